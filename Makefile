@@ -1,0 +1,25 @@
+# Two commands do everything: `make demo` runs the main job, `make test` the test suite. Both set up .venv first.
+PYTHON ?= python3
+CORES ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdp needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name one with PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python workflow_scripts/launch.py --cores $(CORES)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf results .snakemake

@@ -1,0 +1,202 @@
+"""What passes between stages: one NamedTuple a record, each field with its meaning, axes and unit.
+
+Axes, used as suffixes of tensor names throughout kdp_core:
+    S sequences, T tokens of a sequence, N tokens of any sequence (S*T flattened), L layer states,
+    D hidden width of the model, F features of the lift (the paper's 2m), M frequencies (the paper's m),
+    R rank of the kernel's low-rank factor, H hidden width of the inverse network, V vocabulary.
+State k is the input of decoder layer k before its norm; state `layers` is taken before the final norm.
+A block (start, stop) is the half-open run of layers start..stop-1: it maps state `start` to state `stop`.
+"""
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Block = tuple[int, int]
+
+
+class ModelFacts(NamedTuple):
+    """What later stages must know of a dense model without loading it."""
+    family: str
+    """transformers model type, such as `llama`."""
+    layers: int
+    width: int
+    """Hidden width D."""
+    vocabulary: int
+    """Rows of the embedding."""
+    params_total: int
+    """All parameters, tied ones counted once."""
+    params_per_layer: list[int]
+    macs_per_token: int
+    """Multiply-adds of all linear layers for one token, output head in, embedding and attention scores out."""
+    source: str
+    sha256: str
+    """Of the source file; for a folder, of the sorted list of its files' hashes."""
+
+
+class Tokens(NamedTuple):
+    """Packed sequences of equal length, without padding."""
+    ids_ST: Tensor
+    """int64 token ids."""
+    sources: list[str]
+    """For each sequence, the name of the text it was cut from."""
+    provenance: dict[str, Any]
+
+
+class Similarity(NamedTuple):
+    """Similarity of every pair of stored states; each matrix symmetric, L x L, in the order of `layers`."""
+    layers: list[int]
+    cosine_LL: Tensor
+    """Mean over tokens of the cosine of the two states."""
+    angular_LL: Tensor
+    """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
+    cka_linear_LL: Tensor
+    cka_rbf_LL: Tensor
+    """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
+    treatment: str
+    """How massive-activation tokens were treated: mask, normalise or raw."""
+    tokens: int
+    """Tokens that entered."""
+    masked: int
+    """Massive-activation tokens left out."""
+
+
+class Selection(NamedTuple):
+    """The blocks to replace at one grid point, with the arithmetic that led to them."""
+    blocks: list[Block]
+    """Non-overlapping, ascending."""
+    scores: list[float]
+    """Criterion of each block, as in `blocks`."""
+    criterion: str
+    ratio_target: float
+    """Share of all parameters to remove."""
+    ratio_planned: float
+    """Share that these blocks remove, counted modules put back."""
+    ratio_largest: float
+    """Largest share that the eligible layers allow."""
+    k_max: int
+    """Layers of context of a block: a block removes k_max - 1 layers."""
+    candidates: list[dict[str, Any]]
+    """Every eligible block with its score, best first."""
+
+
+class KernelMap(NamedTuple):
+    """Step 1 of KDP: the lift phi and the linear step operators of one block."""
+    block: Block
+    omega_DM: Tensor
+    """Frequencies, per unit of the lift's input (after its own normalisation)."""
+    b_M: Tensor
+    """Phases in radians."""
+    operators_KFF: Tensor
+    """A_1 .. A_k, one a layer of the block; phi(h_{l+i}) ~ A_i phi(h_{l+i-1})."""
+    gamma_K: Tensor
+    """gamma_i of A_i = I + gamma_i B_i."""
+    lift_input: str
+    """What the lift sees: `raw` states or `rms` (states scaled to unit root mean square)."""
+    curve: list[dict[str, Any]]
+    """A row an epoch: epoch, seconds, lr, loss, mse, cos, heldout_loss, heldout_mse, heldout_cos, phi_variance,
+    phi_norm, operator_norm (list, one a step)."""
+    stats: dict[str, Any]
+    """Final held-out figures, ridge used, tokens, seconds."""
+
+
+class Inverse(NamedTuple):
+    """Step 2 of KDP: h_{l+k} ~ alpha * (W2 act(W1 z + b1) + b2), z = prod A_i phi(h_l)."""
+    block: Block
+    w1_HF: Tensor
+    b1_H: Tensor
+    w2_DH: Tensor
+    b2_D: Tensor
+    alpha: float
+    activation: str
+    curve: list[dict[str, Any]]
+    """A row an epoch: epoch, seconds, loss, heldout_loss, heldout_error (relative squared error of the states)."""
+    stats: dict[str, Any]
+
+
+class LinearMap(NamedTuple):
+    """An affine stand-in for a block: h_{l+k} ~ weight h_l + bias."""
+    block: Block
+    weight_DD: Tensor
+    """Rows are outputs: y_D = weight_DD @ h_D + bias_D."""
+    bias_D: Tensor
+    stats: dict[str, Any]
+
+
+class Module(NamedTuple):
+    """What stands in the place of a block in the folded model."""
+    block: Block
+    kind: str
+    """A key of kdp_core.modeling.MODULES, such as `rff_mlp` or `linear`."""
+    options: dict[str, Any]
+    """The module's shape, as its constructor takes it."""
+    tensors: dict[str, Tensor]
+    """The module's state dict."""
+
+
+class Plan(NamedTuple):
+    """All that `fold` needs to turn a dense model into a pruned one."""
+    method: str
+    drop: list[tuple[int, str]]
+    """(layer, part) to leave out, ascending; part is `whole`, `attention` or `mlp`."""
+    modules: list[Module]
+    """Stand-ins, at most one for each run of dropped layers."""
+    tensors: dict[str, Tensor]
+    """Replacements of remaining tensors of the dense model, by state-dict name."""
+
+
+class PrunedFacts(NamedTuple):
+    """What fold did, counted on the folded model itself."""
+    method: str
+    layers_before: int
+    layers_removed: int
+    params_before: int
+    params_after: int
+    params_added: int
+    """Parameters of the modules put in, part of params_after."""
+    params_removed: float
+    """Share of all parameters removed: 1 - params_after / params_before."""
+    blocks: list[Block]
+
+
+class Score(NamedTuple):
+    """One measured number."""
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    """Standard error over the task's items, in the unit of the value; None where it has none."""
+    items: int
+    higher_is_better: bool
+    unit: str
+
+
+class Scores(NamedTuple):
+    """All that one model scored."""
+    scores: list[Score]
+    seconds: float
+    versions: dict[str, str]
+
+
+class Efficiency(NamedTuple):
+    """Costs of one model beside the dense one, measured in turns in one process."""
+    params: int
+    params_dense: int
+    macs: int
+    """Multiply-adds of the linear layers for `tokens` tokens (the paper's FLOPs)."""
+    macs_dense: int
+    tokens: int
+    prefill_ms: float
+    """Median latency of a forward pass over `tokens` tokens."""
+    prefill_dense_ms: float
+    decode_ms: float
+    """Median latency of one cached decoding step."""
+    decode_dense_ms: float
+    speedup_prefill: float
+    """Median of the paired ratios dense / pruned."""
+    speedup_decode: float
+    peak_memory_mib: float
+    """Peak resident memory (CPU) or allocated memory (GPU) of the pruned model's runs."""
+    peak_memory_kind: str
+    device: str
+    threads: int
+    repeats: int

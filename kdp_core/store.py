@@ -1,0 +1,149 @@
+"""Records to and from disk: safetensors where a record holds tensors, JSON where it does not.
+
+A tensor field becomes a tensor of the file; all other fields stand as JSON in the file's metadata. Every write goes
+to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none.
+"""
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdp_core import records
+
+
+class StoreError(ValueError):
+    """A file is not the record that was asked for."""
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary sibling of `path` (file or folder, made by the caller), renamed to `path` when the body succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, two spaces of indent; NaN and infinity become null, as JSON has no word for them."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write(path: str | Path, record: NamedTuple) -> None:
+    """Write a record of kdp_core.records; the suffix must be .json (no tensors) or .safetensors."""
+    tensors, plain = _split(record._asdict())
+    head = {"record": type(record).__name__, "fields": _plain(plain)}
+    if Path(path).suffix == ".json":
+        if tensors:
+            raise StoreError(f"{path}: {head['record']} holds tensors ({', '.join(sorted(tensors))}); use .safetensors")
+        write_json(path, head)
+        return
+    metadata = {"record": head["record"], "fields": json.dumps(head["fields"], ensure_ascii=False)}
+    with atomic(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, temporary, metadata=metadata)
+
+
+def read(path: str | Path) -> Any:
+    """Read back what `write` wrote, as the record it was."""
+    if Path(path).suffix == ".json":
+        head = read_json(path)
+        return _join(path, head.get("record", ""), head.get("fields", {}), {})
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if "record" not in metadata:
+            raise StoreError(f"{path}: no record of kdp; it was written by something else")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return _join(path, metadata["record"], json.loads(metadata["fields"]), tensors)
+
+
+def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Tensors by dotted path, and the rest with {"tensor": path} in their place."""
+    if isinstance(fields, Tensor):
+        return {prefix: fields.detach().cpu()}, {"tensor": prefix}
+    if hasattr(fields, "_asdict"):
+        fields = {"record": type(fields).__name__, **fields._asdict()}
+    if isinstance(fields, dict):
+        parts = {str(key): _split(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in fields.items()}
+        found = {name: tensor for tensors, _ in parts.values() for name, tensor in tensors.items()}
+        return found, {key: rest for key, (_, rest) in parts.items()}
+    if isinstance(fields, list | tuple):
+        items = [_split(value, f"{prefix}.{index}") for index, value in enumerate(fields)]
+        return {n: t for tensors, _ in items for n, t in tensors.items()}, [rest for _, rest in items]
+    return {}, fields
+
+
+def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            return tensors[value["tensor"]]
+        if "record" in value and hasattr(records, str(value["record"])):
+            kind = getattr(records, value["record"])
+            return _build(kind, {key: _fill(item, tensors) for key, item in value.items() if key != "record"})
+        return {key: _fill(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, tensors) for item in value]
+    return value
+
+
+def _build(kind: type, fields: dict[str, Any]) -> Any:
+    for key in ("block",):
+        if key in fields:
+            fields[key] = tuple(fields[key])
+    for key in ("blocks", "drop"):
+        if key in fields:
+            fields[key] = [tuple(item) for item in fields[key]]
+    return kind(**fields)
+
+
+def _join(path: str | Path, name: str, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    kind = getattr(records, name, None)
+    if kind is None:
+        raise StoreError(f"{path}: unknown record {name!r}; it was written by another version, delete it and run again")
+    if set(fields) != set(kind._fields):
+        raise StoreError(f"{path}: fields of {name} differ from this version's; delete it and run again")
+    return _build(kind, {key: _fill(value, tensors) for key, value in fields.items()})
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN: numbers of NumPy and torch become Python's, non-finite ones None."""
+    if hasattr(value, "_asdict"):
+        return {"record": type(value).__name__, **_plain(value._asdict())}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
