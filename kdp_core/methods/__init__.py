@@ -1,0 +1,1 @@
+"""The table METHODS: every pruning method as a row of named steps."""
