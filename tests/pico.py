@@ -1,0 +1,70 @@
+"""Pico models of three families with a tokenizer of their own, made on the spot: the same code path as real ones."""
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+WORDS = ("the council met on monday and said that rain would reach the coast by night while farmers in the north "
+         "asked for more water the minister told reporters she had seen the plan and would answer before winter").split()
+FAMILIES = ("llama", "opt", "qwen3")
+
+
+def documents(count: int, seed: int = 0, words: int = 60) -> list[str]:
+    """Reproducible pseudo-news: `count` one-line documents of `words` words with sentences of five to twelve."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        picks = [WORDS[i] for i in torch.randint(len(WORDS), (words,), generator=generator).tolist()]
+        text, start = [], 0
+        while start < words:
+            stop = start + int(torch.randint(5, 13, (1,), generator=generator))
+            text.append(" ".join(picks[start:stop]).capitalize() + ".")
+            start = stop
+        made.append(" ".join(text))
+    return made
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 384 entries, trained on the pico documents."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=["<s>", "</s>"], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(documents(50), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def model(family: str, layers: int = 10, width: int = 32, seed: int = 0) -> torch.nn.Module:
+    """An untrained model of `layers` decoder layers, float32, in eval mode; the same seed gives the same bits."""
+    common = dict(vocab_size=384, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+                  max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if family == "llama":
+            made = LlamaForCausalLM(LlamaConfig(**common, intermediate_size=64, num_key_value_heads=2,
+                                                tie_word_embeddings=True))
+        elif family == "qwen3":
+            made = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=64, num_key_value_heads=2, head_dim=8,
+                                                tie_word_embeddings=False))
+        elif family == "opt":
+            made = OPTForCausalLM(OPTConfig(**common, ffn_dim=64, word_embed_proj_dim=width, init_std=0.2))
+        else:
+            raise ValueError(f"no pico model of family {family!r}; choose one of {', '.join(FAMILIES)}")
+    return made.float().eval()
+
+
+def save(folder: Path, family: str = "llama", **shape: int) -> Path:
+    """A pico checkpoint folder (safetensors and tokenizer), as a user would have it locally."""
+    model(family, **shape).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
