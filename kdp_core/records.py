@@ -139,7 +139,7 @@ class Plan(NamedTuple):
     drop: list[tuple[int, str]]
     """(layer, part) to leave out, ascending; part is `whole`, `attention` or `mlp`."""
     modules: list[Module]
-    """Stand-ins, at most one for each run of dropped layers."""
+    """Stand-ins, ascending; neighbouring blocks have one each."""
     tensors: dict[str, Tensor]
     """Replacements of remaining tensors of the dense model, by state-dict name."""
 

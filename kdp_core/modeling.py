@@ -1,0 +1,147 @@
+"""Folded Hugging Face models: a causal language model some of whose layers gave way to stand-in modules.
+
+A stand-in belongs to the layer that follows it: it maps the hidden state before that layer reads it (`stand_in`), or,
+after the last layer, what that layer returns (`stand_in_after`). So layers stay consecutively numbered, every
+per-layer list of the configuration fits, the KV cache is the base class's own, and a stand-in, which acts on each
+token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
+
+This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
+kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
+"""
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.activations import ACT2FN
+
+PREFIX = "kdp_"
+FAMILIES: dict[str, tuple[type, type]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "opt": (OPTConfig, OPTForCausalLM),
+}
+
+
+class RffMlp(nn.Module):
+    """KDP's folded block: random Fourier features, linear, activation, linear.
+
+    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, x the lift's input made of h. The operators
+    A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (kdp_core.inverse.to_module).
+    """
+
+    def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str) -> None:
+        super().__init__()
+        self.lift_input = lift_input
+        self.omega = nn.Parameter(torch.zeros(frequencies, width))
+        self.phase = nn.Parameter(torch.zeros(frequencies))
+        self.w1 = nn.Linear(2 * frequencies, hidden)
+        self.w2 = nn.Linear(hidden, width)
+        self.act = ACT2FN[activation]
+        self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
+
+    def forward(self, h: Tensor) -> Tensor:
+        # phases are angles of many turns: float32 whatever the model's precision
+        x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
+        angle = functional.linear(x, self.omega.float(), self.phase.float())
+        z = torch.cat((angle.cos(), angle.sin()), dim=-1).to(h.dtype)
+        return self.w2(self.act(self.w1(z)))
+
+
+class Affine(nn.Module):
+    """h -> W h + b, for linear maps in the original space."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+        self.macs_per_token = width * width
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.map(h)
+
+
+MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine}
+
+
+def rms_scale(h: Tensor) -> Tensor:
+    """h divided by its root mean square over the last axis, float32 in and out; a zero state stays zero."""
+    return h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal language model, whatever the family calls their container."""
+    base = model.model
+    return (base.decoder if hasattr(base, "decoder") else base).layers
+
+
+def layers_prefix(family: str) -> str:
+    """Where the decoder layers stand in a state dict of this family, such as `model.layers.`."""
+    return "model.decoder.layers." if family.removeprefix(PREFIX) == "opt" else "model.layers."
+
+
+def _before(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    if args:
+        return (layer.stand_in(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": layer.stand_in(kwargs["hidden_states"])}
+
+
+def _after(layer: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+    if isinstance(output, tuple):
+        return (layer.stand_in_after(output[0]), *output[1:])
+    return layer.stand_in_after(output)
+
+
+def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
+    """Give layers their stand-ins, as configurations name them; weights are left for the checkpoint to fill.
+
+    Stand-ins of one place follow each other in the order given: neighbouring blocks may both have been folded.
+    """
+    layers = decoder_layers(model)
+    for entry in stand_ins:
+        layer, name = layers[entry["layer"]], "stand_in_after" if entry["after"] else "stand_in"
+        if not hasattr(layer, name):
+            setattr(layer, name, nn.Sequential())
+            if entry["after"]:
+                layer.register_forward_hook(_after)
+            else:
+                layer.register_forward_pre_hook(_before, with_kwargs=True)
+        getattr(layer, name).append(MODULES[entry["kind"]](**entry["options"]))
+
+
+def _folded(family: str, config_class: type, model_class: type) -> tuple[type, type]:
+    """Configuration and model class of a folded family; ordinary subclasses, so everything else is inherited."""
+    name = model_class.__name__.removesuffix("ForCausalLM")
+
+    def __init__(self: nn.Module, config: Any) -> None:
+        model_class.__init__(self, config)
+        attach(self, config.stand_ins)
+
+    folded_config = type(f"Folded{name}Config", (config_class,), {
+        "model_type": PREFIX + family, "stand_ins": [], "__module__": __name__})
+    folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
+        "config_class": folded_config, "__init__": __init__, "__module__": __name__,
+        "__doc__": f"{name} with stand-ins in the place of dropped layers."})
+    return folded_config, folded_model
+
+
+FOLDED: dict[str, tuple[type, type]] = {family: _folded(family, *classes) for family, classes in FAMILIES.items()}
+for _config_class, _model_class in FOLDED.values():
+    globals()[_config_class.__name__], globals()[_model_class.__name__] = _config_class, _model_class
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_config_class, _model_class, exist_ok=True)
