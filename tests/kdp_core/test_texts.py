@@ -113,6 +113,17 @@ def test_a_tokenised_prefix_gives_the_tokens_of_the_whole_text(tokenizer, monkey
     assert sorted(made.ids_ST.tolist()) == sorted(whole[i * 16:(i + 1) * 16] for i in range(sequences))
 
 
+@pytest.mark.parametrize("guess", [2, 3, 4])
+def test_a_cut_within_a_word_does_not_show(tokenizer, monkeypatch, guess):
+    """Prefixes of every length end within words too; what the cut does to the last tokens must not come through."""
+    monkeypatch.setattr(texts, "CHARACTERS_PER_TOKEN", guess)
+    document = "".join(pico.documents(20))
+    whole = tokenizer(document, add_special_tokens=False)["input_ids"]
+    for count in range(1, 60):
+        made = pack(tokenizer, [Part("news", [document], 1)], length=count, seed=0)
+        assert made.ids_ST[0].tolist() == whole[:count]
+
+
 @pytest.mark.parametrize("separator", ["\n", "\n\n", " </s> "])
 def test_documents_are_joined_by_the_separator(tokenizer, separator):
     documents = pico.documents(2)
