@@ -1,0 +1,433 @@
+"""Tables of results: every measured number (`tidy`), one row a model (`summarise`), and both for print (`render`).
+
+The summary follows the KDP paper (Ma et al., ICLR 2026) where the paper is clear. Retained performance (RP, its
+Tables 1 and 6) is the ratio of the mean accuracies. RP(PPL) is computed in two ways in the paper: Table 2 divides the
+sums over models and corpora, Table 7 takes the mean of the ratios; see `retained_ppl`. No science is done here, only
+means, ratios and their standard errors.
+"""
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from kdp_core.records import Block, Efficiency, Inverse, KernelMap, LinearMap, PrunedFacts, Score, Scores, Selection
+
+PRIMARY: Mapping[str, Sequence[str]] = {
+    "acc": ("acc_norm", "acc", "exact_match", "em"),
+    "ppl": ("ppl", "word_perplexity"),
+}
+"""For each kind of score, the metrics that count, first choice first; a task counts once with the first it has.
+
+Those for accuracy are evaluate.PRIMARY, written out here so that tables need not load the evaluation harness. A metric
+`perplexity` (of LAMBADA's last words) is not one of text and does not count."""
+
+DENSE = "dense"
+KEYS = ("model", "calib", "method", "ratio", "k_max")
+
+
+class TableError(ValueError):
+    """The points do not make a table."""
+
+
+class Point(NamedTuple):
+    """One evaluated model: a point of the grid, or the dense model itself."""
+    model: str
+    calib: str
+    """Calibration set; empty for the dense model."""
+    method: str
+    """A method of the configuration, or `dense`."""
+    ratio: float
+    """Share of all parameters to remove, 0 for the dense model."""
+    k_max: int
+    """Layers of context of a block, 0 for the dense model."""
+    facts: PrunedFacts | None
+    """None for the dense model."""
+    selection: Selection | None
+    scores: Scores
+    efficiency: Efficiency | None
+    fit_seconds: float | None
+    """Seconds spent on fitting what stands in for the blocks; None where nothing is fitted."""
+
+
+class Column(NamedTuple):
+    """How a column of the summary is printed and read."""
+    header: str
+    unit: str
+    what: str
+    """One plain sentence."""
+    digits: int = 2
+    scale: float = 1.0
+    """Factor from the stored to the printed value."""
+    better: int = 0
+    """1 if higher is better, -1 if lower is, 0 if neither; columns with 0 are never marked."""
+    stderr: str = ""
+    """Column of the standard error, if there is one."""
+
+
+COLUMNS: dict[str, Column] = {
+    "params_removed": Column("Removed", "%", "Share of all parameters removed, stand-ins counted back in.", 1, 100),
+    "layers_removed": Column("Layers removed", "", "Decoder layers fewer than in the dense model.", 0),
+    "acc": Column("Accuracy", "%", "Plain mean of the accuracy tasks.", 1, 100, 1, "acc_stderr"),
+    "rp": Column("Retained", "%", "Mean accuracy as a percentage of the dense model's.", 1, 1, 1, "rp_stderr"),
+    "ppl": Column("Perplexity", "", "Per token, on held-out text; lower is better.", 2, 1, -1, "ppl_stderr"),
+    "ppl_ratio": Column("Perplexity / dense", "", "Perplexity divided by the dense model's.", 2, 1, -1,
+                        "ppl_ratio_stderr"),
+    "rp_ppl": Column("Retained (ppl)", "%", "Mean over texts of dense / pruned perplexity.", 1, 1, 1,
+                     "rp_ppl_stderr"),
+    "speedup_prefill": Column("Speed-up, prefill", "x", "Median of paired dense / pruned times, whole prompt.",
+                              2, 1, 1),
+    "speedup_decode": Column("Speed-up, decode", "x", "Median of paired dense / pruned times, one cached token.",
+                             2, 1, 1),
+    "params_millions": Column("Parameters", "M", "All parameters, tied ones counted once.", 1),
+    "macs_giga": Column("Multiply-adds", "G", "Of the linear layers, for one pass over the timed prompt.", 2),
+    "blocks": Column("Blocks", "", "Replaced layers, first to one past the last."),
+    "fit_seconds": Column("Fit", "s", "Time spent on fitting the stand-ins.", 0),
+}
+MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "speedup_prefill", "speedup_decode",
+        "params_millions")
+SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
+           "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
+           "params_millions", "macs_giga", "blocks", "fit_seconds")
+
+
+# Every measured number ------------------------------------------------------------------------------------------------
+
+def tidy(points: Sequence[Point]) -> pd.DataFrame:
+    """A row a measured number: the point's keys, task, metric, value, stderr, unit, items.
+
+    Costs stand under the task `efficiency`, with units ms, mib, macs, params and x (ratios); their items are the
+    repeats of the timing. Raises TableError if two points have the same keys.
+    """
+    _check_unique(points)
+    rows = [dict(zip(KEYS, point[:5], strict=True)) | row for point in points for row in _measured(point)]
+    return pd.DataFrame(rows, columns=[*KEYS, "task", "metric", "value", "stderr", "unit", "items"]).astype(
+        {"value": float, "stderr": float})
+
+
+def _measured(point: Point) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"task": s.task, "metric": s.metric, "value": s.value, "stderr": s.stderr, "unit": s.unit, "items": s.items}
+        for s in point.scores.scores]
+    if point.efficiency is None:
+        return rows
+    cost = point.efficiency
+    units = {"params": "params", "macs": "macs", "prefill_ms": "ms", "prefill_dense_ms": "ms", "decode_ms": "ms",
+             "decode_dense_ms": "ms", "speedup_prefill": "x", "speedup_decode": "x", "peak_memory_mib": "mib"}
+    counted = ("params", "macs")
+    return rows + [{"task": "efficiency", "metric": name, "value": getattr(cost, name), "stderr": None, "unit": unit,
+                    "items": 1 if name in counted else cost.repeats} for name, unit in units.items()]
+
+
+def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap]]) -> pd.DataFrame:
+    """A row a fitted block: the given keys, block, step, and the record's held-out figures, ridge, tokens, seconds.
+
+    Held-out figures are all scalars of `stats` whose names begin with `heldout`; a record without them gives those of
+    its last epoch.
+    """
+    rows = []
+    for keys, record in fitted:
+        last = record.curve[-1] if getattr(record, "curve", None) else {}
+        known = {name: value for name, value in {**last, **record.stats}.items()
+                 if isinstance(value, int | float) and (name.startswith("heldout") or name in FIT_FIGURES)}
+        step = {"KernelMap": "kernel", "Inverse": "inverse", "LinearMap": "linear"}[type(record).__name__]
+        rows.append({**keys, "block": span(record.block), "step": step, **dict(sorted(known.items()))})
+    return pd.DataFrame(rows)
+
+
+FIT_FIGURES = ("ridge", "tokens", "seconds")
+
+
+# One row a model ------------------------------------------------------------------------------------------------------
+
+def summarise(points: Sequence[Point], *, primary: Mapping[str, Sequence[str]] = PRIMARY,
+              tasks: Sequence[str] | None = None) -> pd.DataFrame:
+    """A row a model, dense ones first within their model, then by ratio, k_max, calib and the methods' given order.
+
+    Columns as in SUMMARY, units as in COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl percentages.
+    `tasks` names the tasks that count (all by default); members (`mmlu/law`) of a group with a score count in it alone.
+    acc is the plain mean of the tasks' primary metrics, ppl the geometric mean over perplexity tasks; their standard
+    errors take the tasks as independent. Those of ppl_ratio, rp and rp_ppl hold the dense model fixed, as fits a
+    comparison of methods on one model. A quantity with a missing part is NaN. Raises TableError for repeated points,
+    a model without its dense point, or points of one model scored on different tasks.
+    """
+    _check_unique(points)
+    dense = {point.model: point for point in points if point.method == DENSE}
+    order = {method: place for place, method in enumerate(dict.fromkeys(point.method for point in points))}
+    rows = []
+    for point in sorted(points, key=lambda p: (p.model, p.method != DENSE, p.ratio, p.k_max, p.calib, order[p.method])):
+        if point.model not in dense:
+            raise TableError(f"no dense point for model {point.model!r}; evaluate the dense model on the same tasks")
+        rows.append(_summary_row(point, dense[point.model], primary, tasks))
+    return pd.DataFrame(rows, columns=list(SUMMARY))
+
+
+def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]],
+                 tasks: Sequence[str] | None) -> dict[str, Any]:
+    facts, cost = point.facts, point.efficiency
+    row = dict(zip(KEYS, point[:5], strict=True)) | {
+        "params_removed": facts.params_removed if facts else 0.0,
+        "layers_removed": facts.layers_removed if facts else 0,
+        "blocks": " ".join(span(block) for block in facts.blocks) if facts else "",
+        "speedup_prefill": cost.speedup_prefill if cost else math.nan,
+        "speedup_decode": cost.speedup_decode if cost else math.nan,
+        "params_millions": cost.params / 1e6 if cost else facts.params_after / 1e6 if facts else math.nan,
+        "macs_giga": cost.macs / 1e9 if cost else math.nan,
+        "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds}
+    for kind in ("acc", "ppl"):
+        mine, theirs = (_primary(p.scores.scores, primary[kind], tasks) for p in (point, dense))
+        if set(mine) != set(theirs):
+            raise TableError(f"{_name(point)} was scored on {_names(mine)} but the dense {point.model} on "
+                             f"{_names(theirs)}; evaluate both on the same tasks")
+        row |= _accuracy(mine, theirs) if kind == "acc" else _perplexity(mine, theirs)
+    return row
+
+
+def _accuracy(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[str, float]:
+    values, errors = _values(mine), _errors(mine)
+    acc, acc_stderr = _mean(values), _norm(errors)
+    dense = _mean(_values(theirs))
+    return {"acc": acc, "acc_stderr": acc_stderr, "rp": retained(acc, dense), "rp_stderr": retained(acc_stderr, dense)}
+
+
+def _perplexity(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[str, float]:
+    ppl, dense_ppl = _values(mine), _values(theirs)
+    # d log ppl = d ppl / ppl
+    relative = [error / value for error, value in zip(_errors(mine), ppl, strict=True)]
+    # d (dense / ppl) = dense / ppl * d ppl / ppl
+    ratios = [d / p * r for p, d, r in zip(ppl, dense_ppl, relative, strict=True)]
+    mean, dense_mean = _geometric(ppl), _geometric(dense_ppl)
+    return {"ppl": mean, "ppl_stderr": mean * _norm(relative), "ppl_ratio": mean / dense_mean,
+            "ppl_ratio_stderr": mean / dense_mean * _norm(relative),
+            "rp_ppl": retained_ppl(ppl, dense_ppl) if ppl else math.nan, "rp_ppl_stderr": 100 * _norm(ratios)}
+
+
+def retained(pruned: float, dense: float) -> float:
+    """Retained performance in percent, from mean accuracies (paper, Table 1: SLEB 47.02 / 59.14 = 79.5)."""
+    # RP = 100 * mean_t acc_t / mean_t acc_t^dense
+    return 100 * pruned / dense if dense else math.nan
+
+
+def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
+                 reading: Literal["mean_of_ratios", "ratio_of_sums"] = "mean_of_ratios") -> float:
+    """RP(PPL) in percent over texts in the same order.
+
+    The paper has two readings: Table 7 is the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) = 69.0),
+    Table 2 the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios: in the ratio of
+    sums a single collapsed text outweighs all others.
+    """
+    if reading == "mean_of_ratios":
+        return 100 * _mean([d / p for p, d in zip(pruned, dense, strict=True)])
+    return 100 * sum(dense) / sum(pruned)
+
+
+def span(block: Block) -> str:
+    """`5-7` for the half-open block (5, 7): layers 5 and 6."""
+    return f"{block[0]}-{block[1]}"
+
+
+def _primary(scores: Sequence[Score], metrics: Sequence[str], tasks: Sequence[str] | None) -> dict[str, Score]:
+    """By task, the score whose metric comes first in `metrics`; tasks in name order, members of a scored group out."""
+    best: dict[str, Score] = {}
+    for score in scores:
+        if score.metric not in metrics or (tasks is not None and score.task not in tasks):
+            continue
+        held = best.get(score.task)
+        if held is None or metrics.index(score.metric) < metrics.index(held.metric):
+            best[score.task] = score
+    return {task: score for task, score in sorted(best.items()) if not any(task.startswith(f"{g}/") for g in best)}
+
+
+def _values(scores: Mapping[str, Score]) -> list[float]:
+    return [math.nan if score.value is None else score.value for score in scores.values()]
+
+
+def _errors(scores: Mapping[str, Score]) -> list[float]:
+    return [math.nan if score.stderr is None else score.stderr for score in scores.values()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return math.exp(_mean([math.log(value) for value in values])) if values else math.nan
+
+
+def _norm(errors: Sequence[float]) -> float:
+    """Standard error of a mean of independent terms."""
+    # se(mean) = sqrt(sum se^2) / n
+    return math.sqrt(sum(error ** 2 for error in errors)) / len(errors) if errors else math.nan
+
+
+def _check_unique(points: Sequence[Point]) -> None:
+    seen: set[tuple[Any, ...]] = set()
+    for point in points:
+        if point[:5] in seen:
+            raise TableError(f"{_name(point)} was given twice; each grid point may stand once")
+        seen.add(point[:5])
+
+
+def _name(point: Point) -> str:
+    return "/".join(str(part) for part in point[:5])
+
+
+def _names(scores: Mapping[str, Score]) -> str:
+    return ", ".join(f"{score.task}:{score.metric}" for score in scores.values()) or "no such task"
+
+
+# For print ------------------------------------------------------------------------------------------------------------
+
+def marks(frame: pd.DataFrame, name: str) -> dict[Any, str]:
+    """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
+
+    Pruned rows of one model and ratio are compared. Where standard errors are known, the first is "best" only if it is
+    ahead of every other by more than one combined standard error sqrt(se1^2 + se2^2); if not, every row that close to
+    the first is "second" and none is "best". Elsewhere values compare as printed, and equal ones share their mark.
+    """
+    column, found = COLUMNS[name], {}
+    pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
+    for _, group in pruned.groupby(["model", "ratio"], sort=True):
+        if len(group) > 1:
+            found |= _marks_of_group(group, name, column)
+    return found
+
+
+def _marks_of_group(group: pd.DataFrame, name: str, column: Column) -> dict[Any, str]:
+    ranked = group.sort_values(name, ascending=column.better < 0, kind="stable")
+    values, labels = ranked[name].tolist(), ranked.index.tolist()
+    if column.stderr and ranked[column.stderr].notna().all():
+        errors = ranked[column.stderr].tolist()
+        near = [abs(value - values[0]) <= math.hypot(error, errors[0])
+                for value, error in zip(values, errors, strict=True)]
+        if any(near[1:]):
+            return {label: "second" for label, close in zip(labels, near, strict=True) if close}
+        return {labels[0]: "best", labels[1]: "second"}
+    shown = [number(column, value) for value in values]
+    distinct = list(dict.fromkeys(shown))
+    words = {distinct[0]: "best"} | ({distinct[1]: "second"} if len(distinct) > 1 and shown.count(distinct[0]) == 1
+                                     else {})
+    # all equal: nothing stands out
+    return {} if len(distinct) == 1 else {label: words[text] for label, text in zip(labels, shown, strict=True)
+                                          if text in words}
+
+
+def number(column: Column, value: Any) -> str:
+    """A value as printed, without its unit; an en dash where there is none."""
+    if isinstance(value, str):
+        return value or "–"
+    if value is None or math.isnan(value):
+        return "–"
+    scaled = value * column.scale
+    if abs(scaled) < 1e5:
+        return f"{scaled:.{column.digits}f}"
+    return f"{scaled:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def heading(column: Column) -> str:
+    """Header with its unit, such as `Accuracy (%)`."""
+    return f"{column.header} ({column.unit})" if column.unit else column.header
+
+
+def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns: Sequence[str] = MAIN,
+           caption: str = "", label: str = "") -> str:
+    """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
+
+    Rows are grouped by model and ratio; calib and k_max stand only where they vary. In a group the best value is bold
+    and the second underlined as `marks` tells. `caption` and `label` are for LaTeX. Raises TableError for an unknown
+    format or column.
+    """
+    if format == "csv":
+        return frame.to_csv(index=False, lineterminator="\n")
+    if format not in ("md", "tex"):
+        raise TableError(f"unknown table format {format!r}; choose csv, md or tex")
+    unknown = [name for name in columns if name not in COLUMNS or name not in frame]
+    if unknown:
+        raise TableError(f"unknown column {unknown[0]!r}; choose among {', '.join(COLUMNS)}")
+    escape = _escape_md if format == "md" else _escape_tex
+    keys = shown_keys(frame)
+    head = [escape(text) for text in [*(KEY_HEADINGS[key] for key in keys), *(heading(COLUMNS[c]) for c in columns)]]
+    body = _body(frame, keys, columns, format)
+    if format == "md":
+        rule = [":--"] * len(keys) + ["--:"] * len(columns)
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *(cells for _, cells in body)])
+    return _tex(head, body, len(keys), caption, label)
+
+
+KEY_HEADINGS = {"model": "Model", "ratio": "Target (%)", "method": "Method", "calib": "Calibration", "k_max": "K max"}
+
+
+def shown_keys(frame: pd.DataFrame) -> list[str]:
+    """Keys worth a column: model, ratio and method always, calib and k_max where pruned rows differ in them."""
+    pruned = frame[frame["method"] != DENSE]
+    return ["model", "ratio", "method", *(key for key in ("calib", "k_max") if pruned[key].nunique() > 1)]
+
+
+def key_text(key: str, row: Any) -> str:
+    """A key of a summary row as printed: the ratio in percent, a dash for what the dense model does not have."""
+    if key == "ratio":
+        return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
+    return "–" if row["method"] == DENSE and key in ("calib", "k_max") else str(row[key])
+
+
+def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str],
+          format: str) -> list[tuple[tuple[Any, Any], list[str]]]:
+    """(group, cells) a row; model and ratio are left out where they repeat the row above."""
+    escape, wrap = (_escape_md, _wrap_md) if format == "md" else (_escape_tex, _wrap_tex)
+    found = {name: marks(frame, name) for name in columns}
+    rows, above = [], ("", "")
+    for label, row in frame.iterrows():
+        group = (row["model"], key_text("ratio", row))
+        cells = [escape(key_text(key, row)) for key in keys]
+        if group[0] == above[0]:
+            cells[0] = ""
+            cells[1] = "" if group == above else cells[1]
+        for name in columns:
+            column = COLUMNS[name]
+            text = wrap(escape(number(column, row[name])), found[name].get(label, ""))
+            error = row[column.stderr] if column.stderr in ("acc_stderr", "ppl_stderr") else None
+            known = error is not None and not pd.isna(error)
+            cells.append(text + (_error(number(column, error), format) if known else ""))
+        rows.append((group, cells))
+        above = group
+    return rows
+
+
+def _error(text: str, format: str) -> str:
+    return f" ± {text}" if format == "md" else rf" {{\scriptsize$\pm$ {text}}}"
+
+
+def _wrap_md(text: str, mark: str) -> str:
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
+
+
+def _wrap_tex(text: str, mark: str) -> str:
+    return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(mark, text)
+
+
+def _tex(head: Sequence[str], body: Sequence[tuple[tuple[Any, Any], list[str]]], keys: int, caption: str,
+         label: str) -> str:
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", r"\small"]
+    lines += [rf"\caption{{{_escape_tex(caption)}}}"] if caption else []
+    lines += [rf"\label{{{label}}}"] if label else []
+    lines += [rf"\begin{{tabular}}{{{'l' * keys}{'r' * (len(head) - keys)}}}", r"\toprule",
+              " & ".join(head) + r" \\", r"\midrule"]
+    for place, (group, cells) in enumerate(body):
+        if place and group != body[place - 1][0]:
+            lines.append(r"\midrule" if group[0] != body[place - 1][0][0] else r"\addlinespace")
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _escape_md(text: str) -> str:
+    for character in "\\|*_<`":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+        **{character: "\\" + character for character in "&%$#_{}"}}
+
+
+def _escape_tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
