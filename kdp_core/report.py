@@ -348,6 +348,7 @@ th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: basel
 th { font-weight: 600; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
 td { border-bottom: 1px solid var(--line); white-space: nowrap; }
 .number { text-align: right; padding: .32rem .3rem .32rem .6rem; }
+.number + :not(.number) { padding-left: 1.1rem; }
 tr.dense td { background: #f4f4f2; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--link); }
 th[aria-sort=ascending] button::after { content: " ↑"; } th[aria-sort=descending] button::after { content: " ↓"; }
