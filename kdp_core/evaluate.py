@@ -73,7 +73,7 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], task_folders: Sequence
     _check_arguments(tasks, limit, fewshot, batch_size)
     manager = _task_manager(tasks, [Path(path) for path in task_folders], folder)
     with _quiet():
-        loaded = manager.load(list(tasks))
+        loaded = _load_tasks(manager, tasks)
         _prepare(loaded["tasks"], fewshot, seed)
         model = models.load_model(folder, device=device, dtype=dtype)
         judge = Judge(model, models.load_tokenizer(folder), batch_size=batch_size, max_length=max_length)
@@ -247,6 +247,15 @@ def _task_manager(tasks: Sequence[str], folders: list[Path], model_folder: str |
             raise EvaluationError(f"task {name!r} is unknown to lm-eval {importlib.metadata.version('lm-eval')} and to "
                                   f"the task folders; close names: {', '.join(close) or 'none'}")
     return manager
+
+
+def _load_tasks(manager: TaskManager, tasks: Sequence[str]) -> Mapping[str, Any]:
+    """Tasks, groups and their data, which lm-eval reads here."""
+    try:
+        return manager.load(list(tasks))
+    except (OSError, ImportError) as error:  # datasets' errors on missing data and a shut network are OSErrors
+        raise EvaluationError(f"tasks {', '.join(tasks)}: data or code cannot be loaded ({error}); put their data into "
+                              "the Hugging Face cache, allow the network, or install what is missing") from error
 
 
 def _prepare(tasks: Mapping[str, Any], fewshot: int | None, seed: int) -> None:

@@ -203,6 +203,14 @@ def test_unknown_tasks_name_their_neighbours(tmp_path, task_folder):
         evaluate.evaluate(tmp_path / "no model here", tasks=["heldout_pll"], task_folders=[task_folder])
 
 
+def test_missing_data_is_told_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "lost.yaml").write_text(
+        "task: lost\ndataset_path: json\ndataset_kwargs: {data_files: {test: no_such_file.jsonl}}\ntest_split: test\n"
+        "output_type: loglikelihood\ndoc_to_text: context\ndoc_to_target: target\n")
+    with pytest.raises(evaluate.EvaluationError, match=r"tasks lost: data or code cannot be loaded .*no_such_file"):
+        evaluate.evaluate(tmp_path / "no model here", tasks=["lost"], task_folders=[tmp_path])
+
+
 def test_nothing_is_printed(llama_folder, task_folder, capfd):
     evaluate.evaluate(llama_folder, tasks=["heldout_lastword"], task_folders=[task_folder], limit=2)
     assert capfd.readouterr() == ("", "")
