@@ -39,15 +39,30 @@ FAMILIES: dict[str, tuple[type, type]] = {
 }
 
 
-class RffMlp(nn.Module):
+class StandIn(nn.Module):
+    """What takes the place of a block: a map of each token's state, which massive-activation tokens may bypass."""
+
+    def __init__(self, bypass_above: float | None) -> None:
+        super().__init__()
+        self.bypass_above = bypass_above
+
+    def forward(self, h: Tensor) -> Tensor:
+        mapped = self.map(h)
+        if self.bypass_above is None:
+            return mapped
+        return torch.where(h.float().norm(dim=-1, keepdim=True) > self.bypass_above, h, mapped)
+
+
+class RffMlp(StandIn):
     """KDP's folded block: random Fourier features, linear, activation, linear.
 
     h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, x the lift's input made of h. The operators
     A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (kdp_core.inverse.to_module).
     """
 
-    def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str) -> None:
-        super().__init__()
+    def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str,
+                 bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
         self.lift_input = lift_input
         self.omega = nn.Parameter(torch.zeros(frequencies, width))
         self.phase = nn.Parameter(torch.zeros(frequencies))
@@ -56,7 +71,7 @@ class RffMlp(nn.Module):
         self.act = ACT2FN[activation]
         self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
 
-    def forward(self, h: Tensor) -> Tensor:
+    def map(self, h: Tensor) -> Tensor:
         # phases are angles of many turns: float32 whatever the model's precision
         x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
         angle = functional.linear(x, self.omega.float(), self.phase.float())
@@ -64,16 +79,13 @@ class RffMlp(nn.Module):
         return self.w2(self.act(self.w1(z)))
 
 
-class Affine(nn.Module):
+class Affine(StandIn):
     """h -> W h + b, for linear maps in the original space."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
         self.map = nn.Linear(width, width)
         self.macs_per_token = width * width
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.map(h)
 
 
 MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine}

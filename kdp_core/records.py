@@ -92,6 +92,8 @@ class KernelMap(NamedTuple):
     """gamma_i of A_i = I + gamma_i B_i."""
     lift_input: str
     """What the lift sees: `raw` states or `rms` (states scaled to unit root mean square)."""
+    bypass_above: float | None
+    """Tokens whose state has a larger norm were not fitted and go by the folded block unchanged; None: all are mapped."""
     curve: list[dict[str, Any]]
     """A row an epoch: epoch, seconds, lr, loss, mse, cos, heldout_loss, heldout_mse, heldout_cos, phi_variance,
     phi_norm, operator_norm (list, one a step)."""
@@ -119,6 +121,8 @@ class LinearMap(NamedTuple):
     weight_DD: Tensor
     """Rows are outputs: y_D = weight_DD @ h_D + bias_D."""
     bias_D: Tensor
+    bypass_above: float | None
+    """As in KernelMap."""
     stats: dict[str, Any]
 
 

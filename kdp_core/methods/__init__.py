@@ -1,1 +1,149 @@
-"""The table METHODS: every pruning method as a row of named steps."""
+"""The table METHODS: every pruning method as a row of plain functions.
+
+A row names the paper, how blocks are selected, the steps that fit a stand-in for one block, and how their records
+become that stand-in. Positional arguments of these functions are records (hence the inputs of workflow rules);
+keyword-only arguments are what the config may set, and the config's schema is made from their signatures. Adding a
+method is one file, one row here, one block in the config. Methods neither evaluate nor save nor print.
+"""
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kdp_core import blocks, inverse, kernel, linear
+from kdp_core.hidden import HiddenStates
+from kdp_core.records import Block, ModelFacts, Module, Plan, Selection, Similarity
+
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers")
+"""Keyword-only arguments that the grid or the workflow fills in, not a method's block of the config."""
+
+
+class MethodError(ValueError):
+    """An unknown method, step or option."""
+
+
+class Method(NamedTuple):
+    """One row; the key in METHODS is the key in the config and the {method} of result paths."""
+    paper: str
+    """Reference, with equation or table numbers."""
+    select: Callable[..., Selection]
+    """(similarity, facts, *, ratio, k_max, module_params, ...) -> Selection."""
+    steps: dict[str, Callable[..., Any]]
+    """In order; the first takes (hidden, block), a later one (hidden, record of the step before)."""
+    module: Callable[..., Module] | None
+    """Records of all steps -> stand-in; None: nothing takes the block's place."""
+    module_params: Callable[..., int]
+    """(facts, options by step) -> parameters of one stand-in, known before any fit."""
+
+
+def _no_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    return 0
+
+
+def _affine_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    return facts.width * (facts.width + 1)
+
+
+def _kdp_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    features = settings(kernel.fit, options.get("kernel", {}))["features"]
+    width, D, m = settings(inverse.fit, options.get("inverse", {}))["width"], facts.width, features // 2
+    # Omega and b, W1 A_k..A_1 and b1, alpha W2 and alpha b2
+    return m * (D + 1) + width * (features + 1) + D * (width + 1)
+
+
+METHODS: dict[str, Method] = {
+    "remove": Method("KDP (ICLR 2026), `w/o kernel` of Table 1: the blocks dropped, nothing in their place",
+                     blocks.most_similar, {}, None, _no_params),
+    "linear": Method("KDP (ICLR 2026), `Direct OLS` of Table 3",
+                     blocks.most_similar, {"fit": linear.direct}, linear.to_module, _affine_params),
+    "linear_sequential": Method("KDP (ICLR 2026), `Sequential OLS` of Table 3",
+                                blocks.most_similar, {"fit": linear.sequential}, linear.to_module, _affine_params),
+    "kdp": Method("KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
+                  blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, _kdp_params),
+}
+
+
+def method_of(name: str) -> Method:
+    """The row of a method; MethodError lists the known ones."""
+    if name not in METHODS:
+        raise MethodError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters that a config may set, in the order of the signature."""
+    return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in GRID_ARGUMENTS}
+
+
+def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a function: its defaults, overridden by `given`."""
+    known = arguments(function)
+    if unknown := sorted(set(given) - set(known)):
+        raise MethodError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
+                          f"it knows {', '.join(known)}")
+    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
+    hints, words = typing.get_type_hints(function), _described(function)
+    return {"type": "object", "additionalProperties": False,
+            "properties": {name: {**_json_type(hints[name]), "description": words[name]}
+                           for name in arguments(function)}}
+
+
+def _json_type(hint: Any) -> dict[str, Any]:
+    return {int: {"type": "integer"}, float: {"type": "number"}, str: {"type": "string"}, bool: {"type": "boolean"}}[hint]
+
+
+def _described(function: Callable[..., Any]) -> dict[str, str]:
+    """`name: description` entries of a docstring, continuation lines joined."""
+    found: dict[str, str] = {}
+    current, names = "", set(inspect.signature(function).parameters)
+    for line in inspect.getdoc(function).splitlines():
+        head, colon, rest = line.partition(": ")
+        if colon and head in names:
+            current, found[head] = head, rest.strip()
+        elif current and line.startswith("    "):
+            found[current] += " " + line.strip()
+    return found
+
+
+def method_schema(name: str) -> dict[str, Any]:
+    """JSON schema of a method's block in the config: `block` and one key a step."""
+    row = method_of(name)
+    blocks_of = option_schema(row.select)
+    blocks_of["properties"]["sized_as"] = {
+        "type": "string", "description": "Count the stand-ins of this row when choosing how many blocks go, so that "
+                                         "both rows replace the same blocks."}
+    return {"type": "object", "additionalProperties": False,
+            "properties": {"block": blocks_of, **{step: option_schema(fit) for step, fit in row.steps.items()}}}
+
+
+def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **options: Any) -> Any:
+    """Run one step of a method on one block; `before` holds the records of its earlier steps."""
+    fit = method_of(name).steps[step]
+    return fit(hidden, before[-1] if before else block, **options)
+
+
+def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Plan:
+    """The plan of a method from its selected blocks and, for each, the records of its steps."""
+    row = method_of(name)
+    drop = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
+    modules = [row.module(*fitted[block]) for block in selection.blocks] if row.module else []
+    return Plan(name, drop, modules, {})
+
+
+def run(name: str, hidden: HiddenStates, similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int,
+        options: dict[str, dict[str, Any]]) -> Plan:
+    """A whole method in memory: select, fit every block, plan."""
+    row = method_of(name)
+    selection = row.select(similarity, facts, ratio=ratio, k_max=k_max,
+                           module_params=row.module_params(facts, options), **options.get("block", {}))
+    fitted: dict[Block, list[Any]] = {}
+    for block in selection.blocks:
+        fitted[block] = []
+        for step in row.steps:
+            fitted[block].append(fit_step(name, step, hidden, block, fitted[block], **options.get(step, {})))
+    return plan(name, selection, fitted)

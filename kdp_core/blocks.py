@@ -1,0 +1,112 @@
+"""Which blocks of layers to replace for a ratio: KDP, Algorithm 1 line 2 and section 3.1.
+
+The paper is not of one mind about a block. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers,
+such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the block's context, whose first layer stays and
+whose other K_max - 1 layers go; contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; LLaMA-2-13B's
+[7, 8] [9, 10] share one). `removes` and `apart` name the other readings.
+
+The first and last 10 % of the layers stay. Blocks are taken by descending score, ties to the lowest layer, until the
+share of ALL parameters removed, the stand-ins' own put back, is what was asked for. Greedy choices are nested: a block
+trained for one ratio serves the higher ones.
+"""
+import math
+from typing import Any
+
+from torch import Tensor
+
+from kdp_core.records import Block, ModelFacts, Selection, Similarity
+
+CRITERIA = ("cka_linear", "cka_rbf", "cosine")
+
+
+class BlockError(ValueError):
+    """A ratio, K_max or criterion that cannot be met."""
+
+
+def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+                 criterion: str = "cka_linear", protect: float = 0.1, removes: str = "k_max-1", apart: str = "context",
+                 match: str = "nearest") -> Selection:
+    """The non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: layers of a block's context.
+    module_params: parameters of the stand-in that each block receives.
+    criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
+    protect: share of the layers that stay at each end, rounded to whole layers.
+    removes: `k_max-1` (the context's first layer stays) or `k_max` (Algorithm 1 to the letter).
+    apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    _check(ratio, k_max, criterion, removes, apart, match)
+    candidates = _candidates(similarity, facts.layers, k_max, criterion, protect, removes)
+    chosen = _greedy(candidates, apart)
+    shares = [0.0]
+    for candidate in chosen:
+        start, stop = candidate["block"]
+        shares.append(shares[-1] + (sum(facts.params_per_layer[start:stop]) - module_params) / facts.params_total)
+    _check_reachable(ratio, shares, k_max, protect, facts.layers)
+    count = next(n for n, share in enumerate(shares) if share >= ratio - 1e-12)
+    if match == "nearest" and ratio - shares[count - 1] <= shares[count] - ratio and count > 1:
+        count -= 1
+    picked = sorted(chosen[:count], key=lambda candidate: candidate["block"])
+    return Selection([c["block"] for c in picked], [c["score"] for c in picked], criterion, ratio, shares[count],
+                     shares[-1], k_max, candidates)
+
+
+def _check(ratio: float, k_max: int, criterion: str, removes: str, apart: str, match: str) -> None:
+    if not 0 < ratio < 1:
+        raise BlockError(f"ratio {ratio}: must lie between 0 and 1, the share of all parameters to remove")
+    if k_max < 2 and removes == "k_max-1" or k_max < 1:
+        raise BlockError(f"k_max {k_max}: must be at least 2, a block removes k_max - 1 layers")
+    for name, value, known in (("criterion", criterion, CRITERIA), ("removes", removes, ("k_max-1", "k_max")),
+                               ("apart", apart, ("context", "removed")), ("match", match, ("nearest", "reach"))):
+        if value not in known:
+            raise BlockError(f"block.{name} {value!r}: choose one of {', '.join(known)}")
+
+
+def eligible_layers(layers: int, protect: float) -> range:
+    """Layers that may go: without the first and last `protect` share, rounded half up to whole layers."""
+    edge = math.floor(protect * layers + 0.5)
+    return range(edge, layers - edge)
+
+
+def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str, protect: float,
+                removes: str) -> list[dict[str, Any]]:
+    """Every eligible block, best first: {block, context, score}."""
+    matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
+    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    eligible, found = eligible_layers(layers, protect), []
+    kept = 1 if removes == "k_max-1" else 0
+    for first in range(max(0, eligible.start - kept), eligible.stop - k_max + 1):
+        last = first + k_max
+        if first not in row or last not in row:
+            raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
+        # CKA(h_l, h_{l+K_max})
+        score = matrix_LL[row[first], row[last]].item()
+        if math.isfinite(score):
+            found.append({"block": (first + kept, last), "context": (first, last), "score": score})
+    return sorted(found, key=lambda candidate: (-candidate["score"], candidate["block"]))
+
+
+def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:
+    """Candidates that do not overlap an earlier one, in order of score."""
+    taken: list[Block] = []
+    chosen = []
+    for candidate in candidates:
+        start, stop = candidate["context" if apart == "context" else "block"]
+        if all(stop <= other_start or start >= other_stop for other_start, other_stop in taken):
+            taken.append((start, stop))
+            chosen.append(candidate)
+    return chosen
+
+
+def _check_reachable(ratio: float, shares: list[float], k_max: int, protect: float, layers: int) -> None:
+    if len(shares) > 1 and shares[1] <= 0:
+        raise BlockError(f"k_max {k_max}: a stand-in holds more parameters than the layers it replaces "
+                         f"({shares[1]:+.2%} of the model); lower its width or raise k_max")
+    if ratio > shares[-1]:
+        eligible = eligible_layers(layers, protect)
+        raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
+                         f"{eligible.stop - 1} remove at most {shares[-1]:.4f} of all parameters; ask for less")
+
+

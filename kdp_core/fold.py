@@ -1,0 +1,160 @@
+"""A plan to a pruned checkpoint, for every method: layers dropped, stand-ins put in, tensors replaced.
+
+Works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. Remaining layers are
+renumbered without gaps and every per-layer list of the configuration (`layer_types`, ...) is cut with the same
+indices. A plan without stand-ins gives a checkpoint of the model's own class; one with stand-ins a class of
+kdp_core.modeling, whose file goes into the checkpoint too.
+"""
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from kdp_core import modeling, models, store
+from kdp_core.records import Plan, PrunedFacts
+
+LEFT_BEHIND = ("config.json", "model.safetensors.index.json")
+"""Files of the dense folder that fold writes anew."""
+
+
+class FoldError(ValueError):
+    """A plan that does not fit its model."""
+
+
+def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> PrunedFacts:
+    """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters."""
+    dense, out = Path(dense), Path(out)
+    config = AutoConfig.from_pretrained(dense)
+    keep = _kept_layers(plan, config)
+    with store.atomic(out) as temporary:
+        temporary.mkdir()
+        tensors = _tensors(plan, dense, config.model_type, keep)
+        _write_shards(tensors, temporary, shard_size)
+        store.write_text(temporary / "config.json", json.dumps(_config(plan, config, keep), indent=2) + "\n")
+        for path in sorted(dense.iterdir()):
+            if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
+                shutil.copy(path, temporary / path.name)
+        if plan.modules:
+            shutil.copy(modeling.__file__, temporary / "modeling_kdp.py")
+        facts = _count(plan, config, keep, temporary)
+    return facts
+
+
+def _kept_layers(plan: Plan, config: Any) -> list[int]:
+    dropped = sorted(layer for layer, _ in plan.drop)
+    parts = sorted({part for _, part in plan.drop} - {"whole"})
+    count = config.num_hidden_layers
+    if parts:
+        raise FoldError(f"plan of {plan.method} drops {', '.join(parts)} of layers; fold drops whole layers only")
+    if len(set(dropped)) != len(dropped) or any(not 0 <= layer < count for layer in dropped):
+        raise FoldError(f"plan of {plan.method} drops layers {dropped}; the model has layers 0 to {count - 1}, each once")
+    if len(dropped) == count:
+        raise FoldError(f"plan of {plan.method} drops all {count} layers; at least one must stay")
+    if plan.modules and config.model_type not in modeling.FAMILIES:
+        raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins exist for "
+                        f"{', '.join(modeling.FAMILIES)}")
+    for module in plan.modules:
+        start, stop = module.block
+        if not set(range(start, stop)) <= set(dropped):
+            raise FoldError(f"stand-in of block {start}-{stop}: the plan does not drop all of its layers")
+    return [layer for layer in range(count) if layer not in set(dropped)]
+
+
+def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
+    """Where a stand-in for layers up to `stop` goes: (new number of the layer it belongs to, whether after it)."""
+    later = [new for new, old in enumerate(keep) if old >= stop]
+    return (later[0], False) if later else (len(keep) - 1, True)
+
+
+def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, dict[str, Tensor]]]:
+    """Each stand-in: its entry in the configuration, its path below the layer, its tensors."""
+    seen: dict[tuple[int, bool], int] = {}
+    found = []
+    for module in sorted(plan.modules, key=lambda module: module.block):
+        layer, after = place = _place(module.block[1], keep)
+        seen[place] = seen.get(place, -1) + 1
+        entry = {"layer": layer, "after": after, "kind": module.kind, "options": module.options}
+        found.append((entry, f"{layer}.{'stand_in_after' if after else 'stand_in'}.{seen[place]}.", module.tensors))
+    return found
+
+
+def _config(plan: Plan, config: Any, keep: list[int]) -> dict[str, Any]:
+    """The configuration of the pruned model: per-layer lists cut, class and stand-ins named."""
+    count, family = config.num_hidden_layers, config.model_type
+    cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
+           for key, value in config.to_dict().items()}
+    cut["num_hidden_layers"] = len(keep)
+    # a window that starts at a layer number means other layers after the cut; layer_types carries the truth
+    if isinstance(cut.get("max_window_layers"), int):
+        cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
+    if plan.modules:
+        config_class, model_class = modeling.FOLDED[family]
+        cut |= {"model_type": config_class.model_type, "architectures": [model_class.__name__],
+                "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
+                "auto_map": {"AutoConfig": f"modeling_kdp.{config_class.__name__}",
+                             "AutoModelForCausalLM": f"modeling_kdp.{model_class.__name__}"}}
+    return cut
+
+
+def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str, Tensor]:
+    """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
+    prefix, number = modeling.layers_prefix(family), {old: new for new, old in enumerate(keep)}
+    made, replaced = {}, set()
+    for path in sorted(dense.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                new = _renamed(name, prefix, number)
+                if new is not None:
+                    made[new] = plan.tensors.get(name) if name in plan.tensors else file.get_tensor(name)
+                    replaced |= {name} & set(plan.tensors)
+    if unknown := sorted(set(plan.tensors) - replaced):
+        raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
+    dtype = next(iter(made.values())).dtype
+    for _, path, tensors in _stand_ins(plan, keep):
+        made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
+    return made
+
+
+def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
+    """A tensor's name after renumbering; None for a dropped layer's."""
+    if not name.startswith(prefix):
+        return name
+    old, rest = name[len(prefix):].split(".", 1)
+    return f"{prefix}{number[int(old)]}.{rest}" if int(old) in number else None
+
+
+def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
+    for filename, names in split.filename_to_tensors.items():
+        save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        store.write_json(folder / "model.safetensors.index.json", index)
+
+
+def _count(plan: Plan, config: Any, keep: list[int], folder: Path) -> PrunedFacts:
+    """Load the new checkpoint as users will, and count."""
+    pruned = models.load_model(folder)
+    before = models.on_meta(config).num_parameters()
+    after = pruned.num_parameters()
+    added = sum(parameter.numel() for name, parameter in pruned.named_parameters() if ".stand_in" in name)
+    broken = [name for name, tensor in pruned.named_parameters() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise FoldError(f"{plan.method}: the folded model holds values that are not finite in {broken[0]}")
+    blocks = [module.block for module in plan.modules] or _runs(sorted(layer for layer, _ in plan.drop))
+    return PrunedFacts(plan.method, config.num_hidden_layers, config.num_hidden_layers - len(keep), before, after, added,
+                       1 - after / before, blocks)
+
+
+def _runs(layers: list[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive layers, half open."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    stops = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return list(zip(starts, stops, strict=True))
