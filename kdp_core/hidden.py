@@ -82,6 +82,8 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[
             batch_sequences: int = 8, dtype: str = "auto", massive_factor: float = 8.0) -> None:
     """Run `model` over `tokens` and write the states of `layers` (all of them by default) to the Zarr group `path`.
 
+    layers: states to store, 0 to the number of layers; null means all.
+    batch_sequences: sequences of a forward pass.
     dtype: float16, float32, or auto, which means float16 unless a state exceeds what it holds (65,504), then float32.
     massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
     Raises HiddenError for a layer the model lacks and for states that are not finite.

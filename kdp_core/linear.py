@@ -45,7 +45,15 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual:
 def sequential(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual: bool = True,
                token_weight: str = "inverse_norm", massive: str = "bypass", heldout: float = 0.1,
                seed: int = 0) -> LinearMap:
-    """One affine map a layer, multiplied; arguments as in `direct`."""
+    """One affine map a layer, multiplied.
+
+    ridge: relative to the mean diagonal of the weighted Gram matrix.
+    residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
+    massive: `bypass` leaves massive-activation tokens out and lets them pass unchanged, `raw` treats all alike.
+    heldout: share of the sequences that are judged on, never fitted.
+    seed: of the held-out choice.
+    """
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     h_KND = states.tokens(states.train)

@@ -28,7 +28,13 @@ class SimilarityError(ValueError):
 
 def similarity(hidden: HiddenStates, *, treatment: str = "mask", tokens: int = 8192, batch: int = 256,
                seed: int = 0) -> Similarity:
-    """Compare all stored states on at most `tokens` tokens, `batch` at a time (CKA's minibatch size, in tokens)."""
+    """Compare all stored states.
+
+    treatment: of massive-activation tokens: mask, normalise or raw.
+    tokens: to compare on, at most.
+    batch: tokens of a CKA minibatch.
+    seed: of the choice and order of the tokens.
+    """
     if treatment not in TREATMENTS:
         raise SimilarityError(f"similarity.treatment {treatment!r}: choose one of {', '.join(TREATMENTS)}")
     massive_N = hidden.massive(hidden.layers).flatten()

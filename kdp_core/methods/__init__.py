@@ -6,6 +6,7 @@ keyword-only arguments are what the config may set, and the config's schema is m
 method is one file, one row here, one block in the config. Methods neither evaluate nor save nor print.
 """
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from kdp_core import blocks, inverse, kernel, linear
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, ModelFacts, Module, Plan, Selection, Similarity
 
-GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers")
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device")
 """Keyword-only arguments that the grid or the workflow fills in, not a method's block of the config."""
+
+JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 
 
 class MethodError(ValueError):
@@ -94,7 +97,11 @@ def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _json_type(hint: Any) -> dict[str, Any]:
-    return {int: {"type": "integer"}, float: {"type": "number"}, str: {"type": "string"}, bool: {"type": "boolean"}}[hint]
+    if typing.get_origin(hint) is types.UnionType:
+        return {"anyOf": [_json_type(part) for part in typing.get_args(hint)]}
+    if typing.get_origin(hint) is list:
+        return {"type": "array", "items": _json_type(typing.get_args(hint)[0])}
+    return {"type": JSON_TYPES[hint]}
 
 
 def _described(function: Callable[..., Any]) -> dict[str, str]:
