@@ -1,7 +1,9 @@
 """Records to and from disk: safetensors where a record holds tensors, JSON where it does not.
 
-A tensor field becomes a tensor of the file; all other fields stand as JSON in the file's metadata. Every write goes
-to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none.
+A tensor field becomes a tensor of the file; all other fields stand as JSON in the file's metadata, under one key, as
+safetensors writes several keys in an order of its own each time: the same record gives the same bytes. Every write
+goes to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none (and its
+temporary, hidden and named .tmp, which may be deleted).
 """
 import json
 import math
@@ -19,6 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdp_core import records
+
+KEY = "kdp"
+"""Metadata key of a record in a safetensors file."""
+PAIRS = {"block", "context", "blocks", "drop"}
+"""Names under which blocks and (layer, part) pairs stand: tuples in memory, lists in JSON."""
+RECORDS = {name: kind for name, kind in vars(records).items() if hasattr(kind, "_fields")}
 
 
 class StoreError(ValueError):
@@ -63,27 +71,36 @@ def write(path: str | Path, record: NamedTuple) -> None:
     """Write a record of kdp_core.records; the suffix must be .json (no tensors) or .safetensors."""
     tensors, plain = _split(record._asdict())
     head = {"record": type(record).__name__, "fields": _plain(plain)}
+    if Path(path).suffix not in (".json", ".safetensors"):
+        raise StoreError(f"{path}: a record goes into .json or .safetensors; change the suffix")
     if Path(path).suffix == ".json":
         if tensors:
             raise StoreError(f"{path}: {head['record']} holds tensors ({', '.join(sorted(tensors))}); use .safetensors")
         write_json(path, head)
         return
-    metadata = {"record": head["record"], "fields": json.dumps(head["fields"], ensure_ascii=False)}
     with atomic(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, temporary, metadata=metadata)
+        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(head, ensure_ascii=False, allow_nan=False)})
 
 
 def read(path: str | Path) -> Any:
     """Read back what `write` wrote, as the record it was."""
     if Path(path).suffix == ".json":
-        head = read_json(path)
-        return _join(path, head.get("record", ""), head.get("fields", {}), {})
+        return _join(path, read_json(path), {})
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if "record" not in metadata:
-            raise StoreError(f"{path}: no record of kdp; it was written by something else")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return _join(path, metadata["record"], json.loads(metadata["fields"]), tensors)
+        head = json.loads((file.metadata() or {}).get(KEY, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()} if head else {}
+    return _join(path, head, tensors)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors in the order of their names; one that another field already holds is copied."""
+    seen: set[int] = set()
+    made = {}
+    for name, tensor in sorted(tensors.items()):
+        storage = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return made
 
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -102,36 +119,42 @@ def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
     return {}, fields
 
 
-def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"tensor"}:
-            return tensors[value["tensor"]]
-        if "record" in value and hasattr(records, str(value["record"])):
-            kind = getattr(records, value["record"])
-            return _build(kind, {key: _fill(item, tensors) for key, item in value.items() if key != "record"})
-        return {key: _fill(item, tensors) for key, item in value.items()}
+def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_split` took apart, with tensors, records and blocks in their places."""
     if isinstance(value, list):
-        return [_fill(item, tensors) for item in value]
-    return value
+        return [_fill(path, item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"tensor"} and value["tensor"] in tensors:
+        return tensors[value["tensor"]]
+    filled = {key: _fill(path, item, tensors) for key, item in value.items()}
+    for key in PAIRS & set(filled):
+        filled[key] = _tuples(filled[key])
+    name = value.get("record")
+    return _build(path, name, filled) if isinstance(name, str) and name in RECORDS else filled
 
 
-def _build(kind: type, fields: dict[str, Any]) -> Any:
-    for key in ("block",):
-        if key in fields:
-            fields[key] = tuple(fields[key])
-    for key in ("blocks", "drop"):
-        if key in fields:
-            fields[key] = [tuple(item) for item in fields[key]]
-    return kind(**fields)
+def _tuples(value: Any) -> Any:
+    """JSON has lists only: a pair that begins with a layer number becomes a tuple again, alone or in a list."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
+        return tuple(value)
+    return [_tuples(item) for item in value] if isinstance(value, list) else value
 
 
-def _join(path: str | Path, name: str, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
-    kind = getattr(records, name, None)
-    if kind is None:
-        raise StoreError(f"{path}: unknown record {name!r}; it was written by another version, delete it and run again")
-    if set(fields) != set(kind._fields):
+def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
+    fields = {key: value for key, value in fields.items() if key != "record"}
+    if set(fields) != set(RECORDS[name]._fields):
         raise StoreError(f"{path}: fields of {name} differ from this version's; delete it and run again")
-    return _build(kind, {key: _fill(value, tensors) for key, value in fields.items()})
+    return RECORDS[name](**fields)
+
+
+def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(head, dict) or not {"record", "fields"} <= set(head):
+        raise StoreError(f"{path}: no record of kdp; it was written by something else")
+    if head["record"] not in RECORDS:
+        raise StoreError(f"{path}: unknown record {head['record']!r}; it was written by another version, "
+                         "delete it and run again")
+    return _build(path, head["record"], _fill(path, head["fields"], tensors))
 
 
 def _plain(value: Any) -> Any:
