@@ -9,6 +9,7 @@ The first and last 10 % of the layers stay. Blocks are taken by descending score
 share of ALL parameters removed, the stand-ins' own put back, is what was asked for. Greedy choices are nested: a block
 trained for one ratio serves the higher ones.
 """
+import itertools
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
     match: `nearest` share to the ratio, or `reach` it at least.
     """
-    _check(ratio, k_max, criterion, removes, apart, match)
+    _check(ratio, k_max, criterion, protect, removes, apart, match)
     candidates = _candidates(similarity, facts.layers, k_max, criterion, protect, removes)
     chosen = _greedy(candidates, apart)
     shares = [0.0]
@@ -53,11 +54,13 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
                      shares[-1], k_max, candidates)
 
 
-def _check(ratio: float, k_max: int, criterion: str, removes: str, apart: str, match: str) -> None:
+def _check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:
     if not 0 < ratio < 1:
         raise BlockError(f"ratio {ratio}: must lie between 0 and 1, the share of all parameters to remove")
-    if k_max < 2 and removes == "k_max-1" or k_max < 1:
-        raise BlockError(f"k_max {k_max}: must be at least 2, a block removes k_max - 1 layers")
+    if k_max < (2 if removes == "k_max-1" else 1):
+        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise it")
+    if not 0 <= protect < 0.5:
+        raise BlockError(f"block.protect {protect}: must be at least 0 and below 0.5, the share that stays at each end")
     for name, value, known in (("criterion", criterion, CRITERIA), ("removes", removes, ("k_max-1", "k_max")),
                                ("apart", apart, ("context", "removed")), ("match", match, ("nearest", "reach"))):
         if value not in known:
@@ -101,12 +104,16 @@ def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]
 
 
 def _check_reachable(ratio: float, shares: list[float], k_max: int, protect: float, layers: int) -> None:
-    if len(shares) > 1 and shares[1] <= 0:
-        raise BlockError(f"k_max {k_max}: a stand-in holds more parameters than the layers it replaces "
-                         f"({shares[1]:+.2%} of the model); lower its width or raise k_max")
+    eligible = eligible_layers(layers, protect)
+    if len(shares) == 1:
+        raise BlockError(f"k_max {k_max}: no block fits in layers {eligible.start} to {eligible.stop - 1} with finite "
+                         "similarity; lower k_max or block.protect")
+    least = min(after - before for before, after in itertools.pairwise(shares))
+    if least <= 0:
+        raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
+                         f"({-least:+.2%} of the model); lower its width or raise k_max")
     if ratio > shares[-1]:
-        eligible = eligible_layers(layers, protect)
+        # rounded down, so that the ratio named is one that can be had
+        largest = math.floor(shares[-1] * 1e4) / 1e4
         raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
-                         f"{eligible.stop - 1} remove at most {shares[-1]:.4f} of all parameters; ask for less")
-
-
+                         f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")

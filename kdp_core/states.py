@@ -46,8 +46,8 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
     """States start..stop of a block (only its two ends where `between` is false).
 
     massive: `raw` fits all tokens alike, as the paper, which is silent about them. `bypass` leaves out tokens that are
-        massive in any of these states, and in the folded model such tokens, known by the norm of the first state, go by
-        unchanged: between two states they hardly move, and no fit of the others could say where to.
+        massive in any state of the block, and in the folded model such tokens, known by the norm of the first state,
+        go by unchanged: between two states they hardly move, and no fit of the others could say where to.
     heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
     """
     if massive not in MASSIVE:
@@ -62,7 +62,8 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
     h_KSTD, bypass_above = torch.stack([hidden.state(k) for k in layers]), None
     if massive == "bypass":
-        keep_ST &= ~hidden.massive(layers)
+        # all states of the block count even where only its ends are read: every fit judges on the same tokens
+        keep_ST &= ~hidden.massive([k for k in range(start, stop + 1) if k in hidden.layers])
         bypass_above = hidden.massive_factor * h_KSTD[0].norm(dim=-1).median().item()
     return BlockStates(h_KSTD, keep_ST, order[judged:].sort().values, order[:judged].sort().values, bypass_above)
 
