@@ -23,6 +23,7 @@ from kdp_core import modeling, store
 from kdp_core.records import Tokens
 
 logger = logging.getLogger(__name__)
+DTYPES = ("auto", "float16", "float32")
 HALF_MAX = 65504.0
 """Largest finite float16."""
 
@@ -92,6 +93,8 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[
     layers = sorted(set(range(count + 1) if layers is None else layers))
     if not layers or layers[0] < 0 or layers[-1] > count:
         raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
+    if dtype not in DTYPES:
+        raise HiddenError(f"hidden.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     for attempt in (["float16", "float32"] if dtype == "auto" else [dtype]):
         try:
             with store.atomic(path) as temporary:
@@ -139,7 +142,7 @@ def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
 
 @torch.inference_mode()
 def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
-    """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD each, float32, on the CPU."""
+    """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD, float32, on the CPU."""
     decoder = modeling.decoder_layers(model)
     found: dict[int, Tensor] = {}
 
@@ -152,7 +155,7 @@ def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list
         found[len(decoder)] = (output[0] if isinstance(output, tuple) else output).float().cpu()
         raise _Enough
 
-    hooks = [decoder[k].register_forward_pre_hook(lambda _, args, kwargs, k=k: before(k, args, kwargs), with_kwargs=True)
+    hooks = [decoder[k].register_forward_pre_hook(lambda _, *inputs, k=k: before(k, *inputs), with_kwargs=True)
              for k in layers if k < len(decoder)]
     if layers[-1] == len(decoder):
         hooks.append(decoder[-1].register_forward_hook(lambda _, args, output: after(output)))
