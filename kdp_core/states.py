@@ -61,6 +61,9 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
                        "add calibration sequences or change it")
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
     h_KSTD, bypass_above = torch.stack([hidden.state(k) for k in layers]), None
+    for k, h_STD in zip(layers, h_KSTD, strict=True):
+        if not torch.isfinite(h_STD).all():
+            raise FitError(f"{hidden.path}: state {k} is not finite; extract the hidden states again")
     if massive == "bypass":
         # all states of the block count even where only its ends are read: every fit judges on the same tokens
         keep_ST &= ~hidden.massive([k for k in range(start, stop + 1) if k in hidden.layers])
@@ -85,7 +88,8 @@ def ridge_solve(gram_FF: Tensor, cross_FD: Tensor, ridge: float) -> Tensor:
     """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD; raises FitError where G is not definite."""
     gram_FF = gram_FF.double()
     level = ridge * gram_FF.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(gram_FF + level * torch.eye(len(gram_FF), dtype=torch.float64))
+    eye_FF = torch.eye(len(gram_FF), dtype=torch.float64, device=gram_FF.device)
+    factor, failed = torch.linalg.cholesky_ex(gram_FF + level * eye_FF)
     if failed.item():
         raise FitError(f"least squares: the Gram matrix is singular with ridge {ridge:g}; "
                        "raise the ridge or add calibration tokens")
