@@ -2,8 +2,10 @@
 
 Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B.
     phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
-    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned; phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
-Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not Sigma^-1.
+    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned;
+    phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
+Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not its
+inverse. Algorithm 1 line 7 chains all A_i before the loss, equation 5 counts each step by itself: equation 5 it is.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - Scale: with lambda = 0 on raw states the kernel is far too narrow to see two tokens as alike. x is therefore counted
@@ -12,12 +14,14 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - A_i = I + gamma_i B_i "initialised at the start of each iteration with its OLS estimate": with `ols: iteration` A_i is
   the least-squares solution for the minibatch at hand, at every minibatch. An Adam step on gamma_i and B_i would be
   overwritten by the next start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
-  moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens (`final_ols`).
+  moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens
+  (`final_ols`).
 - The weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric sequence with base 2
   and exponents from 0 to num_layers - 1"; see `cosine_weights`.
 - Batch size 100: sequences here.
 - Sums over tokens and features are means over tokens here; Adam does not see the difference.
 """
+import itertools
 import logging
 import math
 import time
@@ -32,7 +36,9 @@ from kdp_core.records import Block, KernelMap
 from kdp_core.states import BlockStates, FitError, lift_input, load, relative_error, ridge_solve
 
 logger = logging.getLogger(__name__)
+BANDWIDTHS = ("median", "unit")
 WEIGHTS = ("none", "position", "position_depth", "step")
+OLS_EVERY = ("iteration", "epoch", "start")
 
 
 class TrainingDiverged(RuntimeError):
@@ -48,8 +54,6 @@ class Lift(nn.Module):
 
     def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        if features < 2 or features % 2:
-            raise FitError(f"kernel.features {features}: must be even, half cosines and half sines")
         m = features // 2
         self.scale = scale
         self.register_buffer("z_DM", torch.randn(width, m, generator=generator))
@@ -117,8 +121,8 @@ def cosine_weights(kind: str, positions_N: Tensor, length: int, steps: int, mode
     """W of equation 5 for each step and token, weight_KN, of mean 1 over a full sequence (`step`: over the steps).
 
     Base 2, exponents from 0 to n - 1: `position` spreads them over the positions of a sequence with n the block's
-    layers, `position_depth` with n the model's layers (the last four tokens then carry all), `step` gives step i the
-    exponent i - 1; `none` is W = 1.
+    layers, `position_depth` with n the model's layers (of 128 tokens and 32 layers, the last four then carry half),
+    `step` gives step i the exponent i - 1; `none` is W = 1.
     """
     if kind not in WEIGHTS:
         raise FitError(f"kernel.weight {kind!r}: choose one of {', '.join(WEIGHTS)}")
@@ -134,8 +138,12 @@ def cosine_weights(kind: str, positions_N: Tensor, length: int, steps: int, mode
 
 def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
     """Least-squares operators a_KFF: A_i = argmin |phi_{i-1} A_i' - phi_i|^2 + ridge, each in float64."""
-    return torch.stack([ridge_solve(phi_KNF[i].T @ phi_KNF[i], phi_KNF[i].T @ phi_KNF[i + 1], ridge).T.float()
-                        for i in range(len(phi_KNF) - 1)]).to(phi_KNF.device)
+    found = []
+    for before_NF, after_NF in itertools.pairwise(phi_KNF):
+        # Gram matrices too: float32 ones of smooth features have eigenvalues below zero, more than the ridge lifts
+        before_NF = before_NF.double()
+        found.append(ridge_solve(before_NF.T @ before_NF, before_NF.T @ after_NF.double(), ridge).T.float())
+    return torch.stack(found)
 
 
 def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
@@ -172,8 +180,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     seed: of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
     """
-    if ols_every not in ("iteration", "epoch", "start"):
-        raise FitError(f"kernel.ols_every {ols_every!r}: choose iteration, epoch or start")
+    _check_options(features, bandwidth, weight, ols_every)
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -187,9 +194,20 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     if final_ols:
         operators.start(ols(phi_KNF, ridge))
     stats = run.judge() | _decode_errors(run, operators().detach(), phi_KNF, ridge)
-    return KernelMap(block, phi.omega().detach(), phi.b_M, operators().detach(), operators.gamma_K.detach(), lift,
-                     states.bypass_above, curve, {**stats, "median_distance": unit, "tokens": phi_KNF.shape[1],
-                                                  "seconds": time.perf_counter() - began})
+    tensors = [tensor.detach().cpu() for tensor in (phi.omega(), phi.b_M, operators(), operators.gamma_K)]
+    return KernelMap(block, *tensors, lift, states.bypass_above, curve, {
+        **stats, "median_distance": unit, "ridge": ridge, "tokens": phi_KNF.shape[1],
+        "seconds": time.perf_counter() - began})
+
+
+def _check_options(features: int, bandwidth: str, weight: str, ols_every: str) -> None:
+    """FitError for what no fit can work with, before any state is read."""
+    if features < 2 or features % 2:
+        raise FitError(f"kernel.features {features}: must be even, half cosines and half sines")
+    for name, value, known in (("bandwidth", bandwidth, BANDWIDTHS), ("weight", weight, WEIGHTS),
+                               ("ols_every", ols_every, OLS_EVERY)):
+        if value not in known:
+            raise FitError(f"kernel.{name} {value!r}: choose one of {', '.join(known)}")
 
 
 class _Run(NamedTuple):
@@ -233,10 +251,11 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=factor, patience=patience)
     began, curve = time.perf_counter(), []
     for epoch in range(epochs):
-        if run.ols_every == "epoch" or run.ols_every == "start" and epoch == 0:
+        if run.ols_every == "epoch" or (run.ols_every == "start" and epoch == 0):
             run.operators.start(ols(run.features(run.states.train), run.ridge))
         order = run.states.train[torch.randperm(len(run.states.train), generator=generator)]
-        losses = [_iteration(run, adam, part) for part in order.split(batch)]
+        # of nearly equal size: least squares on a remainder of few tokens would fit them exactly
+        losses = [_iteration(run, adam, part) for part in order.tensor_split(math.ceil(len(order) / batch))]
         row = {"epoch": epoch + 1, "seconds": time.perf_counter() - began, "lr": adam.param_groups[0]["lr"]}
         row |= {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
         plateau.step(row["loss"])
@@ -251,6 +270,8 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
 def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[str, float]:
     """One minibatch: least-squares start, equation 5, one Adam step."""
     phi_KNF = run.phi(lift_input(run.states.tokens(which), run.lift).to(run.device))
+    if not math.isfinite(phi_KNF.sum().item()):
+        raise TrainingDiverged("step 1: the features are not numbers; lower kernel.lr")
     if run.ols_every == "iteration":
         run.operators.start(ols(phi_KNF.detach(), run.ridge))
     a_KFF = run.operators()
@@ -268,8 +289,8 @@ def _check(row: dict[str, Any], collapse_variance: float) -> None:
         raise TrainingDiverged(f"step 1, epoch {row['epoch']}: the held-out loss is not a number; lower kernel.lr")
     if row["phi_variance"] < collapse_variance:
         raise KernelCollapsed(f"step 1, epoch {row['epoch']}: the features are nearly constant (variance "
-                              f"{row['phi_variance']:.2g} of 1, limit {collapse_variance:g}), which makes any map linear "
-                              "and loses the state; lower kernel.bandwidth_scale, kernel.lr or kernel.epochs")
+                              f"{row['phi_variance']:.2g} of 1, limit {collapse_variance:g}), which makes any map "
+                              "linear and loses the state; lower kernel.bandwidth_scale, kernel.lr or kernel.epochs")
 
 
 def chain(a_KFF: Tensor) -> Tensor:
@@ -293,7 +314,7 @@ def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> d
     errors = {}
     for name, (z_NF, judged_NF) in inputs.items():
         mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
-        centred_NF = z_NF - mean_F
-        w_FD = ridge_solve(centred_NF.T @ centred_NF, centred_NF.T @ (h_ND - mean_D), ridge).float().to(h_ND.device)
+        centred_NF = (z_NF - mean_F).double()
+        w_FD = ridge_solve(centred_NF.T @ centred_NF, centred_NF.T @ (h_ND - mean_D).double(), ridge).float()
         errors[name] = relative_error((judged_NF - mean_F) @ w_FD + mean_D, judged_ND)
     return errors
