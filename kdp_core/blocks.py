@@ -18,6 +18,8 @@ from torch import Tensor
 from kdp_core.records import Block, ModelFacts, Selection, Similarity
 
 CRITERIA = ("cka_linear", "cka_rbf", "cosine")
+ROUNDING = 1e-12
+"""A ratio this little above a share of the parameters is that share."""
 
 
 class BlockError(ValueError):
@@ -41,12 +43,10 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
     _check(ratio, k_max, criterion, protect, removes, apart, match)
     candidates = _candidates(similarity, facts.layers, k_max, criterion, protect, removes)
     chosen = _greedy(candidates, apart)
-    shares = [0.0]
-    for candidate in chosen:
-        start, stop = candidate["block"]
-        shares.append(shares[-1] + (sum(facts.params_per_layer[start:stop]) - module_params) / facts.params_total)
+    saved = [sum(facts.params_per_layer[slice(*candidate["block"])]) - module_params for candidate in chosen]
+    shares = [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
     _check_reachable(ratio, shares, k_max, protect, facts.layers)
-    count = next(n for n, share in enumerate(shares) if share >= ratio - 1e-12)
+    count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     if match == "nearest" and ratio - shares[count - 1] <= shares[count] - ratio and count > 1:
         count -= 1
     picked = sorted(chosen[:count], key=lambda candidate: candidate["block"])
@@ -112,8 +112,8 @@ def _check_reachable(ratio: float, shares: list[float], k_max: int, protect: flo
     if least <= 0:
         raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
                          f"({-least:+.2%} of the model); lower its width or raise k_max")
-    if ratio > shares[-1]:
+    if ratio > shares[-1] + ROUNDING:
         # rounded down, so that the ratio named is one that can be had
-        largest = math.floor(shares[-1] * 1e4) / 1e4
+        largest = math.floor((shares[-1] + ROUNDING / 2) * 1e4) / 1e4
         raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
                          f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")

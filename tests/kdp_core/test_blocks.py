@@ -1,0 +1,266 @@
+"""Blocks against brute force on small models, and every reading of the paper told apart."""
+import itertools
+import math
+
+import pytest
+import torch
+
+from kdp_core.blocks import BlockError, eligible_layers, most_similar
+from kdp_core.records import ModelFacts, Similarity
+
+OUTSIDE = 500
+"""Parameters of the embedding and norms."""
+
+
+def facts(layers: int, per_layer: list[int] | None = None) -> ModelFacts:
+    per_layer = per_layer or [100] * layers
+    return ModelFacts("llama", layers, 4, 384, sum(per_layer) + OUTSIDE, per_layer, 0, "made", "")
+
+
+def of_matrix(scores_LL: torch.Tensor) -> Similarity:
+    """The same scores under each criterion, in different orders so that they cannot be mixed up."""
+    return Similarity(list(range(len(scores_LL))), -scores_LL, scores_LL, scores_LL, scores_LL.square(), "raw", 1, 0)
+
+
+def of_random(layers: int, seed: int = 0) -> Similarity:
+    scores_LL = torch.randn(layers + 1, layers + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return of_matrix(scores_LL + scores_LL.mT)
+
+
+def of_first_layers(layers: int, k_max: int, score: dict[int, float], rest: float = 0.1) -> Similarity:
+    """Scores by the first layer of the context."""
+    scores_LL = torch.full((layers + 1, layers + 1), rest, dtype=torch.float64)
+    for first, value in score.items():
+        scores_LL[first, first + k_max] = value
+    return of_matrix(scores_LL)
+
+
+def brute(similarity, layers, k_max, count, *, removes="k_max-1", apart="context", protect=0.1):
+    """The first `count` blocks, by rescanning all layers for the best block that still fits."""
+    edge = int(protect * layers + 0.5)
+    taken, blocks = set(), []
+    for _ in range(count):
+        best = None
+        for first in range(layers - k_max + 1):
+            context = set(range(first, first + k_max))
+            gone = context - {first} if removes == "k_max-1" else context
+            if min(gone) < edge or max(gone) >= layers - edge or taken & (context if apart == "context" else gone):
+                continue
+            score = similarity.cka_linear_LL[first, first + k_max].item()
+            if best is None or score > best[0]:
+                best = (score, gone, context)
+        if best is None:
+            return blocks
+        taken |= best[2] if apart == "context" else best[1]
+        blocks.append((min(best[1]), max(best[1]) + 1))
+    return blocks
+
+
+def selected(similarity, layers, ratio, k_max=3, module_params=0, per_layer=None, **options):
+    return most_similar(similarity, facts(layers, per_layer), ratio=ratio, k_max=k_max, module_params=module_params,
+                        **options)
+
+
+READINGS = list(itertools.product(["k_max-1", "k_max"], ["context", "removed"]))
+
+
+@pytest.mark.parametrize("removes, apart", READINGS)
+@pytest.mark.parametrize("layers, k_max, protect", [(10, 3, 0.1), (13, 2, 0.1), (20, 4, 0.1), (7, 3, 0.0),
+                                                    (16, 3, 0.25)])
+def test_greedy_is_the_brute_force(layers, k_max, protect, removes, apart):
+    gone = k_max - 1 if removes == "k_max-1" else k_max
+    for seed in range(4):
+        similarity = of_random(layers, seed)
+        everything = brute(similarity, layers, k_max, layers, removes=removes, apart=apart, protect=protect)
+        for count in range(1, len(everything) + 1):
+            ratio = count * gone * 100 / (layers * 100 + OUTSIDE)
+            found = selected(similarity, layers, ratio, k_max, removes=removes, apart=apart, protect=protect)
+            assert found.blocks == sorted(everything[:count])
+            assert found.ratio_planned == pytest.approx(ratio)
+            kept = k_max - gone
+            assert found.scores == [similarity.cka_linear_LL[a - kept, b].item() for a, b in found.blocks]
+
+
+@pytest.mark.parametrize("removes, apart", READINGS)
+def test_every_candidate_is_eligible_and_listed_best_first(removes, apart):
+    layers, k_max = 20, 3
+    found = selected(of_random(layers), layers, 0.05, k_max, removes=removes, apart=apart)
+    scores = [candidate["score"] for candidate in found.candidates]
+    assert scores == sorted(scores, reverse=True)
+    gone = {layer for candidate in found.candidates for layer in range(*candidate["block"])}
+    assert gone == set(range(2, 18)), "the first and last 10 % of 20 layers stay, all others may go"
+    length = k_max - 1 if removes == "k_max-1" else k_max
+    assert all(b - a == length and d - c == k_max and d == b for (a, b), (c, d) in
+               ((candidate["block"], candidate["context"]) for candidate in found.candidates))
+    assert len(found.candidates) == 16 - length + 1
+
+
+@pytest.mark.parametrize("layers, protect, expected", [
+    (10, 0.1, range(1, 9)), (12, 0.1, range(1, 11)), (15, 0.1, range(2, 13)), (32, 0.1, range(3, 29)),
+    (30, 0.1, range(3, 27)), (4, 0.1, range(0, 4)), (10, 0.0, range(0, 10)), (10, 0.4, range(4, 6)),
+])
+def test_eligible_layers(layers, protect, expected):
+    assert eligible_layers(layers, protect) == expected
+
+
+def test_ties_go_to_the_lowest_layer():
+    similarity = of_first_layers(20, 3, {}, rest=0.5)
+    found = selected(similarity, 20, 4 * 100 / 2500)
+    # contexts 1-3 and 4-6: the first layer of each stays
+    assert found.blocks == [(2, 4), (5, 7)]
+    assert [candidate["block"] for candidate in found.candidates] == sorted(c["block"] for c in found.candidates)
+
+
+def test_contexts_apart_or_removed_layers_apart():
+    """As LLaMA-2-13B in Table 5, [7, 8] [9, 10]: the contexts 6-8 and 8-10 share layer 8."""
+    similarity = of_first_layers(20, 3, {6: 0.9, 8: 0.8, 9: 0.7})
+    ratio = 4 * 100 / 2500
+    assert selected(similarity, 20, ratio, apart="removed").blocks == [(7, 9), (9, 11)]
+    assert selected(similarity, 20, ratio, apart="context").blocks == [(7, 9), (10, 12)]
+
+
+def test_first_layer_of_the_context_stays_or_goes():
+    similarity = of_first_layers(20, 3, {6: 0.9})
+    assert selected(similarity, 20, 0.08).blocks == [(7, 9)]
+    assert selected(similarity, 20, 0.08, removes="k_max").blocks == [(6, 9)]
+
+
+def test_a_protected_layer_may_be_context_but_never_goes():
+    similarity = of_first_layers(20, 3, {0: 0.99, 1: 0.9, 15: 0.8, 16: 0.95})
+    assert selected(similarity, 20, 0.16).blocks == [(2, 4), (16, 18)]
+    assert selected(similarity, 20, 0.12, removes="k_max").blocks == [(15, 18)]
+
+
+@pytest.mark.parametrize("criterion", ["cka_linear", "cka_rbf", "cosine"])
+def test_criterion(criterion):
+    similarity = of_random(16)
+    found = selected(similarity, 16, 0.1, criterion=criterion)
+    matrix_LL = getattr(similarity, f"{criterion}_LL")
+    (start, stop), = found.blocks
+    assert found.scores == [matrix_LL[start - 1, stop].item()]
+    assert found.scores == [max(matrix_LL[k, k + 3].item() for k in range(1, 12))]
+    assert found.criterion == criterion
+
+
+@pytest.mark.parametrize("match, ratio, count", [
+    # 2,500 parameters and blocks of 200 less a module of 50: shares 0.06, 0.12, 0.18, ...
+    ("nearest", 0.06, 1), ("nearest", 0.089, 1), ("nearest", 0.091, 2), ("nearest", 0.12, 2), ("nearest", 0.149, 2),
+    ("nearest", 0.151, 3), ("nearest", 0.01, 1), ("reach", 0.01, 1), ("reach", 0.06, 1), ("reach", 0.061, 2),
+    ("reach", 0.089, 2), ("reach", 0.121, 3),
+])
+def test_match(match, ratio, count):
+    found = selected(of_random(20), 20, ratio, module_params=50, match=match)
+    assert len(found.blocks) == count
+    assert found.ratio_planned == pytest.approx(0.06 * count)
+    assert found.ratio_target == ratio
+    shares = [0.06 * n for n in range(1, 6)]
+    best = min(shares, key=lambda share: abs(share - ratio)) if match == "nearest" else \
+        min(share for share in shares if share >= ratio - 1e-12)
+    assert found.ratio_planned == pytest.approx(best)
+
+
+def test_shares_are_counted_layer_by_layer():
+    per_layer = [100 + 7 * k for k in range(16)]
+    total, similarity = sum(per_layer) + OUTSIDE, of_random(16)
+    found = selected(similarity, 16, 0.2, module_params=33, per_layer=per_layer)
+    gone = sum(per_layer[layer] for block in found.blocks for layer in range(*block))
+    assert found.ratio_planned == pytest.approx((gone - 33 * len(found.blocks)) / total)
+    blocks = brute(similarity, 16, 3, 16)
+    largest = sum(per_layer[layer] for block in blocks for layer in range(*block)) - 33 * len(blocks)
+    assert found.ratio_largest == pytest.approx(largest / total)
+
+
+@pytest.mark.parametrize("removes, apart", READINGS)
+@pytest.mark.parametrize("match", ["nearest", "reach"])
+def test_blocks_are_nested_in_the_ratio_and_never_overlap(removes, apart, match):
+    similarity, before, context = of_random(24), set(), []
+    largest = selected(similarity, 24, 0.01, removes=removes, apart=apart, module_params=20).ratio_largest
+    for step in range(1, 41):
+        found = selected(similarity, 24, largest * step / 40, removes=removes, apart=apart, match=match,
+                         module_params=20)
+        assert before <= set(found.blocks)
+        before = set(found.blocks)
+        assert found.blocks == sorted(found.blocks)
+        kept = 1 if removes == "k_max-1" and apart == "context" else 0
+        spans = [(start - kept, stop) for start, stop in found.blocks]
+        assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
+        context.append(len(before))
+    assert context == sorted(context) and context[-1] > context[0]
+
+
+@pytest.mark.parametrize("layers", range(10, 26))
+def test_a_ratio_too_high_names_one_that_works(layers):
+    similarity = of_random(layers, seed=layers)
+    with pytest.raises(BlockError, match=r"ratio 0\.95 is too high.* remove at most 0\.\d{4} of all") as error:
+        selected(similarity, layers, 0.95, module_params=13)
+    named = float(str(error.value).split("at most ")[1].split()[0])
+    found = selected(similarity, layers, named, module_params=13)
+    assert found.ratio_planned == pytest.approx(found.ratio_largest)
+    assert named - 1e-12 <= found.ratio_largest < named + 1e-4
+    assert selected(similarity, layers, found.ratio_largest, module_params=13).blocks == found.blocks
+    with pytest.raises(BlockError, match="too high"):
+        selected(similarity, layers, named + 1e-4, module_params=13)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_share_asked_for_exactly_is_met_exactly(count):
+    """0.28 or 0.07 have no exact binary form, and sums of shares stray in the last digit."""
+    for total in (700, 1000, 1500, 3000):
+        per_layer = [7] * 20
+        made = facts(20, per_layer)._replace(params_total=total)
+        found = most_similar(of_random(20), made, ratio=count * 14 / total, k_max=3, module_params=0, match="reach")
+        assert len(found.blocks) == count and found.ratio_planned == count * 14 / total
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0, 1, 1.5, -0.1, math.nan])
+def test_ratio_must_be_a_share(ratio):
+    with pytest.raises(BlockError, match=rf"ratio {ratio}: must lie between 0 and 1"):
+        selected(of_random(10), 10, ratio)
+
+
+@pytest.mark.parametrize("module_params", [200, 250])
+def test_a_module_as_large_as_its_block_is_refused(module_params):
+    with pytest.raises(BlockError, match="stand-in holds as many parameters as the layers it replaces or more"):
+        selected(of_random(10), 10, 0.1, module_params=module_params)
+    assert selected(of_random(10), 10, 0.0006, module_params=199).ratio_planned == pytest.approx(1 / 1500)
+
+
+def test_a_module_too_large_for_a_later_block_is_refused():
+    per_layer = [100] * 10 + [10] * 10
+    similarity = of_first_layers(20, 3, {3: 0.9, 12: 0.8})
+    with pytest.raises(BlockError, match="stand-in holds"):
+        selected(similarity, 20, 0.2, module_params=50, per_layer=per_layer)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"k_max": 1}, "k_max 1: a block would remove no layer"),
+    ({"k_max": 0, "removes": "k_max"}, "k_max 0: a block would remove no layer"),
+    ({"k_max": 11}, "k_max 11: no block fits in layers 1 to 8"),
+    ({"protect": 0.5}, r"block\.protect 0\.5"), ({"protect": -0.1}, r"block\.protect -0\.1"),
+    ({"criterion": "cka"}, r"block\.criterion 'cka': choose one of cka_linear, cka_rbf, cosine"),
+    ({"removes": "all"}, r"block\.removes 'all': choose one of k_max-1, k_max"),
+    ({"apart": "no"}, r"block\.apart 'no'"),
+    ({"match": "above"}, r"block\.match 'above': choose one of nearest, reach"),
+])
+def test_refusals(options, message):
+    with pytest.raises(BlockError, match=message):
+        selected(of_random(10), 10, 0.1, **options)
+
+
+def test_one_layer_blocks_of_the_literal_reading():
+    assert len(selected(of_random(10), 10, 0.06, k_max=1, removes="k_max").blocks) == 1
+
+
+def test_a_state_that_was_not_stored_is_named():
+    similarity = of_random(9)._replace(layers=[0, 1, 2, 3, 5, 6, 7, 8, 9, 10])
+    with pytest.raises(BlockError, match=r"similarity lacks state 4; set hidden\.layers to all"):
+        selected(similarity, 10, 0.1)
+
+
+def test_scores_that_are_not_finite_are_no_candidates():
+    similarity = of_first_layers(20, 3, {6: math.nan, 9: 0.9})
+    found = selected(similarity, 20, 0.08)
+    assert found.blocks == [(10, 12)]
+    assert all(candidate["context"] != (6, 9) for candidate in found.candidates)
+    with pytest.raises(BlockError, match="no block fits in layers 2 to 17 with finite similarity"):
+        selected(of_matrix(torch.full((21, 21), math.nan)), 20, 0.08)
