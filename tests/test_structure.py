@@ -1,0 +1,232 @@
+"""The house rules that a reader relies on: order of the modules, tree in the README, documentation, no pickle."""
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "kdp_core"
+SPELLED_OUT = ("kdp_core", "rules", "workflow_scripts", "profiles", "envs", "configs", "docs", "benchmarks")
+"""Folders whose every file stands in the README's tree."""
+
+
+def module_of(path: Path) -> str:
+    """The name under which kdp_core/__init__.py lists a file; a subpackage counts as one module."""
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    """Python files of kdp_core, those read by other tools as data (folders without __init__.py) in."""
+    return sorted(path for path in CORE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def modules() -> list[Path]:
+    """Files that make up the package, but for its own __init__.py."""
+    return [path for path in files() if path != CORE / "__init__.py" and (path.parent / "__init__.py").exists()]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def listed() -> list[str]:
+    """Modules in the order of the package's docstring: its indented lines."""
+    return re.findall(r"^ {4}(\w+) ", ast.get_docstring(parsed(CORE / "__init__.py"), clean=False), re.MULTILINE)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names of all that is imported, wherever in the file it stands."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "kdp_core" if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            names |= {f"{source}.{alias.name}" for alias in node.names}
+    return names
+
+
+def of_core(tree: ast.AST) -> set[str]:
+    """Modules of kdp_core among the imports."""
+    return {name.split(".")[1] for name in imported(tree) if name.startswith("kdp_core.")}
+
+
+def upward(order: list[str], module: str, needs: set[str]) -> list[str]:
+    """Imports of a module that the order does not allow."""
+    return sorted(need for need in needs - {module} if need in order and order.index(need) > order.index(module))
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """Names of all that is called, as written: `print`, `torch.save`."""
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def relative(paths) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def test_docstring_lists_every_module_once_and_no_other():
+    assert sorted(listed()) == sorted({module_of(path) for path in modules()})
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative(modules()))
+def test_imports_point_upward(path):
+    order, needs = listed(), of_core(parsed(path))
+    assert module_of(path) in order, f"add {module_of(path)} to the list in kdp_core/__init__.py"
+    assert needs <= set(order), "imports of kdp_core name modules, not what the package itself might hold"
+    assert upward(order, module_of(path), needs) == []
+
+
+def test_imports_are_read_in_every_form():
+    tree = ast.parse("import kdp_core.store\nfrom kdp_core import fold as f, texts\n"
+                     "def lazy():\n    from kdp_core.tasks import as_pairs\n    from . import report\n")
+    assert of_core(tree) == {"store", "fold", "texts", "tasks", "report"}
+    assert upward(["store", "texts", "fold"], "texts", {"store", "texts", "fold"}) == ["fold"]
+
+
+@pytest.mark.parametrize("path", files(), ids=relative(files()))
+def test_no_snakemake_no_printing_no_pickle(path):
+    tree = parsed(path)
+    tops = {name.split(".")[0] for name in imported(tree)}
+    assert not tops & {"snakemake", "pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not imported(tree) & {"torch.save", "torch.load"}
+    assert not calls(tree) & {"print", "torch.save", "torch.load", "pd.read_pickle", "pandas.read_pickle"}
+    assert not any(name.endswith(".to_pickle") for name in calls(tree))
+    assert "allow_pickle" not in {word.arg for node in ast.walk(tree) if isinstance(node, ast.Call)
+                                  for word in node.keywords}
+
+
+def missing_annotations(function: ast.FunctionDef) -> list[str]:
+    """Arguments without a type, and `return`."""
+    spec = function.args
+    arguments = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, *filter(None, (spec.vararg, spec.kwarg))]
+    bare = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
+    return bare + ["return"] * (function.returns is None)
+
+
+@pytest.mark.parametrize("path", files(), ids=relative(files()))
+def test_functions_are_annotated_and_public_ones_documented(path):
+    tree = parsed(path)
+    assert ast.get_docstring(tree), "a module opens with what it computes"
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    bare = {node.name: found for node in functions if (found := missing_annotations(node))}
+    assert bare == {}
+    public = [node for node in tree.body
+              if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_"]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def test_missing_annotations_are_seen():
+    function, = ast.parse("def f(self, a, b: int, *rest, c=1, **more: int): pass").body
+    assert missing_annotations(function) == ["a", "c", "rest", "return"]
+
+
+def tree_block(readme: str) -> list[str] | None:
+    """Lines of the first fenced block after a heading with `tree` or `layout` in it; None without one."""
+    heading, fenced, lines = False, False, []
+    for line in readme.splitlines():
+        if line.lstrip().startswith("```"):
+            if heading and fenced:
+                return lines
+            fenced = not fenced
+        elif fenced and heading:
+            lines.append(line)
+        elif not fenced and re.match(r"#+ .*\b(tree|layout)\b", line, re.IGNORECASE):
+            heading = True
+    return None
+
+
+def tree_paths(lines: list[str]) -> set[str]:
+    """Paths of a tree: the first word of each line, below the last line that was indented less."""
+    above: list[tuple[int, str]] = []
+    paths = set()
+    for line in lines:
+        bare = line.lstrip(" │├└─|`")
+        if not bare:
+            continue
+        indent, word = len(line) - len(bare), bare.split()[0]
+        above = [(depth, name) for depth, name in above if depth < indent]
+        path = (above[-1][1] if above else "") + word
+        paths.add(path)
+        if word.endswith("/"):
+            above.append((indent, path))
+    return paths
+
+
+def tree_faults(paths: set[str], tracked: list[str]) -> list[str]:
+    """What the tree leaves out and what it invents.
+
+    Every top-level entry must be listed, and every file of the folders SPELLED_OUT, by itself or by a folder below them
+    that is listed without its files.
+    """
+    folders = {"/".join(path.split("/")[:depth]) + "/" for path in tracked for depth in range(1, path.count("/") + 1)}
+    leaves = {path for path in paths if not any(other != path and other.startswith(path) for other in paths)}
+    tops = {path.split("/")[0] + "/" * ("/" in path) for path in tracked}
+    inner = {path for path in tracked if path.split("/")[0] in SPELLED_OUT and "/" in path}
+    covered = {path for path in inner
+               if any(leaf.count("/") > 1 and leaf.endswith("/") and path.startswith(leaf) for leaf in leaves)}
+    left_out = (tops - paths) | (inner - covered - paths)
+    return sorted(f"left out: {path}" for path in left_out) + \
+        sorted(f"not there: {path}" for path in paths - folders - set(tracked))
+
+
+def git_files() -> list[str]:
+    try:
+        found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return found.splitlines()
+
+
+def test_readme_tree_is_the_tree():
+    if not (tracked := git_files()):
+        pytest.skip("not in a git checkout")
+    lines = tree_block((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert lines is not None, "README.md needs a heading with `Tree` or `Layout` and a fenced block below it"
+    assert tree_faults(tree_paths(lines), tracked) == []
+
+
+TRACKED = ["README.md", "Snakefile", "kdp_core/store.py", "kdp_core/methods/__init__.py", "kdp_core/methods/a.py",
+           "tests/test_a.py", "profiles/slurm/config.yaml"]
+README = """# x
+```
+not this one
+```
+## The tree, one line a file
+```
+README.md            what it is
+Snakefile            targets
+kdp_core/            the library
+    store.py         records
+    methods/         every method
+tests/               mirror
+profiles/
+├── slurm/
+│   └── config.yaml  many jobs
+```
+"""
+
+
+@pytest.mark.parametrize("old, new, faults", [
+    ("", "", []),
+    ("    store.py         records\n", "", ["left out: kdp_core/store.py"]),
+    ("Snakefile            targets\n", "", ["left out: Snakefile"]),
+    ("tests/               mirror\n", "", ["left out: tests/"]),
+    ("store.py ", "stores.py ", ["left out: kdp_core/store.py", "not there: kdp_core/stores.py"]),
+    ("    methods/  ", "    methods/  all\n        b.py", ["left out: kdp_core/methods/__init__.py",
+                                                         "left out: kdp_core/methods/a.py",
+                                                         "not there: kdp_core/methods/b.py"]),
+    ("    store.py         records\n    methods/         every method\n", "",
+     ["left out: kdp_core/methods/__init__.py", "left out: kdp_core/methods/a.py", "left out: kdp_core/store.py"]),
+])
+def test_tree_faults_are_seen(old, new, faults):
+    assert old in README
+    assert tree_faults(tree_paths(tree_block(README.replace(old, new, 1) if old else README)), TRACKED) == faults
+
+
+def test_no_tree_is_no_tree():
+    assert tree_block("# Tree\nwords\n") is None
+    assert tree_block(README.replace("tree", "files")) is None
