@@ -5,7 +5,7 @@ renumbered without gaps and every per-layer list of the configuration (`layer_ty
 indices. A plan without stand-ins gives a checkpoint of the model's own class; one with stand-ins a class of
 kdp_core.modeling, whose file goes into the checkpoint too.
 """
-import json
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from kdp_core import modeling, models, store
 from kdp_core.records import Plan, PrunedFacts
@@ -37,12 +37,12 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
         temporary.mkdir()
         tensors = _tensors(plan, dense, config.model_type, keep)
         _write_shards(tensors, temporary, shard_size)
-        store.write_text(temporary / "config.json", json.dumps(_config(plan, config, keep), indent=2) + "\n")
+        _config(plan, config, keep).save_pretrained(temporary)
         for path in sorted(dense.iterdir()):
             if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copy(path, temporary / path.name)
         if plan.modules:
-            shutil.copy(modeling.__file__, temporary / "modeling_kdp.py")
+            shutil.copy(modeling.__file__, temporary / modeling.FILE)
         facts = _count(plan, config, keep, temporary)
     return facts
 
@@ -54,7 +54,8 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
     if parts:
         raise FoldError(f"plan of {plan.method} drops {', '.join(parts)} of layers; fold drops whole layers only")
     if len(set(dropped)) != len(dropped) or any(not 0 <= layer < count for layer in dropped):
-        raise FoldError(f"plan of {plan.method} drops layers {dropped}; the model has layers 0 to {count - 1}, each once")
+        raise FoldError(f"plan of {plan.method} drops layers {dropped}; "
+                        f"the model has layers 0 to {count - 1}, each once")
     if len(dropped) == count:
         raise FoldError(f"plan of {plan.method} drops all {count} layers; at least one must stay")
     if plan.modules and config.model_type not in modeling.FAMILIES:
@@ -64,6 +65,9 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
         start, stop = module.block
         if not set(range(start, stop)) <= set(dropped):
             raise FoldError(f"stand-in of block {start}-{stop}: the plan does not drop all of its layers")
+    for one, other in itertools.pairwise(sorted(module.block for module in plan.modules)):
+        if other[0] < one[1]:
+            raise FoldError(f"stand-ins of blocks {one[0]}-{one[1]} and {other[0]}-{other[1]} share layers")
     return [layer for layer in range(count) if layer not in set(dropped)]
 
 
@@ -85,9 +89,9 @@ def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, d
     return found
 
 
-def _config(plan: Plan, config: Any, keep: list[int]) -> dict[str, Any]:
+def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
     """The configuration of the pruned model: per-layer lists cut, class and stand-ins named."""
-    count, family = config.num_hidden_layers, config.model_type
+    count, config_class = config.num_hidden_layers, type(config)
     cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
            for key, value in config.to_dict().items()}
     cut["num_hidden_layers"] = len(keep)
@@ -95,12 +99,12 @@ def _config(plan: Plan, config: Any, keep: list[int]) -> dict[str, Any]:
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
     if plan.modules:
-        config_class, model_class = modeling.FOLDED[family]
+        config_class, model_class = modeling.FOLDED[config.model_type]
         cut |= {"model_type": config_class.model_type, "architectures": [model_class.__name__],
                 "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
-                "auto_map": {"AutoConfig": f"modeling_kdp.{config_class.__name__}",
-                             "AutoModelForCausalLM": f"modeling_kdp.{model_class.__name__}"}}
-    return cut
+                "auto_map": {"AutoConfig": f"{Path(modeling.FILE).stem}.{config_class.__name__}",
+                             "AutoModelForCausalLM": f"{Path(modeling.FILE).stem}.{model_class.__name__}"}}
+    return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
 
 
 def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str, Tensor]:
@@ -112,14 +116,23 @@ def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str,
             for name in sorted(file.keys()):
                 new = _renamed(name, prefix, number)
                 if new is not None:
-                    made[new] = plan.tensors.get(name) if name in plan.tensors else file.get_tensor(name)
-                    replaced |= {name} & set(plan.tensors)
+                    made[new] = file.get_tensor(name)
+                    if name in plan.tensors:
+                        made[new] = _replacement(name, plan.tensors[name], made[new])
+                        replaced.add(name)
     if unknown := sorted(set(plan.tensors) - replaced):
         raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
     dtype = next(iter(made.values())).dtype
     for _, path, tensors in _stand_ins(plan, keep):
         made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
     return made
+
+
+def _replacement(name: str, tensor: Tensor, before: Tensor) -> Tensor:
+    """The plan's tensor in the checkpoint's precision."""
+    if tensor.shape != before.shape:
+        raise FoldError(f"plan replaces {name}, of shape {list(before.shape)}, by one of shape {list(tensor.shape)}")
+    return tensor.to(before.dtype)
 
 
 def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
@@ -149,8 +162,8 @@ def _count(plan: Plan, config: Any, keep: list[int], folder: Path) -> PrunedFact
     if broken:
         raise FoldError(f"{plan.method}: the folded model holds values that are not finite in {broken[0]}")
     blocks = [module.block for module in plan.modules] or _runs(sorted(layer for layer, _ in plan.drop))
-    return PrunedFacts(plan.method, config.num_hidden_layers, config.num_hidden_layers - len(keep), before, after, added,
-                       1 - after / before, blocks)
+    layers = config.num_hidden_layers
+    return PrunedFacts(plan.method, layers, layers - len(keep), before, after, added, 1 - after / before, blocks)
 
 
 def _runs(layers: list[int]) -> list[tuple[int, int]]:

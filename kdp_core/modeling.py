@@ -8,6 +8,8 @@ token by itself, needs no cache. Stand-ins are named in the configuration: `stan
 This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
 kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
 """
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 PREFIX = "kdp_"
+FILE = "modeling_kdp.py"
+"""Name of this file in a checkpoint."""
 FAMILIES: dict[str, tuple[type, type]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
@@ -144,10 +148,15 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         model_class.__init__(self, config)
         attach(self, config.stand_ins)
 
+    def save_pretrained(self: nn.Module, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        model_class.save_pretrained(self, save_directory, *args, **kwargs)
+        # the configuration's auto_map names this file, so a checkpoint saved anew needs it too
+        shutil.copy(__file__, Path(save_directory) / FILE)
+
     folded_config = type(f"Folded{name}Config", (config_class,), {
         "model_type": PREFIX + family, "stand_ins": [], "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
-        "config_class": folded_config, "__init__": __init__, "__module__": __name__,
+        "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
         "__doc__": f"{name} with stand-ins in the place of dropped layers."})
     return folded_config, folded_model
 
