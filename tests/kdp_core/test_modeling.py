@@ -1,0 +1,143 @@
+"""Stand-ins and folded classes: what a module computes, where it is attached, what the classes inherit."""
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kdp_core import modeling
+from kdp_core.modeling import FOLDED, Affine, RffMlp, attach, decoder_layers, layers_prefix, rms_scale
+from kdp_core.models import count_macs
+from tests import pico
+
+IDS_ST = torch.arange(2, 26).view(2, 12)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(module, seed=0):
+    """The module with random weights of moderate size."""
+    with torch.no_grad():
+        for index, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.3 * randn(*parameter.shape, seed=100 * seed + index))
+    return module
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS_ST).logits
+
+
+@pytest.mark.parametrize("lift_input", ["raw", "rms"])
+def test_rff_mlp_by_hand(lift_input):
+    module, h = filled(RffMlp(6, 5, 4, "relu", lift_input)), randn(2, 3, 6, seed=1)
+    part = {name: tensor.double().numpy() for name, tensor in module.state_dict().items()}
+    x = h.double().numpy()
+    if lift_input == "rms":
+        x = x / np.sqrt(np.mean(x ** 2, axis=-1, keepdims=True))
+    angle = x @ part["omega"].T + part["phase"]
+    z = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+    out = np.maximum(z @ part["w1.weight"].T + part["w1.bias"], 0) @ part["w2.weight"].T + part["w2.bias"]
+    np.testing.assert_allclose(module(h).detach().numpy(), out, atol=1e-5)
+
+
+def test_rms_scale_keeps_zero_and_forgets_length():
+    h = torch.cat([torch.zeros(1, 8), randn(3, 8)])
+    scaled = rms_scale(h)
+    assert torch.equal(scaled[0], torch.zeros(8))
+    torch.testing.assert_close(scaled[1:].square().mean(-1), torch.ones(3))
+    torch.testing.assert_close(rms_scale(1e3 * h), scaled)
+
+
+@pytest.mark.parametrize("module", [RffMlp(6, 5, 4, "gelu", "raw", 3.0), Affine(6, 3.0)], ids=["rff_mlp", "affine"])
+def test_tokens_above_the_limit_pass_unchanged_and_do_not_touch_others(module):
+    module = filled(module)
+    h = randn(2, 5, 6, seed=2)
+    h = h / h.norm(dim=-1, keepdim=True)
+    clean = module(h)
+    h[0, 1] *= 3.001
+    out = module(h)
+    assert torch.equal(out[0, 1], h[0, 1]) and not torch.equal(clean[0, 1], h[0, 1])
+    others = torch.ones(2, 5, dtype=torch.bool)
+    others[0, 1] = False
+    assert torch.equal(out[others], clean[others])
+
+
+def test_multiply_adds_are_those_of_the_matrices():
+    module = RffMlp(6, 5, 4, "gelu", "raw")
+    assert module.macs_per_token == sum(p.numel() for p in module.parameters() if p.ndim == 2) == count_macs(module)
+    assert Affine(6).macs_per_token == 36
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_layers_are_found_under_the_prefix_of_the_state_dict(family):
+    model = pico.model(family)
+    layers = decoder_layers(model)
+    assert len(layers) == 10
+    name, tensor = next(iter(layers[3].state_dict().items()))
+    assert torch.equal(model.state_dict()[f"{layers_prefix(family)}3.{name}"], tensor)
+    assert layers_prefix(modeling.PREFIX + family) == layers_prefix(family)
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_attached_maps_act_before_and_after_their_layers_in_order(family):
+    """Beside a model whose layers are wrapped by hand."""
+    model, plain = pico.model(family), pico.model(family)
+    entries = [{"layer": 2, "after": False}, {"layer": 2, "after": False}, {"layer": 9, "after": True}]
+    attach(model, [entry | {"kind": "affine", "options": {"width": 32}} for entry in entries])
+    before, after = decoder_layers(model)[2].stand_in, decoder_layers(model)[9].stand_in_after
+    for seed, module in enumerate([*before, *after]):
+        filled(module, seed)
+
+    class Wrapped(nn.Module):
+        def __init__(self, layer, first=(), last=()):
+            super().__init__()
+            self.layer, self.first, self.last = layer, first, last
+            self.attention_type = getattr(layer, "attention_type", None)
+
+        def forward(self, h, *args, **kwargs):
+            for w_DD, b_D in self.first:
+                h = h @ w_DD.T + b_D
+            h = self.layer(h, *args, **kwargs)
+            for w_DD, b_D in self.last:
+                h = h @ w_DD.T + b_D
+            return h
+
+    layers = decoder_layers(plain)
+    layers[2] = Wrapped(layers[2], first=[(m.map.weight, m.map.bias) for m in before])
+    layers[9] = Wrapped(layers[9], last=[(m.map.weight, m.map.bias) for m in after])
+    torch.testing.assert_close(logits(model), logits(plain), atol=1e-4, rtol=1e-4)
+    assert len(before) == 2 and (logits(model) - logits(pico.model(family))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", sorted(modeling.FAMILIES))
+def test_folded_classes_are_registered_subclasses(family):
+    config_class, model_class = FOLDED[family]
+    base_config, base_model = modeling.FAMILIES[family]
+    assert issubclass(config_class, base_config) and issubclass(model_class, base_model)
+    assert config_class.model_type == f"kdp_{family}" and model_class.config_class is config_class
+    assert isinstance(AutoConfig.for_model(config_class.model_type), config_class)
+    assert AutoModelForCausalLM._model_mapping[config_class] is model_class
+    assert getattr(modeling, model_class.__name__) is model_class
+    assert config_class().stand_ins == []
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_folded_class_without_stand_ins_is_the_base_class(family):
+    base = pico.model(family)
+    config_class, model_class = FOLDED[family]
+    folded = model_class(config_class(**{key: value for key, value in base.config.to_dict().items()
+                                         if key != "model_type"})).eval()
+    folded.load_state_dict(base.state_dict())
+    assert torch.equal(logits(folded), logits(base))
+
+
+def test_gradients_reach_every_weight_of_a_stand_in():
+    model = pico.model("llama")
+    options = {"width": 32, "frequencies": 8, "hidden": 6, "activation": "gelu", "lift_input": "raw"}
+    attach(model, [{"layer": 4, "after": False, "kind": "rff_mlp", "options": options}])
+    stand_in = filled(decoder_layers(model)[4].stand_in[0])
+    model(IDS_ST, labels=IDS_ST).loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in stand_in.parameters())
