@@ -88,6 +88,16 @@ def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, A
     return {name: given.get(name, parameter.default) for name, parameter in known.items()}
 
 
+def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
+    """MethodError for a step or an option that the method does not have."""
+    row = method_of(name)
+    known = {"block": row.select, **row.steps}
+    if unknown := sorted(set(options) - set(known)):
+        raise MethodError(f"method {name} has no step {unknown[0]!r}; it has {', '.join(known)}")
+    for step, given in options.items():
+        settings(known[step], given)
+
+
 def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
     hints, words = typing.get_type_hints(function), _described(function)
@@ -146,6 +156,7 @@ def run(name: str, hidden: HiddenStates, similarity: Similarity, facts: ModelFac
         options: dict[str, dict[str, Any]]) -> Plan:
     """A whole method in memory: select, fit every block, plan."""
     row = method_of(name)
+    check_options(name, options)
     selection = row.select(similarity, facts, ratio=ratio, k_max=k_max,
                            module_params=row.module_params(facts, options), **options.get("block", {}))
     fitted: dict[Block, list[Any]] = {}
