@@ -1,0 +1,232 @@
+"""One battery over the table of methods and the families; an exception is a visible flag in CASES."""
+import inspect
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+import torch
+from safetensors import safe_open
+
+from kdp_core import hidden, methods, modeling, models, texts
+from kdp_core.fold import fold
+from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
+from kdp_core.similarity import similarity
+from tests import pico
+from tests.kdp_core import stored
+
+RATIO, K_MAX = 0.25, 3
+IDS_ST = torch.arange(2, 26).view(2, 12)
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class Case(NamedTuple):
+    """How the battery runs a row."""
+    options: dict[str, dict[str, Any]]
+    """By step, small enough for a test."""
+    stand_ins: bool = True
+    """False: nothing takes the place of a dropped block."""
+
+
+LINEAR = {"heldout": 0.2}
+CASES = {
+    "remove": Case({}, stand_ins=False),
+    "linear": Case({"fit": LINEAR}),
+    "linear_sequential": Case({"fit": LINEAR}),
+    "kdp": Case({"kernel": {"features": 32, "rank": 2, "epochs": 2, "heldout": 0.2},
+                 "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
+}
+
+
+class Dense(NamedTuple):
+    """What every method starts from."""
+    folder: Any
+    hidden: Any
+    similarity: Any
+    facts: Any
+
+
+class Pruned(NamedTuple):
+    """What came of a method."""
+    dense: Dense
+    plan: Any
+    selection: Any
+    facts: Any
+    folder: Any
+
+
+@pytest.fixture(scope="module", params=pico.FAMILIES)
+def dense(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    folder = pico.save(root / "dense", request.param)
+    model = models.load_model(folder)
+    hidden.extract(model, stored.tokens(), root / "hidden.zarr")
+    states = hidden.read(root / "hidden.zarr")
+    return Dense(folder, states, similarity(states, tokens=256, batch=64),
+                 models.facts(model, source="pico", sha256=""))
+
+
+def run(name, dense):
+    return methods.run(name, dense.hidden, dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX,
+                       options=CASES[name].options)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def pruned(request, dense, tmp_path_factory):
+    row, plan = METHODS[request.param], run(request.param, dense)
+    selection = row.select(dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX,
+                           module_params=row.module_params(dense.facts, CASES[request.param].options))
+    folder = tmp_path_factory.mktemp("pruned") / "checkpoint"
+    return Pruned(dense, plan, selection, fold(plan, dense.folder, folder), folder)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS_ST).logits
+
+
+def test_every_row_has_a_case_and_no_case_lacks_a_row():
+    assert set(CASES) == set(METHODS)
+
+
+def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
+    dropped = [(layer, "whole") for start, stop in pruned.selection.blocks for layer in range(start, stop)]
+    assert pruned.plan.drop == dropped and dropped
+    assert [module.block for module in pruned.plan.modules] == \
+        (pruned.selection.blocks if CASES[pruned.plan.method].stand_ins else [])
+    for module in pruned.plan.modules:
+        assert set(modeling.MODULES[module.kind](**module.options).state_dict()) == set(module.tensors)
+        assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in module.tensors.values())
+
+
+def test_ratio_and_parameters_are_as_reported(pruned):
+    facts, count = pruned.facts, len(pruned.selection.blocks)
+    with safe_open(pruned.folder / "model.safetensors", framework="pt") as file:
+        stored_params = sum(file.get_tensor(name).numel() for name in file.keys())
+    assert facts.params_after == stored_params and facts.params_before == pruned.dense.facts.params_total
+    assert facts.params_removed == pytest.approx(1 - stored_params / facts.params_before)
+    assert facts.params_removed == pytest.approx(pruned.selection.ratio_planned)
+    row = METHODS[pruned.plan.method]
+    assert facts.params_added == count * row.module_params(pruned.dense.facts, CASES[pruned.plan.method].options)
+    assert facts.blocks == pruned.selection.blocks and facts.layers_removed == len(pruned.plan.drop)
+    assert abs(facts.params_removed - RATIO) < 0.12
+
+
+def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned):
+    model = models.load_model(pruned.folder)
+    assert logits(model).isfinite().all() and len(modeling.decoder_layers(model)) == 10 - len(pruned.plan.drop)
+    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+                           do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*runs)
+    assert models.load_tokenizer(pruned.folder).decode(runs[0][0])
+
+
+def test_checkpoint_saves_and_reloads_with_the_same_bits(pruned, tmp_path):
+    model = models.load_model(pruned.folder)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(models.load_model(tmp_path / "again")), logits(model))
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pruned.folder / "model.safetensors").read_bytes()
+
+
+def test_checkpoint_holds_no_pickle(pruned):
+    for path in pruned.folder.iterdir():
+        assert path.suffix in (".json", ".safetensors", ".py", ".jinja", ".txt", ".model"), path
+        assert not path.read_bytes().startswith(PICKLED), path
+
+
+def test_same_bits_twice(pruned):
+    again = run(pruned.plan.method, pruned.dense)
+    assert again.drop == pruned.plan.drop and set(again.tensors) == set(pruned.plan.tensors)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in pruned.plan.tensors.items())
+    for module, other in zip(pruned.plan.modules, again.modules, strict=True):
+        assert (module.block, module.kind, module.options) == (other.block, other.kind, other.options)
+        assert set(module.tensors) == set(other.tensors)
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in module.tensors.items())
+
+
+def test_plan_does_not_touch_torchs_own_generator(dense):
+    before = torch.random.get_rng_state()
+    run("kdp", dense)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_sequential"])
+def test_linear_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blocks(dense, tmp_path, name):
+    """On text that no fit has seen."""
+    plan = run(name, dense)
+    fold(plan, dense.folder, tmp_path / "filled")
+    fold(plan._replace(modules=[]), dense.folder, tmp_path / "empty")
+    tokens = texts.pack(pico.tokenizer(), [texts.Part("other", pico.documents(20, seed=9), 8)], length=24, seed=0)
+    model = models.load_model(dense.folder)
+    with torch.no_grad():
+        expected = model(tokens.ids_ST).logits
+        filled, empty = ((models.load_model(tmp_path / which)(tokens.ids_ST).logits - expected).norm()
+                         for which in ("filled", "empty"))
+    assert filled < 0.95 * empty
+
+
+# options
+
+FUNCTIONS = sorted({function for row in METHODS.values() for function in (row.select, *row.steps.values())},
+                   key=lambda function: (function.__module__, function.__name__))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: f"{function.__module__}.{function.__name__}")
+def test_every_option_has_a_type_a_default_and_a_description(function):
+    schema, defaults = option_schema(function), settings(function, {})
+    assert set(schema["properties"]) == set(arguments(function)) == set(defaults) and defaults
+    for name, words in schema["properties"].items():
+        assert words["type"] in ("integer", "number", "string", "boolean"), name
+        assert len(words["description"]) > 10 and words["description"][-1] == ".", name
+        assert defaults[name] is not inspect.Parameter.empty, name
+    jsonschema.validate(defaults, schema)
+    assert not set(arguments(function)) & set(methods.GRID_ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_schema_of_a_method_takes_its_case_and_refuses_the_rest(name):
+    schema = method_schema(name)
+    assert set(schema["properties"]) == {"block", *METHODS[name].steps}
+    jsonschema.validate(CASES[name].options, schema)
+    jsonschema.validate({"block": {"protect": 0.2, "criterion": "cosine"}}, schema)
+    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"protect": "a lot"}}, {"block": {"ratio": 0.2}},
+                  *({step: {"colour": 1}} for step in METHODS[name].steps)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_settings_are_defaults_overridden_by_what_is_given():
+    fit = METHODS["kdp"].steps["kernel"]
+    defaults = settings(fit, {})
+    assert settings(fit, {"features": 64, "lr": 0.5}) == defaults | {"features": 64, "lr": 0.5}
+    assert defaults["features"] == 1024 and defaults["lr"] == 0.01 and defaults["patience"] == 3
+    with pytest.raises(MethodError, match=r"'gama' is unknown to kdp_core\.kernel\.fit; it knows features, rank"):
+        settings(fit, {"gama": 1})
+
+
+def test_an_unknown_method_is_told_the_known_ones():
+    with pytest.raises(MethodError, match="'prune' is unknown; choose one of remove, linear, linear_sequential, kdp"):
+        method_of("prune")
+
+
+def test_steps_one_by_one_are_the_whole_method(dense):
+    whole, fitted = run("kdp", dense), {}
+    for module in whole.modules:
+        fitted[module.block] = []
+        for step, options in CASES["kdp"].options.items():
+            record = methods.fit_step("kdp", step, dense.hidden, module.block, fitted[module.block], **options)
+            fitted[module.block].append(record)
+    selection = METHODS["kdp"].select(dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX, module_params=0)
+    again = methods.plan("kdp", selection._replace(blocks=[module.block for module in whole.modules]), fitted)
+    assert again.drop == whole.drop
+    for module, other in zip(whole.modules, again.modules, strict=True):
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in module.tensors.items())
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.linear\.direct; it knows ridge"),
+    ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.blocks\.most_similar"),
+    ("kdp", {"kernl": {}}, "method kdp has no step 'kernl'; it has block, kernel, inverse"),
+])
+def test_unknown_options_are_refused_before_any_work(name, options, message):
+    with pytest.raises(MethodError, match=message):
+        methods.run(name, None, None, None, ratio=RATIO, k_max=K_MAX, options=options)
