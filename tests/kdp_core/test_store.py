@@ -101,10 +101,12 @@ def test_same_record_same_bytes(tmp_path, record):
 
 
 def test_fields_may_share_a_tensor_or_a_storage(tmp_path):
-    base_LL = numbers(2, 4)
-    record = Similarity([0, 1], base_LL[:, :2], base_LL[:, :2], base_LL, base_LL.mT, "raw", 1, 0)
-    store.write(tmp_path / "s.safetensors", record)
-    assert same(store.read(tmp_path / "s.safetensors"), record)
+    base_LL = numbers(4, 4)
+    for fields in ((base_LL, base_LL, base_LL, base_LL), (base_LL[:2], base_LL[2:], base_LL, base_LL.mT),
+                   (base_LL.mT, base_LL.mT, base_LL[:, :2], base_LL[:, 1:])):
+        record = Similarity([0, 1], *fields, "raw", 1, 0)
+        store.write(tmp_path / "s.safetensors", record)
+        assert same(store.read(tmp_path / "s.safetensors"), record)
 
 
 def test_nothing_in_a_dict_is_mistaken_for_structure(tmp_path):
