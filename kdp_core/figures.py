@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from kdp_core import store
-from kdp_core.records import Inverse, KernelMap, Similarity
+from kdp_core.records import Diagnosis, Inverse, KernelMap, Similarity
 from kdp_core.tables import COLUMNS, DENSE, Point, heading, span
 
 COLUMN_IN, PAGE_IN = 3.25, 6.75
@@ -396,3 +396,40 @@ def _strip_label(pruned: Sequence[Point]) -> Callable[[Point], str]:
     calibs, k_maxes = len({p.calib for p in pruned}) > 1, len({p.k_max for p in pruned}) > 1
     return lambda point: (f"{point.method}{f', {point.calib}' if calibs else ''}"
                           f"{f', k {point.k_max}' if k_maxes else ''}, {100 * point.ratio:g} %")
+
+
+# What pruning did to the states ---------------------------------------------------------------------------------------
+
+def error_by_layer(diagnoses: Mapping[str, Diagnosis], *, width: float = PAGE_IN, height: float = 2.4) -> Drawn:
+    """Relative squared error of the pruned models' states against the dense model's state number, a line a label.
+
+    Not in the paper. A line has a gap where layers are gone and starts at its first error above 0: before the first
+    dropped layer states are equal, which a log axis cannot show. At 1 a state is no better than the constant mean.
+    Raises FigureError if there is no diagnosis, or none with an error above 0.
+    """
+    rows = [{"label": label, "state": state, "error": error, "cosine": cosine, "masked": masked, "tokens": own.tokens}
+            for label, own in diagnoses.items()
+            for state, error, cosine, masked in zip(own.states, own.error, own.cosine, own.masked, strict=True)]
+    if not any(row["error"] > 0 for row in rows):
+        raise FigureError("no error of states above 0 to draw: give the diagnosis of at least one pruned model")
+    frame, last = pd.DataFrame(rows), max(row["state"] for row in rows)
+    with quiet():
+        figure = Figure(figsize=(width, height + 0.14 * math.ceil((len(diagnoses) + 1) / 5)))
+        axis = figure.subplots()
+        axis.axhline(1, color=GREY, linestyle=":", linewidth=0.9)
+        looks = {label: _error_look(place) for place, label in enumerate(diagnoses)}
+        for label, look in looks.items():
+            error = frame[frame["label"] == label].set_index("state")["error"].reindex(range(last + 1))
+            axis.plot(error.index, error.where(error > 0), **look)
+        axis.set(yscale="log", xlim=(-0.5, last + 0.5), xlabel="State of the dense model", ylabel="Relative error")
+        axis.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
+        _plain_log(axis)
+        _legend_below(figure, [*(Line2D([], [], label=label, **look) for label, look in looks.items()),
+                               Line2D([], [], color=GREY, linestyle=":", label="constant mean")], columns=5)
+    return Drawn(figure, frame)
+
+
+def _error_look(place: int) -> dict[str, Any]:
+    """A marker on every point, as a state between two gaps has no line; dashes tell a second round of colours."""
+    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 2.4,
+            "linestyle": DASHES[place // len(COLORS) % len(DASHES)]}

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from kdp_core import kernel as step_1
 from kdp_core.hidden import HiddenStates
 from kdp_core.kernel import TrainingDiverged, chain, features_of
-from kdp_core.records import Inverse, KernelMap, Module
+from kdp_core.records import Inverse, KernelMap, ModelFacts, Module
 from kdp_core.states import FitError, lift_input, load, relative_error
 
 logger = logging.getLogger(__name__)
@@ -160,3 +161,11 @@ def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
     options = {"width": kernel.omega_DM.shape[0], "frequencies": m, "hidden": w1_HF.shape[0],
                "activation": inverse.activation, "lift_input": kernel.lift_input, "bypass_above": kernel.bypass_above}
     return Module(kernel.block, "rff_mlp", options, {name: t.contiguous() for name, t in tensors.items()})
+
+
+def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of that folded block, from the options of both steps."""
+    F, H = (options.get(step, {}).get(name, function.__kwdefaults__[name])
+            for step, name, function in (("kernel", "features", step_1.fit), ("inverse", "width", fit)))
+    # Omega and b, W1 A_k .. A_1 and b1, alpha W2 and alpha b2
+    return F // 2 * (facts.width + 1) + H * (F + 1) + facts.width * (H + 1)

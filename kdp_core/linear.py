@@ -6,13 +6,13 @@ which own an unweighted regression (`massive`, `token_weight`), and shrinking to
 identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares to the letter.
 """
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdp_core.hidden import HiddenStates
-from kdp_core.records import Block, LinearMap, Module
+from kdp_core.records import Block, LinearMap, ModelFacts, Module
 from kdp_core.states import BlockStates, FitError, load, relative_error, ridge_solve
 
 TOKEN_WEIGHTS = ("none", "inverse_norm")
@@ -95,3 +95,8 @@ def to_module(linear: LinearMap) -> Module:
     """The stand-in of an affine map."""
     return Module(linear.block, "affine", {"width": len(linear.bias_D), "bypass_above": linear.bypass_above},
                   {"map.weight": linear.weight_DD, "map.bias": linear.bias_D})
+
+
+def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of that stand-in."""
+    return facts.width * (facts.width + 1)

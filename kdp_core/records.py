@@ -204,3 +204,42 @@ class Efficiency(NamedTuple):
     device: str
     threads: int
     repeats: int
+
+
+class Diagnosis(NamedTuple):
+    """What pruning did to states and outputs, on held-out windows beside the dense model.
+
+    Standard errors are over windows, None where there is one window only.
+    """
+    states: list[int]
+    """The dense model's numbers of the states that the pruned one has, ascending: of its layers, and the last."""
+    error: list[float]
+    """For each of `states`, sum |h' - h|^2 / sum |h - mean h|^2: 0 perfect, 1 as good as the constant mean."""
+    cosine: list[float]
+    """For each of `states`, mean over tokens of cos(h', h)."""
+    masked: list[int]
+    """For each of `states`, massive-activation tokens left out of error and cosine."""
+    tokens: int
+    """Tokens of all windows, massive ones in."""
+    windows: int
+    dropped: list[int]
+    """Layers of the dense model that the pruned one lacks, ascending."""
+    massive_factor: float
+    """A token is massive where its dense norm exceeds this times its window's median norm."""
+    predictions: int
+    """Tokens with a next one in their window: what the outputs are judged on."""
+    kl_nats: float
+    """Mean KL(dense || pruned) in nats per token."""
+    kl_nats_stderr: float | None
+    agreement: float
+    """Share of predictions with the same most likely token."""
+    agreement_stderr: float | None
+    nll_dense_nats: float
+    """Mean negative log-likelihood of the next token, nats per token."""
+    nll_dense_nats_stderr: float | None
+    nll_pruned_nats: float
+    nll_pruned_nats_stderr: float | None
+    nll_increase_nats: float
+    """Pruned less dense."""
+    nll_increase_nats_stderr: float | None
+    """Of the paired differences: far below the two errors above, as both models read the same windows."""

@@ -5,10 +5,12 @@ safetensors writes several keys in an order of its own each time: the same recor
 goes to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none (and its
 temporary, hidden and named .tmp, which may be deleted).
 """
+import glob
 import json
 import math
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +40,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary sibling of `path` (file or folder, made by the caller), renamed to `path` when the body succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():
@@ -49,6 +52,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         elif temporary.exists():
             temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine left behind when they were killed while writing `path`."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
+        pid = int(stale.name.rsplit("-", 2)[1])
+        if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

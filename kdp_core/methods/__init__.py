@@ -43,26 +43,15 @@ def _no_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     return 0
 
 
-def _affine_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    return facts.width * (facts.width + 1)
-
-
-def _kdp_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    features = settings(kernel.fit, options.get("kernel", {}))["features"]
-    width, D, m = settings(inverse.fit, options.get("inverse", {}))["width"], facts.width, features // 2
-    # Omega and b, W1 A_k..A_1 and b1, alpha W2 and alpha b2
-    return m * (D + 1) + width * (features + 1) + D * (width + 1)
-
-
 METHODS: dict[str, Method] = {
     "remove": Method("KDP (ICLR 2026), `w/o kernel` of Table 1: the blocks dropped, nothing in their place",
                      blocks.most_similar, {}, None, _no_params),
     "linear": Method("KDP (ICLR 2026), `Direct OLS` of Table 3",
-                     blocks.most_similar, {"fit": linear.direct}, linear.to_module, _affine_params),
+                     blocks.most_similar, {"fit": linear.direct}, linear.to_module, linear.module_params),
     "linear_sequential": Method("KDP (ICLR 2026), `Sequential OLS` of Table 3",
-                                blocks.most_similar, {"fit": linear.sequential}, linear.to_module, _affine_params),
+                                blocks.most_similar, {"fit": linear.sequential}, linear.to_module, linear.module_params),
     "kdp": Method("KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
-                  blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, _kdp_params),
+                  blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params),
 }
 
 
@@ -101,7 +90,7 @@ def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
 def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
     hints, words = typing.get_type_hints(function), _described(function)
-    return {"type": "object", "additionalProperties": False,
+    return {"type": "object", "additionalProperties": False, "x-module": function.__module__,
             "properties": {name: {**_json_type(hints[name]), "description": words[name]}
                            for name in arguments(function)}}
 

@@ -194,3 +194,21 @@ def test_refuses_foreign_safetensors(tmp_path, metadata):
     save_file({"weight": numbers(2)}, tmp_path / "x.safetensors", metadata=metadata)
     with pytest.raises(StoreError, match=r"x\.safetensors: no record of kdp"):
         store.read(tmp_path / "x.safetensors")
+
+
+def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_kept(tmp_path):
+    import os
+    import socket
+    import subprocess
+    import sys
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive, other = (tmp_path / f".x.json.{host}-{pid}-abc.tmp" for host, pid in (
+        (socket.gethostname(), gone.pid), (socket.gethostname(), os.getpid()), ("elsewhere", gone.pid)))
+    dead.mkdir()
+    (dead / "half").write_text("")
+    alive.write_text("")
+    other.write_text("")
+    store.write_json(tmp_path / "x.json", {})
+    assert not dead.exists() and alive.exists() and other.exists()

@@ -1,0 +1,39 @@
+"""kdp: prune language models by every method of a grid, evaluate, and report.
+
+Flow: text, dense -> tokens -> hidden -> similarity -> blocks -> step -> fold -> evaluate, efficiency, diagnose
+      -> tables -> figures -> report. One rule file a stage, one thin script a rule, one library module a stage.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/assets.smk"
+include: "rules/hidden.smk"
+include: "rules/similarity.smk"
+include: "rules/blocks.smk"
+include: "rules/step.smk"
+include: "rules/fold.smk"
+include: "rules/evaluate.smk"
+include: "rules/diagnose.smk"
+include: "rules/figures.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report.html",
+        "results/scores.csv",
+        "results/summary.csv",
+    message:
+        "Everything is built"

@@ -1,0 +1,76 @@
+"""Assets: texts and dense models from named, hashed sources, and packed calibration tokens."""
+
+
+rule text:
+    output:
+        ensure("results/texts/{text}.jsonl", non_empty=True),
+    log:
+        "results/logs/text/{text}.log",
+    benchmark:
+        "results/benchmarks/text/{text}.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(2000),
+        runtime=30,
+    params:
+        entry=lambda wildcards: config["texts"][wildcards.text],
+        cache=config.get("cache", ".cache/assets"),
+        code=plumbing.code("text"),
+    message:
+        "Fetching text {wildcards.text}"
+    script:
+        "../workflow_scripts/text.py"
+
+
+rule dense:
+    output:
+        checkpoint=directory("results/{model}/dense"),
+        facts="results/{model}/facts.json",
+    log:
+        "results/logs/dense/{model}.log",
+    benchmark:
+        "results/benchmarks/dense/{model}.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=60,
+    params:
+        entry=lambda wildcards: {
+            key: value for key, value in model_of(wildcards).items() if key != "device"
+        },
+        cache=config.get("cache", ".cache/assets"),
+        code=plumbing.code("dense"),
+    message:
+        "Fetching and converting model {wildcards.model}"
+    script:
+        "../workflow_scripts/dense.py"
+
+
+rule tokens:
+    input:
+        dense="results/{model}/dense",
+        facts="results/{model}/facts.json",
+        texts=lambda wildcards: [
+            f"results/texts/{name}.jsonl"
+            for name in config["calibrations"][wildcards.calib]["mix"]
+        ],
+    output:
+        "results/{model}/{calib}/tokens.safetensors",
+    log:
+        "results/logs/tokens/{model}-{calib}.log",
+    benchmark:
+        "results/benchmarks/tokens/{model}-{calib}.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(2000),
+        runtime=30,
+    params:
+        calibration=lambda wildcards: config["calibrations"][wildcards.calib],
+        code=plumbing.code("tokens"),
+    message:
+        "Packing calibration {wildcards.calib} for {wildcards.model}"
+    script:
+        "../workflow_scripts/tokens.py"

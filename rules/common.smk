@@ -1,0 +1,154 @@
+"""Config check, wildcards and input functions shared by all stages."""
+
+import json
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, f"{workflow.basedir}/rules")
+
+import plumbing
+
+try:
+    plumbing.check(config)
+except plumbing.ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+POINTS = plumbing.points(config)
+STEPS = {name: plumbing.steps(config, name) for name in config["grid"]["methods"]}
+DPI = config.get("figures", {}).get("dpi", 200)
+FIGURES = plumbing.figure_entries(config)
+
+
+wildcard_constraints:
+    model="|".join(config["models"]),
+    calib="|".join(config["calibrations"]),
+    method="|".join(config["methods"]),
+    text="|".join(config["texts"]),
+    ratio=r"0\.\d+",
+    k_max=r"\d+",
+    start=r"\d+",
+    stop=r"\d+",
+    step=r"[a-z_]+",
+
+
+def model_of(wildcards):
+    """The config's entry of a model."""
+    return config["models"][wildcards.model]
+
+
+def dtype_of(wildcards):
+    """Precision of a model's forward passes."""
+    return model_of(wildcards).get("dtype", "float32")
+
+
+def device_of(wildcards):
+    """Where a model runs."""
+    return model_of(wildcards).get("device", "cpu")
+
+
+def environment(name="cpu"):
+    """The environment file of a rule."""
+    return f"../envs/{name}.yaml"
+
+
+def memory_mb(base, growth=1.5):
+    """Memory that grows with each attempt."""
+    return lambda wildcards, attempt: int(base * growth ** (attempt - 1))
+
+
+def records_of(point):
+    """The records of every step of every block that a grid point selected, block by block."""
+    keys = ("model", "calib", "method", "ratio", "k_max")
+    plan = checkpoints.blocks.get(**{key: point[key] for key in keys}).output[0]
+    with open(plan) as file:
+        blocks = json.load(file)["fields"]["blocks"]
+    folder = "results/{model}/{calib}/{method}/blocks".format(
+        **{key: point[key] for key in keys}
+    )
+    return [
+        f"{folder}/{start}-{stop}/{step}.safetensors"
+        for start, stop in blocks
+        for step in plumbing.steps(config, point["method"])
+    ]
+
+
+def of_points(name):
+    """A file of every grid point."""
+    return [f"{plumbing.point_dir(point)}/{name}" for point in POINTS]
+
+
+def all_records(wildcards=None):
+    """The records of every block of every grid point, each once, in the order of the grid."""
+    return list(dict.fromkeys(path for point in POINTS for path in records_of(point)))
+
+
+def sized_as(wildcards):
+    """The row whose stand-ins are counted: the method's own, unless it names another."""
+    row = (
+        plumbing.options(config, wildcards.method)
+        .get("block", {})
+        .get("sized_as", wildcards.method)
+    )
+    options = {
+        step: given
+        for step, given in plumbing.options(config, row).items()
+        if step != "block"
+    }
+    return {"method": plumbing.base_of(config, row), "options": options}
+
+
+def selection_row(wildcards):
+    """The method that selects, and its options."""
+    options = plumbing.options(config, wildcards.method).get("block", {})
+    options = {key: value for key, value in options.items() if key != "sized_as"}
+    return {"method": plumbing.base_of(config, wildcards.method), "options": options}
+
+
+def steps_before(wildcards):
+    """Records of the method's earlier steps on the same block."""
+    names = plumbing.steps(config, wildcards.method)
+    folder = "results/{model}/{calib}/{method}/blocks/{start}-{stop}".format(
+        **wildcards
+    )
+    return [
+        f"{folder}/{name}.safetensors" for name in names[: names.index(wildcards.step)]
+    ]
+
+
+def points_like(wildcards):
+    """The grid points that share these wildcards."""
+    return [
+        point
+        for point in POINTS
+        if all(point.get(key, value) == value for key, value in wildcards.items())
+    ]
+
+
+def trained(wildcards, step):
+    """One step's records of every block that a row has trained on a calibration set, by first layer."""
+    found = {path for point in points_like(wildcards) for path in records_of(point)}
+    paths = [path for path in found if path.endswith(f"{step}.safetensors")]
+    return sorted(
+        paths,
+        key=lambda path: [int(layer) for layer in path.split(os.sep)[-2].split("-")],
+    )
+
+
+def everything_measured(wildcards):
+    """All that tables and the overview figures read."""
+    names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
+    dense = [
+        f"results/{model}/{name}.json"
+        for model in config["grid"]["models"]
+        for name in ("scores", "efficiency")
+    ]
+    return [path for name in names for path in of_points(name)] + all_records() + dense
+
+
+def drawn(name):
+    """The three files of a figure."""
+    return {
+        suffix: f"results/figures/{name}.{suffix}" for suffix in ("png", "pdf", "csv")
+    }

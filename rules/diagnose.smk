@@ -1,0 +1,31 @@
+"""Diagnosis: what folding did to the states and outputs, on held-out windows."""
+
+
+rule diagnose:
+    input:
+        dense="results/{model}/dense",
+        facts="results/{model}/facts.json",
+        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
+        plan="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
+        text=f"results/texts/{config['evaluate']['text']}.jsonl",
+    output:
+        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/diagnosis.json",
+    log:
+        "results/logs/diagnose/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+    benchmark:
+        "results/benchmarks/diagnose/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(3000),
+        runtime=30,
+    params:
+        dtype=dtype_of,
+        device=device_of,
+        length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
+        options=config.get("diagnose", {}),
+        code=plumbing.code("diagnose"),
+    message:
+        "Diagnosing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
+    script:
+        "../workflow_scripts/diagnose.py"

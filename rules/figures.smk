@@ -1,0 +1,127 @@
+"""Figures, each as PDF and PNG with its data as CSV. Numbers in names are those of the KDP paper's figures."""
+
+
+rule figure_similarity:
+    input:
+        "results/{model}/{calib}/similarity.safetensors",
+    output:
+        **drawn("{model}/{calib}/similarity"),
+    log:
+        "results/logs/figures/{model}-{calib}-similarity.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-similarity.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        kind="similarity",
+        colormap=config.get("figures", {}).get("colormap", "viridis"),
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the similarity of layers of {wildcards.model}"
+    script:
+        "../workflow_scripts/figure.py"
+
+
+rule figure_training:
+    input:
+        kernels=lambda wildcards: trained(wildcards, "kernel"),
+        inverses=lambda wildcards: trained(wildcards, "inverse"),
+    output:
+        **drawn("{model}/{calib}/{method}-training"),
+    log:
+        "results/logs/figures/{model}-{calib}-{method}-training.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-{method}-training.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        kind="training",
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the training curves of {wildcards.method}"
+    script:
+        "../workflow_scripts/figure.py"
+
+
+use rule figure_training as figure_operators with:
+    input:
+        kernels=lambda wildcards: trained(wildcards, "kernel"),
+    output:
+        **drawn("{model}/{calib}/{method}-operators"),
+    log:
+        "results/logs/figures/{model}-{calib}-{method}-operators.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-{method}-operators.tsv"
+    params:
+        kind="operators",
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the operator norms of {wildcards.method}"
+
+
+use rule figure_training as figure_errors with:
+    input:
+        lambda wildcards: [
+            f"{plumbing.point_dir(point)}/diagnosis.json"
+            for point in points_like(wildcards)
+        ],
+    output:
+        **drawn("{model}/{calib}/errors-r{ratio}"),
+    log:
+        "results/logs/figures/{model}-{calib}-errors-r{ratio}.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-errors-r{ratio}.tsv"
+    params:
+        kind="errors",
+        labels=lambda wildcards: [
+            f"{p['method']}, K max {p['k_max']}" for p in points_like(wildcards)
+        ],
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the errors of states at ratio {wildcards.ratio}"
+
+
+use rule figure_training as figure_score_ratio with:
+    input:
+        "results/summary.csv",
+    output:
+        **drawn("score-ratio"),
+    log:
+        "results/logs/figures/score-ratio.log",
+    benchmark:
+        "results/benchmarks/figures/score-ratio.tsv"
+    params:
+        kind="score_ratio",
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing scores against the ratio"
+
+
+use rule figure_training as figure_layers with:
+    input:
+        everything_measured,
+    output:
+        **drawn("layers"),
+    log:
+        "results/logs/figures/layers.log",
+    benchmark:
+        "results/benchmarks/figures/layers.tsv"
+    params:
+        kind="layers",
+        grid=POINTS,
+        steps=STEPS,
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the replaced layers"

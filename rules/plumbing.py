@@ -1,0 +1,242 @@
+"""What the workflow knows of itself: the checked config, the grid, the rows of methods, and hashes of library code.
+
+Imports neither torch nor kdp_core, so that planning stays quick; what it must know of the methods stands in
+config.schema.json, which workflow_scripts/schema.py writes from the library's signatures.
+"""
+import ast
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+ROOT = Path(__file__).resolve().parents[1]
+RESERVED = ("benchmarks", "figures", "logs", "tables", "tasks", "texts")
+"""Names of result folders that no model may have."""
+TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run, in one sentence."""
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The config's JSON schema."""
+    return json.loads((ROOT / "config.schema.json").read_text(encoding="utf-8"))
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuse an unknown key, a wrong type or value, a name that nothing defines; ConfigError names place and remedy."""
+    _refuse(schema(), config, [])
+    for name, row in config["methods"].items():
+        own = {key: value for key, value in (row or {}).items() if key != "base"}
+        _refuse(schema()["methods"][base_of(config, name)], own, ["methods", name])
+    _check_names(config)
+
+
+def _refuse(rules: dict[str, Any], value: Any, place: list[str]) -> None:
+    errors = list(jsonschema.Draft202012Validator(rules).iter_errors(value))
+    if errors:
+        raise ConfigError(_sentence(min(errors, key=lambda error: (len(error.path), str(error.path))), place))
+
+
+def _sentence(error: jsonschema.ValidationError, above: list[str]) -> str:
+    place = ".".join(map(str, [*above, *error.path])) or "the top level"
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        patterns = error.schema.get("patternProperties", {})
+        unknown = next(key for key in error.instance
+                       if key not in known and not any(re.search(pattern, str(key)) for pattern in patterns))
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}" if known else (
+            "names hold letters, digits, '_', '.' and '-'")
+        return f"config: unknown key {unknown!r} at {place}; {hint}"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return f"config: {place} lacks {missing!r}; {error.schema['properties'][missing].get('description', 'add it')}"
+    words = error.schema.get("description", "")
+    return f"config: {place} is {error.instance!r}, but {_demand(error)}. {words}".rstrip()
+
+
+def _demand(error: jsonschema.ValidationError) -> str:
+    """What a value must be, in words."""
+    limit = error.validator_value
+    return {"type": f"must be of type {limit}", "enum": f"must be one of {limit}", "minimum": f"must be at least {limit}",
+            "exclusiveMinimum": f"must be above {limit}", "exclusiveMaximum": f"must be below {limit}",
+            "pattern": f"must match {limit}", "minItems": "must not be empty", "minProperties": "must not be empty",
+            "uniqueItems": "must not hold a value twice"}.get(error.validator, error.message)
+
+
+def base_of(config: dict[str, Any], name: str) -> str:
+    """The method of METHODS that a row stands on, through `base` of rows on rows."""
+    seen, row = [name], name
+    while "base" in (config["methods"].get(row) or {}):
+        row = config["methods"][row]["base"]
+        if row in seen:
+            raise ConfigError(f"config: methods.{name} stands on itself ({' -> '.join([*seen, row])}); mend its `base`")
+        if row not in config["methods"] and row not in schema()["methods"]:
+            raise ConfigError(f"config: methods.{seen[-1]}.base is {row!r}, which is neither a row nor a method; "
+                              f"methods are {', '.join(schema()['methods'])}")
+        seen.append(row)
+        if row not in config["methods"]:
+            break
+    if row not in schema()["methods"]:
+        raise ConfigError(f"config: methods.{row} is no method; give it a `base` from {', '.join(schema()['methods'])}")
+    return row
+
+
+def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """A row's options by step, its own over those of the rows it stands on."""
+    row = config["methods"].get(name) or {}
+    below = options(config, row["base"]) if "base" in row else {}
+    own = {step: given for step, given in row.items() if step != "base"}
+    return {step: below.get(step, {}) | own.get(step, {}) for step in [*below, *(s for s in own if s not in below)]}
+
+
+def steps(config: dict[str, Any], name: str) -> list[str]:
+    """The fitting steps of a row, in order."""
+    return [key for key in schema()["methods"][base_of(config, name)]["properties"] if key != "block"]
+
+
+def _check_names(config: dict[str, Any]) -> None:
+    grid = config["grid"]
+    for key, known in (("models", "models"), ("calibrations", "calibrations"), ("methods", "methods")):
+        _known(f"grid.{key}", grid[key], config[known], f"add it under {known}")
+    for name, calibration in config["calibrations"].items():
+        _known(f"calibrations.{name}.mix", calibration["mix"], config["texts"], "add it under texts")
+    _known("evaluate.text", [config["evaluate"]["text"]], config["texts"], "add it under texts")
+    for name in config["methods"]:
+        sized = options(config, name).get("block", {}).get("sized_as")
+        _known(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"], "name a row of methods")
+    for name in config["models"]:
+        if name in RESERVED:
+            raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; choose another name")
+
+
+def _known(place: str, names: Any, known: dict[str, Any], remedy: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), list(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else remedy
+            raise ConfigError(f"config: {place} names {name!r}, which is not defined; {hint}")
+
+
+def points(config: dict[str, Any]) -> list[dict[str, str]]:
+    """The grid, as wildcards of each point, in the order of the config."""
+    grid = config["grid"]
+    return [dict(model=model, calib=calib, method=method, ratio=f"{ratio:g}", k_max=str(k_max))
+            for model, calib, method, ratio, k_max in itertools.product(
+                grid["models"], grid["calibrations"], grid["methods"], grid["ratios"], grid["k_max"])]
+
+
+def point_dir(point: dict[str, str]) -> str:
+    """The folder of a grid point's results."""
+    return "results/{model}/{calib}/{method}/r{ratio}-k{k_max}".format(**point)
+
+
+def learned(config: dict[str, Any]) -> list[str]:
+    """The grid's rows that train a kernel and its inverse."""
+    return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]]
+
+
+def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
+    """Every figure of the report, in order: name, title, rule that makes it, caption."""
+    made = [_entry("score-ratio", "Score against ratio", "figure_score_ratio",
+                   "Mean accuracy and perplexity against the share of all parameters really removed, one line a method "
+                   "and K max; bars are one standard error. KDP paper, Figure 6."),
+            _entry("layers", "Replaced layers", "figure_layers", "Which layers each grid point takes out.")]
+    for model, calib in itertools.product(config["grid"]["models"], config["grid"]["calibrations"]):
+        at, of = f"{model}/{calib}", f"{model}, {calib}"
+        made.append(_entry(f"{at}/similarity", f"Similarity of layers: {of}", "figure_similarity",
+                           "Similarity of the hidden states before each pair of layers. KDP paper, Figure 1."))
+        made += [_entry(f"{at}/errors-r{ratio:g}", f"Error of states at ratio {ratio:g}: {of}", "figure_errors",
+                        "Relative squared error of the pruned models' states against the dense model's, on held-out "
+                        "windows.") for ratio in config["grid"]["ratios"]]
+        for method in learned(config):
+            made += [_entry(f"{at}/{method}-training", f"Training: {method}, {of}", "figure_training",
+                            "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, Figure 3."),
+                     _entry(f"{at}/{method}-operators", f"Operator norms: {method}, {of}", "figure_operators",
+                            "Norms of the operators and of the mean-free features in training. KDP paper, Figure 5.")]
+    return made
+
+
+def _entry(name: str, title: str, rule: str, caption: str) -> dict[str, str]:
+    return {"name": name, "title": title, "rule": rule, "caption": caption}
+
+
+def seeds(config: dict[str, Any]) -> dict[str, int]:
+    """Every seed that the grid uses."""
+    made = {f"calibration {name}": config["calibrations"][name]["seed"] for name in config["grid"]["calibrations"]}
+    made["evaluation"] = config["evaluate"].get("seed", 0)
+    for name in config["grid"]["methods"]:
+        made |= {f"{name}, {step}": options(config, name).get(step, {}).get("seed", 0) for step in steps(config, name)}
+    return made
+
+
+@cache
+def _imports(path: Path) -> tuple[str, frozenset[Path]]:
+    """A module's code without docstrings and comments, and the files of kdp_core that it imports.
+
+    Of the table of methods only the functions count as its code: a new row must not rerun the others.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {file for name in names if name.startswith("kdp_core.") and (file := _file(name))}
+    if path == TABLE:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom | ast.AnnAssign)]
+    return ast.dump(tree), frozenset(found)
+
+
+def _file(name: str) -> Path | None:
+    base = ROOT.joinpath(*name.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _modules(method: str, steps: tuple[str, ...] | None = None) -> set[Path]:
+    """The files that hold a method's functions (of some of its steps)."""
+    parts = schema()["methods"][method]["properties"]
+    return {_file(part["x-module"]) for name, part in parts.items() if steps is None or name in steps}
+
+
+def _hash(start: Path, left_out: frozenset[Path] = frozenset()) -> str:
+    todo, seen = [start], {}
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen[path], more = _imports(path)
+            todo += [other for other in more if path != TABLE or other not in left_out]
+    library = {str(path.relative_to(ROOT)): text for path, text in seen.items() if path.parent.name != "workflow_scripts"}
+    return hashlib.sha256(repr(sorted(library.items())).encode()).hexdigest()[:16]
+
+
+@cache
+def code(script: str, method: str | None = None, steps: tuple[str, ...] | None = None) -> str:
+    """Hash of the library code that a workflow script runs: the modules it imports, and theirs.
+
+    Snakemake sees the script, not what it imports. As a param this reruns the rule when the library's code changes,
+    and not when a comment or a docstring does. With a method (and some of its steps), modules of other methods that
+    the table imports are left out.
+    """
+    others = {file for name in schema()["methods"] for file in _modules(name)}
+    left_out = others - _modules(method, steps) if method else set()
+    return _hash(ROOT / "workflow_scripts" / f"{script}.py", frozenset(left_out))
+
+
+@cache
+def step_code(method: str, step: str) -> str:
+    """Hash of the library code of one step of a method."""
+    return _hash(_file(schema()["methods"][method]["properties"][step]["x-module"]))

@@ -1,0 +1,25 @@
+"""Similarity of all pairs of layers."""
+
+
+rule similarity:
+    input:
+        "results/{model}/{calib}/hidden.zarr",
+    output:
+        "results/{model}/{calib}/similarity.safetensors",
+    log:
+        "results/logs/similarity/{model}-{calib}.log",
+    benchmark:
+        "results/benchmarks/similarity/{model}-{calib}.tsv"
+    priority: 10
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(3000),
+        runtime=60,
+    params:
+        options=config.get("similarity", {}),
+        code=plumbing.code("similarity"),
+    message:
+        "Comparing the layers of {wildcards.model}"
+    script:
+        "../workflow_scripts/similarity.py"

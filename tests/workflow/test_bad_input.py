@@ -1,0 +1,82 @@
+"""Bad input: one clear error that names the value, before anything expensive has run."""
+import pytest
+import safetensors.torch
+
+from tests import pico
+from tests.workflow.project import Project
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Model and texts that the tests of this file only read."""
+    return Project(tmp_path_factory.mktemp("bad")).make()
+
+
+@pytest.fixture
+def project(shared, tmp_path):
+    """The shared project under a folder of its own, sources as absolute paths."""
+    made = Project(tmp_path)
+    made.config["models"]["pico"]["source"] = str(shared.folder / "model")
+    for name in ("made", "heldout"):
+        made.config["texts"][name]["source"] = str(shared.folder / f"{name}.txt")
+    return made
+
+
+def refused(project, *arguments):
+    """What snakemake printed, having failed."""
+    text = project.run(*arguments, check=False)
+    assert "Traceback" not in text, text[-3000:]
+    return text
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c.update(modles={}), "unknown key 'modles' at the top level; did you mean 'models'?"),
+    (lambda c: c["methods"]["kdp"]["kernel"].update(epoch=3), "unknown key 'epoch' at methods.kdp.kernel; did you mean 'epochs'?"),
+    (lambda c: c["grid"].update(ratios=[1.5]), "grid.ratios.0 is 1.5, but must be below 1"),
+    (lambda c: c["grid"].update(methods=["kpd"]), "grid.methods names 'kpd', which is not defined; did you mean 'kdp'?"),
+    (lambda c: c["grid"].update(k_max=[1]), "grid.k_max.0 is 1, but must be at least 2"),
+    (lambda c: c["methods"].update(x={"base": "y"}), "methods.x.base is 'y', which is neither a row nor a method"),
+    (lambda c: c["models"]["pico"].update(dtype="fp8"), "models.pico.dtype is 'fp8', but must be one of"),
+    (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
+])
+def test_the_config_is_refused_before_any_job(project, change, words):
+    change(project.config)
+    text = refused(project, "--dry-run")
+    assert words in text and not (project.folder / "results").exists()
+
+
+def test_a_missing_model_is_named(project):
+    project.config["models"]["pico"]["source"] = "no/such/model"
+    text = refused(project, "results/pico/facts.json")
+    assert "no/such/model" in text and "AssetError" in text
+
+
+def test_a_wrong_hash_shows_both(project, shared):
+    project.config["texts"]["made"]["sha256"] = "0" * 64
+    text = refused(project, "results/texts/made.jsonl")
+    from kdp_core.assets import sha256_of
+    assert "HashMismatch" in text and "0" * 64 in text and sha256_of(shared.folder / "made.txt") in text
+
+
+def test_weights_that_are_not_numbers_are_named(project, tmp_path):
+    folder = pico.save(tmp_path / "nan", "llama", layers=2)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    project.config["models"]["pico"]["source"] = str(folder)
+    text = refused(project, "results/pico/facts.json")
+    assert "ModelError" in text and "model.layers.1.mlp.up_proj.weight" in text
+
+
+def test_a_ratio_out_of_reach_stops_before_training_and_says_the_largest(project):
+    project.config["grid"].update(ratios=[0.9], methods=["kdp"])
+    text = refused(project)
+    assert "ratio 0.9 is too high" in text and "remove at most 0." in text
+    assert not (project.folder / "results/pico/few/kdp/blocks").exists()
+
+
+def test_a_collapsed_kernel_is_named_with_its_remedy(project):
+    project.config["grid"]["methods"] = ["kdp"]
+    project.config["methods"]["kdp"]["kernel"]["bandwidth_scale"] = 1e6
+    text = refused(project, "results/pico/few/kdp/blocks/4-6/kernel.safetensors")
+    assert "KernelCollapsed" in text and "lower kernel.bandwidth_scale" in text

@@ -1,0 +1,120 @@
+"""The whole workflow on a pico model: every output of the contract, nothing to do twice, and what a change reruns."""
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from kdp_core import hidden, store
+from tests.workflow.project import Project
+
+POINT = "results/pico/few/kdp/r0.1-k3"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A project run to the end, once for all tests; they must not change it."""
+    project = Project(tmp_path_factory.mktemp("built")).make()
+    project.run()
+    return project
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """A built project to change: times of files kept."""
+    shutil.copytree(built.folder, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")
+
+
+def test_the_contract_of_paths_and_records(built):
+    results = built.folder / "results"
+    for path in ("pico/dense/model.safetensors", "pico/facts.json", "pico/few/tokens.safetensors", "pico/scores.json",
+                 "pico/few/similarity.safetensors", f"{POINT[8:]}/plan.json", f"{POINT[8:]}/checkpoint/config.json",
+                 f"{POINT[8:]}/scores.json", f"{POINT[8:]}/efficiency.json", f"{POINT[8:]}/diagnosis.json",
+                 "scores.csv", "summary.csv", "tables/summary.tex", "figures/score-ratio.pdf", "report.html"):
+        assert (results / path).stat().st_size > 0, path
+    states = hidden.read(results / "pico/few/hidden.zarr")
+    assert states.layers == list(range(11)) and (states.sequences, states.tokens, states.width) == (40, 24, 48)
+    for block in store.read(results / f"{POINT[8:]}/plan.json").blocks:
+        folder = results / f"pico/few/kdp/blocks/{block[0]}-{block[1]}"
+        assert store.read(folder / "kernel.safetensors").block == store.read(folder / "inverse.safetensors").block == block
+
+
+def test_summary_holds_every_model_and_agrees_with_the_records(built):
+    summary = pd.read_csv(built.folder / "results/summary.csv")
+    assert list(summary.method) == ["dense", "remove", "linear", "kdp"]
+    facts = store.read(built.folder / POINT / "pruned.json")
+    row = summary[summary.method == "kdp"].iloc[0]
+    assert row.params_removed == pytest.approx(facts.params_removed)
+    scores = {(s.task, s.metric): s.value for s in store.read(built.folder / POINT / "scores.json").scores}
+    assert row.ppl == pytest.approx(scores["heldout_ppl", "ppl"])
+    assert summary[summary.method == "dense"].iloc[0].rp == pytest.approx(100)
+    # w/o kernel: the same blocks as kdp's, nothing in their place
+    assert summary[summary.method == "remove"].iloc[0].blocks == row.blocks
+
+
+def test_report_names_every_method_and_loads_nothing(built):
+    page = (built.folder / "results/report.html").read_text(encoding="utf-8")
+    assert all(method in page for method in ("remove", "linear", "kdp"))
+    assert "src=\"http" not in page and "href=\"http" not in page
+
+
+def test_an_unchanged_project_has_nothing_to_do(built):
+    assert built.planned() == {}
+
+
+def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
+    blocks = len(list((copied.folder / "results/pico/few/kdp/blocks").iterdir()))
+    copied.config["methods"]["kdp"]["inverse"]["width"] = 20
+    planned = copied.planned(POINT + "/scores.json")
+    # blocks is asked again, since the width counts in the ratio; the kernels stay
+    assert planned.pop("blocks", 0) <= 1
+    assert planned == {"step": blocks, "fold": 1, "evaluate": 1}
+
+
+def test_epochs_of_step_1_rerun_both_steps_but_no_other_method(copied):
+    blocks = len(list((copied.folder / "results/pico/few/kdp/blocks").iterdir()))
+    copied.config["methods"]["kdp"]["kernel"]["epochs"] = 3
+    planned = copied.planned()
+    assert planned["step"] == 2 * blocks and planned["fold"] == 1 and planned["evaluate"] == 1
+    assert not {"hidden", "similarity", "dense", "evaluate_dense", "tasks"} & set(planned)
+
+
+def test_the_style_of_figures_reruns_figures_and_the_report_only(copied):
+    copied.config["figures"] = {"colormap": "cividis"}
+    assert copied.planned() == {"all": 1, "figure_similarity": 1, "report": 1}
+
+
+def test_the_similarity_treatment_keeps_hidden_states(copied):
+    copied.config["similarity"]["treatment"] = "raw"
+    planned = copied.planned()
+    assert planned["similarity"] == 1 and planned["blocks"] == 3
+    assert not {"hidden", "dense", "tokens", "evaluate_dense"} & set(planned)
+
+
+def test_another_seed_of_the_calibration_starts_at_the_tokens(copied):
+    copied.config["calibrations"]["few"]["seed"] = 1
+    planned = copied.planned()
+    assert planned["tokens"] == planned["hidden"] == planned["similarity"] == 1
+    assert not {"dense", "text", "evaluate_dense", "tasks"} & set(planned)
+
+
+def test_another_ratio_shares_the_blocks_already_trained(copied):
+    copied.config["grid"]["ratios"] = [0.1, 0.2]
+    copied.config["grid"]["methods"] = ["linear"]
+    copied.run("results/pico/few/linear/r0.2-k3/pruned.json")
+    low, high = (store.read(copied.folder / f"results/pico/few/linear/r{r}-k3/plan.json").blocks for r in ("0.1", "0.2"))
+    assert set(low) < set(high)
+    assert copied.planned("results/pico/few/linear/r0.1-k3/pruned.json") == {}
+
+
+def test_a_row_that_stands_on_another_is_a_method_of_its_own(copied):
+    copied.config["methods"]["kdp_small"] = {"base": "kdp", "inverse": {"width": 8}}
+    copied.config["grid"]["methods"].append("kdp_small")
+    planned = copied.planned("results/pico/few/kdp_small/r0.1-k3/plan.json")
+    assert planned == {"blocks": 1}
+
+
+def test_samples_of_every_task_are_kept(built):
+    lines = (built.folder / POINT / "samples/heldout_lastword.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4 and all(json.loads(line) for line in lines)

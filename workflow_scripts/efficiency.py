@@ -1,0 +1,10 @@
+"""Rules `efficiency` and `efficiency_dense`: parameters, multiply-adds, latency and memory beside the dense model."""
+from job import job
+
+from kdp_core import efficiency, store
+
+if __name__ == "__main__":
+    with job(snakemake):
+        store.write(snakemake.output[0], efficiency.measure(
+            snakemake.input.dense, snakemake.input.checkpoint, dtype=snakemake.params.dtype,
+            device=snakemake.params.device, threads=snakemake.threads, **snakemake.params.options))

@@ -1,0 +1,34 @@
+"""All rules of rules/figures.smk: one figure as PDF and PNG, its data beside it as CSV."""
+from pathlib import Path
+
+import pandas as pd
+from gather import points
+from job import job
+
+from kdp_core import figures, store
+
+
+def blocks(paths: list[str]) -> dict:
+    """Records of one step by block, such as `5-7`."""
+    return {Path(path).parent.name: store.read(path) for path in paths}
+
+
+def draw(kind: str, inputs, params) -> figures.Drawn:
+    """The figure of one rule."""
+    if kind == "similarity":
+        return figures.similarity_maps(store.read(inputs[0]), colormap=params.colormap)
+    if kind == "training":
+        return figures.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
+    if kind == "operators":
+        return figures.operator_norms(blocks(inputs.kernels))
+    if kind == "score_ratio":
+        return figures.score_against_ratio(pd.read_csv(inputs[0], keep_default_na=False, na_values=[""]))
+    if kind == "layers":
+        return figures.pruned_layers(points(params.grid, params.steps))
+    return figures.error_by_layer({label: store.read(path) for label, path in zip(params.labels, inputs, strict=True)})
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        drawn = draw(snakemake.params.kind, snakemake.input, snakemake.params)
+        figures.save(drawn, Path(snakemake.output.png).with_suffix(""), dpi=snakemake.params.dpi)

@@ -1,0 +1,48 @@
+"""Rule `report`: one self-contained HTML page."""
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+from job import job
+
+from kdp_core import report, store
+
+PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
+
+
+def frame(path: str) -> pd.DataFrame:
+    """A CSV file; an empty one is an empty frame."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""]) if Path(path).stat().st_size > 1 else pd.DataFrame()
+
+
+def run_times(folder: str) -> pd.DataFrame:
+    """Snakemake's benchmark files, a row a job."""
+    paths = sorted(Path(folder).rglob("*.tsv"))
+    read = [pd.read_csv(path, sep="\t", usecols=["s", "max_rss"]).assign(
+        rule=path.relative_to(folder).parts[0].removesuffix(".tsv")) for path in paths]
+    return pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=["rule", "s", "max_rss"])
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads()),
+            **{name: version(name) for name in PACKAGES}}
+
+
+def write_report(inputs, params, out: str) -> None:
+    """Gather tables, figures and the configuration into the page."""
+    entries = [report.FigureEntry(entry["title"], entry["caption"], entry["rule"], path)
+               for entry, path in zip(params.figures, inputs.figures, strict=True)]
+    fits = frame(inputs.fits)
+    store.write_text(out, report.build(
+        summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
+        fits=None if fits.empty else fits, config_yaml=params.config_yaml, versions=versions(), seeds=params.seeds,
+        benchmarks=run_times("results/benchmarks")))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        write_report(snakemake.input, snakemake.params, snakemake.output[0])

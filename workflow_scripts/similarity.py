@@ -1,0 +1,9 @@
+"""Rule `similarity`: cosine, angular distance and CKA of all pairs of layers."""
+from job import job
+
+from kdp_core import hidden, similarity, store
+
+if __name__ == "__main__":
+    with job(snakemake):
+        store.write(snakemake.output[0],
+                    similarity.similarity(hidden.read(snakemake.input[0]), **snakemake.params.options))

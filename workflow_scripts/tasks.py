@@ -1,0 +1,9 @@
+"""Rule `tasks`: evaluation tasks made from a held-out text."""
+from job import job
+
+from kdp_core import tasks, texts
+
+if __name__ == "__main__":
+    with job(snakemake):
+        tasks.write_tasks(texts.read_documents(snakemake.input[0], format="jsonl"), snakemake.output[0],
+                          **snakemake.params.options)

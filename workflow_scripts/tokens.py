@@ -1,0 +1,20 @@
+"""Rule `tokens`: the packed calibration sequences of one mix for one model."""
+from job import job
+
+from kdp_core import models, store, texts
+
+
+def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out: str) -> None:
+    """Tokenise and pack the texts of a calibration mix."""
+    parts = [texts.Part(name, texts.read_documents(documents[name], format="jsonl"), count)
+             for name, count in calibration["mix"].items()]
+    tokens = texts.pack(models.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"],
+                        separator=calibration.get("separator", "\n"), vocabulary=store.read(facts).vocabulary)
+    store.write(out, tokens)
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        pack_tokens(snakemake.input.dense, snakemake.input.facts,
+                    dict(zip(snakemake.params.calibration["mix"], snakemake.input.texts, strict=True)),
+                    snakemake.params.calibration, snakemake.output[0])
