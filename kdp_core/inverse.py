@@ -82,7 +82,8 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
         torch.manual_seed(seed)
         network = Network(train.z_NF.cpu(), train.h_ND.cpu(), width, activation, standardise).to(device)
     curve = _train(network, train, judged, norm_loss, epochs, lr, batch, torch.Generator().manual_seed(seed))
-    stats = {"heldout_error": _error(network, judged), "tokens": len(train.z_NF), "seconds": time.perf_counter() - began}
+    stats = {"heldout_error": _error(network, judged), "tokens": len(train.z_NF),
+             "seconds": time.perf_counter() - began}
     return _absorbed(network, kernel, activation, curve, stats)
 
 
@@ -96,7 +97,8 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
         h_KND = states.tokens(which).to(device)
         # z = A_k ... A_1 phi(h_l)
         x_ND = lift_input(h_KND[0], kernel.lift_input)
-        parts.append(_Data(features_of(x_ND, kernel.omega_DM.to(device), kernel.b_M.to(device)) @ product_FF.T, h_KND[-1]))
+        phi_NF = features_of(x_ND, kernel.omega_DM.to(device), kernel.b_M.to(device))
+        parts.append(_Data(phi_NF @ product_FF.T, h_KND[-1]))
     return parts[0], parts[1]
 
 

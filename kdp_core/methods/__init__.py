@@ -44,14 +44,18 @@ def _no_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 METHODS: dict[str, Method] = {
-    "remove": Method("KDP (ICLR 2026), `w/o kernel` of Table 1: the blocks dropped, nothing in their place",
-                     blocks.most_similar, {}, None, _no_params),
-    "linear": Method("KDP (ICLR 2026), `Direct OLS` of Table 3",
-                     blocks.most_similar, {"fit": linear.direct}, linear.to_module, linear.module_params),
-    "linear_sequential": Method("KDP (ICLR 2026), `Sequential OLS` of Table 3",
-                                blocks.most_similar, {"fit": linear.sequential}, linear.to_module, linear.module_params),
-    "kdp": Method("KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
-                  blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params),
+    "remove": Method(
+        "KDP (ICLR 2026), `w/o kernel` of Table 1: the blocks dropped, nothing in their place",
+        blocks.most_similar, {}, None, _no_params),
+    "linear": Method(
+        "KDP (ICLR 2026), `Direct OLS` of Table 3",
+        blocks.most_similar, {"fit": linear.direct}, linear.to_module, linear.module_params),
+    "linear_sequential": Method(
+        "KDP (ICLR 2026), `Sequential OLS` of Table 3",
+        blocks.most_similar, {"fit": linear.sequential}, linear.to_module, linear.module_params),
+    "kdp": Method(
+        "KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
+        blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params),
 }
 
 

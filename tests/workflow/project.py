@@ -13,7 +13,8 @@ from tests import pico
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
     "models": {"pico": {"source": "model"}},
-    "texts": {"made": {"source": "made.txt", "format": "lines"}, "heldout": {"source": "heldout.txt", "format": "lines"}},
+    "texts": {"made": {"source": "made.txt", "format": "lines"},
+              "heldout": {"source": "heldout.txt", "format": "lines"}},
     "calibrations": {"few": {"length": 24, "seed": 0, "mix": {"made": 40}}},
     "grid": {"models": ["pico"], "calibrations": ["few"], "methods": ["remove", "linear", "kdp"], "ratios": [0.1],
              "k_max": [3]},

@@ -31,9 +31,11 @@ def refused(project, *arguments):
 
 @pytest.mark.parametrize("change, words", [
     (lambda c: c.update(modles={}), "unknown key 'modles' at the top level; did you mean 'models'?"),
-    (lambda c: c["methods"]["kdp"]["kernel"].update(epoch=3), "unknown key 'epoch' at methods.kdp.kernel; did you mean 'epochs'?"),
+    (lambda c: c["methods"]["kdp"]["kernel"].update(epoch=3), 
+     "unknown key 'epoch' at methods.kdp.kernel; did you mean 'epochs'?"),
     (lambda c: c["grid"].update(ratios=[1.5]), "grid.ratios.0 is 1.5, but must be below 1"),
-    (lambda c: c["grid"].update(methods=["kpd"]), "grid.methods names 'kpd', which is not defined; did you mean 'kdp'?"),
+    (lambda c: c["grid"].update(methods=["kpd"]),
+     "grid.methods names 'kpd', which is not defined; did you mean 'kdp'?"),
     (lambda c: c["grid"].update(k_max=[1]), "grid.k_max.0 is 1, but must be at least 2"),
     (lambda c: c["methods"].update(x={"base": "y"}), "methods.x.base is 'y', which is neither a row nor a method"),
     (lambda c: c["models"]["pico"].update(dtype="fp8"), "models.pico.dtype is 'fp8', but must be one of"),

@@ -37,7 +37,7 @@ def test_the_contract_of_paths_and_records(built):
     assert states.layers == list(range(11)) and (states.sequences, states.tokens, states.width) == (40, 24, 48)
     for block in store.read(results / f"{POINT[8:]}/plan.json").blocks:
         folder = results / f"pico/few/kdp/blocks/{block[0]}-{block[1]}"
-        assert store.read(folder / "kernel.safetensors").block == store.read(folder / "inverse.safetensors").block == block
+        assert all(store.read(folder / f"{step}.safetensors").block == block for step in ("kernel", "inverse"))
 
 
 def test_summary_holds_every_model_and_agrees_with_the_records(built):
@@ -103,7 +103,8 @@ def test_another_ratio_shares_the_blocks_already_trained(copied):
     copied.config["grid"]["ratios"] = [0.1, 0.2]
     copied.config["grid"]["methods"] = ["linear"]
     copied.run("results/pico/few/linear/r0.2-k3/pruned.json")
-    low, high = (store.read(copied.folder / f"results/pico/few/linear/r{r}-k3/plan.json").blocks for r in ("0.1", "0.2"))
+    low, high = (store.read(copied.folder / f"results/pico/few/linear/r{ratio}-k3/plan.json").blocks
+                 for ratio in ("0.1", "0.2"))
     assert set(low) < set(high)
     assert copied.planned("results/pico/few/linear/r0.1-k3/pruned.json") == {}
 
