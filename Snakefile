@@ -35,5 +35,7 @@ rule all:
         "results/report.html",
         "results/scores.csv",
         "results/summary.csv",
+        # named here too, so that they run beside the extraction, before any block is known
+        dense_measured(),
     message:
         "Everything is built"

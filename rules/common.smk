@@ -136,15 +136,19 @@ def trained(wildcards, step):
     )
 
 
-def everything_measured(wildcards):
-    """All that tables and the overview figures read."""
-    names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
-    dense = [
+def dense_measured():
+    """Scores and costs of the dense models."""
+    return [
         f"results/{model}/{name}.json"
         for model in config["grid"]["models"]
         for name in ("scores", "efficiency")
     ]
-    return [path for name in names for path in of_points(name)] + all_records() + dense
+
+
+def everything_measured(wildcards):
+    """All that tables and the overview figures read."""
+    names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
+    return [path for name in names for path in of_points(name)] + all_records() + dense_measured()
 
 
 def drawn(name):

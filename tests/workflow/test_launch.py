@@ -1,0 +1,74 @@
+"""The launcher: one run at a time, goes on after kill -9, ends by naming the results."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.workflow.project import ROOT
+
+SNAKEFILE = """
+rule slow:
+    output: "done.txt"
+    shell: "touch started; while [ ! -e go ]; do sleep 0.1; done; touch {output}"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "workflow_scripts").mkdir()
+    shutil.copy(ROOT / "workflow_scripts" / "launch.py", tmp_path / "workflow_scripts")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    return tmp_path
+
+
+def command(folder):
+    return [sys.executable, str(folder / "workflow_scripts" / "launch.py"), "--cores", "1", "--rerun-incomplete"]
+
+
+def finished(folder):
+    return subprocess.run(command(folder), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+
+
+def started(folder):
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "started").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_a_second_run_is_refused_and_a_killed_one_is_gone_on_with(folder):
+    process = started(folder)
+    refused = finished(folder)
+    assert refused.returncode == 1 and "another run is working in this folder" in refused.stdout
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder / "go").touch()
+    done = finished(folder)
+    assert done.returncode == 0 and (folder / "done.txt").exists(), done.stdout
+    assert "results/report.html" in done.stdout and "results/summary.csv" in done.stdout
+
+
+def test_a_run_whose_launcher_alone_was_killed_still_holds_the_folder(folder):
+    process = started(folder)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    refused = finished(folder)
+    assert refused.returncode == 1 and "another run" in refused.stdout
+    (folder / "go").touch()
+    deadline = time.monotonic() + 60
+    while (done := finished(folder)).returncode and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert done.returncode == 0, done.stdout
+
+
+def test_failure_is_passed_on(folder):
+    (folder / "Snakefile").write_text('rule broken:\n    output: "x"\n    shell: "exit 3"\n')
+    done = finished(folder)
+    assert done.returncode != 0 and "results/report.html" not in done.stdout
