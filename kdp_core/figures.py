@@ -423,6 +423,8 @@ def error_by_layer(diagnoses: Mapping[str, Diagnosis], *, width: float = PAGE_IN
             axis.plot(error.index, error.where(error > 0), **look)
         axis.set(yscale="log", xlim=(-0.5, last + 0.5), xlabel="State of the dense model", ylabel="Relative error")
         axis.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.1), max(high, 2))  # wide enough for plain ticks, with room about 1
         _plain_log(axis)
         _legend_below(figure, [*(Line2D([], [], label=label, **look) for label, look in looks.items()),
                                Line2D([], [], color=GREY, linestyle=":", label="constant mean")], columns=5)

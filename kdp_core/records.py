@@ -242,4 +242,4 @@ class Diagnosis(NamedTuple):
     nll_increase_nats: float
     """Pruned less dense."""
     nll_increase_nats_stderr: float | None
-    """Of the paired differences: far below the two errors above, as both models read the same windows."""
+    """Of the paired differences, window by window: both models read the same text."""
