@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, KernelMap
-from kdp_core.states import BlockStates, FitError, lift_input, load, relative_error, ridge_solve
+from kdp_core.states import BlockStates, FitError, gram, lift_input, load, relative_error, ridge_solve
 
 logger = logging.getLogger(__name__)
 BANDWIDTHS = ("median", "unit")
@@ -137,13 +137,9 @@ def cosine_weights(kind: str, positions_N: Tensor, length: int, steps: int, mode
 
 
 def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
-    """Least-squares operators a_KFF: A_i = argmin |phi_{i-1} A_i' - phi_i|^2 + ridge, each in float64."""
-    found = []
-    for before_NF, after_NF in itertools.pairwise(phi_KNF):
-        # Gram matrices too: float32 ones of smooth features have eigenvalues below zero, more than the ridge lifts
-        before_NF = before_NF.double()
-        found.append(ridge_solve(before_NF.T @ before_NF, before_NF.T @ after_NF.double(), ridge).T.float())
-    return torch.stack(found)
+    """Least-squares operators a_KFF: A_i = argmin |phi_{i-1} A_i' - phi_i|^2 + ridge, solved in float64."""
+    return torch.stack([ridge_solve(gram(before_NF, before_NF), gram(before_NF, after_NF), ridge).T.float()
+                        for before_NF, after_NF in itertools.pairwise(phi_KNF)])
 
 
 def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
@@ -314,7 +310,7 @@ def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> d
     errors = {}
     for name, (z_NF, judged_NF) in inputs.items():
         mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
-        centred_NF = (z_NF - mean_F).double()
-        w_FD = ridge_solve(centred_NF.T @ centred_NF, centred_NF.T @ (h_ND - mean_D).double(), ridge).float()
+        centred_NF = z_NF - mean_F
+        w_FD = ridge_solve(gram(centred_NF, centred_NF), gram(centred_NF, h_ND - mean_D), ridge).float()
         errors[name] = relative_error((judged_NF - mean_F) @ w_FD + mean_D, judged_ND)
     return errors

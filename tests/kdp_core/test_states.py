@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdp_core.states import FitError, lift_input, load, relative_error, ridge_solve
+from kdp_core.states import FitError, gram, lift_input, load, relative_error, ridge_solve
 from tests.kdp_core import stored
 
 
@@ -132,3 +132,14 @@ def test_ridge_is_relative_to_the_data():
 def test_singular_gram_is_named(gram_FF):
     with pytest.raises(FitError, match=r"Gram matrix is singular with ridge 1e-06; raise the ridge"):
         ridge_solve(gram_FF, torch.ones(3, 2), 1e-6)
+
+
+def test_gram_is_exact_to_float32_of_the_centred_part():
+    generator = torch.Generator().manual_seed(0)
+    # features that hardly leave their mean: the case that a plain float32 product gets wrong
+    x_NF = 1 + 1e-4 * torch.randn(500, 20, generator=generator)
+    y_NG = -2 + 1e-4 * torch.randn(500, 8, generator=generator)
+    exact_FG = x_NF.double().T @ y_NG.double()
+    assert (gram(x_NF, y_NG) - exact_FG).abs().max() < 1e-9
+    assert ((x_NF.T @ y_NG).double() - exact_FG).abs().max() > 1e-6
+    assert torch.linalg.eigvalsh(gram(x_NF, x_NF)).min() > 0
