@@ -122,14 +122,14 @@ def _measured(point: Point) -> list[dict[str, Any]]:
 def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap]]) -> pd.DataFrame:
     """A row a fitted block: the given keys, block, step, and the record's held-out figures, ridge, tokens, seconds.
 
-    Held-out figures are all scalars of `stats` whose names begin with `heldout`; a record without them gives those of
+    Held-out figures are all scalars of `stats` whose names begin with `heldout` or `decode`; a record without them gives those of
     its last epoch.
     """
     rows = []
     for keys, record in fitted:
         last = record.curve[-1] if getattr(record, "curve", None) else {}
         known = {name: value for name, value in {**last, **record.stats}.items()
-                 if isinstance(value, int | float) and (name.startswith("heldout") or name in FIT_FIGURES)}
+                 if isinstance(value, int | float) and (name.startswith(("heldout", "decode")) or name in FIT_FIGURES)}
         step = {"KernelMap": "kernel", "Inverse": "inverse", "LinearMap": "linear"}[type(record).__name__]
         rows.append({**keys, "block": span(record.block), "step": step, **dict(sorted(known.items()))})
     return pd.DataFrame(rows)

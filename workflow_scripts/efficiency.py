@@ -7,4 +7,4 @@ if __name__ == "__main__":
     with job(snakemake):
         store.write(snakemake.output[0], efficiency.measure(
             snakemake.input.dense, snakemake.input.checkpoint, dtype=snakemake.params.dtype,
-            device=snakemake.params.device, threads=snakemake.threads, **snakemake.params.options))
+            device=snakemake.params.device, **snakemake.params.options))

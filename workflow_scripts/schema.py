@@ -110,7 +110,8 @@ def build() -> dict[str, Any]:
             "evaluate": EVALUATE,
             "efficiency": block("Latency and memory.", {
                 "tokens": count("Of a prefill."), "batch": count("Sequences of a prefill."),
-                "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count.")}),
+                "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count."),
+                "threads": count("CPU threads of the timed runs.")}),
             "diagnose": block("Pruned beside dense, on held-out windows.", {
                 "windows": count("Windows of held-out text.", 2)}),
             "figures": block("Look of the figures.", {

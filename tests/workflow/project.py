@@ -24,7 +24,7 @@ CONFIG = {
                         "inverse": {"width": 16, "epochs": 2}}},
     "evaluate": {"text": "heldout", "window": 24, "lastword_items": 4, "continuation_items": 12,
                  "tasks": ["heldout_ppl", "heldout_lastword", "heldout_continuation"]},
-    "efficiency": {"tokens": 16, "decode_steps": 2, "repeats": 1},
+    "efficiency": {"tokens": 16, "decode_steps": 2, "repeats": 1, "threads": 1},
     "diagnose": {"windows": 2},
     "cache": "cache",
 }
