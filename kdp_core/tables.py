@@ -122,8 +122,8 @@ def _measured(point: Point) -> list[dict[str, Any]]:
 def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap]]) -> pd.DataFrame:
     """A row a fitted block: the given keys, block, step, and the record's held-out figures, ridge, tokens, seconds.
 
-    Held-out figures are all scalars of `stats` whose names begin with `heldout` or `decode`; a record without them gives those of
-    its last epoch.
+    Held-out figures are all scalars of `stats` whose names begin with `heldout` or `decode`; a record without them
+    gives those of its last epoch.
     """
     rows = []
     for keys, record in fitted:

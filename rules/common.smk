@@ -85,17 +85,13 @@ def all_records(wildcards=None):
 
 
 def sized_as(wildcards):
-    """The row whose stand-ins are counted: the method's own, unless it names another."""
+    """The row whose stand-ins are counted, and the options that size them."""
     row = (
         plumbing.options(config, wildcards.method)
         .get("block", {})
         .get("sized_as", wildcards.method)
     )
-    options = {
-        step: given
-        for step, given in plumbing.options(config, row).items()
-        if step != "block"
-    }
+    options = plumbing.size_options(config, row)
     return {"method": plumbing.base_of(config, row), "options": options}
 
 
@@ -148,7 +144,11 @@ def dense_measured():
 def everything_measured(wildcards):
     """All that tables and the overview figures read."""
     names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
-    return [path for name in names for path in of_points(name)] + all_records() + dense_measured()
+    return (
+        [path for name in names for path in of_points(name)]
+        + all_records()
+        + dense_measured()
+    )
 
 
 def drawn(name):

@@ -105,6 +105,13 @@ def steps(config: dict[str, Any], name: str) -> list[str]:
     return [key for key in schema()["methods"][base_of(config, name)]["properties"] if key != "block"]
 
 
+def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Those of a row's options that decide how many parameters its stand-ins have."""
+    sizing = schema()["methods"][base_of(config, name)]["x-size"]
+    return {step: {option: value for option, value in given.items() if f"{step}.{option}" in sizing}
+            for step, given in options(config, name).items() if step != "block"}
+
+
 def _check_names(config: dict[str, Any]) -> None:
     grid = config["grid"]
     for key, known in (("models", "models"), ("calibrations", "calibrations"), ("methods", "methods")):

@@ -37,6 +37,8 @@ class Method(NamedTuple):
     """Records of all steps -> stand-in; None: nothing takes the block's place."""
     module_params: Callable[..., int]
     """(facts, options by step) -> parameters of one stand-in, known before any fit."""
+    size_options: tuple[str, ...] = ()
+    """The options that module_params reads, as step.option: only they can change which blocks are selected."""
 
 
 def _no_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
@@ -55,7 +57,8 @@ METHODS: dict[str, Method] = {
         blocks.most_similar, {"fit": linear.sequential}, linear.to_module, linear.module_params),
     "kdp": Method(
         "KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
-        blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params),
+        blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params,
+        ("kernel.features", "inverse.width")),
 }
 
 
@@ -127,7 +130,7 @@ def method_schema(name: str) -> dict[str, Any]:
     blocks_of["properties"]["sized_as"] = {
         "type": "string", "description": "Count the stand-ins of this row when choosing how many blocks go, so that "
                                          "both rows replace the same blocks."}
-    return {"type": "object", "additionalProperties": False,
+    return {"type": "object", "additionalProperties": False, "x-size": list(row.size_options),
             "properties": {"block": blocks_of, **{step: option_schema(fit) for step, fit in row.steps.items()}}}
 
 

@@ -64,12 +64,19 @@ def test_an_unchanged_project_has_nothing_to_do(built):
 
 
 def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
-    blocks = len(list((copied.folder / "results/pico/few/kdp/blocks").iterdir()))
+    def times(pattern):
+        return {path: path.stat().st_mtime_ns for path in sorted((copied.folder / "results/pico/few").glob(pattern))}
+
+    kept = ("../*.json", "hidden.zarr/zarr.json", "similarity.safetensors", "kdp/blocks/*/kernel.safetensors",
+            "linear/**/*.safetensors")
+    # plan.json is made again, since the width counts in the ratio; what is trained changes with it and no more
+    changed = ("kdp/blocks/*/inverse.safetensors", "kdp/r0.1-k3/*.json", "kdp/r0.1-k3/checkpoint/model.safetensors")
+    before = {pattern: times(pattern) for pattern in (*kept, *changed)}
     copied.config["methods"]["kdp"]["inverse"]["width"] = 20
-    planned = copied.planned(POINT + "/scores.json")
-    # blocks is asked again, since the width counts in the ratio; the kernels stay
-    assert planned.pop("blocks", 0) <= 1
-    assert planned == {"step": blocks, "fold": 1, "evaluate": 1}
+    copied.run(POINT + "/scores.json", POINT + "/efficiency.json", POINT + "/diagnosis.json")
+    assert all(before[pattern] and times(pattern) == before[pattern] for pattern in kept)
+    assert all(before[pattern][path] != time for pattern in changed for path, time in times(pattern).items())
+    assert store.read(next(iter(times(changed[0])))).w1_HF.shape[0] == 20
 
 
 def test_epochs_of_step_1_rerun_both_steps_but_no_other_method(copied):
@@ -77,7 +84,7 @@ def test_epochs_of_step_1_rerun_both_steps_but_no_other_method(copied):
     copied.config["methods"]["kdp"]["kernel"]["epochs"] = 3
     planned = copied.planned()
     assert planned["step"] == 2 * blocks and planned["fold"] == 1 and planned["evaluate"] == 1
-    assert not {"hidden", "similarity", "dense", "evaluate_dense", "tasks"} & set(planned)
+    assert not {"blocks", "hidden", "similarity", "dense", "evaluate_dense", "tasks"} & set(planned)
 
 
 def test_the_style_of_figures_reruns_figures_and_the_report_only(copied):
@@ -100,11 +107,11 @@ def test_another_seed_of_the_calibration_starts_at_the_tokens(copied):
 
 
 def test_another_ratio_shares_the_blocks_already_trained(copied):
-    copied.config["grid"]["ratios"] = [0.1, 0.2]
+    copied.config["grid"]["ratios"] = [0.1, 0.3]
     copied.config["grid"]["methods"] = ["linear"]
-    copied.run("results/pico/few/linear/r0.2-k3/pruned.json")
+    copied.run("results/pico/few/linear/r0.3-k3/pruned.json")
     low, high = (store.read(copied.folder / f"results/pico/few/linear/r{ratio}-k3/plan.json").blocks
-                 for ratio in ("0.1", "0.2"))
+                 for ratio in ("0.1", "0.3"))
     assert set(low) < set(high)
     assert copied.planned("results/pico/few/linear/r0.1-k3/pruned.json") == {}
 
