@@ -189,7 +189,9 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     phi_KNF = run.features(states.train)
     if final_ols:
         operators.start(ols(phi_KNF, ridge))
-    stats = run.judge() | _decode_errors(run, operators().detach(), phi_KNF, ridge)
+    judged = run.judge()
+    _check({"epoch": epochs, **judged}, collapse_variance)
+    stats = judged | _decode_errors(run, operators().detach(), phi_KNF, ridge)
     tensors = [tensor.detach().cpu() for tensor in (phi.omega(), phi.b_M, operators(), operators.gamma_K)]
     return KernelMap(block, *tensors, lift, states.bypass_above, curve, {
         **stats, "median_distance": unit, "ridge": ridge, "tokens": phi_KNF.shape[1],
@@ -258,8 +260,8 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
         row |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
         curve.append(row)
         _check(row, collapse_variance)
-        logger.info("step 1 %s: epoch %d of %d, loss %.4g, held out %.4g", run.states.train.shape, epoch + 1, epochs,
-                    row["loss"], row["heldout_loss"])
+        logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch + 1, epochs, row["loss"],
+                    row["heldout_loss"])
     return curve
 
 
