@@ -19,7 +19,7 @@ import torch
 import zarr
 from torch import Tensor, nn
 
-from kdp_core import modeling, store
+from kdp_core import store
 from kdp_core.records import Tokens
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[
     massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
     Raises HiddenError for a layer the model lacks and for states that are not finite.
     """
-    count = len(modeling.decoder_layers(model))
+    count = len(_decoder_layers(model))
     layers = sorted(set(range(count + 1) if layers is None else layers))
     if not layers or layers[0] < 0 or layers[-1] > count:
         raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
@@ -104,6 +104,13 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[
             if dtype != "auto":
                 raise
             logger.warning("%s: storing float32 instead", overflow)
+
+
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    # imported here: most stages only read states, and transformers' models cost seconds
+    from kdp_core.modeling import decoder_layers
+
+    return decoder_layers(model)
 
 
 def _stream(model: nn.Module, tokens: Tokens, path: Path, layers: list[int], batch: int, dtype: str,
@@ -143,7 +150,7 @@ def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
 @torch.inference_mode()
 def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
     """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD, float32, on the CPU."""
-    decoder = modeling.decoder_layers(model)
+    decoder = _decoder_layers(model)
     found: dict[int, Tensor] = {}
 
     def before(index: int, args: tuple, kwargs: dict) -> None:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from kdp_core import kernel as step_1
 from kdp_core.hidden import HiddenStates
@@ -28,6 +27,8 @@ from kdp_core.states import FitError, lift_input, load, relative_error
 
 logger = logging.getLogger(__name__)
 NORM_LOSSES = ("none", "relative", "gap")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+"""By transformers' names, under which the folded model looks them up."""
 
 
 class Network(nn.Module):
@@ -44,7 +45,7 @@ class Network(nn.Module):
             with torch.no_grad():
                 self.w2.bias.copy_(h_ND.mean(0) / self.unit)
         self.alpha = nn.Parameter(torch.ones(()))
-        self.act = ACT2FN[activation]
+        self.act = ACTIVATIONS[activation]()
 
     def forward(self, z_NF: Tensor) -> Tensor:
         # I(z) = alpha * MLP(z)
@@ -62,7 +63,7 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
     """Learn the way back from the kernel space of a block.
 
     width: hidden width H of the two-layer MLP.
-    activation: a transformers activation name, such as gelu, silu or relu.
+    activation: gelu, relu, silu or tanh.
     standardise: standardise z and start alpha at the target's scale; false is the paper to the letter.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
     epochs: passes over the training tokens.
@@ -74,8 +75,8 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
     """
     if norm_loss not in NORM_LOSSES:
         raise FitError(f"inverse.norm_loss {norm_loss!r}: choose one of {', '.join(NORM_LOSSES)}")
-    if activation not in ACT2FN:
-        raise FitError(f"inverse.activation {activation!r}: transformers knows {', '.join(sorted(ACT2FN))}")
+    if activation not in ACTIVATIONS:
+        raise FitError(f"inverse.activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
     began = time.perf_counter()
     train, judged = _data(hidden, kernel, heldout, seed, device)
     with torch.random.fork_rng(devices=[]):

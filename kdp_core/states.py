@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kdp_core.hidden import HiddenStates
-from kdp_core.modeling import rms_scale
 from kdp_core.records import Block
 
 MASSIVE = ("bypass", "raw")
@@ -75,7 +74,12 @@ def lift_input(h: Tensor, kind: str) -> Tensor:
     """What the lift sees of states (..., D): themselves (`raw`) or themselves at unit root mean square (`rms`)."""
     if kind not in ("raw", "rms"):
         raise FitError(f"lift_input {kind!r}: choose raw or rms")
-    return rms_scale(h) if kind == "rms" else h
+    if kind == "raw":
+        return h
+    # imported here: the default needs none of it, and transformers' models cost seconds
+    from kdp_core.modeling import rms_scale
+
+    return rms_scale(h)
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:

@@ -88,8 +88,6 @@ rule efficiency:
         "results/benchmarks/efficiency/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
     conda:
         environment()
-    # alone on a workstation, since other jobs would slow it; the runs themselves use one thread
-    threads: workflow.cores or 1
     resources:
         mem_mb=memory_mb(3000),
         runtime=30,

@@ -183,10 +183,26 @@ def test_heldout_sequences_are_never_fitted(tmp_path):
 
 
 @pytest.mark.parametrize("options, error, message", [
-    ({"activation": "bump"}, FitError, r"inverse\.activation 'bump': transformers knows .*gelu"),
+    ({"activation": "bump"}, FitError, r"inverse\.activation 'bump': choose one of gelu"),
     ({"norm_loss": "abs"}, FitError, r"inverse\.norm_loss 'abs': choose one of none, relative, gap"),
     ({"lr": 1e30}, TrainingDiverged, r"epoch \d: the loss is not a number; lower inverse\.lr"),
 ])
 def test_refusals(hidden, step_1, options, error, message):
     with pytest.raises(error, match=message):
         inverse.fit(hidden, step_1, **SMALL | options)
+
+
+@pytest.mark.parametrize("name", inverse.ACTIVATIONS)
+def test_an_activation_is_the_one_that_the_folded_model_finds_under_its_name(name):
+    from transformers.activations import ACT2FN
+
+    x_N = torch.linspace(-4, 4, 33)
+    assert torch.equal(inverse.ACTIVATIONS[name]()(x_N), ACT2FN[name](x_N))
+
+
+def test_reading_states_and_fitting_do_not_load_the_models_of_transformers():
+    import subprocess
+    import sys
+
+    script = "import sys, kdp_core.methods; sys.exit('transformers.modeling_utils' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
