@@ -150,8 +150,9 @@ def point_dir(point: dict[str, str]) -> str:
 
 
 def learned(config: dict[str, Any]) -> list[str]:
-    """The grid's rows that train a kernel and its inverse."""
-    return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]]
+    """The grid's rows that train a kernel and its inverse; a row of no epochs has no curves to draw."""
+    return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
+            and options(config, name).get("kernel", {}).get("epochs") != 0]
 
 
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:

@@ -95,6 +95,14 @@ def test_a_row_overrides_its_base_key_by_key():
                                              "inverse": {"width": 4, "epochs": 2}}
 
 
+def test_only_rows_that_train_have_curves_to_draw():
+    rows = {"still": {"base": "kdp", "kernel": {"epochs": 0}}}
+    config = {**CONFIG, "methods": CONFIG["methods"] | rows,
+              "grid": CONFIG["grid"] | {"methods": ["linear", "kdp", "still"]}}
+    assert plumbing.learned(config) == ["kdp"]
+    assert not any("still" in entry["name"] for entry in plumbing.figure_entries(config))
+
+
 def test_environments_pin_what_the_constraints_pin():
     pins = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split())
     for path in sorted((ROOT / "envs").glob("*.yaml")):
