@@ -1,6 +1,6 @@
 """Evaluation: held-out tasks, lm-eval scores, and costs, of every pruned model and of the dense one."""
 
-OWN_TASKS = ("text", "window", "lastword_items", "continuation_items")
+OWN_TASKS = ("window", "lastword_items", "continuation_items", "seed")
 SCORING = ("tasks", "limit", "fewshot", "batch_size", "max_length", "seed")
 
 
@@ -22,7 +22,7 @@ rule tasks:
         options={
             key: value
             for key, value in config["evaluate"].items()
-            if key in (*OWN_TASKS[1:], "seed")
+            if key in OWN_TASKS
         },
         code=plumbing.code("tasks"),
     message:
