@@ -20,9 +20,7 @@ rule tasks:
         runtime=10,
     params:
         options={
-            key: value
-            for key, value in config["evaluate"].items()
-            if key in OWN_TASKS
+            key: value for key, value in config["evaluate"].items() if key in OWN_TASKS
         },
         code=plumbing.code("tasks"),
     message:
