@@ -8,20 +8,20 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
+PATIENCE = 10  # seconds: a killed snakemake holds its files until the system has taken its memory apart
 
 
 def main(arguments: list[str]) -> int:
     """Take the lock, clear what a killed run left, run snakemake, say where the results are."""
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(lock):
             print("another run is working in this folder; wait for it, or stop it first", file=sys.stderr)
             return 1
         # snakemake itself must hold the lock too, in case only this process is killed
@@ -33,6 +33,18 @@ def main(arguments: list[str]) -> int:
     if done.returncode == 0:
         print("\nReport:        results/report.html\nSummary table: results/summary.csv")
     return done.returncode
+
+
+def _taken(lock) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

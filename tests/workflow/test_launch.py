@@ -50,7 +50,7 @@ def test_a_second_run_is_refused_and_a_killed_one_is_gone_on_with(folder):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (folder / "go").touch()
-    done = finished(folder)
+    done = finished(folder)  # at once: the launcher itself waits until the killed run is truly gone
     assert done.returncode == 0 and (folder / "done.txt").exists(), done.stdout
     assert "results/report.html" in done.stdout and "results/summary.csv" in done.stdout
 
