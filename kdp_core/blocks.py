@@ -8,6 +8,9 @@ whose other K_max - 1 layers go; contexts do not overlap (as in Table 5 for LLaM
 The first and last 10 % of the layers stay. Blocks are taken by descending score, ties to the lowest layer, until the
 share of ALL parameters removed, the stand-ins' own put back, is what was asked for. Greedy choices are nested: a block
 trained for one ratio serves the higher ones.
+
+Table 4 sets blocks chosen anew for each K_max against "expanding a fixed initial block": `expand_from` chooses as for
+a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper does.
 """
 import itertools
 import math
@@ -28,7 +31,8 @@ class BlockError(ValueError):
 
 def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
                  criterion: str = "cka_linear", protect: float = 0.1, removes: str = "k_max-1", apart: str = "context",
-                 match: str = "nearest") -> Selection:
+                 match: str = "nearest", expand_from: int | None = None,
+                 given: list[list[int]] | None = None) -> Selection:
     """The non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -39,12 +43,18 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
     removes: `k_max-1` (the context's first layer stays) or `k_max` (Algorithm 1 to the letter).
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
     match: `nearest` share to the ratio, or `reach` it at least.
+    expand_from: choose by the scores of this smaller K_max, then let each block grow at its end to k_max; blocks that
+        would grow into the protected end are no candidates.
+    given: blocks to replace, each [start, stop) in layers, instead of choosing; ratio, k_max and protect do not count.
     """
     _check(ratio, k_max, criterion, protect, removes, apart, match)
-    candidates = _candidates(similarity, facts.layers, k_max, criterion, protect, removes)
+    if given is not None:
+        return _given(similarity, facts, given, ratio, k_max, module_params, criterion, removes)
+    candidates = _candidates(similarity, facts.layers, _initial(k_max, expand_from, removes), criterion, protect,
+                             removes)
+    candidates = _grown(candidates, k_max, eligible_layers(facts.layers, protect).stop)
     chosen = _greedy(candidates, apart)
-    saved = [sum(facts.params_per_layer[slice(*candidate["block"])]) - module_params for candidate in chosen]
-    shares = [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
+    shares = _shares([candidate["block"] for candidate in chosen], facts, module_params)
     _check_reachable(ratio, shares, k_max, protect, facts.layers)
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     if match == "nearest" and ratio - shares[count - 1] <= shares[count] - ratio and count > 1:
@@ -67,6 +77,12 @@ def _check(ratio: float, k_max: int, criterion: str, protect: float, removes: st
             raise BlockError(f"block.{name} {value!r}: choose one of {', '.join(known)}")
 
 
+def _shares(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
+    """Share of all parameters removed by none, the first, the first two ... of the blocks."""
+    saved = [sum(facts.params_per_layer[slice(*block)]) - module_params for block in blocks]
+    return [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
+
+
 def eligible_layers(layers: int, protect: float) -> range:
     """Layers that may go: without the first and last `protect` share, rounded half up to whole layers."""
     edge = math.floor(protect * layers + 0.5)
@@ -82,13 +98,61 @@ def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str,
     kept = 1 if removes == "k_max-1" else 0
     for first in range(max(0, eligible.start - kept), eligible.stop - k_max + 1):
         last = first + k_max
-        if first not in row or last not in row:
-            raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
-        # CKA(h_l, h_{l+K_max})
-        score = matrix_LL[row[first], row[last]].item()
+        score = _score(matrix_LL, row, first, last)
         if math.isfinite(score):
             found.append({"block": (first + kept, last), "context": (first, last), "score": score})
     return sorted(found, key=lambda candidate: (-candidate["score"], candidate["block"]))
+
+
+def _score(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
+    if first not in row or last not in row:
+        raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
+    # CKA(h_l, h_{l+K_max})
+    return matrix_LL[row[first], row[last]].item()
+
+
+def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
+    """The K_max whose scores decide."""
+    least = 2 if removes == "k_max-1" else 1
+    if expand_from is not None and not least <= expand_from <= k_max:
+        raise BlockError(f"block.expand_from {expand_from}: must lie between {least} and k_max, here {k_max}; a block "
+                         "can only grow")
+    return k_max if expand_from is None else expand_from
+
+
+def _grown(candidates: list[dict[str, Any]], k_max: int, end: int) -> list[dict[str, Any]]:
+    """Candidates whose contexts end k_max layers after their start, those beyond layer `end` - 1 left out."""
+    grown = [{**candidate, "block": (candidate["block"][0], candidate["context"][0] + k_max),
+              "context": (candidate["context"][0], candidate["context"][0] + k_max)} for candidate in candidates]
+    return [candidate for candidate in grown if candidate["block"][1] <= end]
+
+
+def _given(similarity: Similarity, facts: ModelFacts, given: list[list[int]], ratio: float, k_max: int,
+           module_params: int, criterion: str, removes: str) -> Selection:
+    """The blocks that the config names, ascending, with the scores of their contexts."""
+    blocks = _checked_blocks(given, facts.layers)
+    matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
+    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    kept = 1 if removes == "k_max-1" else 0
+    # a block at layer 0 has no layer of context before it
+    scores = [_score(matrix_LL, row, max(0, start - kept), stop) for start, stop in blocks]
+    share = _shares(blocks, facts, module_params)[-1]
+    return Selection(blocks, scores, criterion, ratio, share, share, k_max, [])
+
+
+def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
+    if not given:
+        raise BlockError("block.given is empty; name at least one block as [start, stop]")
+    for block in given:
+        if len(block) != 2 or not 0 <= block[0] < block[1] <= layers:
+            raise BlockError(f"block.given {block}: a block is [start, stop] with 0 <= start < stop <= {layers}, the "
+                             "layers of the model")
+    blocks: list[Block] = sorted((start, stop) for start, stop in given)
+    for one, other in itertools.pairwise(blocks):
+        if other[0] < one[1]:
+            raise BlockError(f"block.given {list(one)} and {list(other)} share a layer; make them one block or part "
+                             "them")
+    return blocks
 
 
 def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:

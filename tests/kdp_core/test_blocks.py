@@ -264,3 +264,62 @@ def test_scores_that_are_not_finite_are_no_candidates():
     assert all(candidate["context"] != (6, 9) for candidate in found.candidates)
     with pytest.raises(BlockError, match="no block fits in layers 2 to 17 with finite similarity"):
         selected(of_matrix(torch.full((21, 21), math.nan)), 20, 0.08)
+
+
+def test_an_initial_block_grows_at_its_end():
+    """Table 4: [6,7] for K_max = 3 becomes [6,7,8] for 4, whatever the scores of longer contexts say."""
+    similarity = of_random(30)
+    similarity.cka_linear_LL[5, 8] = 100.0
+    for k_max in (3, 4, 5, 6):
+        found = selected(similarity, 30, 0.01, k_max, expand_from=3)
+        assert found.blocks == [(6, 5 + k_max)] and found.scores == [100.0] and found.k_max == k_max
+    assert selected(similarity, 30, 0.01, 5).blocks != [(6, 10)], "chosen anew it is another block"
+
+
+@pytest.mark.parametrize("removes, apart", READINGS)
+def test_growing_from_its_own_k_max_changes_nothing(removes, apart):
+    for seed in range(3):
+        similarity = of_random(20, seed)
+        assert selected(similarity, 20, 0.2, 4, removes=removes, apart=apart, expand_from=4) == \
+            selected(similarity, 20, 0.2, 4, removes=removes, apart=apart)
+
+
+@pytest.mark.parametrize("removes, apart", READINGS)
+def test_grown_blocks_stay_apart_and_out_of_the_protected_end(removes, apart):
+    layers = 24
+    for seed in range(6):
+        similarity = of_random(layers, seed)
+        largest = selected(similarity, layers, 0.01, 5, removes=removes, apart=apart, expand_from=3).ratio_largest
+        found = selected(similarity, layers, largest, 5, removes=removes, apart=apart, expand_from=3)
+        kept = 1 if removes == "k_max-1" else 0
+        assert all(stop - start == 5 - kept and start >= 2 and stop <= 22 for start, stop in found.blocks)
+        spans = [(start - kept if apart == "context" else start, stop) for start, stop in found.blocks]
+        assert len(spans) > 1 and all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+        initial = {c["context"][0]: c["score"] for c in selected(similarity, layers, 0.01, 3, removes=removes,
+                                                                 apart=apart).candidates}
+        assert found.scores == [initial[start - kept] for start, _ in found.blocks]
+
+
+def test_given_blocks_are_taken_as_they_are():
+    similarity = of_random(10)
+    found = selected(similarity, 10, 0.9, k_max=5, module_params=30, given=[[7, 10], [0, 2]])
+    assert found.blocks == [(0, 2), (7, 10)], "protected layers go if named"
+    assert found.ratio_planned == found.ratio_largest == pytest.approx((5 * 100 - 2 * 30) / 1500)
+    assert found.scores == [similarity.cka_linear_LL[0, 2].item(), similarity.cka_linear_LL[6, 10].item()]
+    assert found.ratio_target == 0.9 and found.k_max == 5
+
+
+@pytest.mark.parametrize("given, words", [
+    ([], "block.given is empty"), ([[2, 11]], r"block\.given \[2, 11\]: .* <= 10, the layers of the model"),
+    ([[4, 4]], r"\[4, 4\]: a block is"), ([[-1, 2]], r"\[-1, 2\]: a block is"), ([[1, 2, 3]], r"\[1, 2, 3\]: a block"),
+    ([[5, 8], [2, 6]], r"\[2, 6\] and \[5, 8\] share a layer"),
+])
+def test_given_blocks_that_cannot_be(given, words):
+    with pytest.raises(BlockError, match=words):
+        selected(of_random(10), 10, 0.1, given=given)
+
+
+@pytest.mark.parametrize("removes, expand_from", [("k_max-1", 1), ("k_max", 0), ("k_max-1", 5)])
+def test_a_block_can_only_grow(removes, expand_from):
+    with pytest.raises(BlockError, match=rf"block\.expand_from {expand_from}: must lie between \d and k_max, here 4"):
+        selected(of_random(20), 20, 0.1, 4, removes=removes, expand_from=expand_from)
