@@ -152,7 +152,8 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
         bandwidth: str = "median", bandwidth_scale: float = 3.0, weight: str = "position", massive: str = "bypass",
         epochs: int = 100, batch_sequences: int = 100, lr: float = 0.01, patience: int = 3, factor: float = 0.5,
         ols_every: str = "iteration", final_ols: bool = True, ridge: float = 1e-6, heldout: float = 0.1,
-        collapse_variance: float = 1e-4, model_layers: int = 0, seed: int = 0, device: str = "cpu") -> KernelMap:
+        collapse_variance: float = 1e-4, decode_every: int = 0, model_layers: int = 0, seed: int = 0,
+        device: str = "cpu") -> KernelMap:
     """Learn the lift and the operators of one block.
 
     features: dimension of the kernel space, the paper's 2m.
@@ -172,6 +173,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     ridge: of the least squares, relative to the mean diagonal of the Gram matrix.
     heldout: share of the sequences that are judged on, never fitted.
     collapse_variance: stop when the held-out variance of phi, summed over features, falls below this.
+    decode_every: epochs between judgements of the state decoded by ridge, in the curve; 0 judges it at the end only.
     model_layers: layers of the model, for weight position_depth (0: the last state stored).
     seed: of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
@@ -185,7 +187,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     phi = Lift(hidden.width, features, rank, bandwidth_scale * unit, generator).to(device)
     operators = Operators(block[1] - block[0], features).to(device)
     run = _Run(states, phi, operators, lift, weight, model_layers or hidden.layers[-1], ridge, ols_every, device)
-    curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, generator)
+    curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, decode_every, generator)
     phi_KNF = run.features(states.train)
     if final_ols:
         operators.start(ols(phi_KNF, ridge))
@@ -242,8 +244,11 @@ class _Run(NamedTuple):
 
 
 def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor: float, collapse_variance: float,
-           generator: torch.Generator) -> list[dict[str, Any]]:
-    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); a row an epoch."""
+           decode_every: int, generator: torch.Generator) -> list[dict[str, Any]]:
+    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); a row an epoch.
+
+    Seconds are those of training: judging an epoch is no part of the recipe.
+    """
     learned = [*run.phi.parameters(), *(run.operators.parameters() if run.ols_every != "iteration" else ())]
     adam = torch.optim.Adam(learned, lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=factor, patience=patience)
@@ -257,9 +262,13 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
         row = {"epoch": epoch + 1, "seconds": time.perf_counter() - began, "lr": adam.param_groups[0]["lr"]}
         row |= {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
         plateau.step(row["loss"])
+        judging = time.perf_counter()
         row |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
         curve.append(row)
         _check(row, collapse_variance)
+        if decode_every and (epoch + 1) % decode_every == 0:
+            row |= _decode_errors(run, run.operators().detach(), run.features(run.states.train), run.ridge)
+        began += time.perf_counter() - judging
         logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch + 1, epochs, row["loss"],
                     row["heldout_loss"])
     return curve

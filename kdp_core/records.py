@@ -95,8 +95,9 @@ class KernelMap(NamedTuple):
     bypass_above: float | None
     """Tokens whose first state has a larger norm go by the folded block unchanged; None: all are mapped."""
     curve: list[dict[str, Any]]
-    """A row an epoch: epoch, seconds, lr, loss, mse, cos, heldout_loss, heldout_mse, heldout_cos, phi_variance,
-    phi_norm, operator_norm (list, one a step)."""
+    """A row an epoch: epoch, seconds (of training, judging left out), lr, loss, mse, cos, heldout_loss, heldout_mse,
+    heldout_cos, phi_variance, phi_norm, operator_norm (list, one a step); where asked for, decode_error and
+    decode_error_true_features."""
     stats: dict[str, Any]
     """Final held-out figures, ridge used, tokens, seconds."""
 

@@ -1,4 +1,5 @@
 """Step 1: the lift against its closed forms, least squares against NumPy, training against what it promises."""
+import itertools
 import math
 
 import numpy as np
@@ -285,6 +286,17 @@ def test_same_seed_same_bits_and_random_numbers_stay_fixed_while_training(drifti
     assert torch.equal(longer.b_M, one.b_M) and not torch.equal(longer.omega_DM, one.omega_DM)
     assert not torch.equal(kernel.fit(drifting, (0, 2), **SMALL, seed=1).b_M, one.b_M)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_decoded_state_judged_while_training_is_that_of_a_shorter_run_and_changes_nothing(drifting):
+    plain = kernel.fit(drifting, (0, 3), **SMALL | {"epochs": 4}, final_ols=False)
+    judged = kernel.fit(drifting, (0, 3), **SMALL | {"epochs": 4}, final_ols=False, decode_every=2)
+    shorter = kernel.fit(drifting, (0, 3), **SMALL | {"epochs": 2}, final_ols=False)
+    assert same_bits(plain, judged) and ["decode_error" in row for row in judged.curve] == [False, True, False, True]
+    for row, run in ((judged.curve[1], shorter), (judged.curve[3], plain)):
+        assert {key: row[key] for key in ("decode_error", "decode_error_true_features")} == {
+            key: run.stats[key] for key in ("decode_error", "decode_error_true_features")}
+    assert all(one["seconds"] < two["seconds"] for one, two in itertools.pairwise(judged.curve))
 
 
 @pytest.mark.parametrize("every", ["iteration", "epoch", "start"])
