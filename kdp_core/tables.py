@@ -84,6 +84,8 @@ COLUMNS: dict[str, Column] = {
     "blocks": Column("Blocks", "", "Replaced layers, first to one past the last."),
     "fit_seconds": Column("Fit", "s", "Time spent on fitting the stand-ins.", 0),
 }
+RELATIVE = ("rp", "ppl_ratio", "rp_ppl")
+"""Printed without their errors, which are those of acc and ppl over again."""
 MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "speedup_prefill", "speedup_decode",
         "params_millions")
 SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
@@ -278,14 +280,14 @@ def _names(scores: Mapping[str, Score]) -> str:
 
 # For print ------------------------------------------------------------------------------------------------------------
 
-def marks(frame: pd.DataFrame, name: str) -> dict[Any, str]:
+def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS) -> dict[Any, str]:
     """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
 
     Pruned rows of one model and ratio are compared. Where standard errors are known, the first is "best" only if it is
     ahead of every other by more than one combined standard error sqrt(se1^2 + se2^2); if not, every row that close to
     the first is "second" and none is "best". Elsewhere values compare as printed, and equal ones share their mark.
     """
-    column, found = COLUMNS[name], {}
+    column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
     for _, group in pruned.groupby(["model", "ratio"], sort=True):
         if len(group) > 1:
@@ -330,24 +332,24 @@ def heading(column: Column) -> str:
 
 
 def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns: Sequence[str] = MAIN,
-           caption: str = "", label: str = "") -> str:
+           caption: str = "", label: str = "", known: Mapping[str, Column] = COLUMNS) -> str:
     """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
 
     Rows are grouped by model and ratio; calib and k_max stand only where they vary. In a group the best value is bold
-    and the second underlined as `marks` tells. `caption` and `label` are for LaTeX. Raises TableError for an unknown
-    format or column.
+    and the second underlined as `marks` tells. `caption` and `label` are for LaTeX; `known` tells how each column is
+    printed. Raises TableError for an unknown format or column.
     """
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     if format not in ("md", "tex"):
         raise TableError(f"unknown table format {format!r}; choose csv, md or tex")
-    unknown = [name for name in columns if name not in COLUMNS or name not in frame]
+    unknown = [name for name in columns if name not in known or name not in frame]
     if unknown:
-        raise TableError(f"unknown column {unknown[0]!r}; choose among {', '.join(COLUMNS)}")
+        raise TableError(f"unknown column {unknown[0]!r}; choose among {', '.join(known)}")
     escape = _escape_md if format == "md" else _escape_tex
     keys = shown_keys(frame)
-    head = [escape(text) for text in [*(KEY_HEADINGS[key] for key in keys), *(heading(COLUMNS[c]) for c in columns)]]
-    body = _body(frame, keys, columns, format)
+    head = [escape(text) for text in [*(KEY_HEADINGS[key] for key in keys), *(heading(known[c]) for c in columns)]]
+    body = _body(frame, keys, columns, format, known)
     if format == "md":
         rule = [":--"] * len(keys) + ["--:"] * len(columns)
         return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *(cells for _, cells in body)])
@@ -370,11 +372,11 @@ def key_text(key: str, row: Any) -> str:
     return "–" if row["method"] == DENSE and key in ("calib", "k_max") else str(row[key])
 
 
-def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str],
-          format: str) -> list[tuple[tuple[Any, Any], list[str]]]:
+def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
+          known: Mapping[str, Column]) -> list[tuple[tuple[Any, Any], list[str]]]:
     """(group, cells) a row; model and ratio are left out where they repeat the row above."""
     escape, wrap = (_escape_md, _wrap_md) if format == "md" else (_escape_tex, _wrap_tex)
-    found = {name: marks(frame, name) for name in columns}
+    found = {name: marks(frame, name, known) for name in columns}
     rows, above = [], ("", "")
     for label, row in frame.iterrows():
         group = (row["model"], key_text("ratio", row))
@@ -383,11 +385,10 @@ def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str],
             cells[0] = ""
             cells[1] = "" if group == above else cells[1]
         for name in columns:
-            column = COLUMNS[name]
+            column = known[name]
             text = wrap(escape(number(column, row[name])), found[name].get(label, ""))
-            error = row[column.stderr] if column.stderr in ("acc_stderr", "ppl_stderr") else None
-            known = error is not None and not pd.isna(error)
-            cells.append(text + (_error(number(column, error), format) if known else ""))
+            error = row[column.stderr] if column.stderr and name not in RELATIVE else math.nan
+            cells.append(text + ("" if pd.isna(error) else _error(number(column, error), format)))
         rows.append((group, cells))
         above = group
     return rows
