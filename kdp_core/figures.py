@@ -167,7 +167,7 @@ def training_curves(kernels: Mapping[str, KernelMap], inverses: Mapping[str, Inv
         handles = [_handle(place, label) for place, label in enumerate(labels)]
         handles += [Line2D([], [], color=GREY, label="training"),
                     Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")]
-        _legend_below(figure, handles)
+        legend_below(figure, handles)
     return Drawn(figure, frame)
 
 
@@ -180,7 +180,7 @@ def _curve_panel(axis: Axes, part: pd.DataFrame, panel: Panel, labels: Sequence[
     positive = all((line.get_ydata() > 0).all() for line in axis.get_lines())
     if panel.log and axis.get_lines() and positive:
         axis.set_yscale("log")
-        _plain_log(axis)
+        plain_log(axis)
     _epochs(axis)
     axis.set(title=panel.title, ylabel=panel.ylabel)
 
@@ -212,7 +212,7 @@ def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, 
         for axis in axes:
             _epochs(axis)
         steps = sorted(frame.loc[frame["step"] > 0, "step"].unique())
-        _legend_below(figure, [*(_handle(place, label) for place, label in enumerate(labels)),
+        legend_below(figure, [*(_handle(place, label) for place, label in enumerate(labels)),
                                *(Line2D([], [], color=GREY, linestyle=DASHES[(i - 1) % len(DASHES)], label=f"$A_{i}$")
                                  for i in steps)])
     return Drawn(figure, frame)
@@ -247,7 +247,7 @@ def _epochs(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _plain_log(axis: Axes) -> None:
+def plain_log(axis: Axes) -> None:
     """Plain numbers on a log axis, and some between the decades where it spans less than two."""
     low, high = axis.get_ylim()
     subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0) if high / low > 4 else tuple(1 + i / 4 for i in range(36))
@@ -256,7 +256,8 @@ def _plain_log(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+    """One legend for all panels, in rows of at most `columns` entries."""
     rows = math.ceil(len(handles) / columns)
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows),
                   columnspacing=1.4)
@@ -291,7 +292,7 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
                     _score_line(axis, own[lines[own.index] == name], metric, look)
                 _score_axis(axis, metric, model)
         handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-        _legend_below(figure, [*handles, Line2D([], [], color=GREY, linestyle=":", label="dense")], columns=5)
+        legend_below(figure, [*handles, Line2D([], [], color=GREY, linestyle=":", label="dense")], columns=5)
     kept = [*summary.columns[:5], "params_removed",
             *(column for name in metrics for column in (name, COLUMNS[name].stderr) if column)]
     return Drawn(figure, summary[kept].reset_index(drop=True))
@@ -343,7 +344,7 @@ def _score_axis(axis: Axes, metric: str, model: str) -> None:
     axis.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
     if metric in ("ppl", "ppl_ratio"):
         axis.set_yscale("log")
-        _plain_log(axis)
+        plain_log(axis)
 
 
 # Which layers ---------------------------------------------------------------------------------------------------------
@@ -425,8 +426,8 @@ def error_by_layer(diagnoses: Mapping[str, Diagnosis], *, width: float = PAGE_IN
         axis.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
         low, high = axis.get_ylim()
         axis.set_ylim(min(low, 0.1), max(high, 2))  # wide enough for plain ticks, with room about 1
-        _plain_log(axis)
-        _legend_below(figure, [*(Line2D([], [], label=label, **look) for label, look in looks.items()),
+        plain_log(axis)
+        legend_below(figure, [*(Line2D([], [], label=label, **look) for label, look in looks.items()),
                                Line2D([], [], color=GREY, linestyle=":", label="constant mean")], columns=5)
     return Drawn(figure, frame)
 
