@@ -22,6 +22,7 @@ include: "rules/fold.smk"
 include: "rules/evaluate.smk"
 include: "rules/diagnose.smk"
 include: "rules/figures.smk"
+include: "rules/views.smk"
 include: "rules/report.smk"
 
 

@@ -20,7 +20,9 @@ Modules in the order of the flow; each imports only from those above it.
     evaluate    lm-eval scores with standard errors
     efficiency  parameters, multiply-adds, latency, memory
     diagnose    what training and folding did to the states
+    views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
     figures     figures with the data they show
+    views_figures  heat maps of the kernel space, paths of the states
     report      one self-contained HTML page
 """

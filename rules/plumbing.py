@@ -122,10 +122,29 @@ def _check_names(config: dict[str, Any]) -> None:
     for name in config["methods"]:
         sized = options(config, name).get("block", {}).get("sized_as")
         _known(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"], "name a row of methods")
+    _check_views(config)
     for name in config["models"]:
         if name in RESERVED:
             raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; "
                               "choose another name")
+
+
+def _check_views(config: dict[str, Any]) -> None:
+    views = config.get("views", {})
+    _known("views.rows", views.get("rows", []), config["methods"], "name a row of methods")
+    for name in views.get("rows", []):
+        first = schema()["methods"][base_of(config, name)]["properties"].get("kernel", {})
+        if first.get("x-module") != "kdp_core.kernel":
+            raise ConfigError(f"config: views.rows names {name!r}, which trains no kernel; name a row that stands on "
+                              "kdp")
+        if "blocks" not in views and name not in config["grid"]["methods"]:
+            raise ConfigError(f"config: views.rows names {name!r}, of which the grid trains no block; add it to "
+                              "grid.methods or name views.blocks")
+    for block in views.get("blocks", []):
+        start, stop = map(int, block.split("-"))
+        if start >= stop:
+            raise ConfigError(f"config: views.blocks names {block!r}, an empty run; give the first layer and one past "
+                              "the last")
 
 
 def _known(place: str, names: Any, known: dict[str, Any], remedy: str) -> None:
@@ -168,6 +187,7 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
         made += [_entry(f"{at}/errors-r{ratio:g}", f"Error of states at ratio {ratio:g}: {of}", "figure_errors",
                         "Relative squared error of the pruned models' states against the dense model's, on held-out "
                         "windows.") for ratio in config["grid"]["ratios"]]
+        made += _view_entries(config, at, of)
         for method in learned(config):
             made += [_entry(f"{at}/{method}-training", f"Training: {method}, {of}", "figure_training",
                             "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, "
@@ -175,6 +195,25 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
                      _entry(f"{at}/{method}-operators", f"Operator norms: {method}, {of}", "figure_operators",
                             "Norms of the operators and of the mean-free features in training. KDP paper, Figure 5.")]
     return made
+
+
+def _view_entries(config: dict[str, Any], at: str, of: str) -> list[dict[str, str]]:
+    if "views" not in config:
+        return []
+    return [_entry(f"{at}/trajectories", f"Paths of the states: {of}", "views_trajectories",
+                   "One token a sample through the layers, its place in a t-SNE of all layers across. Beside it, how "
+                   "straight the paths are: 1 is a straight line; dashed are walks with steps of the same lengths in "
+                   "unrelated directions. KDP paper, Figure 10."),
+            *(_entry(f"{at}/{row}-heatmaps", f"Kernel space: {row}, {of}", "views_heatmaps",
+                     "Predicted and true features after each block at a few positions of a held-out sequence, on one "
+                     "colour range, and their difference on its own. KDP paper, Figures 4 and 9.")
+              for row in config["views"].get("rows", []))]
+
+
+def _ablation_entries(config: dict[str, Any]) -> list[dict[str, str]]:
+    return [_entry(f"ablation-{name}", f"Ablation: {own['title']}", "ablation",
+                   f"{own['caption']} Bars are one standard error; dotted, with its own: the dense model.")
+            for name, own in config.get("ablations", {}).items()]
 
 
 def _entry(name: str, title: str, rule: str, caption: str) -> dict[str, str]:

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import hidden, similarity
+from kdp_core import hidden, similarity, views
 from kdp_core.methods import METHODS, method_schema, option_schema
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -94,6 +94,17 @@ def signature_block(description: str, function: Any) -> dict[str, Any]:
     return {**option_schema(function), "description": description}
 
 
+def views_block() -> dict[str, Any]:
+    """Which kernel spaces to draw, and how."""
+    return block("Kernel-space heat maps and paths of the states; left out, they are not drawn.", {
+        "rows": some({"type": "string"}, "Rows of methods, standing on kdp, whose trained blocks are drawn."),
+        "blocks": some({"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
+                       "First layer and one past the last, such as 14-16, fitted where they are not; left out, all "
+                       "blocks that the grid trains."),
+        "heatmaps": signature_block("Features of a held-out sequence.", views.kernel_view),
+        "trajectories": signature_block("Paths of the states.", views.paths)})
+
+
 def build() -> dict[str, Any]:
     """The whole schema; rows of methods are checked against `methods` by the method they stand on."""
     return {
@@ -114,6 +125,7 @@ def build() -> dict[str, Any]:
                 "threads": count("CPU threads of the timed runs.")}),
             "diagnose": block("Pruned beside dense, on held-out windows.", {
                 "windows": count("Windows of held-out text.", 2)}),
+            "views": views_block(),
             "figures": block("Look of the figures.", {
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
             "cache": text("Folder for downloaded files."),

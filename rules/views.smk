@@ -1,0 +1,68 @@
+"""Kernel-space heat maps of trained rows and paths of the states, where the config has `views`."""
+
+VIEWS = config.get("views", {})
+
+
+def viewed(wildcards):
+    """Step 1's records of a row: of the blocks that `views` names, else of all that the grid trains."""
+    if "blocks" not in VIEWS:
+        return trained(wildcards, "kernel")
+    folder = "results/{model}/{calib}/{method}/blocks".format(**wildcards)
+    return [f"{folder}/{block}/kernel.safetensors" for block in VIEWS["blocks"]]
+
+
+rule views_heatmaps:
+    input:
+        hidden="results/{model}/{calib}/hidden.zarr",
+        kernels=viewed,
+    output:
+        **drawn("{model}/{calib}/{method}-heatmaps"),
+    log:
+        "results/logs/figures/{model}-{calib}-{method}-heatmaps.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-{method}-heatmaps.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(3000),
+        runtime=20,
+    params:
+        kind="heatmaps",
+        options=VIEWS.get("heatmaps", {}),
+        fitted=lambda wildcards: plumbing.options(config, wildcards.method).get(
+            "kernel", {}
+        ),
+        colormap=config.get("figures", {}).get("colormap", "viridis"),
+        dpi=DPI,
+        code=plumbing.code("views"),
+    message:
+        "Drawing the kernel space of {wildcards.method}"
+    script:
+        "../workflow_scripts/views.py"
+
+
+rule views_trajectories:
+    input:
+        hidden="results/{model}/{calib}/hidden.zarr",
+    output:
+        **drawn("{model}/{calib}/trajectories"),
+        straightness="results/{model}/{calib}/straightness.csv",
+    log:
+        "results/logs/figures/{model}-{calib}-trajectories.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-trajectories.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(3000),
+        runtime=30,
+    params:
+        kind="trajectories",
+        options=VIEWS.get("trajectories", {}),
+        colormap=config.get("figures", {}).get("colormap", "viridis"),
+        dpi=DPI,
+        code=plumbing.code("views"),
+    message:
+        "Drawing the paths of states of {wildcards.model}"
+    script:
+        "../workflow_scripts/views.py"
