@@ -22,6 +22,7 @@ include: "rules/fold.smk"
 include: "rules/evaluate.smk"
 include: "rules/diagnose.smk"
 include: "rules/figures.smk"
+include: "rules/theory.smk"
 include: "rules/views.smk"
 include: "rules/report.smk"
 
@@ -38,5 +39,6 @@ rule all:
         "results/summary.csv",
         # named here too, so that they run beside the extraction, before any block is known
         dense_measured(),
+        theory_wanted(),
     message:
         "Everything is built"

@@ -13,6 +13,7 @@ Modules in the order of the flow; each imports only from those above it.
     blocks      which layers to replace for a ratio
     kernel      step 1: learnable random Fourier features and linear step operators
     inverse     step 2: from the kernel space back to hidden states
+    theory      Theorems 1 and 2 of KDP as numbers
     linear      affine maps in the original space
     methods     the table METHODS: every pruning method, as named steps
     fold        a plan to a pruned checkpoint
@@ -23,6 +24,7 @@ Modules in the order of the flow; each imports only from those above it.
     views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
     figures     figures with the data they show
+    theory_figures  Theorems 1 and 2 drawn and tabulated
     views_figures  heat maps of the kernel space, paths of the states
     report      one self-contained HTML page
 """

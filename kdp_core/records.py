@@ -244,3 +244,53 @@ class Diagnosis(NamedTuple):
     """Pruned less dense."""
     nll_increase_nats_stderr: float | None
     """Of the paired differences, window by window: both models read the same text."""
+
+
+class Theory(NamedTuple):
+    """Theorems 1 and 2 of KDP measured on a run of layers; errors are norms in the kernel space unless named."""
+    block: Block
+    """The run: one linear step a layer."""
+    features: int
+    """Dimension of the kernel space, the paper's 2m."""
+    lift_input: str
+    """As in KernelMap."""
+    delta: float
+    """Probability with which the bounds may fail."""
+    tokens: int
+    """Training tokens, the theorems' n."""
+    sequences: int
+    """Training sequences that they come from."""
+    heldout_tokens: int
+    l_erm: float
+    """Largest over steps of the mean squared error of one step on training tokens."""
+    step_mse: list[float]
+    """That error of each step."""
+    b_a: float
+    """Largest operator norm of a step."""
+    operator_norms: list[float]
+    r_phi: float
+    """Largest norm of features, training and held-out."""
+    generalisation: float
+    """Second term under the root of equation 3, C = 1."""
+    generalisation_equation_9: float
+    """The same with the constants of equation 9."""
+    horizons: list[dict[str, Any]]
+    """Theorem 1, a row a start and horizon: start (state), horizon, accumulation; errors train_rms, and held-out rms,
+    p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13), bound_steps (14),
+    bound_erm (16 without the term in n), bound (16, C = 1), bound_equation_9, trivial ((1 + B_A^k) R_phi);
+    beyond (share of held-out tokens above bound_erm), samples_needed (n for bound < trivial; None: no n will do),
+    vacuous (bound >= trivial), vacuous_erm, uninformative (bound >= constant)."""
+    ridges: list[dict[str, Any]]
+    """Theorem 1 over the whole run with operators solved anew, a row a ridge: ridge, l_erm, b_a, and of the fields of
+    `horizons` accumulation, train_rms, rms, constant, bound_erm, bound, trivial, vacuous, vacuous_erm."""
+    risks: list[dict[str, Any]]
+    """Theorem 2, a row a class and gap: gap (layers), space (identity, random, learned), features, bandwidth_scale,
+    share, tokens, risk (held-out mean squared error, units of the space squared), train_risk, relative_risk,
+    state_error (relative squared error of the decoded state), state_error_stderr, state_median, direct_error,
+    operator_norm, state_excess (state_error less the identity class's) and its paired state_excess_stderr."""
+    conditions: list[dict[str, Any]]
+    """Theorem 2's own inequality, a row an RFF class and gap: risk, identity_risk, margin (Delta), b_a, r_h,
+    samples_printed (equation 4, C = c = 1) and samples_proof (equation 36), None where the margin is not positive;
+    holds, holds_without_fit (by A = 0 already), better_state (the decoded state is better too), state_excess and
+    state_excess_stderr as in `risks`."""
+    stats: dict[str, Any]

@@ -151,6 +151,24 @@ def everything_measured(wildcards):
     )
 
 
+def theories(wildcards=None):
+    """The records of both theorems, of every model and calibration set."""
+    if "theory" not in config:
+        raise WorkflowError(
+            "config: no `theory`; add it, or --configfile configs/theory.yaml"
+        )
+    return [
+        f"results/{model}/{calib}/theory.json"
+        for model in config["grid"]["models"]
+        for calib in config["grid"]["calibrations"]
+    ]
+
+
+def theory_wanted():
+    """The tables of both theorems, where the config asks for them."""
+    return ["results/tables/theory.csv"] if "theory" in config else []
+
+
 def drawn(name):
     """The three files of a figure."""
     return {

@@ -123,6 +123,14 @@ def _check_names(config: dict[str, Any]) -> None:
         sized = options(config, name).get("block", {}).get("sized_as")
         _known(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"], "name a row of methods")
     _check_views(config)
+    if "theory" in config:
+        _known("theory.method", [config["theory"]["method"]], config["methods"], "name a row of methods")
+        if "kernel" not in steps(config, config["theory"]["method"]):
+            raise ConfigError(f"config: theory.method {config['theory']['method']!r} has no step `kernel`; name a row "
+                              "that stands on kdp")
+        if config["theory"]["run"][0] >= config["theory"]["run"][1]:
+            raise ConfigError(f"config: theory.run is {config['theory']['run']}, an empty run; give the first layer "
+                              "and one past the last")
     for name in config["models"]:
         if name in RESERVED:
             raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; "
@@ -174,6 +182,17 @@ def learned(config: dict[str, Any]) -> list[str]:
             and options(config, name).get("kernel", {}).get("epochs") != 0]
 
 
+def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of step 1 on the run of `theory`: those of the row it names, and its own over them."""
+    theory = config.get("theory", {})
+    return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})
+
+
+def theory_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of `theory` that are not about which kernel is fitted where."""
+    return {key: value for key, value in config.get("theory", {}).items() if key not in ("method", "kernel", "run")}
+
+
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
     """Every figure of the report, in order: name, title, rule that makes it, caption."""
     made = [_entry("score-ratio", "Score against ratio", "figure_score_ratio",
@@ -184,6 +203,11 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
         at, of = f"{model}/{calib}", f"{model}, {calib}"
         made.append(_entry(f"{at}/similarity", f"Similarity of layers: {of}", "figure_similarity",
                            "Similarity of the hidden states before each pair of layers. KDP paper, Figure 1."))
+        if "theory" in config:
+            made.append(_entry(f"{at}/theory", f"Theorems 1 and 2: {of}", "figure_theory",
+                               "Theorem 1's bounds beside the errors that they bound, by horizon; then held-out errors "
+                               "of random and learned features beside linear maps of states, and how Theorem 2's risk "
+                               "falls with the kernel's width whatever becomes of the state."))
         made += [_entry(f"{at}/errors-r{ratio:g}", f"Error of states at ratio {ratio:g}: {of}", "figure_errors",
                         "Relative squared error of the pruned models' states against the dense model's, on held-out "
                         "windows.") for ratio in config["grid"]["ratios"]]

@@ -5,7 +5,7 @@ import pandas as pd
 from gather import points
 from job import job
 
-from kdp_core import figures, store
+from kdp_core import figures, store, theory_figures
 
 
 def blocks(paths: list[str]) -> dict:
@@ -23,6 +23,8 @@ def draw(kind: str, inputs, params) -> figures.Drawn:
         return figures.operator_norms(blocks(inputs.kernels))
     if kind == "score_ratio":
         return figures.score_against_ratio(pd.read_csv(inputs[0], keep_default_na=False, na_values=[""]))
+    if kind == "theory":
+        return theory_figures.theory(store.read(inputs[0]))
     if kind == "layers":
         return figures.pruned_layers(points(params.grid, params.steps))
     return figures.error_by_layer({label: store.read(path) for label, path in zip(params.labels, inputs, strict=True)})

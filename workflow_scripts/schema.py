@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import hidden, similarity, views
+from kdp_core import hidden, kernel, similarity, theory, views
 from kdp_core.methods import METHODS, method_schema, option_schema
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -105,6 +105,17 @@ def views_block() -> dict[str, Any]:
         "trajectories": signature_block("Paths of the states.", views.paths)})
 
 
+def theory_block() -> dict[str, Any]:
+    """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
+    measured = option_schema(theory.measure)["properties"]
+    return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
+        "method": text("Row of methods whose options of step `kernel` hold."),
+        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the row's."},
+        "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
+                "description": "First layer of the run, and one past the last; the horizon grows over its layers."},
+        **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
+
+
 def build() -> dict[str, Any]:
     """The whole schema; rows of methods are checked against `methods` by the method they stand on."""
     return {
@@ -126,6 +137,7 @@ def build() -> dict[str, Any]:
             "diagnose": block("Pruned beside dense, on held-out windows.", {
                 "windows": count("Windows of held-out text.", 2)}),
             "views": views_block(),
+            "theory": theory_block(),
             "figures": block("Look of the figures.", {
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
             "cache": text("Folder for downloaded files."),

@@ -22,6 +22,7 @@ from kdp_core.records import (
     Scores,
     Selection,
     Similarity,
+    Theory,
     Tokens,
 )
 from kdp_core.store import StoreError
@@ -55,6 +56,9 @@ def examples():
         PrunedFacts("kdp", 10, 3, 1000, 800, 40, 0.2, [(2, 4), (5, 6)]), score,
         Scores([score, score._replace(stderr=0.1)], 3.5, {"torch": "2"}),
         Efficiency(1, 2, 3, 4, 128, 1.5, 2.5, 3.5, 4.5, 1.1, 1.2, 500.0, "rss", "cpu", 1, 5),
+        Theory((1, 3), 8, "raw", 0.05, 100, 10, 20, 0.1, [0.1, 0.05], 1.2, [1.2, 0.9], 1.0, 3.0, 9.0,
+               [{"start": 1, "horizon": 1, "samples_needed": None, "vacuous": True}], [{"ridge": 1e-3}],
+               [{"gap": 1, "space": "random", "bandwidth_scale": 3.0}], [{"gap": 1, "holds": True}], {"ridge": 1e-6}),
         Diagnosis([0, 3], [0.1, 0.2], [0.9, 0.8], [0, 2], 64, 1, [1, 2], 8.0, 63, 0.5, None, 0.7, None, 3.0, None, 3.5,
                   None, 0.5, None),
     ]

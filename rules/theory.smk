@@ -1,0 +1,67 @@
+"""Theorems 1 and 2 as numbers, where the config has `theory`."""
+
+
+rule theory:
+    input:
+        "results/{model}/{calib}/hidden.zarr",
+    output:
+        "results/{model}/{calib}/theory.json",
+    log:
+        "results/logs/theory/{model}-{calib}.log",
+    benchmark:
+        "results/benchmarks/theory/{model}-{calib}.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=60,
+    params:
+        run=config.get("theory", {}).get("run"),
+        kernel=plumbing.theory_kernel(config),
+        options=plumbing.theory_options(config),
+        device=device_of,
+        code=plumbing.code("theory"),
+    message:
+        "Measuring Theorems 1 and 2 on {wildcards.model}"
+    script:
+        "../workflow_scripts/theory.py"
+
+
+rule theory_tables:
+    input:
+        theories,
+    output:
+        csv="results/tables/theory.csv",
+        md="results/tables/theory.md",
+    log:
+        "results/logs/theory-tables.log",
+    benchmark:
+        "results/benchmarks/theory-tables.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        code=plumbing.code("theory_tables"),
+    message:
+        "Writing the tables of Theorems 1 and 2"
+    script:
+        "../workflow_scripts/theory_tables.py"
+
+
+use rule figure_training as figure_theory with:
+    input:
+        "results/{model}/{calib}/theory.json",
+    output:
+        **drawn("{model}/{calib}/theory"),
+    log:
+        "results/logs/figures/{model}-{calib}-theory.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-theory.tsv"
+    params:
+        kind="theory",
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing Theorems 1 and 2 of {wildcards.model}"

@@ -1,0 +1,18 @@
+"""Rule `theory_tables`: both theorems of every model and calibration set, as one CSV file and for reading."""
+from pathlib import Path
+
+from job import job
+
+from kdp_core import store, theory_figures
+
+
+def write_tables(paths: list[str], csv: str, md: str) -> None:
+    """Gather the records by the folders that they lie in."""
+    records = {(Path(path).parts[-3], Path(path).parts[-2]): store.read(path) for path in paths}
+    store.write_text(csv, theory_figures.tidy(records).to_csv(index=False, lineterminator="\n"))
+    store.write_text(md, theory_figures.markdown(records))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        write_tables(snakemake.input, snakemake.output.csv, snakemake.output.md)
