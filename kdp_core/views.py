@@ -11,9 +11,10 @@ Where the paper is silent, or where its picture would flatter:
 - Position 0 is often a massive-activation token, which goes by the folded block; the next counted one stands in.
 - A sample's state is that of one token at every layer: its last one, where the text that was read is longest.
 - t-SNE keeps neighbours, not lines, and with the layer as third axis every path looks drawn out. `straightness`
-  measures in the space of the states itself, beside a walk with the same step lengths in unrelated directions: in a
-  wide space such a walk looks orderly too (its first principal axis holds 6/pi^2 of its variance). On SmolLM2 the
-  cosine of a step with the next is 0.01 in the states and 0.88 in the plane of t-SNE: the trend is t-SNE's.
+  measures in the space of the states itself, and in both spaces beside walks whose steps have the same lengths and
+  unrelated directions. On SmolLM2 the cosine of a step with the next is 0.05 in the states and 0.87 in the plane of
+  t-SNE, where the unrelated walks reach 0.96: the linear trend is t-SNE's. In a wide space such walks look orderly in
+  other ways too (the first principal axis holds 6/pi^2 of the variance), hence a baseline for every measure.
 """
 import itertools
 import logging
@@ -60,13 +61,16 @@ class KernelView(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """States of S samples at L layers, and where t-SNE puts them."""
+    """States of S samples at L layers, and where t-SNE puts them; the same of unrelated walks."""
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
     """Position of each sample's token."""
     h_SLD: Tensor
     xz_SL2: Tensor
+    walk_SLD: Tensor
+    """From the same first states by steps of the same lengths, each in a direction of its own."""
+    walk_xz_SL2: Tensor
 
 
 class Straightness(NamedTuple):
@@ -134,9 +138,11 @@ def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[fl
 def paths(hidden: HiddenStates, *, samples: int = 100, perplexity: float = 30.0, seed: int = 0) -> Paths:
     """States of one token a sequence at every stored layer, and their place in one t-SNE of all layers together.
 
+    A second t-SNE, of unrelated walks, tells what of the picture is t-SNE's own.
+
     samples: sequences, the first ones; fewer where fewer are stored.
     perplexity: of t-SNE, about the number of neighbours that count.
-    seed: of t-SNE.
+    seed: of t-SNE and of the walks.
     Raises ViewError for too few points and for a sequence without a token that is ordinary at every layer.
     """
     S = min(samples, hidden.sequences)
@@ -145,9 +151,10 @@ def paths(hidden: HiddenStates, *, samples: int = 100, perplexity: float = 30.0,
                         "too few points; lower it below a third of them")
     tokens_S = _last_ordinary(hidden)[:S]
     h_SLD = torch.stack([hidden.state(layer)[torch.arange(S), tokens_S] for layer in hidden.layers], dim=1)
-    logger.info("t-SNE of %d points", S * len(hidden.layers))
-    xz_SL2 = _tsne(h_SLD.flatten(0, 1), perplexity, seed).unflatten(0, h_SLD.shape[:2])
-    return Paths(list(hidden.layers), list(range(S)), tokens_S.tolist(), h_SLD, xz_SL2)
+    walk_SLD = unrelated_walk(h_SLD, torch.Generator().manual_seed(seed))
+    logger.info("t-SNE of %d points, twice", S * len(hidden.layers))
+    xz_SL2, walk_xz_SL2 = (_tsne(points_SLD, perplexity, seed) for points_SLD in (h_SLD, walk_SLD))
+    return Paths(list(hidden.layers), list(range(S)), tokens_S.tolist(), h_SLD, xz_SL2, walk_SLD, walk_xz_SL2)
 
 
 def _last_ordinary(hidden: HiddenStates) -> Tensor:
@@ -159,12 +166,15 @@ def _last_ordinary(hidden: HiddenStates) -> Tensor:
     return ordinary_ST.shape[1] - 1 - ordinary_ST.flip(-1).int().argmax(-1)
 
 
-def _tsne(x_ND: Tensor, perplexity: float, seed: int) -> Tensor:
+def _tsne(points_SLD: Tensor, perplexity: float, seed: int) -> Tensor:
+    """Places xz_SL2 of all points together."""
     # imported here: scikit-learn costs seconds, and nothing else of the library needs it
     from sklearn.manifold import TSNE
 
     # the start from the principal axes keeps the order of the layers; a random one would not
-    return torch.from_numpy(TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(x_ND.numpy()))
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    xz_N2 = torch.from_numpy(tsne.fit_transform(points_SLD.flatten(0, 1).numpy()))
+    return xz_N2.unflatten(0, points_SLD.shape[:2])
 
 
 def straightness(h_SLD: Tensor) -> Straightness:
@@ -193,32 +203,33 @@ def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat((h_SLD[:, :1], h_SLD[:, :1] + steps_SKD.cumsum(1)), dim=1)
 
 
-def straightness_table(found: Paths, *, seed: int = 0) -> list[dict[str, float | int | str]]:
+def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
     """Straightness of paths and of unrelated walks, a row a space and run of layers.
 
     Spaces: `states`, and `t-SNE` (its plane, without the layer axis). Runs: all layers, the paper's eligible ones
     (a tenth left out at either end), and, over those, every run of 3 to 6 steps (the paper's K_max), averaged.
     """
-    generator, edge = torch.Generator().manual_seed(seed), round(0.1 * (len(found.layers) - 1))
+    edge = round(0.1 * (len(found.layers) - 1))
     inner = slice(edge, len(found.layers) - edge)
+    steps = range(3, min(7, inner.stop - inner.start))
     rows = []
-    for space, points_SLD in (("states", found.h_SLD), ("t-SNE", found.xz_SL2)):
-        whole = {"all": [points_SLD], "inner": [points_SLD[:, inner]]}
-        runs = {f"{steps} steps": [part_SKD.mT for part_SKD in points_SLD[:, inner].unfold(1, steps + 1, 1).unbind(1)]
-                for steps in range(3, 7) if steps < points_SLD[:, inner].shape[1]}
-        for name, parts in (whole | runs).items():
-            if parts[0].shape[1] < 3:
-                continue
-            measured = [straightness(part_SLD) for part_SLD in parts]
-            unrelated = [straightness(unrelated_walk(part_SLD, generator)) for part_SLD in parts]
-            rows.append({"space": space, "run": name, "layer_first": found.layers[0 if name == "all" else edge],
-                         "layer_last": found.layers[-1 if name == "all" else inner.stop - 1],
-                         **_means(measured, ""), **_means(unrelated, "_unrelated")})
+    for space, pair in (("states", (found.h_SLD, found.walk_SLD)), ("t-SNE", (found.xz_SL2, found.walk_xz_SL2))):
+        runs = {"all": (slice(None), None), "inner": (inner, None), **{f"{k} steps": (inner, k) for k in steps}}
+        for name, (where, length) in runs.items():
+            layers = found.layers[where]
+            measured, unrelated = (_mean_straightness(points_SLD[:, where], length) for points_SLD in pair)
+            rows.append({"space": space, "run": name, "layer_first": layers[0], "layer_last": layers[-1],
+                         **measured._asdict(), **{f"{field}_unrelated": value
+                                                  for field, value in unrelated._asdict().items()}})
     return rows
 
 
-def _means(parts: list[Straightness], suffix: str) -> dict[str, float]:
-    return {field + suffix: sum(getattr(part, field) for part in parts) / len(parts) for field in Straightness._fields}
+def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
+    """Of whole paths, or the mean over every run of so many steps."""
+    if length is None:
+        return straightness(points_SLD)
+    parts = [straightness(part_SDL.mT) for part_SDL in points_SLD.unfold(1, length + 1, 1).unbind(1)]
+    return Straightness(*(sum(values) / len(parts) for values in zip(*parts, strict=True)))
 
 
 def own_neighbour(found: Paths) -> float:

@@ -24,7 +24,7 @@ PANELS = ("predicted", "true", "difference")
 LOOKS = {("states", ""): ("states", COLORS[0], "-", "o"),
          ("states", "_unrelated"): ("states, unrelated steps", COLORS[0], DASHES[1], "o"),
          ("t-SNE", ""): ("t-SNE plane", COLORS[1], "-", "s"),
-         ("t-SNE", "_unrelated"): ("t-SNE plane, unrelated steps", COLORS[1], DASHES[1], "s")}
+         ("t-SNE", "_unrelated"): ("t-SNE plane of unrelated steps", COLORS[1], DASHES[1], "s")}
 
 
 def heat_maps(views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
@@ -118,7 +118,7 @@ def _features(label: str, view: KernelView) -> pd.DataFrame:
 def trajectories(found: Paths, straight: Sequence[Mapping[str, Any]], own_neighbour: float, *,
                  colormap: str = "viridis", width: float = PAGE_IN, height: float = 3.5) -> Drawn:
     """Figure 10: paths of samples through the layers, the t-SNE plane across and the layer along; beside it, how
-    straight they are in the states and in that plane, and walks with the same step lengths in unrelated directions.
+    straight they are in the states and in that plane, and the same of walks with unrelated steps of the same lengths.
 
     straight: rows of views.straightness_table.
     own_neighbour: of views.own_neighbour, for the title.

@@ -106,12 +106,14 @@ def test_paths_hold_the_last_ordinary_token(tmp_path):
     assert found.tokens == [23] * 3 + [22] + [23] * 6 and found.layers == [0, 1, 2, 3]
     for sample, token in enumerate(found.tokens):
         torch.testing.assert_close(found.h_SLD[sample], h_LSTD[:, sample, token])
-    assert found.xz_SL2.shape == (10, 4, 2)
+    assert found.xz_SL2.shape == found.walk_xz_SL2.shape == (10, 4, 2)
+    torch.testing.assert_close(found.walk_SLD.diff(dim=1).norm(dim=-1), found.h_SLD.diff(dim=1).norm(dim=-1))
 
 
 def test_same_seed_same_paths(pico, found):
     again = views.paths(pico, samples=10, perplexity=5.0)
-    assert torch.equal(found.xz_SL2, again.xz_SL2) and found.xz_SL2.isfinite().all()
+    for name in ("xz_SL2", "walk_xz_SL2"):
+        assert torch.equal(getattr(found, name), getattr(again, name)) and getattr(found, name).isfinite().all()
 
 
 def test_neighbours_stay_neighbours_in_the_plane(found):
@@ -170,7 +172,8 @@ def test_table_measures_spaces_and_runs(found):
     assert inner["chord"] == views.straightness(found.h_SLD[:, 1:10]).chord
     windows = [views.straightness(found.h_SLD[:, start:start + 4]).turn for start in range(1, 7)]
     assert rows[2]["turn"] == pytest.approx(np.mean(windows), rel=1e-6)
-    assert rows == views.straightness_table(found)
+    assert rows[6]["axis_unrelated"] == views.straightness(found.walk_xz_SL2).axis
+    assert rows[0]["chord_unrelated"] == views.straightness(found.walk_SLD).chord
 
 
 def test_own_neighbour_by_hand(found):

@@ -20,7 +20,9 @@ def view(positions=(0, 25, 50), features=32, seed=0, mean=True):
 def paths(samples=4, layers=12):
     generator = torch.Generator().manual_seed(0)
     h_SLD = torch.randn(samples, layers, 5, generator=generator).cumsum(1)
-    return Paths(list(range(layers)), list(range(samples)), [9] * samples, h_SLD, h_SLD[..., :2].clone())
+    walk_SLD = views.unrelated_walk(h_SLD, generator)
+    return Paths(list(range(layers)), list(range(samples)), [9] * samples, h_SLD, h_SLD[..., :2].clone(), walk_SLD,
+                 walk_SLD[..., :2].clone())
 
 
 def images(drawn):

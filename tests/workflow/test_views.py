@@ -22,7 +22,7 @@ def test_views_of_a_named_block(tmp_path):
     project = Project(tmp_path).make()
     project.config["views"] = VIEWS
     at = "results/figures/pico/few"
-    project.run("--cores", "1", "--quiet", "all", f"{at}/kdp-heatmaps.png", f"{at}/trajectories.png")
+    project.run("--cores", "1", f"{at}/kdp-heatmaps.png", f"{at}/trajectories.png")
     rows = pd.read_csv(tmp_path / f"{at}/kdp-heatmaps.csv")
     assert set(rows["block"]) == {"2-4"} and len(rows) == 2 * 32 and rows["error"].between(0, 10).all()
     places = pd.read_csv(tmp_path / f"{at}/trajectories.csv")
