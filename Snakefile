@@ -19,11 +19,13 @@ include: "rules/similarity.smk"
 include: "rules/blocks.smk"
 include: "rules/step.smk"
 include: "rules/fold.smk"
+include: "rules/finetune.smk"
 include: "rules/evaluate.smk"
 include: "rules/diagnose.smk"
 include: "rules/figures.smk"
-include: "rules/theory.smk"
+include: "rules/ablations.smk"
 include: "rules/views.smk"
+include: "rules/theory.smk"
 include: "rules/report.smk"
 
 
@@ -39,6 +41,8 @@ rule all:
         "results/summary.csv",
         # named here too, so that they run beside the extraction, before any block is known
         dense_measured(),
+        # and these, so that the blocks of all points are chosen at once
+        of_points("scores.json"),
         theory_wanted(),
     message:
         "Everything is built"

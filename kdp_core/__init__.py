@@ -11,20 +11,24 @@ Modules in the order of the flow; each imports only from those above it.
     states      the states of one block, split and masked for fitting
     similarity  cosine, angular distance and CKA of all pairs of layers
     blocks      which layers to replace for a ratio
+    distil      the loss between a pruned model's outputs and the dense one's
     kernel      step 1: learnable random Fourier features and linear step operators
     inverse     step 2: from the kernel space back to hidden states
     theory      Theorems 1 and 2 of KDP as numbers
     linear      affine maps in the original space
     methods     the table METHODS: every pruning method, as named steps
     fold        a plan to a pruned checkpoint
+    finetune    low-rank fine-tuning of a pruned checkpoint's output head
     tasks       evaluation data and task definitions made from held-out text
     evaluate    lm-eval scores with standard errors
     efficiency  parameters, multiply-adds, latency, memory
     diagnose    what training and folding did to the states
     views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
+    ablations   rows of the grid by what differs between them
     figures     figures with the data they show
-    theory_figures  Theorems 1 and 2 drawn and tabulated
+    ablation_figures  scores against what an ablation varies
     views_figures  heat maps of the kernel space, paths of the states
+    theory_figures  Theorems 1 and 2 drawn and tabulated
     report      one self-contained HTML page
 """

@@ -250,7 +250,9 @@ def _epochs(axis: Axes) -> None:
 def plain_log(axis: Axes) -> None:
     """Plain numbers on a log axis, and some between the decades where it spans less than two."""
     low, high = axis.get_ylim()
-    subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0) if high / low > 4 else tuple(1 + i / 4 for i in range(36))
+    spread = high / low
+    subs = ((1.0,) if spread > 100 else (1.0, 2.0, 5.0) if spread > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+            if spread > 2 else tuple(1 + i / 4 for i in range(36)))
     axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -16,7 +16,8 @@ except plumbing.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 POINTS = plumbing.points(config)
-STEPS = {name: plumbing.steps(config, name) for name in config["grid"]["methods"]}
+GRID = plumbing.grid_points(config)
+STEPS = {name: plumbing.steps(config, name) for name in plumbing.rows(config)}
 DPI = config.get("figures", {}).get("dpi", 200)
 FIGURES = plumbing.figure_entries(config)
 
@@ -61,12 +62,12 @@ def memory_mb(base, growth=1.5):
 def records_of(point):
     """The records of every step of every block that a grid point selected, block by block."""
     keys = ("model", "calib", "method", "ratio", "k_max")
-    plan = checkpoints.blocks.get(**{key: point[key] for key in keys}).output[0]
+    point = {key: point[key] for key in keys}
+    point["method"] = plumbing.source_of(config, point["method"])
+    plan = checkpoints.blocks.get(**point).output[0]
     with open(plan) as file:
         blocks = json.load(file)["fields"]["blocks"]
-    folder = "results/{model}/{calib}/{method}/blocks".format(
-        **{key: point[key] for key in keys}
-    )
+    folder = "results/{model}/{calib}/{method}/blocks".format(**point)
     return [
         f"{folder}/{start}-{stop}/{step}.safetensors"
         for start, stop in blocks
@@ -113,11 +114,11 @@ def steps_before(wildcards):
     ]
 
 
-def points_like(wildcards):
-    """The grid points that share these wildcards."""
+def points_like(wildcards, points=POINTS):
+    """The points that share these wildcards."""
     return [
         point
-        for point in POINTS
+        for point in points
         if all(point.get(key, value) == value for key, value in wildcards.items())
     ]
 
@@ -146,6 +147,11 @@ def everything_measured(wildcards):
     names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
     return (
         [path for name in names for path in of_points(name)]
+        + [
+            f"{plumbing.point_dir(point)}/finetuned.json"
+            for point in POINTS
+            if "source" in point
+        ]
         + all_records()
         + dense_measured()
     )

@@ -72,7 +72,7 @@ use rule figure_training as figure_errors with:
     input:
         lambda wildcards: [
             f"{plumbing.point_dir(point)}/diagnosis.json"
-            for point in points_like(wildcards)
+            for point in points_like(wildcards, GRID)
         ],
     output:
         **drawn("{model}/{calib}/errors-r{ratio}"),
@@ -83,7 +83,7 @@ use rule figure_training as figure_errors with:
     params:
         kind="errors",
         labels=lambda wildcards: [
-            f"{p['method']}, K max {p['k_max']}" for p in points_like(wildcards)
+            f"{p['method']}, K max {p['k_max']}" for p in points_like(wildcards, GRID)
         ],
         dpi=DPI,
         code=plumbing.code("figure"),
@@ -102,6 +102,8 @@ use rule figure_training as figure_score_ratio with:
         "results/benchmarks/figures/score-ratio.tsv"
     params:
         kind="score_ratio",
+        # points that only an ablation adds would crowd the overview
+        grid=GRID,
         dpi=DPI,
         code=plumbing.code("figure"),
     message:

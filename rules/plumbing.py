@@ -35,8 +35,9 @@ def check(config: dict[str, Any]) -> None:
     """Refuse an unknown key, a wrong type or value, a name that nothing defines; ConfigError names place and remedy."""
     _refuse(schema(), config, [])
     for name, row in config["methods"].items():
-        own = {key: value for key, value in (row or {}).items() if key != "base"}
+        own = {key: value for key, value in (row or {}).items() if key not in ("base", "finetune")}
         _refuse(schema()["methods"][base_of(config, name)], own, ["methods", name])
+        _check_finetune(config, name)
     _check_names(config)
 
 
@@ -92,6 +93,31 @@ def base_of(config: dict[str, Any], name: str) -> str:
     return row
 
 
+def source_of(config: dict[str, Any], name: str) -> str:
+    """The row whose checkpoint a row starts from: the first one below it without `finetune`, often itself."""
+    while "finetune" in (config["methods"].get(name) or {}):
+        name = config["methods"][name]["base"]
+    return name
+
+
+def _check_finetune(config: dict[str, Any], name: str) -> None:
+    """A fine-tuned row shares blocks, steps and checkpoint with a row, so it may hold nothing else of its own."""
+    row = config["methods"][name] or {}
+    base = config["methods"].get(row.get("base")) or {}
+    if "finetune" not in row:
+        if "finetune" in base:
+            raise ConfigError(f"config: methods.{name} stands on {row['base']!r}, which is fine-tuned; give it a "
+                              "`finetune` of its own, or the row below as `base`")
+        return
+    if row.get("base") not in config["methods"]:
+        raise ConfigError(f"config: methods.{name}.finetune starts from the checkpoint of a row of methods; name one "
+                          f"as `base` ({row.get('base')!r} is none)")
+    if more := sorted(set(row) - {"base", "finetune"}):
+        raise ConfigError(f"config: methods.{name} is fine-tuned and sets {more[0]!r} too; set that in a row of its "
+                          "own and take it as `base`")
+    _refuse(schema()["finetune"], row["finetune"], ["methods", name, "finetune"])
+
+
 def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """A row's options by step, its own over those of the rows it stands on."""
     row = config["methods"].get(name) or {}
@@ -109,7 +135,7 @@ def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]
     """Those of a row's options that decide how many parameters its stand-ins have."""
     sizing = schema()["methods"][base_of(config, name)]["x-size"]
     return {step: {option: value for option, value in given.items() if f"{step}.{option}" in sizing}
-            for step, given in options(config, name).items() if step != "block"}
+            for step, given in options(config, name).items() if step not in ("block", "finetune")}
 
 
 def _check_names(config: dict[str, Any]) -> None:
@@ -122,7 +148,6 @@ def _check_names(config: dict[str, Any]) -> None:
     for name in config["methods"]:
         sized = options(config, name).get("block", {}).get("sized_as")
         _known(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"], "name a row of methods")
-    _check_views(config)
     if "theory" in config:
         _known("theory.method", [config["theory"]["method"]], config["methods"], "name a row of methods")
         if "kernel" not in steps(config, config["theory"]["method"]):
@@ -131,6 +156,8 @@ def _check_names(config: dict[str, Any]) -> None:
         if config["theory"]["run"][0] >= config["theory"]["run"][1]:
             raise ConfigError(f"config: theory.run is {config['theory']['run']}, an empty run; give the first layer "
                               "and one past the last")
+    _check_views(config)
+    _check_ablations(config)
     for name in config["models"]:
         if name in RESERVED:
             raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; "
@@ -155,6 +182,19 @@ def _check_views(config: dict[str, Any]) -> None:
                               "the last")
 
 
+def _check_ablations(config: dict[str, Any]) -> None:
+    for name, ablation in config.get("ablations", {}).items():
+        at = f"ablations.{name}"
+        _known(f"{at}.rows", ablation["rows"], config["methods"], "add it under methods")
+        _known(f"{at}.calibrations", ablation.get("calibrations", []), config["calibrations"],
+               "add it under calibrations")
+        for row, option in itertools.product(ablation["rows"], (x for x in ablation["x"] if "." in x)):
+            step, key = option.split(".")
+            if key not in options(config, row).get(step, {}):
+                raise ConfigError(f"config: {at}.x is {option}, which methods.{row} does not set; "
+                                  "write it into the row")
+
+
 def _known(place: str, names: Any, known: dict[str, Any], remedy: str) -> None:
     for name in names:
         if name not in known:
@@ -164,11 +204,44 @@ def _known(place: str, names: Any, known: dict[str, Any], remedy: str) -> None:
 
 
 def points(config: dict[str, Any]) -> list[dict[str, str]]:
-    """The grid, as wildcards of each point, in the order of the config."""
-    grid = config["grid"]
-    return [dict(model=model, calib=calib, method=method, ratio=f"{ratio:g}", k_max=str(k_max))
+    """All that is pruned and measured, as wildcards of each point: the grid, then what ablations add to it."""
+    made = [*grid_points(config), *(point for name in config.get("ablations", {})
+                                    for point in ablation_points(config, name))]
+    return list({tuple(point.values()): point for point in made}.values())
+
+
+def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
+    """The grid's own points, in the order of the config."""
+    return _product(config, config["grid"], config["grid"]["methods"])
+
+
+def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
+    """The points of an ablation: its rows at its calibration sets, ratios and K_max, or at the grid's."""
+    return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["rows"])
+
+
+def _product(config: dict[str, Any], grid: dict[str, Any], rows: list[str]) -> list[dict[str, str]]:
+    # a fine-tuned row's point names the row that it starts from too
+    more = {row: {"source": source_of(config, row)} if source_of(config, row) != row else {} for row in rows}
+    return [dict(model=model, calib=calib, method=method, ratio=f"{ratio:g}", k_max=str(k_max), **more[method])
             for model, calib, method, ratio, k_max in itertools.product(
-                grid["models"], grid["calibrations"], grid["methods"], grid["ratios"], grid["k_max"])]
+                grid["models"], grid["calibrations"], rows, grid["ratios"], grid["k_max"])]
+
+
+def rows(config: dict[str, Any]) -> list[str]:
+    """The rows of methods that are run, the grid's first."""
+    return list(dict.fromkeys(point["method"] for point in points(config)))
+
+
+def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """An ablation as kdp_core.ablations.Ablation takes it."""
+    own = config["ablations"][name]
+    varied = {row: options(config, row) for row in own["rows"]}
+    tokens = {calib: entry["length"] * sum(entry["mix"].values()) for calib, entry in config["calibrations"].items()}
+    return {"name": f"ablation-{name}", "title": own["title"], "x": own["x"],
+            "metrics": own.get("metrics", ["ppl", "acc"]), "points": ablation_points(config, name), "tokens": tokens,
+            "settings": {row: {option: varied[row][step][key] for option in own["x"] if "." in option
+                               for step, key in [option.split(".")]} for row in own["rows"]}}
 
 
 def point_dir(point: dict[str, str]) -> str:
@@ -179,7 +252,7 @@ def point_dir(point: dict[str, str]) -> str:
 def learned(config: dict[str, Any]) -> list[str]:
     """The grid's rows that train a kernel and its inverse; a row of no epochs has no curves to draw."""
     return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
-            and options(config, name).get("kernel", {}).get("epochs") != 0]
+            and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
 
 
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +271,8 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
     made = [_entry("score-ratio", "Score against ratio", "figure_score_ratio",
                    "Mean accuracy and perplexity against the share of all parameters really removed, one line a method "
                    "and K max; bars are one standard error. KDP paper, Figure 6."),
-            _entry("layers", "Replaced layers", "figure_layers", "Which layers each grid point takes out.")]
+            _entry("layers", "Replaced layers", "figure_layers", "Which layers each grid point takes out."),
+            *_ablation_entries(config)]
     for model, calib in itertools.product(config["grid"]["models"], config["grid"]["calibrations"]):
         at, of = f"{model}/{calib}", f"{model}, {calib}"
         made.append(_entry(f"{at}/similarity", f"Similarity of layers: {of}", "figure_similarity",
@@ -246,10 +320,12 @@ def _entry(name: str, title: str, rule: str, caption: str) -> dict[str, str]:
 
 def seeds(config: dict[str, Any]) -> dict[str, int]:
     """Every seed that the grid uses."""
-    made = {f"calibration {name}": config["calibrations"][name]["seed"] for name in config["grid"]["calibrations"]}
+    made = {f"calibration {point['calib']}": config["calibrations"][point["calib"]]["seed"]
+            for point in points(config)}
     made["evaluation"] = config["evaluate"].get("seed", 0)
-    for name in config["grid"]["methods"]:
-        made |= {f"{name}, {step}": options(config, name).get(step, {}).get("seed", 0) for step in steps(config, name)}
+    for name in rows(config):
+        own = steps(config, name) if source_of(config, name) == name else ["finetune"]
+        made |= {f"{name}, {step}": options(config, name).get(step, {}).get("seed", 0) for step in own}
     return made
 
 

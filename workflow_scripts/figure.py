@@ -1,8 +1,7 @@
 """All rules of rules/figures.smk: one figure as PDF and PNG, its data beside it as CSV."""
 from pathlib import Path
 
-import pandas as pd
-from gather import points
+from gather import of_grid, points, table
 from job import job
 
 from kdp_core import figures, store, theory_figures
@@ -22,7 +21,7 @@ def draw(kind: str, inputs, params) -> figures.Drawn:
     if kind == "operators":
         return figures.operator_norms(blocks(inputs.kernels))
     if kind == "score_ratio":
-        return figures.score_against_ratio(pd.read_csv(inputs[0], keep_default_na=False, na_values=[""]))
+        return figures.score_against_ratio(of_grid(table(inputs[0]), params.grid))
     if kind == "theory":
         return theory_figures.theory(store.read(inputs[0]))
     if kind == "layers":

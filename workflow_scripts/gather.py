@@ -1,6 +1,8 @@
 """Reads the records of all grid points for tables, figures and the report."""
 from pathlib import Path
 
+import pandas as pd
+
 from kdp_core import store
 from kdp_core.tables import DENSE, Point
 
@@ -11,11 +13,25 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], steps: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """A grid point's fitted records, each with the keys that name it."""
+    """A grid point's fitted records, each with the keys that name it; a fine-tuned one shares those of its source."""
+    names = steps[point["method"]]
+    point = point | {"method": point.get("source", point["method"])}
     blocks = store.read(folder(point) / "plan.json").blocks
     return [({"model": point["model"], "calib": point["calib"], "method": point["method"], "step": step},
              store.read(folder(point).parent / "blocks" / f"{start}-{stop}" / f"{step}.safetensors"))
-            for start, stop in blocks for step in steps[point["method"]]]
+            for start, stop in blocks for step in names]
+
+
+def table(path: str) -> pd.DataFrame:
+    """A CSV file of the results, where an empty field alone is no value."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def of_grid(summary: pd.DataFrame, grid: list[dict[str, str]]) -> pd.DataFrame:
+    """The summary's rows of the dense models and of these points."""
+    wanted = {(p["model"], p["calib"], p["method"], float(p["ratio"]), int(p["k_max"])) for p in grid}
+    kept = [row.method == DENSE or tuple(row)[1:6] in wanted for row in summary.itertuples()]
+    return summary[kept].reset_index(drop=True)
 
 
 def points(grid: list[dict[str, str]], steps: dict[str, list[str]]) -> list[Point]:
@@ -25,9 +41,10 @@ def points(grid: list[dict[str, str]], steps: dict[str, list[str]]) -> list[Poin
             for model in dict.fromkeys(point["model"] for point in grid)]
     for point in grid:
         at = folder(point)
-        records = [record for _, record in fitted(point, steps)]
+        seconds = [record.stats["seconds"] for _, record in fitted(point, steps)]
+        seconds += [store.read(at / "finetuned.json").seconds] if "source" in point else []
         made.append(Point(point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]),
                           store.read(at / "pruned.json"), store.read(at / "plan.json"), store.read(at / "scores.json"),
                           store.read(at / "efficiency.json"),
-                          sum(record.stats["seconds"] for record in records) if records else None))
+                          sum(seconds) if seconds else None, "source" in point))
     return made

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import hidden, kernel, similarity, theory, views
+from kdp_core import finetune, hidden, kernel, similarity, theory, views
 from kdp_core.methods import METHODS, method_schema, option_schema
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -89,9 +89,36 @@ EVALUATE = block("Evaluation by lm-eval.", {
 }, ("text", "tasks"))
 
 
+ABLATION = block("One study: a table and a figure of some rows by what differs between them.", {
+    "title": text("Of the table and the figure."),
+    "caption": text("What is compared, and the paper's table or figure."),
+    "rows": some({"type": "string"}, "Rows under methods; the first is the one that the others are compared with."),
+    "x": some(text("ratio, k_max, tokens, row, or an option that every row sets, as step.option.",
+                   pattern=r"^(ratio|k_max|tokens|row|[a-z0-9_]+\.[a-z0-9_]+)$"),
+              "What stands on the axis; of several options a row may change one at a time."),
+    "metrics": some({"type": "string"}, "Columns of the summary, rp_reference (accuracy beside the first point's), or "
+                                        "tasks: task, or task:metric; ppl and acc unless set."),
+    "calibrations": some({"type": "string"}, "Calibration sets to run the rows on; the grid's unless set."),
+    "ratios": some({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                   "Shares of all parameters to remove; the grid's unless set."),
+    "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; the grid's unless set."),
+}, ("title", "caption", "rows", "x"))
+
+
 def signature_block(description: str, function: Any) -> dict[str, Any]:
     """A section of the config that is a function's keyword-only options."""
     return {**option_schema(function), "description": description}
+
+
+def theory_block() -> dict[str, Any]:
+    """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
+    measured = option_schema(theory.measure)["properties"]
+    return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
+        "method": text("Row of methods whose options of step `kernel` hold."),
+        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the row's."},
+        "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
+                "description": "First layer of the run, and one past the last; the horizon grows over its layers."},
+        **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
 
 
 def views_block() -> dict[str, Any]:
@@ -105,15 +132,14 @@ def views_block() -> dict[str, Any]:
         "trajectories": signature_block("Paths of the states.", views.paths)})
 
 
-def theory_block() -> dict[str, Any]:
-    """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
-    measured = option_schema(theory.measure)["properties"]
-    return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
-        "method": text("Row of methods whose options of step `kernel` hold."),
-        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the row's."},
-        "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
-                "description": "First layer of the run, and one past the last; the horizon grows over its layers."},
-        **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
+def finetune_block() -> dict[str, Any]:
+    """Options of fine-tuning, with their limits."""
+    made = signature_block("Low-rank fine-tuning of the output head of the checkpoint of the row named by `base`.",
+                           finetune.finetune)
+    for name in ("rank", "epochs", "batch_sequences"):
+        made["properties"][name]["minimum"] = 1
+    made["properties"]["judge"]["enum"] = list(finetune.JUDGES)
+    return made
 
 
 def build() -> dict[str, Any]:
@@ -129,6 +155,7 @@ def build() -> dict[str, Any]:
             "similarity": signature_block("Similarity of layers.", similarity.similarity),
             "methods": named("Rows by name; `base` names the row or method that a row stands on.",
                              {"type": ["object", "null"]}),
+            "ablations": named("Studies by name.", ABLATION),
             "evaluate": EVALUATE,
             "efficiency": block("Latency and memory.", {
                 "tokens": count("Of a prefill."), "batch": count("Sequences of a prefill."),
@@ -136,13 +163,14 @@ def build() -> dict[str, Any]:
                 "threads": count("CPU threads of the timed runs.")}),
             "diagnose": block("Pruned beside dense, on held-out windows.", {
                 "windows": count("Windows of held-out text.", 2)}),
-            "views": views_block(),
             "theory": theory_block(),
+            "views": views_block(),
             "figures": block("Look of the figures.", {
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
             "cache": text("Folder for downloaded files."),
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_schema(name) for name in METHODS},
+        "finetune": finetune_block(),
     }
 
 

@@ -95,12 +95,72 @@ def test_a_row_overrides_its_base_key_by_key():
                                              "inverse": {"width": 4, "epochs": 2}}
 
 
+@pytest.mark.parametrize("rows, words", [
+    ({"linear": {"finetune": {}}}, "finetune starts from the checkpoint of a row of methods; name one as `base`"),
+    ({"linear": None, "a": {"base": "kdp", "finetune": {}}}, "('kdp' is none)"),
+    ({"linear": {}, "a": {"base": "linear", "finetune": {}, "fit": {}}}, "a is fine-tuned and sets 'fit' too"),
+    ({"linear": {}, "a": {"base": "linear", "finetune": {}}, "b": {"base": "a"}}, "'a', which is fine-tuned"),
+    ({"linear": {}, "a": {"base": "linear", "finetune": {"ranks": 2}}}, "'ranks' at methods.a.finetune"),
+    ({"linear": {}, "a": {"base": "linear", "finetune": {"judge": "acc"}}}, "must be one of ['loss', 'ppl']"),
+])
+def test_a_fine_tuned_row_is_refused_where_it_is_more_or_less_than_that(rows, words):
+    config = {**CONFIG, "methods": rows, "grid": {**CONFIG["grid"], "methods": ["linear"]}}
+    with pytest.raises(plumbing.ConfigError) as refused:
+        plumbing.check(config)
+    assert words in str(refused.value)
+
+
+def test_a_fine_tuned_row_starts_from_the_first_row_without_and_inherits_options():
+    rows = {"a": {"base": "kdp", "finetune": {"rank": 4, "lr": 0.001}}, "b": {"base": "a", "finetune": {"rank": 2}}}
+    config = {**CONFIG, "methods": {**CONFIG["methods"], **rows}, "grid": {**CONFIG["grid"], "methods": ["b", "kdp"]}}
+    plumbing.check(config)
+    assert [plumbing.source_of(config, name) for name in ("kdp", "a", "b")] == ["kdp"] * 3
+    assert plumbing.options(config, "b")["finetune"] == {"rank": 2, "lr": 0.001}
+    assert [point.get("source") for point in plumbing.points(config)] == ["kdp", None]
+    assert plumbing.learned(config) == ["kdp"] and plumbing.seeds(config)["b, finetune"] == 0
+
+
 def test_only_rows_that_train_have_curves_to_draw():
     rows = {"still": {"base": "kdp", "kernel": {"epochs": 0}}}
     config = {**CONFIG, "methods": CONFIG["methods"] | rows,
               "grid": CONFIG["grid"] | {"methods": ["linear", "kdp", "still"]}}
     assert plumbing.learned(config) == ["kdp"]
     assert not any("still" in entry["name"] for entry in plumbing.figure_entries(config))
+
+
+def with_ablation(**own):
+    rows = {"kdp_8": {"base": "kdp", "kernel": {"features": 8}}}
+    return {**CONFIG, "methods": CONFIG["methods"] | rows, "ablations": {
+        "size": {"title": "Size", "caption": "Sizes.", "x": ["kernel.features"], "rows": ["kdp", "kdp_8"], **own}}}
+
+
+def test_an_ablation_names_points_and_settings():
+    config = with_ablation(ratios=[0.1, 0.2])
+    plumbing.check(config)
+    made = plumbing.ablation(config, "size")
+    assert made["settings"] == {"kdp": {"kernel.features": 32}, "kdp_8": {"kernel.features": 8}}
+    assert made["tokens"] == {"few": 24 * 40} and made["metrics"] == ["ppl", "acc"]
+    assert [(p["method"], p["ratio"]) for p in made["points"]] == [("kdp", "0.1"), ("kdp", "0.2"), ("kdp_8", "0.1"),
+                                                                  ("kdp_8", "0.2")]
+    # the grid has kdp at 0.1 already
+    assert len(plumbing.points(config)) == len(plumbing.grid_points(config)) + 3
+    assert plumbing.rows(config) == ["remove", "linear", "kdp", "kdp_8"]
+    assert any(entry["name"] == "ablation-size" for entry in plumbing.figure_entries(config))
+    assert "kdp_8, kernel" in plumbing.seeds(config)
+
+
+@pytest.mark.parametrize("own, words", [
+    ({"rows": ["kdp", "kdp_9"]}, "ablations.size.rows names 'kdp_9', which is not defined; did you mean 'kdp_8'"),
+    ({"calibrations": ["fewer"]}, "ablations.size.calibrations names 'fewer'"),
+    ({"x": ["kernel.rank"]}, "ablations.size.x is kernel.rank, which methods.kdp does not set; write it into the row"),
+    ({"x": ["features"]}, "ablations.size.x.0 is 'features', but must match"),
+    ({"metrics": []}, "ablations.size.metrics is"),
+    ({"row": ["kdp"]}, "unknown key 'row' at ablations.size; did you mean 'rows'"),
+])
+def test_an_ablation_is_checked_with_the_config(own, words):
+    with pytest.raises(plumbing.ConfigError) as error:
+        plumbing.check(with_ablation(**own))
+    assert words in str(error.value)
 
 
 def test_environments_pin_what_the_constraints_pin():

@@ -87,6 +87,30 @@ def test_epochs_of_step_1_rerun_both_steps_but_no_other_method(copied):
     assert not {"blocks", "hidden", "similarity", "dense", "evaluate_dense", "tasks"} & set(planned)
 
 
+def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
+    copied.config["ablations"] = {"rows": {"title": "Rows", "caption": "Side by side.", "x": ["row"],
+                                           "rows": ["kdp", "linear", "remove"],
+                                           "metrics": ["ppl", "heldout_lastword"]}}
+    assert copied.planned() == {"all": 1, "ablation": 1, "report": 1}
+    copied.run("results/tables/ablation-rows.md")
+    results = copied.folder / "results"
+    summary = pd.read_csv(results / "summary.csv").set_index("method")
+    table = pd.read_csv(results / "tables/ablation-rows.csv").set_index("method")
+    assert list(table.index) == ["dense", "kdp", "linear", "remove"]
+    assert table.ppl.to_dict() == pytest.approx(summary.ppl.to_dict())
+    assert (results / "figures/ablation-rows.pdf").stat().st_size > 0
+
+
+def test_an_ablation_adds_its_own_points_and_no_others(copied):
+    copied.config["methods"]["kdp_expanded"] = {"base": "kdp", "block": {"expand_from": 3}}
+    copied.config["ablations"] = {"k_max": {"title": "K max", "caption": "Chosen anew or grown.", "x": ["k_max"],
+                                            "rows": ["kdp", "kdp_expanded"], "k_max": [3, 4]}}
+    planned = copied.planned()
+    # kdp at 3 is there; what only an ablation asks for is not diagnosed
+    assert planned["blocks"] == planned["fold"] == planned["evaluate"] == 3 and planned["ablation"] == 1
+    assert not {"diagnose", "figure_errors", "hidden", "figure_similarity"} & set(planned)
+
+
 def test_the_style_of_figures_reruns_figures_and_the_report_only(copied):
     copied.config["figures"] = {"colormap": "cividis"}
     assert copied.planned() == {"all": 1, "figure_similarity": 1, "report": 1}

@@ -1,0 +1,32 @@
+"""Ablations: a table and a figure each, from the summary and the scores alone."""
+
+import re
+
+
+rule ablation:
+    input:
+        summary="results/summary.csv",
+        scores="results/scores.csv",
+    output:
+        **drawn("ablation-{ablation}"),
+        table=multiext("results/tables/ablation-{ablation}", ".csv", ".md", ".tex"),
+    log:
+        "results/logs/ablations/{ablation}.log",
+    benchmark:
+        "results/benchmarks/ablations/{ablation}.tsv"
+    wildcard_constraints:
+        # a name that no entry can have where there are none
+        ablation="|".join(map(re.escape, config.get("ablations", {}))) or "-",
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        ablation=lambda wildcards: plumbing.ablation(config, wildcards.ablation),
+        dpi=DPI,
+        code=plumbing.code("ablations"),
+    message:
+        "Tabulating and drawing the ablation {wildcards.ablation}"
+    script:
+        "../workflow_scripts/ablations.py"
