@@ -4,6 +4,7 @@ A stand-in belongs to the layer that follows it: it maps the hidden state before
 after the last layer, what that layer returns (`stand_in_after`). So layers stay consecutively numbered, every
 per-layer list of the configuration fits, the KV cache is the base class's own, and a stand-in, which acts on each
 token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
+A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
 
 This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
 kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
@@ -92,6 +93,22 @@ class Affine(StandIn):
         self.macs_per_token = width * width
 
 
+class LowRank(nn.Module):
+    """h -> h + B A h: a change of the logits that leaves a tied embedding alone; 2 r D parameters."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, rank, bias=False)
+        self.b = nn.Linear(rank, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.b(self.a(h))
+
+    def before(self, head: nn.Module, args: tuple) -> tuple:
+        """Hook of the output head; a bound method, so that a copied model runs its own copy."""
+        return (self(args[0]), *args[1:])
+
+
 MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine}
 
 
@@ -140,6 +157,20 @@ def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
         getattr(layer, name).append(MODULES[entry["kind"]](**entry["options"]))
 
 
+def attach_head_adapter(model: nn.Module, rank: int) -> None:
+    """Put an adapter of this rank before the output head; weights are left for the checkpoint to fill."""
+    model.head_adapter = LowRank(model.lm_head.in_features, rank)
+    model.lm_head.register_forward_pre_hook(model.head_adapter.before)
+
+
+def names_of(family: str) -> dict[str, Any]:
+    """What the configuration of a folded model says of its class; `family` with or without the prefix."""
+    config_class, model_class = FOLDED[family.removeprefix(PREFIX)]
+    return {"model_type": config_class.model_type, "architectures": [model_class.__name__],
+            "auto_map": {"AutoConfig": f"{Path(FILE).stem}.{config_class.__name__}",
+                         "AutoModelForCausalLM": f"{Path(FILE).stem}.{model_class.__name__}"}}
+
+
 def _folded(family: str, config_class: type, model_class: type) -> tuple[type, type]:
     """Configuration and model class of a folded family; ordinary subclasses, so everything else is inherited."""
     name = model_class.__name__.removesuffix("ForCausalLM")
@@ -147,6 +178,8 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
     def __init__(self: nn.Module, config: Any) -> None:
         model_class.__init__(self, config)
         attach(self, config.stand_ins)
+        if config.head_adapter:
+            attach_head_adapter(self, config.head_adapter)
 
     def save_pretrained(self: nn.Module, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         model_class.save_pretrained(self, save_directory, *args, **kwargs)
@@ -154,10 +187,10 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         shutil.copy(__file__, Path(save_directory) / FILE)
 
     folded_config = type(f"Folded{name}Config", (config_class,), {
-        "model_type": PREFIX + family, "stand_ins": [], "__module__": __name__})
+        "model_type": PREFIX + family, "stand_ins": [], "head_adapter": 0, "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
         "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
-        "__doc__": f"{name} with stand-ins in the place of dropped layers."})
+        "__doc__": f"{name} with stand-ins in the place of dropped layers, and perhaps an adapter before its head."})
     return folded_config, folded_model
 
 

@@ -163,6 +163,30 @@ class PrunedFacts(NamedTuple):
     blocks: list[Block]
 
 
+class Finetuned(NamedTuple):
+    """A low-rank change of the output head, trained to give the dense model's outputs (the dagger rows)."""
+    place: str
+    """`head`: merged into the head's weight; `adapter`: kept before a head that is tied to the embedding."""
+    rank: int
+    params_added: int
+    """By the change itself: 0 where it was merged or not kept."""
+    epoch: int
+    """Whose weights were kept; 0 is the start, where the change is zero: nothing was better, nothing was changed."""
+    judge: str
+    """Held-out figure that chose the epoch: `loss` or `ppl`."""
+    curve: list[dict[str, Any]]
+    """A row an epoch, the start first as 0: epoch, seconds, lr, loss (None at the start), heldout_loss,
+    heldout_kl_nats, heldout_ce_nats."""
+    sequences: int
+    """Trained on."""
+    heldout_sequences: int
+    tokens: int
+    """Predictions of one epoch."""
+    options: dict[str, Any]
+    seconds: float
+    """Of everything: both models' states, training, judging."""
+
+
 class Score(NamedTuple):
     """One measured number."""
     task: str

@@ -47,7 +47,9 @@ class Point(NamedTuple):
     scores: Scores
     efficiency: Efficiency | None
     fit_seconds: float | None
-    """Seconds spent on fitting what stands in for the blocks; None where nothing is fitted."""
+    """Seconds spent on fitting what stands in for the blocks, and on fine-tuning; None where nothing is fitted."""
+    finetuned: bool = False
+    """Whether the model was fine-tuned after pruning: its row has a dagger in print."""
 
 
 class Column(NamedTuple):
@@ -90,7 +92,7 @@ MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "sp
         "params_millions")
 SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
            "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
-           "params_millions", "macs_giga", "blocks", "fit_seconds")
+           "params_millions", "macs_giga", "blocks", "fit_seconds", "finetuned")
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]
         "speedup_decode": cost.speedup_decode if cost else math.nan,
         "params_millions": cost.params / 1e6 if cost else facts.params_after / 1e6 if facts else math.nan,
         "macs_giga": cost.macs / 1e9 if cost else math.nan,
-        "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds}
+        "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds, "finetuned": point.finetuned}
     for kind in ("acc", "ppl"):
         mine, theirs = (_primary(p.scores.scores, primary[kind], tasks) for p in (point, dense))
         if set(mine) != set(theirs):
@@ -369,7 +371,9 @@ def key_text(key: str, row: Any) -> str:
     """A key of a summary row as printed: the ratio in percent, a dash for what the dense model does not have."""
     if key == "ratio":
         return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
-    return "–" if row["method"] == DENSE and key in ("calib", "k_max") else str(row[key])
+    if row["method"] == DENSE and key in ("calib", "k_max"):
+        return "–"
+    return str(row[key]) + ("†" if key == "method" and row.get("finetuned", False) else "")
 
 
 def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
@@ -427,6 +431,7 @@ def _escape_md(text: str) -> str:
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+        "†": r"\textdagger{}",
         **{character: "\\" + character for character in "&%$#_{}"}}
 
 

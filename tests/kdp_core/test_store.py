@@ -11,6 +11,7 @@ from kdp_core import records, store
 from kdp_core.records import (
     Diagnosis,
     Efficiency,
+    Finetuned,
     Inverse,
     KernelMap,
     LinearMap,
@@ -54,6 +55,7 @@ def examples():
         inverse, LinearMap((1, 3), numbers(3, 3), numbers(3), None, {}), affine,
         Plan("kdp", [(2, "whole"), (3, "mlp")], [affine, lift], tensors), Plan("shortgpt", [], [], {}),
         PrunedFacts("kdp", 10, 3, 1000, 800, 40, 0.2, [(2, 4), (5, 6)]), score,
+        Finetuned("adapter", 8, 96, 1, "loss", CURVE, 90, 10, 1143, {"lr": 1e-4}, 12.5),
         Scores([score, score._replace(stderr=0.1)], 3.5, {"torch": "2"}),
         Efficiency(1, 2, 3, 4, 128, 1.5, 2.5, 3.5, 4.5, 1.1, 1.2, 500.0, "rss", "cpu", 1, 5),
         Theory((1, 3), 8, "raw", 0.05, 100, 10, 20, 0.1, [0.1, 0.05], 1.2, [1.2, 0.9], 1.0, 3.0, 9.0,

@@ -38,6 +38,9 @@ def refused(project, *arguments):
      "grid.methods names 'kpd', which is not defined; did you mean 'kdp'?"),
     (lambda c: c["grid"].update(k_max=[1]), "grid.k_max.0 is 1, but must be at least 2"),
     (lambda c: c["methods"].update(x={"base": "y"}), "methods.x.base is 'y', which is neither a row nor a method"),
+    (lambda c: c["methods"].update(x={"base": "linear_sequentia", "finetune": {}}), "is neither a row nor a method"),
+    (lambda c: c["methods"].update(x={"base": "linear", "finetune": {"rank": 0}}),
+     "methods.x.finetune.rank is 0, but must be at least 1"),
     (lambda c: c["models"]["pico"].update(dtype="fp8"), "models.pico.dtype is 'fp8', but must be one of"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
 ])

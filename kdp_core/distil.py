@@ -1,0 +1,116 @@
+"""Distillation: how far a pruned model's next-token distribution is from the dense model's, as a loss to train on.
+
+    L = lambda tau^2 KL(p || q) + (1 - lambda) CE,    p, q = softmax(logits / tau) of dense and pruned model
+
+KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et al. 2015) keeps the
+gradients of the two terms comparable; the paper does not say whether it is there, and at its tau it makes no
+difference. Cross-entropy is always at temperature 1. Both terms are means over tokens that have a next one.
+
+Works on the states that enter the output heads, so that the dense model's can be stored once, (S, T, D), and its
+logits made again a chunk of tokens at a time: no (N, V) ever stands in memory. Axis C: tokens of a chunk.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_NUMBERS = 2**24
+"""Numbers in one matrix of logits: 64 MiB in float32, of which some five are alive at once."""
+
+
+class DistilError(ValueError):
+    """States, ids or weights that make no loss."""
+
+
+class Losses(NamedTuple):
+    """Scalars, means over the tokens that have a next one; `loss` carries the graph."""
+    loss: Tensor
+    kl_nats: Tensor
+    """KL(dense || pruned) at the given temperature, without tau^2."""
+    ce_nats: Tensor
+    """Of the next token, at temperature 1: exp of it is the perplexity."""
+
+
+class Head(nn.Module):
+    """From the states that enter the output head, (..., D), to float32 logits, (..., V).
+
+    What the families do there: an adapter where one is given, the output head, Gemma's soft cap.
+    """
+
+    def __init__(self, linear: nn.Module, soft_cap: float | None = None, adapter: nn.Module | None = None) -> None:
+        super().__init__()
+        self.linear, self.adapter, self.soft_cap = linear, adapter, soft_cap
+
+    def forward(self, h: Tensor) -> Tensor:
+        weight = self.linear.weight
+        if self.adapter is not None:
+            # a small module is trained in float32 whatever the model's precision
+            h = self.adapter(h.to(weight.device, torch.float32))
+        logits = self.linear(h.to(weight.device, weight.dtype)).float()
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+    def chunk(self) -> int:
+        """Tokens whose logits stand in memory together."""
+        return max(1, CHUNK_NUMBERS // self.linear.weight.shape[0])
+
+
+def head_of(model: nn.Module) -> Head:
+    """A model's own head, its weights shared with it."""
+    return Head(model.lm_head, getattr(model.config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) -> Tensor:
+    """h_STD: what enters the output head, after the final norm; in the model's precision, on the CPU."""
+    return torch.cat([model.model(ids_BT.to(model.device), use_cache=False).last_hidden_state.cpu()
+                      for ids_BT in ids_ST.split(batch_sequences)])
+
+
+def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: Head, head_teacher: Head,
+                      ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
+    """The loss of the module's head, over one batch of sequences without padding.
+
+    Gradients flow into the student's states and head, never into the teacher's. Where there are several chunks each is
+    computed again in the backward pass rather than kept: memory stays that of one chunk, time grows by two thirds.
+    kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
+    temperature: tau of the KL term, above 0.
+    Raises DistilError for shapes that differ and values out of range.
+    """
+    _check(student_STD, teacher_STD, ids_ST, kl_weight, temperature)
+    student_ND, teacher_ND = student_STD[:, :-1].flatten(0, 1), teacher_STD[:, :-1].flatten(0, 1)
+    chunks = [rows.split(head_student.chunk()) for rows in (student_ND, teacher_ND, ids_ST[:, 1:].flatten())]
+    again = torch.is_grad_enabled() and len(chunks[0]) > 1
+    sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
+    for student_CD, teacher_CD, next_C in zip(*chunks, strict=True):
+        arguments = (student_CD, teacher_CD, next_C, head_student, head_teacher, temperature)
+        sums_2 = sums_2 + (checkpoint(_chunk, *arguments, use_reentrant=False) if again else _chunk(*arguments))
+    kl, ce = sums_2 / len(student_ND)
+    # L = lambda tau^2 KL + (1 - lambda) CE
+    return Losses(kl_weight * temperature ** 2 * kl + (1 - kl_weight) * ce, kl.detach(), ce.detach())
+
+
+def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
+           temperature: float) -> Tensor:
+    """Sums of KL and of cross-entropy over a chunk, (2,)."""
+    with torch.no_grad():
+        logp_CV = (head_teacher(teacher_CD) / temperature).log_softmax(dim=-1)
+    logits_CV = head_student(student_CD)
+    logq_CV = (logits_CV / temperature).log_softmax(dim=-1)
+    # KL(p || q) = sum_v p_v (log p_v - log q_v)
+    kl = functional.kl_div(logq_CV, logp_CV.to(logq_CV.device), reduction="sum", log_target=True)
+    return torch.stack((kl, functional.cross_entropy(logits_CV, next_C.to(logits_CV.device), reduction="sum")))
+
+
+def _check(student_STD: Tensor, teacher_STD: Tensor, ids_ST: Tensor, kl_weight: float, temperature: float) -> None:
+    if student_STD.shape[:2] != ids_ST.shape or teacher_STD.shape[:2] != ids_ST.shape:
+        raise DistilError(f"states of the pruned model are {list(student_STD.shape)}, of the dense one "
+                          f"{list(teacher_STD.shape)}, ids {list(ids_ST.shape)}; give all three for the same sequences")
+    if ids_ST.shape[0] < 1 or ids_ST.shape[1] < 2:
+        raise DistilError(f"sequences of {ids_ST.shape[1]} tokens, {ids_ST.shape[0]} of them, have no next token to "
+                          "predict; give at least one sequence of 2 tokens")
+    if not 0 <= kl_weight <= 1:
+        raise DistilError(f"kl_weight {kl_weight} is no share; give a number from 0 to 1")
+    if not temperature > 0:
+        raise DistilError(f"temperature {temperature} is not above 0; give 1 to 4")

@@ -1,0 +1,56 @@
+"""Finetune: the fine-tuned variant of a row's pruned checkpoint. It shares the row's blocks, steps and fold."""
+
+FINETUNED = [
+    name for name in config["methods"] if plumbing.source_of(config, name) != name
+]
+
+
+# a fine-tuned row's plan is its source's: nothing is selected or folded for it
+ruleorder: finetune > blocks
+ruleorder: finetune > fold
+
+
+def of_source(name):
+    """A file of the row that a fine-tuned one starts from."""
+    return lambda wildcards: (
+        "results/{model}/{calib}/{source}/r{ratio}-k{k_max}/{name}".format(
+            source=plumbing.source_of(config, wildcards.method), name=name, **wildcards
+        )
+    )
+
+
+rule finetune:
+    input:
+        dense="results/{model}/dense",
+        tokens="results/{model}/{calib}/tokens.safetensors",
+        checkpoint=of_source("checkpoint"),
+        pruned=of_source("pruned.json"),
+        plan=of_source("plan.json"),
+    output:
+        checkpoint=directory(
+            "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint"
+        ),
+        pruned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/pruned.json",
+        plan="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
+        finetuned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/finetuned.json",
+    log:
+        "results/logs/finetune/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+    benchmark:
+        "results/benchmarks/finetune/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+    wildcard_constraints:
+        # without such rows a name that nothing has
+        method="|".join(FINETUNED) or r"(?!)",
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=240,
+    params:
+        dtype=dtype_of,
+        device=device_of,
+        options=lambda wildcards: plumbing.options(config, wildcards.method)["finetune"],
+        code=plumbing.code("finetune"),
+    message:
+        "Fine-tuning {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
+    script:
+        "../workflow_scripts/finetune.py"

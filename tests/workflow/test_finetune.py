@@ -1,0 +1,54 @@
+"""Fine-tuned rows in the workflow: what they share with the row they start from, and what runs for them alone."""
+import pandas as pd
+import pytest
+
+from kdp_core import models, store
+from tests.workflow.project import Project
+
+AT = "results/pico/few/{}/r0.1-k3"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """One row, fine-tuned from one that the grid does not name."""
+    project = Project(tmp_path_factory.mktemp("finetune"))
+    project.config["methods"]["linear_ft"] = {"base": "linear", "finetune": {"rank": 2, "lr": 0.01}}
+    project.config["grid"]["methods"] = ["linear_ft"]
+    project.config["evaluate"]["tasks"] = ["heldout_ppl"]
+    project.make().run("results/tables/summary.md")
+    return project
+
+
+def test_plan_and_fits_are_the_sources(built):
+    plans = [store.read(built.folder / AT.format(row) / "plan.json") for row in ("linear", "linear_ft")]
+    assert plans[0] == plans[1] and plans[0].blocks
+    assert not list((built.folder / "results/pico/few").glob("linear_ft*/blocks"))
+    assert set(pd.read_csv(built.folder / "results/tables/fits.csv").method) == {"linear"}
+
+
+def test_a_checkpoint_of_its_own_is_measured_and_counted(built):
+    at = built.folder / AT.format("linear_ft")
+    facts, source = (store.read(built.folder / AT.format(row) / "pruned.json") for row in ("linear_ft", "linear"))
+    record = store.read(at / "finetuned.json")
+    assert record.options["rank"] == 2 and record.options["lr"] == 0.01 and len(record.curve) == 3
+    assert facts.params_after == source.params_after + record.params_added
+    assert models.load_model(at / "checkpoint").num_parameters() == facts.params_after
+
+
+def test_tables_tell_fine_tuned_rows_by_a_dagger_and_count_their_time(built):
+    summary = pd.read_csv(built.folder / "results/summary.csv")
+    assert dict(zip(summary.method, summary.finetuned, strict=True)) == {"dense": False, "linear_ft": True}
+    at = built.folder / AT.format("linear_ft")
+    seconds = store.read(at / "finetuned.json").seconds + sum(
+        store.read(path).stats["seconds"] for path in (built.folder / "results/pico/few/linear/blocks").rglob("*.*"))
+    assert summary.set_index("method").fit_seconds["linear_ft"] == pytest.approx(seconds)
+    text = (built.folder / "results/tables/summary.md").read_text(encoding="utf-8")
+    assert r"linear\_ft†" in text and "dense†" not in text
+
+
+def test_other_options_of_fine_tuning_rerun_no_fit_and_no_fold(built):
+    assert built.planned("results/tables/summary.md") == {}
+    built.config["methods"]["linear_ft"]["finetune"]["lr"] = 0.02
+    planned = built.planned("results/tables/summary.md")
+    assert planned["finetune"] == 1 and planned["evaluate"] == 1
+    assert not {"blocks", "step", "fold", "hidden", "tokens"} & set(planned)
