@@ -17,6 +17,9 @@ except plumbing.ConfigError as error:
 
 POINTS = plumbing.points(config)
 GRID = plumbing.grid_points(config)
+FINETUNED = [
+    name for name in config["methods"] if plumbing.source_of(config, name) != name
+]
 STEPS = {name: plumbing.steps(config, name) for name in plumbing.rows(config)}
 DPI = config.get("figures", {}).get("dpi", 200)
 FIGURES = plumbing.figure_entries(config)
@@ -78,6 +81,15 @@ def records_of(point):
 def of_points(name):
     """A file of every grid point."""
     return [f"{plumbing.point_dir(point)}/{name}" for point in POINTS]
+
+
+def of_source(name):
+    """A file of the row that a fine-tuned one starts from."""
+    return lambda wildcards: (
+        "results/{model}/{calib}/{source}/r{ratio}-k{k_max}/{name}".format(
+            source=plumbing.source_of(config, wildcards.method), name=name, **wildcards
+        )
+    )
 
 
 def all_records(wildcards=None):

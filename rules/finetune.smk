@@ -1,22 +1,8 @@
 """Finetune: the fine-tuned variant of a row's pruned checkpoint. It shares the row's blocks, steps and fold."""
 
-FINETUNED = [
-    name for name in config["methods"] if plumbing.source_of(config, name) != name
-]
-
-
 # a fine-tuned row's plan is its source's: nothing is selected or folded for it
 ruleorder: finetune > blocks
 ruleorder: finetune > fold
-
-
-def of_source(name):
-    """A file of the row that a fine-tuned one starts from."""
-    return lambda wildcards: (
-        "results/{model}/{calib}/{source}/r{ratio}-k{k_max}/{name}".format(
-            source=plumbing.source_of(config, wildcards.method), name=name, **wildcards
-        )
-    )
 
 
 rule finetune:
