@@ -145,6 +145,15 @@ def trained(wildcards, step):
     )
 
 
+def viewed(wildcards):
+    """Step 1's records of a row: of the blocks that `views` names, else of all that the grid trains."""
+    blocks = config.get("views", {}).get("blocks")
+    if blocks is None:
+        return trained(wildcards, "kernel")
+    folder = "results/{model}/{calib}/{method}/blocks".format(**wildcards)
+    return [f"{folder}/{block}/kernel.safetensors" for block in blocks]
+
+
 def dense_measured():
     """Scores and costs of the dense models."""
     return [

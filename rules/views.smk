@@ -3,14 +3,6 @@
 VIEWS = config.get("views", {})
 
 
-def viewed(wildcards):
-    """Step 1's records of a row: of the blocks that `views` names, else of all that the grid trains."""
-    if "blocks" not in VIEWS:
-        return trained(wildcards, "kernel")
-    folder = "results/{model}/{calib}/{method}/blocks".format(**wildcards)
-    return [f"{folder}/{block}/kernel.safetensors" for block in VIEWS["blocks"]]
-
-
 rule views_heatmaps:
     input:
         hidden="results/{model}/{calib}/hidden.zarr",
