@@ -63,7 +63,8 @@ class Gathered(NamedTuple):
     """The numbers of one ablation."""
     ablation: Ablation
     frame: pd.DataFrame
-    """Dense rows first within their model, then the points in order; a column an axis and a metric, with stderr."""
+    """Dense rows first within their model, then the points by ratio, else in their order; a column an axis and a
+    metric, with stderr."""
     columns: dict[str, Column]
     """How each column of axes and metrics is printed and read."""
     axes: list[str]
@@ -139,7 +140,9 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
         chosen += list(summary.index[(summary["model"] == model) & (summary["method"] == DENSE)])
-        for point in (point for point in ablation.points if point["model"] == model):
+        # by ratio, as tables are grouped, else in their own order
+        own = sorted((p for p in ablation.points if p["model"] == model), key=lambda point: float(point["ratio"]))
+        for point in own:
             key = (point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]))
             if key not in place:
                 raise AblationError(f"ablation {ablation.name}: the summary lacks {'/'.join(map(str, key))}; run the "

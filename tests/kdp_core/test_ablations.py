@@ -52,6 +52,13 @@ def test_an_option_of_the_rows_is_a_column():
     assert found.frame.ppl_stderr.tolist() == pytest.approx([0.2, 0.25, 0.6, 0.24])
 
 
+def test_points_stand_by_ratio_as_tables_are_grouped():
+    chosen = [key(name, ratio=ratio) for name in ("kdp", "remove") for ratio in ("0.4", "0.2")]
+    found = gathered(made(["ratio"], chosen), points.grid())
+    assert list(zip(found.frame.method, found.frame.ratio, strict=True))[1:] == [
+        ("kdp", 0.2), ("remove", 0.2), ("kdp", 0.4), ("remove", 0.4)]
+
+
 def test_one_tasks_own_score_by_its_main_metric_or_by_name():
     found = gathered(sizes(["continuation", "continuation:acc", "text", "lastword:perplexity"]), of_sizes())
     assert found.frame.continuation.tolist() == pytest.approx([0.7, 0.65, 0.45, 0.66])
