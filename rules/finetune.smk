@@ -1,5 +1,6 @@
 """Finetune: the fine-tuned variant of a row's pruned checkpoint. It shares the row's blocks, steps and fold."""
 
+
 # a fine-tuned row's plan is its source's: nothing is selected or folded for it
 ruleorder: finetune > blocks
 ruleorder: finetune > fold
