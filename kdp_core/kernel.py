@@ -5,7 +5,7 @@ Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B.
     Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned;
     phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
 Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not its
-inverse. Algorithm 1 line 7 chains all A_i before the loss, equation 5 counts each step by itself: equation 5 it is.
+inverse.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - Scale: with lambda = 0 on raw states the kernel is far too narrow to see two tokens as alike. x is therefore counted
@@ -16,11 +16,14 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
   overwritten by the next start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
   moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens
   (`final_ols`).
+- Equation 5 counts each step by itself; Algorithm 1 line 7 chains all A_i and has a prediction of the last state only:
+  `loss` is `steps` or `chain`.
 - The weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric sequence with base 2
   and exponents from 0 to num_layers - 1"; see `cosine_weights`.
 - Batch size 100: sequences here.
 - Sums over tokens and features are means over tokens here; Adam does not see the difference.
 """
+import functools
 import itertools
 import logging
 import math
@@ -37,6 +40,7 @@ from kdp_core.states import BlockStates, FitError, gram, lift_input, load, relat
 
 logger = logging.getLogger(__name__)
 BANDWIDTHS = ("median", "unit")
+LOSSES = ("steps", "chain")
 WEIGHTS = ("none", "position", "position_depth", "step")
 OLS_EVERY = ("iteration", "epoch", "start")
 
@@ -107,10 +111,14 @@ class Loss(NamedTuple):
     """Unweighted mean cosine over tokens and steps."""
 
 
-def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor) -> Loss:
-    """Loss of step 1 for K operators and the features of K + 1 states."""
-    predicted_KNF = phi_KNF[:-1] @ a_KFF.mT
-    target_KNF = phi_KNF[1:]
+def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
+    """Loss of step 1 for K operators and the features of K + 1 states; `chained`: of the last state from the first."""
+    if chained:
+        # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
+        predicted_KNF = functools.reduce(lambda phi_NF, a_FF: phi_NF @ a_FF.T, a_KFF, phi_KNF[0])[None]
+        target_KNF, weight_KN = phi_KNF[-1:], weight_KN[-1:]
+    else:
+        predicted_KNF, target_KNF = phi_KNF[:-1] @ a_KFF.mT, phi_KNF[1:]
     # |A_i phi(h_{l+i-1}) - phi(h_{l+i})|^2 + (1 - W * cos(A_i phi(h_{l+i-1}), phi(h_{l+i})))
     mse = (predicted_KNF - target_KNF).square().sum(-1).mean(-1).sum()
     cos_KN = functional.cosine_similarity(predicted_KNF, target_KNF, dim=-1)
@@ -149,11 +157,11 @@ def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024
 
 
 def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int = 16, lift: str = "raw",
-        bandwidth: str = "median", bandwidth_scale: float = 3.0, weight: str = "position", massive: str = "bypass",
-        epochs: int = 100, batch_sequences: int = 100, lr: float = 0.01, patience: int = 3, factor: float = 0.5,
-        ols_every: str = "iteration", final_ols: bool = True, ridge: float = 1e-6, heldout: float = 0.1,
-        collapse_variance: float = 1e-4, decode_every: int = 0, model_layers: int = 0, seed: int = 0,
-        device: str = "cpu") -> KernelMap:
+        bandwidth: str = "median", bandwidth_scale: float = 3.0, loss: str = "steps", weight: str = "position",
+        massive: str = "bypass", epochs: int = 100, batch_sequences: int = 100, lr: float = 0.01, patience: int = 3,
+        factor: float = 0.5, ols_every: str = "iteration", final_ols: bool = True, ridge: float = 1e-6,
+        heldout: float = 0.1, collapse_variance: float = 1e-4, decode_every: int = 0, model_layers: int = 0,
+        seed: int = 0, device: str = "cpu") -> KernelMap:
     """Learn the lift and the operators of one block.
 
     features: dimension of the kernel space, the paper's 2m.
@@ -161,6 +169,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     lift: what the lift sees, `raw` states or `rms` (states at unit root mean square).
     bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 to the letter).
     bandwidth_scale: kernel width at the start in those units.
+    loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first).
     weight: W of the cosine term: none, position, position_depth or step.
     massive: `bypass` leaves massive-activation tokens out and lets them pass the folded block, `raw` treats all alike.
     epochs: passes over the training sequences; the paper trains until convergence, about 100.
@@ -178,7 +187,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     seed: of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
     """
-    _check_options(features, bandwidth, weight, ols_every)
+    _check_options(features, bandwidth, loss, weight, ols_every)
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -186,7 +195,8 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     unit = median_distance(x_ND, generator) if bandwidth == "median" else 1.0
     phi = Lift(hidden.width, features, rank, bandwidth_scale * unit, generator).to(device)
     operators = Operators(block[1] - block[0], features).to(device)
-    run = _Run(states, phi, operators, lift, weight, model_layers or hidden.layers[-1], ridge, ols_every, device)
+    run = _Run(states, phi, operators, lift, loss == "chain", weight, model_layers or hidden.layers[-1], ridge,
+               ols_every, device)
     curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, decode_every, generator)
     phi_KNF = run.features(states.train)
     if final_ols:
@@ -200,12 +210,12 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
         "seconds": time.perf_counter() - began})
 
 
-def _check_options(features: int, bandwidth: str, weight: str, ols_every: str) -> None:
+def _check_options(features: int, bandwidth: str, loss: str, weight: str, ols_every: str) -> None:
     """FitError for what no fit can work with, before any state is read."""
     if features < 2 or features % 2:
         raise FitError(f"kernel.features {features}: must be even, half cosines and half sines")
-    for name, value, known in (("bandwidth", bandwidth, BANDWIDTHS), ("weight", weight, WEIGHTS),
-                               ("ols_every", ols_every, OLS_EVERY)):
+    for name, value, known in (("bandwidth", bandwidth, BANDWIDTHS), ("loss", loss, LOSSES),
+                               ("weight", weight, WEIGHTS), ("ols_every", ols_every, OLS_EVERY)):
         if value not in known:
             raise FitError(f"kernel.{name} {value!r}: choose one of {', '.join(known)}")
 
@@ -216,6 +226,7 @@ class _Run(NamedTuple):
     phi: Lift
     operators: Operators
     lift: str
+    chained: bool
     weight: str
     model_layers: int
     ridge: float
@@ -236,7 +247,7 @@ class _Run(NamedTuple):
         """Held-out loss, cosine, variance and norm of the mean-free features."""
         phi_KNF = self.features(self.states.heldout)
         with torch.no_grad():
-            loss = equation_5(self.operators(), phi_KNF, self.weights(self.states.heldout))
+            loss = equation_5(self.operators(), phi_KNF, self.weights(self.states.heldout), chained=self.chained)
         centred_NF = phi_KNF[0] - phi_KNF[0].mean(0)
         return {"heldout_loss": loss.total.item(), "heldout_mse": loss.mse.item(), "heldout_cos": loss.cos.item(),
                 "phi_variance": centred_NF.square().sum(-1).mean().item(),
@@ -282,7 +293,8 @@ def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[st
     if run.ols_every == "iteration":
         run.operators.start(ols(phi_KNF.detach(), run.ridge))
     a_KFF = run.operators()
-    loss = equation_5(a_KFF.detach() if run.ols_every == "iteration" else a_KFF, phi_KNF, run.weights(which))
+    a_KFF = a_KFF.detach() if run.ols_every == "iteration" else a_KFF
+    loss = equation_5(a_KFF, phi_KNF, run.weights(which), chained=run.chained)
     if not math.isfinite(loss.total.item()):
         raise TrainingDiverged("step 1: the loss is not a number; lower kernel.lr, or look for broken hidden states")
     adam.zero_grad()

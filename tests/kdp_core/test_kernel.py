@@ -186,6 +186,29 @@ def test_equation_5_is_the_loop():
     assert loss.cos.item() == pytest.approx(np.mean(cosines), rel=1e-5)
 
 
+def test_the_chained_loss_is_the_loop_over_the_last_state():
+    a, phi = torch.randn(3, 4, 4, generator=seeded(15)), torch.randn(4, 5, 4, generator=seeded(16))
+    weight = torch.rand(3, 5, generator=seeded(17)) * 2
+    mse, cosine = 0.0, 0.0
+    for n in range(5):
+        predicted, target = phi[0, n].double().numpy(), phi[3, n].double().numpy()
+        for i in range(3):
+            predicted = a[i].double().numpy() @ predicted
+        mse += np.sum((predicted - target) ** 2) / 5
+        cos = predicted @ target / np.linalg.norm(predicted) / np.linalg.norm(target)
+        cosine += (1 - weight[2, n].item() * cos) / 5
+    loss = equation_5(a, phi, weight, chained=True)
+    assert loss.mse.item() == pytest.approx(mse, rel=1e-5)
+    assert loss.total.item() == pytest.approx(mse + cosine, rel=1e-5)
+
+
+def test_of_one_step_both_losses_are_one():
+    a, phi = torch.randn(1, 4, 4, generator=seeded(15)), torch.randn(2, 5, 4, generator=seeded(16))
+    weight = torch.ones(1, 5)
+    assert equation_5(a, phi, weight, chained=True).total.item() == pytest.approx(
+        equation_5(a, phi, weight).total.item(), rel=1e-6)
+
+
 def test_equation_5_is_zero_for_a_perfect_step():
     phi = torch.randn(1, 6, 4, generator=seeded(18)).expand(3, 6, 4)
     assert equation_5(torch.eye(4).expand(2, 4, 4), phi, torch.ones(2, 6)).total.item() == pytest.approx(0, abs=1e-6)
@@ -299,6 +322,14 @@ def test_decoded_state_judged_while_training_is_that_of_a_shorter_run_and_change
     assert all(one["seconds"] < two["seconds"] for one, two in itertools.pairwise(judged.curve))
 
 
+def test_the_chained_loss_trains_the_lift_for_the_last_state(drifting):
+    steps, chained = (kernel.fit(drifting, (0, 3), **SMALL | {"epochs": 6}, loss=loss) for loss in kernel.LOSSES)
+    assert chained.curve[-1]["loss"] < chained.curve[0]["loss"] and not same_bits(steps, chained)
+    # of one step there is nothing to chain
+    steps, chained = (kernel.fit(drifting, (0, 1), **SMALL, loss=loss) for loss in kernel.LOSSES)
+    assert [row["loss"] for row in chained.curve] == pytest.approx([row["loss"] for row in steps.curve], rel=1e-4)
+
+
 @pytest.mark.parametrize("every", ["iteration", "epoch", "start"])
 def test_every_schedule_of_least_squares_trains(drifting, every):
     found = kernel.fit(drifting, (0, 2), **SMALL | {"epochs": 6}, ols_every=every, final_ols=False)
@@ -381,6 +412,7 @@ def test_broken_states_are_refused(tmp_path):
     ({"features": 15}, r"kernel\.features 15: must be even"),
     ({"features": 0}, r"kernel\.features 0: must be even"),
     ({"bandwidth": "mean"}, r"kernel\.bandwidth 'mean': choose one of median, unit"),
+    ({"loss": "sum"}, r"kernel\.loss 'sum': choose one of steps, chain"),
     ({"weight": "last"}, r"kernel\.weight 'last': choose one of none"),
     ({"ols_every": "hour"}, r"kernel\.ols_every 'hour': choose one of iteration"),
     ({"massive": "drop"}, r"massive 'drop': choose one of bypass, raw"),
