@@ -31,7 +31,8 @@ SPACES = {"identity": ("linear map of states", GREY), "random": ("random feature
 HORIZON_COLUMNS = {
     "horizon": "k", "rms": "Error, rms", "largest": "Error, worst token", "bound_products": "Eq. 13", "bound_erm":
     "Bound, n left out", "bound": "Bound, C = 1", "bound_equation_9": "Bound, eq. 9", "trivial": "Any operators",
-    "constant": "Constant", "beyond": "Tokens above n left out", "samples_needed": "Tokens needed", "says": "Says"}
+    "constant": "Constant", "beyond": "Tokens above n left out", "samples_needed": "Tokens needed", "says_erm":
+    "Says, n left out", "says": "Says, C = 1"}
 RIDGE_COLUMNS = {
     "ridge": "Ridge", "l_erm": "L_ERM", "b_a": "B_A", "rms": "Error, rms", "bound_erm": "Bound, n left out", "bound":
     "Bound, C = 1", "trivial": "Any operators", "constant": "Constant", "vacuous_erm": "Vacuous, n left out", "vacuous":
@@ -80,7 +81,7 @@ def _bounds(axis: Axes, horizons: pd.DataFrame) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     low, high = axis.get_ylim()
     axis.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
-    axis.legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=1.0, handlelength=2.2)
+    axis.legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=1.0, handlelength=3.0)
 
 
 def _base(rows: pd.DataFrame) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _states(axis: Axes, rows: pd.DataFrame, name: str, label: str) -> None:
     _line(axis, rows[rows["space"] == "learned"], name, "state_error", SPACES["learned"])
     axis.set(xscale="log", ylim=(0, axis.get_ylim()[1]), xlabel=label, ylabel="Error of the decoded state")
     _ticks(axis, sorted(set(random[name])))
-    axis.legend(fontsize=5.5)
+    axis.legend(fontsize=5.5, handlelength=3.6)
 
 
 def _line(axis: Axes, rows: pd.DataFrame, name: str, value: str, look: tuple[str, str], dashes: Any = "-") -> None:
@@ -128,7 +129,7 @@ def _widths(axis: Axes, rows: pd.DataFrame) -> None:
     axis.axhline(plain["state_error"].iloc[0], color=GREY, label="linear map of states, decoded state")
     axis.set(xscale="log", yscale="log", xlabel="Width of the kernel (median distances)", ylabel="Held-out error")
     _ticks(axis, list(random["bandwidth_scale"]))
-    axis.legend(fontsize=5.5)
+    axis.legend(fontsize=5.5, handlelength=3.6)
 
 
 def _ticks(axis: Axes, values: Sequence[float]) -> None:
@@ -166,7 +167,8 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
     """The tables for reading: horizons from each run's first state, in words where a bound says nothing."""
     parts = []
     for (model, calib), record in records.items():
-        horizons = [row | {"says": _says(row)} for row in record.horizons if row["start"] == record.block[0]]
+        horizons = [row | {"says": _worth(row, "bound"), "says_erm": _worth(row, "bound_erm")}
+                    for row in record.horizons if row["start"] == record.block[0]]
         parts += [f"## {model}, {calib}: layers {record.block[0]} to {record.block[1] - 1}\n",
                   f"2m = {record.features}, n = {record.tokens:,} tokens of {record.sequences} sequences, delta = "
                   f"{record.delta:g}: L_ERM = {record.l_erm:.3g}, B_A = {record.b_a:.4g}, R_phi = {record.r_phi:.3g}; "
@@ -180,14 +182,11 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
     return "\n".join(parts)
 
 
-def _says(row: Mapping[str, Any]) -> str:
-    """What the bounds of one horizon are worth."""
-    if row["vacuous_erm"]:
-        return "nothing (vacuous), even without the term in n"
-    if row["vacuous"]:
-        return "nothing (vacuous)" + (", without the term in n less than a constant prediction"
-                                      if row["bound_erm"] >= row["constant"] else "")
-    return "less than a constant prediction" if row["uninformative"] else "better than a constant prediction"
+def _worth(row: Mapping[str, Any], name: str) -> str:
+    """What one bound of one horizon says."""
+    if row[name] >= row["trivial"]:
+        return "nothing: vacuous"
+    return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

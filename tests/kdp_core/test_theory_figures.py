@@ -98,15 +98,14 @@ def test_markdown_says_where_a_bound_is_vacuous():
     assert {line.count("|") for line in tables} == {len(names) + 1 for names in columns}
     assert "L_ERM = 0.01" in page and "n = 1,000 tokens of 40 sequences" in page
     first, second = (line for line in tables[2:4])
-    assert first.endswith("| less than a constant prediction |") and second.endswith("| nothing (vacuous) |")
+    assert first.endswith("| below the error of a constant | above the error of a constant |")
+    assert second.endswith("| below the error of a constant | nothing: vacuous |")
     assert "| 2 | random | 32 | 3 | 1,000 | 0.01 | 40 | yes | yes | no | 0.1 | 0.02 | 0 | 3e+09 |" in page
 
 
-@pytest.mark.parametrize("changed, words", [
-    ({}, "less than a constant prediction"), ({"uninformative": False}, "better than a constant prediction"),
-    ({"vacuous": True}, "nothing (vacuous)"),
-    ({"vacuous": True, "bound_erm": 0.5}, "nothing (vacuous), without the term in n less than a constant prediction"),
-    ({"vacuous": True, "vacuous_erm": True}, "nothing (vacuous), even without the term in n"),
+@pytest.mark.parametrize("value, words", [
+    (0.3, "below the error of a constant"), (0.4, "above the error of a constant"),
+    (1.9, "above the error of a constant"), (2.0, "nothing: vacuous"),
 ])
-def test_words_for_a_bound(changed, words):
-    assert theory_figures._says(ERRORS | changed) == words
+def test_words_for_a_bound(value, words):
+    assert theory_figures._worth(ERRORS | {"bound": value}, "bound") == words
