@@ -12,10 +12,15 @@ Modules in the order of the flow; each imports only from those above it.
     similarity  cosine, angular distance and CKA of all pairs of layers
     blocks      which layers to replace for a ratio
     distil      the loss between a pruned model's outputs and the dense one's
+    passes      single layers of a model, run on stored states
+    joint       stand-ins trained together against the dense model's outputs
     kernel      step 1: learnable random Fourier features and linear step operators
     inverse     step 2: from the kernel space back to hidden states
     theory      Theorems 1 and 2 of KDP as numbers
     linear      affine maps in the original space
+    residual    stand-ins with a skip path and a dictionary of the model's own neurons
+    replaceme   a run of layers absorbed into the MLP before it
+    search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
     fold        a plan to a pruned checkpoint
     finetune    low-rank fine-tuning of a pruned checkpoint's output head

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdp_core.records import Block, ModelFacts, Selection, Similarity
+from kdp_core.records import Block, ModelFacts, Search, Selection, Similarity
 
 CRITERIA = ("cka_linear", "cka_rbf", "cosine")
 ROUNDING = 1e-12
@@ -56,12 +56,66 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
     chosen = _greedy(candidates, apart)
     shares = _shares([candidate["block"] for candidate in chosen], facts, module_params)
     _check_reachable(ratio, shares, k_max, protect, facts.layers)
-    count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
-    if match == "nearest" and ratio - shares[count - 1] <= shares[count] - ratio and count > 1:
-        count -= 1
+    count = _enough(shares, ratio, match)
     picked = sorted(chosen[:count], key=lambda candidate: candidate["block"])
     return Selection([c["block"] for c in picked], [c["score"] for c in picked], criterion, ratio, shares[count],
                      shares[-1], k_max, candidates)
+
+
+def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+            protect: float = 0.1, match: str = "nearest") -> Selection:
+    """The run of consecutive layers over which states turn least, as long as `ratio` asks.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: not read: the run is as long as the ratio asks.
+    module_params: parameters of what takes the run's place.
+    protect: share of the layers that stay at each end, rounded to whole layers.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    Gromov et al. 2024 and ReplaceMe judge by the angle of last tokens; here it is the mean over all counted tokens.
+    """
+    _check(ratio, k_max, "cosine", protect, "k_max-1", "context", match)
+    eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
+    runs = [[(start, start + n) for start in range(eligible.start, eligible.stop - n + 1)]
+            for n in range(1, len(eligible) + 1)]
+    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    best = [max(of_length, key=lambda run: (-_score(similarity.angular_LL, row, *run), -run[0])) for of_length in runs]
+    shares = [0.0, *(_shares([run], facts, module_params)[-1] for run in best)]
+    _check_reachable(ratio, shares, k_max, protect, facts.layers)
+    count = _enough(shares, ratio, match)
+    return Selection([best[count - 1]], [_score(similarity.angular_LL, row, *best[count - 1])], "angular", ratio,
+                     shares[count], shares[-1], k_max, [])
+
+
+def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+             match: str = "nearest") -> Selection:
+    """The first layers of a search's order that remove `ratio` of all parameters, each a block with its own stand-in.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: of the search, which let at most k_max - 1 consecutive layers go.
+    module_params: parameters of the stand-in that each layer receives.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    _check(ratio, k_max, "cka_linear", 0.0, "k_max-1", "context", match)
+    if search.k_max != k_max:
+        raise BlockError(f"k_max {k_max}: the search was made for {search.k_max}; search again")
+    blocks = [(layer, layer + 1) for layer in search.order]
+    shares = _shares(blocks, facts, module_params)
+    if ratio > shares[-1] + ROUNDING:
+        raise BlockError(f"ratio {ratio}: the {len(blocks)} layers that the search ordered remove at most "
+                         f"{shares[-1]:.3f} of all parameters; lower the ratio, or raise search.largest or k_max")
+    count = _enough(shares, ratio, match)
+    rise = [after - before for before, after in itertools.pairwise([0.0, *search.divergence])]
+    picked = sorted(zip(blocks[:count], rise, strict=False))
+    return Selection([block for block, _ in picked], [score for _, score in picked], "divergence", ratio,
+                     shares[count], shares[-1], k_max,
+                     [{"block": block, "score": score} for block, score in zip(blocks, rise, strict=True)])
+
+
+def _enough(shares: list[float], ratio: float, match: str) -> int:
+    """How many blocks it takes, from the shares that none, one, two ... of them remove."""
+    count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
+    nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
+    return count - 1 if match == "nearest" and nearer_below and count > 1 else count
 
 
 def _check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:

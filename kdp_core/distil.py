@@ -79,8 +79,14 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
     Raises DistilError for shapes that differ and values out of range.
     """
     _check(student_STD, teacher_STD, ids_ST, kl_weight, temperature)
-    student_ND, teacher_ND = student_STD[:, :-1].flatten(0, 1), teacher_STD[:, :-1].flatten(0, 1)
-    chunks = [rows.split(head_student.chunk()) for rows in (student_ND, teacher_ND, ids_ST[:, 1:].flatten())]
+    return token_losses(student_STD[:, :-1].flatten(0, 1), teacher_STD[:, :-1].flatten(0, 1), ids_ST[:, 1:].flatten(),
+                        head_student, head_teacher, kl_weight=kl_weight, temperature=temperature)
+
+
+def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head, head_teacher: Head, *,
+                 kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
+    """The same over any tokens, each with the id that comes next."""
+    chunks = [rows.split(head_student.chunk()) for rows in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
     for student_CD, teacher_CD, next_C in zip(*chunks, strict=True):

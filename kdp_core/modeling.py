@@ -93,6 +93,41 @@ class Affine(StandIn):
         self.macs_per_token = width * width
 
 
+class Residual(StandIn):
+    """h -> h + W x + b + O f(V x + c), x the state normalised token by token: a linear part, a dictionary, a skip path.
+
+    The dictionary f decides what V holds: `glu`, gated neurons act(V_1 x) * (V_2 x); `mlp`, plain neurons act(V x);
+    `rff`, random Fourier features cos(V x + c). Without entries only the linear part is left.
+    """
+
+    def __init__(self, width: int, entries: int, dictionary: str, activation: str, norm: str,
+                 bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
+        self.dictionary, self.norm, self.entries = dictionary, norm, entries
+        self.linear = nn.Linear(width, width)
+        self.act = ACT2FN[activation]
+        rows = entries * (2 if dictionary == "glu" else 1)
+        if entries:
+            self.inner = nn.Linear(width, rows)
+            self.outer = nn.Linear(entries, width, bias=False)
+        self.macs_per_token = width * (width + rows + entries)
+
+    def map(self, h: Tensor) -> Tensor:
+        x = normalised(h.float(), self.norm).to(h.dtype)
+        step = self.linear(x)
+        return h + (step + self.outer(self.features(x)) if self.entries else step)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The dictionary's entries, (..., entries), of normalised states."""
+        inner = self.inner(x)
+        if self.dictionary == "rff":
+            return inner.cos()
+        if self.dictionary == "mlp":
+            return self.act(inner)
+        gate, up = inner.chunk(2, dim=-1)
+        return self.act(gate) * up
+
+
 class LowRank(nn.Module):
     """h -> h + B A h: a change of the logits that leaves a tied embedding alone; 2 r D parameters."""
 
@@ -109,12 +144,17 @@ class LowRank(nn.Module):
         return (self(args[0]), *args[1:])
 
 
-MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine}
+MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine, "residual": Residual}
 
 
 def rms_scale(h: Tensor) -> Tensor:
     """h divided by its root mean square over the last axis, float32 in and out; a zero state stays zero."""
     return h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
+def normalised(h: Tensor, norm: str) -> Tensor:
+    """States as the family's norm leaves them, before its gain and bias: `rms` or `layer` (mean-free), float32."""
+    return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

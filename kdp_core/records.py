@@ -79,6 +79,21 @@ class Selection(NamedTuple):
     """Every eligible block with its score, best first."""
 
 
+class Search(NamedTuple):
+    """In which order layers go, found by what each removal does to the model's outputs."""
+    order: list[int]
+    """Layers, the first to go first."""
+    divergence: list[float]
+    """KL(dense || pruned) in nats a token once this layer and those before it in `order` are replaced."""
+    k_max: int
+    """At most k_max - 1 consecutive layers go."""
+    single: dict[str, float]
+    """Layer -> divergence when it alone is replaced."""
+    evaluations: int
+    stats: dict[str, Any]
+    """Tokens fitted and judged on, seconds."""
+
+
 class KernelMap(NamedTuple):
     """Step 1 of KDP: the lift phi and the linear step operators of one block."""
     block: Block
@@ -147,6 +162,18 @@ class Plan(NamedTuple):
     """Stand-ins, ascending; neighbouring blocks have one each."""
     tensors: dict[str, Tensor]
     """Replacements of remaining tensors of the dense model, by state-dict name."""
+
+
+class Composed(NamedTuple):
+    """The stand-ins of one grid point, fitted together rather than block by block."""
+    plan: Plan
+    curve: list[dict[str, Any]]
+    """A row an epoch of joint training, if any: epoch, seconds, kl, heldout_kl (nats a token)."""
+    fits: list[dict[str, Any]]
+    """A row a stand-in: block, heldout_error (relative squared error of the block's last state on what the pruned
+    model feeds it), params."""
+    stats: dict[str, Any]
+    """Tokens, seconds of the parts."""
 
 
 class PrunedFacts(NamedTuple):

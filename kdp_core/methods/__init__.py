@@ -5,17 +5,19 @@ become that stand-in. Positional arguments of these functions are records (hence
 keyword-only arguments are what the config may set, and the config's schema is made from their signatures. Adding a
 method is one file, one row here, one block in the config. Methods neither evaluate nor save nor print.
 """
+import importlib
 import inspect
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdp_core import blocks, inverse, kernel, linear
 from kdp_core.hidden import HiddenStates
-from kdp_core.records import Block, ModelFacts, Module, Plan, Selection, Similarity
+from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Similarity, Tokens
 
-GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device")
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype")
 """Keyword-only arguments that the grid or the workflow fills in, not a method's block of the config."""
 
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
@@ -25,12 +27,28 @@ class MethodError(ValueError):
     """An unknown method, step or option."""
 
 
+class Lazy:
+    """A function by name, imported when it is called: the models of transformers cost seconds, most steps need none."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """As the function."""
+        return self.function(*args, **options)
+
+
 class Method(NamedTuple):
     """One row; the key in METHODS is the key in the config and the {method} of result paths."""
     paper: str
     """Reference, with equation or table numbers."""
     select: Callable[..., Selection]
-    """(similarity, facts, *, ratio, k_max, module_params, ...) -> Selection."""
+    """(similarity or search, facts, *, ratio, k_max, module_params, ...) -> Selection."""
     steps: dict[str, Callable[..., Any]]
     """In order; the first takes (hidden, block), a later one (hidden, record of the step before)."""
     module: Callable[..., Module] | None
@@ -39,6 +57,11 @@ class Method(NamedTuple):
     """(facts, options by step) -> parameters of one stand-in, known before any fit."""
     size_options: tuple[str, ...] = ()
     """The options that module_params reads, as step.option: only they can change which blocks are selected."""
+    search: Lazy | None = None
+    """(dense folder, hidden, facts, *, k_max, ...) -> Search, what `select` reads instead of the similarity."""
+    compose: Lazy | None = None
+    """(dense folder, hidden, tokens, selection, *, ...) -> Composed: a whole grid point fitted at once, for rows whose
+    blocks cannot be fitted one by one; such a row has no steps and no `module`."""
 
 
 def _no_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
@@ -59,6 +82,18 @@ METHODS: dict[str, Method] = {
         "KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6",
         blocks.most_similar, {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params,
         ("kernel.features", "inverse.width")),
+    "linear_prefix": Method(
+        "this project: `Direct OLS`, each block fitted on what the pruned model before it feeds it",
+        blocks.most_similar, {}, None, Lazy("kdp_core.residual", "linear_params"),
+        compose=Lazy("kdp_core.residual", "compose_linear")),
+    "replaceme_lstsq": Method(
+        "Shopkhoev et al. 2025, ReplaceMe, least squares: a run of layers absorbed into the MLP before it",
+        blocks.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose")),
+    "kdp_residual": Method(
+        "this project: skip path, linear part and a dictionary of the model's own neurons; docs/kdp.md",
+        blocks.in_order, {}, None, Lazy("kdp_core.residual", "module_params"),
+        ("compose.dictionary", "compose.entries"), search=Lazy("kdp_core.search", "by_divergence"),
+        compose=Lazy("kdp_core.residual", "compose")),
 }
 
 
@@ -71,13 +106,24 @@ def method_of(name: str) -> Method:
 
 def arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters that a config may set, in the order of the signature."""
+    function = _resolved(function)
     return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in GRID_ARGUMENTS}
 
 
+def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.function if isinstance(function, Lazy) else function
+
+
+def parts(row: Method) -> dict[str, Callable[..., Any]]:
+    """What a row's block of the config may set options of, by key."""
+    whole = {"search": row.search, "compose": row.compose}
+    return {"block": row.select, **row.steps, **{key: part for key, part in whole.items() if part is not None}}
+
+
 def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """All options of a function: its defaults, overridden by `given`."""
-    known = arguments(function)
+    function, known = _resolved(function), arguments(function)
     if unknown := sorted(set(given) - set(known)):
         raise MethodError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
                           f"it knows {', '.join(known)}")
@@ -87,7 +133,7 @@ def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, A
 def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
     """MethodError for a step or an option that the method does not have."""
     row = method_of(name)
-    known = {"block": row.select, **row.steps}
+    known = parts(row)
     if unknown := sorted(set(options) - set(known)):
         raise MethodError(f"method {name} has no step {unknown[0]!r}; it has {', '.join(known)}")
     for step, given in options.items():
@@ -96,6 +142,7 @@ def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
 
 def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
+    function = _resolved(function)
     hints, words = typing.get_type_hints(function), _described(function)
     return {"type": "object", "additionalProperties": False, "x-module": function.__module__,
             "properties": {name: {**_json_type(hints[name]), "description": words[name]}
@@ -126,12 +173,12 @@ def _described(function: Callable[..., Any]) -> dict[str, str]:
 def method_schema(name: str) -> dict[str, Any]:
     """JSON schema of a method's block in the config: `block` and one key a step."""
     row = method_of(name)
-    blocks_of = option_schema(row.select)
-    blocks_of["properties"]["sized_as"] = {
+    made = {key: option_schema(part) for key, part in parts(row).items()}
+    made["block"]["properties"]["sized_as"] = {
         "type": "string", "description": "Count the stand-ins of this row when choosing how many blocks go, so that "
                                          "both rows replace the same blocks."}
     return {"type": "object", "additionalProperties": False, "x-size": list(row.size_options),
-            "properties": {"block": blocks_of, **{step: option_schema(fit) for step, fit in row.steps.items()}}}
+            "x-steps": list(row.steps), "properties": made}
 
 
 def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **options: Any) -> Any:
@@ -148,13 +195,22 @@ def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Pla
     return Plan(name, drop, modules, {})
 
 
-def run(name: str, hidden: HiddenStates, similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int,
-        options: dict[str, dict[str, Any]]) -> Plan:
-    """A whole method in memory: select, fit every block, plan."""
+def whole(name: str, selection: Selection, composed: Composed) -> Plan:
+    """The plan of a method that fits a grid point at once."""
+    drop = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
+    return composed.plan._replace(method=name, drop=drop)
+
+
+def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity, facts: ModelFacts, *,
+        ratio: float, k_max: int, options: dict[str, dict[str, Any]]) -> Plan:
+    """A whole method in memory: search, select, fit every block, plan."""
     row = method_of(name)
     check_options(name, options)
-    selection = row.select(similarity, facts, ratio=ratio, k_max=k_max,
+    base = row.search(dense, hidden, facts, k_max=k_max, **options.get("search", {})) if row.search else similarity
+    selection = row.select(base, facts, ratio=ratio, k_max=k_max,
                            module_params=row.module_params(facts, options), **options.get("block", {}))
+    if row.compose:
+        return whole(name, selection, row.compose(dense, hidden, tokens, selection, **options.get("compose", {})))
     fitted: dict[Block, list[Any]] = {}
     for block in selection.blocks:
         fitted[block] = []
