@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdp_core.distil import distillation_loss
 from kdp_core.distil import Losses, token_losses
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, Step, built, path_of

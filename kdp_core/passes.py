@@ -56,7 +56,8 @@ class Passes:
     def run(self, h_BTD: Tensor, path: Sequence[Step]) -> Tensor:
         """States at the end of a path."""
         for step in path:
-            h_BTD = self.layer(step, h_BTD) if isinstance(step, int) else step(h_BTD)
+            # stand-ins are float32 whatever the model's precision
+            h_BTD = self.layer(step, h_BTD) if isinstance(step, int) else step(h_BTD.float()).to(h_BTD.dtype)
         return h_BTD
 
     @torch.no_grad()

@@ -50,11 +50,13 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     began = time.perf_counter()
     model = models.load_model(dense, device=device, dtype=dtype)
     (start, stop), family = selection.blocks[0], model.config.model_type
-    _check(selection, family, massive)
+    _check(selection, family, massive, heldout, hidden.sequences)
     passes = Passes(model, hidden.tokens)
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judged = max(1, round(heldout * hidden.sequences))
-    keep_ST = ~hidden.massive([start, stop]) if massive == "mask" else torch.ones(hidden.sequences, hidden.tokens).bool()
+    keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
+    if massive == "mask":
+        keep_ST &= ~hidden.massive([start, stop])
     gram, cross = 0.0, 0.0
     for rows in order[judged:].sort().values.split(batch_sequences):
         fit = _pairs(passes, hidden, rows, keep_ST, start, stop)
@@ -71,7 +73,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
                     {"tokens": (hidden.sequences - judged) * hidden.tokens, "seconds": seconds})
 
 
-def _check(selection: Selection, family: str, massive: str) -> None:
+def _check(selection: Selection, family: str, massive: str, heldout: float, sequences: int) -> None:
     if family not in LAST:
         raise FitError(f"ReplaceMe cannot be folded into a {family} model: a norm follows its MLPs; it knows "
                        f"{', '.join(LAST)}")
@@ -79,6 +81,9 @@ def _check(selection: Selection, family: str, massive: str) -> None:
         raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(MASSIVE)}")
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
         raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
+    if not 0 < heldout < 1 or max(1, round(heldout * sequences)) >= sequences:
+        raise FitError(f"compose.heldout {heldout} of {sequences} sequences leaves none on one side; change it or add "
+                       "calibration sequences")
 
 
 @torch.no_grad()

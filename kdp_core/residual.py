@@ -9,8 +9,8 @@ block's own MLPs, of which those stay that the least-squares fit would miss most
 
 Everything but the choice of neurons is one ridge regression on streamed Gram matrices:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
-centred, every feature at unit variance. Neurons go by the optimal brain surgeon's rule (Hassibi and Stork 1993): without
-entry j the loss rises by |w_j|^2 / [G^-1]_jj; half of the surplus goes at a time.
+centred, every feature at unit variance. Neurons go by the optimal brain surgeon's rule (Hassibi and Stork 1993):
+without entry j the loss rises by |w_j|^2 / [G^-1]_jj; half of the surplus goes at a time.
 
 Blocks are fitted in the order of depth, each on what the already pruned model feeds it (`prefix`), its target the dense
 model's state: so a later stand-in mends what earlier ones broke. Then, optionally, all stand-ins together are trained
@@ -310,7 +310,7 @@ def _check(fit: Fit, hidden: HiddenStates, epochs: int, positions: int, heldout:
     if fit.dictionary != "none" and fit.entries < 1:
         raise FitError(f"compose.entries {fit.entries}: a dictionary needs at least one entry; raise it, or choose "
                        "dictionary none")
-    if not 0 < heldout < 1 or hidden.sequences < 2:
+    if not 0 < heldout < 1 or max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
     if epochs < 0 or positions < 1:

@@ -1,9 +1,9 @@
 """Which layers go first: a greedy search by what each removal does to the model's outputs.
 
 CKA of hidden states says how alike two states are, not what the difference between them does to the text. Here a
-candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in its
-place, as it will have: one of kdp_core.residual, fitted in closed form on the dense model's states. The layer that costs
-least goes, then the next one beside it, so that one search orders the layers for every ratio.
+candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in
+its place, as it will have: one of kdp_core.residual, fitted in closed form on the dense model's states. The layer that
+costs least goes, then the next one beside it, so that one search orders the layers for every ratio.
 
 A removal rarely becomes cheaper by others, so bounds of earlier rounds are tried in their order and the first fresh
 one that still leads is taken ("lazy" greedy, Minoux 1978); a run through the kept layers starts at the candidate.
@@ -23,7 +23,7 @@ from kdp_core.distil import token_losses
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, Step, built
 from kdp_core.records import ModelFacts, Search
-from kdp_core.residual import closed_form_options, fit_alone
+from kdp_core.residual import DICTIONARIES, closed_form_options, fit_alone
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,16 @@ def by_divergence(dense: Path, hidden: HiddenStates, facts: ModelFacts, *, k_max
     began = time.perf_counter()
     eligible = eligible_layers(facts.layers, protect)
     _check(hidden, eligible, k_max, fit_sequences, judge_sequences, largest)
+    if dictionary not in DICTIONARIES or (dictionary != "none" and entries < 1):
+        raise SearchError(f"search.dictionary {dictionary!r} with {entries} entries: choose one of "
+                          f"{', '.join(DICTIONARIES)}, and at least one entry")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     fitted, judged = order[judge_sequences:][:fit_sequences].sort().values, order[:judge_sequences].sort().values
     model = models.load_model(dense, device=device, dtype=dtype)
     options = closed_form_options(model, hidden, dictionary=dictionary, entries=entries, seed=seed)
     stand_ins = {}
     for layer in eligible:
-        stand_ins[layer] = built(fit_alone(model, hidden, (layer, layer + 1), fitted, options)).to(device)
+        stand_ins[layer] = built(fit_alone(model, hidden, (layer, layer + 1), fitted, options)).to(model.device)
         logger.info("stand-in of layer %d of %d", layer, eligible[-1])
     run = _Run(Passes(model, hidden.tokens), stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
                hidden.state(facts.layers)[judged], batch_sequences)
