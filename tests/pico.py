@@ -4,8 +4,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -17,6 +21,8 @@ WORDS = ("the council met on monday and said that rain would reach the coast by 
          "asked for more water the minister told reporters she had seen the plan and would answer before winter"
          ).split()
 FAMILIES = ("llama", "opt", "qwen3")
+EVERY = (*FAMILIES, "mistral", "gemma3_text")
+"""All families that `model` makes; the last two attend to a window of 8 tokens, Gemma in five layers of six."""
 
 
 def documents(count: int, seed: int = 0, words: int = 60) -> list[str]:
@@ -59,8 +65,14 @@ def model(family: str, layers: int = 10, width: int = 32, seed: int = 0) -> torc
                                                 tie_word_embeddings=False))
         elif family == "opt":
             made = OPTForCausalLM(OPTConfig(**common, ffn_dim=64, word_embed_proj_dim=width, init_std=0.2))
+        elif family == "mistral":
+            made = MistralForCausalLM(MistralConfig(**common, intermediate_size=64, num_key_value_heads=2,
+                                                    sliding_window=8))
+        elif family == "gemma3_text":
+            made = Gemma3ForCausalLM(Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=2, head_dim=8,
+                                                      sliding_window=8, final_logit_softcapping=5.0))
         else:
-            raise ValueError(f"no pico model of family {family!r}; choose one of {', '.join(FAMILIES)}")
+            raise ValueError(f"no pico model of family {family!r}; choose one of {', '.join(EVERY)}")
     return made.float().eval()
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from kdp_core import records, store
 from kdp_core.records import (
+    Composed,
     Diagnosis,
     Efficiency,
     Finetuned,
@@ -21,6 +22,7 @@ from kdp_core.records import (
     PrunedFacts,
     Score,
     Scores,
+    Search,
     Selection,
     Similarity,
     Theory,
@@ -63,6 +65,11 @@ def examples():
                [{"gap": 1, "space": "random", "bandwidth_scale": 3.0}], [{"gap": 1, "holds": True}], {"ridge": 1e-6}),
         Diagnosis([0, 3], [0.1, 0.2], [0.9, 0.8], [0, 2], 64, 1, [1, 2], 8.0, 63, 0.5, None, 0.7, None, 3.0, None, 3.5,
                   None, 0.5, None),
+        Search([3, 2, 7], [0.1, 0.15, 0.4], 3, {"2": 0.2, "3": 0.1, "7": 0.3}, 12, {"fit_tokens": 96, "seconds": 1.5}),
+        Composed(Plan("kdp_residual", [(2, "whole")], [affine], tensors),
+                 [{"epoch": 0, "seconds": 0.0, "kl": None, "heldout_kl": 0.5}],
+                 [{"block": (2, 4), "heldout_error": 0.1, "params": 9}], {"tokens": 96}),
+        Composed(Plan("linear_prefix", [], [affine], {}), [], [], {}),
     ]
 
 
