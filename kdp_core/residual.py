@@ -228,7 +228,7 @@ def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     """Parameters of one stand-in of `compose`, known before any fit."""
-    given = {"dictionary": "neurons", "entries": 128, **options.get("compose", {})}
+    given = {"dictionary": "neurons", "entries": 96, **options.get("compose", {})}
     entries = 0 if given["dictionary"] == "none" else given["entries"]
     rows = 2 * entries if given["dictionary"] == "neurons" and facts.family in GLU_FAMILIES else entries
     return facts.width * (facts.width + 1) + rows * (facts.width + 1) + entries * facts.width
@@ -240,9 +240,9 @@ def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", dictionary: str = "neurons", entries: int = 128, bandwidth_scale: float = 3.0,
+            dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, bandwidth_scale: float = 3.0,
             ridge: float = 1e-4, token_weight: str = "inverse_norm", prefix: bool = True, epochs: int = 1,
-            lr: float = 2e-4, batch_sequences: int = 4, positions: int = 32, kl_weight: float = 1.0,
+            lr: float = 3e-4, batch_sequences: int = 4, positions: int = 32, kl_weight: float = 0.5,
             heldout: float = 0.1, seed: int = 0) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 

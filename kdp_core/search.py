@@ -44,7 +44,7 @@ class _Run(NamedTuple):
 
 
 def by_divergence(dense: Path, hidden: HiddenStates, facts: ModelFacts, *, k_max: int, device: str = "cpu",
-                  dtype: str = "float32", dictionary: str = "neurons", entries: int = 128, fit_sequences: int = 128,
+                  dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, fit_sequences: int = 128,
                   judge_sequences: int = 16, protect: float = 0.1, largest: float = 0.5, batch_sequences: int = 8,
                   seed: int = 0) -> Search:
     """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
