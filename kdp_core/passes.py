@@ -73,9 +73,11 @@ class Passes:
 
 
 def built(module: Module) -> nn.Module:
-    """The stand-in of a record, to run."""
-    made = MODULES[module.kind](**module.options)
-    made.load_state_dict(module.tensors)
+    """The stand-in of a record, to run; its weights are copies."""
+    # on meta no weight is drawn: torch's own generator stays as it is
+    with torch.device("meta"):
+        made = MODULES[module.kind](**module.options)
+    made.load_state_dict({name: tensor.clone() for name, tensor in module.tensors.items()}, assign=True)
     return made.eval()
 
 
