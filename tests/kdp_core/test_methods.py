@@ -1,5 +1,8 @@
 """One battery over the table of methods and the families; an exception is a visible flag in CASES."""
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonschema
@@ -10,6 +13,7 @@ from safetensors import safe_open
 from kdp_core import hidden, methods, modeling, models, texts
 from kdp_core.fold import fold
 from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
+from kdp_core.records import Composed, ModelFacts, Module, Plan, Selection
 from kdp_core.similarity import similarity
 from tests import pico
 from tests.kdp_core import stored
@@ -28,12 +32,17 @@ class Case(NamedTuple):
 
 
 LINEAR = {"heldout": 0.2}
+RESIDUAL = {"search": {"entries": 8, "fit_sequences": 12, "judge_sequences": 4},
+            "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}
 CASES = {
     "remove": Case({}, stand_ins=False),
     "linear": Case({"fit": LINEAR}),
     "linear_sequential": Case({"fit": LINEAR}),
     "kdp": Case({"kernel": {"features": 32, "rank": 2, "epochs": 2, "heldout": 0.2},
                  "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
+    "linear_prefix": Case({"compose": LINEAR}),
+    "replaceme_lstsq": Case({"compose": LINEAR}, stand_ins=False),
+    "kdp_residual": Case(RESIDUAL),
 }
 
 
@@ -41,6 +50,7 @@ class Dense(NamedTuple):
     """What every method starts from."""
     folder: Any
     hidden: Any
+    tokens: Any
     similarity: Any
     facts: Any
 
@@ -61,22 +71,28 @@ def dense(request, tmp_path_factory):
     model = models.load_model(folder)
     hidden.extract(model, stored.tokens(), root / "hidden.zarr")
     states = hidden.read(root / "hidden.zarr")
-    return Dense(folder, states, similarity(states, tokens=256, batch=64),
+    return Dense(folder, states, stored.tokens(), similarity(states, tokens=256, batch=64),
                  models.facts(model, source="pico", sha256=""))
 
 
 def run(name, dense):
-    return methods.run(name, dense.hidden, dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX,
-                       options=CASES[name].options)
+    return methods.run(name, dense.folder, dense.hidden, dense.tokens, dense.similarity, dense.facts, ratio=RATIO,
+                       k_max=K_MAX, options=CASES[name].options)
+
+
+def selected(name, dense):
+    """The blocks by themselves: of a search where the method has one, else of the similarity."""
+    row, options = METHODS[name], CASES[name].options
+    base = row.search(dense.folder, dense.hidden, dense.facts, k_max=K_MAX, **options.get("search", {})) \
+        if row.search else dense.similarity
+    return row.select(base, dense.facts, ratio=RATIO, k_max=K_MAX,
+                      module_params=row.module_params(dense.facts, options))
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def pruned(request, dense, tmp_path_factory):
-    row, plan = METHODS[request.param], run(request.param, dense)
-    selection = row.select(dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX,
-                           module_params=row.module_params(dense.facts, CASES[request.param].options))
-    folder = tmp_path_factory.mktemp("pruned") / "checkpoint"
-    return Pruned(dense, plan, selection, fold(plan, dense.folder, folder), folder)
+    plan, folder = run(request.param, dense), tmp_path_factory.mktemp("pruned") / "checkpoint"
+    return Pruned(dense, plan, selected(request.param, dense), fold(plan, dense.folder, folder), folder)
 
 
 def logits(model):
@@ -143,14 +159,15 @@ def test_same_bits_twice(pruned):
         assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in module.tensors.items())
 
 
-def test_plan_does_not_touch_torchs_own_generator(dense):
+@pytest.mark.parametrize("name", ["kdp", "kdp_residual"])
+def test_plan_does_not_touch_torchs_own_generator(dense, name):
     before = torch.random.get_rng_state()
-    run("kdp", dense)
+    run(name, dense)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_sequential"])
-def test_linear_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blocks(dense, tmp_path, name):
+@pytest.mark.parametrize("name", ["linear", "linear_sequential", "linear_prefix", "kdp_residual"])
+def test_fitted_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blocks(dense, tmp_path, name):
     """On text that no fit has seen."""
     plan = run(name, dense)
     fold(plan, dense.folder, tmp_path / "filled")
@@ -166,7 +183,8 @@ def test_linear_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blo
 
 # options
 
-FUNCTIONS = sorted({function for row in METHODS.values() for function in (row.select, *row.steps.values())},
+FUNCTIONS = sorted({function.function if isinstance(function, methods.Lazy) else function
+                    for row in METHODS.values() for function in methods.parts(row).values()},
                    key=lambda function: (function.__module__, function.__name__))
 
 
@@ -175,7 +193,8 @@ def test_every_option_has_a_type_a_default_and_a_description(function):
     schema, defaults = option_schema(function), settings(function, {})
     assert set(schema["properties"]) == set(arguments(function)) == set(defaults) and defaults
     for name, words in schema["properties"].items():
-        assert words["type"] in ("integer", "number", "string", "boolean"), name
+        kinds = words.get("anyOf", [words])
+        assert {kind["type"] for kind in kinds} <= {"integer", "number", "string", "boolean", "array", "null"}, name
         assert len(words["description"]) > 10 and words["description"][-1] == ".", name
         assert defaults[name] is not inspect.Parameter.empty, name
     jsonschema.validate(defaults, schema)
@@ -185,11 +204,12 @@ def test_every_option_has_a_type_a_default_and_a_description(function):
 @pytest.mark.parametrize("name", METHODS)
 def test_schema_of_a_method_takes_its_case_and_refuses_the_rest(name):
     schema = method_schema(name)
-    assert set(schema["properties"]) == {"block", *METHODS[name].steps}
+    assert set(schema["properties"]) == {"block", *METHODS[name].steps,
+                                         *(key for key in ("search", "compose") if getattr(METHODS[name], key))}
     jsonschema.validate(CASES[name].options, schema)
-    jsonschema.validate({"block": {"protect": 0.2, "criterion": "cosine"}}, schema)
-    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"protect": "a lot"}}, {"block": {"ratio": 0.2}},
-                  *({step: {"colour": 1}} for step in METHODS[name].steps)):
+    jsonschema.validate({"block": {"match": "reach"}}, schema)
+    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"match": 0.2}}, {"block": {"ratio": 0.2}},
+                  *({part: {"colour": 1}} for part in methods.parts(METHODS[name]))):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
 
@@ -226,7 +246,45 @@ def test_steps_one_by_one_are_the_whole_method(dense):
     ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.linear\.direct; it knows ridge"),
     ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.blocks\.most_similar"),
     ("kdp", {"kernl": {}}, "method kdp has no step 'kernl'; it has block, kernel, inverse"),
+    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to kdp_core\.residual\.compose; it knows dict"),
+    ("kdp_residual", {"search": {"k_max": 3}}, r"'k_max' is unknown to kdp_core\.search\.by_divergence"),
+    ("kdp_residual", {"fit": {}}, "method kdp_residual has no step 'fit'; it has block, search, compose"),
+    ("linear_prefix", {"compose": {"epochs": 1}}, r"'epochs' is unknown to kdp_core\.residual\.compose_linear"),
+    ("replaceme_lstsq", {"search": {}}, "method replaceme_lstsq has no step 'search'; it has block, compose"),
 ])
 def test_unknown_options_are_refused_before_any_work(name, options, message):
     with pytest.raises(MethodError, match=message):
-        methods.run(name, None, None, None, ratio=RATIO, k_max=K_MAX, options=options)
+        methods.run(name, None, None, None, None, None, ratio=RATIO, k_max=K_MAX, options=options)
+
+
+# rows that fit a grid point at once
+
+def test_a_lazy_function_is_the_function_and_takes_its_options():
+    from kdp_core import residual
+
+    lazy = METHODS["kdp_residual"].compose
+    assert lazy.function is residual.compose and arguments(lazy) == arguments(residual.compose)
+    assert settings(lazy, {"entries": 8}) == settings(residual.compose, {"entries": 8})
+    facts = ModelFacts("llama", 1, 32, 384, 1, [1], 0, "made", "")
+    assert METHODS["linear_prefix"].module_params(facts, {}) == residual.linear_params(facts, {}) == 32 * 33
+
+
+def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
+    module = Module((4, 6), "affine", {"width": 2}, {})
+    composed = Composed(Plan("other", [], [module], {"a": torch.zeros(1)}), [], [], {})
+    selection = Selection([(1, 2), (4, 6)], [0.0, 0.0], "divergence", 0.2, 0.2, 0.5, 3, [])
+    plan = methods.whole("linear_prefix", selection, composed)
+    assert plan.method == "linear_prefix" and plan.drop == [(1, "whole"), (4, "whole"), (5, "whole")]
+    assert plan.modules == [module] and plan.tensors is composed.plan.tensors
+
+
+def test_replaceme_adds_no_parameter_and_needs_no_code_of_ours(dense, tmp_path):
+    facts = fold(run("replaceme_lstsq", dense), dense.folder, tmp_path / "out")
+    assert facts.params_added == 0 and not (tmp_path / "out" / modeling.FILE).exists()
+    assert models.load_model(tmp_path / "out").config.model_type == dense.facts.family
+
+
+def test_importing_the_table_loads_no_transformers():
+    """Rules and most steps read it at every start; the models cost seconds."""
+    code = "import sys, kdp_core.methods; sys.exit(any(name.startswith('transformers') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(methods.__file__).parents[2]).returncode == 0
