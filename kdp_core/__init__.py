@@ -18,6 +18,7 @@ Modules in the order of the flow; each imports only from those above it.
     inverse     step 2: from the kernel space back to hidden states
     theory      Theorems 1 and 2 of KDP as numbers
     linear      affine maps in the original space
+    projection  frequencies of random features learned against held-out decode error
     residual    stand-ins with a skip path and a dictionary of the model's own neurons
     replaceme   a run of layers absorbed into the MLP before it
     search      in which order layers go, by what each does to the outputs

@@ -4,10 +4,11 @@
 
 KDP rebuilds a whole state from 2m bounded features. Here the state passes unchanged and the features only add what the
 block would have added, seen, as the block sees it, through the norm. In the terms of extended dynamic mode
-decomposition the dictionary is free to choose: random Fourier features, as KDP's, or, by default, neurons of the
-block's own MLPs, of which those stay that the least-squares fit would miss most.
+decomposition the dictionary is free to choose: random Fourier features, as KDP's, their frequencies as drawn or
+learned (kdp_core.projection), or, by default, neurons of the block's own MLPs, of which those stay that the
+least-squares fit would miss most.
 
-Everything but the choice of neurons is one ridge regression on streamed Gram matrices:
+Everything but frequencies and the choice of neurons is one ridge regression on streamed Gram matrices:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
 centred, every feature at unit variance. Neurons go by the optimal brain surgeon's rule (Hassibi and Stork 1993):
 without entry j the loss rises by |w_j|^2 / [G^-1]_jj; half of the surplus goes at a time.
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdp_core import joint, models
+from kdp_core import joint, models, projection
 from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, normalised
 from kdp_core.passes import Passes, built
@@ -37,7 +38,7 @@ from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selectio
 from kdp_core.states import FitError, relative_error
 
 logger = logging.getLogger(__name__)
-DICTIONARIES = ("neurons", "rff", "none")
+DICTIONARIES = ("neurons", "rff", "rff_learned", "none")
 TOKEN_WEIGHTS = ("inverse_norm", "none")
 GLU_FAMILIES = ("llama", "mistral", "qwen3", "gemma3_text")
 
@@ -73,6 +74,8 @@ class Fit(NamedTuple):
     massive_factor: float
     batch_sequences: int
     seed: int
+    theta_steps: int = 30
+    theta_lr: float = 0.05
 
 
 class Statistics(NamedTuple):
@@ -241,15 +244,18 @@ def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, bandwidth_scale: float = 3.0,
-            ridge: float = 1e-4, token_weight: str = "inverse_norm", prefix: bool = True, epochs: int = 1,
-            lr: float = 3e-4, batch_sequences: int = 4, positions: int = 32, kl_weight: float = 0.5,
-            heldout: float = 0.1, seed: int = 0) -> Composed:
+            theta_steps: int = 30, theta_lr: float = 0.05, ridge: float = 1e-4, token_weight: str = "inverse_norm",
+            prefix: bool = True, epochs: int = 1, lr: float = 3e-4, batch_sequences: int = 4, positions: int = 32,
+            kl_weight: float = 0.5, heldout: float = 0.1, seed: int = 0) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
-    dictionary: `neurons` of the block's own MLPs, `rff` random Fourier features, or `none`, the linear part alone.
+    dictionary: `neurons` of the block's own MLPs, `rff` random Fourier features, `rff_learned` the same with learned
+        frequencies, or `none`, the linear part alone.
     entries: of the dictionary, in each stand-in.
-    bandwidth_scale: width of the kernel of `rff` in median distances.
+    bandwidth_scale: width of the kernel of `rff` in median distances, the start of `rff_learned`.
+    theta_steps: of Adam on the frequencies and phases of `rff_learned`.
+    theta_lr: of that Adam at its start, in units of the frequencies' spread.
     ridge: relative to features of unit variance.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
     prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
@@ -260,12 +266,12 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     heldout: share of the sequences that judge and are never fitted on.
     seed: of the held-out choice, the order of training and random features.
-    Raises FitError for unknown options and for states that are not stored.
+    Raises FitError for unknown options and for states that are not stored, ProjectionError for those of theta.
     """
     began = time.perf_counter()
     model = models.load_model(dense, device=device, dtype=dtype)
     fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, _norm(model), hidden.massive_factor,
-              batch_sequences, seed)
+              batch_sequences, seed, theta_steps, theta_lr)
     _check(fit, hidden, epochs, positions, heldout)
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judged = max(1, round(heldout * hidden.sequences))
@@ -310,6 +316,7 @@ def _check(fit: Fit, hidden: HiddenStates, epochs: int, positions: int, heldout:
     if fit.dictionary != "none" and fit.entries < 1:
         raise FitError(f"compose.entries {fit.entries}: a dictionary needs at least one entry; raise it, or choose "
                        "dictionary none")
+    projection.check_options(fit.theta_steps, fit.theta_lr)
     if not 0 < heldout < 1 or max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
@@ -327,8 +334,8 @@ def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: T
     for block in blocks:
         h_STD = passes.run_batches(h_STD, range(at, block[0]), fit.batch_sequences)
         fed_STD, y_STD = h_STD if prefix else hidden.state(block[0]), hidden.state(block[1])
-        module = fit_stand_in(block, _dictionary(passes.model, block, fed_STD[kept], fit), fed_STD[kept], y_STD[kept],
-                              fit)
+        dictionary = candidates(passes.model, block, fed_STD[kept], y_STD[kept], fit)
+        module = fit_stand_in(block, dictionary, fed_STD[kept], y_STD[kept], fit)
         run = built(module)
         with torch.no_grad():
             h_STD = torch.cat([run(h_BTD) for h_BTD in h_STD.split(fit.batch_sequences)])
@@ -350,15 +357,28 @@ def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: s
 def fit_alone(model: nn.Module, hidden: HiddenStates, block: Block, sequences: Tensor, fit: Fit) -> Module:
     """The stand-in of one block on the dense model's states."""
     h_STD, y_STD = hidden.state(block[0])[sequences], hidden.state(block[1])[sequences]
-    return fit_stand_in(block, _dictionary(model, block, h_STD, fit), h_STD, y_STD, fit)
+    return fit_stand_in(block, candidates(model, block, h_STD, y_STD, fit), h_STD, y_STD, fit)
 
 
-def _dictionary(model: nn.Module, block: Block, h_STD: Tensor, fit: Fit) -> Dictionary | None:
-    """The candidates for a block's dictionary."""
+def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary | None:
+    """A block's dictionary, or more neurons than it is to have; made of the sequences to fit on."""
     if fit.dictionary == "none":
         return None
     if fit.dictionary == "neurons":
         return neurons(model, block)
     h_ND = h_STD.flatten(0, 1)
     h_ND = h_ND[h_ND.norm(dim=1) <= fit.massive_factor * h_ND.norm(dim=1).median()]
-    return random_features(normalised(h_ND, fit.norm), fit.entries, fit.bandwidth_scale, fit.seed)
+    drawn = random_features(normalised(h_ND, fit.norm), fit.entries, fit.bandwidth_scale, fit.seed)
+    return drawn if fit.dictionary == "rff" else _learned(drawn, h_STD, y_STD, fit)
+
+
+def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
+    """Random features whose frequencies and phases are then learned, on the tokens and weights of the fit itself."""
+    keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
+    h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]
+    weight_N = y_ND.square().sum(dim=1).reciprocal() if fit.token_weight == "inverse_norm" else torch.ones(len(y_ND))
+    sequence_N = torch.arange(len(h_STD))[:, None].expand_as(keep_ST)[keep_ST]
+    sample = projection.Sample(normalised(h_ND, fit.norm), y_ND - h_ND, weight_N, sequence_N)
+    found = projection.learn(sample, drawn.v_RD, drawn.c_R, ridge=fit.ridge, steps=fit.theta_steps, lr=fit.theta_lr,
+                             seed=fit.seed)
+    return drawn._replace(v_RD=found.v_MD, c_R=found.c_M)

@@ -1,0 +1,160 @@
+"""Frequencies of random Fourier features learned against held-out decode error, by variable projection.
+
+    E(theta) = sum_B w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 / sum_B w_n |g_n|^2,    theta = (V, c),
+    (W, O, b) = argmin sum_A w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 + ridge
+
+Golub and Pereyra's variable projection (1973) has the linear parameters follow the others in closed form, A = B. KDP
+(ICLR 2026, equation 5) learns its kernel by how linear the step is in the kernel's own space, which features that do
+not tell tokens apart satisfy best. Here tokens A that solve and tokens B that judge come from different sequences: a
+frequency is good if what it adds holds on text that the solution has not seen, so neither collapse nor fitting by heart
+pays. The gradient runs through the Cholesky solve, in float64.
+
+Each step deals the sequences anew into those that solve and those that judge. A share of them is never dealt: on these
+the steps are compared, and the best one, the random start among them, is kept.
+"""
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+MOST_SOLVED, MOST_JUDGED = 6144, 2048
+"""Tokens of a step: as many as give the gradient a direction, as few as keep it at a second or so."""
+JUDGED_SHARE = 0.25
+"""Of the sequences, in every deal."""
+JUDGE_EVERY = 5
+"""Steps between comparisons."""
+
+
+class ProjectionError(ValueError):
+    """Tokens or options from which no frequencies can be learned."""
+
+
+class Sample(NamedTuple):
+    """Tokens with what is to be predicted of them."""
+    x_ND: Tensor
+    """Inputs of the linear part and of the features, normalised states."""
+    goal_ND: Tensor
+    weight_N: Tensor
+    """Of squared errors; any unit."""
+    sequence_N: Tensor
+    """int64: which sequence a token is from."""
+
+    def only(self, rows: Tensor) -> "Sample":
+        """These tokens alone."""
+        return Sample(*(tensor[rows] for tensor in self))
+
+
+class Learned(NamedTuple):
+    """Frequencies and phases, and how they came about."""
+    v_MD: Tensor
+    c_M: Tensor
+    curve: list[dict[str, Any]]
+    """A row a step, the start first as 0: step, error (None at the start, on the tokens that the step judged) and,
+    where compared, judged_error."""
+    step: int
+    """Whose theta was kept; 0 is the start."""
+
+
+def features(x_ND: Tensor, v_MD: Tensor, c_M: Tensor) -> Tensor:
+    """Regressors (x, cos(V x + c)), f_NF."""
+    return torch.cat((x_ND, (x_ND @ v_MD.T + c_M).cos()), dim=1)
+
+
+def projected_error(v_MD: Tensor, c_M: Tensor, solved: Sample, judged: Sample, ridge: float) -> Tensor:
+    """E(theta), a scalar with gradients: 0 perfect, 1 as good as predicting no step at all.
+
+    ridge: relative to features of unit variance.
+    Raises ProjectionError where the Gram matrix is not definite.
+    """
+    w_FD, mean_F, mean_goal_D = _solution(features(solved.x_ND, v_MD, c_M), solved, ridge)
+    predicted_ND = mean_goal_D + (features(judged.x_ND, v_MD, c_M) - mean_F) @ w_FD
+    # sum_B w_n |g_n - W x_n - O f_n - b|^2 / sum_B w_n |g_n|^2
+    missed, whole = ((judged.weight_N * of_ND.square().sum(dim=1)).sum()
+                     for of_ND in (judged.goal_ND - predicted_ND, judged.goal_ND))
+    return missed / whole
+
+
+def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge weights w_FD of raw features, with the means about which they act; solved in float64."""
+    share_N1 = (sample.weight_N / sample.weight_N.sum())[:, None]
+    mean_F, mean_goal_D = (share_N1 * f_NF).sum(dim=0), (share_N1 * sample.goal_ND).sum(dim=0)
+    root_NF = (f_NF - mean_F) * share_N1.sqrt()
+    covariance_FF = (root_NF.T @ root_NF).double()
+    cross_FD = (root_NF.T @ ((sample.goal_ND - mean_goal_D) * share_N1.sqrt())).double()
+    scale_F = covariance_FF.diagonal().clamp_min(1e-12).sqrt()
+    standard_FF = covariance_FF / scale_F.outer(scale_F)
+    factor_FF, failed = torch.linalg.cholesky_ex(standard_FF + ridge * torch.eye(len(scale_F), dtype=torch.float64))
+    if failed.item():
+        raise ProjectionError(f"learned features: the Gram matrix of {len(f_NF)} tokens is singular with ridge "
+                              f"{ridge:g}; raise the ridge or lower the entries")
+    w_FD = torch.cholesky_solve(cross_FD / scale_F[:, None], factor_FF) / scale_F[:, None]
+    return w_FD.to(f_NF.dtype), mean_F, mean_goal_D
+
+
+def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: float, steps: int, lr: float, seed: int) -> Learned:
+    """Move random frequencies and phases by Adam on E(theta); the best of the steps judged, the start among them.
+
+    ridge: relative to features of unit variance.
+    steps: of Adam; 0 returns the start.
+    lr: of Adam at the start, falling to zero along a line; in units of the frequencies' own spread, and radians.
+    seed: of the deals.
+    Raises ProjectionError for fewer than three sequences and options out of range.
+    """
+    sequences = sample.sequence_N.unique()
+    check_options(steps, lr)
+    if len(sequences) < 3:
+        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be dealt into those that solve, "
+                              "those that judge a step and those that compare steps; give at least 3")
+    generator = torch.Generator().manual_seed(seed)
+    kept, apart = _halves(sequences, generator)
+    compared = _deal(sample, kept, apart, generator)
+    # Adam moves every number by about lr: frequencies are counted in their own spread, as phases are of order one
+    scale = v_MD.std()
+    u_MD, p_M = ((v_MD / scale).clone().requires_grad_(), c_M.clone().requires_grad_())
+    adam = torch.optim.Adam([u_MD, p_M], lr=lr)
+    fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / max(1, steps))
+    best = (_compare(v_MD, c_M, compared, ridge), 0, v_MD, c_M)
+    curve: list[dict[str, Any]] = [{"step": 0, "error": None, "judged_error": best[0]}]
+    for step in range(1, steps + 1):
+        error = projected_error(u_MD * scale, p_M, *_deal(sample, *_halves(kept, generator), generator), ridge)
+        adam.zero_grad()
+        error.backward()
+        adam.step()
+        fall.step()
+        curve.append({"step": step, "error": error.item()})
+        if step % JUDGE_EVERY == 0 or step == steps:
+            now = (u_MD.detach() * scale, p_M.detach().clone())
+            curve[-1]["judged_error"] = found = _compare(*now, compared, ridge)
+            best = min(best, (found, step, *now), key=lambda one: one[0])
+    logger.info("learned features: step %d of %d kept, error %.4f against %.4f at the start", best[1], steps, best[0],
+                curve[0]["judged_error"])
+    return Learned(best[2], best[3], curve, best[1])
+
+
+def check_options(steps: int, lr: float) -> None:
+    """ProjectionError for options of `learn` that are out of range."""
+    if steps < 0 or not lr > 0:
+        raise ProjectionError(f"theta_steps {steps} and theta_lr {lr}: give 0 or more and a rate above 0")
+
+
+@torch.no_grad()
+def _compare(v_MD: Tensor, c_M: Tensor, dealt: tuple[Sample, Sample], ridge: float) -> float:
+    return projected_error(v_MD, c_M, *dealt, ridge).item()
+
+
+def _halves(sequences: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sequences that solve, and those that judge."""
+    order = sequences[torch.randperm(len(sequences), generator=generator)]
+    judged = max(1, round(JUDGED_SHARE * len(order)))
+    return order[judged:], order[:judged]
+
+
+def _deal(sample: Sample, solving: Tensor, judging: Tensor, generator: torch.Generator) -> tuple[Sample, Sample]:
+    """Tokens of these sequences, drawn at random where there are more than a step takes."""
+    dealt = []
+    for sequences, most in ((solving, MOST_SOLVED), (judging, MOST_JUDGED)):
+        rows = torch.isin(sample.sequence_N, sequences).nonzero().flatten()
+        dealt.append(sample.only(rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]))
+    return dealt[0], dealt[1]
