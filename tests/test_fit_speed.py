@@ -28,10 +28,17 @@ def pico_states(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(fit_speed, pico_states, tmp_path_factory):
+def given(pico_states, tmp_path_factory):
+    """Arguments of a small run."""
+    dense = pico.save(tmp_path_factory.mktemp("dense"))
+    return [*SMALL, "--hidden", str(pico_states.path), "--dense", str(dense)]
+
+
+@pytest.fixture(scope="module")
+def done(fit_speed, given, tmp_path_factory):
     """One run at pico size: the table, and the folder it wrote."""
     out = tmp_path_factory.mktemp("out")
-    return fit_speed.main([*SMALL, "--hidden", str(pico_states.path), "--decode-every", "2", "--out", str(out)]), out
+    return fit_speed.main([*given, "--decode-every", "2", "--out", str(out)]), out
 
 
 def test_errors_are_those_of_the_fits(done, pico_states):
@@ -84,20 +91,24 @@ def test_nothing_done_is_the_identity(fit_speed, pico_states):
         linear.direct(pico_states, (4, 6)).stats["heldout_error_identity"], rel=1e-5)
 
 
-def test_a_fit_is_plugged_in_by_one_row(fit_speed, pico_states, tmp_path, monkeypatch):
-    monkeypatch.setitem(fit_speed.FITS, "per layer", linear.sequential)
+def test_a_fit_is_plugged_in_by_one_row(fit_speed, pico_states, given, tmp_path, monkeypatch):
+    def per_layer(states_of, block, seed, dense):
+        stats = linear.sequential(states_of, block, seed=seed).stats
+        return stats["heldout_error"], stats["seconds"]
+
+    monkeypatch.setitem(fit_speed.FITS, "per layer", per_layer)
     monkeypatch.setattr(fit_speed, "RECIPES", {"kdp as meant": fit_speed.RECIPES["kdp as meant"]})
-    table = fit_speed.main([*SMALL, "--hidden", str(pico_states.path), "--out", str(tmp_path)])
-    assert list(table["fit"]) == ["linear", "per layer"]
-    assert table["fit_error"].iloc[1] == linear.sequential(pico_states, (4, 6)).stats["heldout_error"]
+    table = fit_speed.main([*given, "--out", str(tmp_path)])
+    assert list(table["fit"]) == ["linear", "kdp_residual", "per layer"]
+    assert table["fit_error"].iloc[2] == linear.sequential(pico_states, (4, 6)).stats["heldout_error"]
 
 
-def test_a_recipe_that_fails_ends_its_curve_and_not_the_run(fit_speed, pico_states, tmp_path, monkeypatch, caplog):
+def test_a_recipe_that_fails_ends_its_curve_and_not_the_run(fit_speed, given, tmp_path, monkeypatch, caplog):
     def diverge(*args, **options):
         raise kernel.TrainingDiverged("step 2: not a number")
 
     monkeypatch.setattr(inverse, "fit", diverge)
-    table = fit_speed.main([*SMALL, "--hidden", str(pico_states.path), "--decode-every", "1", "--out", str(tmp_path)])
+    table = fit_speed.main([*given, "--decode-every", "1", "--out", str(tmp_path)])
     assert set(table["step"]) == {"kernel"} and "step 2: not a number" in caplog.text
 
 
