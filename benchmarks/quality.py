@@ -14,7 +14,6 @@ time to <out>/quality.csv:
     fit_seconds, search_seconds fitting (fine-tuning counted), and ordering layers, of which one serves all ratios
 """
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -26,7 +25,7 @@ import pandas as pd
 import torch
 import yaml
 
-from kdp_core import assets, evaluate, finetune, fold, hidden, methods, models, similarity, store, tables, tasks, texts
+from kdp_core import assets, evaluate, finetune, fold, hidden, methods, models, similarity, store, tasks, texts
 from kdp_core.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
 
 logger = logging.getLogger("quality")

@@ -66,8 +66,9 @@ def test_files_and_table(done):
         "fit_speed_table.csv"}
     written = pd.read_csv(out / "fit_speed_table.csv")
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
-    assert list(zip(table["recipe"], table["step"], strict=True)) == [
-        (name, step) for name in ("kdp to the letter", "kdp as meant") for step in ("kernel", "inverse")]
+    assert list(zip(table["recipe"], table["step"], table["fit"], strict=True)) == [
+        (name, step, fit) for name in ("kdp to the letter", "kdp as meant") for step in ("kernel", "inverse")
+        for fit in ("linear", "kdp_residual")]
 
 
 def curve(fit, step, pairs):
