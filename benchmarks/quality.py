@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 FT = "+ft"
 OWN_TASKS = ["heldout_ppl", "heldout_lastword", "heldout_continuation"]
-REAL = {"piqa": ("piqa/piqa.yaml", "piqa_val", "validation"), "arc_easy": ("arc/arc_easy.yaml", "arc_easy_test", "test"),
+REAL = {"piqa": ("piqa/piqa.yaml", "piqa_val", "validation"),
+        "arc_easy": ("arc/arc_easy.yaml", "arc_easy_test", "test"),
         "lambada_openai": ("lambada/lambada_openai.yaml", "lambada_openai_test", "test"),
         "hellaswag": ("hellaswag/hellaswag.yaml", "hellaswag_val_text", "validation")}
 """Task -> lm-eval's own file, data file in <data>/eval, split."""
@@ -65,6 +66,7 @@ ROWS = {
     "linear_prefix": Row("linear_prefix", 3, {"block": CKA}),
     "replaceme_lstsq": Row("replaceme_lstsq", 3, {}),
     "replaceme_masked": Row("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
+    "replaceme_after_sink": Row("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
     "kdp": Row("kdp", 3, KDP),
     "kdp_residual": Row("kdp_residual", FREE, RESIDUAL),
     # what each part of kdp_residual is worth
@@ -78,7 +80,8 @@ ROWS = {
     "outputs_alone": Row("kdp_residual", FREE, changed(kl_weight=1.0)),
     "cka_layers": Row("kdp_residual", FREE, RESIDUAL),
 }
-"""`random_*`: as many parameters as 96 neurons. `cka_layers`: single layers by CKA of their two states."""
+"""`replaceme_after_sink`: its run moved to start at layer 12, since layer 11 writes this model's massive activations.
+`random_*`: as many parameters as 96 neurons. `cka_layers`: single layers by CKA of their two states."""
 MAIN = ("remove", "linear", "linear_prefix", "replaceme_lstsq", "kdp", "kdp_residual")
 
 
@@ -137,6 +140,9 @@ def chosen(name: str, row: Row, dense: Path, made: Calibrated, facts: ModelFacts
     """The blocks of a row, and the seconds of the search."""
     method, base, seconds = methods.method_of(row.method), made.similarity, 0.0
     size = method.module_params(facts, row.options)
+    if name == "replaceme_after_sink":
+        length = sum(stop - start for start, stop in chosen("replaceme_lstsq", row, dense, made, facts, ratio)[0].blocks)
+        return Selection([(12, 12 + length)], [], "given", ratio, ratio, ratio, row.k_max, []), 0.0
     if name == "cka_layers":
         # K_max = 2 removes single layers; touching contexts, as the search allows
         return methods.method_of("linear").select(base, facts, ratio=ratio, k_max=2, module_params=size, **CKA), 0.0
