@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kdp_core.blocks import BlockError, eligible_layers, most_similar
-from kdp_core.records import ModelFacts, Similarity
+from kdp_core.blocks import BlockError, eligible_layers, in_order, most_similar, one_run
+from kdp_core.records import ModelFacts, Search, Similarity
 
 OUTSIDE = 500
 """Parameters of the embedding and norms."""
@@ -323,3 +323,105 @@ def test_given_blocks_that_cannot_be(given, words):
 def test_a_block_can_only_grow(removes, expand_from):
     with pytest.raises(BlockError, match=rf"block\.expand_from {expand_from}: must lie between \d and k_max, here 4"):
         selected(of_random(20), 20, 0.1, 4, removes=removes, expand_from=expand_from)
+
+
+# one run of consecutive layers
+
+def run_of(similarity, layers, ratio, module_params=0, **options):
+    return one_run(similarity, facts(layers), ratio=ratio, k_max=3, module_params=module_params, **options)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 9])
+def test_one_run_is_the_one_over_which_states_turn_least(length):
+    layers = 14
+    for seed in range(5):
+        similarity = of_random(layers, seed)
+        similarity.angular_LL.abs_()
+        found = run_of(similarity, layers, length * 100 / (layers * 100 + OUTSIDE))
+        starts = range(1, 13 - length + 1)
+        best = min(starts, key=lambda start: similarity.angular_LL[start, start + length].item())
+        assert found.blocks == [(best, best + length)] and found.criterion == "angular"
+        assert found.scores == [similarity.angular_LL[best, best + length].item()]
+        assert found.ratio_planned == pytest.approx(length * 100 / (layers * 100 + OUTSIDE))
+
+
+def test_one_run_leaves_the_first_layer_whatever_is_protected():
+    """What takes its place is folded into the layer before it."""
+    similarity = of_random(4)
+    similarity.angular_LL[:] = 0.5
+    similarity.angular_LL[0, 2] = 0.0
+    assert run_of(similarity, 4, 2 * 100 / 900, protect=0.0).blocks == [(1, 3)]
+
+
+@pytest.mark.parametrize("match, ratio, length", [("nearest", 0.059, 1), ("nearest", 0.061, 2), ("reach", 0.041, 2),
+                                                  ("reach", 0.08, 2), ("nearest", 0.001, 1)])
+def test_length_of_the_run(match, ratio, length):
+    # 2,500 parameters and layers of 100: shares 0.04, 0.08, ...
+    (start, stop), = run_of(of_random(20), 20, ratio, match=match).blocks
+    assert stop - start == length
+
+
+def test_a_run_that_would_be_too_long_names_a_ratio_that_works():
+    with pytest.raises(BlockError, match=r"ratio 0\.9 is too high: .* remove at most 0\.6400 of all parameters"):
+        run_of(of_random(20), 20, 0.9)
+    assert run_of(of_random(20), 20, 0.64).blocks == [(2, 18)]
+
+
+# the order of a search
+
+ORDER = [5, 9, 4, 12, 8, 2]
+
+
+def searched(order=ORDER, k_max=3):
+    return Search(order, [0.1 * (rank + 1) ** 2 for rank in range(len(order))], k_max, {}, 20, {})
+
+
+def ordered(ratio, layers=20, module_params=0, per_layer=None, k_max=3, **options):
+    return in_order(searched(), facts(layers, per_layer), ratio=ratio, k_max=k_max, module_params=module_params,
+                    **options)
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_the_first_layers_of_the_order_go_each_by_itself(count):
+    found = ordered(count * 80 / 2500, module_params=20)
+    assert found.blocks == sorted((layer, layer + 1) for layer in ORDER[:count])
+    assert found.ratio_planned == pytest.approx(count * 80 / 2500)
+    assert found.ratio_largest == pytest.approx(6 * 80 / 2500)
+    assert found.criterion == "divergence" and found.k_max == 3 and found.ratio_target == count * 80 / 2500
+    rise = {layer: 0.1 * ((rank + 1) ** 2 - rank ** 2) for rank, layer in enumerate(ORDER)}
+    assert found.scores == pytest.approx([rise[start] for start, _ in found.blocks])
+    assert [candidate["block"] for candidate in found.candidates] == [(layer, layer + 1) for layer in ORDER]
+
+
+def test_a_higher_ratio_keeps_what_a_lower_one_took():
+    before = set()
+    for step in range(1, 25):
+        blocks = set(ordered(0.24 * step / 24, match="reach").blocks)
+        assert before <= blocks
+        before = blocks
+    assert len(before) == 6
+
+
+@pytest.mark.parametrize("match, ratio, count", [
+    ("nearest", 0.059, 1), ("nearest", 0.061, 2), ("reach", 0.041, 2), ("reach", 0.08, 2), ("nearest", 0.001, 1),
+    ("nearest", 0.101, 3), ("reach", 0.24, 6),
+])
+def test_match_of_an_order(match, ratio, count):
+    assert len(ordered(ratio, match=match).blocks) == count
+
+
+def test_layers_of_an_order_are_counted_one_by_one():
+    per_layer = [100 + 7 * k for k in range(20)]
+    found = ordered(0.1, per_layer=per_layer, module_params=33)
+    gone = sum(per_layer[start] - 33 for start, _ in found.blocks)
+    assert found.ratio_planned == pytest.approx(gone / (sum(per_layer) + OUTSIDE))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"ratio": 0.25}, r"ratio 0\.25: the 6 layers that the search ordered remove at most 0\.240 of all parameters"),
+    ({"ratio": 0.1, "k_max": 4}, "k_max 4: the search was made for 3; search again"),
+    ({"ratio": 1.2}, r"ratio 1\.2: must lie between"), ({"ratio": 0.1, "match": "above"}, r"block\.match 'above'"),
+])
+def test_orders_that_cannot_serve_are_refused(options, message):
+    with pytest.raises(BlockError, match=message):
+        ordered(**options)

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from kdp_core import distil
-from kdp_core.distil import DistilError, Head, distillation_loss, final_states, head_of
+from kdp_core.distil import DistilError, Head, distillation_loss, final_states, head_of, token_losses
 from tests import pico
 
 S, T, D, V = 3, 7, 6, 11
@@ -115,3 +115,22 @@ def test_shapes_that_differ_are_named():
         distillation_loss(student[:2], teacher, ours, theirs, ids_ST)
     with pytest.raises(DistilError, match="no next token"):
         distillation_loss(student[:, :1], teacher[:, :1], ours, theirs, ids_ST[:, :1])
+
+
+def test_tokens_may_come_from_anywhere_in_any_order(small_chunks):
+    """The whole by hand, and any choice of tokens the mean of theirs."""
+    student, teacher, ours, theirs, ids_ST = given()
+    rows = (student[:, :-1].flatten(0, 1), teacher[:, :-1].flatten(0, 1), ids_ST[:, 1:].flatten())
+    whole = distillation_loss(student, teacher, ours, theirs, ids_ST, kl_weight=0.3, temperature=2.0)
+    shuffled = torch.randperm(len(rows[2]), generator=torch.Generator().manual_seed(8))
+    options = dict(kl_weight=0.3, temperature=2.0)
+    again = token_losses(*(part[shuffled] for part in rows), ours, theirs, **options)
+    for one, other in zip(whole, again, strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=1e-5)
+    parts = [token_losses(*(part[chosen] for part in rows), ours, theirs, **options)
+             for chosen in (slice(0, 5), slice(5, None))]
+    assert whole.loss.item() == pytest.approx((5 * parts[0].loss + 13 * parts[1].loss).item() / 18, rel=1e-5)
+    s, t = (part.double().numpy() @ h.linear.weight.detach().double().numpy().T
+            for part, h in zip(rows, (ours, theirs), strict=False))
+    logp, logq = log_softmax(t / 2, axis=1), log_softmax(s / 2, axis=1)
+    assert whole.kl_nats.item() == pytest.approx(np.sum(np.exp(logp) * (logp - logq), axis=1).mean(), rel=1e-5)

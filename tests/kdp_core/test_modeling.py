@@ -6,7 +6,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdp_core import modeling
-from kdp_core.modeling import FOLDED, Affine, RffMlp, attach, decoder_layers, layers_prefix, rms_scale
+from kdp_core.modeling import (
+    FOLDED,
+    Affine,
+    Residual,
+    RffMlp,
+    attach,
+    decoder_layers,
+    layers_prefix,
+    normalised,
+    rms_scale,
+)
 from kdp_core.models import count_macs
 from tests import pico
 
@@ -43,6 +53,33 @@ def test_rff_mlp_by_hand(lift_input):
     np.testing.assert_allclose(module(h).detach().numpy(), out, atol=1e-5)
 
 
+@pytest.mark.parametrize("dictionary, norm, entries", [("glu", "rms", 5), ("mlp", "layer", 5), ("rff", "rms", 5),
+                                                       ("glu", "layer", 0)])
+def test_residual_by_hand(dictionary, norm, entries):
+    module, h = filled(Residual(6, entries, dictionary, "relu", norm)), 2 + randn(2, 3, 6, seed=1)
+    part = {name: tensor.double().numpy() for name, tensor in module.state_dict().items()}
+    x = h.double().numpy()
+    if norm == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt(np.mean(x ** 2, axis=-1, keepdims=True))
+    out = h.double().numpy() + x @ part["linear.weight"].T + part["linear.bias"]
+    if entries:
+        inner = x @ part["inner.weight"].T + part["inner.bias"]
+        f = {"rff": np.cos, "mlp": lambda z: np.maximum(z, 0),
+             "glu": lambda z: np.maximum(z[..., :entries], 0) * z[..., entries:]}[dictionary](inner)
+        assert f.shape == (2, 3, entries)
+        out = out + f @ part["outer.weight"].T
+    np.testing.assert_allclose(module(h).detach().numpy(), out, atol=1e-5)
+    assert set(part) == {"linear.weight", "linear.bias"} | \
+        ({"inner.weight", "inner.bias", "outer.weight"} if entries else set())
+
+
+def test_normalised_is_the_norm_without_its_gain():
+    h = 3 + randn(4, 8)
+    torch.testing.assert_close(normalised(h, "layer"), nn.functional.layer_norm(h, (8,), eps=0.0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(normalised(h, "rms"), nn.functional.rms_norm(h, (8,), eps=0.0), atol=1e-5, rtol=1e-5)
+
+
 def test_rms_scale_keeps_zero_and_forgets_length():
     h = torch.cat([torch.zeros(1, 8), randn(3, 8)])
     scaled = rms_scale(h)
@@ -51,7 +88,8 @@ def test_rms_scale_keeps_zero_and_forgets_length():
     torch.testing.assert_close(rms_scale(1e3 * h), scaled)
 
 
-@pytest.mark.parametrize("module", [RffMlp(6, 5, 4, "gelu", "raw", 3.0), Affine(6, 3.0)], ids=["rff_mlp", "affine"])
+@pytest.mark.parametrize("module", [RffMlp(6, 5, 4, "gelu", "raw", 3.0), Affine(6, 3.0),
+                                    Residual(6, 5, "glu", "silu", "rms", 3.0)], ids=["rff_mlp", "affine", "residual"])
 def test_tokens_above_the_limit_pass_unchanged_and_do_not_touch_others(module):
     module = filled(module)
     h = randn(2, 5, 6, seed=2)
@@ -69,6 +107,9 @@ def test_multiply_adds_are_those_of_the_matrices():
     module = RffMlp(6, 5, 4, "gelu", "raw")
     assert module.macs_per_token == sum(p.numel() for p in module.parameters() if p.ndim == 2) == count_macs(module)
     assert Affine(6).macs_per_token == 36
+    for dictionary, entries in (("glu", 5), ("mlp", 5), ("rff", 3), ("glu", 0)):
+        module = Residual(6, entries, dictionary, "silu", "rms")
+        assert module.macs_per_token == sum(p.numel() for p in module.parameters() if p.ndim == 2) == count_macs(module)
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
@@ -134,10 +175,13 @@ def test_folded_class_without_stand_ins_is_the_base_class(family):
     assert torch.equal(logits(folded), logits(base))
 
 
-def test_gradients_reach_every_weight_of_a_stand_in():
+@pytest.mark.parametrize("kind, options", [
+    ("rff_mlp", {"width": 32, "frequencies": 8, "hidden": 6, "activation": "gelu", "lift_input": "raw"}),
+    ("residual", {"width": 32, "entries": 8, "dictionary": "glu", "activation": "silu", "norm": "rms"}),
+])
+def test_gradients_reach_every_weight_of_a_stand_in(kind, options):
     model = pico.model("llama")
-    options = {"width": 32, "frequencies": 8, "hidden": 6, "activation": "gelu", "lift_input": "raw"}
-    attach(model, [{"layer": 4, "after": False, "kind": "rff_mlp", "options": options}])
+    attach(model, [{"layer": 4, "after": False, "kind": kind, "options": options}])
     stand_in = filled(decoder_layers(model)[4].stand_in[0])
     model(IDS_ST, labels=IDS_ST).loss.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in stand_in.parameters())
