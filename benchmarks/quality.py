@@ -141,8 +141,8 @@ def chosen(name: str, row: Row, dense: Path, made: Calibrated, facts: ModelFacts
     method, base, seconds = methods.method_of(row.method), made.similarity, 0.0
     size = method.module_params(facts, row.options)
     if name == "replaceme_after_sink":
-        length = sum(stop - start for start, stop in chosen("replaceme_lstsq", row, dense, made, facts, ratio)[0].blocks)
-        return Selection([(12, 12 + length)], [], "given", ratio, ratio, ratio, row.k_max, []), 0.0
+        (start, stop), = chosen("replaceme_lstsq", row, dense, made, facts, ratio)[0].blocks
+        return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, row.k_max, []), 0.0
     if name == "cka_layers":
         # K_max = 2 removes single layers; touching contexts, as the search allows
         return methods.method_of("linear").select(base, facts, ratio=ratio, k_max=2, module_params=size, **CKA), 0.0
