@@ -75,7 +75,7 @@ class Fit(NamedTuple):
     batch_sequences: int
     seed: int
     theta_steps: int = 30
-    theta_lr: float = 0.05
+    theta_lr: float = 0.2
 
 
 class Statistics(NamedTuple):
@@ -169,16 +169,30 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
     D = h_STD.shape[-1]
     features = built(_module((0, 1), dictionary, torch.zeros(D + dictionary.entries, D), torch.zeros(D), 0.0, fit.norm)
                      ) if dictionary else None
+
+    def entries(h_ND: Tensor) -> Tensor:
+        x_ND = normalised(h_ND, fit.norm)
+        return torch.cat((x_ND, features.features(x_ND)), dim=1) if features else x_ND
+
+    # about a constant: entries that hardly leave their mean would drown in the rounding of a float32 product
+    shift_F = entries(h_STD[keep_ST.nonzero()[:64].unbind(dim=1)]).mean(dim=0)
     gram, cross = 0.0, 0.0
     for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, fit.batch_sequences):
         h_ND, y_ND = h_BTD[keep_BT], y_BTD[keep_BT]
-        x_ND = normalised(h_ND, fit.norm)
-        parts = [x_ND, *([features.features(x_ND)] if features else []), torch.ones(len(x_ND), 1)]
+        parts_NF = torch.cat((entries(h_ND) - shift_F, torch.ones(len(h_ND), 1)), dim=1)
         # w_n = 1 / |y_n|^2: relative errors count
         weight_N1 = 1 / y_ND.norm(dim=1, keepdim=True) if fit.token_weight == "inverse_norm" else 1.0
-        f_NF, goal_ND = torch.cat(parts, dim=1) * weight_N1, (y_ND - h_ND) * weight_N1
+        f_NF, goal_ND = parts_NF * weight_N1, (y_ND - h_ND) * weight_N1
         gram, cross = gram + (f_NF.T @ f_NF).double(), cross + (f_NF.T @ goal_ND).double()
-    return Statistics(gram, cross)
+    return _moved(Statistics(gram, cross), torch.cat((shift_F, torch.zeros(1))).double())
+
+
+def _moved(statistics: Statistics, by_F: Tensor) -> Statistics:
+    """The statistics of features that are larger by constants, the last one, 1, as it is."""
+    gram_FF, cross_FD = statistics
+    # sum (f + s)(f + s)' = (I + s e') sum f f' (I + e s'), e the place of the constant 1
+    gram_FF = gram_FF + by_F.outer(gram_FF[-1])
+    return Statistics(gram_FF + gram_FF[:, -1].outer(by_F), cross_FD + by_F.outer(cross_FD[-1]))
 
 
 def _batches(h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -244,7 +258,7 @@ def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, bandwidth_scale: float = 3.0,
-            theta_steps: int = 30, theta_lr: float = 0.05, ridge: float = 1e-4, token_weight: str = "inverse_norm",
+            theta_steps: int = 30, theta_lr: float = 0.2, ridge: float = 1e-4, token_weight: str = "inverse_norm",
             prefix: bool = True, epochs: int = 1, lr: float = 3e-4, batch_sequences: int = 4, positions: int = 32,
             kl_weight: float = 0.5, heldout: float = 0.1, seed: int = 0) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.

@@ -118,6 +118,23 @@ def test_a_deal_parts_sequences_and_stays_within_its_tokens(monkeypatch):
     assert not set(solved.sequence_N.tolist()) & set(judged.sequence_N.tolist())
 
 
+def test_statistics_of_wide_kernels_keep_what_little_varies():
+    generator = torch.Generator().manual_seed(0)
+    h_STD = torch.randn(6, 40, 3, generator=generator)
+    y_STD = h_STD + 0.1 * torch.randn(6, 40, 3, generator=generator)
+    fit = residual.Fit("rff", 5, 300.0, 1e-4, "inverse_norm", "rms", 8.0, 2, 0)
+    dictionary = residual.candidates(None, (0, 1), h_STD, y_STD, fit)
+    found = residual._statistics(dictionary, h_STD, y_STD, torch.ones(6, 40, dtype=torch.bool), fit)
+    x_ND = residual.normalised(h_STD, "rms").flatten(0, 1).double()
+    weight_N1 = 1 / y_STD.flatten(0, 1).norm(dim=1)[:, None]
+    f_NF = torch.cat((projection.features(x_ND, dictionary.v_RD.double(), dictionary.c_R.double()),
+                      torch.ones(len(x_ND), 1)), dim=1) * weight_N1
+    expected = residual.Statistics(f_NF.T @ f_NF, f_NF.T @ ((y_STD - h_STD).flatten(0, 1) * weight_N1).double())
+    for mine, theirs in zip(residual._standard(found), residual._standard(expected), strict=True):
+        # float32 cosines of values near one carry 1e-7 of error, their spread is 1e-2
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("change", "match"), [({"steps": -1}, "theta_steps -1"), ({"lr": 0.0}, "theta_lr 0.0")])
 def test_options_out_of_range_are_refused(change, match):
     with pytest.raises(ProjectionError, match=match):
