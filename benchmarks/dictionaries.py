@@ -1,0 +1,299 @@
+"""Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
+
+One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.residual), fitted in
+closed form on the dense model's states; what differs is the dictionary beside its linear part:
+    none                 the linear part alone
+    rff                  random Fourier features, at several kernel widths
+    rff learned          the same with frequencies and phases learned against held-out decode error
+    neurons              of the layer's own MLP, chosen by the optimal brain surgeon
+    neurons at random    drawn from the same MLP
+and, for reference, KDP's own form (ICLR 2026): 2m features that must rebuild the whole state, without skip path or
+linear part, their frequencies as drawn (`kdp, epochs 0`) or learned by equation 5, decoded by ridge regression.
+
+Judged by the relative squared error of the layer's last state on held-out sequences, massive-activation tokens left
+out (1 is as good as the constant mean), and by that error over the linear part's on the same sequences: standard errors
+are over sequences, of the second paired. `missed` is what the fits themselves minimise, on held-out tokens: the share
+of the layer's step that is missed, tokens weighted alike (1 is the layer left out). With --divergence also KL(dense ||
+model with this one layer replaced), in nats a token. Random features are shown at the width that turns out best, so
+learning is compared with more than could be known. Neurons go on from the next larger set kept: 512 of all, 256 of
+those.
+
+Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate 20 minutes on one core.
+"""
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from torch import Tensor
+
+from kdp_core import distil, figures, hidden, kernel, models, residual
+from kdp_core.hidden import HiddenStates
+from kdp_core.passes import Passes, built
+from kdp_core.records import Module
+
+logger = logging.getLogger("dictionaries")
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "results/smollm2-135m"
+"""What `make demo` leaves: the dense model, states of 128 sequences of news."""
+COLUMNS = ["layer", "dictionary", "entries", "bandwidth_scale", "params", "error", "error_stderr", "of_linear",
+           "of_linear_stderr", "missed", "kl_nats", "kl_nats_stderr", "seconds"]
+KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff learned": "learned features",
+         "neurons": "neurons, chosen", "neurons at random": "neurons, at random"}
+
+
+class Layer(NamedTuple):
+    """One layer's states, and what stand-ins are made and judged with."""
+    number: int
+    passes: Passes
+    h_STD: Tensor
+    y_STD: Tensor
+    final_STD: Tensor | None
+    """Last states of the first held-out sequences, where outputs are compared."""
+    train: Tensor
+    heldout: Tensor
+    options: argparse.Namespace
+    fit: residual.Fit
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The layer as a block."""
+        return self.number, self.number + 1
+
+    def closed_form(self, dictionary: residual.Dictionary | None, entries: int) -> Module:
+        """The stand-in with this dictionary, pruned to so many entries."""
+        return residual.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
+                                     self.fit._replace(entries=entries))
+
+    def features(self, kind: str, entries: int, scale: float) -> residual.Dictionary | None:
+        """Random features, learned or not."""
+        fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
+        return residual.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train], fit)
+
+
+class Judged(NamedTuple):
+    """Sums of squares over the held-out tokens of a sequence, and the divergence of a sequence."""
+    missed_S: Tensor
+    spread_S: Tensor
+    """About the mean of all."""
+    weighted_S: Tensor
+    step_S: Tensor
+    """Weighted as `weighted_S`: of what the layer adds."""
+    kl_S: Tensor
+
+
+def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
+    """Dictionary, entries, kernel width in median distances and the stand-in, fitted when asked for."""
+    options = layer.options
+    yield "none", 0, math.nan, layer.closed_form(None, 0)
+    for name, kind, scales in (("rff", "rff", options.scales), ("rff learned", "rff_learned", options.learned_scales)):
+        for entries in options.features:
+            for scale in scales:
+                yield name, entries, scale, layer.closed_form(layer.features(kind, entries, scale), entries)
+    whole = left = residual.neurons(layer.passes.model, layer.block)
+    for entries in sorted({size for size in options.neurons if size < whole.entries} | {whole.entries}, reverse=True):
+        module = layer.closed_form(left, entries)
+        left = left._replace(v_RD=module.tensors["inner.weight"], c_R=module.tensors["inner.bias"])
+        yield "neurons", entries, math.nan, module
+    order = torch.randperm(whole.entries, generator=torch.Generator().manual_seed(options.seed))
+    for entries in sorted(size for size in options.random_neurons if size < whole.entries):
+        chosen = order[:entries].sort().values
+        yield "neurons at random", entries, math.nan, layer.closed_form(whole.only(chosen), entries)
+
+
+@torch.no_grad()
+def judge(layer: Layer, module: Module) -> Judged:
+    """What a stand-in misses on the held-out sequences."""
+    keep_ST, _ = residual.counted(layer.h_STD, layer.y_STD, layer.fit.massive_factor)
+    keep_ST, h_STD, y_STD = keep_ST[layer.heldout], layer.h_STD[layer.heldout], layer.y_STD[layer.heldout]
+    run = built(module)
+    made_STD = torch.cat([run(h_BTD) for h_BTD in h_STD.split(8)])
+    sums = []
+    for of_STD in (made_STD - y_STD, y_STD - y_STD[keep_ST].mean(dim=0), y_STD - h_STD):
+        square_ST = of_STD.square().sum(dim=-1) * keep_ST
+        sums.append((square_ST.sum(dim=1), (square_ST / y_STD.square().sum(dim=-1)).sum(dim=1)))
+    (missed_S, weighted_S), (spread_S, _), (_, step_S) = sums
+    return Judged(missed_S, spread_S, weighted_S, step_S, divergence(layer, made_STD))
+
+
+def divergence(layer: Layer, made_STD: Tensor) -> Tensor:
+    """KL(dense || model with this layer replaced) of the first held-out sequences, nats a token, kl_S."""
+    if layer.final_STD is None:
+        return torch.empty(0)
+    passes, found = layer.passes, []
+    path = list(range(layer.block[1], len(passes.layers)))
+    for h_TD, final_TD in zip(made_STD, layer.final_STD, strict=False):
+        student_TD, teacher_TD = (passes.to_head(h_BTD)[0] for h_BTD in (passes.run(h_TD[None], path), final_TD[None]))
+        losses = distil.token_losses(student_TD, teacher_TD, torch.zeros(len(final_TD), dtype=torch.int64),
+                                     passes.head, passes.head, kl_weight=1.0)
+        found.append(losses.kl_nats)
+    return torch.stack(found)
+
+
+def ratio(part_S: Tensor, whole_S: Tensor) -> tuple[float, float]:
+    """sum(part) / sum(whole) and its standard error over sequences, to first order; both of the same sequences."""
+    value, count = part_S.sum() / whole_S.sum(), len(part_S)
+    if count < 2:
+        return value.item(), math.nan
+    # se = sqrt(S / (S - 1) sum (part - ratio * whole)^2) / sum whole
+    residue_S = part_S - value * whole_S
+    return value.item(), (math.sqrt(count / (count - 1)) * residue_S.norm() / whole_S.sum()).item()
+
+
+def measure(layer: Layer) -> list[dict[str, Any]]:
+    """A row a stand-in of one layer, and two of KDP's own form."""
+    rows, linear, began = [], None, time.perf_counter()
+    for name, entries, scale, module in stand_ins(layer):
+        seconds, found = time.perf_counter() - began, judge(layer, module)
+        linear = linear or found
+        params = sum(tensor.numel() for tensor in module.tensors.values())
+        rows.append(_row(layer, name, entries, scale, params, seconds)
+                    | dict(zip(("error", "error_stderr"), ratio(found.missed_S, found.spread_S), strict=True))
+                    | dict(zip(("of_linear", "of_linear_stderr"), ratio(found.missed_S, linear.missed_S), strict=True))
+                    | {"missed": ratio(found.weighted_S, found.step_S)[0]})
+        if len(found.kl_S):
+            rows[-1] |= dict(zip(("kl_nats", "kl_nats_stderr"), ratio(found.kl_S, torch.ones_like(found.kl_S)),
+                                 strict=True))
+        logger.info("layer %d, %s of %d: error %.4f", layer.number, name, entries, rows[-1]["error"])
+        began = time.perf_counter()
+    return rows
+
+
+def own_form(states_of: HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """KDP's step 1 on one layer, decoded by ridge: frequencies as drawn, and after some epochs."""
+    rows, D = [], states_of.width
+    for epochs in sorted({0, options.kernel_epochs}):
+        began = time.perf_counter()
+        stats = kernel.fit(states_of, (number, number + 1), features=options.kernel_features, epochs=epochs,
+                           seed=options.seed).stats
+        # frequencies and phases, then one matrix and a bias: operators and ridge solution multiply
+        params = options.kernel_features // 2 * (D + 1) + (options.kernel_features + 1) * D
+        rows.append({"layer": number, "dictionary": f"kdp, epochs {epochs}", "entries": options.kernel_features,
+                     "bandwidth_scale": 3.0, "params": params, "error": stats["decode_error"],
+                     "seconds": time.perf_counter() - began})
+    return rows
+
+
+def _row(layer: Layer, name: str, entries: int, scale: float, params: int, seconds: float) -> dict[str, Any]:
+    return {"layer": layer.number, "dictionary": name, "entries": entries, "bandwidth_scale": scale, "params": params,
+            "seconds": seconds}
+
+
+def panels(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows drawn: random and learned features at their best width only."""
+    drawn = table[table["dictionary"].isin(KINDS)]
+    return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
+
+
+def draw(table: pd.DataFrame) -> figures.Drawn:
+    """Error over the linear part's against the parameters put in, both on log axes, a panel a layer.
+
+    KDP's own form lies far above all others: its error stands in the title.
+    """
+    drawn = panels(table)
+    layers = list(dict.fromkeys(drawn["layer"]))
+    columns = min(3, len(layers))
+    lines = math.ceil(len(layers) / columns)
+    with figures.quiet():
+        figure = Figure(figsize=(figures.PAGE_IN, 1.9 * lines + 0.5))
+        axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axis in axes[len(layers):]:
+            axis.set_visible(False)
+        for axis, layer in zip(axes, layers, strict=False):
+            own = drawn[drawn["layer"] == layer]
+            for place, kind in enumerate(KINDS):
+                _curve(axis, own[own["dictionary"] == kind], place)
+            linear, of_kdp = (table.loc[(table["layer"] == layer) & table["dictionary"].str.startswith(name), "error"]
+                              for name in ("none", "kdp"))
+            axis.set(title=f"Layer {layer}: linear {linear.iloc[0]:.3g}, KDP's form {of_kdp.min():.3g}", xscale="log",
+                     yscale="log", xlabel="Parameters put in, millions")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            figures.plain_log(axis)
+        for axis in axes[::columns]:
+            axis.set_ylabel("Held-out error / linear's")
+        figures.legend_below(figure, axes[0].get_legend_handles_labels()[0], columns=3)
+    return figures.Drawn(figure, table)
+
+
+def _curve(axis: Any, own: pd.DataFrame, place: int) -> None:
+    if own.empty:
+        return
+    own, kind = own.sort_values("params"), own["dictionary"].iloc[0]
+    lined = kind in ("rff", "rff learned", "neurons")
+    axis.errorbar(own["params"], own["of_linear"], yerr=own["of_linear_stderr"], label=KINDS[kind],
+                  color=figures.COLORS[place], marker=figures.MARKERS[place], elinewidth=0.7,
+                  linestyle=figures.DASHES[place % len(figures.DASHES)] if lined else "none")
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--hidden", type=Path, default=RUN / "news/hidden.zarr", help="all states of the model over a calibration set")
+    add("--dense", type=Path, default=RUN / "dense", help="the model's converted checkpoint")
+    add("--layers", type=int, nargs="+", default=[3, 7, 12, 14, 18, 23], help="each replaced by itself")
+    add("--features", type=int, nargs="*", default=[149, 512, 1024], help="numbers of random and learned features")
+    add("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0], help="kernel widths, median distances")
+    add("--learned-scales", type=float, nargs="+", default=[3.0], help="widths at which learning starts")
+    add("--theta-steps", type=int, default=30, help="of learning (30)")
+    add("--theta-lr", type=float, default=0.2, help="of learning (0.2)")
+    add("--neurons", type=int, nargs="*", default=[32, 96, 128, 256, 512], help="kept; all of them are always tried")
+    add("--random-neurons", type=int, nargs="*", default=[96], help="drawn")
+    add("--kernel-features", type=int, default=1024, help="of KDP's own form, 2m (1024)")
+    add("--kernel-epochs", type=int, default=5, help="of its step 1 (5)")
+    add("--divergence", type=int, default=0, metavar="SEQUENCES", help="held-out ones to compare outputs on (0: none)")
+    add("--heldout", type=float, default=0.1, help="share of the sequences to judge on (0.1)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=ROOT / "results/benchmarks")
+    options = parser.parse_args(given)
+    if min([options.threads, *options.features, *options.neurons, *options.random_neurons]) < 1:
+        parser.error("--threads, --features, --neurons and --random-neurons: give 1 or more")
+    for path in (options.hidden, options.dense):
+        if not path.exists():
+            parser.error(f"{path} is not there; run `make demo`, or name another with --hidden and --dense")
+    return options
+
+
+def main(given: Sequence[str] | None = None) -> pd.DataFrame:
+    """Run everything, write it, print the table."""
+    options = arguments(given)
+    torch.set_num_threads(options.threads)
+    states_of = hidden.read(options.hidden)
+    passes = Passes(models.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
+    known = range(len(passes.layers))
+    if not set(options.layers) <= set(known):
+        raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
+    # as kdp_core.states.load splits them, so that KDP's own form is judged on the same sequences
+    order = torch.randperm(states_of.sequences, generator=torch.Generator().manual_seed(options.seed))
+    judged = max(1, round(options.heldout * states_of.sequences))
+    train, heldout = order[judged:].sort().values, order[:judged].sort().values
+    fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
+    fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
+    final_STD = states_of.state(len(known))[heldout[:options.divergence]] if options.divergence else None
+    rows: list[dict[str, Any]] = []
+    for number in options.layers:
+        layer = Layer(number, passes, states_of.state(number), states_of.state(number + 1), final_STD, train, heldout,
+                      options, fit)
+        rows += measure(layer) + own_form(states_of, number, options)
+        table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+        figures.save(draw(table), options.out / "dictionaries")
+    print(table.to_string(index=False, float_format="%.4g", na_rep=""))
+    print(f"\n{len(train)} sequences fitted, {judged} judged, of {states_of.tokens} tokens; written to {options.out}")
+    return table
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    main()
