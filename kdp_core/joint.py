@@ -103,7 +103,8 @@ def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_
 
 
 @torch.no_grad()
-def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: int, kl_weight: float) -> dict[str, float]:
+def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: int,
+          kl_weight: float) -> dict[str, float]:
     """The loss and KL(dense || pruned) on these sequences, nats a token."""
     loss = kl = 0.0
     for rows in held.split(batch):
