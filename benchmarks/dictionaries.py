@@ -18,7 +18,7 @@ model with this one layer replaced), in nats a token. Random features are shown 
 learning is compared with more than could be known. Neurons go on from the next larger set kept: 512 of all, 256 of
 those.
 
-Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate 20 minutes on one core.
+Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate half an hour on one core.
 """
 import argparse
 import logging
@@ -196,7 +196,7 @@ def panels(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> figures.Drawn:
     """Error over the linear part's against the parameters put in, both on log axes, a panel a layer.
 
-    KDP's own form lies far above all others: its error stands in the title.
+    KDP's own form lies far above all others: its error stands in the panel.
     """
     drawn = panels(table)
     layers = list(dict.fromkeys(drawn["layer"]))
@@ -213,8 +213,9 @@ def draw(table: pd.DataFrame) -> figures.Drawn:
                 _curve(axis, own[own["dictionary"] == kind], place)
             linear, of_kdp = (table.loc[(table["layer"] == layer) & table["dictionary"].str.startswith(name), "error"]
                               for name in ("none", "kdp"))
-            axis.set(title=f"Layer {layer}: linear {linear.iloc[0]:.3g}, KDP's form {of_kdp.min():.3g}", xscale="log",
-                     yscale="log", xlabel="Parameters put in, millions")
+            axis.set(title=f"Layer {layer}", xscale="log", yscale="log", xlabel="Parameters put in, millions")
+            axis.text(0.04, 0.05, f"error of the linear part {linear.iloc[0]:.3g}\nof KDP's form {of_kdp.min():.3g}",
+                      transform=axis.transAxes, fontsize=6, color=figures.GREY)
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
