@@ -1,7 +1,7 @@
 """kdp: prune language models by every method of a grid, evaluate, and report.
 
-Flow: text, dense -> tokens -> hidden -> similarity -> blocks -> step -> fold -> evaluate, efficiency, diagnose
-      -> tables -> figures -> report. One rule file a stage, one thin script a rule, one library module a stage.
+Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold
+      -> evaluate, efficiency, diagnose -> tables -> figures -> report. One rule file a stage, one thin script a rule, one library module a stage.
 """
 
 from snakemake.utils import min_version
@@ -16,8 +16,10 @@ include: "rules/common.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"
 include: "rules/similarity.smk"
+include: "rules/search.smk"
 include: "rules/blocks.smk"
 include: "rules/step.smk"
+include: "rules/compose.smk"
 include: "rules/fold.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluate.smk"

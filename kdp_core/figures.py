@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from kdp_core import store
-from kdp_core.records import Diagnosis, Inverse, KernelMap, Similarity
+from kdp_core.records import Composed, Diagnosis, Inverse, KernelMap, Similarity
 from kdp_core.tables import COLUMNS, DENSE, Point, heading, span
 
 COLUMN_IN, PAGE_IN = 3.25, 6.75
@@ -185,6 +185,28 @@ def _curve_panel(axis: Axes, part: pd.DataFrame, panel: Panel, labels: Sequence[
     axis.set(title=panel.title, ylabel=panel.ylabel)
 
 
+DIVERGENCE = Panel("compose", "kl", "Joint training", "KL (nats per token)", False)
+
+
+def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
+    """Divergence of the outputs from the dense model's by epoch of joint training, a colour a grid point.
+
+    The keys are the labels, such as `ratio 0.2, K max 3`; held-out values dashed, from epoch 0, the closed form. Raises
+    FigureError if no record holds a curve.
+    """
+    frame = _curves("compose", composed)
+    if frame.empty:
+        raise FigureError("no joint training to draw: compose has no epoch on record")
+    with quiet():
+        figure = Figure(figsize=(width, height))
+        _curve_panel(figure.subplots(), frame, DIVERGENCE, list(composed))
+        handles = [Line2D([], [], label=label, **_look(place, 1) | {"markevery": None})
+                   for place, label in enumerate(composed)]
+        legend_below(figure, [*handles, Line2D([], [], color=GREY, label="training"),
+                              Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")])
+    return Drawn(figure, frame.rename(columns={"block": "point"}))
+
+
 def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
     """Figure 5: operator norm of every A_i and norm of phi by epoch; a colour a block, a line style a step i.
 
@@ -218,7 +240,7 @@ def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, 
     return Drawn(figure, frame)
 
 
-def _curves(step: str, fitted: Mapping[str, KernelMap | Inverse]) -> pd.DataFrame:
+def _curves(step: str, fitted: Mapping[str, KernelMap | Inverse | Composed]) -> pd.DataFrame:
     """A row an epoch and block, scalar columns only."""
     return pd.DataFrame([{"step": step, "block": label,
                           **{name: value for name, value in row.items() if not isinstance(value, list)}}

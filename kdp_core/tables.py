@@ -11,7 +11,18 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from kdp_core.records import Block, Efficiency, Inverse, KernelMap, LinearMap, PrunedFacts, Score, Scores, Selection
+from kdp_core.records import (
+    Block,
+    Composed,
+    Efficiency,
+    Inverse,
+    KernelMap,
+    LinearMap,
+    PrunedFacts,
+    Score,
+    Scores,
+    Selection,
+)
 
 PRIMARY: Mapping[str, Sequence[str]] = {
     "acc": ("acc_norm", "acc", "exact_match", "em"),
@@ -123,20 +134,32 @@ def _measured(point: Point) -> list[dict[str, Any]]:
                     "items": 1 if name in counted else cost.repeats} for name, unit in units.items()]
 
 
-def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap]]) -> pd.DataFrame:
+def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap | Composed]]) -> pd.DataFrame:
     """A row a fitted block: the given keys, block, step, and the record's held-out figures, ridge, tokens, seconds.
 
     Held-out figures are all scalars of `stats` whose names begin with `heldout` or `decode`; a record without them
-    gives those of its last epoch.
+    gives those of its last epoch. A composed record gives a row for each of its stand-ins and one for `all`.
     """
-    rows = []
-    for keys, record in fitted:
-        last = record.curve[-1] if getattr(record, "curve", None) else {}
-        known = {name: value for name, value in {**last, **record.stats}.items()
-                 if isinstance(value, int | float) and (name.startswith(("heldout", "decode")) or name in FIT_FIGURES)}
-        step = {"KernelMap": "kernel", "Inverse": "inverse", "LinearMap": "linear"}[type(record).__name__]
-        rows.append({**keys, "block": span(record.block), "step": step, **dict(sorted(known.items()))})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{**keys, **row} for keys, record in fitted
+                         for row in (_composed(record) if isinstance(record, Composed) else [_fit(record)])])
+
+
+def _fit(record: KernelMap | Inverse | LinearMap) -> dict[str, Any]:
+    last = record.curve[-1] if getattr(record, "curve", None) else {}
+    known = {name: value for name, value in {**last, **record.stats}.items()
+             if isinstance(value, int | float) and (name.startswith(("heldout", "decode")) or name in FIT_FIGURES)}
+    step = {"KernelMap": "kernel", "Inverse": "inverse", "LinearMap": "linear"}[type(record).__name__]
+    return {"block": span(record.block), "step": step, **dict(sorted(known.items()))}
+
+
+def _composed(record: Composed) -> list[dict[str, Any]]:
+    """The stand-ins one by one; then the divergence of joint training's best epoch and the seconds, of all together."""
+    tokens = record.stats["tokens"]
+    # the epoch of least held-out divergence is kept, the closed form (epoch 0) included
+    best = {"heldout_kl": min(row["heldout_kl"] for row in record.curve)} if record.curve else {}
+    return [*({"block": span(fit["block"]), "step": "compose", "heldout_error": fit["heldout_error"],
+               "tokens": tokens} for fit in record.fits),
+            {"block": "all", "step": "compose", **best, "tokens": tokens, "seconds": record.stats["seconds"]}]
 
 
 FIT_FIGURES = ("ridge", "tokens", "seconds")

@@ -3,7 +3,7 @@
 
 checkpoint blocks:
     input:
-        similarity="results/{model}/{calib}/similarity.safetensors",
+        basis=basis_of,
         facts="results/{model}/facts.json",
     output:
         "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
@@ -23,8 +23,8 @@ checkpoint blocks:
         },
         row=selection_row,
         sized_as=sized_as,
-        code=lambda wildcards: plumbing.code(
-            "blocks", plumbing.base_of(config, wildcards.method), ("block",)
+        code=lambda wildcards: plumbing.blocks_code(
+            plumbing.base_of(config, wildcards.method), sized_as(wildcards)["method"]
         ),
     message:
         "Selecting blocks: {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"

@@ -20,7 +20,7 @@ GRID = plumbing.grid_points(config)
 FINETUNED = [
     name for name in config["methods"] if plumbing.source_of(config, name) != name
 ]
-STEPS = {name: plumbing.steps(config, name) for name in plumbing.rows(config)}
+STEPS = {name: plumbing.fits(config, name) for name in plumbing.rows(config)}
 DPI = config.get("figures", {}).get("dpi", 200)
 FIGURES = plumbing.figure_entries(config)
 
@@ -63,10 +63,12 @@ def memory_mb(base, growth=1.5):
 
 
 def records_of(point):
-    """The records of every step of every block that a grid point selected, block by block."""
+    """What fold reads of a grid point: its composed record, or those of every step of every block, block by block."""
     keys = ("model", "calib", "method", "ratio", "k_max")
     point = {key: point[key] for key in keys}
     point["method"] = plumbing.source_of(config, point["method"])
+    if plumbing.has(config, point["method"], "compose"):
+        return [f"{plumbing.point_dir(point)}/composed.safetensors"]
     plan = checkpoints.blocks.get(**point).output[0]
     with open(plan) as file:
         blocks = json.load(file)["fields"]["blocks"]
@@ -93,8 +95,23 @@ def of_source(name):
 
 
 def all_records(wildcards=None):
-    """The records of every block of every grid point, each once, in the order of the grid."""
+    """The records of every fit of every grid point, each once, in the order of the grid."""
     return list(dict.fromkeys(path for point in POINTS for path in records_of(point)))
+
+
+def rows_with(part):
+    """The rows whose method has a `search` or a `compose`, as a constraint; a name that nothing has where none does."""
+    found = [name for name in config["methods"] if plumbing.has(config, name, part)]
+    return "|".join(found) or r"(?!)"
+
+
+def basis_of(wildcards):
+    """What a row selects its blocks by: a search, its own or one that it shares, or the similarity."""
+    if plumbing.has(config, wildcards.method, "search"):
+        return "results/{model}/{calib}/{row}/search-k{k_max}.json".format(
+            row=plumbing.search_row(config, wildcards.method), **wildcards
+        )
+    return "results/{model}/{calib}/similarity.safetensors".format(**wildcards)
 
 
 def sized_as(wildcards):

@@ -68,6 +68,30 @@ use rule figure_training as figure_operators with:
         "Drawing the operator norms of {wildcards.method}"
 
 
+use rule figure_training as figure_joint with:
+    input:
+        lambda wildcards: [
+            f"{plumbing.point_dir(point)}/composed.safetensors"
+            for point in points_like(wildcards, GRID)
+        ],
+    output:
+        **drawn("{model}/{calib}/{method}-joint"),
+    log:
+        "results/logs/figures/{model}-{calib}-{method}-joint.log",
+    benchmark:
+        "results/benchmarks/figures/{model}-{calib}-{method}-joint.tsv"
+    params:
+        kind="joint",
+        labels=lambda wildcards: [
+            f"ratio {p['ratio']}, K max {p['k_max']}"
+            for p in points_like(wildcards, GRID)
+        ],
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the joint training of {wildcards.method}"
+
+
 use rule figure_training as figure_errors with:
     input:
         lambda wildcards: [

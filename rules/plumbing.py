@@ -127,15 +127,34 @@ def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def steps(config: dict[str, Any], name: str) -> list[str]:
-    """The fitting steps of a row, in order."""
-    return [key for key in schema()["methods"][base_of(config, name)]["properties"] if key != "block"]
+    """What a row fits block by block, in order."""
+    return schema()["methods"][base_of(config, name)]["x-steps"]
+
+
+def has(config: dict[str, Any], name: str, part: str) -> bool:
+    """Whether a row's method has a `search` or a `compose`."""
+    return part in schema()["methods"][base_of(config, name)]["properties"]
+
+
+def fits(config: dict[str, Any], name: str) -> list[str]:
+    """What a row's fits are called: its steps, or `compose`."""
+    return ["compose"] if has(config, name, "compose") else steps(config, name)
+
+
+def search_row(config: dict[str, Any], name: str) -> str:
+    """The row whose search a row reads: the lowest of those it stands on that searches with the same options."""
+    mine = options(config, name).get("search", {})
+    base = (config["methods"].get(name) or {}).get("base")
+    if base in config["methods"] and options(config, base).get("search", {}) == mine:
+        return search_row(config, base)
+    return name
 
 
 def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """Those of a row's options that decide how many parameters its stand-ins have."""
     sizing = schema()["methods"][base_of(config, name)]["x-size"]
     return {step: {option: value for option, value in given.items() if f"{step}.{option}" in sizing}
-            for step, given in options(config, name).items() if step not in ("block", "finetune")}
+            for step, given in options(config, name).items() if step not in ("block", "search", "finetune")}
 
 
 def _check_names(config: dict[str, Any]) -> None:
@@ -255,6 +274,14 @@ def learned(config: dict[str, Any]) -> list[str]:
             and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
 
 
+def jointly(config: dict[str, Any]) -> list[str]:
+    """The grid's rows whose stand-ins are trained together, over at least one epoch."""
+    trains = {name for name, method in schema()["methods"].items()
+              if "epochs" in method["properties"].get("compose", {}).get("properties", {})}
+    return [name for name in config["grid"]["methods"] if base_of(config, name) in trains
+            and options(config, name).get("compose", {}).get("epochs") != 0 and source_of(config, name) == name]
+
+
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
     """Options of step 1 on the run of `theory`: those of the row it names, and its own over them."""
     theory = config.get("theory", {})
@@ -292,6 +319,9 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
                             "Figure 3."),
                      _entry(f"{at}/{method}-operators", f"Operator norms: {method}, {of}", "figure_operators",
                             "Norms of the operators and of the mean-free features in training. KDP paper, Figure 5.")]
+        made += [_entry(f"{at}/{method}-joint", f"Joint training: {method}, {of}", "figure_joint",
+                        "Divergence of the outputs from the dense model's by epoch, a line a grid point; epoch 0 is "
+                        "the closed form.") for method in jointly(config)]
     return made
 
 
@@ -324,8 +354,10 @@ def seeds(config: dict[str, Any]) -> dict[str, int]:
             for point in points(config)}
     made["evaluation"] = config["evaluate"].get("seed", 0)
     for name in rows(config):
-        own = steps(config, name) if source_of(config, name) == name else ["finetune"]
-        made |= {f"{name}, {step}": options(config, name).get(step, {}).get("seed", 0) for step in own}
+        own = schema()["methods"][base_of(config, name)]["properties"] if source_of(config, name) == name else [
+            "finetune"]
+        made |= {f"{name}, {part}": options(config, name).get(part, {}).get("seed", 0) for part in own
+                 if part != "block"}
     return made
 
 
@@ -335,11 +367,9 @@ def _imports(path: Path) -> tuple[str, frozenset[Path]]:
 
     Of the table of methods only the functions count as its code: a new row must not rerun the others.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _bare(ast.parse(path.read_text(encoding="utf-8")))
     found: set[Path] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -389,5 +419,50 @@ def code(script: str, method: str | None = None, steps: tuple[str, ...] | None =
 
 @cache
 def step_code(method: str, step: str) -> str:
-    """Hash of the library code of one step of a method."""
+    """Hash of the library code of one step of a method, or of its search or compose."""
     return _hash(_file(schema()["methods"][method]["properties"][step]["x-module"]))
+
+
+def blocks_code(method: str, sized: str) -> str:
+    """Hash of the library code that selects blocks for a method with the stand-ins of the method `sized`."""
+    return code("blocks", method, ("block",)) + function_code(schema()["methods"][sized]["x-params"])
+
+
+@cache
+def function_code(name: str) -> str:
+    """Hash of one function, and of the constants it names and functions it calls in its module: no edit beside it
+    counts."""
+    module, function = name.rsplit(".", 1)
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    known = {part: node for node in tree.body for part in _defined(node)}
+    todo, seen = [function], {}
+    while todo:
+        part = todo.pop()
+        if part not in seen:
+            seen[part] = known[part]
+            todo += [name for name in _used(known[part]) if name in known]
+    text = [(part, ast.dump(_bare(node))) for part, node in sorted(seen.items())]
+    return hashlib.sha256(repr(text).encode()).hexdigest()[:16]
+
+
+def _used(node: ast.stmt) -> list[str]:
+    """Constants that a statement names and functions that it calls; one that it only names is not run."""
+    names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+    called = {part.func.id for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+    return [name for name in names if name in called or not name.islower()]
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Names that a statement of a module gives a meaning."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _bare(tree: ast.AST) -> ast.AST:
+    """The tree, its docstrings gone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return tree

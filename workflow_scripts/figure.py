@@ -20,6 +20,9 @@ def draw(kind: str, inputs, params) -> figures.Drawn:
         return figures.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
     if kind == "operators":
         return figures.operator_norms(blocks(inputs.kernels))
+    if kind == "joint":
+        return figures.joint_training({label: store.read(path)
+                                       for label, path in zip(params.labels, inputs, strict=True)})
     if kind == "score_ratio":
         return figures.score_against_ratio(of_grid(table(inputs[0]), params.grid))
     if kind == "theory":

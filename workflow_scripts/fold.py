@@ -2,14 +2,23 @@
 from job import job
 
 from kdp_core import fold, methods, store
+from kdp_core.records import Plan, Selection
 
 
 def fold_point(method: str, dense: str, plan: str, fitted: list[str], out: str, out_facts: str) -> None:
-    """Gather the records of every block, make the plan, fold."""
-    selection, steps = store.read(plan), len(methods.method_of(method).steps)
-    records = [store.read(path) for path in fitted]
+    """Gather what was fitted, make the plan, fold."""
+    selection, records = store.read(plan), [store.read(path) for path in fitted]
+    store.write(out_facts, fold.fold(planned(method, selection, records), dense, out))
+
+
+def planned(method: str, selection: Selection, records: list) -> Plan:
+    """The plan of a point from its one composed record, or from those of every step, block by block."""
+    row = methods.method_of(method)
+    if row.compose:
+        return methods.whole(method, selection, *records)
+    steps = len(row.steps)
     by_block = {block: records[index * steps:(index + 1) * steps] for index, block in enumerate(selection.blocks)}
-    store.write(out_facts, fold.fold(methods.plan(method, selection, by_block), dense, out))
+    return methods.plan(method, selection, by_block)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,13 @@ def fitted(point: dict[str, str], steps: dict[str, list[str]]) -> list[tuple[dic
     """A grid point's fitted records, each with the keys that name it; a fine-tuned one shares those of its source."""
     names = steps[point["method"]]
     point = point | {"method": point.get("source", point["method"])}
+    keys = {key: point[key] for key in ("model", "calib", "method")}
+    if names == ["compose"]:
+        # fitted for this one point, where a step's records serve every point with the block
+        return [({**keys, "step": "compose", "ratio": point["ratio"], "k_max": point["k_max"]},
+                 store.read(folder(point) / "composed.safetensors"))]
     blocks = store.read(folder(point) / "plan.json").blocks
-    return [({"model": point["model"], "calib": point["calib"], "method": point["method"], "step": step},
+    return [({**keys, "step": step},
              store.read(folder(point).parent / "blocks" / f"{start}-{stop}" / f"{step}.safetensors"))
             for start, stop in blocks for step in names]
 

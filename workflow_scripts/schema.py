@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import finetune, hidden, kernel, similarity, theory, views
+from kdp_core import finetune, hidden, kernel, replaceme, residual, similarity, theory, views
 from kdp_core.methods import METHODS, method_schema, option_schema
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -107,7 +107,8 @@ ABLATION = block("One study: a table and a figure of some rows by what differs b
 
 def signature_block(description: str, function: Any) -> dict[str, Any]:
     """A section of the config that is a function's keyword-only options."""
-    return {**option_schema(function), "description": description}
+    # no method: nothing is filled in by the grid
+    return {**option_schema(function, ()), "description": description}
 
 
 def theory_block() -> dict[str, Any]:
@@ -130,6 +131,29 @@ def views_block() -> dict[str, Any]:
                        "blocks that the grid trains."),
         "heatmaps": signature_block("Features of a held-out sequence.", views.kernel_view),
         "trajectories": signature_block("Paths of the states.", views.paths)})
+
+
+def method_block(name: str) -> dict[str, Any]:
+    """Options of a method by part, and the function that counts the parameters of its stand-ins."""
+    made = method_schema(name)
+    # a Lazy names its function without importing it; here it is looked up
+    params = getattr(METHODS[name].module_params, "function", METHODS[name].module_params)
+    made["x-params"] = f"{params.__module__}.{params.__name__}"
+    for part in ("search", "compose"):
+        given = made["properties"].get(part, {"properties": {}})["properties"]
+        for option, limits in LIMITS.items():
+            if option in given:
+                given[option] |= limits
+    return made
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(residual.TOKEN_WEIGHTS)},
+    "massive": {"enum": list(replaceme.MASSIVE)}, "entries": {"minimum": 1}, "epochs": {"minimum": 0},
+    "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1}, "fit_sequences": {"minimum": 1},
+    "judge_sequences": {"minimum": 1}, "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}
+"""What the options of `search` and `compose` allow: a value that is refused before any job costs no search."""
 
 
 def finetune_block() -> dict[str, Any]:
@@ -169,7 +193,7 @@ def build() -> dict[str, Any]:
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
             "cache": text("Folder for downloaded files."),
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
-        "methods": {name: method_schema(name) for name in METHODS},
+        "methods": {name: method_block(name) for name in METHODS},
         "finetune": finetune_block(),
     }
 

@@ -14,7 +14,7 @@ def write_tables(grid: list[dict], steps: dict, out: dict) -> None:
     for form in ("csv", "md", "tex"):
         store.write_text(out[form], tables.render(summary, form, caption="Pruned models beside the dense one.",
                                                   label="tab:summary"))
-    records = {(*keys.values(), record.block): (keys, record)
+    records = {(*keys.values(), getattr(record, "block", None)): (keys, record)
                for point in grid for keys, record in fitted(point, steps)}
     store.write_text(out["fits"], tables.fits(list(records.values())).to_csv(index=False) if records else "")
 

@@ -104,11 +104,11 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
-def arguments(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters that a config may set, in the order of the signature."""
+def arguments(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters that a config may set, in the order of the signature: all but those in `filled`."""
     function = _resolved(function)
     return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in GRID_ARGUMENTS}
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in filled}
 
 
 def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,13 +140,13 @@ def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
         settings(known[step], given)
 
 
-def option_schema(function: Callable[..., Any]) -> dict[str, Any]:
+def option_schema(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, Any]:
     """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
     function = _resolved(function)
     hints, words = typing.get_type_hints(function), _described(function)
     return {"type": "object", "additionalProperties": False, "x-module": function.__module__,
             "properties": {name: {**_json_type(hints[name]), "description": words[name]}
-                           for name in arguments(function)}}
+                           for name in arguments(function, filled)}}
 
 
 def _json_type(hint: Any) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def refused(project, *arguments):
     (lambda c: c["methods"].update(x={"base": "linear_sequentia", "finetune": {}}), "is neither a row nor a method"),
     (lambda c: c["methods"].update(x={"base": "linear", "finetune": {"rank": 0}}),
      "methods.x.finetune.rank is 0, but must be at least 1"),
+    (lambda c: c["methods"].update(x={"base": "kdp_residual", "compose": {"dictionary": "neuron"}}),
+     "methods.x.compose.dictionary is 'neuron', but must be one of ['neurons', "),
+    (lambda c: c["methods"].update(x={"base": "kdp_residual", "search": {"fit_sequence": 8}}),
+     "unknown key 'fit_sequence' at methods.x.search; did you mean 'fit_sequences'?"),
+    (lambda c: c["methods"].update(linear_prefix={"search": {}}), "unknown key 'search' at methods.linear_prefix"),
     (lambda c: c["models"]["pico"].update(dtype="fp8"), "models.pico.dtype is 'fp8', but must be one of"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
 ])

@@ -27,14 +27,14 @@ def library(tmp_path, monkeypatch):
 
 
 def fresh(monkeypatch):
-    for name in ("_imports", "code", "step_code"):
+    for name in ("_imports", "code", "step_code", "function_code"):
         getattr(plumbing, name).cache_clear()
 
 
 def hashes():
     return {"hidden": plumbing.code("hidden"), "figure": plumbing.code("figure"),
             "kernel": plumbing.step_code("kdp", "kernel"), "inverse": plumbing.step_code("kdp", "inverse"),
-            "fit": plumbing.step_code("linear", "fit"), "blocks": plumbing.code("blocks", "kdp", ("block",)),
+            "fit": plumbing.step_code("linear", "fit"), "blocks": plumbing.blocks_code("kdp", "kdp"),
             "fold remove": plumbing.code("fold", "remove"), "fold kdp": plumbing.code("fold", "kdp")}
 
 
@@ -59,6 +59,36 @@ def test_an_edit_reruns_the_stages_that_import_the_module(library, monkeypatch):
     assert changed_by(library, monkeypatch, "kdp_core/kernel.py", "1e-3", "2e-3") == {"kernel", "inverse", "fold kdp"}
     assert changed_by(library, monkeypatch, "kdp_core/blocks.py", "0.5", "0.6") == {"blocks", "fold remove", "fold kdp"}
     assert changed_by(library, monkeypatch, "kdp_core/figures.py", "#0072B2", "#0072B3") == {"figure"}
+
+
+def composed_hashes():
+    return {"search": plumbing.step_code("kdp_residual", "search"),
+            **{f"compose {row}": plumbing.step_code(row, "compose")
+               for row in ("kdp_residual", "linear_prefix", "replaceme_lstsq")},
+            **{f"blocks {row}": plumbing.blocks_code(row, row)
+               for row in ("kdp", "kdp_residual", "linear_prefix", "replaceme_lstsq")},
+            "blocks linear, sized as kdp_residual": plumbing.blocks_code("linear", "kdp_residual"),
+            "kernel": plumbing.step_code("kdp", "kernel"), "fold": plumbing.code("fold", "kdp_residual")}
+
+
+@pytest.mark.parametrize("file, old, new, reruns", [
+    ("residual", "clamp_min(1e-12)", "clamp_min(1e-13)", {"search", "compose kdp_residual", "compose linear_prefix"}),
+    # how many parameters a stand-in has counts for the choice of blocks, wherever it stands
+    ("residual", 'return facts.width * (facts.width + 1) + rows', 'return 1 + facts.width * (facts.width + 1) + rows',
+     {"search", "compose kdp_residual", "compose linear_prefix", "blocks kdp_residual",
+      "blocks linear, sized as kdp_residual"}),
+    ("inverse", "F // 2 * (facts", "F // 3 * (facts", {"blocks kdp"}),
+    ("search", "round(largest", "int(largest", {"search"}),
+    ("joint", "WARMUP = 8", "WARMUP = 9", {"search", "compose kdp_residual", "compose linear_prefix"}),
+    ("replaceme", 'MASSIVE = ("raw", "mask")', 'MASSIVE = ("mask", "raw")', {"compose replaceme_lstsq"}),
+])
+def test_an_edit_of_a_whole_point_fit_reruns_what_calls_it(library, monkeypatch, file, old, new, reruns):
+    before, path = composed_hashes(), library / f"kdp_core/{file}.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    fresh(monkeypatch)
+    assert {name for name, value in composed_hashes().items() if value != before[name]} == reruns
 
 
 def test_a_new_row_of_the_table_reruns_no_other(library, monkeypatch):
@@ -118,6 +148,25 @@ def test_a_fine_tuned_row_starts_from_the_first_row_without_and_inherits_options
     assert plumbing.options(config, "b")["finetune"] == {"rank": 2, "lr": 0.001}
     assert [point.get("source") for point in plumbing.points(config)] == ["kdp", None]
     assert plumbing.learned(config) == ["kdp"] and plumbing.seeds(config)["b, finetune"] == 0
+
+
+def test_a_search_is_shared_up_to_the_lowest_row_with_the_same_options():
+    rows = {"kdp_residual": {"search": {"entries": 8}}, "a": {"base": "kdp_residual", "compose": {"epochs": 0}},
+            "b": {"base": "a", "search": {"entries": 8}}, "c": {"base": "b", "search": {"seed": 1}},
+            "d": {"base": "kdp_residual", "search": {"entries": 8, "seed": 1}}, "linear_prefix": {}}
+    config = {**CONFIG, "methods": CONFIG["methods"] | rows,
+              "grid": CONFIG["grid"] | {"methods": ["kdp", *rows]}}
+    plumbing.check(config)
+    assert {name: plumbing.search_row(config, name) for name in "abcd"} == {
+        "a": "kdp_residual", "b": "kdp_residual", "c": "c", "d": "d"}
+    assert plumbing.steps(config, "a") == [] and plumbing.fits(config, "a") == ["compose"]
+    assert plumbing.fits(config, "kdp") == ["kernel", "inverse"]
+    # of a's options only those of the stand-in's shape count for the choice of blocks
+    assert plumbing.size_options(config, "a") == {"compose": {}}
+    made = plumbing.seeds(config)
+    assert made["c, search"] == 1 and made["c, compose"] == 0 and "linear_prefix, search" not in made
+    # a, and what stands on it, has no epoch to draw; linear_prefix has none to set
+    assert plumbing.learned(config) == ["kdp"] and plumbing.jointly(config) == ["kdp_residual", "d"]
 
 
 def test_only_rows_that_train_have_curves_to_draw():

@@ -1,29 +1,12 @@
 """The whole workflow on a pico model: every output of the contract, nothing to do twice, and what a change reruns."""
 import json
-import shutil
 
 import pandas as pd
 import pytest
 
 from kdp_core import hidden, store
-from tests.workflow.project import Project
 
 POINT = "results/pico/few/kdp/r0.1-k3"
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    """A project run to the end, once for all tests; they must not change it."""
-    project = Project(tmp_path_factory.mktemp("built")).make()
-    project.run()
-    return project
-
-
-@pytest.fixture
-def copied(built, tmp_path):
-    """A built project to change: times of files kept."""
-    shutil.copytree(built.folder, tmp_path / "project", symlinks=True)
-    return Project(tmp_path / "project")
 
 
 def test_the_contract_of_paths_and_records(built):

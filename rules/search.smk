@@ -1,0 +1,35 @@
+"""Search: in which order layers go, for rows whose blocks are not chosen by similarity. Independent of the ratio."""
+
+
+rule search:
+    input:
+        dense="results/{model}/dense",
+        facts="results/{model}/facts.json",
+        hidden="results/{model}/{calib}/hidden.zarr",
+    output:
+        "results/{model}/{calib}/{method}/search-k{k_max}.json",
+    log:
+        "results/logs/search/{model}-{calib}-{method}-k{k_max}.log",
+    benchmark:
+        "results/benchmarks/search/{model}-{calib}-{method}-k{k_max}.tsv"
+    wildcard_constraints:
+        method=rows_with("search"),
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(4000),
+        runtime=240,
+    params:
+        method=lambda wildcards: plumbing.base_of(config, wildcards.method),
+        options=lambda wildcards: plumbing.options(config, wildcards.method).get(
+            "search", {}
+        ),
+        dtype=dtype_of,
+        device=device_of,
+        code=lambda wildcards: plumbing.step_code(
+            plumbing.base_of(config, wildcards.method), "search"
+        ),
+    message:
+        "Searching which layers go: {wildcards.method}, K_max {wildcards.k_max}"
+    script:
+        "../workflow_scripts/search.py"

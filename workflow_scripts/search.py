@@ -1,0 +1,18 @@
+"""Rule `search`: in which order layers go, by what each removal does to the model's outputs."""
+from job import job
+
+from kdp_core import hidden, store
+from kdp_core.methods import method_of
+
+
+def search(method: str, inputs, k_max: int, out: str, **options) -> None:
+    """Run the method's own search on the stored states."""
+    store.write(out, method_of(method).search(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.facts),
+                                              k_max=k_max, **options))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        params = snakemake.params
+        search(params.method, snakemake.input, int(snakemake.wildcards.k_max), snakemake.output[0], dtype=params.dtype,
+               device=params.device, **params.options)
