@@ -18,7 +18,8 @@ model with this one layer replaced), in nats a token. Random features are shown 
 learning is compared with more than could be known. Neurons go on from the next larger set kept: 512 of all, 256 of
 those.
 
-Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate half an hour on one core.
+Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate half an hour on one
+core.
 """
 import argparse
 import logging

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import yaml
 
-from kdp_core import assets, evaluate, finetune, fold, hidden, methods, models, similarity, store, tasks, texts
+from kdp_core import assets, evaluate, finetune, fold, hidden, methods, models, similarity, store, tables, tasks, texts
 from kdp_core.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
 
 logger = logging.getLogger("quality")
@@ -266,9 +266,10 @@ def table(out: Path) -> pd.DataFrame:
     dense = store.read_json(out / "quality" / "dense.json")
     rows = [store.read_json(path) for path in sorted((out / "quality" / "rows").glob("*.json"))]
     frame = pd.DataFrame([dense, *rows])
-    frame["ppl_ratio"], frame["rp"] = frame["ppl"] / dense["ppl"], 100 * frame["acc"] / dense["acc"]
-    if "real_acc" in frame and "real_acc" in dense:
-        frame["real_rp"] = 100 * frame["real_acc"] / dense["real_acc"]
+    frame["ppl_ratio"] = frame["ppl"] / dense["ppl"]
+    for kind in ("", "real_"):
+        if f"{kind}acc" in dense:
+            frame[f"{kind}rp"] = [tables.retained(acc, dense[f"{kind}acc"]) for acc in frame[f"{kind}acc"]]
     first = ["method", "ratio", "seed", "ppl", "ppl_stderr", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed",
              "layers_removed", "fit_seconds", "search_seconds"]
     order = {name: place for place, name in enumerate(["dense", *[n + t for n in ROWS for t in ("", FT)]])}

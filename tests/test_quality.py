@@ -1,0 +1,102 @@
+"""The quality comparison on a pico model: the table it promises, and nothing measured twice."""
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests import pico
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "quality.py"
+PROMISED = {"method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds"}
+
+
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("quality", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path_factory.mktemp("root")
+    pico.save(root / "model")
+    for name, seed in (("news", 0), ("lee", 1)):
+        (root / f"{name}.txt").write_text("\n".join(pico.documents(60, seed=seed)), encoding="utf-8")
+    entry = "{{source: '{}', sha256: null, format: lines, encoding: utf-8}}"
+    (root / "config.yaml").write_text(f"""
+models: {{pico: {{source: '{root}/model', sha256: null}}}}
+texts:
+  news: {entry.format(root / "news.txt")}
+  lee: {entry.format(root / "lee.txt")}
+calibrations: {{few: {{length: 24, seed: 0, mix: {{news: 12}}}}}}
+cache: cache
+""", encoding="utf-8")
+    module.ROOT = root
+    module.ROWS = {name: row._replace(options=small(name, row.options)) for name, row in module.ROWS.items()}
+    return module
+
+
+def small(name, options):
+    """The same rows at pico size."""
+    made = {step: dict(given) for step, given in options.items()}
+    if "search" in made:
+        made["search"] |= {"entries": 8, "fit_sequences": 12, "judge_sequences": 4}
+        made["compose"] |= {"entries": 8}
+    if "kernel" in made:
+        made["kernel"] |= {"features": 32, "epochs": 1}
+        made["inverse"] |= {"width": 16, "epochs": 1}
+    return made
+
+
+def names(quality):
+    """All rows but the one that names a layer which pico models lack."""
+    return [name for name in quality.ROWS if name != "replaceme_after_sink"]
+
+
+@pytest.fixture(scope="module")
+def done(quality, tmp_path_factory):
+    """Every row once, one of them fine-tuned too."""
+    out = tmp_path_factory.mktemp("out")
+    given = ["--out", str(out), "--ratios", "0.2", "--seeds", "0", "--sequences", "24", "--items", "16", "--tune-on",
+             "12", "--tuned", "kdp_residual", "--threads", "1", "--data", str(out / "none"), "--methods",
+             *names(quality)]
+    return quality.main(given), out, given
+
+
+def test_the_table_has_a_row_a_method_beside_the_dense_model(quality, done):
+    frame, out, _ = done
+    assert set(frame["method"]) == {"dense", "kdp_residual+ft", *names(quality)} and PROMISED <= set(frame)
+    pd.testing.assert_frame_equal(pd.read_csv(out / "quality.csv"), frame.reset_index(drop=True), check_dtype=False)
+    dense = frame[frame["method"] == "dense"].iloc[0]
+    assert (dense["ppl_ratio"], dense["rp"], dense["params_removed"]) == (1, 100, 0)
+    assert ((frame["ppl_ratio"] - frame["ppl"] / dense["ppl"]).abs() < 1e-12).all()
+    pruned = frame[frame["method"] != "dense"]
+    assert pruned["params_removed"].between(0.1, 0.35).all()
+
+
+def test_parts_of_our_method_share_its_layers(done):
+    frame = done[0].set_index("method")
+    for name in ("closed_form", "dense_states", "unweighted", "outputs_alone"):
+        assert frame.loc[name, "blocks"] == frame.loc["kdp_residual", "blocks"]
+    assert frame.loc["kdp_residual", "search_seconds"] > 0 == frame.loc["cka_layers", "search_seconds"]
+
+
+def test_nothing_is_measured_twice(quality, done, monkeypatch):
+    frame, out, given = done
+    monkeypatch.setattr(quality.fold, "fold", lambda *args: pytest.fail("folded again"))
+    pd.testing.assert_frame_equal(quality.main(given), frame)
+    assert not list((out / "quality" / "rows").glob("*/checkpoint")), "checkpoints are not kept"
+
+
+def test_accuracies_are_weighed_alike_and_in_percent(quality):
+    from kdp_core.records import Score, Scores
+
+    scores = Scores([Score("a", "acc", 0.5, 0.03, 10, True, "share"), Score("b", "acc", 0.3, 0.04, 10, True, "share"),
+                     Score("heldout_ppl", "ppl", 40.0, 2.0, 10, False, "ppl")], 1.0, {})
+    found = quality.flat(scores, "")
+    assert found["acc"] == pytest.approx(40) and found["acc_stderr"] == pytest.approx(2.5)
+    assert (found["a"], found["ppl"], found["ppl_stderr"]) == (50, 40, 2)
+
+
+def test_real_sets_are_named_as_tasks_on_local_files(quality, tmp_path):
+    names = quality.local_tasks(tmp_path / "data", tmp_path)
+    assert names == [f"real_{name}" for name in quality.REAL]
+    assert all((tmp_path / f"{name}.yaml").exists() for name in names)
