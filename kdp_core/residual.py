@@ -40,6 +40,8 @@ from kdp_core.states import FitError, relative_error
 logger = logging.getLogger(__name__)
 DICTIONARIES = ("neurons", "rff", "rff_learned", "none")
 TOKEN_WEIGHTS = ("inverse_norm", "none")
+PRODUCT_TOKENS = 4096
+"""Tokens whose features are in memory together."""
 GLU_FAMILIES = ("llama", "mistral", "qwen3", "gemma3_text")
 
 
@@ -76,6 +78,8 @@ class Fit(NamedTuple):
     seed: int
     theta_steps: int = 30
     theta_lr: float = 0.2
+    device: str | torch.device = "cpu"
+    """Where products are taken and solved."""
 
 
 class Statistics(NamedTuple):
@@ -144,10 +148,10 @@ def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_S
     kept = _surgeon(statistics, D, fit) if dictionary and dictionary.entries > fit.entries else None
     if dictionary and kept is not None:
         dictionary = dictionary.only(kept)
-        rows = torch.cat((torch.arange(D), D + kept, torch.tensor([len(statistics.gram_FF) - 1])))
+        rows = torch.cat((torch.arange(D), D + kept, torch.tensor([len(statistics.gram_FF) - 1]))).to(fit.device)
         statistics = Statistics(statistics.gram_FF[rows][:, rows], statistics.cross_FD[rows])
     w_FD, bias_D = solve(statistics, fit.ridge)
-    return _module(block, dictionary, w_FD.float(), bias_D.float(), above, fit.norm)
+    return _module(block, dictionary, w_FD.float().cpu(), bias_D.float().cpu(), above, fit.norm)
 
 
 def _module(block: Block, dictionary: Dictionary | None, w_FD: Tensor, bias_D: Tensor, above: float,
@@ -168,23 +172,23 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
     """Gram and cross matrices, streamed: features of a few sequences are in memory at a time."""
     D = h_STD.shape[-1]
     features = built(_module((0, 1), dictionary, torch.zeros(D + dictionary.entries, D), torch.zeros(D), 0.0, fit.norm)
-                     ) if dictionary else None
+                     ).to(fit.device) if dictionary else None
 
     def entries(h_ND: Tensor) -> Tensor:
         x_ND = normalised(h_ND, fit.norm)
         return torch.cat((x_ND, features.features(x_ND)), dim=1) if features else x_ND
 
     # about a constant: entries that hardly leave their mean would drown in the rounding of a float32 product
-    shift_F = entries(h_STD[keep_ST.nonzero()[:64].unbind(dim=1)]).mean(dim=0)
+    shift_F = entries(h_STD[keep_ST.nonzero()[:64].unbind(dim=1)].to(fit.device)).mean(dim=0)
     gram, cross = 0.0, 0.0
-    for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, fit.batch_sequences):
-        h_ND, y_ND = h_BTD[keep_BT], y_BTD[keep_BT]
-        parts_NF = torch.cat((entries(h_ND) - shift_F, torch.ones(len(h_ND), 1)), dim=1)
+    for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, max(1, PRODUCT_TOKENS // h_STD.shape[1])):
+        h_ND, y_ND = h_BTD[keep_BT].to(fit.device), y_BTD[keep_BT].to(fit.device)
+        parts_NF = torch.cat((entries(h_ND) - shift_F, h_ND.new_ones(len(h_ND), 1)), dim=1)
         # w_n = 1 / |y_n|^2: relative errors count
         weight_N1 = 1 / y_ND.norm(dim=1, keepdim=True) if fit.token_weight == "inverse_norm" else 1.0
         f_NF, goal_ND = parts_NF * weight_N1, (y_ND - h_ND) * weight_N1
         gram, cross = gram + (f_NF.T @ f_NF).double(), cross + (f_NF.T @ goal_ND).double()
-    return _moved(Statistics(gram, cross), torch.cat((shift_F, torch.zeros(1))).double())
+    return _moved(Statistics(gram, cross), torch.cat((shift_F, shift_F.new_zeros(1))).double())
 
 
 def _moved(statistics: Statistics, by_F: Tensor) -> Statistics:
@@ -211,7 +215,7 @@ def _standard(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _regularised(covariance_FF: Tensor, ridge: float) -> Tensor:
-    return covariance_FF + ridge * torch.eye(len(covariance_FF), dtype=torch.float64)
+    return covariance_FF + ridge * torch.eye(len(covariance_FF), dtype=torch.float64, device=covariance_FF.device)
 
 
 def solve(statistics: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
@@ -231,7 +235,7 @@ def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
     covariance_FF, cross_FD, _, _ = _standard(statistics)
     kept = torch.arange(len(covariance_FF) - D)
     while len(kept) > fit.entries:
-        rows = torch.cat((torch.arange(D), D + kept))
+        rows = torch.cat((torch.arange(D), D + kept)).to(covariance_FF.device)
         inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(_regularised(covariance_FF[rows][:, rows],
                                                                                fit.ridge)))
         w_FD = inverse_FF @ cross_FD[rows]
@@ -239,7 +243,7 @@ def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
         rise_F = (w_FD.square().sum(dim=1) / inverse_FF.diagonal())[D:]
         surplus = len(kept) - fit.entries
         gone = surplus if surplus <= 64 else surplus // 2
-        kept = kept[rise_F.argsort(stable=True)[gone:].sort().values]
+        kept = kept[rise_F.argsort(stable=True)[gone:].sort().values.cpu()]
     return kept
 
 
@@ -285,7 +289,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     began = time.perf_counter()
     model = models.load_model(dense, device=device, dtype=dtype)
     fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, _norm(model), hidden.massive_factor,
-              batch_sequences, seed, theta_steps, theta_lr)
+              batch_sequences, seed, theta_steps, theta_lr, model.device)
     _check(fit, hidden, epochs, positions, heldout)
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judged = max(1, round(heldout * hidden.sequences))
@@ -365,7 +369,8 @@ def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: T
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: str, entries: int, seed: int) -> Fit:
     """The defaults of `compose` for one stand-in by itself."""
-    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", _norm(model), hidden.massive_factor, 8, seed)
+    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", _norm(model), hidden.massive_factor, 8, seed,
+               device=model.device)
 
 
 def fit_alone(model: nn.Module, hidden: HiddenStates, block: Block, sequences: Tensor, fit: Fit) -> Module:
