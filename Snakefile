@@ -1,7 +1,8 @@
 """kdp: prune language models by every method of a grid, evaluate, and report.
 
-Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold
-      -> evaluate, efficiency, diagnose -> tables -> figures -> report. One rule file a stage, one thin script a rule, one library module a stage.
+Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
+      -> evaluate, efficiency, diagnose -> tables, ablations, views, theory -> figures -> report.
+One rule file a stage, one thin script a rule, one library module a stage.
 """
 
 from snakemake.utils import min_version

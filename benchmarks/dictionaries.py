@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from kdp_core import distil, figures, hidden, kernel, models, residual
+from kdp_core import distil, figures, hidden, kernel, models, residual, states
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, built
 from kdp_core.records import Module
@@ -277,9 +277,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
     # as kdp_core.states.load splits them, so that KDP's own form is judged on the same sequences
-    order = torch.randperm(states_of.sequences, generator=torch.Generator().manual_seed(options.seed))
-    judged = max(1, round(options.heldout * states_of.sequences))
-    train, heldout = order[judged:].sort().values, order[:judged].sort().values
+    heldout, train = states.split(states_of.sequences, options.heldout, options.seed)
     fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
     final_STD = states_of.state(len(known))[heldout[:options.divergence]] if options.divergence else None
@@ -291,7 +289,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         table = pd.DataFrame(rows).reindex(columns=COLUMNS)
         figures.save(draw(table), options.out / "dictionaries")
     print(table.to_string(index=False, float_format="%.4g", na_rep=""))
-    print(f"\n{len(train)} sequences fitted, {judged} judged, of {states_of.tokens} tokens; written to {options.out}")
+    print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, of {states_of.tokens} tokens; written to {options.out}")
     return table
 
 

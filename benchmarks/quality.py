@@ -159,8 +159,8 @@ def fitted(row: Row, dense: Path, made: Calibrated, facts: ModelFacts,
     method = methods.method_of(row.method)
     if method.compose:
         composed = method.compose(dense, made.hidden, made.tokens, selection, **row.options.get("compose", {}))
-        kl = min((step["heldout_kl"] for step in composed.curve), default=None)
-        return methods.whole(row.method, selection, composed), composed.stats["seconds"], kl
+        return (methods.whole(row.method, selection, composed), composed.stats["seconds"],
+                composed.stats.get("heldout_kl"))
     records: dict[Any, list[Any]] = {}
     for block in selection.blocks:
         records[block] = []

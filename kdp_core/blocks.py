@@ -74,6 +74,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: i
     Gromov et al. 2024 and ReplaceMe judge by the angle of last tokens; here it is the mean over all counted tokens.
     """
     _check(ratio, k_max, "cosine", protect, "k_max-1", "context", match)
+    # at least the first layer stays: ReplaceMe folds the run into the layer before it
     eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
     runs = [[(start, start + n) for start in range(eligible.start, eligible.stop - n + 1)]
             for n in range(1, len(eligible) + 1)]
@@ -161,7 +162,7 @@ def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str,
 def _score(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
     if first not in row or last not in row:
         raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
-    # CKA(h_l, h_{l+K_max})
+    # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
     return matrix_LL[row[first], row[last]].item()
 
 

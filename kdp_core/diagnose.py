@@ -24,12 +24,11 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from kdp_core import modeling, models
+from kdp_core.distil import head_of, to_head
 from kdp_core.hidden import boundary_states
 from kdp_core.records import Diagnosis
 
 logger = logging.getLogger(__name__)
-CHUNK_NUMBERS = 2**24
-"""Numbers in one matrix of log-probabilities: 64 MiB in float32, of which some five are alive at once."""
 
 
 class DiagnoseError(ValueError):
@@ -114,7 +113,7 @@ def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BT
     """
     B, T = ids_BT.shape
     h_ND, other_ND, next_N = h_BTD[:, :-1].flatten(0, 1), other_BTD[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
-    size = max(1, CHUNK_NUMBERS // dense.config.vocab_size)
+    size = head_of(dense).chunk()
     chunks = [_compare_chunk(log_probabilities(dense, h_CD), log_probabilities(pruned, other_CD), next_C)
               for h_CD, other_CD, next_C in zip(h_ND.split(size), other_ND.split(size), next_N.split(size),
                                                 strict=True)]
@@ -134,19 +133,9 @@ def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
 def log_probabilities(model: nn.Module, h_CD: Tensor) -> Tensor:
     """From states before the final norm to log-probabilities of the next token, float32 (C, V), on the model's device.
 
-    What the families do after their last layer: final norm, projection where OPT has one, head, soft cap of Gemma.
+    What the families do after their last layer stands in kdp_core.distil.
     """
-    base = model.model
-    decoder = base.decoder if hasattr(base, "decoder") else base
-    h_CD = (decoder.final_layer_norm if hasattr(decoder, "final_layer_norm") else decoder.norm)(
-        h_CD.to(model.device, model.dtype))
-    if getattr(decoder, "project_out", None) is not None:
-        h_CD = decoder.project_out(h_CD)
-    logits_CV = model.lm_head(h_CD).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits_CV = cap * torch.tanh(logits_CV / cap)
-    return logits_CV.log_softmax(dim=-1)
+    return head_of(model)(to_head(model, h_CD)).log_softmax(dim=-1)
 
 
 def _record(states: list[int], dropped: list[int], sums: StateSums, outputs_4S: Tensor, S: int, T: int,

@@ -61,6 +61,16 @@ def head_of(model: nn.Module) -> Head:
     return Head(model.lm_head, getattr(model.config, "final_logit_softcapping", None))
 
 
+def to_head(model: nn.Module, h: Tensor) -> Tensor:
+    """What enters the output head, of states before the final norm: OPT projects them where its widths differ."""
+    base = model.model
+    decoder = base.decoder if hasattr(base, "decoder") else base
+    norm = decoder.final_layer_norm if hasattr(decoder, "final_layer_norm") else decoder.norm
+    project_out = getattr(decoder, "project_out", None)
+    h = norm(h.to(model.device, model.dtype))
+    return h if project_out is None else project_out(h)
+
+
 @torch.no_grad()
 def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) -> Tensor:
     """h_STD: what enters the output head, after the final norm; in the model's precision, on the CPU."""

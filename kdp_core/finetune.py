@@ -29,6 +29,7 @@ from transformers import AutoConfig, PreTrainedModel
 from kdp_core import modeling, models, store
 from kdp_core.distil import Head, Losses, distillation_loss, final_states, head_of
 from kdp_core.records import Finetuned, PrunedFacts, Tokens
+from kdp_core.states import split
 
 logger = logging.getLogger(__name__)
 JUDGES = ("loss", "ppl")
@@ -97,7 +98,7 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
     _check_models(dense, pruned, tokens.ids_ST, rank)
     teacher_STD, teacher, _ = _frozen(dense, tokens.ids_ST, device, dtype)
     student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
-    held, kept = _split(len(tokens.ids_ST), heldout, seed)
+    held, kept = split(len(tokens.ids_ST), heldout, seed)
     states = States(student_STD, teacher_STD, tokens.ids_ST)
     layer, curve, epoch = _train(student, teacher, tied, states.at(kept), states.at(held), options)
     new = _write(Path(pruned), Path(out), _change(layer, student, tied) if epoch else {}, rank)
@@ -116,13 +117,6 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
                             "fold the checkpoint again")
     logger.info("final states of %d sequences, %s", len(ids_ST), type(model).__name__)
     return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
-
-
-def _split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(held-out, trained on): indices, both ascending, neither empty."""
-    order_S = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(share * sequences)), sequences - 1)
-    return order_S[:count].sort().values, order_S[count:].sort().values
 
 
 # Training -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdp_core.distil import Head, head_of
+from kdp_core.distil import Head, head_of, to_head
 from kdp_core.modeling import MODULES, decoder_layers
 from kdp_core.records import Module
 
@@ -24,10 +24,6 @@ class Passes:
 
     def __init__(self, model: nn.Module, length: int) -> None:
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
-        base = model.model
-        decoder = base.decoder if hasattr(base, "decoder") else base
-        self.final_norm = decoder.final_layer_norm if hasattr(decoder, "final_layer_norm") else decoder.norm
-        self.project_out = getattr(decoder, "project_out", None)
         self.head: Head = head_of(model)
         self._context = self._captured(length)
 
@@ -67,9 +63,8 @@ class Passes:
                           for h_BTD in h_STD.split(batch_sequences)])
 
     def to_head(self, h_BTD: Tensor) -> Tensor:
-        """What enters the output head: the last state after the final norm, and OPT's projection where it has one."""
-        h_BTD = self.final_norm(h_BTD.to(self.device, self.model.dtype))
-        return h_BTD if self.project_out is None else self.project_out(h_BTD)
+        """What enters the output head, of last states."""
+        return to_head(self.model, h_BTD)
 
 
 def built(module: Module) -> nn.Module:

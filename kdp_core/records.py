@@ -168,13 +168,12 @@ class Composed(NamedTuple):
     """The stand-ins of one grid point, fitted together rather than block by block."""
     plan: Plan
     curve: list[dict[str, Any]]
-    """A row an epoch of joint training, if any: epoch, seconds, kl, heldout_loss, heldout_kl (nats a
-    token)."""
+    """A row an epoch of joint training, if any: epoch, seconds, kl, heldout_loss, heldout_kl (nats a token)."""
     fits: list[dict[str, Any]]
     """A row a stand-in: block, heldout_error (relative squared error of the block's last state on what the pruned
     model feeds it), params."""
     stats: dict[str, Any]
-    """Tokens, seconds of the parts."""
+    """Tokens, seconds of the parts; after joint training the kept epoch and its heldout_loss and heldout_kl."""
 
 
 class PrunedFacts(NamedTuple):

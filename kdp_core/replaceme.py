@@ -20,7 +20,7 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, layers_prefix
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, Plan, Selection, Tokens
-from kdp_core.states import FitError, relative_error, ridge_solve
+from kdp_core.states import FitError, relative_error, ridge_solve, split
 
 LAST = {"llama": "mlp.down_proj", "mistral": "mlp.down_proj", "qwen3": "mlp.down_proj", "opt": "fc2"}
 """The last matrix of a layer's MLP; its output is added to the state as it is (in Gemma 3 a norm stands between)."""
@@ -52,25 +52,23 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     (start, stop), family = selection.blocks[0], model.config.model_type
     _check(selection, family, massive, heldout, hidden.sequences)
     passes = Passes(model, hidden.tokens)
-    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    judged = max(1, round(heldout * hidden.sequences))
+    held, kept = split(hidden.sequences, heldout, seed)
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
     if massive == "mask":
         keep_ST &= ~hidden.massive([start, stop])
     gram, cross = 0.0, 0.0
-    for rows in order[judged:].sort().values.split(batch_sequences):
+    for rows in kept.split(batch_sequences):
         fit = _pairs(passes, hidden, rows, keep_ST, start, stop)
         gram, cross = gram + fit.m_ND.T @ fit.m_ND, cross + fit.m_ND.T @ fit.goal_ND
     # T = (X'X + alpha I)^-1 X'Y
     t_DD = ridge_solve(gram, cross, ridge)
-    parts = [_pairs(passes, hidden, rows, keep_ST, start, stop)
-             for rows in order[:judged].sort().values.split(batch_sequences)]
+    parts = [_pairs(passes, hidden, rows, keep_ST, start, stop) for rows in held.split(batch_sequences)]
     error = relative_error(torch.cat([p.rest_ND + p.m_ND @ t_DD for p in parts]),
                            torch.cat([p.rest_ND + p.goal_ND for p in parts]))
     plan = Plan("replaceme_lstsq", [], [], _absorbed(model, family, start - 1, t_DD))
     seconds = time.perf_counter() - began
     return Composed(plan, [], [{"block": (start, stop), "heldout_error": error, "params": 0}],
-                    {"tokens": (hidden.sequences - judged) * hidden.tokens, "seconds": seconds})
+                    {"tokens": len(kept) * hidden.tokens, "seconds": seconds})
 
 
 def _check(selection: Selection, family: str, massive: str, heldout: float, sequences: int) -> None:

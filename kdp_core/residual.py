@@ -35,7 +35,7 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, normalised
 from kdp_core.passes import Passes, built
 from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
-from kdp_core.states import FitError, relative_error
+from kdp_core.states import FitError, relative_error, split
 
 logger = logging.getLogger(__name__)
 DICTIONARIES = ("neurons", "rff", "rff_learned", "none")
@@ -291,9 +291,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, _norm(model), hidden.massive_factor,
               batch_sequences, seed, theta_steps, theta_lr, model.device)
     _check(fit, hidden, epochs, positions, heldout)
-    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    judged = max(1, round(heldout * hidden.sequences))
-    held, kept = order[:judged].sort().values, order[judged:].sort().values
+    held, kept = split(hidden.sequences, heldout, seed)
     passes = Passes(model, hidden.tokens)
     modules, fits = _in_order(passes, hidden, selection.blocks, kept, held, fit, prefix)
     stats = {"tokens": len(kept) * hidden.tokens, "seconds_closed_form": time.perf_counter() - began}
@@ -302,6 +300,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         modules, curve = joint.train(passes, hidden, tokens, modules, kept, held, epochs=epochs, lr=lr,
                                      batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight,
                                      seed=seed)
+        best = min(curve, key=lambda row: row["heldout_loss"])
+        stats |= {name: best[name] for name in ("epoch", "heldout_loss", "heldout_kl")}
     stats["seconds"] = time.perf_counter() - began
     return Composed(Plan("kdp_residual", [], modules, {}), curve, fits, stats)
 

@@ -49,7 +49,7 @@ def by_divergence(dense: Path, hidden: HiddenStates, facts: ModelFacts, *, k_max
                   seed: int = 0) -> Search:
     """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
 
-    dictionary: of the stand-ins tried: neurons, rff or none.
+    dictionary: of the stand-ins tried: `neurons`, `rff`, `rff_learned` or `none`.
     entries: of that dictionary.
     fit_sequences: sequences that the stand-ins tried are fitted on.
     judge_sequences: other sequences, on which outputs are compared.

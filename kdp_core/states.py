@@ -40,6 +40,13 @@ class BlockStates(NamedTuple):
         return torch.arange(T).expand(len(which), T)[self.keep_ST[which]]
 
 
+def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(held out, kept): sequence numbers, both ascending and drawn by `seed`; neither empty where there are two."""
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
+    held = min(max(1, round(share * sequences)), sequences - 1)
+    return order[:held].sort().values, order[held:].sort().values
+
+
 def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
     """States start..stop of a block (only its two ends where `between` is false).
@@ -53,9 +60,7 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
         raise FitError(f"massive {massive!r}: choose one of {', '.join(MASSIVE)}")
     start, stop = block
     layers = list(range(start, stop + 1)) if between else [start, stop]
-    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    judged = round(heldout * hidden.sequences)
-    if not 0 < judged < hidden.sequences:
+    if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
         raise FitError(f"heldout {heldout} of {hidden.sequences} sequences leaves none on one side; "
                        "add calibration sequences or change it")
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
@@ -67,7 +72,8 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
         # all states of the block count even where only its ends are read: every fit judges on the same tokens
         keep_ST &= ~hidden.massive([k for k in range(start, stop + 1) if k in hidden.layers])
         bypass_above = hidden.massive_factor * h_KSTD[0].norm(dim=-1).median().item()
-    return BlockStates(h_KSTD, keep_ST, order[judged:].sort().values, order[:judged].sort().values, bypass_above)
+    held, kept = split(hidden.sequences, heldout, seed)
+    return BlockStates(h_KSTD, keep_ST, kept, held, bypass_above)
 
 
 def lift_input(h: Tensor, kind: str) -> Tensor:

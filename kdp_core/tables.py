@@ -153,10 +153,9 @@ def _fit(record: KernelMap | Inverse | LinearMap) -> dict[str, Any]:
 
 
 def _composed(record: Composed) -> list[dict[str, Any]]:
-    """The stand-ins one by one; then the divergence of joint training's best epoch and the seconds, of all together."""
+    """The stand-ins one by one; then the divergence of joint training's kept epoch and the seconds, of all together."""
     tokens = record.stats["tokens"]
-    # the epoch of least held-out divergence is kept, the closed form (epoch 0) included
-    best = {"heldout_kl": min(row["heldout_kl"] for row in record.curve)} if record.curve else {}
+    best = {name: value for name, value in record.stats.items() if name.startswith("heldout")}
     return [*({"block": span(fit["block"]), "step": "compose", "heldout_error": fit["heldout_error"],
                "tokens": tokens} for fit in record.fits),
             {"block": "all", "step": "compose", **best, "tokens": tokens, "seconds": record.stats["seconds"]}]

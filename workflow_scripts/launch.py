@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
@@ -35,7 +36,8 @@ def main(arguments: list[str]) -> int:
     return done.returncode
 
 
-def _taken(lock) -> bool:
+def _taken(lock: TextIO) -> bool:
+    """Whether the lock could be had, a killed run given time to go."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax, rel_entr
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
-from kdp_core import diagnose, fold, models, store
+from kdp_core import diagnose, distil, fold, models, store
 from kdp_core.records import Module, Plan
 from tests import pico
 
@@ -140,7 +140,7 @@ def test_neither_batch_nor_chunk_changes_the_result(llama_folder, tmp_path, monk
     dense = models.load_model(llama_folder)
     other = models.load_model(pruned(llama_folder, tmp_path / "out", [5, 6]))
     whole = diagnose.compare(dense, other, ids(), dropped=[5, 6], batch=6)
-    monkeypatch.setattr(diagnose, "CHUNK_NUMBERS", 384 * 5)  # 5 tokens at a time, which does not divide a batch
+    monkeypatch.setattr(distil, "CHUNK_NUMBERS", 384 * 5)  # 5 tokens at a time, which does not divide a batch
     parts = diagnose.compare(dense, other, ids(), dropped=[5, 6], batch=4)
     for name, value in whole._asdict().items():
         assert getattr(parts, name) == pytest.approx(value, rel=1e-4, abs=1e-6), name

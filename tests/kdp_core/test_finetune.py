@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdp_core import finetune as tuned
-from kdp_core import models, store
+from kdp_core import models, states, store
 from kdp_core.distil import distillation_loss, final_states, head_of
 from kdp_core.finetune import FinetuneError, finetune, learning_rate
 from kdp_core.fold import fold
@@ -120,7 +120,7 @@ def test_the_adapter_acts_before_the_head_by_hand(made, case):
 def test_the_checkpoint_has_the_held_out_loss_that_chose_it(made, tokens, case):
     """What was judged in training, LoRA on a cached state, is what users get, whole models on tokens."""
     root, _, _, record = made[case]
-    held, _ = tuned._split(len(tokens.ids_ST), OPTIONS["heldout"], 0)
+    held, _ = states.split(len(tokens.ids_ST), OPTIONS["heldout"], 0)
     dense, model = (models.load_model(root / name) for name in ("dense", "tuned"))
     losses = distillation_loss(final_states(model, tokens.ids_ST[held]), final_states(dense, tokens.ids_ST[held]),
                                head_of(model), head_of(dense), tokens.ids_ST[held], kl_weight=OPTIONS["kl_weight"])
