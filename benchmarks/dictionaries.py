@@ -289,7 +289,8 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         table = pd.DataFrame(rows).reindex(columns=COLUMNS)
         figures.save(draw(table), options.out / "dictionaries")
     print(table.to_string(index=False, float_format="%.4g", na_rep=""))
-    print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, of {states_of.tokens} tokens; written to {options.out}")
+    print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, of {states_of.tokens} tokens; "
+          f"written to {options.out}")
     return table
 
 
