@@ -131,7 +131,8 @@ def searched(row: Row, dense: Path, made: Calibrated, facts: ModelFacts) -> Sear
     options = row.options.get("search", {})
     path = made.folder / f"search-k{row.k_max}-{options.get('entries', 96)}.json"
     if not path.exists():
-        store.write(path, methods.method_of(row.method).search(dense, made.hidden, facts, k_max=row.k_max, **options))
+        store.write(path, methods.method_of(row.method).search(dense, made.hidden, made.tokens, facts,
+                                                                   k_max=row.k_max, **options))
     return store.read(path)
 
 
@@ -142,7 +143,8 @@ def chosen(name: str, row: Row, dense: Path, made: Calibrated, facts: ModelFacts
     size = method.module_params(facts, row.options)
     if name == "replaceme_after_sink":
         (start, stop), = chosen("replaceme_lstsq", row, dense, made, facts, ratio)[0].blocks
-        return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, row.k_max, []), 0.0
+        return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, row.k_max, [],
+                         stop - start), 0.0
     if name == "cka_layers":
         # K_max = 2 removes single layers; touching contexts, as the search allows
         return methods.method_of("linear").select(base, facts, ratio=ratio, k_max=2, module_params=size, **CKA), 0.0

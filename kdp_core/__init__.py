@@ -11,6 +11,8 @@ Modules in the order of the flow; each imports only from those above it.
     states      the states of one block, split and masked for fitting
     similarity  cosine, angular distance and CKA of all pairs of layers
     blocks      which layers to replace for a ratio
+    runs        one run of consecutive layers for a ratio
+    lorp        layers that resemble many others, spread over the depth
     distil      the loss between a pruned model's outputs and the dense one's
     passes      single layers of a model, run on stored states
     joint       stand-ins trained together against the dense model's outputs
@@ -21,6 +23,13 @@ Modules in the order of the flow; each imports only from those above it.
     projection  frequencies of random features learned against held-out decode error
     residual    stand-ins with a skip path and a dictionary of the model's own neurons
     replaceme   a run of layers absorbed into the MLP before it
+    influence   block influence of layers, and orders that papers published
+    sleb        layers by the loss without them, one after another
+    shortened   layers by perplexity, Taylor expansion or magnitude, ranked once
+    streamline  a run of layers replaced by one trained layer
+    sparsity    weights set to zero, the model's shape unchanged
+    merging     layers merged into those before them
+    dropping    attentions and MLPs left out one by one
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
     fold        a plan to a pruned checkpoint

@@ -47,44 +47,20 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
         would grow into the protected end are no candidates.
     given: blocks to replace, each [start, stop) in layers, instead of choosing; ratio, k_max and protect do not count.
     """
-    _check(ratio, k_max, criterion, protect, removes, apart, match)
+    check(ratio, k_max, criterion, protect, removes, apart, match)
     if given is not None:
         return _given(similarity, facts, given, ratio, k_max, module_params, criterion, removes)
     candidates = _candidates(similarity, facts.layers, _initial(k_max, expand_from, removes), criterion, protect,
                              removes)
     candidates = _grown(candidates, k_max, eligible_layers(facts.layers, protect).stop)
     chosen = _greedy(candidates, apart)
-    shares = _shares([candidate["block"] for candidate in chosen], facts, module_params)
-    _check_reachable(ratio, shares, k_max, protect, facts.layers)
-    count = _enough(shares, ratio, match)
+    shares = shares_of([candidate["block"] for candidate in chosen], facts, module_params)
+    check_reachable(ratio, shares, k_max, eligible_layers(facts.layers, protect))
+    count = enough(shares, ratio, match)
     picked = sorted(chosen[:count], key=lambda candidate: candidate["block"])
-    return Selection([c["block"] for c in picked], [c["score"] for c in picked], criterion, ratio, shares[count],
-                     shares[-1], k_max, candidates)
-
-
-def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-            protect: float = 0.1, match: str = "nearest") -> Selection:
-    """The run of consecutive layers over which states turn least, as long as `ratio` asks.
-
-    ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read: the run is as long as the ratio asks.
-    module_params: parameters of what takes the run's place.
-    protect: share of the layers that stay at each end, rounded to whole layers.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    Gromov et al. 2024 and ReplaceMe judge by the angle of last tokens; here it is the mean over all counted tokens.
-    """
-    _check(ratio, k_max, "cosine", protect, "k_max-1", "context", match)
-    # at least the first layer stays: ReplaceMe folds the run into the layer before it
-    eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
-    runs = [[(start, start + n) for start in range(eligible.start, eligible.stop - n + 1)]
-            for n in range(1, len(eligible) + 1)]
-    row = {layer: index for index, layer in enumerate(similarity.layers)}
-    best = [max(of_length, key=lambda run: (-_score(similarity.angular_LL, row, *run), -run[0])) for of_length in runs]
-    shares = [0.0, *(_shares([run], facts, module_params)[-1] for run in best)]
-    _check_reachable(ratio, shares, k_max, protect, facts.layers)
-    count = _enough(shares, ratio, match)
-    return Selection([best[count - 1]], [_score(similarity.angular_LL, row, *best[count - 1])], "angular", ratio,
-                     shares[count], shares[-1], k_max, [])
+    blocks = [candidate["block"] for candidate in picked]
+    return Selection(blocks, [candidate["score"] for candidate in picked], criterion, ratio, shares[count], shares[-1],
+                     k_max, candidates, layers_of(blocks))
 
 
 def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
@@ -96,30 +72,31 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, mod
     module_params: parameters of the stand-in that each layer receives.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
-    _check(ratio, k_max, "cka_linear", 0.0, "k_max-1", "context", match)
+    check(ratio, k_max, "cka_linear", 0.0, "k_max-1", "context", match)
     if search.k_max != k_max:
         raise BlockError(f"k_max {k_max}: the search was made for {search.k_max}; search again")
     blocks = [(layer, layer + 1) for layer in search.order]
-    shares = _shares(blocks, facts, module_params)
+    shares = shares_of(blocks, facts, module_params)
     if ratio > shares[-1] + ROUNDING:
         raise BlockError(f"ratio {ratio}: the {len(blocks)} layers that the search ordered remove at most "
                          f"{shares[-1]:.3f} of all parameters; lower the ratio, or raise search.largest or k_max")
-    count = _enough(shares, ratio, match)
-    rise = [after - before for before, after in itertools.pairwise([0.0, *search.divergence])]
-    picked = sorted(zip(blocks[:count], rise, strict=False))
-    return Selection([block for block, _ in picked], [score for _, score in picked], "divergence", ratio,
+    count = enough(shares, ratio, match)
+    picked = sorted(zip(blocks[:count], search.scores, strict=False))
+    return Selection([block for block, _ in picked], [score for _, score in picked], search.criterion, ratio,
                      shares[count], shares[-1], k_max,
-                     [{"block": block, "score": score} for block, score in zip(blocks, rise, strict=True)])
+                     [{"block": block, "score": score} for block, score in zip(blocks, search.scores, strict=True)],
+                     count)
 
 
-def _enough(shares: list[float], ratio: float, match: str) -> int:
+def enough(shares: list[float], ratio: float, match: str) -> int:
     """How many blocks it takes, from the shares that none, one, two ... of them remove."""
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
 
 
-def _check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:
+def check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:
+    """BlockError for options that no selection takes."""
     if not 0 < ratio < 1:
         raise BlockError(f"ratio {ratio}: must lie between 0 and 1, the share of all parameters to remove")
     if k_max < (2 if removes == "k_max-1" else 1):
@@ -132,7 +109,7 @@ def _check(ratio: float, k_max: int, criterion: str, protect: float, removes: st
             raise BlockError(f"block.{name} {value!r}: choose one of {', '.join(known)}")
 
 
-def _shares(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
+def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
     """Share of all parameters removed by none, the first, the first two ... of the blocks."""
     saved = [sum(facts.params_per_layer[slice(*block)]) - module_params for block in blocks]
     return [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
@@ -153,13 +130,14 @@ def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str,
     kept = 1 if removes == "k_max-1" else 0
     for first in range(max(0, eligible.start - kept), eligible.stop - k_max + 1):
         last = first + k_max
-        score = _score(matrix_LL, row, first, last)
+        score = score_of(matrix_LL, row, first, last)
         if math.isfinite(score):
             found.append({"block": (first + kept, last), "context": (first, last), "score": score})
     return sorted(found, key=lambda candidate: (-candidate["score"], candidate["block"]))
 
 
-def _score(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
+def score_of(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
+    """The matrix's value for two states; BlockError where one is not stored."""
     if first not in row or last not in row:
         raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
     # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
@@ -190,9 +168,14 @@ def _given(similarity: Similarity, facts: ModelFacts, given: list[list[int]], ra
     row = {layer: index for index, layer in enumerate(similarity.layers)}
     kept = 1 if removes == "k_max-1" else 0
     # a block at layer 0 has no layer of context before it
-    scores = [_score(matrix_LL, row, max(0, start - kept), stop) for start, stop in blocks]
-    share = _shares(blocks, facts, module_params)[-1]
-    return Selection(blocks, scores, criterion, ratio, share, share, k_max, [])
+    scores = [score_of(matrix_LL, row, max(0, start - kept), stop) for start, stop in blocks]
+    share = shares_of(blocks, facts, module_params)[-1]
+    return Selection(blocks, scores, criterion, ratio, share, share, k_max, [], layers_of(blocks))
+
+
+def layers_of(blocks: list[Block]) -> int:
+    """Layers that blocks hold together."""
+    return sum(stop - start for start, stop in blocks)
 
 
 def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
@@ -222,8 +205,8 @@ def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]
     return chosen
 
 
-def _check_reachable(ratio: float, shares: list[float], k_max: int, protect: float, layers: int) -> None:
-    eligible = eligible_layers(layers, protect)
+def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: range) -> None:
+    """BlockError where the shares, from none to all that may go, do not come up to the ratio."""
     if len(shares) == 1:
         raise BlockError(f"k_max {k_max}: no block fits in layers {eligible.start} to {eligible.stop - 1} with finite "
                          "similarity; lower k_max or block.protect")

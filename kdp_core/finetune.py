@@ -278,7 +278,7 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
         raise FinetuneError(f"the fine-tuned model has {after} parameters, not the {facts.params_after} of its facts "
                             f"and {added} of the adapter; give the facts of the very checkpoint that is fine-tuned")
     return facts._replace(params_after=after, params_added=facts.params_added + added,
-                          params_removed=1 - after / facts.params_before)
+                          params_removed=1 - (after - facts.params_zeroed) / facts.params_before)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

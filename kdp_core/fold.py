@@ -2,8 +2,9 @@
 
 Works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. Remaining layers are
 renumbered without gaps and every per-layer list of the configuration (`layer_types`, ...) is cut with the same
-indices. A plan without stand-ins gives a checkpoint of the model's own class; one with stand-ins a class of
-kdp_core.modeling, whose file goes into the checkpoint too.
+indices. A plan that drops whole layers and replaces tensors gives a checkpoint of the model's own class; one with
+stand-ins, or without the attention or MLP of some layers, a class of kdp_core.modeling, whose file goes into the
+checkpoint too.
 """
 import itertools
 import shutil
@@ -41,26 +42,28 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
         for path in sorted(dense.iterdir()):
             if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copy(path, temporary / path.name)
-        if plan.modules:
+        if _own_class(plan):
             shutil.copy(modeling.__file__, temporary / modeling.FILE)
-        facts = _count(plan, config, keep, temporary)
+        facts = _count(plan, config, keep, temporary, _zeroed(plan, dense))
     return facts
 
 
 def _kept_layers(plan: Plan, config: Any) -> list[int]:
-    dropped = sorted(layer for layer, _ in plan.drop)
-    parts = sorted({part for _, part in plan.drop} - {"whole"})
-    count = config.num_hidden_layers
-    if parts:
-        raise FoldError(f"plan of {plan.method} drops {', '.join(parts)} of layers; fold drops whole layers only")
-    if len(set(dropped)) != len(dropped) or any(not 0 <= layer < count for layer in dropped):
-        raise FoldError(f"plan of {plan.method} drops layers {dropped}; "
-                        f"the model has layers 0 to {count - 1}, each once")
+    count, touched = config.num_hidden_layers, sorted(layer for layer, _ in plan.drop)
+    dropped = sorted(layer for layer, part in plan.drop if part == "whole")
+    if unknown := sorted({part for _, part in plan.drop} - {"whole", "attention", "mlp"}):
+        raise FoldError(f"plan of {plan.method} drops {unknown[0]!r} of a layer; a part is whole, attention or mlp")
+    if len(set(touched)) != len(touched) or any(not 0 <= layer < count for layer in touched):
+        raise FoldError(f"plan of {plan.method} drops layers {touched}; "
+                        f"the model has layers 0 to {count - 1}, each once (both parts of a layer: drop it whole)")
     if len(dropped) == count:
         raise FoldError(f"plan of {plan.method} drops all {count} layers; at least one must stay")
-    if plan.modules and config.model_type not in modeling.FAMILIES:
-        raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins exist for "
-                        f"{', '.join(modeling.FAMILIES)}")
+    if _own_class(plan) and config.model_type not in modeling.FAMILIES:
+        raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins and layers without "
+                        f"a part exist for {', '.join(modeling.FAMILIES)}")
+    if _parts(plan) and not getattr(config, "do_layer_norm_before", True):
+        raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {config.model_type} model: its "
+                        "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
     for module in plan.modules:
         start, stop = module.block
         if not set(range(start, stop)) <= set(dropped):
@@ -69,6 +72,16 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
         if other[0] < one[1]:
             raise FoldError(f"stand-ins of blocks {one[0]}-{one[1]} and {other[0]}-{other[1]} share layers")
     return [layer for layer in range(count) if layer not in set(dropped)]
+
+
+def _parts(plan: Plan) -> list[tuple[int, str]]:
+    """What is dropped of layers that stay."""
+    return sorted((layer, part) for layer, part in plan.drop if part != "whole")
+
+
+def _own_class(plan: Plan) -> bool:
+    """Whether the model's own class cannot hold the pruned model."""
+    return bool(plan.modules or _parts(plan))
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
@@ -98,10 +111,12 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
     # a window that starts at a layer number means other layers after the cut; layer_types carries the truth
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
-    if plan.modules:
+    if _own_class(plan):
         config_class, model_class = modeling.FOLDED[config.model_type]
         cut |= {"model_type": config_class.model_type, "architectures": [model_class.__name__],
                 "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
+                "dropped_parts": {which: [keep.index(layer) for layer, part in _parts(plan) if part == which]
+                                  for which in ("attention", "mlp")},
                 "auto_map": {"AutoConfig": f"{Path(modeling.FILE).stem}.{config_class.__name__}",
                              "AutoModelForCausalLM": f"{Path(modeling.FILE).stem}.{model_class.__name__}"}}
     return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
@@ -110,12 +125,13 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
 def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str, Tensor]:
     """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
     prefix, number = modeling.layers_prefix(family), {old: new for new, old in enumerate(keep)}
+    gone = _part_prefixes(plan, prefix, family)
     made, replaced = {}, set()
     for path in sorted(dense.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 new = _renamed(name, prefix, number)
-                if new is not None:
+                if new is not None and not name.startswith(gone):
                     made[new] = file.get_tensor(name)
                     if name in plan.tensors:
                         made[new] = _replacement(name, plan.tensors[name], made[new])
@@ -126,6 +142,12 @@ def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str,
     for _, path, tensors in _stand_ins(plan, keep):
         made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
     return made
+
+
+def _part_prefixes(plan: Plan, prefix: str, family: str) -> tuple[str, ...]:
+    """How the names of the tensors of dropped parts begin."""
+    return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
+                 for beside, adding in [modeling.PARTS[family][part]] for name in (*beside, adding))
 
 
 def _replacement(name: str, tensor: Tensor, before: Tensor) -> Tensor:
@@ -152,7 +174,17 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> 
         store.write_json(folder / "model.safetensors.index.json", index)
 
 
-def _count(plan: Plan, config: Any, keep: list[int], folder: Path) -> PrunedFacts:
+def _zeroed(plan: Plan, dense: Path) -> int:
+    """Weights that are zero in the plan's tensors and were not before."""
+    found = 0
+    for path in sorted(dense.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(set(plan.tensors) & set(file.keys())):
+                found += int(((plan.tensors[name] == 0) & (file.get_tensor(name) != 0)).sum())
+    return found
+
+
+def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) -> PrunedFacts:
     """Load the new checkpoint as users will, and count."""
     pruned = models.load_model(folder)
     before = models.on_meta(config).num_parameters()
@@ -161,9 +193,11 @@ def _count(plan: Plan, config: Any, keep: list[int], folder: Path) -> PrunedFact
     broken = [name for name, tensor in pruned.named_parameters() if not torch.isfinite(tensor).all()]
     if broken:
         raise FoldError(f"{plan.method}: the folded model holds values that are not finite in {broken[0]}")
-    blocks = [module.block for module in plan.modules] or _runs(sorted(layer for layer, _ in plan.drop))
+    blocks = [module.block for module in plan.modules] or _runs(
+        sorted(layer for layer, part in plan.drop if part == "whole"))
     layers = config.num_hidden_layers
-    return PrunedFacts(plan.method, layers, layers - len(keep), before, after, added, 1 - after / before, blocks)
+    return PrunedFacts(plan.method, layers, layers - len(keep), before, after, added, 1 - (after - zeroed) / before,
+                       blocks, _parts(plan), zeroed)
 
 
 def _runs(layers: list[int]) -> list[tuple[int, int]]:

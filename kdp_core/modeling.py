@@ -5,6 +5,7 @@ after the last layer, what that layer returns (`stand_in_after`). So layers stay
 per-layer list of the configuration fits, the KV cache is the base class's own, and a stand-in, which acts on each
 token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
 A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
+A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`).
 
 This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
 kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
@@ -144,6 +145,41 @@ class LowRank(nn.Module):
         return (self(args[0]), *args[1:])
 
 
+class NoAttention(nn.Module):
+    """In the place of a dropped attention: nothing is added to the state.
+
+    The cache gets one number a token in the place of keys and values, so that its lengths, from which positions and
+    masks are made, hold whichever layer they are asked of.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None,
+                **kwargs: Any) -> tuple[Tensor, None]:
+        if past_key_values is not None:
+            token_B1T1 = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            past_key_values.update(token_B1T1, token_B1T1, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoMlp(nn.Module):
+    """In the place of a dropped MLP: nothing is added to the state."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.zeros_like(h)
+
+
+_PARTS = {"attention": (("input_layernorm",), "self_attn"), "mlp": (("post_attention_layernorm",), "mlp")}
+PARTS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
+    "llama": _PARTS, "mistral": _PARTS, "qwen3": _PARTS,
+    "gemma3_text": {"attention": (("input_layernorm", "post_attention_layernorm"), "self_attn"),
+                    "mlp": (("pre_feedforward_layernorm", "post_feedforward_layernorm"), "mlp")},
+    "opt": {"attention": (("self_attn_layer_norm",), "self_attn"), "mlp": (("final_layer_norm", "fc1"), "fc2")},
+}
+"""Family -> part -> (submodules of a layer that go with it, the one whose output is added to the state)."""
+
 MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine, "residual": Residual}
 
 
@@ -197,6 +233,17 @@ def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
         getattr(layer, name).append(MODULES[entry["kind"]](**entry["options"]))
 
 
+def drop_parts(model: nn.Module, family: str, dropped: dict[str, list[int]]) -> None:
+    """Take attention or MLP out of layers, as configurations name them; the residual stream passes unchanged."""
+    layers = decoder_layers(model)
+    for part, numbers in dropped.items():
+        beside, adding = PARTS[family][part]
+        for number in numbers:
+            for name in beside:
+                setattr(layers[number], name, nn.Identity())
+            setattr(layers[number], adding, NoAttention(number) if part == "attention" else NoMlp())
+
+
 def attach_head_adapter(model: nn.Module, rank: int) -> None:
     """Put an adapter of this rank before the output head; weights are left for the checkpoint to fill."""
     model.head_adapter = LowRank(model.lm_head.in_features, rank)
@@ -217,6 +264,7 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
 
     def __init__(self: nn.Module, config: Any) -> None:
         model_class.__init__(self, config)
+        drop_parts(self, family, config.dropped_parts)
         attach(self, config.stand_ins)
         if config.head_adapter:
             attach_head_adapter(self, config.head_adapter)
@@ -227,10 +275,12 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         shutil.copy(__file__, Path(save_directory) / FILE)
 
     folded_config = type(f"Folded{name}Config", (config_class,), {
-        "model_type": PREFIX + family, "stand_ins": [], "head_adapter": 0, "__module__": __name__})
+        "model_type": PREFIX + family, "stand_ins": [], "dropped_parts": {}, "head_adapter": 0,
+        "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
         "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
-        "__doc__": f"{name} with stand-ins in the place of dropped layers, and perhaps an adapter before its head."})
+        "__doc__": f"{name} with stand-ins for dropped layers, layers without attention or MLP, an adapter before its "
+                   "head: as its configuration says."})
     return folded_config, folded_model
 
 

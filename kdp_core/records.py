@@ -49,6 +49,8 @@ class Similarity(NamedTuple):
     """Mean over tokens of the cosine of the two states."""
     angular_LL: Tensor
     """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
+    angular_last_LL: Tensor
+    """The same at the last token of each sequence, whatever the treatment."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
@@ -77,19 +79,25 @@ class Selection(NamedTuple):
     """Layers of context of a block: a block removes k_max - 1 layers."""
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
+    layers: int
+    """Layers that go: those of the blocks, or as many as the fit is to choose where it chooses them itself."""
 
 
 class Search(NamedTuple):
-    """In which order layers go, found by what each removal does to the model's outputs."""
+    """In which order layers go, by a criterion of the row's own."""
     order: list[int]
     """Layers, the first to go first."""
-    divergence: list[float]
-    """KL(dense || pruned) in nats a token once this layer and those before it in `order` are replaced."""
+    scores: list[float]
+    """What each layer of `order` adds to the criterion: once those before it are gone where the search is greedy, when
+    it alone goes where it ranks layers once."""
+    criterion: str
+    """Such as `divergence`: KL(dense || pruned) in nats a token."""
     k_max: int
-    """At most k_max - 1 consecutive layers go."""
+    """At most k_max - 1 consecutive layers go, where the search looks at that."""
     single: dict[str, float]
-    """Layer -> divergence when it alone is replaced."""
+    """Layer -> its score when it alone goes."""
     evaluations: int
+    """Runs of the model, or of a part of it."""
     stats: dict[str, Any]
     """Tokens fitted and judged on, seconds."""
 
@@ -168,7 +176,8 @@ class Composed(NamedTuple):
     """The stand-ins of one grid point, fitted together rather than block by block."""
     plan: Plan
     curve: list[dict[str, Any]]
-    """A row an epoch of joint training, if any: epoch, seconds, kl, heldout_loss, heldout_kl (nats a token)."""
+    """A row an epoch, if any: epoch, seconds; of joint training kl, heldout_loss, heldout_kl (nats a token), of other
+    training loss and heldout_loss in its own unit."""
     fits: list[dict[str, Any]]
     """A row a stand-in: block, heldout_error (relative squared error of the block's last state on what the pruned
     model feeds it), params."""
@@ -186,8 +195,13 @@ class PrunedFacts(NamedTuple):
     params_added: int
     """Parameters of the modules put in, part of params_after."""
     params_removed: float
-    """Share of all parameters removed: 1 - params_after / params_before."""
+    """Share of all parameters removed: 1 - (params_after - params_zeroed) / params_before."""
     blocks: list[Block]
+    """Runs of layers that are gone: those with a stand-in one by one, the others as long as they are."""
+    parts: list[tuple[int, str]]
+    """(layer, part) of the layers that lack `attention` or `mlp` alone, ascending."""
+    params_zeroed: int
+    """Weights set to zero: still stored, counted as removed, no smaller or faster without sparse kernels."""
 
 
 class Finetuned(NamedTuple):

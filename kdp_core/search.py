@@ -22,7 +22,7 @@ from kdp_core.blocks import eligible_layers
 from kdp_core.distil import token_losses
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, Step, built
-from kdp_core.records import ModelFacts, Search
+from kdp_core.records import ModelFacts, Search, Tokens
 from kdp_core.residual import DICTIONARIES, closed_form_options, fit_alone
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class _Run(NamedTuple):
     batch: int
 
 
-def by_divergence(dense: Path, hidden: HiddenStates, facts: ModelFacts, *, k_max: int, device: str = "cpu",
-                  dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, fit_sequences: int = 128,
-                  judge_sequences: int = 16, protect: float = 0.1, largest: float = 0.5, batch_sequences: int = 8,
-                  seed: int = 0) -> Search:
+def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
+                  device: str = "cpu", dtype: str = "float32", dictionary: str = "neurons", entries: int = 96,
+                  fit_sequences: int = 128, judge_sequences: int = 16, protect: float = 0.1, largest: float = 0.5,
+                  batch_sequences: int = 8, seed: int = 0) -> Search:
     """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
 
     dictionary: of the stand-ins tried: `neurons`, `rff`, `rff_learned` or `none`.
@@ -75,8 +75,8 @@ def by_divergence(dense: Path, hidden: HiddenStates, facts: ModelFacts, *, k_max
         logger.info("stand-in of layer %d of %d", layer, eligible[-1])
     run = _Run(Passes(model, hidden.tokens), stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
                hidden.state(facts.layers)[judged], batch_sequences)
-    gone, divergence, single, tried = _greedy(run, eligible, k_max, round(largest * facts.layers))
-    return Search(gone, divergence, k_max, single, tried,
+    gone, rises, single, tried = _greedy(run, eligible, k_max, round(largest * facts.layers))
+    return Search(gone, rises, "divergence", k_max, single, tried,
                   {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,
                    "seconds": time.perf_counter() - began})
 
@@ -94,9 +94,9 @@ def _check(hidden: HiddenStates, eligible: range, k_max: int, fit_sequences: int
 
 
 def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:
-    """The order, its divergences, those of single removals, and how many runs it took."""
+    """The order, by how much each raises the divergence, that of single removals, and how many runs it took."""
     gone: list[int] = []
-    divergence: list[float] = []
+    rises: list[float] = []
     bound = dict.fromkeys(eligible, -float("inf"))  # last known rise of the divergence
     single: dict[str, float] = {}
     tried, current = 0, 0.0
@@ -108,13 +108,13 @@ def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int
             fresh.add(layer)
             if not gone:
                 single[str(layer)] = bound[layer]
-        current += bound.pop(layer)
+        rises.append(bound.pop(layer))
+        current += rises[-1]
         gone.append(layer)
-        divergence.append(current)
         _advance(run, gone, layer)
         bound = {layer: rise for layer, rise in bound.items() if _run_length(gone, layer) < k_max}
         logger.info("layer %d goes: divergence %.4f nats after %d layers, %d runs", layer, current, len(gone), tried)
-    return gone, divergence, single, tried
+    return gone, rises, single, tried
 
 
 def _run_length(gone: list[int], layer: int) -> int:

@@ -48,12 +48,31 @@ def similarity(hidden: HiddenStates, *, treatment: str = "mask", tokens: int = 8
         raise SimilarityError(f"similarity: {len(chosen_N)} tokens do not fill one minibatch of {batch} (at least 4); "
                               "lower similarity.batch or add calibration sequences")
     chosen_N = chosen_N[:batches * batch]
-    x_LND = torch.stack([hidden.state(k).flatten(0, 1)[chosen_N] for k in hidden.layers])
+    x_LND, last_LSD = _gathered(hidden, chosen_N)
     if treatment == "normalise":
         x_LND = torch.nn.functional.normalize(x_LND, dim=-1)
     cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch)
-    return Similarity(hidden.layers, cosine_LL, angular_LL, cka(linear_LL), cka(rbf_LL), treatment, len(chosen_N),
-                      int((~keep_N).sum()))
+    # D(l, k) = mean over sequences of arccos(cos(x_l, x_k)) / pi, at the last token
+    angular_last_LL = _cosines(last_LSD).arccos().mean(0) / torch.pi
+    return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), treatment,
+                      len(chosen_N), int((~keep_N).sum()))
+
+
+def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every stored state, the chosen tokens and the last of each sequence: x_LND, last_LSD."""
+    chosen, last = [], []
+    for k in hidden.layers:
+        h_STD = hidden.state(k)
+        chosen.append(h_STD.flatten(0, 1)[chosen_N])
+        last.append(h_STD[:, -1].clone())
+    return torch.stack(chosen), torch.stack(last)
+
+
+def _cosines(x_LND: Tensor) -> Tensor:
+    """Cosine of every pair of layers, token by token, cos_NLL, float64."""
+    unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
+    # rounding may leave the interval that arccos knows
+    return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
 def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,8 +84,7 @@ def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tens
     flat_L = (x_LND == x_LND[:, :1]).all(-1).all(-1)
     for start in range(0, N, batch):
         x_LBD = x_LND[:, start:start + batch].double()
-        unit_BLD = torch.nn.functional.normalize(x_LBD, dim=-1).transpose(0, 1)
-        cos_BLL = (unit_BLD @ unit_BLD.mT).clamp(-1, 1)
+        cos_BLL = _cosines(x_LBD)
         cosine_LL += cos_BLL.sum(0) / N
         angular_LL += cos_BLL.arccos().sum(0) / (torch.pi * N)
         linear_LL += hsic_pairs(x_LBD @ x_LBD.mT)

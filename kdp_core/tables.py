@@ -103,7 +103,7 @@ MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "sp
         "params_millions")
 SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
            "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
-           "params_millions", "macs_giga", "blocks", "fit_seconds", "finetuned")
+           "params_millions", "macs_giga", "blocks", "fit_seconds", "finetuned", "params_zeroed")
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -170,6 +170,8 @@ def summarise(points: Sequence[Point], *, primary: Mapping[str, Sequence[str]] =
               tasks: Sequence[str] | None = None) -> pd.DataFrame:
     """A row a model, dense ones first within their model, then by ratio, k_max, calib and the methods' given order.
 
+    Models that merely hold more zeros save neither room nor time without sparse kernels: they stand after the others.
+
     Columns as in SUMMARY, units as in COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl percentages.
     `tasks` names the tasks that count (all by default); members (`mmlu/law`) of a group with a score count in it alone.
     acc is the plain mean of the tasks' primary metrics, ppl the geometric mean over perplexity tasks; their standard
@@ -181,11 +183,16 @@ def summarise(points: Sequence[Point], *, primary: Mapping[str, Sequence[str]] =
     dense = {point.model: point for point in points if point.method == DENSE}
     order = {method: place for place, method in enumerate(dict.fromkeys(point.method for point in points))}
     rows = []
-    for point in sorted(points, key=lambda p: (p.model, p.method != DENSE, p.ratio, p.k_max, p.calib, order[p.method])):
+    for point in sorted(points, key=lambda p: (p.model, p.method != DENSE, p.ratio, p.k_max, p.calib,
+                                              _sparse(p), order[p.method])):
         if point.model not in dense:
             raise TableError(f"no dense point for model {point.model!r}; evaluate the dense model on the same tasks")
         rows.append(_summary_row(point, dense[point.model], primary, tasks))
     return pd.DataFrame(rows, columns=list(SUMMARY))
+
+
+def _sparse(point: Point) -> bool:
+    return point.facts is not None and point.facts.params_zeroed > 0
 
 
 def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]],
@@ -199,7 +206,8 @@ def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]
         "speedup_decode": cost.speedup_decode if cost else math.nan,
         "params_millions": cost.params / 1e6 if cost else facts.params_after / 1e6 if facts else math.nan,
         "macs_giga": cost.macs / 1e9 if cost else math.nan,
-        "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds, "finetuned": point.finetuned}
+        "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds, "finetuned": point.finetuned,
+        "params_zeroed": facts.params_zeroed / facts.params_before if facts else 0.0}
     for kind in ("acc", "ppl"):
         mine, theirs = (_primary(p.scores.scores, primary[kind], tasks) for p in (point, dense))
         if set(mine) != set(theirs):
@@ -307,16 +315,22 @@ def _names(scores: Mapping[str, Score]) -> str:
 def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS) -> dict[Any, str]:
     """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
 
-    Pruned rows of one model and ratio are compared. Where standard errors are known, the first is "best" only if it is
-    ahead of every other by more than one combined standard error sqrt(se1^2 + se2^2); if not, every row that close to
-    the first is "second" and none is "best". Elsewhere values compare as printed, and equal ones share their mark.
+    Pruned rows of one model and ratio are compared, those that hold zeros among themselves. Where standard errors are
+    known, the first is "best" only if it is ahead of every other by more than one combined standard error
+    sqrt(se1^2 + se2^2); if not, every row that close to the first is "second" and none is "best". Elsewhere values
+    compare as printed, and equal ones share their mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
-    for _, group in pruned.groupby(["model", "ratio"], sort=True):
+    for _, group in pruned.groupby(["model", "ratio", zeros(pruned)], sort=True):
         if len(group) > 1:
             found |= _marks_of_group(group, name, column)
     return found
+
+
+def zeros(frame: pd.DataFrame) -> pd.Series:
+    """Which rows of a summary hold weights set to zero instead of fewer weights."""
+    return frame["params_zeroed"].gt(0).rename("zeros")
 
 
 def _marks_of_group(group: pd.DataFrame, name: str, column: Column) -> dict[Any, str]:
@@ -395,21 +409,23 @@ def key_text(key: str, row: Any) -> str:
         return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
     if row["method"] == DENSE and key in ("calib", "k_max"):
         return "–"
-    return str(row[key]) + ("†" if key == "method" and row.get("finetuned", False) else "")
+    if key != "method":
+        return str(row[key])
+    return row[key] + ("†" if row.get("finetuned", False) else "") + (" (zeros)" if row["params_zeroed"] > 0 else "")
 
 
 def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
-          known: Mapping[str, Column]) -> list[tuple[tuple[Any, Any], list[str]]]:
+          known: Mapping[str, Column]) -> list[tuple[tuple[Any, ...], list[str]]]:
     """(group, cells) a row; model and ratio are left out where they repeat the row above."""
     escape, wrap = (_escape_md, _wrap_md) if format == "md" else (_escape_tex, _wrap_tex)
     found = {name: marks(frame, name, known) for name in columns}
-    rows, above = [], ("", "")
+    rows, above = [], ("", "", False)
     for label, row in frame.iterrows():
-        group = (row["model"], key_text("ratio", row))
+        group = (row["model"], key_text("ratio", row), row["params_zeroed"] > 0)
         cells = [escape(key_text(key, row)) for key in keys]
         if group[0] == above[0]:
             cells[0] = ""
-            cells[1] = "" if group == above else cells[1]
+            cells[1] = "" if group[:2] == above[:2] else cells[1]
         for name in columns:
             column = known[name]
             text = wrap(escape(number(column, row[name])), found[name].get(label, ""))
@@ -432,7 +448,7 @@ def _wrap_tex(text: str, mark: str) -> str:
     return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(mark, text)
 
 
-def _tex(head: Sequence[str], body: Sequence[tuple[tuple[Any, Any], list[str]]], keys: int, caption: str,
+def _tex(head: Sequence[str], body: Sequence[tuple[tuple[Any, ...], list[str]]], keys: int, caption: str,
          label: str) -> str:
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", r"\small"]
     lines += [rf"\caption{{{_escape_tex(caption)}}}"] if caption else []

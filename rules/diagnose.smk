@@ -6,7 +6,7 @@ rule diagnose:
         dense="results/{model}/dense",
         facts="results/{model}/facts.json",
         checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
-        plan="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
+        pruned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/pruned.json",
         text=f"results/texts/{config['evaluate']['text']}.jsonl",
     output:
         "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/diagnosis.json",

@@ -277,7 +277,7 @@ def learned(config: dict[str, Any]) -> list[str]:
 def jointly(config: dict[str, Any]) -> list[str]:
     """The grid's rows whose stand-ins are trained together, over at least one epoch."""
     trains = {name for name, method in schema()["methods"].items()
-              if "epochs" in method["properties"].get("compose", {}).get("properties", {})}
+              if "kl_weight" in method["properties"].get("compose", {}).get("properties", {})}
     return [name for name in config["grid"]["methods"] if base_of(config, name) in trains
             and options(config, name).get("compose", {}).get("epochs") != 0 and source_of(config, name) == name]
 

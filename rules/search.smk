@@ -6,6 +6,7 @@ rule search:
         dense="results/{model}/dense",
         facts="results/{model}/facts.json",
         hidden="results/{model}/{calib}/hidden.zarr",
+        tokens="results/{model}/{calib}/tokens.safetensors",
     output:
         "results/{model}/{calib}/{method}/search-k{k_max}.json",
     log:

@@ -4,16 +4,16 @@ from job import job
 from kdp_core import diagnose, models, store, texts
 
 
-def compare(dense: str, facts: str, checkpoint: str, plan: str, text: str, length: int, out: str, **options) -> None:
+def compare(dense: str, facts: str, checkpoint: str, pruned: str, text: str, length: int, out: str, **options) -> None:
     """Cut the held-out text into windows and compare the two models on them."""
     ids_ST = texts.windows(models.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
                            vocabulary=store.read(facts).vocabulary)
-    dropped = [layer for start, stop in store.read(plan).blocks for layer in range(start, stop)]
+    dropped = [layer for start, stop in store.read(pruned).blocks for layer in range(start, stop)]
     store.write(out, diagnose.diagnose(dense, checkpoint, ids_ST, dropped=dropped, **options))
 
 
 if __name__ == "__main__":
     with job(snakemake):
         inputs, params = snakemake.input, snakemake.params
-        compare(inputs.dense, inputs.facts, inputs.checkpoint, inputs.plan, inputs.text, params.length,
+        compare(inputs.dense, inputs.facts, inputs.checkpoint, inputs.pruned, inputs.text, params.length,
                 snakemake.output[0], dtype=params.dtype, device=params.device, **params.options)

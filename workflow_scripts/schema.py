@@ -3,7 +3,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import finetune, hidden, kernel, replaceme, residual, similarity, theory, views
+from kdp_core import (
+    finetune,
+    hidden,
+    influence,
+    kernel,
+    merging,
+    replaceme,
+    residual,
+    shortened,
+    similarity,
+    sparsity,
+    theory,
+    views,
+)
 from kdp_core.methods import METHODS, method_schema, option_schema
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -149,9 +162,13 @@ def method_block(name: str) -> dict[str, Any]:
 
 LIMITS: dict[str, dict[str, Any]] = {
     "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(residual.TOKEN_WEIGHTS)},
-    "massive": {"enum": list(replaceme.MASSIVE)}, "entries": {"minimum": 1}, "epochs": {"minimum": 0},
-    "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1}, "fit_sequences": {"minimum": 1},
-    "judge_sequences": {"minimum": 1}, "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "massive": {"enum": list(replaceme.MASSIVE)}, "start": {"enum": list(replaceme.STARTS)},
+    "merge": {"enum": list(merging.MERGES)}, "last_state": {"enum": list(influence.LAST_STATES)},
+    "norm": {"enum": list(shortened.NORMS)}, "sequences": {"minimum": 1}, "rounds": {"minimum": 1},
+    "pattern": {"enum": list(sparsity.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
+    "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
+    "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},
+    "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}
 """What the options of `search` and `compose` allow: a value that is refused before any job costs no search."""
 

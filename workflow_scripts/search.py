@@ -1,4 +1,4 @@
-"""Rule `search`: in which order layers go, by what each removal does to the model's outputs."""
+"""Rule `search`: in which order layers go, by a criterion of the row's own."""
 from job import job
 
 from kdp_core import hidden, store
@@ -6,9 +6,9 @@ from kdp_core.methods import method_of
 
 
 def search(method: str, inputs, k_max: int, out: str, **options) -> None:
-    """Run the method's own search on the stored states."""
-    store.write(out, method_of(method).search(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.facts),
-                                              k_max=k_max, **options))
+    """Run the method's own search on the stored states and their tokens."""
+    store.write(out, method_of(method).search(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens),
+                                              store.read(inputs.facts), k_max=k_max, **options))
 
 
 if __name__ == "__main__":

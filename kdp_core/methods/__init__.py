@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdp_core import blocks, inverse, kernel, linear
+from kdp_core import blocks, inverse, kernel, linear, lorp, runs
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Similarity, Tokens
 
@@ -58,7 +58,7 @@ class Method(NamedTuple):
     size_options: tuple[str, ...] = ()
     """The options that module_params reads, as step.option: only they can change which blocks are selected."""
     search: Lazy | None = None
-    """(dense folder, hidden, facts, *, k_max, ...) -> Search, what `select` reads instead of the similarity."""
+    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search, what `select` reads instead of the similarity."""
     compose: Lazy | None = None
     """(dense folder, hidden, tokens, selection, *, ...) -> Composed: a whole grid point fitted at once, for rows whose
     blocks cannot be fitted one by one; such a row has no steps and no `module`."""
@@ -88,7 +88,68 @@ METHODS: dict[str, Method] = {
         compose=Lazy("kdp_core.residual", "compose_linear")),
     "replaceme_lstsq": Method(
         "Shopkhoev et al. 2025, ReplaceMe, least squares: a run of layers absorbed into the MLP before it",
-        blocks.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose")),
+        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose")),
+    "replaceme_cosine": Method(
+        "Shopkhoev et al. 2025, ReplaceMe, cosine: the same matrix trained on the angle of the states",
+        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose_cosine")),
+    "streamline": Method(
+        "Chen et al. 2025, LLM-Streamline: a run of layers replaced by one trained layer",
+        runs.most_alike, {}, None, Lazy("kdp_core.streamline", "module_params"),
+        compose=Lazy("kdp_core.streamline", "compose")),
+    "laco": Method(
+        "Yang et al. 2024, LaCo: layers merged into the one before them while the last state keeps its direction",
+        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.merging", "laco")),
+    "sliding_merge": Method(
+        "Sliding Layer Merging 2025: windows of layers merged, as wide as the last state keeps its direction",
+        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.merging", "sliding")),
+    "shortgpt": Method(
+        "Men et al. 2024, ShortGPT: the layers of least block influence",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.influence", "block_influence")),
+    "block_drop": Method(
+        "He et al. 2024, LLM-Drop: whole layers by the cosine around them, which is block influence",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.influence", "block_influence")),
+    "sleb": Method(
+        "Song et al. 2024, SLEB: greedily the layer whose loss is least, scored again after each",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.sleb", "greedy")),
+    "shortened_ppl": Method(
+        "Kim et al. 2024, Shortened LLaMA: layers by the perplexity without each",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "perplexity")),
+    "shortened_taylor": Method(
+        "Kim et al. 2024, Shortened LLaMA: layers by sum |W g|",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "taylor")),
+    "shortened_magnitude": Method(
+        "Kim et al. 2024, Shortened LLaMA: layers by sum |W|",
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "magnitude")),
+    "angular": Method(
+        "Gromov et al. 2024, The unreasonable ineffectiveness of the deeper layers: angular distance of last tokens",
+        runs.angular, {}, None, _no_params),
+    "deepest": Method(
+        "Gromov et al. 2024: the deepest layers but the last",
+        runs.deepest, {}, None, _no_params),
+    "cosine_run": Method(
+        "Chen et al. 2025, LLM-Streamline's selection alone, as LoRP compares with it",
+        runs.most_alike, {}, None, _no_params),
+    "lorp": Method(
+        "LoRP 2026, locality-aware redundancy pruning: clusters of layers give up one each",
+        lorp.spread, {}, None, _no_params),
+    "attn_drop": Method(
+        "He et al. 2024, LLM-Drop: attentions left out by the cosine around them",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "attention")),
+    "mlp_drop": Method(
+        "He et al. 2024, LLM-Drop: MLPs left out by the cosine around them",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "mlp")),
+    "joint_drop": Method(
+        "He et al. 2024, LLM-Drop: attentions and MLPs from one list",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "joint")),
+    "magnitude": Method(
+        "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "magnitude")),
+    "wanda": Method(
+        "Sun et al. 2024, Wanda: weights set to zero by magnitude times the norm of what they read",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "wanda")),
+    "sparsegpt": Method(
+        "Frantar and Alistarh 2023, SparseGPT: weights set to zero, the others moved to make up for it",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "sparsegpt")),
     "kdp_residual": Method(
         "this project: skip path, linear part and a dictionary of the model's own neurons; docs/kdp.md",
         blocks.in_order, {}, None, Lazy("kdp_core.residual", "module_params"),
@@ -197,8 +258,9 @@ def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Pla
 
 def whole(name: str, selection: Selection, composed: Composed) -> Plan:
     """The plan of a method that fits a grid point at once."""
-    drop = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
-    return composed.plan._replace(method=name, drop=drop)
+    blocks = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
+    # a fit that chooses its layers itself, or keeps some of a block's, says so in its plan
+    return composed.plan._replace(method=name, drop=composed.plan.drop or blocks)
 
 
 def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity, facts: ModelFacts, *,
@@ -206,7 +268,8 @@ def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity
     """A whole method in memory: search, select, fit every block, plan."""
     row = method_of(name)
     check_options(name, options)
-    base = row.search(dense, hidden, facts, k_max=k_max, **options.get("search", {})) if row.search else similarity
+    base = row.search(dense, hidden, tokens, facts, k_max=k_max,
+                      **options.get("search", {})) if row.search else similarity
     selection = row.select(base, facts, ratio=ratio, k_max=k_max,
                            module_params=row.module_params(facts, options), **options.get("block", {}))
     if row.compose:

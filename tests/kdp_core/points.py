@@ -30,7 +30,7 @@ def pruned(method: str, measured: Scores, *, model: str = "tiny", ratio: float =
            calib: str = "news", share: float = 0.19, blocks=((5, 8), (8, 11))) -> Point:
     blocks = [tuple(block) for block in blocks]
     facts = PrunedFacts(method, 12, sum(stop - start - 1 for start, stop in blocks), 10**8, round(1e8 * (1 - share)),
-                        10**6, share, blocks)
+                        10**6, share, blocks, [], 0)
     return Point(model, calib, method, ratio, k_max, facts, None, measured, efficiency(share), 12.5)
 
 
@@ -48,7 +48,7 @@ def grid() -> list[Point]:
 def similarity(layers: int = 7) -> Similarity:
     place_L = torch.arange(layers, dtype=torch.float32)
     cosine_LL = torch.exp(-(place_L[:, None] - place_L).abs() / 5)
-    return Similarity(list(range(layers)), cosine_LL, torch.arccos(cosine_LL.clamp(-1, 1)) / torch.pi,
+    return Similarity(list(range(layers)), cosine_LL, *[torch.arccos(cosine_LL.clamp(-1, 1)) / torch.pi] * 2,
                       cosine_LL.sqrt(), cosine_LL.pow(0.25), "mask", 988, 12)
 
 

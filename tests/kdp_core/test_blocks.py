@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdp_core.blocks import BlockError, eligible_layers, in_order, most_similar, one_run
+from kdp_core.blocks import BlockError, eligible_layers, in_order, most_similar
 from kdp_core.records import ModelFacts, Search, Similarity
 
 OUTSIDE = 500
@@ -19,7 +19,8 @@ def facts(layers: int, per_layer: list[int] | None = None) -> ModelFacts:
 
 def of_matrix(scores_LL: torch.Tensor) -> Similarity:
     """The same scores under each criterion, in different orders so that they cannot be mixed up."""
-    return Similarity(list(range(len(scores_LL))), -scores_LL, scores_LL, scores_LL, scores_LL.square(), "raw", 1, 0)
+    return Similarity(list(range(len(scores_LL))), -scores_LL, scores_LL, scores_LL.abs(), scores_LL,
+                      scores_LL.square(), "raw", 1, 0)
 
 
 def of_random(layers: int, seed: int = 0) -> Similarity:
@@ -325,55 +326,13 @@ def test_a_block_can_only_grow(removes, expand_from):
         selected(of_random(20), 20, 0.1, 4, removes=removes, expand_from=expand_from)
 
 
-# one run of consecutive layers
-
-def run_of(similarity, layers, ratio, module_params=0, **options):
-    return one_run(similarity, facts(layers), ratio=ratio, k_max=3, module_params=module_params, **options)
-
-
-@pytest.mark.parametrize("length", [1, 2, 5, 9])
-def test_one_run_is_the_one_over_which_states_turn_least(length):
-    layers = 14
-    for seed in range(5):
-        similarity = of_random(layers, seed)
-        similarity.angular_LL.abs_()
-        found = run_of(similarity, layers, length * 100 / (layers * 100 + OUTSIDE))
-        starts = range(1, 13 - length + 1)
-        best = min(starts, key=lambda start: similarity.angular_LL[start, start + length].item())
-        assert found.blocks == [(best, best + length)] and found.criterion == "angular"
-        assert found.scores == [similarity.angular_LL[best, best + length].item()]
-        assert found.ratio_planned == pytest.approx(length * 100 / (layers * 100 + OUTSIDE))
-
-
-def test_one_run_leaves_the_first_layer_whatever_is_protected():
-    """What takes its place is folded into the layer before it."""
-    similarity = of_random(4)
-    similarity.angular_LL[:] = 0.5
-    similarity.angular_LL[0, 2] = 0.0
-    assert run_of(similarity, 4, 2 * 100 / 900, protect=0.0).blocks == [(1, 3)]
-
-
-@pytest.mark.parametrize("match, ratio, length", [("nearest", 0.059, 1), ("nearest", 0.061, 2), ("reach", 0.041, 2),
-                                                  ("reach", 0.08, 2), ("nearest", 0.001, 1)])
-def test_length_of_the_run(match, ratio, length):
-    # 2,500 parameters and layers of 100: shares 0.04, 0.08, ...
-    (start, stop), = run_of(of_random(20), 20, ratio, match=match).blocks
-    assert stop - start == length
-
-
-def test_a_run_that_would_be_too_long_names_a_ratio_that_works():
-    with pytest.raises(BlockError, match=r"ratio 0\.9 is too high: .* remove at most 0\.6400 of all parameters"):
-        run_of(of_random(20), 20, 0.9)
-    assert run_of(of_random(20), 20, 0.64).blocks == [(2, 18)]
-
-
 # the order of a search
 
 ORDER = [5, 9, 4, 12, 8, 2]
 
 
 def searched(order=ORDER, k_max=3):
-    return Search(order, [0.1 * (rank + 1) ** 2 for rank in range(len(order))], k_max, {}, 20, {})
+    return Search(order, [0.1 * (rank + 1) ** 2 for rank in range(len(order))], "divergence", k_max, {}, 20, {})
 
 
 def ordered(ratio, layers=20, module_params=0, per_layer=None, k_max=3, **options):
@@ -388,8 +347,8 @@ def test_the_first_layers_of_the_order_go_each_by_itself(count):
     assert found.ratio_planned == pytest.approx(count * 80 / 2500)
     assert found.ratio_largest == pytest.approx(6 * 80 / 2500)
     assert found.criterion == "divergence" and found.k_max == 3 and found.ratio_target == count * 80 / 2500
-    rise = {layer: 0.1 * ((rank + 1) ** 2 - rank ** 2) for rank, layer in enumerate(ORDER)}
-    assert found.scores == pytest.approx([rise[start] for start, _ in found.blocks])
+    score = {layer: 0.1 * (rank + 1) ** 2 for rank, layer in enumerate(ORDER)}
+    assert found.scores == [score[start] for start, _ in found.blocks] and found.layers == count
     assert [candidate["block"] for candidate in found.candidates] == [(layer, layer + 1) for layer in ORDER]
 
 

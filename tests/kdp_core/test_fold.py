@@ -346,10 +346,81 @@ def test_checkpoints_load_without_kdp(dense, tmp_path):
         assert torch.equal(found[name], tensor), name
 
 
+# layers without attention or MLP
+
+PARTS = Plan("m", [(0, "attention"), (2, "whole"), (3, "mlp"), (5, "attention"), (9, "mlp")], [], {})
+ADDED = {"gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"), "opt": ("self_attn", "fc2")}
+"""What each family adds to the state: of the attention, of the MLP."""
+
+
+@torch.no_grad()
+def without_parts(model, family, ids_ST):
+    """Logits of the whole model whose dropped parts add zeros, and whose dropped layers return what they read."""
+    names = dict(zip(("attention", "mlp"), ADDED.get(family, ("self_attn", "mlp")), strict=True))
+
+    def silent(_, args, output):
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    layers, hooks = decoder_layers(model), []
+    for layer, part in PARTS.drop:
+        if part == "whole":
+            hooks.append(layers[layer].register_forward_hook(lambda _, args, kwargs, output: args[0],
+                                                             with_kwargs=True))
+        else:
+            hooks.append(layers[layer].get_submodule(names[part]).register_forward_hook(silent))
+    found = model(ids_ST, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropped_parts_add_nothing_and_their_weights_are_gone(dense, tmp_path, family):
+    facts, model = fold(PARTS, dense / family, tmp_path / "out"), models.load_model(dense / family)
+    pruned = models.load_model(tmp_path / "out")
+    ids_ST = torch.arange(2, 42).view(2, 20)  # longer than the sliding windows
+    torch.testing.assert_close(pruned(ids_ST).logits, without_parts(model, family, ids_ST), atol=1e-5, rtol=1e-5)
+    parts = modeling.PARTS[family]
+    gone = sum(models.count_params(decoder_layers(model)[layer].get_submodule(name))
+               for layer, part in PARTS.drop if part != "whole" for name in (*parts[part][0], parts[part][1]))
+    assert facts.params_before - facts.params_after == gone + models.count_params(decoder_layers(model)[2])
+    assert facts.parts == [drop for drop in PARTS.drop if drop[1] != "whole"] and facts.blocks == [(2, 3)]
+    assert facts.layers_removed == 1 and facts.params_zeroed == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_without_attention_generate_alike_with_cache_and_save_again(dense, tmp_path, family):
+    """The first layer has none: its cache is asked for the length of the text."""
+    fold(PARTS, dense / family, tmp_path / "out")
+    model = models.load_model(tmp_path / "out")
+    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+                           do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*runs)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(models.load_model(tmp_path / "again")(IDS_ST).logits, model(IDS_ST).logits)
+
+
+def test_parts_and_stand_ins_in_one_model(dense, tmp_path):
+    both = plan(blocks=[(4, 6)])
+    fold(both._replace(drop=[(1, "mlp"), *both.drop, (7, "attention")]), dense / "llama", tmp_path / "out")
+    config = models.load_model(tmp_path / "out").config
+    assert config.dropped_parts == {"attention": [5], "mlp": [1]} and config.stand_ins[0]["layer"] == 4
+
+
+def test_weights_set_to_zero_count_as_removed(dense, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensor = load_file(dense / "llama" / "model.safetensors")[name].clone()
+    tensor[:, ::2] = 0
+    facts = fold(Plan("m", [], [], {name: tensor}), dense / "llama", tmp_path / "out")
+    assert facts.params_zeroed == tensor.numel() // 2 and facts.params_after == facts.params_before
+    assert facts.params_removed == pytest.approx(tensor.numel() / 2 / facts.params_before)
+
+
 # refusals
 
 @pytest.mark.parametrize("the_plan, message", [
-    (Plan("m", [(2, "mlp")], [], {}), "plan of m drops mlp of layers; fold drops whole layers only"),
+    (Plan("m", [(2, "norm")], [], {}), "plan of m drops 'norm' of a layer; a part is whole, attention or mlp"),
+    (Plan("m", [(2, "attention"), (2, "mlp")], [], {}), r"layers \[2, 2\].*both parts of a layer: drop it whole"),
     (Plan("m", [(10, "whole")], [], {}), r"plan of m drops layers \[10\]; the model has layers 0 to 9, each once"),
     (Plan("m", [(-1, "whole")], [], {}), r"layers \[-1\]; the model has layers 0 to 9"),
     (Plan("m", [(2, "whole"), (2, "whole")], [], {}), r"layers \[2, 2\].*each once"),
@@ -374,5 +445,6 @@ def test_plans_that_do_not_fit_are_refused_and_leave_nothing(dense, tmp_path, th
 def test_a_family_without_stand_ins_is_named(tmp_path):
     (tmp_path / "dense").mkdir()
     Qwen2Config(num_hidden_layers=10).save_pretrained(tmp_path / "dense")
-    with pytest.raises(FoldError, match="method made_up cannot fold a qwen2 model: stand-ins exist for llama, mistral"):
+    with pytest.raises(FoldError, match="method made_up cannot fold a qwen2 model: stand-ins and layers without a part "
+                                        "exist for llama, mistral"):
         fold(plan(blocks=[(3, 5)]), tmp_path / "dense", tmp_path / "out")

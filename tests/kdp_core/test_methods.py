@@ -29,6 +29,12 @@ class Case(NamedTuple):
     """By step, small enough for a test."""
     stand_ins: bool = True
     """False: nothing takes the place of a dropped block."""
+    fit_chooses: bool = False
+    """True: the selection names no blocks, the fit decides what goes."""
+    keeps_one: bool = False
+    """True: one layer of the run stays, trained to do for all."""
+    zeros: bool = False
+    """True: weights are set to zero instead of going."""
 
 
 LINEAR = {"heldout": 0.2}
@@ -42,6 +48,26 @@ CASES = {
                  "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
     "linear_prefix": Case({"compose": LINEAR}),
     "replaceme_lstsq": Case({"compose": LINEAR}, stand_ins=False),
+    "replaceme_cosine": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False),
+    "streamline": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False, keeps_one=True),
+    "laco": Case({"compose": {"group": 2, "stride": 1, "sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "sliding_merge": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "shortgpt": Case({}, stand_ins=False),
+    "block_drop": Case({}, stand_ins=False),
+    "sleb": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_ppl": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_taylor": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_magnitude": Case({}, stand_ins=False),
+    "angular": Case({}, stand_ins=False),
+    "deepest": Case({}, stand_ins=False),
+    "cosine_run": Case({}, stand_ins=False),
+    "lorp": Case({"block": {"clusters": 2}}, stand_ins=False),
+    "attn_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "mlp_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "joint_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "magnitude": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
+    "wanda": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
+    "sparsegpt": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
     "kdp_residual": Case(RESIDUAL),
 }
 
@@ -83,10 +109,10 @@ def run(name, dense):
 def selected(name, dense):
     """The blocks by themselves: of a search where the method has one, else of the similarity."""
     row, options = METHODS[name], CASES[name].options
-    base = row.search(dense.folder, dense.hidden, dense.facts, k_max=K_MAX, **options.get("search", {})) \
+    base = row.search(dense.folder, dense.hidden, dense.tokens, dense.facts, k_max=K_MAX, **options.get("search", {})) \
         if row.search else dense.similarity
     return row.select(base, dense.facts, ratio=RATIO, k_max=K_MAX,
-                      module_params=row.module_params(dense.facts, options))
+                      module_params=row.module_params(dense.facts, options), **options.get("block", {}))
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -106,7 +132,10 @@ def test_every_row_has_a_case_and_no_case_lacks_a_row():
 
 def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
     dropped = [(layer, "whole") for start, stop in pruned.selection.blocks for layer in range(start, stop)]
-    assert pruned.plan.drop == dropped and dropped
+    if CASES[pruned.plan.method].fit_chooses:
+        assert not dropped and (pruned.plan.drop or pruned.plan.tensors)
+    else:
+        assert pruned.plan.drop == dropped[CASES[pruned.plan.method].keeps_one:] and dropped
     assert [module.block for module in pruned.plan.modules] == \
         (pruned.selection.blocks if CASES[pruned.plan.method].stand_ins else [])
     for module in pruned.plan.modules:
@@ -115,21 +144,37 @@ def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
 
 
 def test_ratio_and_parameters_are_as_reported(pruned):
-    facts, count = pruned.facts, len(pruned.selection.blocks)
+    facts, count, case = pruned.facts, len(pruned.selection.blocks), CASES[pruned.plan.method]
     with safe_open(pruned.folder / "model.safetensors", framework="pt") as file:
         stored_params = sum(file.get_tensor(name).numel() for name in file.keys())
     assert facts.params_after == stored_params and facts.params_before == pruned.dense.facts.params_total
-    assert facts.params_removed == pytest.approx(1 - stored_params / facts.params_before)
-    assert facts.params_removed == pytest.approx(pruned.selection.ratio_planned)
+    assert facts.params_removed == pytest.approx(1 - (stored_params - facts.params_zeroed) / facts.params_before)
+    assert bool(facts.params_zeroed) == case.zeros
     row = METHODS[pruned.plan.method]
-    assert facts.params_added == count * row.module_params(pruned.dense.facts, CASES[pruned.plan.method].options)
-    assert facts.blocks == pruned.selection.blocks and facts.layers_removed == len(pruned.plan.drop)
+    assert facts.params_added == (count * row.module_params(pruned.dense.facts, case.options) if case.stand_ins else 0)
+    assert facts.layers_removed == len(whole_layers(pruned.plan))
+    if case.fit_chooses:
+        assert abs(facts.params_removed - pruned.selection.ratio_planned) < 0.04, "a layer here is a tenth of the model"
+    else:
+        assert facts.params_removed == pytest.approx(pruned.selection.ratio_planned)
+        # neighbours without stand-ins are one run
+        assert layers_in(facts.blocks) == whole_layers(pruned.plan)
+        assert whole_layers(pruned.plan) == layers_in(pruned.selection.blocks)[case.keeps_one:]
     assert abs(facts.params_removed - RATIO) < 0.12
+
+
+def layers_in(blocks):
+    return [layer for start, stop in blocks for layer in range(start, stop)]
+
+
+def whole_layers(plan):
+    return [layer for layer, part in plan.drop if part == "whole"]
 
 
 def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned):
     model = models.load_model(pruned.folder)
-    assert logits(model).isfinite().all() and len(modeling.decoder_layers(model)) == 10 - len(pruned.plan.drop)
+    assert logits(model).isfinite().all()
+    assert len(modeling.decoder_layers(model)) == 10 - len(whole_layers(pruned.plan))
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs)
@@ -191,7 +236,7 @@ FUNCTIONS = sorted({function.function if isinstance(function, methods.Lazy) else
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: f"{function.__module__}.{function.__name__}")
 def test_every_option_has_a_type_a_default_and_a_description(function):
     schema, defaults = option_schema(function), settings(function, {})
-    assert set(schema["properties"]) == set(arguments(function)) == set(defaults) and defaults
+    assert set(schema["properties"]) == set(arguments(function)) == set(defaults)
     for name, words in schema["properties"].items():
         kinds = words.get("anyOf", [words])
         assert {kind["type"] for kind in kinds} <= {"integer", "number", "string", "boolean", "array", "null"}, name
@@ -207,8 +252,8 @@ def test_schema_of_a_method_takes_its_case_and_refuses_the_rest(name):
     assert set(schema["properties"]) == {"block", *METHODS[name].steps,
                                          *(key for key in ("search", "compose") if getattr(METHODS[name], key))}
     jsonschema.validate(CASES[name].options, schema)
-    jsonschema.validate({"block": {"match": "reach"}}, schema)
-    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"match": 0.2}}, {"block": {"ratio": 0.2}},
+    jsonschema.validate({"block": {"sized_as": "kdp"}}, schema)
+    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"sized_as": 0.2}}, {"block": {"ratio": 0.2}},
                   *({part: {"colour": 1}} for part in methods.parts(METHODS[name]))):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
@@ -272,7 +317,7 @@ def test_a_lazy_function_is_the_function_and_takes_its_options():
 def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
     module = Module((4, 6), "affine", {"width": 2}, {})
     composed = Composed(Plan("other", [], [module], {"a": torch.zeros(1)}), [], [], {})
-    selection = Selection([(1, 2), (4, 6)], [0.0, 0.0], "divergence", 0.2, 0.2, 0.5, 3, [])
+    selection = Selection([(1, 2), (4, 6)], [0.0, 0.0], "divergence", 0.2, 0.2, 0.5, 3, [], 3)
     plan = methods.whole("linear_prefix", selection, composed)
     assert plan.method == "linear_prefix" and plan.drop == [(1, "whole"), (4, "whole"), (5, "whole")]
     assert plan.modules == [module] and plan.tensors is composed.plan.tensors

@@ -263,7 +263,8 @@ def dense(tmp_path_factory):
 
 
 def selection(*blocks):
-    return Selection(list(blocks), [0.0] * len(blocks), "divergence", 0.2, 0.2, 0.5, 3, [])
+    return Selection(list(blocks), [0.0] * len(blocks), "divergence", 0.2, 0.2, 0.5, 3, [],
+                     sum(stop - start for start, stop in blocks))
 
 
 def composed(dense, blocks=BLOCKS, **options):

@@ -153,6 +153,8 @@ def test_cosine_and_angle_against_numpy(tmp_path):
             cos = [a @ b / np.sqrt(a @ a * (b @ b)) for a, b in zip(x_LND[i], x_LND[j], strict=True)]
             assert found.cosine_LL[i, j].item() == pytest.approx(np.mean(cos), abs=1e-9)
             assert found.angular_LL[i, j].item() == pytest.approx(np.mean(np.arccos(cos)) / np.pi, abs=1e-9)
+            last = cos[15::16]  # the four sequences of 16 end here
+            assert found.angular_last_LL[i, j].item() == pytest.approx(np.mean(np.arccos(last)) / np.pi, abs=1e-9)
 
 
 def test_what_massive_tokens_do(tmp_path):

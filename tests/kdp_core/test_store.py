@@ -44,19 +44,19 @@ def examples():
                   {"w1.weight": numbers(4, 2), "phase": numbers(2)})
     score = Score("lastword", "acc", 0.25, None, 64, True, "share")
     selection = Selection([(1, 3), (5, 7)], [0.9, 0.8], "cosine", 0.2, 0.19, 0.4, 3,
-                          [{"block": (1, 3), "context": (0, 3), "score": 0.9}])
+                          [{"block": (1, 3), "context": (0, 3), "score": 0.9}], 4)
     inverse = Inverse((1, 3), numbers(5, 8), numbers(5), numbers(3, 5), numbers(3), 0.7, "gelu", CURVE,
                       {"seconds": 2.5})
     tensors = {"model.norm.weight": numbers(3), "model.layers.0.mlp.up_proj.weight": numbers(2, 3).bfloat16()}
     return [
         ModelFacts("llama", 4, 3, 384, 1000, [10, 20, 30, 40], 900, "hub:a/b", "ab" * 32),
         Tokens(torch.arange(6).reshape(2, 3), ["news", "notes"], {"seed": 1, "parts": [{"name": "news", "n": 1}]}),
-        Similarity([0, 2], *(numbers(2, 2, seed=k).double() for k in range(4)), "mask", 100, 3),
-        selection, Selection([], [], "cka_rbf", 0.1, 0.0, 0.0, 3, []),
+        Similarity([0, 2], *(numbers(2, 2, seed=k).double() for k in range(5)), "mask", 100, 3),
+        selection, Selection([], [], "cka_rbf", 0.1, 0.0, 0.0, 3, [], 0),
         KernelMap((1, 3), numbers(3, 4), numbers(4), numbers(2, 8, 8), numbers(2), "rms", 12.5, CURVE, {"ridge": 1e-3}),
         inverse, LinearMap((1, 3), numbers(3, 3), numbers(3), None, {}), affine,
         Plan("kdp", [(2, "whole"), (3, "mlp")], [affine, lift], tensors), Plan("shortgpt", [], [], {}),
-        PrunedFacts("kdp", 10, 3, 1000, 800, 40, 0.2, [(2, 4), (5, 6)]), score,
+        PrunedFacts("kdp", 10, 3, 1000, 800, 40, 0.2, [(2, 4), (5, 6)], [(7, "mlp")], 3), score,
         Finetuned("adapter", 8, 96, 1, "loss", CURVE, 90, 10, 1143, {"lr": 1e-4}, 12.5),
         Scores([score, score._replace(stderr=0.1)], 3.5, {"torch": "2"}),
         Efficiency(1, 2, 3, 4, 128, 1.5, 2.5, 3.5, 4.5, 1.1, 1.2, 500.0, "rss", "cpu", 1, 5),
@@ -65,7 +65,8 @@ def examples():
                [{"gap": 1, "space": "random", "bandwidth_scale": 3.0}], [{"gap": 1, "holds": True}], {"ridge": 1e-6}),
         Diagnosis([0, 3], [0.1, 0.2], [0.9, 0.8], [0, 2], 64, 1, [1, 2], 8.0, 63, 0.5, None, 0.7, None, 3.0, None, 3.5,
                   None, 0.5, None),
-        Search([3, 2, 7], [0.1, 0.15, 0.4], 3, {"2": 0.2, "3": 0.1, "7": 0.3}, 12, {"fit_tokens": 96, "seconds": 1.5}),
+        Search([3, 2, 7], [0.1, 0.15, 0.4], "divergence", 3, {"2": 0.2, "3": 0.1, "7": 0.3}, 12,
+               {"fit_tokens": 96, "seconds": 1.5}),
         Composed(Plan("kdp_residual", [(2, "whole")], [affine], tensors),
                  [{"epoch": 0, "seconds": 0.0, "kl": None, "heldout_kl": 0.5}],
                  [{"block": (2, 4), "heldout_error": 0.1, "params": 9}], {"tokens": 96}),
@@ -115,8 +116,8 @@ def test_same_record_same_bytes(tmp_path, record):
 
 def test_fields_may_share_a_tensor_or_a_storage(tmp_path):
     base_LL = numbers(4, 4)
-    for fields in ((base_LL, base_LL, base_LL, base_LL), (base_LL[:2], base_LL[2:], base_LL, base_LL.mT),
-                   (base_LL.mT, base_LL.mT, base_LL[:, :2], base_LL[:, 1:])):
+    for fields in ((base_LL,) * 5, (base_LL[:2], base_LL[2:], base_LL, base_LL.mT, base_LL),
+                   (base_LL.mT, base_LL.mT, base_LL, base_LL[:, :2], base_LL[:, 1:])):
         record = Similarity([0, 1], *fields, "raw", 1, 0)
         store.write(tmp_path / "s.safetensors", record)
         assert same(store.read(tmp_path / "s.safetensors"), record)

@@ -139,6 +139,18 @@ def test_equal_values_share_their_mark():
     assert tables.marks(frame, "ppl") == {}
 
 
+def test_models_of_zeros_stand_apart_and_compete_among_themselves():
+    sparse = [point._replace(facts=point.facts._replace(params_zeroed=20_000_000)) for point in (
+        points.pruned("wanda", points.scores(15.0, 0.6, 0.8)),
+        points.pruned("sparsegpt", points.scores(12.0, 0.7, 0.9)))]
+    frame = tables.summarise([points.dense(), sparse[0], *points.grid()[2:4], sparse[1]])
+    assert frame["method"].tolist() == ["dense", "remove", "lossy", "wanda", "sparsegpt"]
+    assert frame["params_zeroed"].tolist()[3:] == [0.2, 0.2]
+    marked = tables.marks(frame, "acc")
+    assert marked[4] == "best" and marked[3] == "second" and sorted(marked.values()) == sorted(["best", "second"] * 2)
+    assert "wanda (zeros)" in tables.render(frame, "md") and "wanda (zeros)" in tables.render(frame, "tex")
+
+
 def test_csv_comes_back_whole(summary):
     back = pd.read_csv(io.StringIO(tables.render(summary, "csv")), keep_default_na=True)
     assert list(back.columns) == list(tables.SUMMARY)
