@@ -24,9 +24,9 @@ from kdp_core.blocks import eligible_layers
 from kdp_core.distil import to_head
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import ModelFacts, Search, Tokens
+from kdp_core.states import COUNTED
 
 LAST_STATES = ("pre_norm", "final_norm")
-MASSIVE = ("raw", "mask")
 BATCH = 8
 """Sequences that are compared at once, in float64."""
 
@@ -70,7 +70,7 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
     Raises RankError for unknown options and where no layer may go, HiddenError for a state that is not stored.
     """
     began = time.perf_counter()
-    for name, value, known in (("last_state", last_state, LAST_STATES), ("massive", massive, MASSIVE)):
+    for name, value, known in (("last_state", last_state, LAST_STATES), ("massive", massive, COUNTED)):
         if value not in known:
             raise RankError(f"search.{name} {value!r}: choose one of {', '.join(known)}")
     eligible = eligible_layers(facts.layers, protect)

@@ -22,16 +22,13 @@ from kdp_core.distil import Losses, token_losses
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, Step, built, path_of
 from kdp_core.records import Module, Tokens
+from kdp_core.states import TrainingFailed
 
 logger = logging.getLogger(__name__)
 WARMUP = 8
 """Optimiser steps over which the learning rate rises; then it falls as a cosine to zero."""
 CLIP = 1.0
 """Largest norm of the gradient."""
-
-
-class TrainingFailed(RuntimeError):
-    """A loss that is not a number."""
 
 
 class _Data(NamedTuple):

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, LinearMap, ModelFacts, Module
-from kdp_core.states import BlockStates, FitError, load, relative_error, ridge_solve
-
-TOKEN_WEIGHTS = ("none", "inverse_norm")
+from kdp_core.states import TOKEN_WEIGHTS, BlockStates, FitError, load, relative_error, ridge_solve
 
 
 class Map(NamedTuple):

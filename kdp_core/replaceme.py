@@ -30,16 +30,14 @@ from transformers import AutoConfig
 
 from kdp_core import models
 from kdp_core.hidden import HiddenStates
-from kdp_core.joint import TrainingFailed
 from kdp_core.modeling import decoder_layers, layers_prefix
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, Plan, Selection, Tokens
-from kdp_core.states import FitError, relative_error, ridge_solve, split
+from kdp_core.states import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
 
 logger = logging.getLogger(__name__)
 LAST = {"llama": "mlp.down_proj", "mistral": "mlp.down_proj", "qwen3": "mlp.down_proj", "opt": "fc2"}
 """The last matrix of a layer's MLP; its output is added to the state as it is (in Gemma 3 a norm stands between)."""
-MASSIVE = ("raw", "mask")
 STARTS = ("identity", "lstsq")
 
 
@@ -172,8 +170,8 @@ def _check(selection: Selection, family: str, massive: str, heldout: float, sequ
     if family not in LAST:
         raise FitError(f"ReplaceMe cannot be folded into a {family} model: a norm follows its MLPs; it knows "
                        f"{', '.join(LAST)}")
-    if massive not in MASSIVE:
-        raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(MASSIVE)}")
+    if massive not in COUNTED:
+        raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
         raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
     if not 0 < heldout < 1 or max(1, round(heldout * sequences)) >= sequences:

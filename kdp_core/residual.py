@@ -35,11 +35,10 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, normalised
 from kdp_core.passes import Passes, built
 from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
-from kdp_core.states import FitError, relative_error, split
+from kdp_core.states import TOKEN_WEIGHTS, FitError, relative_error, split
 
 logger = logging.getLogger(__name__)
 DICTIONARIES = ("neurons", "rff", "rff_learned", "none")
-TOKEN_WEIGHTS = ("inverse_norm", "none")
 PRODUCT_TOKENS = 4096
 """Tokens whose features are in memory together."""
 GLU_FAMILIES = ("llama", "mistral", "qwen3", "gemma3_text")

@@ -11,10 +11,17 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block
 
 MASSIVE = ("bypass", "raw")
+COUNTED = ("raw", "mask")
+"""Massive-activation tokens where nothing can go by: counted like all, or left out."""
+TOKEN_WEIGHTS = ("inverse_norm", "none")
 
 
 class FitError(ValueError):
     """States or options that a fit cannot work with."""
+
+
+class TrainingFailed(RuntimeError):
+    """A loss that is not a number."""
 
 
 class BlockStates(NamedTuple):

@@ -30,13 +30,10 @@ from torch import Tensor, nn
 
 from kdp_core import models
 from kdp_core.hidden import HiddenStates
-from kdp_core.joint import TrainingFailed
 from kdp_core.modeling import layers_prefix
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, ModelFacts, Plan, Selection, Tokens
-from kdp_core.replaceme import MASSIVE
-from kdp_core.residual import TOKEN_WEIGHTS
-from kdp_core.states import FitError, relative_error, split
+from kdp_core.states import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +115,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _check(options: _Options, selection: Selection, sequences: int) -> None:
-    for name, value, known in (("massive", options.massive, MASSIVE),
+    for name, value, known in (("massive", options.massive, COUNTED),
                                ("token_weight", options.token_weight, TOKEN_WEIGHTS)):
         if value not in known:
             raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")

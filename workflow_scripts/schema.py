@@ -14,6 +14,7 @@ from kdp_core import (
     shortened,
     similarity,
     sparsity,
+    states,
     theory,
     views,
 )
@@ -161,8 +162,8 @@ def method_block(name: str) -> dict[str, Any]:
 
 
 LIMITS: dict[str, dict[str, Any]] = {
-    "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(residual.TOKEN_WEIGHTS)},
-    "massive": {"enum": list(replaceme.MASSIVE)}, "start": {"enum": list(replaceme.STARTS)},
+    "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(states.TOKEN_WEIGHTS)},
+    "massive": {"enum": list(states.COUNTED)}, "start": {"enum": list(replaceme.STARTS)},
     "merge": {"enum": list(merging.MERGES)}, "last_state": {"enum": list(influence.LAST_STATES)},
     "norm": {"enum": list(shortened.NORMS)}, "sequences": {"minimum": 1}, "rounds": {"minimum": 1},
     "pattern": {"enum": list(sparsity.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},

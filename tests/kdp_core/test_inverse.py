@@ -133,7 +133,7 @@ def test_whole_way_back_by_hand(hidden, step_1):
     for predicted in (stepwise(step_1, found, h_KND[0]), folded(to_module(step_1, found))(h_KND[0]).detach().numpy()):
         error = np.sum((predicted - target) ** 2) / np.sum((target - target.mean(axis=0)) ** 2)
         assert error == pytest.approx(found.stats["heldout_error"], rel=1e-3)
-    assert found.stats["heldout_error"] == found.curve[-1]["heldout_error"]
+    assert found.stats["heldout_error"] == min(row["heldout_error"] for row in found.curve)
     assert found.stats["tokens"] == split.keep_ST[split.train].sum()
 
 
@@ -145,6 +145,17 @@ def test_training_brings_held_out_states_back(hidden, step_1):
     assert [row["epoch"] for row in found.curve] == list(range(1, 31))
     assert set(last) == {"epoch", "seconds", "loss", "heldout_loss", "heldout_error"}
     assert (found.w1_HF.shape, found.w2_DH.shape, found.block) == ((16, 32), (32, 16), (4, 6))
+
+
+def test_weights_of_the_best_epoch_are_kept_or_of_the_last_one_where_asked(hidden, step_1):
+    """At a rate that throws training about, so that the last epoch is not the best."""
+    options = SMALL | {"epochs": 8, "lr": 0.3}
+    best, last = (inverse.fit(hidden, step_1, **options, keep=keep) for keep in ("best", "last"))
+    errors = [row["heldout_error"] for row in best.curve]
+    assert errors == [row["heldout_error"] for row in last.curve] and min(errors) < errors[-1]
+    assert best.stats["heldout_error"] == min(errors) and last.stats["heldout_error"] == errors[-1]
+    again = inverse.fit(hidden, step_1, **options | {"epochs": 1 + errors.index(min(errors))}, keep="last")
+    assert torch.equal(best.w1_HF, again.w1_HF) and torch.equal(best.b2_D, again.b2_D) and best.alpha == again.alpha
 
 
 def test_standardising_speeds_up_the_printed_recipe(hidden, step_1):
@@ -185,6 +196,7 @@ def test_heldout_sequences_are_never_fitted(tmp_path):
 @pytest.mark.parametrize("options, error, message", [
     ({"activation": "bump"}, FitError, r"inverse\.activation 'bump': choose one of gelu"),
     ({"norm_loss": "abs"}, FitError, r"inverse\.norm_loss 'abs': choose one of none, relative, gap"),
+    ({"keep": "first"}, FitError, r"inverse\.keep 'first': choose one of best, last"),
     ({"lr": 1e30}, TrainingDiverged, r"epoch \d: the loss is not a number; lower inverse\.lr"),
 ])
 def test_refusals(hidden, step_1, options, error, message):

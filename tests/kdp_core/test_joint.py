@@ -8,10 +8,11 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from kdp_core import hidden, joint, models
 from kdp_core.fold import fold
-from kdp_core.joint import TrainingFailed, train
+from kdp_core.joint import train
 from kdp_core.passes import Passes
 from kdp_core.records import Plan
 from kdp_core.residual import closed_form_options, fit_alone
+from kdp_core.states import TrainingFailed
 from tests import pico
 from tests.kdp_core import stored
 

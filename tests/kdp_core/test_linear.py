@@ -4,7 +4,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from kdp_core import linear, states
+from kdp_core import states
 from kdp_core.linear import direct, regress, sequential, to_module
 from kdp_core.modeling import MODULES
 from kdp_core.states import FitError
@@ -33,7 +33,7 @@ def affine_states(path, steps=3, width=6, noise=0.0):
 
 
 @pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("token_weight", linear.TOKEN_WEIGHTS)
+@pytest.mark.parametrize("token_weight", states.TOKEN_WEIGHTS)
 def test_without_ridge_it_is_weighted_least_squares_with_intercept(residual, token_weight):
     x, y = randn(50, 4, seed=1) + 2, 3 * randn(50, 4, seed=2)
     found = regress(x, y, 0.0, residual, token_weight)
@@ -78,7 +78,7 @@ def test_relative_errors_count_under_inverse_norm():
     clean = regress(x, y, 0.0, True, "none")
     x, y = x.clone(), y.clone()
     x[0], y[0] = 1000 * x[0], -5000 * x[0]
-    off = {kind: (regress(x, y, 1e-6, True, kind).w_DD - clean.w_DD).norm().item() for kind in linear.TOKEN_WEIGHTS}
+    off = {kind: (regress(x, y, 1e-6, True, kind).w_DD - clean.w_DD).norm().item() for kind in states.TOKEN_WEIGHTS}
     assert off["inverse_norm"] < 0.2 * off["none"]
 
 
@@ -162,7 +162,7 @@ def test_module_is_the_map_and_massive_tokens_bypass_it(drifting):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"token_weight": "norm"}, "token_weight 'norm': choose one of none, inverse_norm"),
+    ({"token_weight": "norm"}, "token_weight 'norm': choose one of inverse_norm, none"),
     ({"massive": "drop"}, "massive 'drop': choose one of bypass, raw"),
     ({"heldout": 1.0}, r"heldout 1\.0 of 12 sequences leaves none on one side"),
 ])

@@ -8,11 +8,10 @@ import torch
 
 from kdp_core import hidden, modeling, models
 from kdp_core.fold import fold
-from kdp_core.joint import TrainingFailed
 from kdp_core.modeling import decoder_layers
 from kdp_core.records import Selection
 from kdp_core.replaceme import LAST, compose, compose_cosine
-from kdp_core.states import FitError
+from kdp_core.states import FitError, TrainingFailed
 from tests import pico
 from tests.kdp_core import stored
 

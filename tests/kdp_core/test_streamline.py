@@ -8,10 +8,9 @@ import torch
 
 from kdp_core import hidden, models, store, streamline
 from kdp_core.fold import fold
-from kdp_core.joint import TrainingFailed
 from kdp_core.modeling import FILE, decoder_layers, layers_prefix
 from kdp_core.records import Selection
-from kdp_core.states import FitError
+from kdp_core.states import FitError, TrainingFailed
 from kdp_core.streamline import compose
 from tests import pico
 from tests.kdp_core import stored

@@ -80,7 +80,7 @@ def composed_hashes():
     ("inverse", "F // 2 * (facts", "F // 3 * (facts", {"blocks kdp"}),
     ("search", "round(largest", "int(largest", {"search"}),
     ("joint", "WARMUP = 8", "WARMUP = 9", {"search", "compose kdp_residual", "compose linear_prefix"}),
-    ("replaceme", 'MASSIVE = ("raw", "mask")', 'MASSIVE = ("mask", "raw")', {"compose replaceme_lstsq"}),
+    ("replaceme", 'STARTS = ("identity", "lstsq")', 'STARTS = ("lstsq", "identity")', {"compose replaceme_lstsq"}),
 ])
 def test_an_edit_of_a_whole_point_fit_reruns_what_calls_it(library, monkeypatch, file, old, new, reruns):
     before, path = composed_hashes(), library / f"kdp_core/{file}.py"
