@@ -11,12 +11,8 @@ PATH = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 PROMISED = {"method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds"}
 
 
-@pytest.fixture(scope="module")
-def quality(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("quality", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    root = tmp_path_factory.mktemp("root")
+def write_project(root: Path) -> Path:
+    """What stands at the project's root: a pico model, texts, a config."""
     pico.save(root / "model")
     for name, seed in (("news", 0), ("lee", 1)):
         (root / f"{name}.txt").write_text("\n".join(pico.documents(60, seed=seed)), encoding="utf-8")
@@ -29,9 +25,21 @@ texts:
 calibrations: {{few: {{length: 24, seed: 0, mix: {{news: 12}}}}}}
 cache: cache
 """, encoding="utf-8")
-    module.ROOT = root
+    return root
+
+
+@pytest.fixture(scope="module")
+def quality(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("quality", PATH)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PATH.parent)
+        spec.loader.exec_module(module)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
     module.ROWS = {name: row._replace(options=small(name, row.options)) for name, row in module.ROWS.items()}
-    return module
+    yield module
+    patch.undo()
 
 
 def small(name, options):
@@ -91,12 +99,12 @@ def test_accuracies_are_weighed_alike_and_in_percent(quality):
 
     scores = Scores([Score("a", "acc", 0.5, 0.03, 10, True, "share"), Score("b", "acc", 0.3, 0.04, 10, True, "share"),
                      Score("heldout_ppl", "ppl", 40.0, 2.0, 10, False, "ppl")], 1.0, {})
-    found = quality.flat(scores, "")
+    found = quality.protocol.flat(scores, "")
     assert found["acc"] == pytest.approx(40) and found["acc_stderr"] == pytest.approx(2.5)
     assert (found["a"], found["ppl"], found["ppl_stderr"]) == (50, 40, 2)
 
 
 def test_real_sets_are_named_as_tasks_on_local_files(quality, tmp_path):
-    names = quality.local_tasks(tmp_path / "data", tmp_path)
-    assert names == [f"real_{name}" for name in quality.REAL]
+    names = quality.protocol.local_tasks(tmp_path / "data", tmp_path)
+    assert names == [f"real_{name}" for name in quality.protocol.REAL]
     assert all((tmp_path / f"{name}.yaml").exists() for name in names)

@@ -10,7 +10,10 @@ from tests.workflow.project import Project
 
 ROWS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},
                          "compose": {"entries": 8, "batch_sequences": 12, "positions": 8}},
-        "linear_prefix": {}, "replaceme_lstsq": {}}
+        "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8}}, "joint_drop": {},
+        "wanda": {}}
+CHOOSES = ("laco", "joint_drop", "wanda")
+"""Rows whose fit decides what goes."""
 FEW = "results/pico/few"
 POINT = "results/pico/few/{}/r0.1-k3"
 SUMMARY = "results/tables/summary.md"
@@ -39,6 +42,9 @@ def test_every_row_becomes_a_checkpoint_of_the_size_that_was_planned(composed):
     for row in ROWS:
         at = composed.folder / POINT.format(row)
         facts, plan, record = (store.read(at / name) for name in ("pruned.json", "plan.json", "composed.safetensors"))
+        if row in CHOOSES:
+            assert plan.blocks == [] and facts.params_removed == pytest.approx(plan.ratio_planned, abs=0.03)
+            continue
         assert facts.params_removed == pytest.approx(plan.ratio_planned)
         assert facts.layers_removed == sum(stop - start for start, stop in plan.blocks)
         assert [fit["block"] for fit in record.fits] == plan.blocks
@@ -46,6 +52,20 @@ def test_every_row_becomes_a_checkpoint_of_the_size_that_was_planned(composed):
         assert bool(record.plan.modules) == (row != "replaceme_lstsq") and bool(record.plan.tensors) != bool(
             record.plan.modules)
     assert not list((composed.folder / FEW).glob("*_residual/blocks"))
+
+
+def test_rows_that_choose_in_their_fit_are_measured_like_the_others(composed):
+    composed.run(*(f"{POINT.format(row)}/diagnosis.json" for row in CHOOSES))
+    summary = pd.read_csv(composed.folder / "results/summary.csv", keep_default_na=False).set_index("method")
+    assert set(CHOOSES) <= set(summary.index) and float(summary.loc["wanda", "params_zeroed"]) > 0.05
+    assert summary.index[-1] == "wanda" and "wanda (zeros)" in (composed.folder / SUMMARY).read_text(encoding="utf-8")
+    facts = {row: store.read(composed.folder / POINT.format(row) / "pruned.json") for row in CHOOSES}
+    assert facts["joint_drop"].parts and facts["laco"].layers_removed == store.read(
+        composed.folder / POINT.format("laco") / "plan.json").layers
+    for row in CHOOSES:
+        diagnosis = store.read(composed.folder / POINT.format(row) / "diagnosis.json")
+        assert diagnosis.dropped == [layer for start, stop in facts[row].blocks for layer in range(start, stop)]
+        assert diagnosis.kl_nats > 0
 
 
 def test_blocks_are_the_first_of_the_search(composed):

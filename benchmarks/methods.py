@@ -1,0 +1,146 @@
+"""Every method of the table at the same share of parameters removed: `python benchmarks/methods.py`.
+
+On the embedded model, at 0.10 and 0.25: each row fitted on the same calibration tokens (news), folded, and scored on
+the same held-out news as in quality.py, and on real benchmark sets where they are at hand (--data). A row runs in a
+process of its own, so that the peak of its memory is its own. A method that cannot reach a ratio, or refuses the model,
+keeps its row with the reason in the place of numbers. Methods that set weights to zero stand in the group `zeros`: they
+save neither room nor time without sparse kernels.
+
+A row is written as soon as it is measured, to <out>/methods/, and never measured again: the run can be stopped, split
+between processes by --ratios or --methods, and gone on with. The table, <out>/methods.csv, has the columns of
+quality.csv and
+    fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model in
+    group           `params`, or `zeros`
+    refused         why there are no numbers
+By estimate two and a half hours on two cores (SLEB's greedy search and both KDP rows take most of it).
+"""
+import argparse
+import logging
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import protocol
+from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
+
+from kdp_core import finetune, fold, store
+from kdp_core.methods import METHODS
+from kdp_core.records import PrunedFacts
+
+logger = logging.getLogger("methods")
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    **{name: {"block": CKA} for name in ("remove", "linear", "linear_sequential", "linear_prefix")},
+    "kdp": KDP, "kdp_residual": RESIDUAL,
+    # its own code reads about 10,000 tokens a candidate; here 2,048, as the search of kdp_residual judges on
+    "sleb": {"search": {"sequences": 16}},
+    "streamline": {"compose": {"epochs": 5}},
+}
+"""What rows set beside their defaults, for a run on a CPU."""
+ROWS = {name: Row(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
+REFUSALS = (ValueError, RuntimeError)
+"""What a method that cannot do the model or the ratio raises."""
+
+
+def measure(name: str, ratio: float, ground: Ground, options: argparse.Namespace) -> None:
+    """Fit, fold and score one row; with --tuned its fine-tuned variant too."""
+    at = ground.folder / "rows" / f"seed{options.seed}-{name}-r{ratio:g}"
+    real, tune = ratio in options.data_ratios, name in options.tuned
+    about: dict[str, Any] = {"method": name, "ratio": ratio, "seed": options.seed}
+    made = protocol.calibrate(ground, options.seed, options.sequences)
+    try:
+        selection, search_seconds = protocol.chosen(ROWS[name], ground, made, ratio)
+        plan, seconds, _ = protocol.fitted(ROWS[name], ground, made, selection)
+        pruned = fold.fold(plan, ground.dense, at / "checkpoint")
+    except REFUSALS as refusal:
+        logger.warning("%s at %g: %s", name, ratio, refusal)
+        store.write_json(row_of(at), {**about, "refused": str(refusal)})
+        return
+    # Linux counts it in KiB
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    about |= {"search_seconds": search_seconds, "fit_peak_mib": peak_mib}
+    if not row_of(at).exists():
+        store.write_json(row_of(at), {**about, **described(pruned), "fit_seconds": seconds,
+                                      **ground.judge.score(at / "checkpoint", real)})
+    if tune:
+        after, record = finetune.finetune(ground.dense, at / "checkpoint", at / "tuned",
+                                          protocol.sample(made.tokens, options.tune_on), pruned,
+                                          epochs=options.tune_epochs)
+        store.write_json(row_of(at, FT), {**about, **described(after), "method": name + FT,
+                                          "fit_seconds": seconds + record.seconds,
+                                          **ground.judge.score(at / "tuned", real)})
+    shutil.rmtree(at)
+
+
+def row_of(at: Path, variant: str = "") -> Path:
+    """Where a row's numbers lie."""
+    return at.with_name(f"{at.name}{variant}.json")
+
+
+def described(pruned: PrunedFacts) -> dict[str, Any]:
+    """What a row took out."""
+    return {**protocol.counted(pruned), "group": "zeros" if pruned.params_zeroed else "params",
+            "blocks": " ".join([*(f"{start}-{stop}" for start, stop in pruned.blocks),
+                                *(f"{layer}:{part}" for layer, part in pruned.parts)])}
+
+
+def missing(name: str, ratio: float, ground: Ground, options: argparse.Namespace) -> bool:
+    """Whether a row, or its fine-tuned variant where it is asked for, has not been measured."""
+    at = ground.folder / "rows" / f"seed{options.seed}-{name}-r{ratio:g}"
+    if not row_of(at).exists():
+        return True
+    return name in options.tuned and "refused" not in store.read_json(row_of(at)) and not row_of(at, FT).exists()
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = protocol.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.25])
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration")
+    parser.add_argument("--tuned", nargs="*", default=[], help="rows that get a fine-tuned variant too (none)")
+    parser.add_argument("--alone", action="store_true", help="measure in this process, one row after the other")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> pd.DataFrame:
+    """Run what is not there yet, write the table, print it."""
+    options = arguments(given)
+    ground = protocol.prepare(options.out / "methods", options)
+    protocol.calibrate(ground, options.seed, options.sequences)
+    for ratio in options.ratios:
+        for name in options.methods:
+            if not missing(name, ratio, ground, options):
+                continue
+            if options.alone:
+                measure(name, ratio, ground, options)
+            else:
+                words = list(sys.argv[1:] if given is None else given)
+                one = ["--alone", "--methods", name, "--ratios", f"{ratio:g}"]
+                subprocess.run([sys.executable, __file__, *words, *one], check=True, stdout=subprocess.DEVNULL)
+            write(ground, options)
+            logger.info("ratio %g: %s", ratio, name)
+    frame = write(ground, options)
+    print(frame[["method", "ratio", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds",
+                 "fit_peak_mib", "group"]].to_string(index=False, float_format="%.4g"))
+    return frame
+
+
+def write(ground: Ground, options: argparse.Namespace) -> pd.DataFrame:
+    """The table of all that is there; its columns stand whatever has been measured."""
+    frame = protocol.table(ground.folder, options.out / "methods.csv", list(ROWS))
+    for name in ("fit_peak_mib", "group", "refused"):
+        frame[name] = frame.get(name)
+    frame = frame.sort_values(["ratio", "group"], key=lambda column: column.eq("zeros") if column.name == "group"
+                              else column, kind="stable").reset_index(drop=True)
+    store.write_text(options.out / "methods.csv", frame.to_csv(index=False, lineterminator="\n"))
+    return frame
+
+
+if __name__ == "__main__":
+    protocol.log_to_stderr()
+    main()

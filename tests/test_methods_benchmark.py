@@ -1,0 +1,63 @@
+"""The comparison of all methods on a pico model: a row a method, refusals told, nothing measured twice."""
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from kdp_core.methods import METHODS
+from tests.kdp_core.test_methods import CASES
+from tests.test_quality import PROMISED, write_project
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "methods.py"
+SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
+"""One of each kind: the battery runs them all."""
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("methods_benchmark", PATH)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PATH.parent)
+        spec.loader.exec_module(module)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
+    patch.setattr(module, "ROWS", {name: row._replace(options=CASES[name].options)
+                                   for name, row in module.ROWS.items()})
+    yield module
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def done(benchmark, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    given = ["--out", str(out), "--ratios", "0.2", "0.5", "--sequences", "24", "--items", "16", "--tune-on", "12",
+             "--threads", "1", "--data", str(out / "none"), "--alone", "--tuned", "wanda", "--methods", *SOME]
+    return benchmark.main(given), out, given
+
+
+def test_every_method_of_the_table_has_a_row(benchmark):
+    assert set(benchmark.ROWS) == set(METHODS)
+
+
+def test_the_table_has_what_was_promised(done):
+    frame = done[0]
+    assert PROMISED | {"fit_peak_mib", "group", "refused"} <= set(frame)
+    found = frame[frame["ratio"] == 0.2].set_index("method")
+    assert set(found.index) == {*SOME, "wanda+ft"} and found["refused"].isna().all()
+    assert found["params_removed"].between(0.1, 0.3).all() and (found["fit_peak_mib"] > 100).all()
+    assert found["group"].to_dict() == {name: "zeros" if name.startswith("wanda") else "params" for name in found.index}
+    assert found.index[-2:].tolist() == ["wanda", "wanda+ft"], "zeros stand after the rest"
+
+
+def test_what_cannot_be_is_a_row_with_its_reason(done):
+    found = done[0][done[0]["ratio"] == 0.5].set_index("method")
+    assert "all that attn_drop can leave out" in found.loc["attn_drop", "refused"]
+    assert found.loc["attn_drop"].isna()["ppl"] and found.loc["shortgpt"].notna()["ppl"]
+
+
+def test_nothing_is_measured_twice(benchmark, done, monkeypatch):
+    frame, out, given = done
+    monkeypatch.setattr(benchmark, "measure", lambda *args: pytest.fail("measured again"))
+    assert benchmark.main(given).astype(str).equals(frame.astype(str))
+    assert not list((out / "methods" / "rows").glob("*/checkpoint")), "checkpoints are not kept"
