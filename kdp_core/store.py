@@ -26,7 +26,7 @@ from kdp_core import records
 
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
-PAIRS = {"block", "context", "blocks", "drop"}
+PAIRS = {"block", "context", "blocks", "drop", "parts"}
 """Names under which blocks and (layer, part) pairs stand: tuples in memory, lists in JSON."""
 RECORDS = {name: kind for name, kind in vars(records).items() if hasattr(kind, "_fields")}
 
