@@ -9,14 +9,13 @@ save neither room nor time without sparse kernels.
 A row is written as soon as it is measured, to <out>/methods/, and never measured again: the run can be stopped, split
 between processes by --ratios or --methods, and gone on with. The table, <out>/methods.csv, has the columns of
 quality.csv and
-    fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model in
+    fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model in (Linux only)
     group           `params`, or `zeros`
     refused         why there are no numbers
 By estimate two and a half hours on two cores (SLEB's greedy search and both KDP rows take most of it).
 """
 import argparse
 import logging
-import resource
 import shutil
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import pandas as pd
 import protocol
 from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
 
-from kdp_core import finetune, fold, store
+from kdp_core import efficiency, finetune, fold, store
 from kdp_core.methods import METHODS
 from kdp_core.records import PrunedFacts
 
@@ -60,9 +59,8 @@ def measure(name: str, ratio: float, ground: Ground, options: argparse.Namespace
         logger.warning("%s at %g: %s", name, ratio, refusal)
         store.write_json(row_of(at), {**about, "refused": str(refusal)})
         return
-    # Linux counts it in KiB
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    about |= {"search_seconds": search_seconds, "fit_peak_mib": peak_mib}
+    # not ru_maxrss: a child's begins at what its parent had
+    about |= {"search_seconds": search_seconds, "fit_peak_mib": efficiency.resident_mib("VmHWM")}
     if not row_of(at).exists():
         store.write_json(row_of(at), {**about, **described(pruned), "fit_seconds": seconds,
                                       **ground.judge.score(at / "checkpoint", real)})

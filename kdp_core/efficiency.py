@@ -129,7 +129,7 @@ class Meter:
         self._before_mib: float | None = None
         if device.type == "cpu":
             _release_freed()
-            self._before_mib = _resident_mib("VmRSS")
+            self._before_mib = resident_mib("VmRSS")
 
     def start_runs(self) -> None:
         """From here on the peak counts."""
@@ -146,7 +146,7 @@ class Meter:
         """(MiB, kind), as the module's docstring names the kinds."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MIB, "cuda_allocated"
-        peak = _resident_mib("VmHWM")
+        peak = resident_mib("VmHWM")
         if self._before_mib is not None and peak is not None:
             return peak - self._before_mib, "cpu_resident_growth"
         held = [*model.parameters(), *model.buffers()]
@@ -180,7 +180,7 @@ def _release_freed() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _resident_mib(field: str) -> float | None:
+def resident_mib(field: str) -> float | None:
     """VmRSS or VmHWM of this process; None where there is no /proc."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
