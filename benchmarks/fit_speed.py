@@ -174,8 +174,8 @@ def make_dense(folder: Path) -> Path:
     return folder / "dense"
 
 
-def make_states(block: Block, dense: Path, folder: Path) -> HiddenStates:
-    """The block's states on the default config's calibration sequences."""
+def make_states(block: Block, dense: Path, folder: Path, sequences: int | None = None) -> HiddenStates:
+    """The block's states on the default config's calibration sequences, or on so many of each text."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     cache = ROOT / config["cache"]
     calibration = next(iter(config["calibrations"].values()))
@@ -184,7 +184,7 @@ def make_states(block: Block, dense: Path, folder: Path) -> HiddenStates:
         text = config["texts"][name]
         path = assets.fetch(text["source"], sha256=text["sha256"], cache=cache)
         documents = texts.read_documents(path, format=text["format"], encoding=text["encoding"])
-        parts.append(texts.Part(name, documents, count))
+        parts.append(texts.Part(name, documents, sequences or count))
     tokens = texts.pack(models.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"])
     hidden.extract(models.load_model(dense), tokens, folder / "hidden.zarr", layers=list(range(block[0], block[1] + 1)))
     return hidden.read(folder / "hidden.zarr")
@@ -194,6 +194,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=Path, help="stored states; without it those of `make demo`, or made anew")
+    parser.add_argument("--sequences", type=int, help="make states anew, of so many sequences of each text")
     parser.add_argument("--dense", type=Path, help="converted checkpoint to make states with")
     parser.add_argument("--block", default="14-16", help="first layer and one past the last (14-16)")
     parser.add_argument("--epochs", type=int, default=100, help="of each step (100)")
@@ -218,10 +219,10 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     options = arguments(given)
     block: Block = tuple(int(layer) for layer in options.block.split("-"))
     torch.set_num_threads(options.threads)
-    path = options.hidden or (HIDDEN if HIDDEN.exists() and options.dense is None else None)
+    path = options.hidden or (HIDDEN if HIDDEN.exists() and not (options.dense or options.sequences) else None)
     with tempfile.TemporaryDirectory() as folder:
         dense = options.dense or (DENSE if DENSE.exists() else make_dense(Path(folder)))
-        states_of = hidden.read(path) if path else make_states(block, dense, Path(folder))
+        states_of = hidden.read(path) if path else make_states(block, dense, Path(folder), options.sequences)
         rows = [run_fit(name, states_of, block, dense, options) for name in FITS]
         for name in RECIPES:
             rows += run_recipe(name, states_of, block, options)

@@ -28,8 +28,13 @@ import protocol
 from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
 
 from kdp_core import efficiency, finetune, fold, store
+from kdp_core.blocks import BlockError
+from kdp_core.fold import FoldError
+from kdp_core.influence import RankError
 from kdp_core.methods import METHODS
 from kdp_core.records import PrunedFacts
+from kdp_core.search import SearchError
+from kdp_core.states import FitError
 
 logger = logging.getLogger("methods")
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -41,8 +46,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What rows set beside their defaults, for a run on a CPU."""
 ROWS = {name: Row(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
-REFUSALS = (ValueError, RuntimeError)
-"""What a method that cannot do the model or the ratio raises."""
+REFUSALS = (BlockError, FitError, FoldError, RankError, SearchError)
+"""What a method that cannot do the model or the ratio raises; anything else is a fault and stops the run."""
 
 
 def measure(name: str, ratio: float, ground: Ground, options: argparse.Namespace) -> None:

@@ -79,7 +79,8 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, mod
     shares = shares_of(blocks, facts, module_params)
     if ratio > shares[-1] + ROUNDING:
         raise BlockError(f"ratio {ratio}: the {len(blocks)} layers that the search ordered remove at most "
-                         f"{shares[-1]:.3f} of all parameters; lower the ratio, or raise search.largest or k_max")
+                         f"{shares[-1]:.3f} of all parameters; ask for less, or let the row order more "
+                         "(search.largest, keep_first, k_max)")
     count = enough(shares, ratio, match)
     picked = sorted(zip(blocks[:count], search.scores, strict=False))
     return Selection([block for block, _ in picked], [score for _, score in picked], search.criterion, ratio,

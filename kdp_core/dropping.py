@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from transformers import AutoConfig
 
 from kdp_core import models
-from kdp_core.blocks import BlockError
+from kdp_core.blocks import ROUNDING, BlockError
 from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import PARTS, drop_parts
 from kdp_core.passes import Passes
@@ -28,7 +29,6 @@ from kdp_core.states import FitError
 logger = logging.getLogger(__name__)
 Unit = tuple[int, str]
 """(layer, `attention` or `mlp`)."""
-ROUNDING = 1e-12
 
 
 def attention(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -76,43 +76,41 @@ def joint(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates, selection: Selection, device: str,
           dtype: str, iterative: bool, sequences: int | None, batch: int, match: str) -> Composed:
     began = time.perf_counter()
-    if match not in ("nearest", "reach"):
-        raise BlockError(f"compose.match {match!r}: choose one of nearest, reach")
-    if sequences is not None and not 1 <= sequences <= hidden.sequences:
-        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences}; give 1 to that, or null for all")
+    _check(method, dense, sequences, hidden.sequences, match)
     model = models.load_model(dense, device=device, dtype=dtype)
-    family = model.config.model_type
-    if family not in PARTS or not getattr(model.config, "do_layer_norm_before", True):
-        raise FitError(f"{method} cannot leave out parts of this {family} model; it knows pre-norm models of "
-                       f"{', '.join(PARTS)}")
-    passes = Passes(model, hidden.tokens)
-    params = {(layer, part): _params(module, family, part)
+    family, total, passes = model.config.model_type, models.count_params(model), Passes(model, hidden.tokens)
+    shares = {(layer, part): _params(module, family, part) / total
               for layer, module in enumerate(passes.layers) for part in parts}
-    total = models.count_params(model)
-    reachable = sum(params.values()) / total
+    reachable = sum(shares.values())
     if selection.ratio_target > reachable + ROUNDING:
         raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can leave out is "
                          f"{reachable:.4f} of all parameters; ask for less")
-    start_STD, rows = hidden.state(0)[:sequences], []
-    gone: list[Unit] = []
+    start_STD, rows, gone = hidden.state(0)[:sequences], [], 0.0
     scores = _cosines(passes, family, start_STD, batch)
-    while True:
-        unit = max((unit for unit in params if unit not in gone),
-                   key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
-        share, with_it = (sum(params[u] for u in units) / total for units in (gone, [*gone, unit]))
-        if gone and _enough(share, with_it, selection.ratio_target, match):
+    while shares:
+        layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
+        if rows and _enough(gone, gone + shares[unit], selection.ratio_target, match):
             break
-        gone.append(unit)
-        rows.append({"layer": unit[0], "part": unit[1], "cosine": scores[unit], "share": with_it})
-        logger.info("%s of layer %d goes: cosine %.4f", unit[1], unit[0], scores[unit])
-        if len(gone) == len(params):
-            break
+        gone += shares.pop(unit)
+        rows.append({"layer": layer, "part": part, "cosine": scores[unit], "share": gone})
+        logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
         if iterative:
-            drop_parts(model, family, {unit[1]: [unit[0]]})
+            drop_parts(model, family, {part: [layer]})
             scores = _cosines(passes, family, start_STD, batch)
-    plan = Plan(method, _drops(gone), [], {})
+    plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
     return Composed(plan, [], [], {"tokens": len(start_STD) * hidden.tokens, "order": rows,
                                    "seconds": time.perf_counter() - began})
+
+
+def _check(method: str, dense: Path, sequences: int | None, have: int, match: str) -> None:
+    if match not in ("nearest", "reach"):
+        raise BlockError(f"compose.match {match!r}: choose one of nearest, reach")
+    if sequences is not None and not 1 <= sequences <= have:
+        raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
+    config = AutoConfig.from_pretrained(dense)
+    if config.model_type not in PARTS or not getattr(config, "do_layer_norm_before", True):
+        raise FitError(f"{method} cannot leave out parts of this {config.model_type} model; it knows pre-norm models "
+                       f"of {', '.join(PARTS)}")
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:

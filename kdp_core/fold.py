@@ -175,9 +175,9 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> 
 
 
 def _zeroed(plan: Plan, dense: Path) -> int:
-    """Weights that are zero in the plan's tensors and were not before."""
+    """Weights that a sparse plan's tensors set to zero and that were not before."""
     found = 0
-    for path in sorted(dense.glob("*.safetensors")):
+    for path in sorted(dense.glob("*.safetensors")) if plan.sparse else []:
         with safe_open(path, framework="pt") as file:
             for name in sorted(set(plan.tensors) & set(file.keys())):
                 found += int(((plan.tensors[name] == 0) & (file.get_tensor(name) != 0)).sum())

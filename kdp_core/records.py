@@ -170,6 +170,8 @@ class Plan(NamedTuple):
     """Stand-ins, ascending; neighbouring blocks have one each."""
     tensors: dict[str, Tensor]
     """Replacements of remaining tensors of the dense model, by state-dict name."""
+    sparse: bool = False
+    """Whether the method means the zeros of `tensors`, so that they count as removed; a sum may hold some by chance."""
 
 
 class Composed(NamedTuple):

@@ -306,6 +306,6 @@ def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dic
     tensors = {name: module.weight.detach().cpu() for name, _, module in matrices}
     zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in tensors.values())
     scope = sum(tensor.numel() for tensor in tensors.values())
-    return Composed(Plan(method, [], [], tensors), [], [],
+    return Composed(Plan(method, [], [], tensors, sparse=True), [], [],
                     {**stats, "zeros": zeros, "share_of_scope": zeros / scope,
                      "share_of_all": zeros / models.count_params(model)})

@@ -1,5 +1,4 @@
 """The comparison of dictionaries: its rows are those of the fits themselves, its errors and divergences by hand."""
-import importlib.util
 import math
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from kdp_core import fold, kernel, models, residual
 from kdp_core.records import Plan
 from tests.kdp_core import stored
+from tests.test_quality import load
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "dictionaries.py"
 SMALL = ["--layers", "2", "6", "--features", "4", "9", "--theta-steps", "6", "--neurons", "4", "8", "99",
@@ -20,10 +20,7 @@ SMALL = ["--layers", "2", "6", "--features", "4", "9", "--theta-steps", "6", "--
 
 @pytest.fixture(scope="module")
 def dictionaries():
-    spec = importlib.util.spec_from_file_location("dictionaries", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(PATH)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """The speed comparison: its numbers are those of the fits themselves, its ratios those of its curves."""
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from kdp_core import inverse, kernel, linear, states
 from tests import pico
 from tests.kdp_core import stored
+from tests.test_quality import load
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "fit_speed.py"
 SMALL = ["--block", "4-6", "--epochs", "3", "--features", "16", "--width", "8", "--repeats", "2", "--threads", "1"]
@@ -16,10 +16,7 @@ SMALL = ["--block", "4-6", "--epochs", "3", "--features", "16", "--width", "8", 
 
 @pytest.fixture(scope="module")
 def fit_speed():
-    spec = importlib.util.spec_from_file_location("fit_speed", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(PATH)
 
 
 @pytest.fixture(scope="module")

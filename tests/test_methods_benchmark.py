@@ -1,12 +1,11 @@
 """The comparison of all methods on a pico model: a row a method, refusals told, nothing measured twice."""
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from kdp_core.methods import METHODS
 from tests.kdp_core.test_methods import CASES
-from tests.test_quality import PROMISED, write_project
+from tests.test_quality import PROMISED, load, write_project
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "methods.py"
 SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
@@ -15,11 +14,7 @@ SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("methods_benchmark", PATH)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PATH.parent)
-        spec.loader.exec_module(module)
+    module = load(PATH)
     patch = pytest.MonkeyPatch()
     patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
     patch.setattr(module, "ROWS", {name: row._replace(options=CASES[name].options)
@@ -54,6 +49,15 @@ def test_what_cannot_be_is_a_row_with_its_reason(done):
     found = done[0][done[0]["ratio"] == 0.5].set_index("method")
     assert "all that attn_drop can leave out" in found.loc["attn_drop", "refused"]
     assert found.loc["attn_drop"].isna()["ppl"] and found.loc["shortgpt"].notna()["ppl"]
+
+
+def test_a_fault_is_no_refusal(benchmark, done, monkeypatch):
+    """It stops the run, so that the row is measured once it is mended."""
+    _, out, given = done
+    monkeypatch.setattr(benchmark.fold, "fold", lambda *args: (_ for _ in ()).throw(ValueError("a fault")))
+    with pytest.raises(ValueError, match="a fault"):
+        benchmark.main([*given, "--ratios", "0.3", "--methods", "remove"])
+    assert not list((out / "methods" / "rows").glob("*remove-r0.3*"))
 
 
 def test_nothing_is_measured_twice(benchmark, done, monkeypatch):

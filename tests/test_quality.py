@@ -11,6 +11,16 @@ PATH = Path(__file__).parents[1] / "benchmarks" / "quality.py"
 PROMISED = {"method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds"}
 
 
+def load(path: Path):
+    """A benchmark as a module; what it imports from beside it is found as when it is run."""
+    spec = importlib.util.spec_from_file_location(path.stem + "_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+    return module
+
+
 def write_project(root: Path) -> Path:
     """What stands at the project's root: a pico model, texts, a config."""
     pico.save(root / "model")
@@ -30,11 +40,7 @@ cache: cache
 
 @pytest.fixture(scope="module")
 def quality(tmp_path_factory):
-    spec = importlib.util.spec_from_file_location("quality", PATH)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PATH.parent)
-        spec.loader.exec_module(module)
+    module = load(PATH)
     patch = pytest.MonkeyPatch()
     patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
     module.ROWS = {name: row._replace(options=small(name, row.options)) for name, row in module.ROWS.items()}
