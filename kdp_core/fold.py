@@ -61,6 +61,8 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
     if _own_class(plan) and config.model_type not in modeling.FAMILIES:
         raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins and layers without "
                         f"a part exist for {', '.join(modeling.FAMILIES)}")
+    if plan.shape and (plan.drop or plan.modules):
+        raise FoldError(f"plan of {plan.method} changes widths and drops layers too; a plan does one of both")
     if _parts(plan) and not getattr(config, "do_layer_norm_before", True):
         raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {config.model_type} model: its "
                         "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
@@ -81,7 +83,7 @@ def _parts(plan: Plan) -> list[tuple[int, str]]:
 
 def _own_class(plan: Plan) -> bool:
     """Whether the model's own class cannot hold the pruned model."""
-    return bool(plan.modules or _parts(plan))
+    return bool(plan.modules or _parts(plan) or plan.shape)
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
@@ -117,6 +119,7 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
                 "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
                 "dropped_parts": {which: [keep.index(layer) for layer, part in _parts(plan) if part == which]
                                   for which in ("attention", "mlp")},
+                **(plan.shape or {}),
                 "auto_map": {"AutoConfig": f"{Path(modeling.FILE).stem}.{config_class.__name__}",
                              "AutoModelForCausalLM": f"{Path(modeling.FILE).stem}.{model_class.__name__}"}}
     return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
@@ -134,11 +137,13 @@ def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str,
                 if new is not None and not name.startswith(gone):
                     made[new] = file.get_tensor(name)
                     if name in plan.tensors:
-                        made[new] = _replacement(name, plan.tensors[name], made[new])
+                        made[new] = _replacement(plan, name, made[new])
                         replaced.add(name)
-    if unknown := sorted(set(plan.tensors) - replaced):
-        raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
     dtype = next(iter(made.values())).dtype
+    if plan.shape:
+        made |= {name: plan.tensors[name].to(dtype) for name in sorted(set(plan.tensors) - replaced)}
+    elif unknown := sorted(set(plan.tensors) - replaced):
+        raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
     for _, path, tensors in _stand_ins(plan, keep):
         made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
     return made
@@ -150,9 +155,10 @@ def _part_prefixes(plan: Plan, prefix: str, family: str) -> tuple[str, ...]:
                  for beside, adding in [modeling.PARTS[family][part]] for name in (*beside, adding))
 
 
-def _replacement(name: str, tensor: Tensor, before: Tensor) -> Tensor:
+def _replacement(plan: Plan, name: str, before: Tensor) -> Tensor:
     """The plan's tensor in the checkpoint's precision."""
-    if tensor.shape != before.shape:
+    tensor = plan.tensors[name]
+    if tensor.shape != before.shape and not plan.shape:
         raise FoldError(f"plan replaces {name}, of shape {list(before.shape)}, by one of shape {list(tensor.shape)}")
     return tensor.to(before.dtype)
 

@@ -172,6 +172,9 @@ class Plan(NamedTuple):
     """Replacements of remaining tensors of the dense model, by state-dict name."""
     sparse: bool = False
     """Whether the method means the zeros of `tensors`, so that they count as removed; a sum may hold some by chance."""
+    shape: dict[str, Any] | None = None
+    """Entries of the folded configuration that say in which shapes the model is built, for plans that change widths;
+    `tensors` then have these shapes, and may hold tensors that the dense model lacks. Such a plan drops no layers."""
 
 
 class Composed(NamedTuple):

@@ -424,6 +424,7 @@ def test_weights_set_to_zero_count_as_removed(dense, tmp_path):
 @pytest.mark.parametrize("the_plan, message", [
     (Plan("m", [(2, "norm")], [], {}), "plan of m drops 'norm' of a layer; a part is whole, attention or mlp"),
     (Plan("m", [(2, "attention"), (2, "mlp")], [], {}), r"layers \[2, 2\].*both parts of a layer: drop it whole"),
+    (Plan("m", [(2, "whole")], [], {}, shape={"widths": []}), "plan of m changes widths and drops layers too"),
     (Plan("m", [(10, "whole")], [], {}), r"plan of m drops layers \[10\]; the model has layers 0 to 9, each once"),
     (Plan("m", [(-1, "whole")], [], {}), r"layers \[-1\]; the model has layers 0 to 9"),
     (Plan("m", [(2, "whole"), (2, "whole")], [], {}), r"layers \[2, 2\].*each once"),
