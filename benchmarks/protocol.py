@@ -89,7 +89,7 @@ def log_to_stderr() -> None:
 def prepare(folder: Path, options: argparse.Namespace) -> Ground:
     """Model, tasks and the dense model's scores, each made once."""
     torch.set_num_threads(options.threads)
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config = default_config()
     dense, facts = dense_model(folder, config)
     own = folder / "tasks"
     if not own.exists():
@@ -104,6 +104,11 @@ def prepare(folder: Path, options: argparse.Namespace) -> Ground:
             "method": "dense", "ratio": 0.0, "seed": None, "params_removed": 0.0, "params": facts.params_total,
             "layers_removed": 0, "fit_seconds": 0.0, "search_seconds": 0.0, **judge.score(dense, bool(real))})
     return Ground(folder, dense, facts, config, judge)
+
+
+def default_config() -> dict[str, Any]:
+    """That of the embedded model and texts."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 
 
 def dense_model(folder: Path, config: dict[str, Any]) -> tuple[Path, ModelFacts]:

@@ -23,7 +23,7 @@ Modules in the order of the flow; each imports only from those above it.
     projection  frequencies of random features learned against held-out decode error
     residual    stand-ins with a skip path and a dictionary of the model's own neurons
     replaceme   a run of layers absorbed into the MLP before it
-    influence   block influence of layers, and orders that papers published
+    influence   block influence of layers
     sleb        layers by the loss without them, one after another
     shortened   layers by perplexity, Taylor expansion or magnitude, ranked once
     streamline  a run of layers replaced by one trained layer
@@ -32,6 +32,7 @@ Modules in the order of the flow; each imports only from those above it.
     dropping    attentions and MLPs left out one by one
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
+    oracles     choices of layers that papers published
     fold        a plan to a pruned checkpoint
     finetune    low-rank fine-tuning of a pruned checkpoint's output head
     tasks       evaluation data and task definitions made from held-out text

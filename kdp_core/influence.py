@@ -7,7 +7,7 @@ The paper has no released code. The public one (sramshetty/ShortGPT) takes the l
 `hidden_states`, after the final norm, which raises the last layer's influence and so protects it; it lets pad tokens
 count, reads 0.5 where a state is zero, and leaves ties to an unstable sort. Here the last state is the true one
 (`last_state`), sequences hold no pad tokens, a token with a zero state is left out and counted, and of equal layers
-the lowest goes first. Its order for LLaMA-2-7B differs from the paper's, its set does not (ORACLES).
+the lowest goes first. Its order for LLaMA-2-7B differs from the paper's, its set does not (kdp_core.oracles).
 
 The rankings of other papers use what is public here beside `block_influence`.
 """
@@ -33,19 +33,6 @@ BATCH = 8
 
 class RankError(ValueError):
     """Options or states that no ranking of layers can work with."""
-
-
-class Oracle(NamedTuple):
-    """A published order in which layers go, or its beginning."""
-    model: str
-    source: str
-    order: list[int]
-
-
-ORACLES = {
-    "paper": Oracle("LLaMA-2-7B", "Men et al. 2024", [27, 26, 25, 28, 24, 29, 23, 21, 22]),
-    "code": Oracle("LLaMA-2-7B", "sramshetty/ShortGPT 78d9615", [25, 27, 24, 26, 28, 29, 23, 22, 21]),
-}
 
 
 class _Influence(NamedTuple):
@@ -121,10 +108,3 @@ def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: in
     order = sorted(scores, key=lambda layer: (scores[layer], layer))
     return Search(order, [scores[layer] for layer in order], criterion, k_max,
                   {str(layer): score for layer, score in scores.items()}, evaluations, stats)
-
-
-def agreement(search: Search, oracle: Oracle) -> tuple[float, bool]:
-    """Of the layers that a publication removes, the share that this search removes as early; is the order the same?"""
-    n = len(oracle.order)
-    common = set(search.order[:n]) & set(oracle.order)
-    return len(common) / n, search.order[:n] == oracle.order

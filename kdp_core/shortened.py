@@ -6,7 +6,7 @@ magnitude   I_n = sum_k sum_ij |W_ij|: no data.
 
 The lowest goes first; of equal ones the lowest layer. The paper keeps the first four and the last two layers whatever
 they score (its "+"): by Taylor and magnitude layer 0 would be among the first to go. The released code applies it when
-it removes and writes unprotected orders (ORACLES); here protected layers are not ordered at all.
+it removes and writes unprotected orders (kdp_core.oracles); here protected layers are not ordered at all.
 
 The paper sums over linear weights; the released code adds the weights of the norms, and so do we. Biases never count
 (LLaMA has none, OPT has). Gemma's norms multiply by 1 + w: that gain counts, where the code would read w, as I_n stands
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kdp_core import models
 from kdp_core.distil import token_losses
 from kdp_core.hidden import HiddenStates
-from kdp_core.influence import Oracle, RankError, ranked
+from kdp_core.influence import RankError, ranked
 from kdp_core.modeling import decoder_layers
 from kdp_core.passes import Passes
 from kdp_core.records import ModelFacts, Search, Tokens
@@ -37,16 +37,6 @@ logger = logging.getLogger(__name__)
 NORMS = ("l1", "l2")
 GAIN_OFFSET = {"gemma3_text": 1.0}
 """What the norms of a family add to their weight before they multiply by it."""
-ORACLES = {
-    "ppl_llama2_7b": Oracle("LLaMA-2-7B", "Nota-NetsPresso/shortened-llm 4031a92, PPL, without protection",
-                            [11, 8, 24, 21, 12, 7, 9, 10, 18, 27, 14, 23, 25, 15]),
-    "taylor_llama2_7b": Oracle("LLaMA-2-7B", "Nota-NetsPresso/shortened-llm 4031a92, Taylor, without protection",
-                               [0, 28, 27, 25, 29, 26, 24, 23, 21, 22, 30, 20]),
-    "ppl_llama3_8b": Oracle("LLaMA-3-8B", "Nota-NetsPresso/shortened-llm 4031a92, PPL, without protection",
-                            [8, 23, 9, 11, 10, 25, 26, 12, 22, 19, 24, 14, 7, 21]),
-    "taylor_llama3_8b": Oracle("LLaMA-3-8B", "Nota-NetsPresso/shortened-llm 4031a92, Taylor, without protection",
-                               [24, 25, 26, 28, 29, 23, 27, 22, 20, 19, 21, 30]),
-}
 
 
 def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,

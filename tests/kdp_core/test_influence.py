@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kdp_core import hidden, models
-from kdp_core.influence import ORACLES, Oracle, RankError, agreement, block_influence, ranked
+from kdp_core.influence import RankError, block_influence, ranked
 from kdp_core.modeling import decoder_layers
-from kdp_core.records import ModelFacts, Search
+from kdp_core.records import ModelFacts
 from tests import pico
 from tests.kdp_core import stored
 
@@ -148,12 +148,3 @@ def test_options_that_cannot_be_are_named(dense, options, message):
 def test_a_score_that_is_no_number_is_refused():
     with pytest.raises(RankError, match="layer 2: its taylor is nan; try dtype float32"):
         ranked({1: 0.5, 2: float("nan")}, "taylor", 3, 1, {})
-
-
-def test_agreement_tells_sets_from_orders():
-    search = Search([5, 3, 4, 1], [0.0] * 4, "ppl", 2, {}, 0, {})
-    assert agreement(search, Oracle("a", "b", [5, 3])) == (1.0, True)
-    assert agreement(search, Oracle("a", "b", [4, 3, 5])) == (1.0, False)
-    assert agreement(search, Oracle("a", "b", [5, 3, 2, 0])) == (0.5, False)
-    paper = Search(ORACLES["paper"].order, [0.0] * 9, "block_influence", 2, {}, 0, {})
-    assert agreement(paper, ORACLES["code"]) == (1.0, False), "the code's set is the paper's"
