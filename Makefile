@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python workflow_scripts/launch.py --cores $(CORES)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES)
 
 clean:
 	rm -rf results .snakemake

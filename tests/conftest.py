@@ -13,6 +13,14 @@ from tests import pico
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """A worker runs whole files, and one of them all runs of the workflow, which share a built project: these first."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    for item in items:
+        group = "workflow" if "workflow" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", params=pico.FAMILIES)
 def pico_folder(request, tmp_path_factory):
     """A pico checkpoint of each family in turn."""
