@@ -18,6 +18,7 @@ backward pass over all sequences, but made layer by layer from kept states, so t
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -133,23 +134,36 @@ def _gain(weight: Tensor, family: str) -> Tensor:
 
 def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
     """sum |W dL/dW| of each eligible layer, from the last layer back."""
-    passes, scores = judge.passes, {}
-    last = len(passes.layers) - 1
-    predictions = judge.ids_ST[:, 1:].numel()
+    scores, family = {}, judge.passes.model.config.model_type
+    for layer, weights, gradients, _ in backward(judge, eligible, _weights):
+        # I_n = sum_k sum_ij |dL/dW_ij W_ij|, L the mean over all predictions
+        products = (gradient * _gain(weight.detach(), family)
+                    for gradient, weight in zip(gradients, weights, strict=True))
+        scores[layer] = (sum(one.abs().sum(dtype=torch.float64).item() for one in products)
+                         / judge.ids_ST[:, 1:].numel())
+        logger.info("layer %d of %d: %.4g", layer, eligible.start, scores[layer])
+    return {layer: scores[layer] for layer in eligible}
+
+
+def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]],
+             squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
+    """One backward pass of the loss summed over all predictions; only one layer's gradients stand in memory.
+
+    Of each of `layers`, the last first: its number, the weights that `weights_of` names, their gradients and, where
+    `squared`, the sums over sequences of the squared gradients of each, else none.
+    """
+    # squares are of single sequences, so these go one by one
+    judge = judge._replace(batch_sequences=1) if squared else judge
+    passes, last = judge.passes, len(judge.passes.layers) - 1
     final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
     goal_STD = torch.cat([_head_gradient(passes, h_BTD, ids_BT) for h_BTD, ids_BT in
                           zip(final_STD.split(judge.batch_sequences), judge.ids_ST.split(judge.batch_sequences),
                               strict=True)])
-    for layer in range(last, eligible.start - 1, -1):
-        weights = _weights(passes.layers[layer]) if layer in eligible else []
-        goal_STD, gradients = _layer_gradients(judge, layer, weights, goal_STD)
-        if layer in eligible:
-            # I_n = sum_k sum_ij |dL/dW_ij W_ij|, L the mean over all predictions
-            products = (gradient * _gain(weight.detach(), passes.model.config.model_type)
-                        for gradient, weight in zip(gradients, weights, strict=True))
-            scores[layer] = sum(one.abs().sum(dtype=torch.float64).item() for one in products) / predictions
-            logger.info("layer %d of %d: %.4g", layer, eligible.start, scores[layer])
-    return {layer: scores[layer] for layer in eligible}
+    for layer in range(last, layers.start - 1, -1):
+        weights = weights_of(passes.layers[layer]) if layer in layers else []
+        goal_STD, gradients, squares = _layer_gradients(judge, layer, weights, goal_STD, squared)
+        if layer in layers:
+            yield layer, weights, gradients, squares
 
 
 def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
@@ -164,11 +178,13 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     return gradient.float().cpu()
 
 
-def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter],
-                     goal_STD: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """From d/d(state after a layer) those of the state before it and, summed over all sequences, of its weights."""
+def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
+                     squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """From d/d(state after a layer) those of the state before it and, summed over all batches, of its weights; and
+    the sums of their squares."""
     passes, before = judge.passes, []
     summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    squares = [torch.zeros_like(total) for total in summed] if squared else []
     for weight in weights:
         weight.requires_grad_(True)
     for h_BTD, goal_BTD in zip(judge.states[layer].split(judge.batch_sequences),
@@ -179,6 +195,8 @@ def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter],
         before.append(state.float().cpu())
         for total, gradient in zip(summed, found, strict=True):
             total += gradient
+        for total, gradient in zip(squares, found, strict=squared):
+            total += gradient.float().square()
     for weight in weights:
         weight.requires_grad_(False)
-    return torch.cat(before), summed
+    return torch.cat(before), summed, squares
