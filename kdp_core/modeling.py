@@ -5,7 +5,8 @@ after the last layer, what that layer returns (`stand_in_after`). So layers stay
 per-layer list of the configuration fits, the KV cache is the base class's own, and a stand-in, which acts on each
 token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
 A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
-A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`).
+A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`), or have
+them in sizes of its own (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays).
 
 This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
 kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
@@ -180,6 +181,15 @@ PARTS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
 }
 """Family -> part -> (submodules of a layer that go with it, the one whose output is added to the state)."""
 
+_COUPLED = {"attention": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"),
+            "mlp": (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")}
+COUPLED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3_text"), _COUPLED),
+    "opt": {"attention": (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.out_proj"),
+            "mlp": (("fc1",), "fc2")},
+}
+"""Family -> part -> (linear maps of a layer whose rows are its heads or channels, the one whose columns are)."""
+
 MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine, "residual": Residual}
 
 
@@ -244,6 +254,29 @@ def drop_parts(model: nn.Module, family: str, dropped: dict[str, list[int]]) -> 
             setattr(layers[number], adding, NoAttention(number) if part == "attention" else NoMlp())
 
 
+def narrow(model: nn.Module, family: str, widths: list[dict[str, int]]) -> None:
+    """Give every layer the heads and MLP channels that configurations name; weights are left for the checkpoint."""
+    for layer, sizes in zip(decoder_layers(model), widths, strict=True):
+        attention, heads, kv_heads = layer.self_attn, sizes["heads"], sizes["kv_heads"]
+        for part, (inner, outer) in COUPLED[family].items():
+            size = heads * attention.head_dim if part == "attention" else sizes["intermediate"]
+            for name in inner:
+                shared = name.endswith(("k_proj", "v_proj"))
+                _resize(layer, name, rows=kv_heads * attention.head_dim if shared else size)
+            _resize(layer, outer, columns=size)
+        # what the families call their counts: OPT the first, the others the second
+        for name, count in (("num_heads", heads), ("num_key_value_groups", heads // kv_heads)):
+            if hasattr(attention, name):
+                setattr(attention, name, count)
+
+
+def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None) -> None:
+    """Another linear map in the place of one, the same but for its size."""
+    old = layer.get_submodule(name)
+    layer.set_submodule(name, nn.Linear(columns or old.in_features, rows or old.out_features, old.bias is not None,
+                                        device=old.weight.device, dtype=old.weight.dtype))
+
+
 def attach_head_adapter(model: nn.Module, rank: int) -> None:
     """Put an adapter of this rank before the output head; weights are left for the checkpoint to fill."""
     model.head_adapter = LowRank(model.lm_head.in_features, rank)
@@ -264,6 +297,8 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
 
     def __init__(self: nn.Module, config: Any) -> None:
         model_class.__init__(self, config)
+        if config.widths:
+            narrow(self, family, config.widths)
         drop_parts(self, family, config.dropped_parts)
         attach(self, config.stand_ins)
         if config.head_adapter:
@@ -275,12 +310,12 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         shutil.copy(__file__, Path(save_directory) / FILE)
 
     folded_config = type(f"Folded{name}Config", (config_class,), {
-        "model_type": PREFIX + family, "stand_ins": [], "dropped_parts": {}, "head_adapter": 0,
+        "model_type": PREFIX + family, "stand_ins": [], "dropped_parts": {}, "widths": [], "head_adapter": 0,
         "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
         "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
-        "__doc__": f"{name} with stand-ins for dropped layers, layers without attention or MLP, an adapter before its "
-                   "head: as its configuration says."})
+        "__doc__": f"{name} with stand-ins for dropped layers, layers without attention or MLP or in other sizes, an "
+                   "adapter before its head: as its configuration says."})
     return folded_config, folded_model
 
 

@@ -162,7 +162,7 @@ def test_folded_classes_are_registered_subclasses(family):
     assert isinstance(AutoConfig.for_model(config_class.model_type), config_class)
     assert AutoModelForCausalLM._model_mapping[config_class] is model_class
     assert getattr(modeling, model_class.__name__) is model_class
-    assert config_class().stand_ins == []
+    assert config_class().stand_ins == [] and config_class().widths == []
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
@@ -173,6 +173,41 @@ def test_folded_class_without_stand_ins_is_the_base_class(family):
                                          if key != "model_type"})).eval()
     folded.load_state_dict(base.state_dict())
     assert torch.equal(logits(folded), logits(base))
+
+
+def with_widths(base, widths):
+    config_class, model_class = FOLDED[base.config.model_type]
+    given = {key: value for key, value in base.config.to_dict().items() if key != "model_type"}
+    return model_class(config_class(**given, widths=widths)).eval()
+
+
+def whole(family, channels=64):
+    return {"heads": 4, "kv_heads": 4 if family == "opt" else 2, "intermediate": channels}
+
+
+@pytest.mark.parametrize("family", pico.EVERY)
+def test_all_heads_and_channels_are_the_base_class(family):
+    base = pico.model(family, layers=3)
+    folded = with_widths(base, [whole(family)] * 3)
+    folded.load_state_dict(base.state_dict())
+    assert torch.equal(logits(folded), logits(base))
+
+
+@pytest.mark.parametrize("family", pico.EVERY)
+def test_layers_of_different_widths_have_their_shapes_and_generate_alike_with_cache(family):
+    """Text longer than the sliding windows; the cache holds another number of heads in each layer."""
+    narrow = {"heads": 2, "kv_heads": 2 if family == "opt" else 1, "intermediate": 5}
+    model = pico.lively(with_widths(pico.model(family, layers=4), [whole(family), narrow, whole(family, 7), narrow]))
+    for layer, (heads, kv_heads, channels) in zip(decoder_layers(model), [
+            (4, whole(family)["kv_heads"], 64), (2, narrow["kv_heads"], 5), (4, whole(family)["kv_heads"], 7),
+            (2, narrow["kv_heads"], 5)], strict=True):
+        parts = {part: [list(layer.get_submodule(name).weight.shape) for name in (*inner, outer)]
+                 for part, (inner, outer) in modeling.COUPLED[family].items()}
+        assert parts["attention"] == [[8 * heads, 32], [8 * kv_heads, 32], [8 * kv_heads, 32], [32, 8 * heads]]
+        assert parts["mlp"] == [[channels, 32]] * (1 if family == "opt" else 2) + [[32, channels]]
+    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+                           do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize("kind, options", [
