@@ -30,6 +30,7 @@ Modules in the order of the flow; each imports only from those above it.
     sparsity    weights set to zero, the model's shape unchanged
     merging     layers merged into those before them
     dropping    attentions and MLPs left out one by one
+    width       heads and MLP channels cut out, by what they are worth to the loss
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
     oracles     choices of layers that papers published

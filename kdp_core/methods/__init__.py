@@ -141,6 +141,9 @@ METHODS: dict[str, Method] = {
     "joint_drop": Method(
         "He et al. 2024, LLM-Drop: attentions and MLPs from one list",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "joint")),
+    "llm_pruner": Method(
+        "Ma et al. 2023, LLM-Pruner: heads and MLP channels cut out by what they are worth to the loss",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.width", "compose")),
     "magnitude": Method(
         "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "magnitude")),
