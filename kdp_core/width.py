@@ -35,7 +35,7 @@ from transformers import AutoConfig, PretrainedConfig
 from kdp_core import models
 from kdp_core.blocks import ROUNDING, BlockError
 from kdp_core.hidden import HiddenStates
-from kdp_core.modeling import COUPLED, layers_prefix
+from kdp_core.modeling import COUPLED, decoder_layers, layers_prefix
 from kdp_core.records import Composed, Plan, Selection, Tokens
 from kdp_core.shortened import backward
 from kdp_core.sleb import Judge, judge_of, picked
@@ -95,13 +95,13 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     began = time.perf_counter()
     config = AutoConfig.from_pretrained(dense)
     _check(config, importance, grouping, sequences, batch_sequences)
-    pruned = between(config.num_hidden_layers, keep_first, keep_last)
+    pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), models.on_meta(config)
+    coupled, total = coupled_of(decoder_layers(blank)[0], config.model_type), models.count_params(blank)
+    sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
+    cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, batch_sequences, seed)
     model = models.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     judge = judge_of(model, ids_ST, batch_sequences)
-    coupled = coupled_of(judge.passes.layers[0], config.model_type)
-    sizes, total = _sizes(judge.passes.layers[0], coupled, config, len(pruned)), models.count_params(model)
-    cut = cut_for(selection.ratio_target, total, sizes)
     units = {"attention": sizes.groups, "mlp": sizes.channels}
     tensors, widths, rows = {}, [_width(config, sizes, 0, 0)] * config.num_hidden_layers, []
     for number, weights, worths in worths_by_layer(judge, pruned, coupled, units, importance, grouping):

@@ -301,7 +301,8 @@ def test_options_that_cannot_be_are_named_before_the_model_is_read(dense, monkey
         composed(dense, 0.2, **options)
 
 
-def test_a_ratio_out_of_reach_is_told_what_can_go(dense):
+def test_a_ratio_out_of_reach_is_told_what_can_go_before_the_model_is_read(dense, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(BlockError, match=r"all that llm_pruner can take out of 4 layers is 0\.\d+ of all"):
         composed(dense, 0.6)
 
