@@ -141,6 +141,9 @@ METHODS: dict[str, Method] = {
     "joint_drop": Method(
         "He et al. 2024, LLM-Drop: attentions and MLPs from one list",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "joint")),
+    "slicegpt": Method(
+        "Ashkboos et al. 2024, SliceGPT: the width of the states cut to their principal components",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.slicing", "compose")),
     "magnitude": Method(
         "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "magnitude")),
