@@ -265,7 +265,7 @@ def attach_head_adapter(model: nn.Module, rank: int) -> None:
     model.lm_head.register_forward_pre_hook(model.head_adapter.before)
 
 
-# States of reduced width (SliceGPT) ------------------------------------------------------------------------------------
+# States of reduced width (SliceGPT) -----------------------------------------------------------------------------------
 
 class SlicedNorm(nn.Module):
     """h over its root mean square, the mean over the width before slicing; its gain is in the matrices that read it."""
@@ -310,7 +310,7 @@ def final_norm(model: nn.Module) -> str:
 
 
 def slice_widths(model: nn.Module, family: str, sliced: dict[str, Any]) -> None:
-    """Build the model with states of these widths: attention and mlp, those that each layer's part reads, and final."""
+    """Build the model with states of these widths: those that the parts of each layer read, and the final one."""
     base, width = trunk(model), model.config.hidden_size
     states = [*sliced["attention"], sliced["final"]]
     for layer, into, middle, out in zip(base.layers, states[:-1], sliced["mlp"], states[1:], strict=True):
