@@ -321,8 +321,8 @@ def slice_widths(model: nn.Module, family: str, sliced: dict[str, Any]) -> None:
             _of_width(layer.get_submodule(writer), rows=writes)
             _without_gain(layer, PARTS[family][part][0][0], width)
             setattr(layer, f"{part}_shortcut", nn.Linear(reads, writes, bias=False))
-        # still one of its family, so that transformers finds the states it records
-        layer.__class__, layer.family = type(f"Sliced{type(layer).__name__}", (SlicedLayer, type(layer)), {}), family
+        # still one of its family by class and name: transformers records its states and never splits it over devices
+        layer.__class__, layer.family = type(type(layer).__name__, (SlicedLayer, type(layer)), {}), family
     for name in ("embed_tokens", "embed_positions"):
         if hasattr(base, name):
             _of_width(getattr(base, name), columns=states[0])
