@@ -31,6 +31,7 @@ Modules in the order of the flow; each imports only from those above it.
     merging     layers merged into those before them
     dropping    attentions and MLPs left out one by one
     width       heads and MLP channels cut out, by what they are worth to the loss
+    slicing     the width of the states cut to their principal components
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
     oracles     choices of layers that papers published

@@ -6,6 +6,8 @@ the stand-in's output, so a kept layer's error is what it inherits from all repl
 dense model's, so that methods which drop different layers share one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
+States of a sliced model (kdp_core.slicing) are turned back to the dense model's basis first, where the directions cut
+are zero; where the norms are layer norms both models' states are compared without their mean, which nothing reads.
 Tokens whose dense state is massive (norm above a factor times the median norm of its window in that state) are left
 out of both and counted: a few of them would be nearly all of either sum. kdp_core.hidden takes the median over all
 windows; here it is each window's, so that states need not be kept or computed twice.
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig
 
-from kdp_core import modeling, models
+from kdp_core import modeling, models, slicing
 from kdp_core.distil import head_of, to_head
 from kdp_core.hidden import boundary_states
 from kdp_core.records import Diagnosis
@@ -76,14 +78,18 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
     _check_windows(ids_ST, S, batch, massive_factor, dense.config.vocab_size)
     states = kept_states(len(modeling.decoder_layers(dense)), dropped)
     own, sums, outputs = list(range(len(states))), None, []
+    bases = slicing.bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else []
     for start in range(0, S, batch):
         ids_BT = ids_ST[start:start + batch]
         h_KBTD, other_KBTD = boundary_states(dense, ids_BT, states), boundary_states(pruned, ids_BT, own)
         _check_finite(h_KBTD, states, "dense")
         _check_finite(other_KBTD, states, "pruned")
+        outputs.append(compare_outputs(dense, pruned, h_KBTD[-1], other_KBTD[-1], ids_BT))
+        if bases:
+            h_KBTD = [slicing.mean_free(h_BTD, dense.config.model_type) for h_BTD in h_KBTD]
+            other_KBTD = [other_BTE @ q_DE.T for other_BTE, q_DE in zip(other_KBTD, bases, strict=True)]
         more = state_sums(h_KBTD, other_KBTD, massive_factor)
         sums = more if sums is None else StateSums(*(a + b for a, b in zip(sums, more, strict=True)))
-        outputs.append(compare_outputs(dense, pruned, h_KBTD[-1], other_KBTD[-1], ids_BT))
         logger.info("diagnose: %d of %d windows", min(start + batch, S), S)
     return _record(states, sorted(dropped), sums, torch.cat(outputs, dim=1), S, T, massive_factor)
 

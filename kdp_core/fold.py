@@ -36,9 +36,11 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
     keep = _kept_layers(plan, config)
     with store.atomic(out) as temporary:
         temporary.mkdir()
-        tensors = _tensors(plan, dense, config.model_type, keep)
+        tensors, folded = _tensors(plan, dense, config.model_type, keep), _config(plan, config, keep)
+        if plan.shape:
+            tensors = _of_shape(plan, tensors, folded)
         _write_shards(tensors, temporary, shard_size)
-        _config(plan, config, keep).save_pretrained(temporary)
+        folded.save_pretrained(temporary)
         for path in sorted(dense.iterdir()):
             if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copy(path, temporary / path.name)
@@ -147,6 +149,20 @@ def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str,
     for _, path, tensors in _stand_ins(plan, keep):
         made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
     return made
+
+
+def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
+    """The tensors that a model of this configuration has; dense ones that it lacks are left out."""
+    shapes = {name: tensor.shape for name, tensor in models.on_meta(config).state_dict().items()}
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
+        raise FoldError(f"plan of {plan.method} gives {wrong[0]} the shape {list(tensors[wrong[0]].shape)}; its model "
+                        f"has {list(shapes[wrong[0]])}")
+    if unknown := sorted(set(plan.tensors) - set(shapes)):
+        raise FoldError(f"plan of {plan.method} holds tensors that its model lacks: {', '.join(unknown[:5])}")
+    if missing := sorted(set(shapes) - set(tensors) - tied):
+        raise FoldError(f"plan of {plan.method} lacks tensors of its model: {', '.join(missing[:5])}")
+    return {name: tensor for name, tensor in tensors.items() if name in shapes}
 
 
 def _part_prefixes(plan: Plan, prefix: str, family: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ token by itself, needs no cache. Stand-ins are named in the configuration: `stan
 A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
 A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`), or have
 them in sizes of its own (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays).
+The states may be sliced, each in a basis of its own (`sliced: {attention: [...], mlp: [...], final}`: their widths).
 
 This file imports torch and transformers only: fold copies it into a checkpoint, where `auto_map` lets users without
 kdp load it (`trust_remote_code=True`); with kdp_core imported the classes are registered and no such trust is needed.
@@ -203,10 +204,15 @@ def normalised(h: Tensor, norm: str) -> Tensor:
     return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)
 
 
+def trunk(model: nn.Module) -> nn.Module:
+    """What holds embedding, decoder layers and final norm of a causal language model."""
+    base = model.model
+    return base.decoder if hasattr(base, "decoder") else base
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of a causal language model, whatever the family calls their container."""
-    base = model.model
-    return (base.decoder if hasattr(base, "decoder") else base).layers
+    return trunk(model).layers
 
 
 def layers_prefix(family: str) -> str:
@@ -283,6 +289,93 @@ def attach_head_adapter(model: nn.Module, rank: int) -> None:
     model.lm_head.register_forward_pre_hook(model.head_adapter.before)
 
 
+# States of reduced width (SliceGPT) -----------------------------------------------------------------------------------
+
+class SlicedNorm(nn.Module):
+    """h over its root mean square, the mean over the width before slicing; its gain is in the matrices that read it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = h.float()
+        return (x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) / self.width + self.eps)).to(h.dtype)
+
+
+class SlicedLayer:
+    """Over a family's decoder layer: before a part adds to the state, the state goes over to the basis it writes in."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        h = hidden_states
+        for part in ("attention", "mlp"):
+            added = part_output(self, self.family, part, h, **kwargs)
+            added = functional.dropout(added, getattr(self, "dropout", 0.0), self.training)
+            h = getattr(self, f"{part}_shortcut")(h) + added
+        return h
+
+
+def norm_of(layer: nn.Module, family: str, part: str) -> nn.Module:
+    """The norm through which a part reads the state."""
+    return getattr(layer, PARTS[family][part][0][0])
+
+
+def part_output(layer: nn.Module, family: str, part: str, h: Tensor, **kwargs: Any) -> Tensor:
+    """What the attention or the MLP of a pre-norm layer adds to the state; `kwargs` are the layer's own."""
+    x = norm_of(layer, family, part)(h)
+    if part == "attention":
+        return layer.self_attn(hidden_states=x, **kwargs)[0]
+    return layer.fc2(layer.activation_fn(layer.fc1(x))) if family == "opt" else layer.mlp(x)
+
+
+def final_norm(model: nn.Module) -> str:
+    """Name of the last norm in the trunk."""
+    return "final_layer_norm" if hasattr(trunk(model), "final_layer_norm") else "norm"
+
+
+def slice_widths(model: nn.Module, family: str, sliced: dict[str, Any]) -> None:
+    """Build the model with states of these widths: those that the parts of each layer read, and the final one."""
+    base, width = trunk(model), model.config.hidden_size
+    states = [*sliced["attention"], sliced["final"]]
+    for layer, into, middle, out in zip(base.layers, states[:-1], sliced["mlp"], states[1:], strict=True):
+        for part, reads, writes in (("attention", into, middle), ("mlp", middle, out)):
+            readers, writer = COUPLED[family][part]
+            for name in readers:
+                _of_width(layer.get_submodule(name), columns=reads, bias=_biased(norm_of(layer, family, part)))
+            _of_width(layer.get_submodule(writer), rows=writes)
+            _without_gain(layer, PARTS[family][part][0][0], width)
+            setattr(layer, f"{part}_shortcut", nn.Linear(reads, writes, bias=False))
+        # still one of its family by class and name: transformers records its states and never splits it over devices
+        layer.__class__, layer.family = type(type(layer).__name__, (SlicedLayer, type(layer)), {}), family
+    for name in ("embed_tokens", "embed_positions"):
+        if hasattr(base, name):
+            _of_width(getattr(base, name), columns=states[0])
+    _of_width(model.lm_head, columns=states[-1], bias=_biased(getattr(base, final_norm(model))))
+    _without_gain(base, final_norm(model), width)
+
+
+def _biased(norm: nn.Module) -> bool:
+    return getattr(norm, "bias", None) is not None
+
+
+def _without_gain(owner: nn.Module, name: str, width: int) -> None:
+    norm = getattr(owner, name)
+    setattr(owner, name, SlicedNorm(width, norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon))
+
+
+def _of_width(module: nn.Linear | nn.Embedding, rows: int | None = None, columns: int | None = None,
+            bias: bool = False) -> None:
+    """Other widths, all weights zero until the checkpoint fills them."""
+    shape = (rows or module.weight.shape[0], columns or module.weight.shape[1])
+    module.weight = nn.Parameter(module.weight.new_zeros(shape))
+    if isinstance(module, nn.Embedding):
+        module.embedding_dim = shape[1]
+        return
+    module.out_features, module.in_features = shape
+    if bias or module.bias is not None:
+        module.bias = nn.Parameter(module.weight.new_zeros(shape[0]))
+
+
 def names_of(family: str) -> dict[str, Any]:
     """What the configuration of a folded model says of its class; `family` with or without the prefix."""
     config_class, model_class = FOLDED[family.removeprefix(PREFIX)]
@@ -299,6 +392,8 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         model_class.__init__(self, config)
         if config.widths:
             narrow(self, family, config.widths)
+        if config.sliced:
+            slice_widths(self, family, config.sliced)
         drop_parts(self, family, config.dropped_parts)
         attach(self, config.stand_ins)
         if config.head_adapter:
@@ -310,12 +405,12 @@ def _folded(family: str, config_class: type, model_class: type) -> tuple[type, t
         shutil.copy(__file__, Path(save_directory) / FILE)
 
     folded_config = type(f"Folded{name}Config", (config_class,), {
-        "model_type": PREFIX + family, "stand_ins": [], "dropped_parts": {}, "widths": [], "head_adapter": 0,
-        "__module__": __name__})
+        "model_type": PREFIX + family, "stand_ins": [], "dropped_parts": {}, "widths": [], "sliced": {},
+        "head_adapter": 0, "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
         "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
         "__doc__": f"{name} with stand-ins for dropped layers, layers without attention or MLP or in other sizes, an "
-                   "adapter before its head: as its configuration says."})
+                   "adapter before its head, states of reduced width: as its configuration says."})
     return folded_config, folded_model
 
 

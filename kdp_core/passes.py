@@ -25,7 +25,8 @@ class Passes:
     def __init__(self, model: nn.Module, length: int) -> None:
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
         self.head: Head = head_of(model)
-        self._context = self._captured(length)
+        self.context = self._captured(length)
+        """For each layer, (positional, keyword) arguments beside the states."""
 
     @torch.no_grad()
     def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
@@ -45,7 +46,7 @@ class Passes:
 
     def layer(self, number: int, h_BTD: Tensor) -> Tensor:
         """State number + 1 from state `number`."""
-        args, kwargs = self._context[number]
+        args, kwargs = self.context[number]
         output = self.layers[number](h_BTD, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 

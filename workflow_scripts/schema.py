@@ -168,6 +168,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "norm": {"enum": list(shortened.NORMS)}, "sequences": {"minimum": 1}, "rounds": {"minimum": 1},
     "pattern": {"enum": list(sparsity.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
     "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
+    "multiple": {"minimum": 1}, "slicing": {"minimum": 0, "exclusiveMaximum": 1},
     "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},
     "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}

@@ -144,6 +144,9 @@ METHODS: dict[str, Method] = {
     "llm_pruner": Method(
         "Ma et al. 2023, LLM-Pruner: heads and MLP channels cut out by what they are worth to the loss",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.width", "compose")),
+    "slicegpt": Method(
+        "Ashkboos et al. 2024, SliceGPT: the width of the states cut to their principal components",
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.slicing", "compose")),
     "magnitude": Method(
         "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
         runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "magnitude")),

@@ -331,8 +331,9 @@ def test_checkpoints_load_without_kdp(dense, tmp_path):
     """In a fresh process: plain ones as they are, those with stand-ins by the code they carry and with trust only."""
     expected, root = {}, tmp_path / "checkpoints"
     for family in FAMILIES:
-        for name, given in (("plain", dict(dropped=[2, 3])), ("stand_ins", dict(EVERYWHERE, make=rff_mlp))):
-            _, model = folded(plan(**given), dense / family, root / f"{family}_{name}")
+        for name, given in (("plain", plan(dropped=[2, 3])), ("stand_ins", plan(**EVERYWHERE, make=rff_mlp)),
+                            *([] if family == "gemma3_text" else [("sliced", sliced(family))])):
+            _, model = folded(given, dense / family, root / f"{family}_{name}")
             expected[f"{family}_{name}"] = logits(model)
             expected[f"{family}_{name}-tokens"] = model.generate(
                 IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=4, min_new_tokens=4, do_sample=False)
@@ -417,6 +418,52 @@ def test_weights_set_to_zero_count_as_removed(dense, tmp_path):
     # a merge of quantised weights holds zeros by chance; they remove nothing
     facts = fold(Plan("m", [], [], {name: tensor}), dense / "llama", tmp_path / "merged")
     assert facts.params_zeroed == 0 and facts.params_removed == 0
+
+
+# other shapes
+
+SLICED = {"sliced": {"attention": [16] * LAYERS, "mlp": [24] * LAYERS, "final": WIDTH}, "tie_word_embeddings": False}
+
+
+def sliced(family):
+    """A plan of reduced width with random tensors: all but what such a model takes over from the dense one."""
+    config_class, model_class = modeling.FOLDED[family]
+    config = {**made(family).config.to_dict(), "model_type": config_class.model_type, **SLICED}
+    with torch.device("meta"):
+        state, kept = model_class(config_class.from_dict(config)).state_dict(), made(family).state_dict()
+    tensors = {name: 0.2 * randn(*meta.shape, seed=seed) for seed, (name, meta) in enumerate(state.items())
+               if name == "lm_head.weight" or name not in kept or kept[name].shape != meta.shape}
+    return Plan("m", [], [], tensors, shape=SLICED)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "opt", "qwen3"])
+def test_a_plan_with_shapes_writes_the_tensors_of_its_model_and_no_other(dense, tmp_path, family):
+    the_plan = sliced(family)
+    facts, model = folded(the_plan, dense / family, tmp_path / "out")
+    written, kept = load_file(tmp_path / "out" / "model.safetensors"), made(family).state_dict()
+    assert set(written) == set(model.state_dict()) and model.config.sliced == SLICED["sliced"]
+    for name, tensor in written.items():
+        assert torch.equal(tensor, the_plan.tensors.get(name, kept.get(name))), name
+    assert facts.params_after == sum(tensor.numel() for tensor in written.values()) == model.num_parameters()
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    assert not any("norm" in name for name in written if family != "qwen3")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"lm_head.weight": None}, r"plan of m lacks tensors of its model: lm_head\.weight$"),
+    ({"model.layers.3.mlp_shortcut.weight": None}, r"lacks tensors of its model: model\.layers\.3\.mlp_shortcut"),
+    ({"model.layers.3.mlp.up_proj.weight": None},
+     r"gives model\.layers\.3\.mlp\.up_proj\.weight the shape \[64, 32\]; its model has \[64, 24\]"),
+    ({"model.norm.gain": torch.ones(WIDTH)}, r"holds tensors that its model lacks: model\.norm\.gain"),
+    ({"lm_head.weight": torch.zeros(384, 16)},
+     r"gives lm_head\.weight the shape \[384, 16\]; its model has \[384, 32\]"),
+])
+def test_tensors_that_do_not_fit_the_shapes_of_a_plan_are_refused(dense, tmp_path, change, message):
+    the_plan = sliced("llama")
+    tensors = {name: tensor for name, tensor in {**the_plan.tensors, **change}.items() if tensor is not None}
+    with pytest.raises(FoldError, match=message):
+        fold(the_plan._replace(tensors=tensors), dense / "llama", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 # refusals

@@ -68,6 +68,7 @@ CASES = {
     "mlp_drop": Case({}, stand_ins=False, fit_chooses=True),
     "joint_drop": Case({}, stand_ins=False, fit_chooses=True),
     "llm_pruner": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "slicegpt": Case({"compose": {"multiple": 1}}, stand_ins=False, fit_chooses=True, refuses=("gemma3_text",)),
     "magnitude": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
     "wanda": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
     "sparsegpt": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
