@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from kdp_core.figures import (
     COLORS,
@@ -132,6 +132,9 @@ def by_step(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = N
     frame = pd.concat([pd.DataFrame(own.decoding).assign(method=method, k_max=k_max, prompts=own.prompts)
                        for (method, k_max), own in records.items()], ignore_index=True)
     lines = lines_of([(method, k_max, _label(records, method, k_max)) for method, k_max in records], rows)
+    # one scale for all panels, or a fall to 0.9 looks like one to 0
+    low = min(float((1 - frame[f"angle_{space}"] - frame[f"angle_{space}_stderr"].astype(float).fillna(0)).min())
+              for space in SPACES)
 
     def draw(axes: Sequence[Axes], title: str, shown: Sequence[Line]) -> None:
         for place, axis in enumerate(axes):
@@ -147,7 +150,8 @@ def by_step(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = N
                 axis.fill_between(one["step"], cosine - error, cosine + error, color=line.look["color"], alpha=0.15,
                                   linewidth=0)
                 axis.plot(one["step"], cosine, **line.look | {"markevery": max(1, len(one) // 6)})
-            axis.set(title=SPACES[space].capitalize() + (f": {title}" if title else ""), xlabel="Decoding step")
+            axis.set(title=SPACES[space].capitalize() + (f": {title}" if title else ""), xlabel="Decoding step",
+                     ylim=(low - 0.05, 1.05))
             if space == "h":
                 axis.set_ylabel(f"Cosine,\n{HISTORIES[history]}")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
@@ -176,7 +180,7 @@ def choices(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = N
     frame = pd.DataFrame([_over_items(key, own, names) for key, own in answered.items()])
     known = rows_of([method for method, _ in answered], rows)
     with quiet():
-        figure = Figure(figsize=(width, len(frame) * row_height + 1.15))
+        figure = Figure(figsize=(width, max(len(frame) * row_height + 1.15, 2.1)))
         first, second, third = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
         for axis, name, words in ((first, "angle_p", "1 − cosine of probabilities"),
                                   (second, "agreement", "Same most likely (%)")):
@@ -191,8 +195,10 @@ def choices(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = N
             axis.set_yticklabels([_label(records, *key) for key in answered] if axis is first else [])
         ranks = sorted(next(iter(answered.values()))["rank"])
         third.step(ranks, [100 * (place + 1) / len(ranks) for place in range(len(ranks))], where="post", color=GREY)
-        third.set(xscale="log", ylim=(0, 104), xlabel="Rank of the likeliest letter",
-                  ylabel="Items up to this rank (%)")
+        third.set(xscale="log", xlim=(0.9, 1.1 * max(10, ranks[-1])), ylim=(0, 104), ylabel="Items (%)",
+                  xlabel="Rank of the likeliest letter")
+        third.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        third.xaxis.set_minor_formatter(NullFormatter())
         legend_below(figure, [Line2D([], [], color=GREY, linestyle="none", marker="o", label="all tokens"),
                               Line2D([], [], color=GREY, linestyle="none", marker="D", fillstyle="none",
                                      label="the letters alone")], width=width)

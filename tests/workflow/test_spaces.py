@@ -22,7 +22,8 @@ def with_spaces(**spaces):
 def test_records_and_figures_of_finished_points(copied):
     copied.config["spaces"] = SPACES
     at = "results/figures/pico/few"
-    copied.run("--cores", "1", f"{at}/spaces-layers.png", f"{at}/spaces-steps-r0.1.png", f"{at}/spaces-choices-r0.1.pdf")
+    copied.run("--cores", "1", f"{at}/spaces-layers.png", f"{at}/spaces-steps-r0.1.png",
+               f"{at}/spaces-choices-r0.1.pdf")
     record = store.read(copied.folder / "results/pico/few/probes.json")
     assert (record.windows, len(record.positions), {row["part"] for row in record.layers}) == (2, 3, {"mlp"})
     own = store.read(copied.folder / "results/pico/few/remove/r0.1-k3/spaces.json")
@@ -51,7 +52,7 @@ def test_what_cannot_be_looked_into_is_refused(spaces, message):
 
 
 def test_rows_of_figures_are_rows_of_the_grid():
-    with pytest.raises(plumbing.ConfigError, match="figures.rows names 'linear_sequential'"):
+    with pytest.raises(plumbing.ConfigError, match=r"figures\.rows names 'linear_sequential'"):
         plumbing.check(copy.deepcopy(CONFIG) | {"figures": {"rows": ["linear_sequential"]}})
     config = copy.deepcopy(CONFIG) | {"figures": {"rows": ["kdp"]}}
     plumbing.check(config)
