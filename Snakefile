@@ -1,7 +1,7 @@
 """kdp: prune language models by every method of a grid, evaluate, and report.
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
-      -> evaluate, efficiency, diagnose -> tables, ablations, views, theory -> figures -> report.
+      -> evaluate, efficiency, diagnose -> tables, ablations, views, theory, spaces -> figures -> report.
 One rule file a stage, one thin script a rule, one library module a stage.
 """
 
@@ -29,6 +29,7 @@ include: "rules/figures.smk"
 include: "rules/ablations.smk"
 include: "rules/views.smk"
 include: "rules/theory.smk"
+include: "rules/spaces.smk"
 include: "rules/report.smk"
 
 

@@ -41,10 +41,14 @@ Modules in the order of the flow; each imports only from those above it.
     evaluate    lm-eval scores with standard errors
     efficiency  parameters, multiply-adds, latency, memory
     diagnose    what training and folding did to the states
+    spaces      what pruning does to states, logits and probabilities
     views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
     ablations   rows of the grid by what differs between them
-    figures     figures with the data they show
+    figures     figures with the data they show, and the style of all
+    score_figures  rows of methods side by side: scores, layers, errors
+    locality_figures  similarity of layers of several models, by distance
+    spaces_figures  states, logits and probabilities drawn
     ablation_figures  scores against what an ablation varies
     views_figures  heat maps of the kernel space, paths of the states
     theory_figures  Theorems 1 and 2 drawn and tabulated

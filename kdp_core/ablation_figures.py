@@ -4,7 +4,7 @@ Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026), and its Tables 3, 4,
 points that differ in nothing but the quantity on the axis. Reads the numbers of ablations.gather, computes none.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kdp_core.ablations import Gathered, kept, lines_of
-from kdp_core.figures import COLORS, DASHES, GREY, MARKERS, PAGE_IN, Drawn, legend_below, plain_log, quiet
+from kdp_core.figures import DASHES, GREY, PAGE_IN, Drawn, legend_below, look, plain_log, quiet, rows_of
 from kdp_core.tables import DENSE, heading
 
 ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "row": "method"}
@@ -30,14 +30,17 @@ class Line(NamedTuple):
     """Column on the axis."""
     rows: pd.DataFrame
     """Points of all models, in order."""
+    look: dict[str, Any]
 
 
-def against(gathered: Gathered, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
+def against(gathered: Gathered, *, rows: Mapping[str, Sequence[Any]] | None = None, width: float = PAGE_IN,
+            height: float = 2.1) -> Drawn:
     """Every metric against the ablation's axis, a row of panels a model; bars are one standard error, the dotted line
-    and its band the dense model with its own. Scores of which less is better stand on a log axis.
+    and its band the dense model with its own. Scores of which less is better stand on a log axis. `rows` gives rows the
+    look that they have elsewhere.
     """
     frame, metrics = gathered.frame, gathered.ablation.metrics
-    drawn, models = lines(gathered), list(dict.fromkeys(frame["model"]))
+    drawn, models = _looked(lines(gathered), rows), list(dict.fromkeys(frame["model"]))
     with quiet():
         figure = Figure(figsize=(width, height * len(models) + 0.14 * math.ceil((len(drawn) + 1) / 5)))
         grid = figure.subplots(len(models), len(metrics), squeeze=False)
@@ -46,7 +49,7 @@ def against(gathered: Gathered, *, width: float = PAGE_IN, height: float = 2.1) 
             for axis, metric in zip(axes, metrics, strict=True):
                 _panel(axis, own, drawn, metric)
                 axis.set_title(model)
-        handles = [Line2D([], [], label=line.label, **_look(place)) for place, line in enumerate(drawn)]
+        handles = [Line2D([], [], label=line.label, **line.look) for line in drawn]
         legend_below(figure, [*handles, Line2D([], [], color=GREY, linestyle=":", label="dense")], columns=5)
     return Drawn(figure, frame[kept(gathered)])
 
@@ -63,7 +66,7 @@ def lines(gathered: Gathered) -> list[Line]:
             parts = [gathered.columns[column].header] if len(ablation.x) > 1 else []
             parts += [_part(key, rows[key].iloc[0]) for key in apart]
             alone = "pruned" if column == "method" else rows["method"].iloc[0]
-            found.append(Line(", ".join(parts) or alone, column, rows))
+            found.append(Line(", ".join(parts) or alone, column, rows, {}))
     return found
 
 
@@ -72,9 +75,18 @@ def _part(key: str, value: Any) -> str:
     return f"K max {value}" if key == "k_max" else f"{100 * value:g} %" if key == "ratio" else str(value)
 
 
-def _look(place: int) -> dict[str, Any]:
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": DASHES[place // len(COLORS) % len(DASHES)]}
+def _looked(drawn: Sequence[Line], known: Mapping[str, Sequence[Any]] | None) -> list[Line]:
+    """The lines with their looks: a row's own, its method's where a line joins several rows; dashes tell equal ones.
+
+    Where all are of one row, colours tell the lines.
+    """
+    methods = [list(dict.fromkeys(line.rows["method"])) for line in drawn]
+    rows = rows_of([names[0] for names in methods] if not known else known, known)
+    plain = [rows[names[0]]._replace(variant=0 if len(names) > 1 else rows[names[0]].variant) for names in methods]
+    if len(set(plain)) == 1:
+        plain = [row._replace(place=row.place + number) for number, row in enumerate(plain)]
+    return [line._replace(look=look(row) | {"linestyle": DASHES[plain[:place].count(row) % len(DASHES)]})
+            for place, (line, row) in enumerate(zip(drawn, plain, strict=True))]
 
 
 def _panel(axis: Axes, own: Gathered, drawn: Sequence[Line], metric: str) -> None:
@@ -89,10 +101,10 @@ def _panel(axis: Axes, own: Gathered, drawn: Sequence[Line], metric: str) -> Non
         if _named(values):
             spread = 0.12 * (place - (len(drawn) - 1) / 2)
             _points(axis, own, rows, [values.index(value) + spread for value in rows[line.x]], metric,
-                    {**_look(place), "linestyle": "none"})
+                    {**line.look, "linestyle": "none"})
         else:
             rows = rows.sort_values(line.x)
-            _points(axis, own, rows, rows[line.x] * own.columns[line.x].scale, metric, _look(place))
+            _points(axis, own, rows, rows[line.x] * own.columns[line.x].scale, metric, line.look)
     _scales(axis, own, values, metric)
 
 

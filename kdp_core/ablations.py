@@ -25,6 +25,7 @@ OPTIONS = {
     "kernel.epochs": Column("Epochs of step 1", "", "Passes over the training tokens.", 0),
     "inverse.epochs": Column("Epochs of step 2", "", "Passes over the training tokens.", 0),
     "inverse.width": Column("Hidden width of step 2", "", "Of the two-layer network.", 0),
+    "block.clusters": Column("Clusters of layers", "", "That LoRP sorts the layers into.", 0),
 }
 """Headings of options that ablations vary; any other option is printed under its own name."""
 OTHERS = {

@@ -1,11 +1,13 @@
-"""Figures from records and summaries: quiet, for print, readable in grey, the same bytes each time.
+"""Figures from records: quiet, for print, readable in grey, the same bytes each time; the style that all others share.
 
-Follows Figures 1, 3, 5 and 6 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, error bars and the actual
-share of removed parameters, which the paper leaves out, and adds a strip chart of the replaced layers. Every function
-returns the drawing with the numbers in it; `save` writes PDF, PNG and CSV side by side. Reads numbers, computes none.
+Follows Figures 1, 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out.
+Every function returns the drawing with the numbers in it; `save` writes PDF, PNG and CSV side by side. A row of methods
+has one look in all figures (`look`): its colour and marker come from its place in the table of methods, not from who
+else is drawn. Where more than MOST_LINES lines would share a panel they are dealt out to several, by what the methods
+do (`deal`). Reads numbers, computes none.
 """
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +15,12 @@ from typing import Any, NamedTuple
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kdp_core import store
-from kdp_core.records import Composed, Diagnosis, Inverse, KernelMap, Similarity
-from kdp_core.tables import COLUMNS, DENSE, Point, heading, span
+from kdp_core.records import Composed, Inverse, KernelMap, Similarity
 
 COLUMN_IN, PAGE_IN = 3.25, 6.75
 """Widths of a column and of the page in a two-column conference layout, in inches."""
@@ -28,7 +29,11 @@ COLUMN_IN, PAGE_IN = 3.25, 6.75
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-GREY = "#666666"
+FILLS = ("none", "left", "bottom", "right", "top")
+"""How markers of further rows on a method are filled; the first row's are full."""
+GREY, PALE = "#666666", "#cccccc"
+MOST_LINES = 12
+"""More lines in one panel cannot be told apart."""
 
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7, "axes.titlesize": 7.5,
@@ -75,6 +80,85 @@ def save(drawn: Drawn, stem: str | Path, *, dpi: int = 200) -> list[Path]:
                 drawn.figure.savefig(temporary, format=format, dpi=dpi, metadata=metadata)
     store.write_text(paths[2], drawn.data.to_csv(index=False, lineterminator="\n"))
     return paths
+
+
+# Rows of methods ------------------------------------------------------------------------------------------------------
+
+class Row(NamedTuple):
+    """What decides how a row of methods looks in every figure."""
+    place: int
+    """Of its method in the table of methods."""
+    variant: int
+    """0 for the row of that method itself, from 1 for further rows that stand on it."""
+    group: str
+    """What it does, such as `layers removed`: rows of one group are drawn together."""
+
+
+class Line(NamedTuple):
+    """One line of a figure of rows."""
+    method: str
+    variant: Any
+    """What tells lines of one row apart, such as (calibration, K max)."""
+    label: str
+    look: dict[str, Any]
+
+
+def look(row: Row) -> dict[str, Any]:
+    """Colour, marker and its fill; the first 56 methods differ in colour or marker, rows on one method in fill."""
+    shift = max(row.variant - 1, 0) // len(FILLS)
+    made = {"color": COLORS[row.place % len(COLORS)], "marker": MARKERS[(row.place + shift) % len(MARKERS)]}
+    return made | ({"fillstyle": FILLS[(row.variant - 1) % len(FILLS)]} if row.variant else {})
+
+
+def rows_of(methods: Iterable[str], known: Mapping[str, Sequence[Any]] | None) -> dict[str, Row]:
+    """The rows' looks as given, each (place, variant, group); without them in the order of the methods."""
+    names = list(dict.fromkeys(methods))
+    return {name: Row(*known[name]) if known else Row(place, 0, "") for place, name in enumerate(names)}
+
+
+def lines_of(keys: Sequence[tuple[str, Any, str]], known: Mapping[str, Sequence[Any]] | None) -> list[Line]:
+    """A line a (method, variant, label), in order; dashes tell variants, in the order in which they come."""
+    rows, variants = rows_of([method for method, _, _ in keys], known), list(dict.fromkeys(key[1] for key in keys))
+    return [Line(method, variant, label,
+                 look(rows[method]) | {"linestyle": DASHES[variants.index(variant) % len(DASHES)]})
+            for method, variant, label in keys]
+
+
+def deal(lines: Sequence[Line], known: Mapping[str, Sequence[Any]] | None,
+         most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
+    """Titles and lines of the panels that so many lines need: one without a title, or one or more a group."""
+    if len(lines) <= most:
+        return [("", list(lines))]
+    rows = rows_of([line.method for line in lines], known)
+    together = {name: [line for line in lines if line.method == name] for name in rows}
+    groups = {group: [together[name] for name, row in rows.items() if row.group == group]
+              for group in dict.fromkeys(row.group for row in rows.values())}
+    while len(groups) > 1:
+        # the two smallest share a panel where they fit
+        one, two = sorted(sorted(groups, key=lambda group: sum(map(len, groups[group])))[:2], key=list(groups).index)
+        if sum(map(len, groups[one] + groups[two])) > most:
+            break
+        groups = {f"{one}; {two}" if group == one else group: own + groups[two] if group == one else own
+                  for group, own in groups.items() if group != two}
+    return [(f"{group} ({number} of {len(packs)})" if len(packs) > 1 else group, pack)
+            for group, own in groups.items() for packs in [_packed(own, most)] for number, pack in enumerate(packs, 1)]
+
+
+def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
+    """As few packs of at most `most` lines as will do, about as large as each other; a row's lines stay together."""
+    total = sum(map(len, own))
+    share = math.ceil(total / math.ceil(total / most))
+    packs: list[list[Line]] = [[]]
+    for together in own:
+        if packs[-1] and len(packs[-1]) + len(together) > share:
+            packs.append([])
+        packs[-1] += together
+    return packs
+
+
+def handles_of(lines: Iterable[Line]) -> list[Line2D]:
+    """Entries of a legend."""
+    return [Line2D([], [], label=line.label, **line.look) for line in lines]
 
 
 # Similarity of states -------------------------------------------------------------------------------------------------
@@ -203,7 +287,7 @@ def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN
         handles = [Line2D([], [], label=label, **_look(place, 1) | {"markevery": None})
                    for place, label in enumerate(composed)]
         legend_below(figure, [*handles, Line2D([], [], color=GREY, label="training"),
-                              Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")])
+                              Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")], width=width)
     return Drawn(figure, frame.rename(columns={"block": "point"}))
 
 
@@ -230,7 +314,7 @@ def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, 
                 dashes = DASHES[(max(step, 1) - 1) % len(DASHES)]
                 axis.plot(part["epoch"], part["value"], linestyle=dashes, **_look(place, len(part)))
         axes[0].set(title="Step operators", ylabel=r"$\|A_i\|_{\mathrm{op}}$")
-        axes[1].set(title="Lift", ylabel=r"$\|\varphi\|$")
+        axes[1].set(title="Lift, less its mean", ylabel=r"$\|\varphi - \overline{\varphi}\|$")
         for axis in axes:
             _epochs(axis)
         steps = sorted(frame.loc[frame["step"] > 0, "step"].unique())
@@ -280,183 +364,15 @@ def plain_log(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
-    """One legend for all panels, in rows of at most `columns` entries."""
-    rows = math.ceil(len(handles) / columns)
+def legend_rows(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 6) -> int:
+    """Lines of a legend of at most `columns` entries a line, fewer where the longest label needs the room."""
+    # a character is about 0.05 in wide, a handle and the gap after an entry 0.5 in
+    longest = max(len(handle.get_label()) for handle in handles)
+    return math.ceil(len(handles) / min(columns, max(1, int(width / (0.5 + 0.05 * longest)))))
+
+
+def legend_below(figure: Figure | SubFigure, handles: Sequence[Any], columns: int = 6, width: float = PAGE_IN) -> None:
+    """One legend for all panels, in lines of at most `columns` entries."""
+    rows = legend_rows(handles, width, columns)
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows),
                   columnspacing=1.4)
-
-
-# Scores ---------------------------------------------------------------------------------------------------------------
-
-def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc", "ppl"),
-                        width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """Figure 6: scores against the share of parameters really removed, a line a method (and calib, k_max), with one
-    standard error; the dense model is the point at 0 and the dotted line. Perplexities stand on a log axis.
-
-    `summary` as from tables.summarise; a row of panels a model. Raises FigureError for an unknown metric or a summary
-    without pruned models.
-    """
-    unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
-    if unknown:
-        raise FigureError(f"unknown metric {unknown[0]!r}; choose among {', '.join(COLUMNS)}")
-    pruned = summary[summary["method"] != DENSE]
-    if pruned.empty:
-        raise FigureError("no pruned model in the summary; there is nothing to draw against the ratio")
-    lines, models = _line_names(pruned), sorted(summary["model"].unique())
-    looks = _line_looks(pruned, lines)
-    with quiet():
-        figure = Figure(figsize=(width, height * len(models) + 0.14 * math.ceil((len(looks) + 1) / 5)))
-        grid = figure.subplots(len(models), len(metrics), squeeze=False)
-        for axes, model in zip(grid, models, strict=True):
-            for axis, metric in zip(axes, metrics, strict=True):
-                own = pruned[pruned["model"] == model]
-                _dense_line(axis, summary[(summary["model"] == model) & (summary["method"] == DENSE)], metric)
-                for name, look in looks.items():
-                    _score_line(axis, own[lines[own.index] == name], metric, look)
-                _score_axis(axis, metric, model)
-        handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-        legend_below(figure, [*handles, Line2D([], [], color=GREY, linestyle=":", label="dense")], columns=5)
-    kept = [*summary.columns[:5], "params_removed",
-            *(column for name in metrics for column in (name, COLUMNS[name].stderr) if column)]
-    return Drawn(figure, summary[kept].reset_index(drop=True))
-
-
-def _line_names(pruned: pd.DataFrame) -> pd.Series:
-    """For each row the name of its line: the method, and calib and k_max where they vary."""
-    calibs, k_maxes = pruned["calib"].nunique() > 1, pruned["k_max"].nunique() > 1
-    return pd.Series([row["method"] + (f", {row['calib']}" if calibs else "")
-                      + (f", k {row['k_max']}" if k_maxes else "") for _, row in pruned.iterrows()], index=pruned.index)
-
-
-def _line_looks(pruned: pd.DataFrame, lines: pd.Series) -> dict[str, dict[str, Any]]:
-    """Colour and marker tell the method, the dashes calib and k_max; in the order of the summary."""
-    methods = list(dict.fromkeys(pruned["method"]))
-    variants = list(dict.fromkeys(zip(pruned["calib"], pruned["k_max"], strict=True)))
-    looks = {}
-    for name, (_, row) in zip(lines, pruned.iterrows(), strict=True):
-        place, variant = methods.index(row["method"]), variants.index((row["calib"], row["k_max"]))
-        looks[name] = {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)],
-                       "linestyle": DASHES[variant % len(DASHES)]}
-    return looks
-
-
-def _score_line(axis: Axes, rows: pd.DataFrame, metric: str, look: Mapping[str, Any]) -> None:
-    rows = rows[rows[metric].notna()].sort_values("params_removed")
-    if rows.empty:
-        return
-    column = COLUMNS[metric]
-    errors = rows[column.stderr].fillna(0) * column.scale if column.stderr else None
-    x, y = 100 * rows["params_removed"], rows[metric] * column.scale
-    # bars paler than the lines, or many methods hide each other
-    axis.errorbar(x, y, yerr=errors, fmt="none", ecolor=look["color"], elinewidth=0.7, capsize=1.5, capthick=0.7,
-                  alpha=0.45)
-    axis.plot(x, y, **look)
-
-
-def _dense_line(axis: Axes, rows: pd.DataFrame, metric: str) -> None:
-    column = COLUMNS[metric]
-    for _, row in rows[rows[metric].notna()].iterrows():
-        value = row[metric] * column.scale
-        error = row[column.stderr] * column.scale if column.stderr and not pd.isna(row[column.stderr]) else None
-        axis.axhline(value, color=GREY, linestyle=":", linewidth=0.9)
-        axis.errorbar([0], [value], yerr=error, color=GREY, marker="o", linestyle="none", elinewidth=0.7, capsize=1.5)
-
-
-def _score_axis(axis: Axes, metric: str, model: str) -> None:
-    axis.set(title=model, xlabel="Parameters removed", ylabel=heading(COLUMNS[metric]))
-    axis.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
-    if metric in ("ppl", "ppl_ratio"):
-        axis.set_yscale("log")
-        plain_log(axis)
-
-
-# Which layers ---------------------------------------------------------------------------------------------------------
-
-def pruned_layers(points: Sequence[Point], *, width: float = PAGE_IN, row_height: float = 0.13) -> Drawn:
-    """Strip chart: the layers that each pruned model replaces, a row a grid point, a panel a model, a colour a method.
-
-    Neighbouring blocks are set apart by a gap. Raises FigureError if no point is a pruned model.
-    """
-    pruned = [point for point in points if point.facts is not None]
-    if not pruned:
-        raise FigureError("no pruned model among the points; there are no layers to show")
-    methods = list(dict.fromkeys(point.method for point in pruned))
-    models = {model: sorted((p for p in pruned if p.model == model), key=_strip_order(methods))
-              for model in sorted({point.model for point in pruned})}
-    label = _strip_label(pruned)
-    with quiet():
-        heights = [len(rows) * row_height + 0.45 for rows in models.values()]
-        figure = Figure(figsize=(width, sum(heights) + 0.15))
-        for axis, (model, rows) in zip(figure.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0],
-                                       models.items(), strict=True):
-            _strips(axis, rows, [label(point) for point in rows], methods)
-            axis.set(title=model, xlabel="Layer")
-    data = [{**dict(zip(Point._fields[:5], point[:5], strict=True)), "start": start, "stop": stop,
-             "block": span((start, stop)), "layers": point.facts.layers_before}
-            for rows in models.values() for point in rows if point.facts for start, stop in point.facts.blocks]
-    return Drawn(figure, pd.DataFrame(data, columns=[*Point._fields[:5], "start", "stop", "block", "layers"]))
-
-
-def _strips(axis: Axes, rows: Sequence[Point], labels: Sequence[str], methods: Sequence[str]) -> None:
-    layers = max(point.facts.layers_before for point in rows if point.facts)
-    for place, point in enumerate(rows):
-        blocks = point.facts.blocks if point.facts else []
-        axis.broken_barh([(-0.5, layers)], (place - 0.32, 0.64), facecolors="#eeeeee")
-        axis.broken_barh([(start - 0.42, stop - start - 0.16) for start, stop in blocks], (place - 0.32, 0.64),
-                         facecolors=COLORS[methods.index(point.method) % len(COLORS)])
-    axis.set_yticks(range(len(rows)), labels)
-    axis.set(xlim=(-0.5, layers - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    axis.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
-    axis.grid(False)
-    axis.spines[["left", "bottom"]].set_visible(False)
-    axis.tick_params(length=0)
-
-
-def _strip_order(methods: Sequence[str]) -> Callable[[Point], tuple[Any, ...]]:
-    return lambda point: (methods.index(point.method), point.calib, point.k_max, point.ratio)
-
-
-def _strip_label(pruned: Sequence[Point]) -> Callable[[Point], str]:
-    calibs, k_maxes = len({p.calib for p in pruned}) > 1, len({p.k_max for p in pruned}) > 1
-    return lambda point: (f"{point.method}{f', {point.calib}' if calibs else ''}"
-                          f"{f', k {point.k_max}' if k_maxes else ''}, {100 * point.ratio:g} %")
-
-
-# What pruning did to the states ---------------------------------------------------------------------------------------
-
-def error_by_layer(diagnoses: Mapping[str, Diagnosis], *, width: float = PAGE_IN, height: float = 2.4) -> Drawn:
-    """Relative squared error of the pruned models' states against the dense model's state number, a line a label.
-
-    Not in the paper. A line has a gap where layers are gone and starts at its first error above 0: before the first
-    dropped layer states are equal, which a log axis cannot show. At 1 a state is no better than the constant mean.
-    Raises FigureError if there is no diagnosis, or none with an error above 0.
-    """
-    rows = [{"label": label, "state": state, "error": error, "cosine": cosine, "masked": masked, "tokens": own.tokens}
-            for label, own in diagnoses.items()
-            for state, error, cosine, masked in zip(own.states, own.error, own.cosine, own.masked, strict=True)]
-    if not any(row["error"] > 0 for row in rows):
-        raise FigureError("no error of states above 0 to draw: give the diagnosis of at least one pruned model")
-    frame, last = pd.DataFrame(rows), max(row["state"] for row in rows)
-    with quiet():
-        figure = Figure(figsize=(width, height + 0.14 * math.ceil((len(diagnoses) + 1) / 5)))
-        axis = figure.subplots()
-        axis.axhline(1, color=GREY, linestyle=":", linewidth=0.9)
-        looks = {label: _error_look(place) for place, label in enumerate(diagnoses)}
-        for label, look in looks.items():
-            error = frame[frame["label"] == label].set_index("state")["error"].reindex(range(last + 1))
-            axis.plot(error.index, error.where(error > 0), **look)
-        axis.set(yscale="log", xlim=(-0.5, last + 0.5), xlabel="State of the dense model", ylabel="Relative error")
-        axis.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
-        low, high = axis.get_ylim()
-        axis.set_ylim(min(low, 0.1), max(high, 2))  # wide enough for plain ticks, with room about 1
-        plain_log(axis)
-        legend_below(figure, [*(Line2D([], [], label=label, **look) for label, look in looks.items()),
-                               Line2D([], [], color=GREY, linestyle=":", label="constant mean")], columns=5)
-    return Drawn(figure, frame)
-
-
-def _error_look(place: int) -> dict[str, Any]:
-    """A marker on every point, as a state between two gaps has no line; dashes tell a second round of colours."""
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 2.4,
-            "linestyle": DASHES[place // len(COLORS) % len(DASHES)]}

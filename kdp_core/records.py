@@ -364,3 +364,44 @@ class Theory(NamedTuple):
     holds, holds_without_fit (by A = 0 already), better_state (the decoded state is better too), state_excess and
     state_excess_stderr as in `risks`."""
     stats: dict[str, Any]
+
+
+class Probes(NamedTuple):
+    """One part of one layer left out at a time: what changes after that layer in states, logits and probabilities.
+
+    Measures are means over tokens, each with its `_stderr` over windows (None where there is one): angle_h, angle_z,
+    angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of the change, relative to the dense
+    norm), kl (KL(dense || other), nats), agreement of the most likely token; estimates of second order estimate_h,
+    estimate_z, estimate_p, estimate_kl; and of the same unit with other weights estimate_uniform, estimate_top5,
+    estimate_top10.
+    """
+    temperature: float
+    final_norm: bool
+    """Whether inner states pass the final norm before the head."""
+    windows: int
+    positions: list[int]
+    """Of each window."""
+    layers: list[dict[str, Any]]
+    """A row a layer and part: layer, part (attention, mlp or whole), the measures."""
+    tokens: list[dict[str, Any]]
+    """A row a layer, part and window, its last token alone: angle_p, estimate_p, kl, estimate_kl."""
+    stats: dict[str, Any]
+
+
+class Spaces(NamedTuple):
+    """A pruned model beside the dense one in states, logits and probabilities; measures as in Probes, over prompts."""
+    temperature: float
+    final_norm: bool
+    prompts: int
+    prompt_tokens: int
+    steps: int
+    decoding: list[dict[str, Any]]
+    """A row a history and step: history (`dense`: both read what the dense model says; `own`: each reads what it says
+    itself), step, same_text (share of prompts whose two texts are still the same), the measures of the last state."""
+    depth: list[dict[str, Any]]
+    """A row a state (the dense model's number) on the dense model's text: state, the measures over about 8 steps."""
+    choices: list[dict[str, Any]]
+    """A row a multiple-choice item: angle_p, kl, agreement over all tokens, the same with `_candidates` over the
+    candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
+    candidate among all tokens, dense)."""
+    stats: dict[str, Any]

@@ -24,6 +24,9 @@ rule ablation:
         runtime=10,
     params:
         ablation=lambda wildcards: plumbing.ablation(config, wildcards.ablation),
+        rows=lambda wildcards: plumbing.looks(
+            config, plumbing.ablation_points(config, wildcards.ablation)
+        ),
         dpi=DPI,
         code=plumbing.code("ablations"),
     message:

@@ -213,6 +213,11 @@ def theory_wanted():
     return ["results/tables/theory.csv"] if "theory" in config else []
 
 
+def rows_and_k_max(points):
+    """Row and K max of points, by which figures know them."""
+    return [[point["method"], int(point["k_max"])] for point in points]
+
+
 def drawn(name):
     """The three files of a figure."""
     return {

@@ -1,4 +1,10 @@
-"""Figures, each as PDF and PNG with its data as CSV. Numbers in names are those of the KDP paper's figures."""
+"""Figures, each as PDF and PNG with its data as CSV: docs/figures.md says which figure of which paper each is."""
+
+SHOWN = plumbing.chosen_points(config, "figures")
+LOOKS = plumbing.looks(config, GRID)
+MODELS = plumbing.calibrated(config)
+MODEL_LABELS = plumbing.labels(MODELS)
+COLORMAP = config.get("figures", {}).get("colormap", "viridis")
 
 
 rule figure_similarity:
@@ -17,13 +23,50 @@ rule figure_similarity:
         runtime=10,
     params:
         kind="similarity",
-        colormap=config.get("figures", {}).get("colormap", "viridis"),
+        colormap=COLORMAP,
         dpi=DPI,
         code=plumbing.code("figure"),
     message:
         "Drawing the similarity of layers of {wildcards.model}"
     script:
         "../workflow_scripts/figure.py"
+
+
+use rule figure_similarity as figure_models with:
+    input:
+        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
+    output:
+        **drawn("similarity-models"),
+    log:
+        "results/logs/figures/similarity-models.log",
+    benchmark:
+        "results/benchmarks/figures/similarity-models.tsv"
+    params:
+        kind="models",
+        labels=MODEL_LABELS,
+        colormap=COLORMAP,
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the similarity of layers of all models"
+
+
+use rule figure_similarity as figure_locality with:
+    input:
+        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
+    output:
+        **drawn("locality"),
+    log:
+        "results/logs/figures/locality.log",
+    benchmark:
+        "results/benchmarks/figures/locality.tsv"
+    params:
+        kind="locality",
+        labels=MODEL_LABELS,
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the similarity of layers by distance"
 
 
 rule figure_training:
@@ -96,7 +139,7 @@ use rule figure_training as figure_errors with:
     input:
         lambda wildcards: [
             f"{plumbing.point_dir(point)}/diagnosis.json"
-            for point in points_like(wildcards, GRID)
+            for point in points_like(wildcards, SHOWN)
         ],
     output:
         **drawn("{model}/{calib}/errors-r{ratio}"),
@@ -106,9 +149,8 @@ use rule figure_training as figure_errors with:
         "results/benchmarks/figures/{model}-{calib}-errors-r{ratio}.tsv"
     params:
         kind="errors",
-        labels=lambda wildcards: [
-            f"{p['method']}, K max {p['k_max']}" for p in points_like(wildcards, GRID)
-        ],
+        labels=lambda wildcards: rows_and_k_max(points_like(wildcards, SHOWN)),
+        rows=LOOKS,
         dpi=DPI,
         code=plumbing.code("figure"),
     message:
@@ -117,7 +159,7 @@ use rule figure_training as figure_errors with:
 
 use rule figure_training as figure_score_ratio with:
     input:
-        "results/summary.csv",
+        summary="results/summary.csv",
     output:
         **drawn("score-ratio"),
     log:
@@ -127,11 +169,33 @@ use rule figure_training as figure_score_ratio with:
     params:
         kind="score_ratio",
         # points that only an ablation adds would crowd the overview
-        grid=GRID,
+        grid=SHOWN,
+        rows=LOOKS,
         dpi=DPI,
         code=plumbing.code("figure"),
     message:
         "Drawing scores against the ratio"
+
+
+use rule figure_training as figure_tasks with:
+    input:
+        scores="results/scores.csv",
+        summary="results/summary.csv",
+    output:
+        **drawn("tasks-ratio"),
+    log:
+        "results/logs/figures/tasks-ratio.log",
+    benchmark:
+        "results/benchmarks/figures/tasks-ratio.tsv"
+    params:
+        kind="tasks",
+        grid=SHOWN,
+        rows=LOOKS,
+        tasks=config.get("figures", {}).get("tasks"),
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing every task against the ratio"
 
 
 use rule figure_training as figure_layers with:
@@ -145,8 +209,9 @@ use rule figure_training as figure_layers with:
         "results/benchmarks/figures/layers.tsv"
     params:
         kind="layers",
-        grid=POINTS,
+        grid=SHOWN,
         steps=STEPS,
+        rows=LOOKS,
         dpi=DPI,
         code=plumbing.code("figure"),
     message:

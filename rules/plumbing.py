@@ -176,6 +176,9 @@ def _check_names(config: dict[str, Any]) -> None:
             raise ConfigError(f"config: theory.run is {config['theory']['run']}, an empty run; give the first layer "
                               "and one past the last")
     _check_views(config)
+    for section in ("figures", "spaces"):
+        _known(f"{section}.rows", config.get(section, {}).get("rows", []), dict.fromkeys(config["grid"]["methods"]),
+               "name a row of grid.methods, or add it there")
     _check_ablations(config)
     for name in config["models"]:
         if name in RESERVED:
@@ -274,6 +277,40 @@ def learned(config: dict[str, Any]) -> list[str]:
             and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
 
 
+def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
+    """How the rows of these points are drawn, the same in every figure: see kdp_core.figures.Row.
+
+    The place of the row's method in the table of methods, the row's number among the config's rows that stand on this
+    method, and what the method does.
+    """
+    methods, found, seen = list(schema()["methods"]), {}, {}
+    # a row named like its method comes first, whichever way round they stand
+    for name in sorted(config["methods"], key=lambda name: name not in methods):
+        base = base_of(config, name)
+        group = "fine-tuned" if source_of(config, name) != name else schema()["methods"][base]["x-group"]
+        # rows of a method that the config does not name as such leave the method its own look
+        number = seen[base] = seen.get(base, -1 if name == base else 0) + 1
+        found[name] = [methods.index(base), number, group]
+    return {name: found[name] for name in dict.fromkeys(point["method"] for point in points)}
+
+
+def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
+    """The grid's points of the rows that a section of the config chooses, or of all."""
+    rows = config.get(section, {}).get("rows", config["grid"]["methods"])
+    return [point for point in grid_points(config) if point["method"] in rows]
+
+
+def calibrated(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every model and calibration set of the grid."""
+    return list(itertools.product(config["grid"]["models"], config["grid"]["calibrations"]))
+
+
+def labels(calibrated: list[tuple[str, str]]) -> list[str]:
+    """Names of models in figures, the calibration set beside them where there are several."""
+    several = len({calib for _, calib in calibrated}) > 1
+    return [f"{model}, {calib}" if several else model for model, calib in calibrated]
+
+
 def jointly(config: dict[str, Any]) -> list[str]:
     """The grid's rows whose stand-ins are trained together, over at least one epoch."""
     trains = {name for name, method in schema()["methods"].items()
@@ -298,9 +335,21 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
     made = [_entry("score-ratio", "Score against ratio", "figure_score_ratio",
                    "Mean accuracy and perplexity against the share of all parameters really removed, one line a method "
                    "and K max; bars are one standard error. KDP paper, Figure 6."),
-            _entry("layers", "Replaced layers", "figure_layers", "Which layers each grid point takes out."),
+            _entry("tasks-ratio", "Every task against the ratio", "figure_tasks",
+                   "The main metric of each task against the share of all parameters really removed, one line a method "
+                   "and K max; bars are one standard error over the task's items. KDP paper, Figures 6 and 7."),
+            _entry("layers", "Layers that go", "figure_layers",
+                   "Which layers each grid point removes or replaces, a panel a ratio; half a layer is its attention "
+                   "(upper) or its MLP (lower) alone. LoRP, Figure 4."),
+            _entry("similarity-models", "Similarity of layers, all models", "figure_models",
+                   "Cosine (mean over tokens) and linear CKA of the hidden states before each pair of layers, on one "
+                   "colour scale; RLS is low where layers resemble each other all over the depth. KDP paper, Figure 1; "
+                   "LoRP, Figure 1."),
+            _entry("locality", "Similarity by distance", "figure_locality",
+                   "Mean cosine of two layers' inputs by their distance as a share of the depth; the band holds the "
+                   "middle half of the pairs of layers at that distance. LoRP, Figure 2."),
             *_ablation_entries(config)]
-    for model, calib in itertools.product(config["grid"]["models"], config["grid"]["calibrations"]):
+    for model, calib in calibrated(config):
         at, of = f"{model}/{calib}", f"{model}, {calib}"
         made.append(_entry(f"{at}/similarity", f"Similarity of layers: {of}", "figure_similarity",
                            "Similarity of the hidden states before each pair of layers. KDP paper, Figure 1."))
@@ -313,6 +362,7 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
                         "Relative squared error of the pruned models' states against the dense model's, on held-out "
                         "windows.") for ratio in config["grid"]["ratios"]]
         made += _view_entries(config, at, of)
+        made += _spaces_entries(config, at, of)
         for method in learned(config):
             made += [_entry(f"{at}/{method}-training", f"Training: {method}, {of}", "figure_training",
                             "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, "
@@ -336,6 +386,34 @@ def _view_entries(config: dict[str, Any], at: str, of: str) -> list[dict[str, st
                      "Predicted and true features after each block at a few positions of a held-out sequence, on one "
                      "colour range, and their difference on its own. KDP paper, Figures 4 and 9.")
               for row in config["views"].get("rows", []))]
+
+
+def _spaces_entries(config: dict[str, Any], at: str, of: str) -> list[dict[str, str]]:
+    if "spaces" not in config:
+        return []
+    paper = "Representation hierarchies, Figure"
+    made = [_entry(f"{at}/spaces-layers", f"Three spaces, layer by layer: {of}", "figure_spaces_layers",
+                   "1 - cosine of states, logits and probabilities with those of the dense model, right after a layer "
+                   "whose attention or MLP or both are left out; bands are one standard error over held-out windows. "
+                   f"{paper} 4."),
+            _entry(f"{at}/spaces-split", f"Along and across: {of}", "figure_spaces_split",
+                   "The same change of states and logits, as its part along the dense vector and the rest, relative to "
+                   f"that vector's norm. {paper} 5."),
+            _entry(f"{at}/spaces-estimates", f"Estimates beside changes: {of}", "figure_spaces_estimates",
+                   "Second-order estimates from the logits' change beside the change measured, a point a token, layer "
+                   f"and part left out; on the dotted line both are equal. {paper} 6.")]
+    for ratio in config["grid"]["ratios"]:
+        made += [_entry(f"{at}/spaces-steps-r{ratio:g}", f"Decoding step by step at ratio {ratio:g}: {of}",
+                        "figure_spaces_steps",
+                        "Cosine with the dense model after a prompt, by decoding step: above, both models read what "
+                        "the dense one says, below, each what it says itself; bands are one standard error over "
+                        f"prompts. {paper} 7."),
+                 _entry(f"{at}/spaces-choices-r{ratio:g}", f"Letters beside all tokens at ratio {ratio:g}: {of}",
+                        "figure_spaces_choices",
+                        "Multiple-choice items asked for a letter: change of the probabilities over all tokens and "
+                        "over the letters alone, and where the letters stand among all tokens of the dense model; bars "
+                        f"are one standard error over items. {paper} 8.")]
+    return made
 
 
 def _ablation_entries(config: dict[str, Any]) -> list[dict[str, str]]:

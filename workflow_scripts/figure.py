@@ -4,7 +4,7 @@ from pathlib import Path
 from gather import of_grid, points, table
 from job import job
 
-from kdp_core import figures, store, theory_figures
+from kdp_core import figures, locality_figures, score_figures, spaces_figures, store, theory_figures
 
 
 def blocks(paths: list[str]) -> dict:
@@ -12,24 +12,40 @@ def blocks(paths: list[str]) -> dict:
     return {Path(path).parent.name: store.read(path) for path in paths}
 
 
+def labelled(paths: list[str], labels: list) -> dict:
+    """Records by their labels: texts, or (row, K max)."""
+    return {label if isinstance(label, str) else tuple(label): store.read(path)
+            for label, path in zip(labels, paths, strict=True)}
+
+
 def draw(kind: str, inputs, params) -> figures.Drawn:
     """The figure of one rule."""
     if kind == "similarity":
         return figures.similarity_maps(store.read(inputs[0]), colormap=params.colormap)
+    if kind == "models":
+        return locality_figures.side_by_side(labelled(inputs, params.labels), colormap=params.colormap)
+    if kind == "locality":
+        return locality_figures.by_distance(labelled(inputs, params.labels))
     if kind == "training":
         return figures.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
     if kind == "operators":
         return figures.operator_norms(blocks(inputs.kernels))
     if kind == "joint":
-        return figures.joint_training({label: store.read(path)
-                                       for label, path in zip(params.labels, inputs, strict=True)})
+        return figures.joint_training(labelled(inputs, params.labels))
     if kind == "score_ratio":
-        return figures.score_against_ratio(of_grid(table(inputs[0]), params.grid))
+        return score_figures.score_against_ratio(of_grid(table(inputs.summary), params.grid), rows=params.rows)
+    if kind == "tasks":
+        return score_figures.tasks_against_ratio(table(inputs.scores), of_grid(table(inputs.summary), params.grid),
+                                                 tasks=params.tasks, rows=params.rows)
     if kind == "theory":
         return theory_figures.theory(store.read(inputs[0]))
     if kind == "layers":
-        return figures.pruned_layers(points(params.grid, params.steps))
-    return figures.error_by_layer({label: store.read(path) for label, path in zip(params.labels, inputs, strict=True)})
+        return score_figures.pruned_layers(points(params.grid, params.steps), rows=params.rows)
+    if kind in ("by_layer", "split_by_layer", "estimates"):
+        return getattr(spaces_figures, kind)(store.read(inputs[0]))
+    if kind in ("by_step", "choices"):
+        return getattr(spaces_figures, kind)(labelled(inputs, params.labels), rows=params.rows)
+    return score_figures.error_by_layer(labelled(inputs, params.labels), rows=params.rows)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from kdp_core import (
     residual,
     shortened,
     similarity,
+    spaces,
     sparsity,
     states,
     theory,
     views,
 )
 from kdp_core.methods import METHODS, method_schema, option_schema
+from kdp_core.runs import no_layer
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
 
@@ -119,10 +121,9 @@ ABLATION = block("One study: a table and a figure of some rows by what differs b
 }, ("title", "caption", "rows", "x"))
 
 
-def signature_block(description: str, function: Any) -> dict[str, Any]:
-    """A section of the config that is a function's keyword-only options."""
-    # no method: nothing is filled in by the grid
-    return {**option_schema(function, ()), "description": description}
+def signature_block(description: str, function: Any, filled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A section of the config that is a function's keyword-only options, but for those that the workflow fills in."""
+    return {**option_schema(function, filled), "description": description}
 
 
 def theory_block() -> dict[str, Any]:
@@ -147,9 +148,21 @@ def views_block() -> dict[str, Any]:
         "trajectories": signature_block("Paths of the states.", views.paths)})
 
 
+def spaces_block() -> dict[str, Any]:
+    """Which pruned models to look at in three spaces, and how closely."""
+    filled = ("device", "dtype", "dropped")
+    return block("States, logits and probabilities beside the dense model's; left out, they are not measured.", {
+        "rows": some({"type": "string"}, "Rows of grid.methods; all of them unless set."),
+        "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled),
+        "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled)})
+
+
 def method_block(name: str) -> dict[str, Any]:
-    """Options of a method by part, and the function that counts the parameters of its stand-ins."""
+    """Options of a method by part, the function that counts the parameters of its stand-ins, and what it does."""
     made = method_schema(name)
+    row = METHODS[name]
+    made["x-group"] = ("inside the layers" if row.select is no_layer else
+                       "layers replaced or merged" if row.steps or row.compose else "layers removed")
     # a Lazy names its function without importing it; here it is looked up
     params = getattr(METHODS[name].module_params, "function", METHODS[name].module_params)
     made["x-params"] = f"{params.__module__}.{params.__name__}"
@@ -208,8 +221,12 @@ def build() -> dict[str, Any]:
                 "windows": count("Windows of held-out text.", 2)}),
             "theory": theory_block(),
             "views": views_block(),
+            "spaces": spaces_block(),
             "figures": block("Look of the figures.", {
-                "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
+                "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50),
+                "rows": some({"type": "string"}, "Rows of grid.methods in figures of many rows; all of them unless "
+                                                 "set."),
+                "tasks": some({"type": "string"}, "Tasks of the figure of scores by task; all of them unless set.")}),
             "cache": text("Folder for downloaded files."),
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},

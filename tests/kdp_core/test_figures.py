@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdp_core import figures, tables
-from kdp_core.records import Diagnosis
+from kdp_core import figures
 from tests.kdp_core import points
 
 
@@ -65,69 +64,55 @@ def test_operator_norms():
     assert legend(drawn) == ["block 5-8", "block 8-10", "$A_1$", "$A_2$", "$A_3$"]
 
 
-def test_score_against_ratio():
-    grid = points.grid()
-    other = [point._replace(model="other") for point in grid]
-    drawn = figures.score_against_ratio(tables.summarise([*grid, *other]))
-    axes = labelled(drawn)
-    assert len(axes) == 4 and [axis.get_ylabel() for axis in axes] == ["Accuracy (%)", "Perplexity"] * 2
-    assert [axis.get_yscale() for axis in axes[:2]] == ["linear", "log"]
-    kdp, = (line for line in axes[0].get_lines() if line.get_color() == figures.COLORS[0] and len(line.get_xdata()) == 2
-            and line.get_linestyle() == "-")
-    assert list(kdp.get_xdata()) == pytest.approx([19, 38]) and list(kdp.get_ydata()) == pytest.approx([55, 40])
-    assert legend(drawn) == ["kdp", "remove", "lossy", "dense"]
-    bars = [bar.get_segments() for bar in axes[0].collections]
-    assert len(bars) == 1 + 3  # dense and three methods carry their errors
-    assert bars[1][0][:, 1].tolist() == pytest.approx([55 - 0.70711, 55 + 0.70711], abs=1e-4)
+def row_looks(count):
+    return [figures.look(figures.Row(place, 0, "")) for place in range(count)]
 
 
-def test_lines_split_by_k_max():
-    more = [*points.grid(), points.pruned("kdp", points.scores(24.0, 0.4, 0.6), k_max=5)]
-    drawn = figures.score_against_ratio(tables.summarise(more), metrics=("rp",))
-    assert legend(drawn) == ["kdp, k 3", "remove, k 3", "lossy, k 3", "kdp, k 5", "dense"]
+def test_fifty_six_methods_differ_in_colour_or_marker():
+    assert len({(own["color"], own["marker"]) for own in row_looks(56)}) == 56
 
 
-def test_pruned_layers():
-    drawn = figures.pruned_layers(points.grid())
-    axis, = labelled(drawn)
-    assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "kdp, 20 %", "kdp, 40 %", "remove, 20 %", "remove, 40 %", "lossy, 20 %", "lossy, 40 %"]
-    assert len(drawn.data) == 12
-    assert drawn.data.loc[2, ["start", "stop"]].tolist() == [2, 5]
-    paths = axis.collections[1].get_paths()
-    assert [tuple(path.get_extents().x0 + 0.42 for path in paths)] == [pytest.approx((5, 8))]
+def test_rows_on_one_method_keep_its_colour_and_are_told_apart():
+    looks = [figures.look(figures.Row(3, variant, "")) for variant in range(9)]
+    assert {own["color"] for own in looks} == {figures.COLORS[3]}
+    assert len({(own["marker"], own.get("fillstyle", "full")) for own in looks}) == 9
+    assert "fillstyle" not in looks[0] and looks[1]["marker"] == looks[0]["marker"]
 
 
-def diagnosis(dropped, first_error: float, layers: int = 12) -> Diagnosis:
-    """Equal to the dense model before the first dropped layer, then errors that double with every state."""
-    states = [k for k in range(layers) if k not in dropped] + [layers]
-    error = [0.0 if k < min(dropped) else first_error * 2.0 ** (k - min(dropped)) for k in states]
-    return Diagnosis(states, error, [1 - e / 100 for e in error], [2] * len(states), 1024, 8, list(dropped), 8.0, 1016,
-                     0.5, 0.05, 0.8, 0.01, 3.0, 0.1, 3.4, 0.1, 0.4, 0.02)
+def test_a_row_looks_the_same_whoever_else_is_drawn():
+    known = {"kdp": [3, 0, "replaced"], "lorp": [19, 0, "removed"]}
+    alone, = figures.lines_of([("lorp", 3, "lorp")], known)
+    _, beside = figures.lines_of([("kdp", 3, "kdp"), ("lorp", 3, "lorp")], known)
+    assert alone == beside and alone.look["linestyle"] == "-"
+    dashed = figures.lines_of([("lorp", 3, "a"), ("lorp", 4, "b")], known)[1].look
+    assert dashed["color"] == alone.look["color"] and dashed["linestyle"] == figures.DASHES[1]
 
 
-def test_error_by_layer():
-    drawn = figures.error_by_layer({"kdp": diagnosis([4, 5, 8], 0.01), "remove": diagnosis([10, 11], 0.5)})
-    axis, = labelled(drawn)
-    assert axis.get_yscale() == "log" and legend(drawn) == ["kdp", "remove", "constant mean"]
-    reference, kdp, remove = axis.get_lines()
-    assert list(reference.get_ydata()) == [1, 1]
-    # states 4, 5 and 8 are gone, and those before have no error to show: gaps, not lines across
-    assert kdp.get_xdata().tolist() == list(range(13))
-    shown = {k: y for k, y in enumerate(kdp.get_ydata()) if not np.isnan(y)}
-    assert shown == pytest.approx({k: 0.01 * 2.0 ** (k - 4) for k in (6, 7, 9, 10, 11, 12)})
-    assert np.flatnonzero(~np.isnan(remove.get_ydata())).tolist() == [12]
-    assert kdp.get_markevery() is None and remove.get_marker() == "s"  # a lone state is still seen
-    assert axis.get_ylim()[0] <= 0.04 and axis.get_ylim()[1] >= 2.56
-    assert len(drawn.data) == 10 + 11
-    row = drawn.data.set_index(["label", "state"]).loc[("kdp", 6)]
-    assert row.to_dict() == pytest.approx({"error": 0.04, "cosine": 0.9996, "masked": 2, "tokens": 1024})
+def dealt(sizes, most=12):
+    """Titles and numbers of lines of panels, of groups of so many rows."""
+    known = {f"{group}{i}": [0, 0, group] for group, count in sizes.items() for i in range(count)}
+    lines = figures.lines_of([(name, 3, name) for name in known], known)
+    panels = figures.deal(lines, known, most)
+    assert sorted(line.method for _, own in panels for line in own) == sorted(known)
+    return [(title, len(own)) for title, own in panels]
 
 
-def test_many_lines_of_errors_are_told_apart():
-    drawn = figures.error_by_layer({str(i): diagnosis([4], 0.01 * (i + 1)) for i in range(12)})
-    lines = drawn.figure.axes[0].get_lines()[1:]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
+def test_few_lines_share_one_panel():
+    assert dealt({"a": 7, "b": 5}) == [("", 12)]
+
+
+def test_many_lines_are_dealt_out_by_what_the_rows_do():
+    assert dealt({"a": 9, "b": 7}) == [("a", 9), ("b", 7)]
+    # the two smallest groups fit into one panel, and a large one is cut into equal parts
+    assert dealt({"a": 13, "b": 6, "c": 10, "d": 1}) == [("a (1 of 2)", 7), ("a (2 of 2)", 6), ("b; d", 7), ("c", 10)]
+
+
+def test_lines_of_one_row_stay_together():
+    known = {name: [place, 0, "all"] for place, name in enumerate("abcde")}
+    lines = figures.lines_of([(name, k, f"{name} {k}") for name in known for k in (3, 4, 5)], known)
+    panels = figures.deal(lines, known, 12)
+    assert [[line.method for line in own] for _, own in panels] == [["a"] * 3 + ["b"] * 3, ["c"] * 3 + ["d"] * 3,
+                                                                   ["e"] * 3]
 
 
 def test_nothing_to_draw():
@@ -135,14 +120,6 @@ def test_nothing_to_draw():
         figures.training_curves({"5-8": points.kernel(epochs=0)}, {})
     with pytest.raises(figures.FigureError, match="no operator norms"):
         figures.operator_norms({})
-    with pytest.raises(figures.FigureError, match="unknown metric 'beauty'"):
-        figures.score_against_ratio(tables.summarise(points.grid()), metrics=("beauty",))
-    with pytest.raises(figures.FigureError, match="no pruned model"):
-        figures.score_against_ratio(tables.summarise([points.dense()]))
-    with pytest.raises(figures.FigureError, match="no pruned model"):
-        figures.pruned_layers([points.dense()])
-    with pytest.raises(figures.FigureError, match="no error of states"):
-        figures.error_by_layer({"dense": diagnosis([4], 0.0)})
 
 
 def test_saved_files_are_equal_bytes_and_readable(tmp_path):

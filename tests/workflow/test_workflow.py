@@ -96,7 +96,7 @@ def test_an_ablation_adds_its_own_points_and_no_others(copied):
 
 def test_the_style_of_figures_reruns_figures_and_the_report_only(copied):
     copied.config["figures"] = {"colormap": "cividis"}
-    assert copied.planned() == {"all": 1, "figure_similarity": 1, "report": 1}
+    assert copied.planned() == {"all": 1, "figure_similarity": 1, "figure_models": 1, "report": 1}
 
 
 def test_the_similarity_treatment_keeps_hidden_states(copied):

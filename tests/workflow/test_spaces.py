@@ -1,0 +1,77 @@
+"""Three spaces through the workflow, where the config has `spaces`; looks of rows; wrong names are refused at once."""
+import copy
+import sys
+
+import pandas as pd
+import pytest
+
+from kdp_core import store
+from tests.workflow.project import CONFIG, ROOT
+
+sys.path.insert(0, str(ROOT / "rules"))
+import plumbing
+
+SPACES = {"rows": ["remove", "linear"], "probe": {"windows": 2, "positions": 3, "parts": ["mlp"]},
+          "compare": {"prompts": 2, "prompt_tokens": 8, "steps": 3, "choices": 4}}
+
+
+def with_spaces(**spaces):
+    return copy.deepcopy(CONFIG) | {"spaces": spaces}
+
+
+def test_records_and_figures_of_finished_points(copied):
+    copied.config["spaces"] = SPACES
+    at = "results/figures/pico/few"
+    copied.run("--cores", "1", f"{at}/spaces-layers.png", f"{at}/spaces-steps-r0.1.png",
+               f"{at}/spaces-choices-r0.1.pdf")
+    record = store.read(copied.folder / "results/pico/few/probes.json")
+    assert (record.windows, len(record.positions), {row["part"] for row in record.layers}) == (2, 3, {"mlp"})
+    own = store.read(copied.folder / "results/pico/few/remove/r0.1-k3/spaces.json")
+    assert (own.prompts, own.steps, len(own.choices)) == (2, 3, 4) and own.decoding[0]["kl"] > 0
+    steps = pd.read_csv(copied.folder / f"{at}/spaces-steps-r0.1.csv")
+    assert set(steps["method"]) == {"remove", "linear"} and len(steps) == 2 * 2 * 3
+    # nothing that was there is made again
+    assert not {"fold", "evaluate", "hidden", "dense"} & set(copied.planned(f"{at}/spaces-layers.png"))
+
+
+def test_they_are_figures_of_the_report_where_the_config_has_them():
+    names = [[entry["name"] for entry in plumbing.figure_entries(config)] for config in (CONFIG, with_spaces())]
+    new = [name for name in names[1] if name not in names[0]]
+    assert new == [f"pico/few/spaces-{name}" for name in ("layers", "split", "estimates", "steps-r0.1", "choices-r0.1")]
+
+
+@pytest.mark.parametrize("spaces, message", [
+    ({"rows": ["kpd"]}, "spaces.rows names 'kpd'.*did you mean 'kdp'"),
+    ({"rows": ["linear_sequential"]}, "spaces.rows names 'linear_sequential'"),
+    ({"probe": {"part": ["mlp"]}}, "unknown key 'part' at spaces.probe; did you mean 'parts'"),
+    ({"compare": {"dropped": [3]}}, "unknown key 'dropped' at spaces.compare"),
+])
+def test_what_cannot_be_looked_into_is_refused(spaces, message):
+    with pytest.raises(plumbing.ConfigError, match=message):
+        plumbing.check(with_spaces(**spaces))
+
+
+def test_rows_of_figures_are_rows_of_the_grid():
+    with pytest.raises(plumbing.ConfigError, match=r"figures\.rows names 'linear_sequential'"):
+        plumbing.check(copy.deepcopy(CONFIG) | {"figures": {"rows": ["linear_sequential"]}})
+    config = copy.deepcopy(CONFIG) | {"figures": {"rows": ["kdp"]}}
+    plumbing.check(config)
+    assert [point["method"] for point in plumbing.chosen_points(config, "figures")] == ["kdp"]
+    assert len(plumbing.chosen_points(config, "spaces")) == 3
+
+
+def test_looks_come_from_the_table_not_from_the_run():
+    config = copy.deepcopy(CONFIG)
+    config["methods"] |= {"small": {"base": "kdp"}, "tuned": {"base": "small", "finetune": {}}, "own": {"base": "lorp"}}
+    config["grid"]["methods"] = ["tuned", "small", "kdp", "own"]
+    methods = list(plumbing.schema()["methods"])
+    kdp = methods.index("kdp")
+    assert plumbing.looks(config, plumbing.grid_points(config)) == {
+        "tuned": [kdp, 2, "fine-tuned"], "small": [kdp, 1, "layers replaced or merged"],
+        "kdp": [kdp, 0, "layers replaced or merged"], "own": [methods.index("lorp"), 1, "layers removed"]}
+    assert plumbing.schema()["methods"]["wanda"]["x-group"] == "inside the layers"
+
+
+def test_models_are_named_with_their_calibration_where_there_are_several():
+    assert plumbing.labels([("a", "news"), ("b", "news")]) == ["a", "b"]
+    assert plumbing.labels([("a", "news"), ("a", "more")]) == ["a, news", "a, more"]

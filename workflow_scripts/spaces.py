@@ -1,0 +1,37 @@
+"""Rules `spaces_probe` and `spaces`: states, logits and probabilities, of layers left out and of pruned models."""
+import json
+from pathlib import Path
+
+from job import job
+from torch import Tensor
+
+from kdp_core import models, spaces, store, texts
+
+
+def windows(dense: str, facts: str, text: str, length: int) -> Tensor:
+    """The held-out text, cut into windows."""
+    return texts.windows(models.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
+                         vocabulary=store.read(facts).vocabulary)
+
+
+def items(folder: str) -> list[spaces.Choice]:
+    """The multiple-choice items made from held-out text."""
+    lines = Path(folder, "heldout_continuation.jsonl").read_text(encoding="utf-8").splitlines()
+    return [spaces.Choice(row["context"], row["choices"]) for row in map(json.loads, lines)]
+
+
+def run(inputs, params, out: str) -> None:
+    """Measure one dense model layer by layer, or one pruned model beside its dense one."""
+    ids_ST = windows(inputs.dense, inputs.facts, inputs.text, params.length)
+    same = {"device": params.device, "dtype": params.dtype, **params.options}
+    if "checkpoint" not in dict(inputs.items()):
+        store.write(out, spaces.probe(inputs.dense, ids_ST, **same))
+        return
+    dropped = [layer for start, stop in store.read(inputs.pruned).blocks for layer in range(start, stop)]
+    store.write(out, spaces.compare(inputs.dense, inputs.checkpoint, ids_ST, items(inputs.tasks), dropped=dropped,
+                                    **same))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        run(snakemake.input, snakemake.params, snakemake.output[0])
