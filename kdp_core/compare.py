@@ -125,10 +125,18 @@ def compare(entries: Sequence[Entry], *, baseline: str = "remove", draws: int = 
         own = [entry for entry in entries if entry.key[0] == model]
         _check_items(own)
         for kind in PRIMARY:
-            tested = _test(own, kind, draws, seed)
+            tested = _test(own, kind, _pairs(own), draws, seed)
             for task, table in tested.items():
                 rows += _rows(own, kind if task == ALL else table.metric, task, table, baseline)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
+    """The places (j, k), j < k, of all that is compared: models of one group, and each with the dense model."""
+    groups = [(entry.key[3], entry.zeros) for entry in entries]
+    dense = [entry.key[2] == DENSE for entry in entries]
+    return [(j, k) for j, k in itertools.combinations(range(len(entries)), 2)
+            if dense[j] or dense[k] or groups[j] == groups[k]]
 
 
 class Table(NamedTuple):
@@ -139,12 +147,14 @@ class Table(NamedTuple):
     difference_JJ: np.ndarray
     stderr_JJ: np.ndarray
     p_JJ: np.ndarray
+    """NaN where a bootstrap was not asked for."""
     unit: str
     test: str
     items: int
 
 
-def _test(entries: Sequence[Entry], kind: str, draws: int, seed: int) -> dict[str, Table]:
+def _test(entries: Sequence[Entry], kind: str, pairs: Sequence[tuple[int, int]], draws: int,
+          seed: int) -> dict[str, Table]:
     """Tables by task, `all` last, of the tasks of one kind."""
     by_task = {first.task: [next(o for o in entry.outcomes if o.kind == kind and o.task == first.task)
                             for entry in entries] for first in entries[0].outcomes if first.kind == kind}
@@ -155,14 +165,17 @@ def _test(entries: Sequence[Entry], kind: str, draws: int, seed: int) -> dict[st
     if kind == "ppl":
         weights = {task: outcomes[0].weights_I for task, outcomes in by_task.items()}
         return perplexities(values, weights, metrics)
-    return accuracies(values, metrics, draws=draws, seed=seed)
+    return accuracies(values, metrics, pairs, draws=draws, seed=seed)
 
 
-def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], *, draws: int = DRAWS,
-               seed: int = 0) -> dict[str, Table]:
-    """Tables of accuracy tasks, values_IJ of items and models by task, and of the plain mean over tasks."""
-    made, squares, drawn = {}, 0.0, 0.0
-    for place, (task, values_IJ) in enumerate(values.items()):
+def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pairs: Sequence[tuple[int, int]], *,
+               draws: int = DRAWS, seed: int = 0) -> dict[str, Table]:
+    """Tables of accuracy tasks, values_IJ of items and models by task, and of the plain mean over tasks.
+
+    A pair's bootstrap depends on the outcomes of its two models and the seed, not on which others there are.
+    """
+    made, squares = {}, 0.0
+    for task, values_IJ in values.items():
         items, _ = values_IJ.shape
         means_J = values_IJ.mean(axis=0)
         # var(d) = var(x) + var(y) - 2 cov(x, y), of d = x - y item by item
@@ -170,40 +183,48 @@ def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], *, 
         var_JJ = np.diag(cov_JJ)[:, None] + np.diag(cov_JJ) - 2 * cov_JJ
         # a constant difference leaves a rounding error below 0
         stderr_JJ = np.sqrt(np.clip(var_JJ, 0, None) / items)
-        resampled_BJ = bootstrap_means(values_IJ, draws, np.random.default_rng([seed, place]))
-        squares, drawn = squares + stderr_JJ ** 2, drawn + resampled_BJ
+        squares = squares + stderr_JJ ** 2
         exact = bool(np.isin(values_IJ, (0, 1)).all())
-        p_JJ = mcnemar(values_IJ) if exact else _bootstrap_p(resampled_BJ, means_J)
+        p_JJ = mcnemar(values_IJ) if exact else _bootstrap({task: values_IJ}, pairs, draws, seed)
         made[task] = Table(metrics[task], means_J, _differences(means_J), stderr_JJ, p_JJ, "share",
                            "mcnemar" if exact else "bootstrap", items)
     means_J = np.mean([table.means_J for table in made.values()], axis=0)
     # se(mean) = sqrt(sum se^2) / n
     return made | {ALL: Table("acc", means_J, _differences(means_J), np.sqrt(squares) / len(made),
-                              _bootstrap_p(drawn / len(made), means_J), "share", "bootstrap",
+                              _bootstrap(values, pairs, draws, seed), "share", "bootstrap",
                               sum(table.items for table in made.values()))}
 
 
-def bootstrap_means(values_IJ: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Means_BJ of items drawn with replacement, the same items for all models.
-
-    Items on which all models have the same outcomes are one pattern: how often each pattern is drawn is multinomial.
-    """
-    patterns_UJ, counts_U = np.unique(values_IJ, axis=0, return_counts=True)
-    step = max(1, CELLS // len(counts_U))
-    parts = [rng.multinomial(len(values_IJ), counts_U / len(values_IJ), size=min(step, draws - start)) @ patterns_UJ
-             for start in range(0, draws, step)]
-    return np.concatenate(parts) / len(values_IJ)
-
-
-def _bootstrap_p(resampled_BJ: np.ndarray, means_J: np.ndarray) -> np.ndarray:
-    """Two-sided p of all pairs: how often resampling moves a difference by as much as it is away from 0."""
-    p_JJ = np.ones((len(means_J),) * 2)
-    for j, k in itertools.combinations(range(len(means_J)), 2):
-        observed = means_J[j] - means_J[k]
-        moved_B = np.abs(resampled_BJ[:, j] - resampled_BJ[:, k] - observed)
-        # p = (1 + #{|d* - d| >= |d|}) / (B + 1); equal sums may differ by rounding
-        p_JJ[j, k] = p_JJ[k, j] = (1 + np.count_nonzero(moved_B >= abs(observed) - 1e-12)) / (len(resampled_BJ) + 1)
+def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]], draws: int, seed: int) -> np.ndarray:
+    """p_JJ of the mean over tasks, values_IJ by task, for these pairs."""
+    models = next(iter(values.values())).shape[1]
+    p_JJ = np.full((models, models), np.nan)
+    np.fill_diagonal(p_JJ, 1.0)
+    for j, k in pairs:
+        p_JJ[j, k] = p_JJ[k, j] = bootstrap_p([values_IJ[:, j] - values_IJ[:, k] for values_IJ in values.values()],
+                                              draws=draws, seed=seed)
     return p_JJ
+
+
+def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> float:
+    """Two-sided p of a mean over tasks of mean differences, items resampled within each task."""
+    observed = sum(d_I.mean() for d_I in differences) / len(differences)
+    drawn_B = sum(resampled_means(d_I, draws, np.random.default_rng([seed, place]))
+                  for place, d_I in enumerate(differences)) / len(differences)
+    # p = (1 + #{|d* - d| >= |d|}) / (B + 1); equal sums may differ by rounding
+    return float((1 + np.count_nonzero(np.abs(drawn_B - observed) >= abs(observed) - 1e-12)) / (draws + 1))
+
+
+def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of I items drawn with replacement, `draws` times.
+
+    Equal values are one kind: how often each kind is drawn is multinomial, which for accuracies has three kinds.
+    """
+    kinds_U, counts_U = np.unique(values_I, return_counts=True)
+    step = max(1, CELLS // len(kinds_U))
+    parts = [rng.multinomial(len(values_I), counts_U / len(values_I), size=min(step, draws - start)) @ kinds_U
+             for start in range(0, draws, step)]
+    return np.concatenate(parts) / len(values_I)
 
 
 def mcnemar(values_IJ: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_mcnemar_of_a_known_table():
 def test_a_difference_has_the_error_of_the_items_differences():
     rng = np.random.default_rng(1)
     values = rng.integers(0, 2, (50, 3)).astype(float)
-    table = compare.accuracies({"quiz": values}, {"quiz": "acc"}, draws=50)["quiz"]
+    table = compare.accuracies({"quiz": values}, {"quiz": "acc"}, [], draws=50)["quiz"]
     for j, k in itertools.combinations(range(3), 2):
         d = values[:, j] - values[:, k]
         assert table.difference_JJ[j, k] == pytest.approx(d.mean())
@@ -61,42 +61,47 @@ def test_a_difference_has_the_error_of_the_items_differences():
 def test_scores_between_0_and_1_are_bootstrapped():
     rng = np.random.default_rng(2)
     values = np.stack([rng.random(80), rng.random(80)], axis=1)
-    table = compare.accuracies({"f1": values}, {"f1": "em"})["f1"]
+    table = compare.accuracies({"f1": values}, {"f1": "em"}, [(0, 1)])["f1"]
     exact = stats.ttest_rel(values[:, 0], values[:, 1]).pvalue
     assert table.test == "bootstrap" and table.p_JJ[0, 1] == pytest.approx(exact, abs=0.03)
 
 
 # Several tasks --------------------------------------------------------------------------------------------------------
 
-def test_bootstrap_has_the_closed_forms_spread_and_keeps_pairs():
-    rng = np.random.default_rng(3)
-    first = rng.integers(0, 2, 200).astype(float)
-    values = np.stack([first, np.where(rng.random(200) < 0.1, 1 - first, first)], axis=1)
-    drawn = compare.bootstrap_means(values, 20_000, np.random.default_rng(0))
-    assert drawn.mean(axis=0) == pytest.approx(values.mean(axis=0), abs=0.002)
-    for series, resampled in ((values[:, 0], drawn[:, 0]), (values[:, 0] - values[:, 1], drawn[:, 0] - drawn[:, 1])):
-        assert resampled.std() == pytest.approx(series.std() / math.sqrt(200), rel=0.03)
-    again = compare.bootstrap_means(values, 20_000, np.random.default_rng(0))
-    assert np.array_equal(drawn, again)
+def test_bootstrap_has_the_closed_forms_spread_and_the_same_draws_again():
+    values = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], 200, p=[0.1, 0.7, 0.2])
+    drawn = compare.resampled_means(values, 20_000, np.random.default_rng(0))
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.002)
+    assert drawn.std() == pytest.approx(values.std() / math.sqrt(200), rel=0.03)
+    assert np.array_equal(drawn, compare.resampled_means(values, 20_000, np.random.default_rng(0)))
 
 
 def test_bootstrap_in_pieces_draws_as_many(monkeypatch):
-    values = np.random.default_rng(4).random((9, 2))
+    values = np.random.default_rng(4).random(9)
     monkeypatch.setattr(compare, "CELLS", 30)
-    assert compare.bootstrap_means(values, 101, np.random.default_rng(0)).shape == (101, 2)
+    assert compare.resampled_means(values, 101, np.random.default_rng(0)).shape == (101,)
+
+
+def test_a_pairs_p_does_not_depend_on_who_else_is_there():
+    rng = np.random.default_rng(10)
+    entries = [entry(name, *(outcomes(rng.integers(0, 2, 30), task) for task in ("one", "two")))
+               for name in ("kdp", "remove", "linear")]
+    p_values = [frame[(frame["task"] == "all") & ~frame[["method", "other"]].eq("remove").any(axis=1)]["p"].tolist()
+                for frame in (compare.compare(entries), compare.compare(entries[::2]))]
+    assert p_values[0] == p_values[1] and len(p_values[0]) == 1
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike_and_is_stratified():
     rng = np.random.default_rng(5)
     values = {"small": rng.integers(0, 2, (40, 2)).astype(float), "large": rng.integers(0, 2, (400, 2)).astype(float)}
-    table = compare.accuracies(values, {"small": "acc", "large": "acc_norm"}, draws=20_000)["all"]
+    table = compare.accuracies(values, {"small": "acc", "large": "acc_norm"}, [(0, 1)], draws=20_000)["all"]
     d = {task: v[:, 0] - v[:, 1] for task, v in values.items()}
     difference = (d["small"].mean() + d["large"].mean()) / 2
     stderr = math.sqrt(d["small"].var(ddof=1) / 40 + d["large"].var(ddof=1) / 400) / 2
     assert table.difference_JJ[0, 1] == pytest.approx(difference) and table.items == 440
     assert table.stderr_JJ[0, 1] == pytest.approx(stderr)
     assert table.p_JJ[0, 1] == pytest.approx(2 * stats.norm.sf(abs(difference) / stderr), abs=0.03)
-    other = compare.accuracies(values, {"small": "acc", "large": "acc_norm"}, draws=20_000, seed=1)["all"]
+    other = compare.accuracies(values, {"small": "acc", "large": "acc_norm"}, [(0, 1)], draws=20_000, seed=1)["all"]
     assert other.p_JJ[0, 1] != table.p_JJ[0, 1]
 
 
