@@ -40,7 +40,10 @@ Modules in the order of the flow; each imports only from those above it.
     diagnose    what training and folding did to the states
     views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
+    compare     which models can be told apart, on the same items and over seeds
     ablations   rows of the grid by what differs between them
+    paper       the KDP paper's tables, as far as a run has their numbers
+    costs       what the KDP paper's models cost, from their configurations
     figures     figures with the data they show
     ablation_figures  scores against what an ablation varies
     views_figures  heat maps of the kernel space, paths of the states

@@ -15,6 +15,8 @@ try:
 except plumbing.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+FAMILIES = plumbing.seed_families(config)
+config.update(plumbing.with_seeds_apart(config))
 POINTS = plumbing.points(config)
 GRID = plumbing.grid_points(config)
 FINETUNED = [
@@ -211,6 +213,12 @@ def theories(wildcards=None):
 def theory_wanted():
     """The tables of both theorems, where the config asks for them."""
     return ["results/tables/theory.csv"] if "theory" in config else []
+
+
+def tables_wanted():
+    """The paper's tables, and that of calibration seeds where there are several."""
+    seeds = ["results/tables/seeds.csv"] if FAMILIES else []
+    return ["results/tables/paper/index.md", *seeds]
 
 
 def drawn(name):
