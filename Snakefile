@@ -1,7 +1,8 @@
 """kdp: prune language models by every method of a grid, evaluate, and report.
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
-      -> evaluate, efficiency, diagnose -> tables, ablations, views, theory, spaces -> figures -> report.
+      -> evaluate, efficiency, diagnose -> comparisons -> tables, ablations, paper, views, theory, spaces -> figures
+      -> report.
 One rule file a stage, one thin script a rule, one library module a stage.
 """
 
@@ -30,6 +31,7 @@ include: "rules/ablations.smk"
 include: "rules/views.smk"
 include: "rules/theory.smk"
 include: "rules/spaces.smk"
+include: "rules/paper.smk"
 include: "rules/report.smk"
 
 
@@ -48,5 +50,6 @@ rule all:
         # and these, so that the blocks of all points are chosen at once
         of_points("scores.json"),
         theory_wanted(),
+        tables_wanted(),
     message:
         "Everything is built"

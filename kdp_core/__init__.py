@@ -44,7 +44,10 @@ Modules in the order of the flow; each imports only from those above it.
     spaces      what pruning does to states, logits and probabilities
     views       kernel-space rows of a held-out sequence, paths of states through the layers
     tables      every measured number and one row a pruned model
+    compare     which models can be told apart, on the same items and over seeds
     ablations   rows of the grid by what differs between them
+    paper       the KDP paper's tables, as far as a run has their numbers
+    costs       what the KDP paper's models cost, from their configurations
     figures     figures with the data they show, and the style of all
     score_figures  rows of methods side by side: scores, layers, errors
     locality_figures  similarity of layers of several models, by distance

@@ -97,7 +97,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
             along_rows = any(name == "row" or name not in QUANTITIES for name in ablation.x)
             frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_rows else ["model", "method"])
         elif metric not in METRICS:
-            frame, columns[metric] = _task(frame, scores, metric)
+            frame, columns[metric] = with_task(frame, scores, metric)
     return Gathered(ablation, frame, columns, axes)
 
 
@@ -161,8 +161,8 @@ def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
 
 # One task's own score -------------------------------------------------------------------------------------------------
 
-def _task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, Column]:
-    """With the columns <metric> and <metric>_stderr of one task."""
+def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, Column]:
+    """With the columns <metric> and <metric>_stderr of one task, `task` by its main metric or `task:metric`."""
     task, _, wanted = metric.partition(":")
     has = scores[(scores["task"] == task) & (scores["task"] != "efficiency")]
     if has.empty:
@@ -175,7 +175,7 @@ def _task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[pd.Da
     share, stderr = (own["unit"] == "share").all(), f"{metric}_stderr"
     smaller = own["unit"].isin(("ppl", "bits/byte")).all()
     column = Column(metric, "%" if share else "", f"{name} of {task}.", 1 if share else 2, 100 if share else 1,
-                    -1 if smaller else 1, stderr)
+                    -1 if smaller else 1, stderr, (name, task))
     named = own[[*KEYS, "value", "stderr"]].rename(columns={"value": metric, "stderr": stderr})
     return frame.merge(named, on=list(KEYS), how="left"), column
 
@@ -190,12 +190,19 @@ def _main(task: str, metrics: set[str]) -> str:
 
 # For print ------------------------------------------------------------------------------------------------------------
 
-def render(gathered: Gathered, format: Literal["csv", "md", "tex"]) -> str:
-    """An ablation as text, by tables.render: what varies, what was removed, every metric with its standard error."""
+def shown(gathered: Gathered) -> list[str]:
+    """The columns of an ablation's table: what varies, what was removed, every metric."""
     own = [name for name in gathered.axes if name not in (*KEYS, "params_removed")]
-    shown = [*own, "params_removed", *(["blocks"] if "k_max" in gathered.axes else []), *gathered.ablation.metrics]
-    return tables.render(gathered.frame, format, columns=list(dict.fromkeys(shown)), known=gathered.columns,
-                         caption=gathered.ablation.title, label=f"tab:{gathered.ablation.name}")
+    names = [*own, "params_removed", *(["blocks"] if "k_max" in gathered.axes else []), *gathered.ablation.metrics]
+    return list(dict.fromkeys(names))
+
+
+def render(gathered: Gathered, format: Literal["csv", "md", "tex"],
+           comparisons: pd.DataFrame | None = None) -> str:
+    """An ablation as text, by tables.render: what varies, what was removed, every metric with its standard error."""
+    return tables.render(gathered.frame, format, columns=shown(gathered), known=gathered.columns,
+                         caption=gathered.ablation.title, label=f"tab:{gathered.ablation.name}",
+                         comparisons=comparisons, note=tables.NOTE)
 
 
 def kept(gathered: Gathered) -> list[str]:

@@ -6,7 +6,7 @@ sums over models and corpora, Table 7 takes the mean of the ratios; see `retaine
 means, ratios and their standard errors.
 """
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -76,16 +76,21 @@ class Column(NamedTuple):
     """1 if higher is better, -1 if lower is, 0 if neither; columns with 0 are never marked."""
     stderr: str = ""
     """Column of the standard error, if there is one."""
+    test: tuple[str, str] = ("", "")
+    """Metric and task of compare's tests that order rows as this column does, if there are any."""
 
 
 COLUMNS: dict[str, Column] = {
     "params_removed": Column("Removed", "%", "Share of all parameters removed, stand-ins counted back in.", 1, 100),
     "layers_removed": Column("Layers removed", "", "Decoder layers fewer than in the dense model.", 0),
-    "acc": Column("Accuracy", "%", "Plain mean of the accuracy tasks.", 1, 100, 1, "acc_stderr"),
-    "rp": Column("Retained", "%", "Mean accuracy as a percentage of the dense model's.", 1, 1, 1, "rp_stderr"),
-    "ppl": Column("Perplexity", "", "Per token, on held-out text; lower is better.", 2, 1, -1, "ppl_stderr"),
+    "acc": Column("Accuracy", "%", "Plain mean of the accuracy tasks.", 1, 100, 1, "acc_stderr",
+                  ("acc", "all")),
+    "rp": Column("Retained", "%", "Mean accuracy as a percentage of the dense model's.", 1, 1, 1, "rp_stderr",
+                 ("acc", "all")),
+    "ppl": Column("Perplexity", "", "Per token, on held-out text; lower is better.", 2, 1, -1, "ppl_stderr",
+                  ("ppl", "all")),
     "ppl_ratio": Column("Perplexity / dense", "", "Perplexity divided by the dense model's.", 2, 1, -1,
-                        "ppl_ratio_stderr"),
+                        "ppl_ratio_stderr", ("ppl", "all")),
     "rp_ppl": Column("Retained (ppl)", "%", "Mean over texts of dense / pruned perplexity.", 1, 1, 1,
                      "rp_ppl_stderr"),
     "speedup_prefill": Column("Speed-up, prefill", "x", "Median of paired dense / pruned times, whole prompt.",
@@ -209,7 +214,7 @@ def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]
         "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds, "finetuned": point.finetuned,
         "params_zeroed": facts.params_zeroed / facts.params_before if facts else 0.0}
     for kind in ("acc", "ppl"):
-        mine, theirs = (_primary(p.scores.scores, primary[kind], tasks) for p in (point, dense))
+        mine, theirs = (main_scores(p.scores.scores, primary[kind], tasks) for p in (point, dense))
         if set(mine) != set(theirs):
             raise TableError(f"{_name(point)} was scored on {_names(mine)} but the dense {point.model} on "
                              f"{_names(theirs)}; evaluate both on the same tasks")
@@ -260,7 +265,7 @@ def span(block: Block) -> str:
     return f"{block[0]}-{block[1]}"
 
 
-def _primary(scores: Sequence[Score], metrics: Sequence[str], tasks: Sequence[str] | None) -> dict[str, Score]:
+def main_scores(scores: Sequence[Score], metrics: Sequence[str], tasks: Sequence[str] | None) -> dict[str, Score]:
     """By task, the score whose metric comes first in `metrics`; tasks in name order, members of a scored group out."""
     best: dict[str, Score] = {}
     for score in scores:
@@ -312,19 +317,23 @@ def _names(scores: Mapping[str, Score]) -> str:
 
 # For print ------------------------------------------------------------------------------------------------------------
 
-def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS) -> dict[Any, str]:
+def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
+          comparisons: pd.DataFrame | None = None) -> dict[Any, str]:
     """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
 
-    Pruned rows of one model and ratio are compared, those that hold zeros among themselves. Where standard errors are
-    known, the first is "best" only if it is ahead of every other by more than one combined standard error
-    sqrt(se1^2 + se2^2); if not, every row that close to the first is "second" and none is "best". Elsewhere values
-    compare as printed, and equal ones share their mark.
+    Pruned rows of one model and ratio are compared, those that hold zeros among themselves. A row is "best" only if it
+    is told from every other row of its group. "second" are the best of the rows that are left, and all that are not
+    told from it; so where none is "best", they are the rows that may be, and where all may, none is marked. Two rows
+    are told apart by compare's paired tests, corrected for the rows of the group (Holm, p < SIGNIFICANT), where
+    `comparisons` has them; else by more than one combined standard error sqrt(se1^2 + se2^2), where these are known.
+    Elsewhere values compare as printed, and equal ones share their mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
+    tested = _tested(comparisons, column) if comparisons is not None else {}
     for _, group in pruned.groupby(["model", "ratio", zeros(pruned)], sort=True):
         if len(group) > 1:
-            found |= _marks_of_group(group, name, column)
+            found |= _marks_of_group(group, name, column, tested)
     return found
 
 
@@ -333,23 +342,73 @@ def zeros(frame: pd.DataFrame) -> pd.Series:
     return frame["params_zeroed"].gt(0).rename("zeros")
 
 
-def _marks_of_group(group: pd.DataFrame, name: str, column: Column) -> dict[Any, str]:
+SIGNIFICANT = 0.05
+"""Corrected p below which two rows are told apart."""
+Pairs = dict[frozenset[tuple[Any, ...]], float]
+"""p of two rows, by their keys."""
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979), in the given order; NaN stays NaN and does not count."""
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    corrected, above = [math.nan] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        # p_(i)' = max_{j <= i} min(1, (m - j + 1) p_(j))
+        above = max(above, min(1.0, (len(order) - rank) * p_values[place]))
+        corrected[place] = above
+    return corrected
+
+
+def _tested(comparisons: pd.DataFrame, column: Column) -> Pairs:
+    """p of all pairs that were tested by the metric and task of a column."""
+    own = comparisons[(comparisons["metric"] == column.test[0]) & (comparisons["task"] == column.test[1])]
+    return {frozenset(((row.model, row.calib, row.method, row.ratio, row.k_max),
+                       (row.model, row.other_calib, row.other, row.ratio, row.other_k_max))): row.p
+            for row in own.itertuples()}
+
+
+def _marks_of_group(group: pd.DataFrame, name: str, column: Column, tested: Pairs) -> dict[Any, str]:
     ranked = group.sort_values(name, ascending=column.better < 0, kind="stable")
-    values, labels = ranked[name].tolist(), ranked.index.tolist()
+    keys = {row.Index: tuple(row[1:]) for row in ranked[list(KEYS)].itertuples()}
+
+    def p_values(labels: Sequence[Any]) -> list[float | None]:
+        return [tested.get(frozenset((keys[labels[0]], keys[label]))) for label in labels[1:]]
+
+    labels = ranked.index.tolist()
+    if None not in p_values(labels) and None not in p_values(labels[1:]):
+        return _marks_of_ranks(labels, lambda labels: [p < SIGNIFICANT for p in holm(p_values(labels))])
     if column.stderr and ranked[column.stderr].notna().all():
-        errors = ranked[column.stderr].tolist()
-        near = [abs(value - values[0]) <= math.hypot(error, errors[0])
-                for value, error in zip(values, errors, strict=True)]
-        if any(near[1:]):
-            return {label: "second" for label, close in zip(labels, near, strict=True) if close}
-        return {labels[0]: "best", labels[1]: "second"}
-    shown = [number(column, value) for value in values]
+        values, errors = ranked[name], ranked[column.stderr]
+        return _marks_of_ranks(labels, lambda labels: [
+            abs(values[label] - values[labels[0]]) > math.hypot(errors[label], errors[labels[0]])
+            for label in labels[1:]])
+    shown = [number(column, value) for value in ranked[name]]
     distinct = list(dict.fromkeys(shown))
     words = {distinct[0]: "best"} | ({distinct[1]: "second"} if len(distinct) > 1 and shown.count(distinct[0]) == 1
                                      else {})
     # all equal: nothing stands out
     return {} if len(distinct) == 1 else {label: words[text] for label, text in zip(labels, shown, strict=True)
                                           if text in words}
+
+
+def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) -> dict[Any, str]:
+    """Marks of rows in their order; `told` says of all but the first row whether they are told from the first."""
+    apart = told(labels)
+    if not any(apart):
+        # nothing stands out
+        return {}
+    made = {labels[0]: "best"} if all(apart) else {}
+    left = labels[len(made):]
+    return made | {left[0]: "second"} | {label: "second" for label, apart in zip(left[1:], told(left), strict=True)
+                                         if not apart}
+
+
+NOTE = ("Bold: ahead of every other row of the same model and target. Underlined: the best of the others, and all that "
+        "cannot be told from it; nothing where these are all rows. Scores are told apart by paired tests on the same "
+        f"items, Holm's correction, p < {SIGNIFICANT}, or, where items were not compared, by one combined standard "
+        "error; costs as printed. ±: one standard error. †: fine-tuned after pruning. (zeros): weights set to zero, "
+        "none taken out.")
+"""What the marks of a table mean, for print below it."""
 
 
 def number(column: Column, value: Any) -> str:
@@ -370,12 +429,14 @@ def heading(column: Column) -> str:
 
 
 def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns: Sequence[str] = MAIN,
-           caption: str = "", label: str = "", known: Mapping[str, Column] = COLUMNS) -> str:
+           caption: str = "", label: str = "", known: Mapping[str, Column] = COLUMNS,
+           comparisons: pd.DataFrame | None = None, note: str = "", wide: bool = False) -> str:
     """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
 
     Rows are grouped by model and ratio; calib and k_max stand only where they vary. In a group the best value is bold
-    and the second underlined as `marks` tells. `caption` and `label` are for LaTeX; `known` tells how each column is
-    printed. Raises TableError for an unknown format or column.
+    and the second underlined as `marks` tells, with the tests in `comparisons` (compare.compare). `caption` and
+    `label` are for LaTeX, where a `wide` table is scaled to the page; `note` stands below; `known` tells how each
+    column is printed. Raises TableError for an unknown format or column.
     """
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
@@ -384,14 +445,24 @@ def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns:
     unknown = [name for name in columns if name not in known or name not in frame]
     if unknown:
         raise TableError(f"unknown column {unknown[0]!r}; choose among {', '.join(known)}")
-    escape = _escape_md if format == "md" else _escape_tex
     keys = shown_keys(frame)
-    head = [escape(text) for text in [*(KEY_HEADINGS[key] for key in keys), *(heading(known[c]) for c in columns)]]
-    body = _body(frame, keys, columns, format, known)
-    if format == "md":
-        rule = [":--"] * len(keys) + ["--:"] * len(columns)
-        return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, rule, *(cells for _, cells in body)])
-    return _tex(head, body, len(keys), caption, label)
+    head = [escape(text, format)
+            for text in [*(KEY_HEADINGS[key] for key in keys), *(heading(known[c]) for c in columns)]]
+    body = _body(frame, keys, columns, format, known, comparisons)
+    return grid(head, body, format, keys=len(keys), caption=caption, label=label, note=note, wide=wide)
+
+
+def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format: Literal["md", "tex"], *, keys: int,
+         caption: str = "", label: str = "", note: str = "", wide: bool = False) -> str:
+    """Rows (group, cells), escaped for the format, as a Markdown or LaTeX table with `keys` text columns first.
+
+    In LaTeX a line parts groups whose first members differ, and a space those that differ otherwise.
+    """
+    if format == "tex":
+        return _tex(head, body, keys, caption, label, note, wide)
+    rule = [":--"] * keys + ["--:"] * (len(head) - keys)
+    lines = [f"| {' | '.join(cells)} |\n" for cells in [head, rule, *(cells for _, cells in body)]]
+    return "".join(lines) + (f"\n{escape(note, format)}\n" if note else "")
 
 
 KEY_HEADINGS = {"model": "Model", "ratio": "Target (%)", "method": "Method", "calib": "Calibration", "k_max": "K max"}
@@ -415,20 +486,20 @@ def key_text(key: str, row: Any) -> str:
 
 
 def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
-          known: Mapping[str, Column]) -> list[tuple[tuple[Any, ...], list[str]]]:
+          known: Mapping[str, Column], comparisons: pd.DataFrame | None) -> list[tuple[tuple[Any, ...], list[str]]]:
     """(group, cells) a row; model and ratio are left out where they repeat the row above."""
-    escape, wrap = (_escape_md, _wrap_md) if format == "md" else (_escape_tex, _wrap_tex)
-    found = {name: marks(frame, name, known) for name in columns}
+    wrap = _wrap_md if format == "md" else _wrap_tex
+    found = {name: marks(frame, name, known, comparisons) for name in columns}
     rows, above = [], ("", "", False)
     for label, row in frame.iterrows():
         group = (row["model"], key_text("ratio", row), row["params_zeroed"] > 0)
-        cells = [escape(key_text(key, row)) for key in keys]
+        cells = [escape(key_text(key, row), format) for key in keys]
         if group[0] == above[0]:
             cells[0] = ""
             cells[1] = "" if group[:2] == above[:2] else cells[1]
         for name in columns:
             column = known[name]
-            text = wrap(escape(number(column, row[name])), found[name].get(label, ""))
+            text = wrap(escape(number(column, row[name]), format), found[name].get(label, ""))
             error = row[column.stderr] if column.stderr and name not in RELATIVE else math.nan
             cells.append(text + ("" if pd.isna(error) else _error(number(column, error), format)))
         rows.append((group, cells))
@@ -448,30 +519,33 @@ def _wrap_tex(text: str, mark: str) -> str:
     return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(mark, text)
 
 
-def _tex(head: Sequence[str], body: Sequence[tuple[tuple[Any, ...], list[str]]], keys: int, caption: str,
-         label: str) -> str:
-    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", r"\small"]
-    lines += [rf"\caption{{{_escape_tex(caption)}}}"] if caption else []
+def _tex(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], keys: int, caption: str, label: str,
+         note: str, wide: bool) -> str:
+    kind, packages = ("table*", "booktabs,graphicx") if wide else ("table", "booktabs")
+    lines = [rf"% needs \usepackage{{{packages}}}", rf"\begin{{{kind}}}[t]", r"\centering", r"\small"]
+    lines += [rf"\caption{{{escape(caption, 'tex')}}}"] if caption else []
     lines += [rf"\label{{{label}}}"] if label else []
+    lines += [r"\resizebox{\textwidth}{!}{%"] if wide else []
     lines += [rf"\begin{{tabular}}{{{'l' * keys}{'r' * (len(head) - keys)}}}", r"\toprule",
               " & ".join(head) + r" \\", r"\midrule"]
     for place, (group, cells) in enumerate(body):
         if place and group != body[place - 1][0]:
             lines.append(r"\midrule" if group[0] != body[place - 1][0][0] else r"\addlinespace")
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide]
+    lines += [rf"\par\smallskip{{\footnotesize {escape(note, 'tex')}\par}}"] if note else []
+    return "\n".join([*lines, rf"\end{{{kind}}}", ""])
 
 
-def _escape_md(text: str) -> str:
+def escape(text: str, format: Literal["md", "tex"]) -> str:
+    """Plain text as text of the format."""
+    if format == "tex":
+        return "".join(_TEX.get(character, character) for character in text)
     for character in "\\|*_<`":
         text = text.replace(character, "\\" + character)
     return text
 
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
-        "†": r"\textdagger{}",
+        "†": r"\textdagger{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
         **{character: "\\" + character for character in "&%$#_{}"}}
-
-
-def _escape_tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)

@@ -7,6 +7,7 @@ rule ablation:
     input:
         summary="results/summary.csv",
         scores="results/scores.csv",
+        comparisons="results/tables/comparisons.csv",
     output:
         **drawn("ablation-{ablation}"),
         table=multiext("results/tables/ablation-{ablation}", ".csv", ".md", ".tex"),

@@ -15,6 +15,8 @@ try:
 except plumbing.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+FAMILIES = plumbing.seed_families(config)
+config.update(plumbing.with_seeds_apart(config))
 POINTS = plumbing.points(config)
 GRID = plumbing.grid_points(config)
 FINETUNED = [
@@ -216,6 +218,12 @@ def theory_wanted():
 def rows_and_k_max(points):
     """Row and K max of points, by which figures know them."""
     return [[point["method"], int(point["k_max"])] for point in points]
+
+
+def tables_wanted():
+    """The paper's tables, and that of calibration seeds where there are several."""
+    seeds = ["results/tables/seeds.csv"] if FAMILIES else []
+    return ["results/tables/paper/index.md", *seeds]
 
 
 def drawn(name):

@@ -163,6 +163,10 @@ def _check_names(config: dict[str, Any]) -> None:
         _known(f"grid.{key}", grid[key], config[known], f"add it under {known}")
     for name, calibration in config["calibrations"].items():
         _known(f"calibrations.{name}.mix", calibration["mix"], config["texts"], "add it under texts")
+    for name, sets in seed_sets(config).items():
+        if taken := [made for made in sets if made != name and made in config["calibrations"]]:
+            raise ConfigError(f"config: calibrations.{name}.seeds makes a set {taken[0]!r}, which is there already; "
+                              "rename that one")
     _known("evaluate.text", [config["evaluate"]["text"]], config["texts"], "add it under texts")
     for name in config["methods"]:
         sized = options(config, name).get("block", {}).get("sized_as")
@@ -205,6 +209,12 @@ def _check_views(config: dict[str, Any]) -> None:
 
 
 def _check_ablations(config: dict[str, Any]) -> None:
+    numbered: dict[int, str] = {}
+    for name, ablation in config.get("ablations", {}).items():
+        if ablation.get("paper") in numbered:
+            raise ConfigError(f"config: ablations.{name}.paper is {ablation['paper']}, and so is that of "
+                              f"{numbered[ablation['paper']]}; take it from one of them")
+        numbered |= {ablation["paper"]: name} if "paper" in ablation else {}
     for name, ablation in config.get("ablations", {}).items():
         at = f"ablations.{name}"
         _known(f"{at}.rows", ablation["rows"], config["methods"], "add it under methods")
@@ -255,11 +265,50 @@ def rows(config: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(point["method"] for point in points(config)))
 
 
+def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """For each calibration set with further seeds, the sets that it stands for with their seeds, its own first."""
+    return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
+            for name, own in config["calibrations"].items() if "seeds" in own}
+
+
+def seed_families(config: dict[str, Any]) -> dict[str, str]:
+    """For every calibration set that is one of several seeds, the set that it is a seed of."""
+    return {made: name for name, sets in seed_sets(config).items() if len(sets) > 1 for made in sets}
+
+
+def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with a calibration set of its own for every seed, run wherever the set that names the seeds is."""
+    sets = seed_sets(config)
+    calibrations = {made: {key: value for key, value in own.items() if key != "seeds"} | {"seed": seed}
+                    for name, own in config["calibrations"].items()
+                    for made, seed in sets.get(name, {name: own["seed"]}).items()}
+
+    def apart(part: dict[str, Any]) -> dict[str, Any]:
+        if "calibrations" not in part:
+            return part
+        return part | {"calibrations": [made for name in part["calibrations"] for made in sets.get(name, [name])]}
+
+    studies = {name: apart(own) for name, own in config.get("ablations", {}).items()}
+    return config | {"calibrations": calibrations, "grid": apart(config["grid"])} | (
+        {"ablations": studies} if studies else {})
+
+
+def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Sequences and tokens of each calibration set."""
+    return {name: (sum(own["mix"].values()), own["length"] * sum(own["mix"].values()))
+            for name, own in config["calibrations"].items()}
+
+
+def paper_ablations(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The ablations that are a table of the paper, by its number, as `ablation` gives them."""
+    return {own["paper"]: ablation(config, name) for name, own in config.get("ablations", {}).items() if "paper" in own}
+
+
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
     """An ablation as kdp_core.ablations.Ablation takes it."""
     own = config["ablations"][name]
     varied = {row: options(config, row) for row in own["rows"]}
-    tokens = {calib: entry["length"] * sum(entry["mix"].values()) for calib, entry in config["calibrations"].items()}
+    tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
     return {"name": f"ablation-{name}", "title": own["title"], "x": own["x"],
             "metrics": own.get("metrics", ["ppl", "acc"]), "points": ablation_points(config, name), "tokens": tokens,
             "settings": {row: {option: varied[row][step][key] for option in own["x"] if "." in option

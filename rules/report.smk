@@ -6,6 +6,7 @@ import yaml
 rule tables:
     input:
         everything_measured,
+        comparisons="results/tables/comparisons.csv",
     output:
         scores="results/scores.csv",
         summary="results/summary.csv",

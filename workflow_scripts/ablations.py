@@ -7,17 +7,15 @@ from job import job
 from kdp_core import ablation_figures, ablations, figures, store
 
 
-def write_ablation(summary: str, scores: str, ablation: dict, tables: list[str], figure: Path, rows: dict,
-                   dpi: int) -> None:
+def write_ablation(inputs, ablation: dict, tables: list[str], figure: Path, rows: dict, dpi: int) -> None:
     """Gather the ablation's points, print and draw them."""
-    gathered = ablations.gather(table(summary), table(scores), ablations.Ablation(**ablation))
+    gathered = ablations.gather(table(inputs.summary), table(inputs.scores), ablations.Ablation(**ablation))
     for path in tables:
-        store.write_text(path, ablations.render(gathered, Path(path).suffix[1:]))
+        store.write_text(path, ablations.render(gathered, Path(path).suffix[1:], table(inputs.comparisons)))
     figures.save(ablation_figures.against(gathered, rows=rows), figure, dpi=dpi)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        write_ablation(snakemake.input.summary, snakemake.input.scores, snakemake.params.ablation,
-                       snakemake.output.table, Path(snakemake.output.png).with_suffix(""), snakemake.params.rows,
-                       snakemake.params.dpi)
+        write_ablation(snakemake.input, snakemake.params.ablation, snakemake.output.table,
+                       Path(snakemake.output.png).with_suffix(""), snakemake.params.rows, snakemake.params.dpi)

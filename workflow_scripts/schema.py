@@ -76,6 +76,9 @@ TEXT = block("A text.", {
 
 CALIBRATION = block("A calibration set.", {
     "length": count("Tokens of a sequence."), "seed": count("Of the choice and order of documents and windows.", 0),
+    "seeds": some({"type": "integer", "minimum": 0}, "Seeds to run: each that is not `seed` makes a calibration set "
+                                                     "<name>-s<seed>, run wherever this one is; tables/seeds has mean "
+                                                     "and spread."),
     "mix": named("Sequences from each text.", count("Sequences.")),
     "separator": text("Put between documents."),
 }, ("length", "seed", "mix"))
@@ -108,6 +111,7 @@ EVALUATE = block("Evaluation by lm-eval.", {
 ABLATION = block("One study: a table and a figure of some rows by what differs between them.", {
     "title": text("Of the table and the figure."),
     "caption": text("What is compared, and the paper's table or figure."),
+    "paper": {"enum": [3, 4, 9, 11], "description": "Number of the KDP paper's table that this is."},
     "rows": some({"type": "string"}, "Rows under methods; the first is the one that the others are compared with."),
     "x": some(text("ratio, k_max, tokens, row, or an option that every row sets, as step.option.",
                    pattern=r"^(ratio|k_max|tokens|row|[a-z0-9_]+\.[a-z0-9_]+)$"),

@@ -132,6 +132,48 @@ def test_marks_follow_the_noise(summary):
     assert tables.marks(summary.iloc[:2], "acc") == {}
 
 
+@pytest.mark.parametrize("given, corrected", [
+    ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # 3 x 0.01; then 2 x 0.03, which holds for 0.04 too
+    ([0.5, 0.9, 0.001], [1.0, 1.0, 0.003]),
+    ([math.nan, 0.02], [math.nan, 0.02]),
+    ([], []),
+])
+def test_holm_by_hand(given, corrected):
+    assert tables.holm(given) == pytest.approx(corrected, nan_ok=True)
+
+
+def with_p(summary, p_values, metric="acc"):
+    """Comparisons of the rows of one group, {(row, row): p}, as compare.compare writes them."""
+    rows = [{**dict(zip(tables.KEYS, summary.loc[a, list(tables.KEYS)], strict=True)), "metric": metric, "task": "all",
+             "other": summary.loc[b, "method"], "other_calib": summary.loc[b, "calib"],
+             "other_k_max": summary.loc[b, "k_max"], "p": p} for (a, b), p in p_values.items()]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("first_second, first_third, second_third, marked", [
+    (0.01, 0.001, 0.01, {1: "best", 2: "second"}),
+    (0.01, 0.001, 0.4, {1: "best", 2: "second", 3: "second"}),
+    (0.4, 0.001, 0.4, {1: "second", 2: "second"}),
+    # told from the second by 0.03, which is 0.06 once the third is asked about too
+    (0.03, 0.04, 0.01, {}),
+    (0.4, 0.4, 0.4, {}),
+    (0.4, 0.01, math.nan, {1: "second", 2: "second"}),
+])
+def test_paired_tests_decide_the_marks(summary, first_second, first_third, second_third, marked):
+    # errors would say best and second
+    p_values = with_p(summary, {(2, 1): first_second, (1, 3): first_third, (3, 2): second_third})
+    assert tables.marks(summary.iloc[:4], "acc", comparisons=p_values) == marked
+    assert tables.marks(summary.iloc[:4], "rp", comparisons=p_values) == marked
+    # no such tests of perplexities, and none of a column of costs: the errors and the printed values stay
+    assert tables.marks(summary.iloc[:4], "ppl", comparisons=p_values) == {1: "best", 2: "second"}
+    assert tables.marks(summary.iloc[:4], "speedup_prefill", comparisons=p_values) == {2: "best", 3: "second"}
+
+
+def test_a_pair_without_a_test_leaves_the_group_to_its_errors(summary):
+    p_values = with_p(summary, {(1, 2): 0.4, (1, 3): 0.4})
+    assert tables.marks(summary.iloc[:4], "acc", comparisons=p_values) == {1: "best", 2: "second"}
+
+
 def test_equal_values_share_their_mark():
     frame = tables.summarise([points.dense(), *(points.pruned(m, points.scores(25.0, a, 0.6, stderr=None))
                                                 for m, a in (("a", 0.4), ("b", 0.4), ("c", 0.3)))])
@@ -182,6 +224,18 @@ def test_latex_escapes_and_balances():
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(tables.MAIN) + 3 - 1}
     bare = re.sub(r"\\[{}]", "", text)
     assert bare.count("{") == bare.count("}")
+
+
+def test_wide_tables_and_notes(summary):
+    note = "p < 0.05 & more_\u2020"
+    text = tables.render(summary, "tex", caption="Wide", wide=True, note=note)
+    lines = text.splitlines()
+    assert lines[0] == r"% needs \usepackage{booktabs,graphicx}" and lines[1] == r"\begin{table*}[t]"
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2 and r"\end{tabular}}" in lines
+    assert r"p \textless{} 0.05 \& more\_\textdagger{}" in text
+    bare = re.sub(r"\\[{}%]", "", text)
+    assert bare.count("{") == bare.count("}")
+    assert tables.render(summary, "md", note="a_b").endswith("|\n\na\\_b\n")
 
 
 def test_fits_reads_stats_then_the_last_epoch():

@@ -212,6 +212,64 @@ def test_an_ablation_is_checked_with_the_config(own, words):
     assert words in str(error.value)
 
 
+def with_seeds(*seeds, **more):
+    few = {**CONFIG["calibrations"]["few"], "seeds": list(seeds)}
+    return {**CONFIG, "calibrations": {"few": few, "other": CONFIG["calibrations"]["few"]}, **more}
+
+
+def test_seeds_become_calibration_sets_of_their_own():
+    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"]}
+    config = with_seeds(0, 1, 7, ablations={"own": {**study, "calibrations": ["other", "few"]}, "grids": study})
+    plumbing.check(config)
+    assert plumbing.seed_families(config) == {"few": "few", "few-s1": "few", "few-s7": "few"}
+    apart = plumbing.with_seeds_apart(config)
+    plumbing.check(apart)
+    assert {name: own["seed"] for name, own in apart["calibrations"].items()} == {
+        "few": 0, "few-s1": 1, "few-s7": 7, "other": 0}
+    # the set's own seed keeps its name, so what was run before stays
+    assert apart["calibrations"]["few"] == apart["calibrations"]["other"] == CONFIG["calibrations"]["few"]
+    assert apart["grid"]["calibrations"] == ["few", "few-s1", "few-s7"]
+    assert apart["ablations"]["own"]["calibrations"] == ["other", "few", "few-s1", "few-s7"]
+    assert "calibrations" not in apart["ablations"]["grids"]
+    points = plumbing.points(apart)
+    assert {point["calib"] for point in points} == {"few", "few-s1", "few-s7", "other"}
+    assert plumbing.seeds(apart)["calibration few-s7"] == 7
+    assert plumbing.calibration_sizes(apart)["few-s7"] == (40, 960)
+    assert config["grid"]["calibrations"] == ["few"], "the given config stays as it is"
+
+
+def test_one_seed_is_no_axis():
+    for config in (CONFIG, with_seeds(0)):
+        assert plumbing.seed_families(config) == {}
+        assert list(plumbing.with_seeds_apart(config)["calibrations"]) == list(config["calibrations"])
+    assert plumbing.with_seeds_apart(CONFIG) == CONFIG
+
+
+@pytest.mark.parametrize("seeds, more, words", [
+    ([], {}, "calibrations.few.seeds is [], but must not be empty"),
+    ([1, 1], {}, "must not hold a value twice"),
+    ([-1], {}, "must be at least 0"),
+    ([3], {"few-s3": CONFIG["calibrations"]["few"]}, "'few-s3', which is there already; rename that one"),
+])
+def test_seeds_that_cannot_be_run_are_refused(seeds, more, words):
+    config = with_seeds(*seeds)
+    with pytest.raises(plumbing.ConfigError) as refused:
+        plumbing.check({**config, "calibrations": {**config["calibrations"], **more}})
+    assert words in str(refused.value)
+
+
+def test_ablations_name_the_papers_tables_once_each():
+    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "paper": 3}
+    config = {**CONFIG, "ablations": {"a": study, "b": {**study, "paper": 4}, "c": {**study, "paper": 11}}}
+    plumbing.check(config)
+    assert {number: own["name"] for number, own in plumbing.paper_ablations(config).items()} == {
+        3: "ablation-a", 4: "ablation-b", 11: "ablation-c"}
+    for number, words in ((4, "ablations.b.paper is 4, and so is that of a"), (5, "must be one of [3, 4, 9, 11]")):
+        with pytest.raises(plumbing.ConfigError) as refused:
+            plumbing.check({**CONFIG, "ablations": {"a": {**study, "paper": number}, "b": {**study, "paper": number}}})
+        assert words in str(refused.value)
+
+
 def test_environments_pin_what_the_constraints_pin():
     pins = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split())
     for path in sorted((ROOT / "envs").glob("*.yaml")):

@@ -1,0 +1,102 @@
+"""Comparisons on the same items, spread over calibration seeds, and the tables of KDP's paper."""
+
+
+rule comparisons:
+    input:
+        of_points("samples"),
+        of_points("scores.json"),
+        of_points("pruned.json"),
+        [f"results/{model}/samples" for model in config["grid"]["models"]],
+        [f"results/{model}/scores.json" for model in config["grid"]["models"]],
+    output:
+        "results/tables/comparisons.csv",
+    log:
+        "results/logs/comparisons.log",
+    benchmark:
+        "results/benchmarks/comparisons.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(2000),
+        runtime=30,
+    params:
+        grid=POINTS,
+        code=plumbing.code("comparisons"),
+    message:
+        "Comparing models item by item"
+    script:
+        "../workflow_scripts/comparisons.py"
+
+
+rule seeds:
+    input:
+        "results/summary.csv",
+    output:
+        multiext("results/tables/seeds", ".csv", ".md", ".tex"),
+    log:
+        "results/logs/seeds.log",
+    benchmark:
+        "results/benchmarks/seeds.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        families=FAMILIES,
+        code=plumbing.code("seeds"),
+    message:
+        "Tabulating calibration seeds"
+    script:
+        "../workflow_scripts/seeds.py"
+
+
+rule paper_costs:
+    output:
+        table10=multiext("results/tables/paper/table10", ".csv", ".md", ".tex"),
+        table12=multiext("results/tables/paper/table12", ".csv", ".md", ".tex"),
+    log:
+        "results/logs/paper-costs.log",
+    benchmark:
+        "results/benchmarks/paper-costs.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(2000),
+        runtime=10,
+    params:
+        code=plumbing.code("costs"),
+    message:
+        "Counting what the paper's models cost, from their configurations"
+    script:
+        "../workflow_scripts/costs.py"
+
+
+rule paper:
+    input:
+        rules.paper_costs.output,
+        summary="results/summary.csv",
+        scores="results/scores.csv",
+        comparisons="results/tables/comparisons.csv",
+        facts=[f"results/{model}/facts.json" for model in config["grid"]["models"]],
+    output:
+        index="results/tables/paper/index.md",
+        folder=directory("results/tables/paper/measured"),
+    log:
+        "results/logs/paper.log",
+    benchmark:
+        "results/benchmarks/paper.tsv"
+    conda:
+        environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
+    params:
+        models=config["grid"]["models"],
+        calibrations=plumbing.calibration_sizes(config),
+        ablations=plumbing.paper_ablations(config),
+        code=plumbing.code("paper"),
+    message:
+        "Writing the paper's tables"
+    script:
+        "../workflow_scripts/paper.py"

@@ -1,0 +1,29 @@
+"""Rule `comparisons`: all pairs of models of a group, on the same items."""
+from pathlib import Path
+
+from gather import folder
+from job import job
+
+from kdp_core import compare, store
+from kdp_core.compare import Entry, Outcomes
+from kdp_core.tables import DENSE
+
+
+def entries(grid: list[dict[str, str]]) -> list[Entry]:
+    """Outcomes on every item of the dense models and of all grid points, in the order of the grid."""
+    made = [Entry((model, "", DENSE, 0.0, 0), False, outcomes(Path("results", model)))
+            for model in dict.fromkeys(point["model"] for point in grid)]
+    return made + [Entry((point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"])),
+                         store.read(folder(point) / "pruned.json").params_zeroed > 0, outcomes(folder(point)))
+                   for point in grid]
+
+
+def outcomes(at: Path) -> list[Outcomes]:
+    """Outcomes on every item of one model."""
+    return compare.read_outcomes(at / "samples", store.read(at / "scores.json"))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        frame = compare.compare(entries(snakemake.params.grid))
+        store.write_text(snakemake.output[0], frame.to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,12 @@
+"""Rule `paper_costs`: Tables 10 and 12 of the paper, from the configurations of its models."""
+from pathlib import Path
+
+from job import job
+
+from kdp_core import costs, store
+
+if __name__ == "__main__":
+    with job(snakemake):
+        for number, frame in ((10, costs.table_10()), (12, costs.table_12())):
+            for path in snakemake.output[f"table{number}"]:
+                store.write_text(path, costs.render(frame, number, Path(path).suffix[1:]))

@@ -1,0 +1,13 @@
+"""Rule `seeds`: mean and spread over calibration seeds."""
+from pathlib import Path
+
+from gather import table
+from job import job
+
+from kdp_core import compare, store
+
+if __name__ == "__main__":
+    with job(snakemake):
+        frame = compare.over_seeds(table(snakemake.input[0]), snakemake.params.families)
+        for path in snakemake.output:
+            store.write_text(path, compare.render_seeds(frame, Path(path).suffix[1:]))
