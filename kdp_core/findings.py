@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from kdp_core import tables
-from kdp_core.tables import COLUMNS, DENSE, PRIMARY
+from kdp_core.tables import COLUMNS, DENSE
 
 TIE, CLEAR = 1.0, 2.0
 """In combined standard errors: up to TIE apart is a tie, from CLEAR on a clear difference."""
@@ -51,27 +51,28 @@ class Verdict(NamedTuple):
     """p and items of the paired test, where there is one."""
 
 
-Paired = Mapping[tuple[Any, ...], tuple[float, int]]
-"""(metric, model, calib, ratio, k_max, both methods) -> p and items of a paired test."""
+Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
+"""Metric and both models' keys -> p, Holm's correction in, and items of a paired test."""
 
 
 def headline(summary: pd.DataFrame, *, baseline: str = "remove",
              comparisons: pd.DataFrame | None = None) -> list[Finding]:
     """The summary in plain sentences: one finding for each dense model and one for each target ratio of it.
 
-    comparisons: a row a pair of methods and task, columns model, calib, ratio, k_max, method, other, task, metric,
-    p_holm, items; of each pair the row of task `all` counts, or that of its only task. `baseline` is the method that
-    deletes the chosen layers and puts nothing in their place. Models that only hold more zeros are compared among
-    themselves; where a fine-tuned one comes first, so does what was not fine-tuned.
+    comparisons: paired tests, a row a pair of models: the columns KEYS, other, other_calib and other_k_max name it,
+    `against` says whom the method was tested against, the `best` or the `baseline`; metric (acc or ppl), task (those of
+    `all` count), p_holm, items. `baseline` is the method that deletes the chosen layers and puts nothing in their
+    place. Models that only hold more zeros are compared among themselves; where a fine-tuned one comes first, so does
+    what was not fine-tuned.
     """
-    paired, said = _paired(comparisons), []
+    said, best, floor = [], _paired(comparisons, "best"), _paired(comparisons, "baseline")
     for model in sorted(summary["model"].unique()):
         own = summary[summary["model"] == model]
         dense, pruned = own[own["method"] == DENSE], own[own["method"] != DENSE]
         if not dense.empty:
             said.append(Finding(model, "", [Claim("Dense", "", f"{_dense_words(dense.iloc[0])}.")]))
         for ratio, group in pruned.groupby("ratio", sort=True):
-            said.append(Finding(model, f"{100 * float(ratio):g} %", _claims(group, baseline, paired)))
+            said.append(Finding(model, f"{100 * float(ratio):g} %", _claims(group, baseline, best, floor)))
     return said
 
 
@@ -124,18 +125,18 @@ def _dense_words(row: pd.Series) -> str:
     return (" and ".join(parts) or "Not scored") + size
 
 
-def _claims(group: pd.DataFrame, baseline: str, paired: Paired) -> list[Claim]:
+def _claims(group: pd.DataFrame, baseline: str, best: Paired, floor: Paired) -> list[Claim]:
     names, sparse = _variant_names(group), tables.zeros(group)
     said, first = [Claim("Removed", "", _removed_words(group, sparse))], []
     for part, note in ((group[~sparse], ""), (group[sparse], ", zeros only")):
         for metric in (name for name in WORDS if part[name].notna().any()):
             ranked = _ranked(part, metric)
-            said.append(_metric_claim(ranked, names, metric, paired, note))
+            said.append(_metric_claim(ranked, names, metric, best, note))
             first.append(ranked.index[0])
             untuned = ranked[~ranked["finetuned"].astype(bool)]
             if ranked.iloc[0]["finetuned"] and not untuned.empty:
-                said.append(_metric_claim(untuned, names, metric, paired, f"{note}, not fine-tuned"))
-    said += _baseline_claims(group[~sparse], names, baseline, paired)
+                said.append(_metric_claim(untuned, names, metric, best, f"{note}, not fine-tuned"))
+    said += _baseline_claims(group[~sparse], names, baseline, floor)
     costs = [Claim(f"Cost of {names[label]}", "", _cost_words(group.loc[label])) for label in dict.fromkeys(first)]
     return said + costs + _fits_claims(group, names)
 
@@ -261,9 +262,8 @@ def _variant_names(group: pd.DataFrame) -> pd.Series:
 
 def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Verdict:
     """How two rows of a summary differ in `acc` or `ppl`: by the paired test if there is one, else by their errors."""
-    apart, methods = _apart(one, other, metric), (one["method"], other["method"])
-    keys = [_key(metric, row, *methods) for row in (one, other)]
-    if keys[0] == keys[1] and (test := paired.get(keys[0])):
+    apart, test = _apart(one, other, metric), paired.get((metric, frozenset((_key(one), _key(other)))))
+    if test:
         return Verdict("clear" if test[0] < ALPHA else "tie", apart, test)
     level = "tie" if apart <= TIE else "unknown" if math.isinf(apart) else "clear" if apart >= CLEAR else "suggestive"
     return Verdict(level, apart)
@@ -277,19 +277,15 @@ def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
     return gap / combined if combined else (math.inf if gap else 0.0)
 
 
-def _paired(comparisons: pd.DataFrame | None) -> Paired:
-    """The tests that count, by what they compare."""
+def _paired(comparisons: pd.DataFrame | None, against: str) -> Paired:
+    """The tests of all methods against the best, or against the baseline."""
     if comparisons is None or comparisons.empty:
         return {}
-    kinds = {name: kind for kind, metrics in PRIMARY.items() for name in (kind, *metrics)}
-    rows = comparisons[comparisons["metric"].isin(kinds) & comparisons[["p_holm", "items"]].notna().all(axis=1)]
-    found: dict[tuple[Any, ...], list[pd.Series]] = {}
-    for _, row in rows.iterrows():
-        found.setdefault(_key(kinds[row["metric"]], row, row["method"], row["other"]), []).append(row)
-    whole = {key: [row for row in tests if row["task"] == "all"] or tests for key, tests in found.items()}
-    return {key: (float(tests[0]["p_holm"]), int(tests[0]["items"])) for key, tests in whole.items()
-            if len(tests) == 1}
+    tested = (comparisons["task"] == "all") & (comparisons["against"] == against)
+    rows = comparisons[tested & comparisons[["p_holm", "items"]].notna().all(axis=1)]
+    return {(row["metric"], frozenset((_key(row), _key(row, "other", "other_calib", "other_k_max")))):
+            (float(row["p_holm"]), int(row["items"])) for _, row in rows.iterrows()}
 
 
-def _key(metric: str, row: pd.Series, method: str, other: str) -> tuple[Any, ...]:
-    return (metric, row["model"], row["calib"], float(row["ratio"]), int(row["k_max"]), frozenset((method, other)))
+def _key(row: pd.Series, method: str = "method", calib: str = "calib", k_max: str = "k_max") -> tuple[Any, ...]:
+    return (row["model"], row[calib], row[method], float(row["ratio"]), int(row[k_max]))

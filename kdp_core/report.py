@@ -46,7 +46,8 @@ FIT_WORDS = {
     "seconds": "Time of the fit.",
 }
 TEST_WORDS = {
-    "difference": "Score of the method less that of the other, in the unit of the metric.",
+    "against": "The question: who differs from the best, from the baseline, from the dense model?",
+    "difference": "Score of the method less that of the other, as a share of items or in nats a token.",
     "stderr": "Standard error of that difference, item by item.",
     "p": "How often chance alone would show a difference as large.",
     "p holm": "The same, raised because many pairs were tested.",
@@ -102,9 +103,9 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     """The page as text.
 
     summary: from tables.summarise; scores: from tables.tidy; fits: from tables.fits; comparisons: paired tests, as
-    findings.headline takes them; benchmarks: columns rule, s, max_rss (MB) from Snakemake's benchmark files, a row a
-    job. `baseline` is the method that deletes the chosen layers and puts nothing in their place. Raises ReportError
-    for an empty summary or a figure without its file.
+    findings.headline takes them, or none; benchmarks: columns rule, s, max_rss (MB) from Snakemake's benchmark files,
+    a row a job. `baseline` is the method that deletes the chosen layers and puts nothing in their place. Raises
+    ReportError for an empty summary or a figure without its file.
     """
     if summary.empty:
         raise ReportError("the summary has no rows; evaluate at least the dense model before the report is built")
@@ -260,8 +261,10 @@ def _point(row: pd.Series) -> tuple[Any, ...]:
 
 
 def _comparisons(comparisons: pd.DataFrame | None, model: str) -> str:
-    """All paired tests of a model, folded."""
+    """The paired tests of a model that the words go by, folded."""
     own = _of_model(comparisons, model)
+    if not own.empty:
+        own = own[(own["task"] == "all") & own["p_holm"].notna()]
     return _unfolds(own, f"{counted(len(own), 'test')}, item by item", TEST_WORDS, "Paired comparisons")
 
 

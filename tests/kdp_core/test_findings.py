@@ -13,9 +13,10 @@ def said(grid, **known) -> dict[str, dict[str, findings.Claim]]:
                              for claim in finding.claims} for finding in found}
 
 
-def compared(p, *, method="kdp", other="remove", task="all", metric="acc", ratio=0.2, k_max=3, items=96):
-    return {"model": "tiny", "calib": "news", "ratio": ratio, "k_max": k_max, "method": method, "other": other,
-            "task": task, "metric": metric, "difference": 0.1, "stderr": 0.01, "p": p, "p_holm": p, "items": items}
+def compared(p, *, method="kdp", other="remove", against="best", task="all", metric="acc", ratio=0.2, other_k_max=3):
+    return {"model": "tiny", "calib": "news", "method": method, "ratio": ratio, "k_max": 3, "other": other,
+            "other_calib": "news", "other_k_max": other_k_max, "against": against, "metric": metric, "task": task,
+            "difference": 0.1, "stderr": 0.01, "p": p, "p_holm": p, "items": 96}
 
 
 def frame(*rows):
@@ -65,16 +66,21 @@ def test_which_tests_count():
 
     assert accuracy(compared(0.04)).text.endswith("(paired test on the same 96 items, p = 0.04).")
     assert accuracy(compared(0.04, method="remove", other="kdp")).text.endswith("p = 0.04).")
-    # the whole before its parts; a lone task stands for the whole, two do not
-    assert accuracy(compared(0.5, task="lastword"), compared(0.01)).level == "clear"
-    assert accuracy(compared(0.5, task="lastword")).level == "tie"
-    assert accuracy(compared(0.5, task="lastword"), compared(0.5, task="continuation")).text.endswith(
-        "15.0 combined standard errors, a clear difference.")
-    # another K max, another metric, no p, nothing at all: not this pair's
-    for rows in ([compared(0.5, k_max=4)], [compared(0.5, metric="ppl")], [compared(None)], []):
+    # a task of several, another K max, another metric, no p, nothing at all: not this question's
+    for rows in ([compared(0.5, task="lastword")], [compared(0.5, other_k_max=4)], [compared(0.5, metric="ppl")],
+                 [compared(0.5, against="baseline")], [compared(None)], []):
         assert accuracy(*rows).text.endswith("15.0 combined standard errors, a clear difference."), rows
-    both = said(points.grid(), comparisons=frame(compared(0.2, metric="word_perplexity", task="text")))
+    both = said(points.grid(), comparisons=frame(compared(0.2, metric="ppl")))
     assert both["20 %"]["Perplexity"].level == "tie" and both["20 %"]["Accuracy"].level == "clear"
+
+
+def test_the_baseline_has_tests_of_its_own():
+    def beside(p):
+        rows = [compared(0.4), compared(p, against="baseline"), compared(p, method="lossy", against="baseline")]
+        return said(points.grid(), comparisons=frame(*rows))["20 %"]["Beside “remove”"].text
+
+    assert beside(0.01) == "Clearly more accurate: kdp. Less accurate: lossy."
+    assert beside(0.2) == "Not told apart in accuracy: kdp and lossy."
 
 
 @pytest.mark.parametrize("acc, stderr, level, words", [

@@ -153,9 +153,10 @@ def test_a_summary_of_its_own_where_there_are_several_models():
 
 def test_paired_tests_are_told_and_listed():
     grid = points.grid()
-    comparisons = pd.DataFrame([{"model": "tiny", "calib": "news", "ratio": 0.4, "k_max": 3, "method": "kdp",
-                                 "other": "remove", "task": "all", "metric": "acc", "difference": 0.0025,
-                                 "stderr": 0.0005, "p": 1e-6, "p_holm": 4e-6, "items": 960}])
+    tested = {"model": "tiny", "calib": "news", "method": "kdp", "ratio": 0.4, "k_max": 3, "other": "remove",
+              "other_calib": "news", "other_k_max": 3, "against": "best", "metric": "acc", "task": "all",
+              "difference": 0.0025, "stderr": 0.0005, "p": 1e-6, "p_holm": 4e-6, "items": 960}
+    comparisons = pd.DataFrame([tested, tested | {"task": "lastword"}])
     with_tests, without = (report.build(summary=tables.summarise(grid), scores=tables.tidy(grid), comparisons=given)
                            for given in (comparisons, None))
     assert "paired test on the same 960 items, p &lt; 0.001" in with_tests and "1 test, item by item" in with_tests
