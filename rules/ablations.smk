@@ -9,7 +9,12 @@ rule ablation:
         scores="results/scores.csv",
     output:
         **drawn("ablation-{ablation}"),
-        table=multiext("results/tables/ablation-{ablation}", ".csv", ".md", ".tex"),
+        table=[
+            listed(path, "ablation {ablation}", "ablation")
+            for path in multiext(
+                "results/tables/ablation-{ablation}", ".csv", ".md", ".tex"
+            )
+        ],
     log:
         "results/logs/ablations/{ablation}.log",
     benchmark:
