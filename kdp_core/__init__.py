@@ -55,5 +55,7 @@ Modules in the order of the flow; each imports only from those above it.
     ablation_figures  scores against what an ablation varies
     views_figures  heat maps of the kernel space, paths of the states
     theory_figures  Theorems 1 and 2 drawn and tabulated
+    findings    the summary in plain words
+    page        parts of the report's page: tables, style, script
     report      one self-contained HTML page
 """

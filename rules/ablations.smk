@@ -10,7 +10,12 @@ rule ablation:
         comparisons="results/tables/comparisons.csv",
     output:
         **drawn("ablation-{ablation}"),
-        table=multiext("results/tables/ablation-{ablation}", ".csv", ".md", ".tex"),
+        table=[
+            listed(path, "ablation {ablation}", "ablation")
+            for path in multiext(
+                "results/tables/ablation-{ablation}", ".csv", ".md", ".tex"
+            )
+        ],
     log:
         "results/logs/ablations/{ablation}.log",
     benchmark:

@@ -227,7 +227,39 @@ def tables_wanted():
 
 
 def drawn(name):
-    """The three files of a figure."""
+    """The three files of a figure, in snakemake's report under the figure's title."""
+
+    def labels(suffix):
+        return lambda wildcards: {"figure": title(wildcards), "file": suffix}
+
+    def title(wildcards):
+        found = plumbing.entry_of(FIGURES, name.format(**wildcards))["title"]
+        # snakemake would take braces for wildcards
+        return found.replace("{", "").replace("}", "")
+
     return {
-        suffix: f"results/figures/{name}.{suffix}" for suffix in ("png", "pdf", "csv")
+        suffix: report(
+            f"results/figures/{name}.{suffix}",
+            caption="captions/figure.rst",
+            category="Figures",
+            subcategory="{model}, {calib}" if "{model}" in name else "All models",
+            labels=labels(suffix),
+        )
+        for suffix in ("png", "pdf", "csv")
     }
+
+
+def caption_of(png):
+    """The caption of a figure by its file, for captions/figure.rst: the words of the report's page."""
+    name = png.removeprefix("results/figures/").removesuffix(".png")
+    return plumbing.as_rst(plumbing.entry_of(FIGURES, name)["caption"])
+
+
+def listed(path, name, caption="summary"):
+    """A table in snakemake's report, by its name and kind of file."""
+    return report(
+        path,
+        caption=f"captions/{caption}.rst",
+        category="Tables",
+        labels={"table": name, "file": path.rsplit(".", 1)[-1]},
+    )

@@ -475,6 +475,16 @@ def _entry(name: str, title: str, rule: str, caption: str) -> dict[str, str]:
     return {"name": name, "title": title, "rule": rule, "caption": caption}
 
 
+def entry_of(entries: list[dict[str, str]], name: str) -> dict[str, str]:
+    """The entry of a figure; of one that the report does not show, its name and no caption."""
+    return next((entry for entry in entries if entry["name"] == name), _entry(name, name, "", ""))
+
+
+def as_rst(text: str) -> str:
+    """Plain words as reStructuredText: no character of theirs means anything."""
+    return re.sub(r"([\\*_`|])", r"\\\1", text)
+
+
 def seeds(config: dict[str, Any]) -> dict[str, int]:
     """Every seed that the grid uses."""
     made = {f"calibration {point['calib']}": config["calibrations"][point["calib"]]["seed"]

@@ -8,12 +8,12 @@ rule tables:
         everything_measured,
         comparisons="results/tables/comparisons.csv",
     output:
-        scores="results/scores.csv",
-        summary="results/summary.csv",
-        fits="results/tables/fits.csv",
-        csv="results/tables/summary.csv",
-        md="results/tables/summary.md",
-        tex="results/tables/summary.tex",
+        scores=listed("results/scores.csv", "every measured number", "scores"),
+        summary=listed("results/summary.csv", "one row a model"),
+        fits=listed("results/tables/fits.csv", "fits", "fits"),
+        csv=listed("results/tables/summary.csv", "summary for print"),
+        md=listed("results/tables/summary.md", "summary for print"),
+        tex=listed("results/tables/summary.tex", "summary for print"),
     log:
         "results/logs/tables.log",
     benchmark:
@@ -40,7 +40,12 @@ rule report:
         fits="results/tables/fits.csv",
         figures=[f"results/figures/{entry['name']}.png" for entry in FIGURES],
     output:
-        "results/report.html",
+        report(
+            "results/report.html",
+            caption="captions/report.rst",
+            category="Report",
+            labels={"page": "all results"},
+        ),
     log:
         "results/logs/report.log",
     benchmark:
@@ -51,9 +56,12 @@ rule report:
         mem_mb=memory_mb(1500),
         runtime=10,
     params:
-        figures=FIGURES,
+        # functions, since snakemake takes braces in strings for wildcards
+        figures=lambda wildcards: FIGURES,
         seeds=plumbing.seeds(config),
-        config_yaml=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        config_yaml=lambda wildcards: yaml.safe_dump(
+            config, sort_keys=False, allow_unicode=True
+        ),
         code=plumbing.code("report"),
     message:
         "Writing the report"

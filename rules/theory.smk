@@ -31,8 +31,8 @@ rule theory_tables:
     input:
         theories,
     output:
-        csv="results/tables/theory.csv",
-        md="results/tables/theory.md",
+        csv=listed("results/tables/theory.csv", "Theorems 1 and 2", "theory"),
+        md=listed("results/tables/theory.md", "Theorems 1 and 2", "theory"),
     log:
         "results/logs/theory-tables.log",
     benchmark:

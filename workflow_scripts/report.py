@@ -34,12 +34,14 @@ def versions() -> dict[str, str]:
 
 def write_report(inputs, params, out: str) -> None:
     """Gather tables, figures and the configuration into the page."""
-    entries = [report.FigureEntry(entry["title"], entry["caption"], entry["rule"], path)
+    entries = [report.FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
+                                  entry["name"].split("/")[0] if "/" in entry["name"] else "")
                for entry, path in zip(params.figures, inputs.figures, strict=True)]
     fits = frame(inputs.fits)
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
-        fits=None if fits.empty else fits, config_yaml=params.config_yaml, versions=versions(), seeds=params.seeds,
+        fits=fits, comparisons=frame(inputs.comparisons) if "comparisons" in inputs.keys() else None,
+        config_yaml=params.config_yaml, versions=versions(), seeds=params.seeds,
         benchmarks=run_times("results/benchmarks")))
 
 

@@ -1,4 +1,4 @@
-"""The page: well formed, self-contained, escaped, and honest in words."""
+"""The page: well formed, self-contained, escaped, in the order that a reader wants."""
 import html.parser
 import re
 
@@ -46,7 +46,8 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     figures.save(figures.similarity_maps(points.similarity()), folder / "similarity", dpi=40)
     entries = [report.FigureEntry("Similarity <1>", "Maps of \"states\".", "similarity_maps",
-                                  folder / "similarity.png")]
+                                  folder / "similarity.png", "figures/a b/similarity", "tiny"),
+               report.FigureEntry("All", "Of all models.", "overview", folder / "similarity.png")]
     benchmarks = pd.DataFrame({"rule": ["kernel", "kernel", "hidden"], "s": [2.0, "4.0", 5.5],
                                "max_rss": ["-", 900, "NA"]})
     return report.build(summary=tables.summarise(grid), scores=tables.tidy(grid), figures=entries,
@@ -57,10 +58,12 @@ def page(tmp_path_factory):
 
 def test_well_formed_and_self_contained(page):
     parser = parsed(page)
-    assert all(value.startswith(("#", "data:image/png;base64,")) for value in parser.loads)
+    files = [value for value in parser.loads if not value.startswith(("#", "data:image/png;base64,"))]
+    # beside the page, by relative path
+    assert files == ["figures/a%20b/similarity.pdf", "figures/a%20b/similarity.csv"]
     assert not re.search(r"@import|url\(", page)
     assert not {"link", "iframe", "object", "embed"} & set(parser.seen)
-    assert parser.seen.count("img") == 1 and parser.seen.count("script") == 1
+    assert parser.seen.count("img") == 2 and parser.seen.count("script") == 1
     anchors = [value[1:] for value in parser.loads if value.startswith("#")]
     assert anchors == re.findall(r'<section id="(\w+)">', page)
 
@@ -98,35 +101,70 @@ def test_refusals(tmp_path):
         report.build(summary=summary, scores=tidy, benchmarks=pd.DataFrame({"job": []}))
 
 
-def test_words_for_a_clear_win_a_tie_and_a_loss():
-    found = {finding.subject: finding.sentences for finding in report.headline(tables.summarise(points.grid()))}
-    assert found["tiny, dense"] == ["60.0 ± 0.7 % mean accuracy and 20.00 ± 0.20 perplexity."]
-    # 15 points apart, sqrt(2) * 0.7071 = 1.0 points combined
-    assert found["tiny, target 20 %"] == [
-        "kdp kept the most accuracy (55.0 ± 0.7 %, 91.7 % of dense), 15.0 points ahead of remove (40.0 ± 0.7 %): "
-        "15.0 combined standard errors, a clear difference.",
-        "kdp had the lowest perplexity (25.00 ± 0.25, 1.25 times dense), 15.00 ahead of remove (40.00 ± 0.40): "
-        "31.8 combined standard errors, a clear difference.",
-        "Less accurate than “remove”, which deletes layers and puts nothing in their place: lossy.",
-        "Really removed: 19.0 to 21.0 % of the parameters."]
-    tie = found["tiny, target 40 %"]
-    assert tie[0] == ("No winner in accuracy: kdp reads best (40.0 ± 0.7 %, 66.7 % of dense), with remove within one "
-                      "combined standard error of it.")
-    assert "Not told apart from “remove” in accuracy: kdp." in tie
+def test_the_lead_and_the_order_of_sections(page):
+    words = "".join(parsed(page).words)
+    assert ("tiny pruned by kdp, remove, lossy and <b>&odd at targets of 20 and 40 % of the parameters: 7 pruned "
+            "models. All jobs together took 12 s.") in words
+    assert re.findall(r"<h2>(.+?)</h2>", page) == ["In short", "Summary", "Overview", "tiny", "Tasks", "Configuration",
+                                                   "Versions and seeds", "Run times"]
+    of_model = page[page.index('<section id="model1">'):]
+    assert re.findall(r"<h3>(.+?)</h3>", of_model) == ["Scores by task", "Costs and blocks", "Fits", "Figures"]
+    assert "Similarity &lt;1&gt;" in of_model and "Of all models." not in of_model
 
 
-def test_words_between_one_and_two_errors_and_without_errors():
-    def sentence(acc, stderr):
-        grid = [points.dense(), points.pruned("a", points.scores(30.0, acc, 0.6, stderr=stderr)),
-                points.pruned("b", points.scores(30.0, 0.4, 0.6, stderr=stderr))]
-        return report.headline(tables.summarise(grid))[1].sentences[0]
-    # half of 0.03 = 1.5 points apart, 1.0 combined
-    assert sentence(0.43, 0.01).endswith("1.5 combined standard errors, suggestive, not clear.")
-    assert sentence(0.43, None).endswith("standard errors are not known.")
-    assert sentence(0.4, None).startswith("No winner in accuracy")
+def test_figures_say_what_they_are_and_how_large(page):
+    assert re.search(r'alt="Similarity &lt;1&gt;: described below" width="\d{3,}" height="\d{2,}" src="data:', page)
+    assert "Maps of &quot;states&quot;. Made by rule <code>similarity_maps</code>." in page
 
 
-def test_one_method_alone():
-    grid = [points.dense(), points.pruned("kdp", points.scores(30.0, 0.4, 0.6))]
-    assert report.headline(tables.summarise(grid))[1].sentences[0] == (
-        "kdp alone was scored for accuracy: 50.0 ± 0.7 %, 83.3 % of dense.")
+def test_scores_of_each_task_and_costs_of_each_model():
+    grid = points.grid()
+    words = parsed(report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))).words
+    scores = words[words.index("Scores by task"):words.index("Costs and blocks")]
+    # kdp at 20 %: continuation acc and acc_norm, lastword acc and perplexity, text perplexity, with their errors
+    at = scores.index("kdp")
+    assert [word.strip() for word in scores[at - 1:at + 11]] == ["20", "kdp", "11.0", "± 1.0", "65.0", "± 1.0", "45.0",
+                                                                 "± 1.0", "44.00", "± 5.00", "25.00", "± 0.25"]
+    costs = words[words.index("Costs and blocks"):]
+    at = costs.index("kdp")
+    assert costs[at:at + 9] == ["kdp", "19.0", "4", "81.0", "10.37", "81.0", "8.1", "500", "12"]
+    assert "Set to zero (%)" not in words
+
+
+def test_kinds_of_models_stand_apart():
+    def kinds(grid):
+        made = report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))
+        summary = made[made.index('id="summary"'):made.index('id="model1"')]
+        return re.findall(r'scope="rowgroup" colspan="\d+"><span>(.+?)</span>', summary)
+
+    zeroed = points.pruned("wanda", points.scores(30.0, 0.4, 0.6), share=0.0)
+    zeroed = zeroed._replace(facts=zeroed.facts._replace(params_zeroed=10**7))
+    tuned = points.pruned("tuned", points.scores(24.0, 0.55, 0.65))._replace(finetuned=True)
+    assert kinds(points.grid()) == []
+    assert kinds([*points.grid(), tuned, zeroed]) == list(report.GROUPS.values())
+
+
+def test_a_summary_of_its_own_where_there_are_several_models():
+    grid = [*points.grid(), points.dense("small"), points.pruned("kdp", points.scores(25.0, 0.45, 0.65), model="small")]
+    page = report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))
+    small = page[page.index("<h2>small</h2>"):page.index("<h2>tiny</h2>")]
+    assert "Summary of small" in small and "lossy" not in small and "lossy" in page
+
+
+def test_paired_tests_are_told_and_listed():
+    grid = points.grid()
+    tested = {"model": "tiny", "calib": "news", "method": "kdp", "ratio": 0.4, "k_max": 3, "other": "remove",
+              "other_calib": "news", "other_k_max": 3, "against": "best", "metric": "acc", "task": "all",
+              "difference": 0.0025, "stderr": 0.0005, "p": 1e-6, "p_holm": 4e-6, "items": 960}
+    comparisons = pd.DataFrame([tested, tested | {"task": "lastword"}])
+    with_tests, without = (report.build(summary=tables.summarise(grid), scores=tables.tidy(grid), comparisons=given)
+                           for given in (comparisons, None))
+    assert "paired test on the same 960 items, p &lt; 0.001" in with_tests and "1 test, item by item" in with_tests
+    assert report.PAIRED_RULE in parsed(with_tests).words and report.UNPAIRED_RULE in parsed(without).words
+    assert "Paired comparisons" not in without and "on the same" not in without.split("What the words mean")[0]
+
+
+def test_the_dense_model_alone():
+    grid = [points.dense()]
+    words = parsed(report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))).words
+    assert "tiny: the dense model alone, nothing pruned yet." in words

@@ -300,3 +300,10 @@ def test_every_rule_has_message_log_benchmark_resources_and_conda():
             lacking = [name for name in ("message", "log", "benchmark", "conda_env") if not getattr(rule, name)]
             lacking += [name for name in ("mem_mb", "runtime") if name not in rule.resources]
             assert not lacking, f"rule {rule.name} lacks {', '.join(lacking)}"
+
+
+def test_words_of_a_figure_for_snakemakes_own_report():
+    entries = plumbing.figure_entries(CONFIG)
+    assert plumbing.entry_of(entries, "layers")["rule"] == "figure_layers"
+    assert plumbing.entry_of(entries, "other") == {"name": "other", "title": "other", "rule": "", "caption": ""}
+    assert plumbing.as_rst(r"a_b *c* `d` |e| \f") == r"a\_b \*c\* \`d\` \|e\| \\f"

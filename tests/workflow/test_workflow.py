@@ -1,10 +1,17 @@
 """The whole workflow on a pico model: every output of the contract, nothing to do twice, and what a change reruns."""
+import html
 import json
+import re
+import sys
 
 import pandas as pd
 import pytest
 
 from kdp_core import hidden, store
+from tests.workflow.project import ROOT
+
+sys.path.insert(0, str(ROOT / "rules"))
+import plumbing
 
 POINT = "results/pico/few/kdp/r0.1-k3"
 
@@ -40,6 +47,36 @@ def test_report_names_every_method_and_loads_nothing(built):
     page = (built.folder / "results/report.html").read_text(encoding="utf-8")
     assert all(method in page for method in ("remove", "linear", "kdp"))
     assert "src=\"http" not in page and "href=\"http" not in page
+
+
+def embedded(page, part):
+    """What snakemake's own report holds under the id of one of its scripts."""
+    start = page.index(" = ", page.index(f'<script id="{part}">')) + 3
+    return json.JSONDecoder().raw_decode(page, start)[0]
+
+
+def test_snakemakes_own_report_has_captions_categories_and_labels(copied):
+    copied.config["ablations"] = {"rows": {"title": "Rows in {braces}", "caption": "Side *by* side_.", "x": ["row"],
+                                           "rows": ["linear", "remove"]}}
+    copied.run()
+    copied.run("--report", "own.html")
+    page = (copied.folder / "own.html").read_text(encoding="utf-8")
+    results, categories, words = (embedded(page, part) for part in ("results", "categories", "workflow-desc"))
+    assert set(categories) == {"Report", "Tables", "Figures"}
+    assert list(categories["Figures"]) == ["All models", "pico, few"]
+    figures = {path.removeprefix("results/figures/"): found for path, found in results.items() if "/figures/" in path}
+    shown = {entry["name"]: entry for entry in plumbing.figure_entries(copied.config)}
+    assert set(figures) == {f"{name}.{suffix}" for name in shown for suffix in ("png", "pdf", "csv")}
+    for name, entry in shown.items():
+        found = figures[f"{name}.png"]
+        assert found["labels"] == {"figure": entry["title"].replace("{", "").replace("}", ""), "file": "png"}
+        # one source of words, and none of them taken for markup
+        said = html.unescape(re.sub("<[^>]*>", "", found["caption"]))
+        assert " ".join(said.split()).startswith(entry["caption"]) and entry["rule"] in said
+    assert all(found["caption"] and found["labels"] for found in results.values())
+    assert results["results/tables/ablation-rows.tex"]["labels"] == {"table": "ablation rows", "file": "tex"}
+    assert results["results/report.html"]["labels"] == {"page": "all results"}
+    assert "Compared are remove, linear, kdp on" in words and "system-message" not in words
 
 
 def test_an_unchanged_project_has_nothing_to_do(built):
