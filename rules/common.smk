@@ -255,6 +255,17 @@ def caption_of(png):
     return plumbing.as_rst(plumbing.entry_of(FIGURES, name)["caption"])
 
 
+TABLE_FORMS = ("csv", "md", "tex")
+
+
+def paper_table(name):
+    """The files of one of the paper's tables."""
+    return [
+        listed(f"results/tables/paper/{name}.{suffix}", f"the paper's {name}", "paper")
+        for suffix in TABLE_FORMS
+    ]
+
+
 def listed(path, name, caption="summary"):
     """A table in snakemake's report, by its name and kind of file."""
     return report(

@@ -9,7 +9,7 @@ rule comparisons:
         [f"results/{model}/samples" for model in config["grid"]["models"]],
         [f"results/{model}/scores.json" for model in config["grid"]["models"]],
     output:
-        "results/tables/comparisons.csv",
+        listed("results/tables/comparisons.csv", "paired comparisons", "comparisons"),
     log:
         "results/logs/comparisons.log",
     benchmark:
@@ -32,7 +32,10 @@ rule seeds:
     input:
         "results/summary.csv",
     output:
-        multiext("results/tables/seeds", ".csv", ".md", ".tex"),
+        [
+            listed(f"results/tables/seeds.{suffix}", "calibration seeds", "seeds")
+            for suffix in TABLE_FORMS
+        ],
     log:
         "results/logs/seeds.log",
     benchmark:
@@ -53,8 +56,8 @@ rule seeds:
 
 rule paper_costs:
     output:
-        table10=multiext("results/tables/paper/table10", ".csv", ".md", ".tex"),
-        table12=multiext("results/tables/paper/table12", ".csv", ".md", ".tex"),
+        table10=paper_table("table10"),
+        table12=paper_table("table12"),
     log:
         "results/logs/paper-costs.log",
     benchmark:
@@ -80,7 +83,9 @@ rule paper:
         comparisons="results/tables/comparisons.csv",
         facts=[f"results/{model}/facts.json" for model in config["grid"]["models"]],
     output:
-        index="results/tables/paper/index.md",
+        index=listed(
+            "results/tables/paper/index.md", "the paper's tables: index", "paper"
+        ),
         folder=directory("results/tables/paper/measured"),
     log:
         "results/logs/paper.log",

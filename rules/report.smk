@@ -38,6 +38,7 @@ rule report:
         summary="results/summary.csv",
         scores="results/scores.csv",
         fits="results/tables/fits.csv",
+        comparisons="results/tables/comparisons.csv",
         figures=[f"results/figures/{entry['name']}.png" for entry in FIGURES],
     output:
         report(

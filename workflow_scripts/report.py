@@ -40,7 +40,7 @@ def write_report(inputs, params, out: str) -> None:
     fits = frame(inputs.fits)
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
-        fits=fits, comparisons=frame(inputs.comparisons) if "comparisons" in inputs.keys() else None,
+        fits=fits, comparisons=frame(inputs.comparisons),
         config_yaml=params.config_yaml, versions=versions(), seeds=params.seeds,
         benchmarks=run_times("results/benchmarks")))
 
