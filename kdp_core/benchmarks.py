@@ -15,9 +15,10 @@ import io
 import json
 import math
 import re
+import string
 import tempfile
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -99,8 +100,8 @@ BENCHMARKS: dict[str, Benchmark] = {
                  "Chinese: the idiom of a gap; 7 candidates in a local FewCLUE file, 10 on the hub (chance 0.1)"),
     "wsc": _row("super_glue/wsc/default.yaml", Source(SUPER_GLUE, "wsc.fixed"), "validation",
                 ("eval/wsc_val", "calib/wsc_train_few"), ("acc", 0.5), "whom a pronoun means"),
-    "coqa": _row("coqa/default.yaml", Source("EleutherAI/coqa"), "validation", ("eval/coqa_val", "calib/coqa_train"),
-                 ("em", None), "questions in a conversation about a passage"),
+    "coqa": _row(None, Source("EleutherAI/coqa"), "validation", ("eval/coqa_val", "calib/coqa_train"), ("em", None),
+                 "the last question of a conversation about a passage"),
     "boolq": _row("super_glue/boolq/default.yaml", Source(SUPER_GLUE, "boolq"), "validation",
                   ("eval/boolq_val", "calib/boolq_train_few"), ("acc", 0.5), "yes or no about a passage"),
     "mmlu": _row("mmlu/default/_default_template_yaml", Source("cais/mmlu", "all"), "test",
@@ -156,7 +157,7 @@ STRONGEST = ("lambada_openai", "arc_easy", "hellaswag", "piqa", "copa", "wikitex
 
 class Chosen(NamedTuple):
     """The benchmarks of one evaluation."""
-    tasks: Sequence[str]
+    tasks: Sequence[str] = ()
     data: str = HUB
     """`hub`, or a folder that holds the local files of the table."""
     limit: int | None = None
@@ -166,7 +167,7 @@ class Chosen(NamedTuple):
     fewshot: int | None = None
     """Examples a prompt, of tasks that leave it open; the table's unless set."""
     allow_code: bool = False
-    """Whether programs that the model writes may be run."""
+    """Whether programs that the model writes may be run, by other tasks too."""
 
 
 def write_tasks(folder: str | Path, chosen: Chosen) -> None:
@@ -254,10 +255,12 @@ def _local(name: str, chosen: Chosen) -> dict[str, Any]:
     row = BENCHMARKS[name]
     paths = [str((Path(chosen.data) / file).resolve()) for file in local_files(name, fewshot=chosen.fewshot)]
     splits = dict(zip((row.split, row.shots_split), paths, strict=False))
+    shots = row.shots_split if row.shots_split in splits else None
     return {"custom_dataset": _Function("kdp_core.benchmarks.read_local"), "dataset_kwargs": {"files": splits},
-            "training_split": None, "validation_split": row.split if row.split == "validation" else None,
+            "validation_split": row.split if row.split == "validation" else None,
             "test_split": row.split if row.split == "test" else None,
-            "fewshot_split": row.shots_split if row.shots_split in splits else None}
+            "training_split": shots if shots == "train" else None,
+            "fewshot_split": shots if shots != "train" else None}
 
 
 @cache
@@ -383,6 +386,24 @@ def xsum_rows(dataset: Dataset) -> Dataset:
     return dataset.select([place for place, text in enumerate(dataset["document"]) if text and text.strip()])
 
 
+def coqa_text(row: Mapping[str, Any]) -> str:
+    """A passage, what was asked and answered about it, and the last question."""
+    questions, answers = row["questions"]["input_text"], row["answers"]["input_text"][:-1]
+    turns = [f"Q: {question}\n\nA: {answer}\n\n" for question, answer in zip(questions, answers, strict=False)]
+    return f"{row['story']}\n\n{''.join(turns)}Q: {questions[-1]}\n\nA:"
+
+
+def coqa_answers(row: Mapping[str, Any]) -> list[str]:
+    """The right answers to the last question: the asker's, and those of further people that differ from it."""
+    last = len(row["questions"]["input_text"]) - 1
+    found = [row["answers"]["input_text"][last]]
+    for other in (row.get("additional_answers") or {}).values():
+        answer = other["input_text"][last]
+        if answer.lower() not in map(str.lower, found):
+            found.append(answer)
+    return found
+
+
 def mbpp_shots(dataset: Dataset) -> Dataset:
     """The three examples of the paper's prompt (tasks 2, 3 and 4), or the first three rows of a set without them."""
     places = [place for place, number in enumerate(dataset["task_id"]) if number in (2, 3, 4)]
@@ -401,6 +422,30 @@ def score_xsum(row: Mapping[str, Any], results: Sequence[str]) -> dict[str, floa
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
     return RougeScorer(["rouge1"], use_stemmer=True)
+
+
+def score_coqa(row: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Exact match and F1 of the answer's first line, as CoQA's authors score people.
+
+    Of several right answers each is left out in turn, and the best match with the others counts.
+    """
+    said, right = _words(results[0].strip().split("\n")[0]), [_words(answer) for answer in coqa_answers(row)]
+    turns = [right[:i] + right[i + 1:] for i in range(len(right))] if len(right) > 1 else [right]
+    return {name: sum(max(score(answer, said) for answer in others) for others in turns) / len(turns)
+            for name, score in (("em", lambda one, other: float(one == other)), ("f1", _overlap))}
+
+
+def _words(text: str) -> list[str]:
+    """Words without case, punctuation and articles, as SQuAD compares answers."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _overlap(right: list[str], said: list[str]) -> float:
+    if not right or not said:
+        return float(right == said)
+    # F1 = 2 |common| / (|right| + |said|)
+    return 2 * (Counter(right) & Counter(said)).total() / (len(right) + len(said))
 
 
 def score_sst2(row: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

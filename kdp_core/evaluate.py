@@ -307,7 +307,7 @@ def _log_probs(logits_STV: Tensor, ids_ST: Tensor) -> Tensor:
 
 def _check_arguments(tasks: Sequence[str], chosen: Chosen | None, limit: int | None, fewshot: int | None,
                      batch_size: int) -> None:
-    if isinstance(tasks, str) or not (tasks or chosen):
+    if isinstance(tasks, str) or not (tasks or (chosen and chosen.tasks)):
         raise EvaluationError(f"tasks {tasks!r} is no list of task names; name at least one, such as ['hellaswag']")
     if batch_size < 1 or (limit is not None and limit < 1) or (fewshot is not None and fewshot < 0):
         raise EvaluationError(f"batch_size {batch_size}, limit {limit}, fewshot {fewshot}: batch_size and limit must "

@@ -209,7 +209,7 @@ def benchmark_files(config: dict[str, Any]) -> list[str]:
     if chosen.get("data", "hub") == "hub":
         return []
     found = []
-    for row in (schema()["x-benchmarks"][name] for name in chosen["tasks"]):
+    for row in (schema()["x-benchmarks"][name] for name in chosen.get("tasks", [])):
         shots = row["fewshot"] if row["fixed"] else chosen.get("fewshot", row["fewshot"])
         found += [row["local"], *([row["shots"]] if row["shots"] and shots else [])]
     return [str(Path(chosen["data"]) / file) for file in found]

@@ -96,7 +96,7 @@ BENCHMARKS = block("Benchmarks of docs/benchmarks.md, scored beside `tasks`; lef
     "fewshot": count("Examples a prompt, of tasks that leave it open.", 0),
     "allow_code": {"type": "boolean", "description": "Run programs that the model writes (humaneval, mbpp), in "
                                                      "processes with limits; off unless set."},
-}, ("tasks",))
+})
 
 EVALUATE = block("Evaluation by lm-eval.", {
     "text": text("Name under texts of the held-out text from which the heldout_ tasks are made."),
