@@ -3,6 +3,7 @@ import json
 import random
 import socket
 import zipfile
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -273,3 +274,12 @@ def test_programs_of_the_right_and_of_a_wrong_answer():
         assert benchmarks.score_humaneval(humaneval, [answer]) == {"pass@1": passed}
     for answer, passed in (("x = 1", 1.0), ("x = 0", 0.0)):
         assert benchmarks.score_mbpp(mbpp, [answer]) == {"pass@1": passed}
+
+
+def test_the_page_has_every_benchmark_as_the_table_does():
+    lines = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    rows = {line.split(" | ")[0][2:]: line for line in lines if line.startswith("| ")}
+    for name, row in BENCHMARKS.items():
+        chance = "–" if row.chance is None else f"{row.chance:.3g}"
+        told = [f"`{row.hub.path}`", f"| {row.metric} | {chance} |", f"`{row.local}`"]
+        assert all(part in rows[name] for part in told + [f"(`{row.shots}`)"] * bool(row.shots)), name
