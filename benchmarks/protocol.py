@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from kdp_core import assets, evaluate, hidden, methods, models, similarity, store, tables, tasks, texts
+from kdp_core.benchmarks import Chosen
 from kdp_core.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
 
 logger = logging.getLogger("protocol")
@@ -24,11 +25,8 @@ FIRST = ("method", "ratio", "seed", "ppl", "ppl_stderr", "ppl_ratio", "acc", "ac
          "layers_removed", "fit_seconds", "search_seconds")
 """Columns that stand first in a table."""
 OWN_TASKS = ["heldout_ppl", "heldout_lastword", "heldout_continuation"]
-REAL = {"piqa": ("piqa/piqa.yaml", "piqa_val", "validation"),
-        "arc_easy": ("arc/arc_easy.yaml", "arc_easy_test", "test"),
-        "lambada_openai": ("lambada/lambada_openai.yaml", "lambada_openai_test", "test"),
-        "hellaswag": ("hellaswag/hellaswag.yaml", "hellaswag_val_text", "validation")}
-"""Task -> lm-eval's own file, data file in <data>/eval, split."""
+REAL = ("piqa", "arc_easy", "lambada_openai", "hellaswag")
+"""Benchmarks; their columns begin with real_."""
 
 
 class Row(NamedTuple):
@@ -95,7 +93,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Ground:
     if not own.exists():
         tasks.write_tasks(documents("lee", config), own, lastword_items=options.items,
                           continuation_items=options.items)
-    real = local_tasks(options.data, own) if (options.data / "eval").is_dir() else []
+    real = options.data if (options.data / "eval").is_dir() else None
     if not real and options.data_ratios:
         logger.warning("no real benchmark sets in %s: only the held-out tasks are scored", options.data)
     judge = Judge(own, real, options.data_limit)
@@ -187,37 +185,20 @@ def fitted(row: Row, ground: Ground, made: Calibrated, selection: Selection) -> 
     return methods.plan(row.method, selection, records), seconds, None
 
 
-def local_tasks(data: Path, folder: Path) -> list[str]:
-    """lm-eval's own tasks on local files; their names."""
-    import lm_eval
-
-    stock = Path(lm_eval.__file__).parent / "tasks"
-    for name, (include, file, split) in REAL.items():
-        entry = {"include": str(stock / include), "task": f"real_{name}", "dataset_path": "json", "dataset_name": None,
-                 "dataset_kwargs": {"data_files": {split: str(data / "eval" / f"{file}.jsonl")}},
-                 "training_split": None, "validation_split": split if split == "validation" else None,
-                 "test_split": split if split == "test" else None}
-        if name == "hellaswag":
-            # these rows are as the task's own preprocessing leaves them
-            entry |= {"process_docs": None, "doc_to_target": "gold"}
-        store.write_text(folder / f"real_{name}.yaml", yaml.safe_dump(entry))
-    return [f"real_{name}" for name in REAL]
-
-
 class Judge(NamedTuple):
     """What a checkpoint is scored on."""
     folder: Path
-    real: list[str]
+    data: Path | None
+    """Of the real benchmark sets; None without them."""
     limit: int
 
     def score(self, checkpoint: Path, real: bool) -> dict[str, Any]:
         """Perplexity and accuracies, flat."""
-        scores = evaluate.evaluate(checkpoint, tasks=OWN_TASKS, task_folders=[self.folder], batch_size=8)
-        found = flat(scores, "")
-        if real and self.real:
-            found |= flat(evaluate.evaluate(checkpoint, tasks=self.real, task_folders=[self.folder], batch_size=8,
-                                            limit=self.limit), "real_")
-        return found
+        chosen = Chosen(REAL, data=str(self.data), limit=self.limit) if real and self.data else None
+        found = evaluate.evaluate(checkpoint, tasks=OWN_TASKS, chosen=chosen, task_folders=[self.folder], batch_size=8)
+        own = found._replace(scores=[score for score in found.scores if score.task in OWN_TASKS])
+        others = [score._replace(task=f"real_{score.task}") for score in found.scores if score.task not in OWN_TASKS]
+        return flat(own, "") | (flat(found._replace(scores=others), "real_") if others else {})
 
 
 def flat(scores: Scores, prefix: str) -> dict[str, Any]:

@@ -38,6 +38,8 @@ Modules in the order of the flow; each imports only from those above it.
     fold        a plan to a pruned checkpoint
     finetune    low-rank fine-tuning of a pruned checkpoint's output head
     tasks       evaluation data and task definitions made from held-out text
+    sandbox     programs in a process of their own, with limits
+    benchmarks  the paper's benchmarks and others as lm-eval tasks, from the hub or a folder
     evaluate    lm-eval scores with standard errors
     efficiency  parameters, multiply-adds, latency, memory
     diagnose    what training and folding did to the states

@@ -3,37 +3,46 @@
 Two things are done otherwise than in lm-eval's own `HFLM`, with the same results up to rounding:
     windows    rows that carry token ids (`heldout_ppl`) are scored on these ids, without a BOS or EOS before them
     prefixes   choices that share a context run it once, with a KV cache, which saves up to 3/4 of a four-choice task
+With a folder of records the scores of a task are kept as soon as it is done: an evaluation that was killed goes on at
+the task it was in, and one that is asked for more scores what is new. A record is named by a hash of all that its
+scores depend on; see `_key`.
 Standard errors: means have lm-eval's closed form; perplexities and bits per byte the delta method over items instead
-of lm-eval's bootstrap, or of none; anything else a bootstrap of 1,000 draws in this process.
+of lm-eval's bootstrap, or of none; areas under the curve DeLong's; anything else a bootstrap of 1,000 draws in this
+process.
 Nothing touches the network unless a task's own data lie on a hub.
 """
 import contextlib
 import difflib
+import hashlib
 import importlib.metadata
+import inspect
 import io
 import json
 import logging
 import math
 import os
 import random
+import re
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
+from lm_eval.evaluator_utils import EvalAcc, aggregate_groups
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kdp_core import models, store
+from kdp_core import assets, benchmarks, models, store
+from kdp_core.benchmarks import Chosen
 from kdp_core.records import Score, Scores
 from kdp_core.tasks import as_pairs, nats_per_unit
 
@@ -43,12 +52,14 @@ PRIMARY = ("acc_norm", "acc", "exact_match", "em")
 """The metric that counts for a task's accuracy, first choice first: acc_norm where the task has one (HellaSwag, ARC,
 PIQA), acc elsewhere (WinoGrande, BoolQ, MMLU). Papers mix them, which alone moves a mean by points."""
 PERPLEXITIES = ("ppl", "perplexity", "word_perplexity", "byte_perplexity")
-SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1")
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "auc", "rouge1", "pass@1")
 PPL_CEILING = 1e12
 """Recorded, without a standard error, for a perplexity above it or not a number: JSON has no infinity, and a collapsed
 model should stand at the end of a table, not drop out of it."""
 BOOTSTRAP_DRAWS = 1000
 PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
+PROGRESS_SECONDS = 60.0
+"""A line at most this often within a task."""
 Request = tuple[Any, list[int], list[int]]
 """lm-eval's tokenised request: (key, context ids, continuation ids)."""
 
@@ -57,33 +68,77 @@ class EvaluationError(ValueError):
     """An evaluation cannot be run as it was asked for."""
 
 
-def evaluate(folder: str | Path, *, tasks: Sequence[str], task_folders: Sequence[str | Path] = (),
-             limit: int | None = None, fewshot: int | None = None, batch_size: int = 8, max_length: int | None = None,
-             device: str = "cpu", dtype: str = "float32", samples_folder: str | Path | None = None,
-             seed: int = 0) -> Scores:
-    """Score the checkpoint in `folder`, dense or pruned, on lm-eval tasks, groups or tags by name.
+class Record(NamedTuple):
+    """What one task gave, as its file holds it: the samples follow, a line an item."""
+    task: str
+    scores: list[Score]
+    metrics: dict[str, Any]
+    """lm-eval's own figures, from which groups are put together."""
+    higher_is_better: dict[str, bool]
+    version: str
+    data: str
+    """Hash of the scored items."""
+    seconds: float
+    samples: list[str]
 
-    limit           items a task at most, the first ones
-    fewshot         examples a prompt, for tasks that do not fix it themselves
+
+class _Job(NamedTuple):
+    """One task of an evaluation."""
+    name: str
+    task: Any
+    limit: int | None
+    path: Path | None
+    """Where its record is or will be."""
+
+
+def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None = None,
+             task_folders: Sequence[str | Path] = (), limit: int | None = None, fewshot: int | None = None,
+             batch_size: int = 8, max_length: int | None = None, device: str = "cpu", dtype: str = "float32",
+             samples_folder: str | Path | None = None, records_folder: str | Path | None = None, code: str = "",
+             seed: int = 0) -> Scores:
+    """Score the checkpoint in `folder`, dense or pruned, on lm-eval tasks, groups or tags by name, and on benchmarks.
+
+    chosen          benchmarks of kdp_core.benchmarks, scored beside the others in one load of the model
+    limit           items a task at most, the first ones; of `tasks`, as benchmarks have their own
+    fewshot         examples a prompt, for tasks that do not fix it themselves; likewise
     max_length      tokens a sequence at most, if fewer than the model's own
     samples_folder  gets a JSONL file a task, a line an item: id, target, responses, metrics
-    A task within a group is named `group/task`. Unknown tasks raise EvaluationError before the model is loaded.
+    records_folder  keeps what each task gave; a record that holds what would be scored again is taken as it is
+    code            what else the records depend on, such as a hash of this library's code
+    A task within a group is named `group/task`. Unknown tasks raise EvaluationError before the model is loaded, which
+    is not loaded at all where every record is there.
     """
     started = time.perf_counter()
-    _check_arguments(tasks, limit, fewshot, batch_size)
-    manager = _task_manager(tasks, [Path(path) for path in task_folders], folder)
-    with _quiet():
-        loaded = _load_tasks(manager, tasks)
-        _prepare(loaded["tasks"], fewshot, seed)
-        model = models.load_model(folder, device=device, dtype=dtype)
-        judge = Judge(model, models.load_tokenizer(folder), batch_size=batch_size, max_length=max_length)
-        results = evaluator.evaluate(judge, loaded, limit=limit, bootstrap_iters=BOOTSTRAP_DRAWS)
-    scores = _scores(results, loaded)
+    _check_arguments(tasks, chosen, limit, fewshot, batch_size)
+    names = [*tasks, *(chosen.tasks if chosen else ())]
+    settings = {"dtype": dtype, "device": device.split(":")[0], "batch_size": batch_size, "max_length": max_length,
+                "seed": seed, "code": code}
+    if records_folder is not None:
+        settings["checkpoint"] = assets.sha256_of(folder)
+    with _quiet(), benchmarks.task_folder(chosen) as made:
+        manager = _task_manager(names, [*made, *map(Path, task_folders)], folder)
+        loaded = _load_tasks(manager, names)
+        _check_code(loaded["tasks"], chosen)
+        _prepare(loaded["tasks"], chosen, fewshot, seed)
+        jobs = _jobs(loaded["tasks"], chosen, limit, records_folder, settings)
+        judge, found = None, []
+        for place, job in enumerate(jobs, start=1):
+            kept = _read(job.path)
+            if kept is None:
+                judge = judge or Judge(models.load_model(folder, device=device, dtype=dtype),
+                                       models.load_tokenizer(folder), batch_size=batch_size, max_length=max_length)
+                kept = _run(job, judge, f"{job.name}, task {place} of {len(jobs)}", seed)
+                _keep(job.path, kept)
+            else:
+                logger.info("%s, task %d of %d: kept from an earlier run", job.name, place, len(jobs))
+            found.append(kept)
+    scores = _scores(found, loaded.get("groups") or {})
     if samples_folder is not None:
-        write_samples(samples_folder, results["samples"])
-    seconds = time.perf_counter() - started
-    logger.info("%d scores of %s in %.1f s", len(scores), folder, seconds)
-    return Scores(scores, seconds, _versions(results))
+        for kept in found:
+            store.write_text(Path(samples_folder) / f"{kept.task}.jsonl", "".join(kept.samples))
+    seconds = sum(kept.seconds for kept in found)
+    logger.info("%d scores of %s in %.1f s", len(scores), folder, time.perf_counter() - started)
+    return Scores(scores, seconds, _versions(found))
 
 
 def primary(scores: Scores) -> list[Score]:
@@ -106,6 +161,12 @@ class Judge(HFLM):
                  max_length: int | None = None) -> None:
         super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size,
                          max_length=max_length)
+        self.progress = _Progress("", 0)
+
+    def watch(self, progress: "_Progress") -> None:
+        """Tell each answered request to `progress`, through the hook that lm-eval has for partial results."""
+        self.progress = progress
+        self.set_cache_hook(progress)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood (nats) of each row's text; a row with `ids` is a window and predicts its tokens 2 to end."""
@@ -115,7 +176,10 @@ class Judge(HFLM):
             by_length[len(request.doc.get("ids") or ())].append(place)
         for length, places in by_length.items():
             if not length:
-                found = super().loglikelihood_rolling([requests[place] for place in places], disable_tqdm)
+                found = []
+                for first in range(0, len(places), self.batch_size):
+                    few = [requests[place] for place in places[first:first + self.batch_size]]
+                    found += super().loglikelihood_rolling(few, disable_tqdm)
             else:
                 found = self._windows([requests[place].doc["ids"] for place in places])
             for place, score in zip(places, found, strict=True):
@@ -129,6 +193,7 @@ class Judge(HFLM):
             ids_ST = torch.tensor(windows[first:first + self.batch_size], device=self.device)
             logits_STV = self.model(ids_ST, use_cache=False).logits[:, :-1]
             found += _log_probs(logits_STV, ids_ST[:, 1:]).sum(-1, dtype=torch.float64).tolist()
+            self.progress.step(len(ids_ST))
         return found
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
@@ -139,6 +204,7 @@ class Judge(HFLM):
             found = self._continuations(requests[places[0]][1], [requests[place][2] for place in places])
             for place, score in zip(places, found, strict=True):
                 scores[place] = score
+            self.progress.step(len(places))
         rest = super()._loglikelihood_tokens([requests[place] for place in single], **settings) if single else []
         for place, score in zip(single, rest, strict=True):
             scores[place] = score
@@ -178,6 +244,27 @@ class Judge(HFLM):
                 for ids, log_probs, hits in zip(continuations, log_probs_ST, hits_ST, strict=True)]
 
 
+class _Progress:
+    """Counts answered requests of a task and says so now and then; stands in for lm-eval's hook of partial results."""
+
+    def __init__(self, label: str, requests: int) -> None:
+        self._label, self._requests, self._done = label, requests, 0
+        self._started = self._said = time.perf_counter()
+
+    def step(self, requests: int) -> None:
+        """So many more are answered."""
+        self._done += requests
+        now = time.perf_counter()
+        if now - self._said >= PROGRESS_SECONDS and self._done < self._requests:
+            self._said = now
+            logger.info("%s: %d of %d requests after %.0f s", self._label, self._done, self._requests,
+                        now - self._started)
+
+    def add_partial(self, *_: Any) -> None:
+        """lm-eval's call after each of its own answers."""
+        self.step(1)
+
+
 def ppl_stderr(items: list[Any]) -> float | None:
     """Standard error of `tasks.ppl` over items (log-likelihood, weight), by the delta method; None for one item."""
     error = nats_stderr(items)
@@ -199,16 +286,11 @@ def nats_stderr(items: list[Any]) -> float | None:
     return math.sqrt(len(pairs) / (len(pairs) - 1) * squares) / sum(weight for _, weight in pairs)
 
 
-def write_samples(folder: str | Path, samples: Mapping[str, list[dict[str, Any]]]) -> None:
-    """One JSONL file a task, a line an item and filter: id, target, responses, metrics, hashes of row and prompt."""
-    for task, rows in sorted(samples.items()):
-        lines = []
-        for row in rows:
-            kept = {"doc_id": row["doc_id"], "target": row["target"], "responses": row["filtered_resps"],
-                    "filter": row["filter"], **{metric: row[metric] for metric in row["metrics"]},
-                    "doc_hash": row["doc_hash"], "prompt_hash": row["prompt_hash"]}
-            lines.append(_line(kept))
-        store.write_text(Path(folder) / f"{task}.jsonl", "".join(lines))
+def _sample_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line an item and filter: id, target, responses, metrics, hashes of row and prompt."""
+    return [_line({"doc_id": row["doc_id"], "target": row["target"], "responses": row["filtered_resps"],
+                   "filter": row["filter"], **{metric: row[metric] for metric in row["metrics"]},
+                   "doc_hash": row["doc_hash"], "prompt_hash": row["prompt_hash"]}) for row in rows]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -223,12 +305,23 @@ def _log_probs(logits_STV: Tensor, ids_ST: Tensor) -> Tensor:
                         for logits_TV, ids_T in zip(logits_STV, ids_ST, strict=True)])
 
 
-def _check_arguments(tasks: Sequence[str], limit: int | None, fewshot: int | None, batch_size: int) -> None:
-    if isinstance(tasks, str) or not tasks:
+def _check_arguments(tasks: Sequence[str], chosen: Chosen | None, limit: int | None, fewshot: int | None,
+                     batch_size: int) -> None:
+    if isinstance(tasks, str) or not (tasks or (chosen and chosen.tasks)):
         raise EvaluationError(f"tasks {tasks!r} is no list of task names; name at least one, such as ['hellaswag']")
     if batch_size < 1 or (limit is not None and limit < 1) or (fewshot is not None and fewshot < 0):
         raise EvaluationError(f"batch_size {batch_size}, limit {limit}, fewshot {fewshot}: batch_size and limit must "
                               "be at least 1, fewshot at least 0")
+    if twice := set(tasks) & set(chosen.tasks if chosen else ()):
+        raise EvaluationError(f"{sorted(twice)[0]!r} is named as task and as benchmark; name it once")
+
+
+def _check_code(tasks: Mapping[str, Any], chosen: Chosen | None) -> None:
+    """Tasks of lm-eval or of the user's folders that run programs are refused like benchmarks that do."""
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False) and not (chosen and chosen.allow_code):
+            raise EvaluationError(f"task {name!r} runs programs that the model writes; set evaluate.benchmarks."
+                                  "allow_code to true to run it, or leave it out")
 
 
 def _task_manager(tasks: Sequence[str], folders: list[Path], model_folder: str | Path) -> TaskManager:
@@ -258,36 +351,136 @@ def _load_tasks(manager: TaskManager, tasks: Sequence[str]) -> Mapping[str, Any]
                               "the Hugging Face cache, allow the network, or install what is missing") from error
 
 
-def _prepare(tasks: Mapping[str, Any], fewshot: int | None, seed: int) -> None:
-    """Few-shot numbers as `simple_evaluate` sets them (a task that fixes 0 keeps it), and all of lm-eval's seeds."""
-    for task in tasks.values():
+def _prepare(tasks: Mapping[str, Any], chosen: Chosen | None, fewshot: int | None, seed: int) -> None:
+    """Few-shot numbers as `simple_evaluate` sets them (a task that fixes 0 keeps it), and the seed of their draw."""
+    for name, task in tasks.items():
         fixed = task.get_config("num_fewshot")
-        if fixed is None or (fewshot is not None and fixed != 0):
+        if chosen and name in chosen.tasks:
+            task.set_config(key="num_fewshot", value=benchmarks.shots_of(name, chosen.fewshot))
+        elif fixed is None or (fewshot is not None and fixed != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=seed)
+
+
+def _jobs(tasks: Mapping[str, Any], chosen: Chosen | None, limit: int | None, folder: str | Path | None,
+          settings: Mapping[str, Any]) -> list[_Job]:
+    """All single tasks in order, their requests built, each with its limit and, given a folder, its record's place."""
+    jobs = []
+    for name, task in tasks.items():
+        mine = chosen.limits.get(name, chosen.limit) if chosen and name in chosen.tasks else limit
+        task.build_all_requests(limit=mine)
+        path = None if folder is None else Path(folder) / f"{_file_name(name)}-{_key(task, settings)}.jsonl"
+        jobs.append(_Job(name, task, mine, path))
+    return jobs
+
+
+def _file_name(task: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", task)
+
+
+def _key(task: Any, settings: Mapping[str, Any]) -> str:
+    """Hash of all that a task's scores depend on.
+
+    The checkpoint's files, precision, device and batch; the items themselves and every prompt as the model gets it,
+    which is where data, their revision, limit and examples go in; the task's definition with the source of its
+    functions and of the files they stand in; versions of the packages.
+    """
+    definition = {key: value for key, value in task.dump_config().items()
+                  # paths of this run; what they hold is in the items
+                  if key not in ("metadata", "dataset_kwargs", "custom_dataset", "include")}
+    parts = {"settings": settings, "definition": definition, "version": str(task.VERSION), "files": _sources(task),
+             "packages": _packages(), "requests": [[one.request_type, one.arguments] for one in task.instances],
+             "items": _data_hash(task)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_named).encode()).hexdigest()[:16]
+
+
+def _named(value: Any) -> Any:
+    """What JSON has no word for, without the address in memory that `str` would give."""
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
+    return vars(value) if hasattr(value, "__dict__") else str(value)
+
+
+def _sources(task: Any) -> dict[str, str]:
+    """Hashes of Python files that a task rests on: its class's, and those beside its definition."""
+    beside = Path(task.config.metadata["config_source"]).parent.glob("*.py")
+    files = {Path(inspect.getfile(type(task))), *beside}
+    return {file.name: assets.sha256_of(file) for file in sorted(files)}
+
+
+def _data_hash(task: Any) -> str:
+    """Hash of the items that are scored, by the requests that were built of them."""
+    digest = hashlib.sha256()
+    for one in task.instances:
+        digest.update(json.dumps(one.doc, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _run(job: _Job, judge: "Judge", label: str, seed: int) -> Record:
+    """Score one task."""
+    started = time.perf_counter()
+    logger.info("%s: %d items", label, len({one.doc_id for one in job.task.instances}))
+    # lm-eval builds the requests again: examples and answers are drawn as if this were the only task
+    job.task.set_fewshot_seed(seed=seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  the tasks' own code draws from the global state
     torch.manual_seed(seed)
+    judge.watch(_Progress(label, len(job.task.instances)))
+    results = evaluator.evaluate(judge, {"tasks": {job.name: job.task}}, limit=job.limit,
+                                 bootstrap_iters=BOOTSTRAP_DRAWS, confirm_run_unsafe_code=True)
+    metrics, better = results["results"][job.name], results["higher_is_better"].get(job.name, {})
+    samples = results["samples"][job.name]
+    seconds = time.perf_counter() - started
+    logger.info("%s: done in %.1f s", label, seconds)
+    return Record(job.name, _task_scores(job.name, metrics, better, samples), metrics, better,
+                  str(results["versions"][job.name]), _data_hash(job.task), seconds, _sample_lines(samples))
 
 
-def _scores(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Score]:
-    """lm-eval's results as scores, tasks and groups in name order."""
-    paths = _paths(loaded.get("groups") or {})
-    found = []
-    for name, values in sorted(results["results"].items(), key=lambda item: paths.get(item[0], item[0])):
-        seen: set[str] = set()
-        for key, value in values.items():
-            metric, _, chosen = key.partition(",")
-            if not chosen or metric.endswith("_stderr"):
-                continue
-            # lm-eval's filters extract answers: the first gives the metric, further ones `metric,filter`
-            label = metric if metric not in seen else key
-            seen.add(metric)
-            rows = [row for row in results["samples"].get(name, []) if row["filter"] == chosen and metric in row]
-            better = results["higher_is_better"].get(name, {}).get(metric)
-            found.append(_score(paths.get(name, name), metric, value, values.get(f"{metric}_stderr,{chosen}"),
-                                [row[metric] for row in rows],
-                                int(values["sample_len"]), better is not False)._replace(metric=label))
+def _keep(path: Path | None, record: Record) -> None:
+    """Write a record, then remove those of the same task that hold something else."""
+    if path is None:
+        return
+    head = record._replace(scores=[score._asdict() for score in record.scores], samples=[])._asdict()
+    store.write_text(path, "".join([json.dumps(head, ensure_ascii=False, default=float) + "\n", *record.samples]))
+    for stale in path.parent.glob(f"{_file_name(record.task)}-{'[0-9a-f]' * 16}.jsonl"):
+        if stale != path:
+            stale.unlink()
+
+
+def _read(path: Path | None) -> Record | None:
+    if path is None or not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="\n") as file:
+        head, samples = json.loads(file.readline()), list(file)
+    return Record(**head | {"scores": [Score(**score) for score in head["scores"]], "samples": samples})
+
+
+def _scores(found: Sequence[Record], groups: Mapping[str, Any]) -> list[Score]:
+    """Scores of all tasks and of the groups that have some, in name order."""
+    paths = _paths(groups)
+    made = {kept.task: kept.scores for kept in found}
+    if groups:
+        better = {metric: value for kept in found for metric, value in kept.higher_is_better.items()}
+        whole = aggregate_groups(EvalAcc(metrics={kept.task: kept.metrics for kept in found}, groups=dict(groups)))
+        made |= {name: _task_scores(name, whole.metrics[name], better, []) for name in groups}
+    return [score._replace(task=paths.get(name, name))
+            for name in sorted(made, key=lambda name: paths.get(name, name)) for score in made[name]]
+
+
+def _task_scores(name: str, values: Mapping[str, Any], better: Mapping[str, bool],
+                 samples: Sequence[Mapping[str, Any]]) -> list[Score]:
+    """lm-eval's figures of a task or group as scores."""
+    found, seen = [], set()
+    for key, value in values.items():
+        metric, _, chosen = key.partition(",")
+        if not chosen or metric.endswith("_stderr"):
+            continue
+        # lm-eval's filters extract answers: the first gives the metric, further ones `metric,filter`
+        label = metric if metric not in seen else key
+        seen.add(metric)
+        items = [row[metric] for row in samples if row["filter"] == chosen and metric in row]
+        found.append(_score(name, metric, value, values.get(f"{metric}_stderr,{chosen}"), items,
+                            int(values["sample_len"]), better.get(metric) is not False)._replace(metric=label))
     return found
 
 
@@ -302,6 +495,8 @@ def _score(task: str, metric: str, value: float, stderr: Any, items: list[Any], 
     elif metric == "bits_per_byte":
         nats = nats_stderr(items) if items else None
         unit, error = "bits/byte", None if nats is None else nats / math.log(2)
+    elif metric == "auc" and items:
+        error = benchmarks.auc_stderr(items)
     return Score(task, metric, float(value), error, count, better, unit)
 
 
@@ -315,9 +510,15 @@ def _paths(groups: Mapping[str, Any]) -> dict[str, str]:
     return {name: path(name) for name in parents}
 
 
-def _versions(results: Mapping[str, Any]) -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return packages | {f"task:{name}": str(version) for name, version in sorted(results["versions"].items())}
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _versions(found: Sequence[Record]) -> dict[str, str]:
+    """Of packages and tasks, and a hash of each task's items."""
+    ordered = sorted(found, key=lambda kept: kept.task)
+    return (_packages() | {f"task:{kept.task}": kept.version for kept in ordered}
+            | {f"data:{kept.task}": kept.data for kept in ordered})
 
 
 class _Lines(io.TextIOBase):

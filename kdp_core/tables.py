@@ -30,8 +30,12 @@ PRIMARY: Mapping[str, Sequence[str]] = {
 }
 """For each kind of score, the metrics that count, first choice first; a task counts once with the first it has.
 
-Those for accuracy are evaluate.PRIMARY, written out here so that tables need not load the evaluation harness. A metric
-`perplexity` (of LAMBADA's last words) is not one of text and does not count."""
+Those for accuracy are evaluate.PRIMARY, written out here so that tables need not load the evaluation harness. Shares of
+another kind do not count: ROUGE-1 is an overlap, pass@1 and areas under the curve have other scales of chance. A metric
+`perplexity` (of LAMBADA's last words) is not one of text and does not count either. Perplexities per token and per word
+are never averaged: the summary's `ppl` takes those per token where there are any, `rp_ppl` those per word, as the
+paper's."""
+WORD_PPL = "word_perplexity"
 
 DENSE = "dense"
 KEYS = ("model", "calib", "method", "ratio", "k_max")
@@ -179,10 +183,10 @@ def summarise(points: Sequence[Point], *, primary: Mapping[str, Sequence[str]] =
 
     Columns as in SUMMARY, units as in COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl percentages.
     `tasks` names the tasks that count (all by default); members (`mmlu/law`) of a group with a score count in it alone.
-    acc is the plain mean of the tasks' primary metrics, ppl the geometric mean over perplexity tasks; their standard
-    errors take the tasks as independent. Those of ppl_ratio, rp and rp_ppl hold the dense model fixed, as fits a
-    comparison of methods on one model. A quantity with a missing part is NaN. Raises TableError for repeated points,
-    a model without its dense point, or points of one model scored on different tasks.
+    acc is the plain mean of the tasks' primary metrics, ppl the geometric mean over perplexity tasks of one unit (see
+    PRIMARY); their standard errors take the tasks as independent. Those of ppl_ratio, rp and rp_ppl hold the dense
+    model fixed, as fits a comparison of methods on one model. A quantity with a missing part is NaN. Raises TableError
+    for repeated points, a model without its dense point, or points of one model scored on different tasks.
     """
     _check_unique(points)
     dense = {point.model: point for point in points if point.method == DENSE}
@@ -230,15 +234,26 @@ def _accuracy(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[st
 
 
 def _perplexity(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[str, float]:
-    ppl, dense_ppl = _values(mine), _values(theirs)
-    # d log ppl = d ppl / ppl
-    relative = [error / value for error, value in zip(_errors(mine), ppl, strict=True)]
+    per_word = [task for task, score in mine.items() if score.metric == WORD_PPL]
+    per_token = [task for task in mine if task not in per_word]
+    ppl, dense_ppl, relative = _relative(mine, theirs, per_token or per_word)
+    words, dense_words, word_errors = _relative(mine, theirs, per_word or per_token)
     # d (dense / ppl) = dense / ppl * d ppl / ppl
-    ratios = [d / p * r for p, d, r in zip(ppl, dense_ppl, relative, strict=True)]
+    ratios = [d / p * r for p, d, r in zip(words, dense_words, word_errors, strict=True)]
     mean, dense_mean = _geometric(ppl), _geometric(dense_ppl)
     return {"ppl": mean, "ppl_stderr": mean * _norm(relative), "ppl_ratio": mean / dense_mean,
             "ppl_ratio_stderr": mean / dense_mean * _norm(relative),
-            "rp_ppl": retained_ppl(ppl, dense_ppl) if ppl else math.nan, "rp_ppl_stderr": 100 * _norm(ratios)}
+            "rp_ppl": retained_ppl(words, dense_words) if words else math.nan, "rp_ppl_stderr": 100 * _norm(ratios)}
+
+
+def _relative(mine: Mapping[str, Score], theirs: Mapping[str, Score],
+              tasks: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
+    """Perplexities of some tasks, the dense model's, and relative errors."""
+    ppl = _values({task: mine[task] for task in tasks})
+    errors = _errors({task: mine[task] for task in tasks})
+    # d log ppl = d ppl / ppl
+    return (ppl, _values({task: theirs[task] for task in tasks}),
+            [error / value for error, value in zip(errors, ppl, strict=True)])
 
 
 def retained(pruned: float, dense: float) -> float:

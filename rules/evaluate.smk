@@ -33,6 +33,7 @@ rule evaluate:
     input:
         checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
         tasks="results/tasks",
+        data=plumbing.benchmark_files(config),
     output:
         scores="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scores.json",
         samples=directory("results/{model}/{calib}/{method}/r{ratio}-k{k_max}/samples"),
@@ -52,6 +53,10 @@ rule evaluate:
         options={
             key: value for key, value in config["evaluate"].items() if key in SCORING
         },
+        benchmarks=config["evaluate"].get("benchmarks", {}),
+        # what a task gave stays here when the job fails, or when another task is asked for
+        records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
+        definitions=plumbing.task_files(),
         code=plumbing.code("evaluate"),
     message:
         "Evaluating {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
@@ -63,6 +68,7 @@ use rule evaluate as evaluate_dense with:
     input:
         checkpoint="results/{model}/dense",
         tasks="results/tasks",
+        data=plumbing.benchmark_files(config),
     output:
         scores="results/{model}/scores.json",
         samples=directory("results/{model}/samples"),

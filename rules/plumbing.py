@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESERVED = ("benchmarks", "figures", "logs", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
 TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
+TASK_FILES = ROOT / "kdp_core" / "task_files"
 
 
 class ConfigError(ValueError):
@@ -184,10 +185,48 @@ def _check_names(config: dict[str, Any]) -> None:
         _known(f"{section}.rows", config.get(section, {}).get("rows", []), dict.fromkeys(config["grid"]["methods"]),
                "name a row of grid.methods, or add it there")
     _check_ablations(config)
+    _check_benchmarks(config)
     for name in config["models"]:
         if name in RESERVED:
             raise ConfigError(f"config: models.{name}: results/{name} is the workflow's own folder; "
                               "choose another name")
+
+
+def _check_benchmarks(config: dict[str, Any]) -> None:
+    chosen = config["evaluate"].get("benchmarks", {})
+    named = chosen.get("tasks", [])
+    _known("evaluate.benchmarks.limits", chosen.get("limits", {}), dict.fromkeys(named), "add it to its tasks")
+    for name in named:
+        if name in config["evaluate"]["tasks"]:
+            raise ConfigError(f"config: {name!r} stands in evaluate.tasks and in evaluate.benchmarks.tasks; name it "
+                              "once")
+        if schema()["x-benchmarks"][name]["code"] and not chosen.get("allow_code"):
+            raise ConfigError(f"config: evaluate.benchmarks.tasks names {name!r}, which runs programs that the model "
+                              "writes; set evaluate.benchmarks.allow_code to true to run them with limits, or leave "
+                              "it out")
+    for file in benchmark_files(config):
+        if not Path(file).is_file():
+            raise ConfigError(f"config: evaluate.benchmarks.data: {file} does not exist; put it there, take "
+                              "`data: hub`, or leave its task out")
+
+
+def benchmark_files(config: dict[str, Any]) -> list[str]:
+    """The local data files of the chosen benchmarks, with those of few-shot examples; none where the hub has them."""
+    chosen = config["evaluate"].get("benchmarks", {})
+    if chosen.get("data", "hub") == "hub":
+        return []
+    found = []
+    for row in (schema()["x-benchmarks"][name] for name in chosen.get("tasks", [])):
+        shots = row["fewshot"] if row["fixed"] else chosen.get("fewshot", row["fewshot"])
+        found += [row["local"], *([row["shots"]] if row["shots"] and shots else [])]
+    return [str(Path(chosen["data"]) / file) for file in found]
+
+
+@cache
+def task_files() -> str:
+    """Hash of the task definitions, which no script imports."""
+    files = sorted(path for path in TASK_FILES.iterdir() if path.suffix in (".yaml", ".py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def _check_views(config: dict[str, Any]) -> None:

@@ -110,7 +110,20 @@ def test_accuracies_are_weighed_alike_and_in_percent(quality):
     assert (found["a"], found["ppl"], found["ppl_stderr"]) == (50, 40, 2)
 
 
-def test_real_sets_are_named_as_tasks_on_local_files(quality, tmp_path):
-    names = quality.protocol.local_tasks(tmp_path / "data", tmp_path)
-    assert names == [f"real_{name}" for name in quality.protocol.REAL]
-    assert all((tmp_path / f"{name}.yaml").exists() for name in names)
+def test_real_sets_stand_apart_from_the_held_out_tasks(quality, tmp_path, monkeypatch):
+    from kdp_core.records import Score, Scores
+
+    asked = {}
+
+    def evaluated(*_, chosen, tasks, **__):
+        asked.update(tasks=tasks, chosen=chosen)
+        names = [*tasks, *(chosen.tasks if chosen else ())]
+        return Scores([Score(name, "acc", 0.5, 0.1, 4, True, "share") for name in names], 1.0, {})
+
+    monkeypatch.setattr(quality.protocol.evaluate, "evaluate", evaluated)
+    judge = quality.protocol.Judge(tmp_path, tmp_path / "data", 7)
+    found = judge.score(tmp_path, True)
+    assert (asked["chosen"].data, asked["chosen"].limit) == (str(tmp_path / "data"), 7)
+    assert set(found) == {"acc", "acc_stderr", "real_acc", "real_acc_stderr", *asked["tasks"],
+                          *(f"real_{name}" for name in quality.protocol.REAL)}
+    assert not any(key.startswith("real_") for key in judge.score(tmp_path, False))

@@ -2,17 +2,18 @@
 from job import job
 
 from kdp_core import evaluate, store
+from kdp_core.benchmarks import Chosen
 
 
-def score(checkpoint: str, task_folders: list[str], dtype: str, device: str, options: dict, out: str,
-          samples: str) -> None:
+def score(checkpoint: str, task_folders: list[str], chosen: dict, options: dict, out: str, **settings: str) -> None:
     """Evaluate a checkpoint."""
-    store.write(out, evaluate.evaluate(checkpoint, task_folders=task_folders, dtype=dtype, device=device,
-                                       samples_folder=samples, **options))
+    store.write(out, evaluate.evaluate(checkpoint, task_folders=task_folders, **settings, **options,
+                                       chosen=Chosen(**chosen) if chosen else None))
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        score(snakemake.input.checkpoint, [snakemake.input.tasks, *snakemake.params.task_folders],
-              snakemake.params.dtype, snakemake.params.device, snakemake.params.options, snakemake.output.scores,
-              snakemake.output.samples)
+        own = snakemake.params
+        score(snakemake.input.checkpoint, [snakemake.input.tasks, *own.task_folders], own.benchmarks, own.options,
+              snakemake.output.scores, dtype=own.dtype, device=own.device, samples_folder=snakemake.output.samples,
+              records_folder=own.records, code=own.code)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdp_core import (
+    benchmarks,
     finetune,
     hidden,
     influence,
@@ -92,6 +93,16 @@ GRID = block("All combinations of these are run.", {
     "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; it removes k_max - 1."),
 }, ("models", "calibrations", "methods", "ratios", "k_max"))
 
+BENCHMARKS = block("Benchmarks of docs/benchmarks.md, scored beside `tasks`; left out, none are.", {
+    "tasks": some({"type": "string", "enum": list(benchmarks.BENCHMARKS)}, "Names of docs/benchmarks.md."),
+    "data": text("hub, or a folder with the local files that docs/benchmarks.md names."),
+    "limit": count("Items a task at most, the first ones."),
+    "limits": named("The same for single tasks.", count("Items.")),
+    "fewshot": count("Examples a prompt, of tasks that leave it open.", 0),
+    "allow_code": {"type": "boolean", "description": "Run programs that the model writes (humaneval, mbpp), in "
+                                                     "processes with limits; off unless set."},
+})
+
 EVALUATE = block("Evaluation by lm-eval.", {
     "text": text("Name under texts of the held-out text from which the heldout_ tasks are made."),
     "window": count("Tokens of a window of heldout_ppl.", 2),
@@ -105,6 +116,7 @@ EVALUATE = block("Evaluation by lm-eval.", {
     "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
     "batch_size": count("Sequences a forward pass."),
     "max_length": count("Tokens a sequence at most."),
+    "benchmarks": BENCHMARKS,
 }, ("text", "tasks"))
 
 
@@ -235,6 +247,8 @@ def build() -> dict[str, Any]:
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},
         "finetune": finetune_block(),
+        "x-benchmarks": {name: {"local": row.local, "shots": row.shots, "fewshot": row.fewshot, "fixed": row.fixed,
+                                "code": row.code} for name, row in benchmarks.BENCHMARKS.items()},
     }
 
 

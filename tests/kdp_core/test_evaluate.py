@@ -11,6 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from kdp_core import evaluate, models, store, tasks
+from kdp_core.benchmarks import Chosen
 from kdp_core.records import Score, Scores
 from tests import pico
 
@@ -214,3 +215,147 @@ def test_missing_data_is_told_before_the_model_is_loaded(tmp_path):
 def test_nothing_is_printed(llama_folder, task_folder, capfd):
     evaluate.evaluate(llama_folder, tasks=["heldout_lastword"], task_folders=[task_folder], limit=2)
     assert capfd.readouterr() == ("", "")
+
+
+HELDOUT = ["heldout_continuation", "heldout_lastword", "heldout_ppl"]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Folders of the models that were loaded."""
+    found, load = [], models.load_model
+    monkeypatch.setattr(models, "load_model", lambda folder, **more: found.append(folder) or load(folder, **more))
+    return found
+
+
+def _kept(folder):
+    return {path.name.rsplit("-", 1)[0]: path for path in folder.iterdir()}
+
+
+def test_a_killed_evaluation_goes_on_at_the_task_it_was_in(scored, llama_folder, task_folder, tmp_path, monkeypatch,
+                                                           loads):
+    whole, run = tmp_path / "records", evaluate._run
+    given = {"tasks": HELDOUT, "task_folders": [task_folder], "records_folder": whole}
+
+    def killed(job, *rest):
+        if job.name == "heldout_lastword":
+            raise KeyboardInterrupt
+        return run(job, *rest)
+
+    monkeypatch.setattr(evaluate, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(llama_folder, **given)
+    assert set(_kept(whole)) == {"heldout_continuation"}
+
+    ran = []
+    monkeypatch.setattr(evaluate, "_run", lambda job, *rest: ran.append(job.name) or run(job, *rest))
+    found = evaluate.evaluate(llama_folder, **given, samples_folder=tmp_path / "samples")
+    assert ran == ["heldout_lastword", "heldout_ppl"] and len(loads) == 2
+    # as if never disturbed: same scores, same samples
+    assert found.scores == scored[0].scores
+    assert {path.name: path.read_text() for path in (tmp_path / "samples").iterdir()} == {
+        path.name: path.read_text() for path in scored[1].iterdir()}
+
+    again = evaluate.evaluate(llama_folder, **given)
+    assert again == found and len(ran) == 2 and len(loads) == 2
+
+
+def test_what_changes_a_score_makes_its_record_anew(llama_folder, task_folder, tmp_path, loads):
+    folder = tmp_path / "records"
+    given = {"tasks": HELDOUT[:2], "task_folders": [task_folder], "records_folder": folder}
+    evaluate.evaluate(llama_folder, **given)
+    first = _kept(folder)
+    evaluate.evaluate(llama_folder, **given | {"tasks": HELDOUT})
+    second = _kept(folder)
+    assert {name: second[name] for name in first} == first and len(second) == 3
+    limited = evaluate.evaluate(llama_folder, **given, limit=3)
+    assert {score.items for score in limited.scores} == {3}
+    third = _kept(folder)
+    # one record a task: those of another limit are gone, those not asked for stay
+    assert len(list(folder.iterdir())) == 3 and third["heldout_ppl"] == second["heldout_ppl"]
+    assert all(third[name] != first[name] for name in first)
+    other = pico.save(tmp_path / "other", "llama", seed=1)
+    evaluate.evaluate(other, **given, limit=3)
+    assert all(_kept(folder)[name] != third[name] for name in first) and len(loads) == 4
+    evaluate.evaluate(other, **given, limit=3, code="of another version")
+    assert len(loads) == 5
+
+
+def test_groups_are_put_together_from_records(llama_folder, task_folder, tmp_path):
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [heldout_lastword, heldout_continuation]\n"
+        "aggregate_metric_list:\n  - {metric: acc, aggregation: mean, weight_by_size: true}\n")
+    given = {"tasks": ["both"], "task_folders": [task_folder, tmp_path], "records_folder": tmp_path / "records"}
+    assert evaluate.evaluate(llama_folder, **given) == evaluate.evaluate(llama_folder, **given)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Local files of three benchmarks."""
+    words = pico.documents(6, seed=4, words=24)
+    rows = {"piqa_val": [{"goal": text[:40], "sol1": text[40:70], "sol2": text[70:95], "label": i % 2}
+                         for i, text in enumerate(words)],
+            "wikitext2_test": [{"page": text} for text in words], "humaneval_test": [],
+            "xsum_dev": [{"document": text, "summary": text[:30]} for text in words]}
+    (tmp_path / "data" / "eval").mkdir(parents=True)
+    for name, lines in rows.items():
+        (tmp_path / "data" / "eval" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return tmp_path / "data"
+
+
+def test_benchmarks_are_scored_beside_other_tasks_with_limits_of_their_own(llama_folder, task_folder, data, loads):
+    chosen = Chosen(["piqa", "wikitext", "xsum"], data=str(data), limit=4, limits={"xsum": 2})
+    found = evaluate.evaluate(llama_folder, tasks=["heldout_lastword"], chosen=chosen, task_folders=[task_folder],
+                              limit=3)
+    by_name = _by_name(found)
+    assert len(loads) == 1
+    assert {task: score.items for (task, _), score in by_name.items()} == {
+        "heldout_lastword": 3, "piqa": 4, "wikitext": 4, "xsum": 2}
+    assert by_name["xsum", "rouge1"].unit == "share" and by_name["xsum", "rouge1"].stderr is not None
+    ppl = by_name["wikitext", "word_perplexity"]
+    assert (ppl.unit, ppl.higher_is_better) == ("ppl", False) and 0 < ppl.stderr < ppl.value
+    assert by_name["wikitext", "bits_per_byte"].unit == "bits/byte"
+    assert found.versions["data:piqa"] != found.versions["data:wikitext"]
+
+
+def test_a_changed_data_file_is_seen(llama_folder, data, tmp_path, loads):
+    given = {"tasks": [], "chosen": Chosen(["piqa"], data=str(data), limit=2), "records_folder": tmp_path / "records"}
+    evaluate.evaluate(llama_folder, **given)
+    file = data / "eval" / "piqa_val.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:2], *lines[3:]]))
+    evaluate.evaluate(llama_folder, **given)
+    assert len(loads) == 1, "beyond the limit"
+    file.write_text("".join(reversed(lines)))
+    evaluate.evaluate(llama_folder, **given)
+    assert len(loads) == 2
+
+
+def test_long_tasks_say_how_far_they_are(llama_folder, data, monkeypatch, caplog):
+    monkeypatch.setattr(evaluate, "PROGRESS_SECONDS", 0.0)
+    with caplog.at_level("INFO", logger="kdp_core"):
+        evaluate.evaluate(llama_folder, tasks=[], chosen=Chosen(["piqa", "wikitext"], data=str(data)), batch_size=2)
+    said = [record.getMessage() for record in caplog.records]
+    assert "piqa, task 1 of 2: 6 items" in said and "wikitext, task 2 of 2: 6 items" in said
+    assert any(text.startswith("piqa, task 1 of 2: 10 of 12 requests after") for text in said)
+    assert any(text.startswith("wikitext, task 2 of 2: 4 of 6 requests after") for text in said)
+
+
+def test_answers_count_once_in_the_progress(llama_folder, data, monkeypatch):
+    counts = {}
+    monkeypatch.setattr(evaluate._Progress, "step", lambda self, requests: counts.update(
+        {self._label: counts.get(self._label, 0) + requests}))
+    evaluate.evaluate(llama_folder, tasks=[], chosen=Chosen(["piqa", "wikitext", "xsum"], data=str(data), limit=3))
+    assert list(counts.values()) == [6, 3, 3]
+
+
+def test_tasks_that_run_programs_are_refused_wherever_they_come_from(llama_folder, task_folder, tmp_path):
+    (tmp_path / "risky.yaml").write_text(
+        "include: " + str(task_folder / "heldout_lastword.yaml") + "\ntask: risky\nunsafe_code: true\n")
+    with pytest.raises(evaluate.EvaluationError, match=r"'risky' runs programs .*allow_code to true"):
+        evaluate.evaluate(tmp_path / "no model here", tasks=["risky"], task_folders=[tmp_path])
+
+
+def test_a_task_and_a_benchmark_of_one_name_are_refused(tmp_path):
+    with pytest.raises(evaluate.EvaluationError, match="'piqa' is named as task and as benchmark"):
+        evaluate.evaluate(tmp_path / "no model here", tasks=["piqa"], chosen=Chosen(["piqa"]))

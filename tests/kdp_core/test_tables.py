@@ -43,6 +43,24 @@ def test_dense_row_is_first_and_whole(summary):
     assert list(summary["method"]) == ["dense", *["kdp", "remove", "lossy"] * 2]
 
 
+def test_units_of_perplexity_are_not_averaged_and_other_shares_are_no_accuracy():
+    def measured(token, wiki, c4):
+        return Scores([Score("heldout_ppl", "ppl", token, 1.0, 9, False, "ppl"),
+                       Score("wikitext", "word_perplexity", wiki, 2.0, 9, False, "ppl"),
+                       Score("wikitext", "byte_perplexity", 2.0, 0.1, 9, False, "ppl"),
+                       Score("c4", "word_perplexity", c4, 2.0, 9, False, "ppl"),
+                       Score("piqa", "acc", 0.5, 0.1, 9, True, "share"),
+                       Score("xsum", "rouge1", 0.1, 0.01, 9, True, "share"),
+                       Score("humaneval", "pass@1", 0.0, 0.0, 9, True, "share"),
+                       Score("sst2", "auc", 0.9, 0.1, 9, True, "share")], 1.0, {})
+    points_ = [points.dense(scores=measured(10, 30, 40)), points.pruned("kdp", measured(20, 60, 50))]
+    kdp = tables.summarise(points_).iloc[1]
+    assert (kdp["ppl"], kdp["ppl_ratio"], kdp["acc"]) == pytest.approx((20, 2, 0.5))
+    assert kdp["rp_ppl"] == pytest.approx(100 * (30 / 60 + 40 / 50) / 2)
+    every = tables.tidy(points_).set_index(["method", "task", "metric"])
+    assert tuple(every.loc[("kdp", "xsum", "rouge1"), ["value", "stderr", "unit"]]) == (0.1, 0.01, "share")
+
+
 def test_several_perplexities_against_resampling_free_route():
     def measured(*values):
         return Scores([Score(f"t{i}", "ppl", v, e, 9, False, "ppl") for i, (v, e) in enumerate(values)], 1.0, {})

@@ -47,6 +47,14 @@ def refused(project, *arguments):
      "unknown key 'fit_sequence' at methods.x.search; did you mean 'fit_sequences'?"),
     (lambda c: c["methods"].update(linear_prefix={"search": {}}), "unknown key 'search' at methods.linear_prefix"),
     (lambda c: c["models"]["pico"].update(dtype="fp8"), "models.pico.dtype is 'fp8', but must be one of"),
+    (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqqa"]}),
+     "evaluate.benchmarks.tasks.0 is 'piqqa', but must be one of ['cmnli', "),
+    (lambda c: c["evaluate"].update(benchmarks={"tasks": ["mbpp"]}), "set evaluate.benchmarks.allow_code to true"),
+    (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"], "limits": {"copa": 3}}),
+     "evaluate.benchmarks.limits names 'copa'"),
+    (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"], "data": "nowhere"}),
+     "nowhere/eval/piqa_val.jsonl does not exist; put it there, take `data: hub`"),
+    (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"]}, tasks=["piqa"]), "name it once"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
 ])
 def test_the_config_is_refused_before_any_job(project, change, words):
