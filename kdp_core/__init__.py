@@ -3,6 +3,7 @@
 Modules in the order of the flow; each imports only from those above it.
     records     what passes between stages, with the glossary of axes
     store       records to and from disk, atomically
+    resume      the state of a training on disk, so that one cut short goes on
     assets      source strings to local files, checked by hash
     modeling    folded Hugging Face models
     models      dense checkpoints: convert once, load, count

@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 
 ROOT = Path(__file__).resolve().parents[1]
-RESERVED = ("benchmarks", "figures", "logs", "tables", "tasks", "texts")
+RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
 TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
 

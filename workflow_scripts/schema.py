@@ -207,6 +207,9 @@ def build() -> dict[str, Any]:
                 "windows": count("Windows of held-out text.", 2)}),
             "theory": theory_block(),
             "views": views_block(),
+            "training": block("Trainings, all of them.", {
+                "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
+                                      "0 saves after every step. No result depends on it.", 0)}),
             "figures": block("Look of the figures.", {
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50)}),
             "cache": text("Folder for downloaded files."),
