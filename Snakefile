@@ -14,6 +14,7 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/plan.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"
 include: "rules/similarity.smk"

@@ -33,6 +33,7 @@ Modules in the order of the flow; each imports only from those above it.
     dropping    attentions and MLPs left out one by one
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
+    planner     what a sweep would cost, from configurations
     fold        a plan to a pruned checkpoint
     finetune    low-rank fine-tuning of a pruned checkpoint's output head
     tasks       evaluation data and task definitions made from held-out text
