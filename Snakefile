@@ -18,6 +18,7 @@ report: "rules/captions/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/plan.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"
 include: "rules/similarity.smk"

@@ -3,6 +3,7 @@
 Modules in the order of the flow; each imports only from those above it.
     records     what passes between stages, with the glossary of axes
     store       records to and from disk, atomically
+    resume      the state of a training on disk, so that one cut short goes on
     assets      source strings to local files, checked by hash
     modeling    folded Hugging Face models
     models      dense checkpoints: convert once, load, count
@@ -35,6 +36,7 @@ Modules in the order of the flow; each imports only from those above it.
     search      in which order layers go, by what each does to the outputs
     methods     the table METHODS: every pruning method, as named steps
     oracles     choices of layers that papers published
+    planner     what a sweep would cost, from configurations
     fold        a plan to a pruned checkpoint
     finetune    low-rank fine-tuning of a pruned checkpoint's output head
     tasks       evaluation data and task definitions made from held-out text

@@ -29,6 +29,7 @@ from transformers import AutoConfig, PreTrainedModel
 from kdp_core import modeling, models, store
 from kdp_core.distil import Head, Losses, distillation_loss, final_states, head_of
 from kdp_core.records import Finetuned, PrunedFacts, Tokens
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import split
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,14 @@ class Options(NamedTuple):
 
 
 def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: PrunedFacts, device: str = "cpu",
-             dtype: str = "float32", *, rank: int = 8, alpha: float = 32.0, dropout: float = 0.05, lr: float = 1e-4,
-             epochs: int = 2, kl_weight: float = 0.5, temperature: float = 1.0, batch_sequences: int = 8,
-             warmup: float = 0.03, clip: float = 1.0, heldout: float = 0.1, judge: str = "loss",
-             seed: int = 0) -> tuple[PrunedFacts, Finetuned]:
+             dtype: str = "float32", resume: Resume = OFF, *, rank: int = 8, alpha: float = 32.0, dropout: float = 0.05,
+             lr: float = 1e-4, epochs: int = 2, kl_weight: float = 0.5, temperature: float = 1.0,
+             batch_sequences: int = 8, warmup: float = 0.03, clip: float = 1.0, heldout: float = 0.1,
+             judge: str = "loss", seed: int = 0) -> tuple[PrunedFacts, Finetuned]:
     """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
 
-    `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from. Deterministic.
+    `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from; `resume` keeps the state
+    of the training. Deterministic.
     rank: r of the change of the head.
     alpha: the change is scaled by alpha / rank.
     dropout: of the states that enter the change, in training.
@@ -100,12 +102,14 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
     student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
     held, kept = split(len(tokens.ids_ST), heldout, seed)
     states = States(student_STD, teacher_STD, tokens.ids_ST)
-    layer, curve, epoch = _train(student, teacher, tied, states.at(kept), states.at(held), options)
+    layer, curve, epoch = _train(student, teacher, tied, states.at(kept), states.at(held), options,
+                                 resume)
     new = _write(Path(pruned), Path(out), _change(layer, student, tied) if epoch else {}, rank)
     facts_after = _count(new, facts, 2 * rank * student_STD.shape[-1] if epoch and tied else 0)
     return facts_after, Finetuned(
         "adapter" if tied else "head", rank, facts_after.params_added - facts.params_added, epoch, judge, curve,
-        len(kept), len(held), len(kept) * (tokens.ids_ST.shape[1] - 1), options._asdict(), time.monotonic() - began)
+        len(kept), len(held), len(kept) * (tokens.ids_ST.shape[1] - 1), options._asdict(),
+        time.monotonic() - began + resume.earlier_s)
 
 
 def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
@@ -122,7 +126,7 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
 # Training -------------------------------------------------------------------------------------------------------------
 
 def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
-           options: Options) -> tuple[nn.Module, list[dict[str, Any]], int]:
+           options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
     """The LoRA layer with its best weights, the curve, and the epoch that they are of."""
     # peft and dropout draw from the global generator: it is set here and given back as it was
     cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
@@ -134,17 +138,28 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
         optimiser = torch.optim.Adam(weights, lr=options.lr)
         schedule = LambdaLR(optimiser, lambda step: learning_rate(step, steps, options.warmup))
         order = torch.Generator().manual_seed(options.seed)
-        curve, best = [_row(0, 0.0, None, None, _judge(student, teacher, held, options))], (0, _copies(weights))
-        for epoch in range(1, options.epochs + 1):
-            began, lr = time.monotonic(), schedule.get_last_lr()[0]
-            loss = _epoch(student, teacher, train, optimiser, schedule, order, options)
-            seconds = time.monotonic() - began
-            curve.append(_row(epoch, seconds, lr, loss, _judge(student, teacher, held, options)))
-            if figure(curve[epoch], options.judge) < figure(curve[best[0]], options.judge):
-                best = epoch, _copies(weights)
-        for weight, kept in zip(weights, best[1], strict=True):
+        progress = Progress(resume, weights, {"adam": optimiser, "rate": schedule, "order": order,
+                                              "dropout": _global(student.linear.weight.device)},
+                            curve=[_row(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
+                            best_weights=_copies(weights), total=0.0, lr=None)
+        values, curve = progress.values, progress.values["curve"]
+        for epoch in progress.epochs(options.epochs):
+            if progress.step == 0:
+                values["lr"] = schedule.get_last_lr()[0]
+            rows_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
+            student.train()
+            for rows in progress.steps(rows_S.split(options.batch_sequences)):
+                values["total"] += _step(student, teacher, train.at(rows), optimiser, options) * len(rows) / len(rows_S)
+                schedule.step()
+            loss, values["total"] = values["total"], 0.0
+            seconds = progress.seconds() - sum(row["seconds"] for row in curve)
+            with progress.judging():
+                curve.append(_row(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
+            if figure(curve[epoch], options.judge) < figure(curve[values["best"]], options.judge):
+                values |= {"best": epoch, "best_weights": _copies(weights)}
+        for weight, kept in zip(weights, values["best_weights"], strict=True):
             weight.data.copy_(kept)
-    return layer, curve, best[0]
+    return layer, curve, values["best"]
 
 
 def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
@@ -172,23 +187,23 @@ def learning_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _epoch(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, schedule: LambdaLR,
-           generator: torch.Generator, options: Options) -> float:
-    """One pass in a new order; the mean loss on the way."""
-    student.train()
+def _global(device: torch.device) -> torch.Generator:
+    """The generator that dropout on this device draws from."""
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
+def _step(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
+    """One step of the optimiser on these sequences; their mean loss."""
     total, S = 0.0, len(states.ids_ST)
     # as many sequences as one chunk of logits holds go through at once, so that nothing is computed twice
     size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
-    for rows in torch.randperm(S, generator=generator).split(options.batch_sequences):
-        optimiser.zero_grad()
-        for part in rows.split(size):
-            share = len(part) / len(rows)
-            loss = share * _losses(student, teacher, states.at(part), options).loss
-            loss.backward()
-            total += loss.item() * len(rows) / S
-        nn.utils.clip_grad_norm_([w for group in optimiser.param_groups for w in group["params"]], options.clip)
-        optimiser.step()
-        schedule.step()
+    optimiser.zero_grad()
+    for part in torch.arange(S).split(size):
+        loss = len(part) / S * _losses(student, teacher, states.at(part), options).loss
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_([w for group in optimiser.param_groups for w in group["params"]], options.clip)
+    optimiser.step()
     return total
 
 

@@ -25,6 +25,7 @@ from kdp_core import kernel as step_1
 from kdp_core.hidden import HiddenStates
 from kdp_core.kernel import TrainingDiverged, chain, features_of
 from kdp_core.records import Inverse, KernelMap, ModelFacts, Module
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import FitError, lift_input, load, relative_error
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class _Data(NamedTuple):
 
 def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activation: str = "gelu",
         standardise: bool = True, norm_loss: str = "none", epochs: int = 100, lr: float = 1e-3, batch: int = 128,
-        keep: str = "best", heldout: float = 0.1, seed: int = 0, device: str = "cpu") -> Inverse:
+        keep: str = "best", heldout: float = 0.1, seed: int = 0, device: str = "cpu",
+        resume: Resume = OFF) -> Inverse:
     """Learn the way back from the kernel space of a block.
 
     width: hidden width H of the two-layer MLP.
@@ -76,6 +78,7 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
     heldout: share of the sequences to judge on; use step 1's so that no judged token was ever fitted.
     seed: of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
+    resume: where the state of the training is kept.
     """
     if norm_loss not in NORM_LOSSES:
         raise FitError(f"inverse.norm_loss {norm_loss!r}: choose one of {', '.join(NORM_LOSSES)}")
@@ -88,9 +91,10 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(train.z_NF.cpu(), train.h_ND.cpu(), width, activation, standardise).to(device)
-    curve = _train(network, train, judged, norm_loss, epochs, lr, batch, keep, torch.Generator().manual_seed(seed))
+    curve = _train(network, train, judged, norm_loss, epochs, lr, batch, keep, torch.Generator().manual_seed(seed),
+                   resume)
     stats = {"heldout_error": _error(network, judged), "tokens": len(train.z_NF),
-             "seconds": time.perf_counter() - began}
+             "seconds": time.perf_counter() - began + resume.earlier_s}
     return _absorbed(network, kernel, activation, curve, stats)
 
 
@@ -110,29 +114,32 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
 
 
 def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs: int, lr: float, batch: int,
-           keep: str, generator: torch.Generator) -> list[dict[str, Any]]:
+           keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
     """Train in place; a row an epoch. No minibatch is safe from a token that throws Adam far off, even late."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
-    began, curve, best = time.perf_counter(), [], {}
-    for epoch in range(epochs):
-        total = 0.0
-        for part in torch.randperm(len(train.z_NF), generator=generator).split(batch):
+    progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
+                        total=0.0)
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: torch.randperm(len(train.z_NF), generator=generator))
+        for part in progress.steps(order.split(batch)):
             loss = equation_6(network(train.z_NF[part]), train.h_ND[part], norm_loss, network.unit)
             adam.zero_grad()
             loss.backward()
             adam.step()
-            total += loss.item() * len(part) / len(train.z_NF)
+            progress.values["total"] += loss.item() * len(part) / len(train.z_NF)
+        total, progress.values["total"] = progress.values["total"], 0.0
         if not math.isfinite(total):
-            raise TrainingDiverged(f"step 2, epoch {epoch + 1}: the loss is not a number; lower inverse.lr")
+            raise TrainingDiverged(f"step 2, epoch {epoch}: the loss is not a number; lower inverse.lr")
         with torch.no_grad():
             heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
-        curve.append({"epoch": epoch + 1, "seconds": time.perf_counter() - began, "loss": total,
-                      "heldout_loss": heldout_loss, "heldout_error": _error(network, judged)})
+        curve = progress.values["curve"]
+        curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": total, "heldout_loss": heldout_loss,
+                      "heldout_error": _error(network, judged)})
         if keep == "best" and curve[-1]["heldout_error"] <= min(row["heldout_error"] for row in curve):
-            best = {name: value.clone() for name, value in network.state_dict().items()}
-        logger.info("step 2: epoch %d of %d, loss %.4g, held out %.4g", epoch + 1, epochs, total, heldout_loss)
-    network.load_state_dict(best or network.state_dict())
-    return curve
+            progress.values["best"] = {name: value.clone() for name, value in network.state_dict().items()}
+        logger.info("step 2: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, total, heldout_loss)
+    network.load_state_dict(progress.values["best"] or network.state_dict())
+    return progress.values["curve"]
 
 
 def equation_6(predicted_ND: Tensor, h_ND: Tensor, norm_loss: str = "none", unit: float = 1.0) -> Tensor:

@@ -12,7 +12,6 @@ perplexity on text of its kind and raises the divergence from the dense model (d
 import copy
 import logging
 import math
-import time
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from kdp_core.distil import Losses, token_losses
 from kdp_core.hidden import HiddenStates
 from kdp_core.passes import Passes, Step, built, path_of
 from kdp_core.records import Module, Tokens
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import TrainingFailed
 
 logger = logging.getLogger(__name__)
@@ -40,57 +40,58 @@ class _Data(NamedTuple):
 
 def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Module], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float,
-          seed: int) -> tuple[list[Module], list[dict[str, Any]]]:
+          seed: int, resume: Resume = OFF) -> tuple[list[Module], list[dict[str, Any]]]:
     """Train the stand-ins `modules` on the sequences `kept`; the best by the sequences `held`, and a row an epoch."""
     stand_ins = nn.ModuleList(built(module) for module in modules).to(passes.device)
     passes.model.requires_grad_(False)
     path = path_of(modules, list(stand_ins), modules[0].block[0], len(passes.layers))
     data = _Data(hidden.state(modules[0].block[0]), hidden.state(len(passes.layers)), tokens.ids_ST)
-    generator, began = torch.Generator().manual_seed(seed), time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(stand_ins.parameters(), lr=lr, betas=(0.9, 0.99))
     total = epochs * math.ceil(len(kept) / batch_sequences)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, total))
     judged = judge(passes, path, data, held, batch_sequences, kl_weight)
-    best, best_state = judged["heldout_loss"], copy.deepcopy(stand_ins.state_dict())
-    curve = [{"epoch": 0, "seconds": 0.0, "kl": None, **judged}]
-    for epoch in range(1, epochs + 1):
-        kl = _epoch(passes, path, data, kept[torch.randperm(len(kept), generator=generator)], adam, schedule,
-                    batch_sequences, positions, kl_weight, generator)
+    progress = Progress(resume, list(stand_ins.parameters()), {"adam": adam, "rate": schedule, "order": generator},
+                        best=judged["heldout_loss"], best_state=copy.deepcopy(stand_ins.state_dict()), sums=0.0,
+                        curve=[{"epoch": 0, "seconds": 0.0, "kl": None, **judged}])
+    values = progress.values
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
+        for rows in progress.steps(order.split(batch_sequences)):
+            values["sums"] += _step(passes, path, data, rows, adam, positions, kl_weight, generator)
+            schedule.step()
+        kl, values["sums"] = values["sums"] / len(order), 0.0
         judged = judge(passes, path, data, held, batch_sequences, kl_weight)
-        curve.append({"epoch": epoch, "seconds": time.perf_counter() - began, "kl": kl, **judged})
+        values["curve"].append({"epoch": epoch, "seconds": progress.seconds(), "kl": kl, **judged})
         logger.info("epoch %d of %d: divergence %.4f, held out %.4f nats", epoch, epochs, kl, judged["heldout_kl"])
-        if judged["heldout_loss"] < best:
-            best, best_state = judged["heldout_loss"], copy.deepcopy(stand_ins.state_dict())
-    stand_ins.load_state_dict(best_state)
+        if judged["heldout_loss"] < values["best"]:
+            values |= {"best": judged["heldout_loss"], "best_state": copy.deepcopy(stand_ins.state_dict())}
+    stand_ins.load_state_dict(values["best_state"])
     trained = [module._replace(tensors={name: tensor.detach().cpu().clone()
                                         for name, tensor in stand_in.state_dict().items()})
                for module, stand_in in zip(modules, stand_ins, strict=True)]
-    return trained, curve
+    return trained, values["curve"]
 
 
 def _rate(step: int, total: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
 
 
-def _epoch(passes: Passes, path: list[Step], data: _Data, order: Tensor, adam: torch.optim.Optimizer, schedule: Any,
-           batch: int, positions: int, kl_weight: float, generator: torch.Generator) -> float:
-    """One pass; the mean KL of its steps, nats a token."""
-    sums, T = 0.0, data.ids_ST.shape[1]
-    for rows in order.split(batch):
-        # the last position has no next token to be compared on
-        chosen = torch.randperm(T - 1, generator=generator)[:positions].sort().values
-        h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
-        losses = _loss(passes, h_BTD[:, chosen], data.final_STD[rows][:, chosen],
-                       data.ids_ST[rows][:, chosen + 1], kl_weight)
-        if not torch.isfinite(losses.loss):
-            raise TrainingFailed(f"joint training: the loss is {losses.loss.item()}; lower compose.lr")
-        adam.zero_grad()
-        losses.loss.backward()
-        nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], CLIP)
-        adam.step()
-        schedule.step()
-        sums += losses.kl_nats.item() * len(rows)
-    return sums / len(order)
+def _step(passes: Passes, path: list[Step], data: _Data, rows: Tensor, adam: torch.optim.Optimizer, positions: int,
+          kl_weight: float, generator: torch.Generator) -> float:
+    """One step of the optimiser; the KL of its sequences, nats a token, summed over sequences."""
+    # the last position has no next token to be compared on
+    chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
+    h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
+    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[rows][:, chosen], data.ids_ST[rows][:, chosen + 1],
+                   kl_weight)
+    if not torch.isfinite(losses.loss):
+        raise TrainingFailed(f"joint training: the loss is {losses.loss.item()}; lower compose.lr")
+    adam.zero_grad()
+    losses.loss.backward()
+    nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], CLIP)
+    adam.step()
+    return losses.kl_nats.item() * len(rows)
 
 
 def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:

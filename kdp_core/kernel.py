@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, KernelMap
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import BlockStates, FitError, gram, lift_input, load, relative_error, ridge_solve
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
         massive: str = "bypass", epochs: int = 100, batch_sequences: int = 100, lr: float = 0.01, patience: int = 3,
         factor: float = 0.5, ols_every: str = "iteration", final_ols: bool = True, ridge: float = 1e-6,
         heldout: float = 0.1, collapse_variance: float = 1e-4, decode_every: int = 0, model_layers: int = 0,
-        seed: int = 0, device: str = "cpu") -> KernelMap:
+        seed: int = 0, device: str = "cpu", resume: Resume = OFF) -> KernelMap:
     """Learn the lift and the operators of one block.
 
     features: dimension of the kernel space, the paper's 2m.
@@ -186,6 +187,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     model_layers: layers of the model, for weight position_depth (0: the last state stored).
     seed: of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
+    resume: where the state of the training is kept.
     """
     _check_options(features, bandwidth, loss, weight, ols_every)
     began = time.perf_counter()
@@ -197,7 +199,8 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     operators = Operators(block[1] - block[0], features).to(device)
     run = _Run(states, phi, operators, lift, loss == "chain", weight, model_layers or hidden.layers[-1], ridge,
                ols_every, device)
-    curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, decode_every, generator)
+    curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, decode_every, generator,
+                   resume)
     phi_KNF = run.features(states.train)
     if final_ols:
         operators.start(ols(phi_KNF, ridge))
@@ -207,7 +210,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     tensors = [tensor.detach().cpu() for tensor in (phi.omega(), phi.b_M, operators(), operators.gamma_K)]
     return KernelMap(block, *tensors, lift, states.bypass_above, curve, {
         **stats, "median_distance": unit, "ridge": ridge, "tokens": phi_KNF.shape[1],
-        "seconds": time.perf_counter() - began})
+        "seconds": time.perf_counter() - began + resume.earlier_s})
 
 
 def _check_options(features: int, bandwidth: str, loss: str, weight: str, ols_every: str) -> None:
@@ -255,34 +258,34 @@ class _Run(NamedTuple):
 
 
 def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor: float, collapse_variance: float,
-           decode_every: int, generator: torch.Generator) -> list[dict[str, Any]]:
-    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); a row an epoch.
-
-    Seconds are those of training: judging an epoch is no part of the recipe.
-    """
+           decode_every: int, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
+    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); a row an epoch."""
     learned = [*run.phi.parameters(), *(run.operators.parameters() if run.ols_every != "iteration" else ())]
     adam = torch.optim.Adam(learned, lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=factor, patience=patience)
-    began, curve = time.perf_counter(), []
-    for epoch in range(epochs):
-        if run.ols_every == "epoch" or (run.ols_every == "start" and epoch == 0):
+    progress = Progress(resume, [*run.phi.parameters(), *run.operators.parameters()],
+                        {"adam": adam, "plateau": plateau, "order": generator}, curve=[], losses=[])
+    for epoch in progress.epochs(epochs):
+        if progress.step == 0 and (run.ols_every == "epoch" or (run.ols_every == "start" and epoch == 1)):
             run.operators.start(ols(run.features(run.states.train), run.ridge))
-        order = run.states.train[torch.randperm(len(run.states.train), generator=generator)]
+        order = progress.order(
+            lambda: run.states.train[torch.randperm(len(run.states.train), generator=generator)])
         # of nearly equal size: least squares on a remainder of few tokens would fit them exactly
-        losses = [_iteration(run, adam, part) for part in order.tensor_split(math.ceil(len(order) / batch))]
-        row = {"epoch": epoch + 1, "seconds": time.perf_counter() - began, "lr": adam.param_groups[0]["lr"]}
+        for part in progress.steps(order.tensor_split(math.ceil(len(order) / batch))):
+            progress.values["losses"].append(_iteration(run, adam, part))
+        losses, progress.values["losses"] = progress.values["losses"], []
+        row = {"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"]}
         row |= {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
         plateau.step(row["loss"])
-        judging = time.perf_counter()
-        row |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
-        curve.append(row)
-        _check(row, collapse_variance)
-        if decode_every and (epoch + 1) % decode_every == 0:
-            row |= _decode_errors(run, run.operators().detach(), run.features(run.states.train), run.ridge)
-        began += time.perf_counter() - judging
-        logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch + 1, epochs, row["loss"],
+        with progress.judging():
+            row |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
+            progress.values["curve"].append(row)
+            _check(row, collapse_variance)
+            if decode_every and epoch % decode_every == 0:
+                row |= _decode_errors(run, run.operators().detach(), run.features(run.states.train), run.ridge)
+        logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, row["loss"],
                     row["heldout_loss"])
-    return curve
+    return progress.values["curve"]
 
 
 def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[str, float]:

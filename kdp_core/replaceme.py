@@ -33,6 +33,7 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, layers_prefix
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, Plan, Selection, Tokens
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                    dtype: str = "float32", lr: float = 1e-4, epochs: int = 100, batch_tokens: int = 1024,
                    accurate: bool = True, start: str = "identity", ridge: float = 1e-4, massive: str = "raw",
-                   batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0) -> Composed:
+                   batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0, resume: Resume = OFF) -> Composed:
     """Train T for the one run of layers by the cosine, and multiply it into the MLP before it.
 
     lr: learning rate of Adam.
@@ -126,6 +127,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     batch_sequences: sequences of a forward pass.
     heldout: share of the sequences that judge and are never fitted on.
     seed: of the held-out choice and of the order of training.
+    resume: where the state of the training is kept.
     Raises FitError as `compose` does, TrainingFailed for a loss that is not a number.
     """
     began = time.perf_counter()
@@ -140,9 +142,9 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     if start == "lstsq":
         t_DD = ridge_solve(*_products(case), ridge)
     train, held = (_angles(pairs, accurate, case.passes.device) for pairs in (case.pairs(case.kept), parts))
-    t_DD, curve, epoch = _by_angle(t_DD, train, held, lr, epochs, batch_tokens, seed)
+    t_DD, curve, epoch = _by_angle(t_DD, train, held, lr, epochs, batch_tokens, seed, resume)
     return _composed("replaceme_cosine", case, t_DD, _error(parts, t_DD), curve,
-                     {"epoch": epoch, "heldout_loss": curve[epoch]["heldout_loss"]}, began)
+                     {"epoch": epoch, "heldout_loss": curve[epoch]["heldout_loss"]}, began - resume.earlier_s)
 
 
 def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
@@ -215,15 +217,17 @@ def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.de
 
 
 def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: int, batch_tokens: int,
-              seed: int) -> tuple[Tensor, list[dict[str, Any]], int]:
+              seed: int, resume: Resume) -> tuple[Tensor, list[dict[str, Any]], int]:
     """T of the best epoch by held-out loss, a row an epoch, and that epoch; 0 is the start."""
     t_DD = t_DD.to(train.m_ND.device, torch.float32).requires_grad_()
-    adam, generator, seconds = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed), 0.0
-    curve: list[dict[str, Any]] = [{"epoch": 0, "seconds": 0.0, "loss": None, "heldout_loss": _judge(held, t_DD)}]
-    best, best_DD = 0, t_DD.detach().clone()
-    for epoch in range(1, epochs + 1):
-        began, sums = time.perf_counter(), 0.0
-        for rows in torch.randperm(len(train.m_ND), generator=generator).split(batch_tokens):
+    adam, generator = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed)
+    progress = Progress(resume, [t_DD], {"adam": adam, "order": generator}, best=0, best_DD=t_DD.detach().clone(),
+                        sums=0.0, curve=[{"epoch": 0, "seconds": 0.0, "loss": None,
+                                          "heldout_loss": _judge(held, t_DD)}])
+    values, curve = progress.values, progress.values["curve"]
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: torch.randperm(len(train.m_ND), generator=generator))
+        for rows in progress.steps(order.split(batch_tokens)):
             loss = _loss(_Angles(*(pairs_ND[rows.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
             if not torch.isfinite(loss):
                 raise TrainingFailed(f"ReplaceMe by cosine: the loss is {loss.item()}; lower compose.lr, and if it is "
@@ -231,15 +235,17 @@ def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: in
             adam.zero_grad()
             loss.backward()
             adam.step()
-            sums += loss.item() * len(rows)
-        seconds += time.perf_counter() - began
-        curve.append({"epoch": epoch, "seconds": seconds, "loss": sums / len(train.m_ND),
-                      "heldout_loss": _judge(held, t_DD)})
-        if curve[epoch]["heldout_loss"] < curve[best]["heldout_loss"]:
-            best, best_DD = epoch, t_DD.detach().clone()
+            values["sums"] += loss.item() * len(rows)
+        curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": values["sums"] / len(train.m_ND)})
+        values["sums"] = 0.0
+        with progress.judging():
+            curve[epoch]["heldout_loss"] = _judge(held, t_DD)
+        if curve[epoch]["heldout_loss"] < curve[values["best"]]["heldout_loss"]:
+            values |= {"best": epoch, "best_DD": t_DD.detach().clone()}
+    best = values["best"]
     logger.info("cosine: epoch %d of %d, held out %.5f, at the start %.5f", best, epochs, curve[best]["heldout_loss"],
                 curve[0]["heldout_loss"])
-    return best_DD.cpu().double(), curve, best
+    return values["best_DD"].cpu().double(), curve, best
 
 
 def _loss(pairs: _Angles, t_DD: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import decoder_layers, normalised
 from kdp_core.passes import Passes, built
 from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
+from kdp_core.resume import OFF, Resume
 from kdp_core.states import TOKEN_WEIGHTS, FitError, relative_error, split
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", dictionary: str = "neurons", entries: int = 96, bandwidth_scale: float = 3.0,
             theta_steps: int = 30, theta_lr: float = 0.2, ridge: float = 1e-4, token_weight: str = "inverse_norm",
             prefix: bool = True, epochs: int = 1, lr: float = 3e-4, batch_sequences: int = 4, positions: int = 32,
-            kl_weight: float = 0.5, heldout: float = 0.1, seed: int = 0) -> Composed:
+            kl_weight: float = 0.5, heldout: float = 0.1, seed: int = 0, resume: Resume = OFF) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
@@ -283,6 +284,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     heldout: share of the sequences that judge and are never fitted on.
     seed: of the held-out choice, the order of training and random features.
+    resume: where the state of joint training is kept.
     Raises FitError for unknown options and for states that are not stored, ProjectionError for those of theta.
     """
     began = time.perf_counter()
@@ -298,10 +300,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     if epochs:
         modules, curve = joint.train(passes, hidden, tokens, modules, kept, held, epochs=epochs, lr=lr,
                                      batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight,
-                                     seed=seed)
+                                     seed=seed, resume=resume)
         best = min(curve, key=lambda row: row["heldout_loss"])
         stats |= {name: best[name] for name in ("epoch", "heldout_loss", "heldout_kl")}
-    stats["seconds"] = time.perf_counter() - began
+    stats["seconds"] = time.perf_counter() - began + resume.earlier_s
     return Composed(Plan("kdp_residual", [], modules, {}), curve, fits, stats)
 
 

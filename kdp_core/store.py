@@ -103,6 +103,30 @@ def read(path: str | Path) -> Any:
     return _join(path, head, tensors)
 
 
+def write_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write nested dicts and lists of tensors and plain values, as safetensors; numbers keep all their bits."""
+    tensors, plain = _split(state)
+    with atomic(path) as temporary:
+        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(plain)})
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Read back what `write_state` wrote, tuples as lists; StoreError where it is something else."""
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads((file.metadata() or {}).get(KEY, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if not isinstance(plain, dict):
+        raise StoreError(f"{path}: no state of kdp; it was written by something else")
+    return _fill(path, plain, tensors)
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file, and what processes that were killed while writing it left behind; it may be gone."""
+    path = Path(path)
+    for left in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
+        left.unlink(missing_ok=True)
+
+
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors in the order of their names; one that another field already holds is copied."""
     seen: set[int] = set()

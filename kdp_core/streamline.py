@@ -33,6 +33,7 @@ from kdp_core.hidden import HiddenStates
 from kdp_core.modeling import layers_prefix
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, ModelFacts, Plan, Selection, Tokens
+from kdp_core.resume import OFF, Progress, Resume
 from kdp_core.states import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", lr: float = 2e-4, min_lr: float = 5e-5, weight_decay: float = 1e-3,
             epochs: int = 10, batch_sequences: int = 8, clip: float = 5.0, massive: str = "raw",
-            token_weight: str = "inverse_norm", heldout: float = 0.1, seed: int = 0) -> Composed:
+            token_weight: str = "inverse_norm", heldout: float = 0.1, seed: int = 0,
+            resume: Resume = OFF) -> Composed:
     """Train the first layer of the one run of layers to do what the whole run does; the others of the run go.
 
     lr: learning rate of AdamW at the first step.
@@ -89,6 +91,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         paper does.
     heldout: share of the sequences that judge and are never trained on.
     seed: of the held-out choice and of the order of training.
+    resume: where the state of the training is kept.
     Raises FitError before any model is loaded where options, run and states do not fit each other, TrainingFailed for
     a loss that is not a number.
     """
@@ -102,7 +105,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     passes = Passes(model, hidden.tokens)
     # one layer is trained in float32 whatever the model's precision
     layer = passes.layers[start].float().requires_grad_(True)
-    trained = _train(passes, start, data, kept, held, options)
+    trained = _train(passes, start, data, kept, held, options, resume)
     prefix = f"{layers_prefix(model.config.model_type)}{start}."
     tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
     error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
@@ -111,7 +114,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
                                            "params": models.count_params(layer)}],
                     {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
                      "heldout_loss": trained.curve[trained.epoch]["heldout_loss"],
-                     "seconds": time.perf_counter() - began})
+                     "seconds": time.perf_counter() - began + resume.earlier_s})
 
 
 def _check(options: _Options, selection: Selection, sequences: int) -> None:
@@ -153,33 +156,35 @@ def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Da
     return _Data(start_STD, goal_STD, weight_ST * ~massive_ST if options.massive == "mask" else weight_ST)
 
 
-def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options) -> _Trained:
+def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options,
+           resume: Resume) -> _Trained:
     """Train layer `number` in its place; its best weights by held-out loss stay in it."""
     weights = list(passes.layers[number].parameters())
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
-    generator, seconds, step = torch.Generator().manual_seed(options.seed), 0.0, 0
-    total = options.epochs * math.ceil(len(kept) / options.batch_sequences)
-    curve: list[dict[str, Any]] = [{"epoch": 0, "seconds": 0.0, "lr": None, "loss": None,
-                                    "heldout_loss": _judge(passes, number, data, held, options.batch_sequences)}]
-    best, best_weights = 0, _copies(weights)
-    for epoch in range(1, options.epochs + 1):
-        began, sums, rate = time.perf_counter(), 0.0, options.lr
-        order = kept[torch.randperm(len(kept), generator=generator)]
-        for rows in order.split(options.batch_sequences):
-            rate = adam.param_groups[0]["lr"] = _rate(step, total, options.lr, options.min_lr)
-            sums += _step(passes, number, data, rows, adam, options.clip)
-            step += 1
-        seconds += time.perf_counter() - began
-        curve.append({"epoch": epoch, "seconds": seconds, "lr": rate, "loss": sums / _counted(data, kept),
-                      "heldout_loss": _judge(passes, number, data, held, options.batch_sequences)})
-        logger.info("epoch %d of %d: loss %.4g, held out %.4g", epoch, options.epochs, curve[epoch]["loss"],
+    generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
+    each = math.ceil(len(kept) / batch)
+    progress = Progress(resume, weights, {"adam": adam, "order": generator}, best=0, best_weights=_copies(weights),
+                        sums=0.0, curve=[{"epoch": 0, "seconds": 0.0, "lr": None, "loss": None,
+                                          "heldout_loss": _judge(passes, number, data, held, batch)}])
+    values, curve = progress.values, progress.values["curve"]
+    for epoch in progress.epochs(options.epochs):
+        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
+        for rows in progress.steps(order.split(batch)):
+            step = (epoch - 1) * each + progress.step
+            adam.param_groups[0]["lr"] = _rate(step, options.epochs * each, options.lr, options.min_lr)
+            values["sums"] += _step(passes, number, data, rows, adam, options.clip)
+        loss, values["sums"] = values["sums"] / _counted(data, kept), 0.0
+        curve.append({"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"], "loss": loss})
+        with progress.judging():
+            curve[epoch]["heldout_loss"] = _judge(passes, number, data, held, batch)
+        logger.info("epoch %d of %d: loss %.4g, held out %.4g", epoch, options.epochs, loss,
                     curve[epoch]["heldout_loss"])
-        if curve[epoch]["heldout_loss"] < curve[best]["heldout_loss"]:
-            best, best_weights = epoch, _copies(weights)
+        if curve[epoch]["heldout_loss"] < curve[values["best"]]["heldout_loss"]:
+            values |= {"best": epoch, "best_weights": _copies(weights)}
     with torch.no_grad():
-        for weight, kept_weight in zip(weights, best_weights, strict=True):
+        for weight, kept_weight in zip(weights, values["best_weights"], strict=True):
             weight.copy_(kept_weight)
-    return _Trained(curve, best)
+    return _Trained(curve, values["best"])
 
 
 def _rate(step: int, total: int, lr: float, min_lr: float) -> float:

@@ -22,9 +22,10 @@ checkpoint blocks:
             "k_max": int(wildcards.k_max),
         },
         row=selection_row,
-        sized_as=sized_as,
+        sized_as=lambda wildcards: plumbing.sized_as(config, wildcards.method),
         code=lambda wildcards: plumbing.blocks_code(
-            plumbing.base_of(config, wildcards.method), sized_as(wildcards)["method"]
+            plumbing.base_of(config, wildcards.method),
+            plumbing.sized_as(config, wildcards.method)["method"],
         ),
     message:
         "Selecting blocks: {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"

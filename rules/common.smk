@@ -116,17 +116,6 @@ def basis_of(wildcards):
     return "results/{model}/{calib}/similarity.safetensors".format(**wildcards)
 
 
-def sized_as(wildcards):
-    """The row whose stand-ins are counted, and the options that size them."""
-    row = (
-        plumbing.options(config, wildcards.method)
-        .get("block", {})
-        .get("sized_as", wildcards.method)
-    )
-    options = plumbing.size_options(config, row)
-    return {"method": plumbing.base_of(config, row), "options": options}
-
-
 def selection_row(wildcards):
     """The method that selects, and its options."""
     options = plumbing.options(config, wildcards.method).get("block", {})

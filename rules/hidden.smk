@@ -1,12 +1,21 @@
 """Hidden states of the dense model, streamed to Zarr."""
 
 
+def kept_or_not(states):
+    """The states as they are, or deleted once the last job that reads them is through."""
+    return (
+        directory(states)
+        if config.get("hidden", {}).get("keep", True)
+        else temp(directory(states))
+    )
+
+
 rule hidden:
     input:
         dense="results/{model}/dense",
         tokens="results/{model}/{calib}/tokens.safetensors",
     output:
-        directory("results/{model}/{calib}/hidden.zarr"),
+        kept_or_not("results/{model}/{calib}/hidden.zarr"),
     log:
         "results/logs/hidden/{model}-{calib}.log",
     benchmark:
@@ -20,7 +29,11 @@ rule hidden:
     params:
         dtype=dtype_of,
         device=device_of,
-        options=config.get("hidden", {}),
+        options={
+            key: value
+            for key, value in config.get("hidden", {}).items()
+            if key != "keep"
+        },
         code=plumbing.code("hidden"),
     message:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}"

@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 
 ROOT = Path(__file__).resolve().parents[1]
-RESERVED = ("benchmarks", "figures", "logs", "tables", "tasks", "texts")
+RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
 TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
 TASK_FILES = ROOT / "kdp_core" / "task_files"
@@ -352,6 +352,33 @@ def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
             "metrics": own.get("metrics", ["ppl", "acc"]), "points": ablation_points(config, name), "tokens": tokens,
             "settings": {row: {option: varied[row][step][key] for option in own["x"] if "." in option
                                for step, key in [option.split(".")]} for row in own["rows"]}}
+
+
+def workload(config: dict[str, Any]) -> dict[str, Any]:
+    """What the planner counts: the points with their rows, and all sizes that the config knows."""
+    run = list(dict.fromkeys(name for row in rows(config) for name in (row, source_of(config, row))))
+    # a row may read the search of one that is not run
+    run += [row for name in run if (row := _search_or_none(config, name)) and row not in run]
+    hidden = config.get("hidden", {})
+    return {"points": points(config), "diagnosed": grid_points(config),
+            "rows": {name: {"base": base_of(config, name), "options": options(config, name), "fits": fits(config, name),
+                            "search": _search_or_none(config, name), "source": source_of(config, name),
+                            "sized": sized_as(config, name)} for name in run},
+            "models": {name: {"source": one["source"], "dtype": one.get("dtype", "float32")}
+                       for name, one in config["models"].items()},
+            "calibrations": {name: {"sequences": sum(one["mix"].values()), "length": one["length"]}
+                             for name, one in config["calibrations"].items()},
+            "state_bytes": 4 if hidden.get("dtype") == "float32" else 2, "state_layers": hidden.get("layers")}
+
+
+def _search_or_none(config: dict[str, Any], name: str) -> str | None:
+    return search_row(config, name) if has(config, name, "search") else None
+
+
+def sized_as(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The method whose stand-ins are counted for a row, and the options that size them."""
+    row = options(config, name).get("block", {}).get("sized_as", name)
+    return {"method": base_of(config, row), "options": size_options(config, row)}
 
 
 def point_dir(point: dict[str, str]) -> str:

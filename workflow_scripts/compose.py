@@ -1,18 +1,20 @@
 """Rule `compose`: the stand-ins of one grid point, fitted together."""
-from job import job
+from job import job, training
 
 from kdp_core import hidden, store
-from kdp_core.methods import method_of
+from kdp_core.methods import arguments, method_of
 
 
-def compose(method: str, inputs, out: str, **options) -> None:
-    """Fit all that stands in for the blocks of the plan."""
-    store.write(out, method_of(method).compose(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens),
-                                               store.read(inputs.plan), **options))
+def compose(method: str, inputs, resume, out: str, **options) -> None:
+    """Fit all that stands in for the blocks of the plan; a fit that trains keeps its state."""
+    fit = method_of(method).compose
+    trains = {"resume": resume} if "resume" in arguments(fit, filled=()) else {}
+    store.write(out, fit(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens), store.read(inputs.plan),
+                         **trains, **options))
 
 
 if __name__ == "__main__":
-    with job(snakemake):
+    with job(snakemake), training(snakemake) as resume:
         params = snakemake.params
-        compose(params.method, snakemake.input, snakemake.output[0], dtype=params.dtype, device=params.device,
+        compose(params.method, snakemake.input, resume, snakemake.output[0], dtype=params.dtype, device=params.device,
                 **params.options)

@@ -1,18 +1,19 @@
 """Rule `finetune`: the fine-tuned variant of a pruned checkpoint, and the plan that both share."""
-from job import job
+from job import job, training
 
 from kdp_core import finetune, store
 
 
-def tune(inputs, params, outputs) -> None:
+def tune(inputs, params, resume, outputs) -> None:
     """Fine-tune and write facts and record; the plan is the source's own."""
     facts, record = finetune.finetune(inputs.dense, inputs.checkpoint, outputs.checkpoint, store.read(inputs.tokens),
-                                      store.read(inputs.pruned), params.device, params.dtype, **params.options)
+                                      store.read(inputs.pruned), params.device, params.dtype, resume,
+                                      **params.options)
     store.write(outputs.pruned, facts)
     store.write(outputs.finetuned, record)
     store.write(outputs.plan, store.read(inputs.plan))
 
 
 if __name__ == "__main__":
-    with job(snakemake):
-        tune(snakemake.input, snakemake.params, snakemake.output)
+    with job(snakemake), training(snakemake) as resume:
+        tune(snakemake.input, snakemake.params, resume, snakemake.output)

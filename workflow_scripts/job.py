@@ -1,17 +1,29 @@
-"""What every script of the workflow shares: threads, a log, progress lines, one clear line for an error."""
+"""What every script of the workflow shares: threads, a log, progress lines, one clear line for an error; and where a
+job that trains keeps the state of its training."""
+import hashlib
+import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdp_core.resume import Resume
 
 # jobs find kdp_core beside the Snakefile, installed or not
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+SAVE_EVERY_S = 300
+"""Seconds between two states of a training, unless the config says otherwise."""
+BY_CONTENT = 2**20
+"""Bytes up to which a file is known by its content; a larger one by its size and time."""
 
 
 @contextmanager
@@ -26,6 +38,8 @@ def job(snakemake: Any) -> Iterator[None]:
     logging.basicConfig(level=logging.INFO, handlers=[file, screen], force=True)
     for noisy in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib", "lm_eval", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # a scheduler's SIGTERM unwinds, so that no temporary file is left
+    signal.signal(signal.SIGTERM, _leave)
     try:
         _set_threads(snakemake.threads)
         yield
@@ -44,3 +58,55 @@ def _set_threads(threads: int) -> None:
 
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
+
+
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def training(snakemake: Any) -> Iterator["Resume"]:
+    """Where this job's training keeps its state: beside the outputs, which snakemake deletes when a job fails.
+
+    SIGTERM and Ctrl-C make it save after the step in hand and leave with 128 + their number, as a killed job would, so
+    that whoever started the job counts it as failed and tries again. Once the body is through the state is removed.
+    """
+    # not above: scripts that train nothing need no torch
+    from kdp_core.resume import Resume, Stopped
+
+    # no param: how often a state is saved changes no result, and a changed param would rerun the job
+    every_s = snakemake.config.get("training", {}).get("save_every_s", SAVE_EVERY_S)
+    path = Path("results", "resume", f"{snakemake.rule}-{Path(snakemake.log[0]).stem}.safetensors")
+    kept, asked = Resume(path, _key(snakemake), every_s), []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        if not kept.stop():
+            _leave(number, frame)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        yield kept
+    except Stopped as stopped:
+        logging.getLogger("kdp_core").info("%s", stopped)
+        _leave(asked[0], None)
+    kept.remove()
+
+
+def _key(snakemake: Any) -> str:
+    """Hash of all that a training depends on: options and library code, data, and what computes."""
+    import torch
+
+    machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), snakemake.threads,
+               torch.cuda.get_device_name() if torch.cuda.is_available() else None]
+    parts = [snakemake.rule, dict(snakemake.wildcards.items()), dict(snakemake.params.items()), machine,
+             [_known(Path(path)) for path in snakemake.input]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _known(path: Path) -> list[tuple[str, Any]]:
+    """What tells an input from another: names with contents, or with size and time where they are large."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else
+             (file.stat().st_size, file.stat().st_mtime_ns)) for file in files if file.is_file()]

@@ -10,6 +10,7 @@ from kdp_core import (
     influence,
     kernel,
     merging,
+    planner,
     replaceme,
     residual,
     shortened,
@@ -142,6 +143,15 @@ def signature_block(description: str, function: Any, filled: tuple[str, ...] = (
     return {**option_schema(function, filled), "description": description}
 
 
+def hidden_block() -> dict[str, Any]:
+    """How states are stored, and for how long."""
+    made = signature_block("Hidden states.", hidden.extract)
+    made["properties"]["keep"] = {
+        "type": "boolean", "description": "false deletes a model's states when the last job that reads them is "
+                                          "through; a job asked for later extracts them again. True unless set."}
+    return made
+
+
 def theory_block() -> dict[str, Any]:
     """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
     measured = option_schema(theory.measure)["properties"]
@@ -204,6 +214,14 @@ LIMITS: dict[str, dict[str, Any]] = {
 """What the options of `search` and `compose` allow: a value that is refused before any job costs no search."""
 
 
+def plan_block() -> dict[str, Any]:
+    """What the planner assumes of the machines."""
+    made = signature_block("What `snakemake plan` assumes.", planner.plan)
+    for entry in made["properties"].values():
+        entry["exclusiveMinimum"] = 0
+    return made
+
+
 def finetune_block() -> dict[str, Any]:
     """Options of fine-tuning, with their limits."""
     made = signature_block("Low-rank fine-tuning of the output head of the checkpoint of the row named by `base`.",
@@ -223,7 +241,7 @@ def build() -> dict[str, Any]:
             "texts": named("Texts by name.", TEXT),
             "calibrations": named("Calibration sets by name.", CALIBRATION),
             "grid": GRID,
-            "hidden": signature_block("Hidden states.", hidden.extract),
+            "hidden": hidden_block(),
             "similarity": signature_block("Similarity of layers.", similarity.similarity),
             "methods": named("Rows by name; `base` names the row or method that a row stands on.",
                              {"type": ["object", "null"]}),
@@ -238,6 +256,10 @@ def build() -> dict[str, Any]:
             "theory": theory_block(),
             "views": views_block(),
             "spaces": spaces_block(),
+            "training": block("Trainings, all of them.", {
+                "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
+                                      "0 saves after every step. No result depends on it.", 0)}),
+            "plan": plan_block(),
             "figures": block("Look of the figures.", {
                 "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50),
                 "rows": some({"type": "string"}, "Rows of grid.methods in figures of many rows; all of them unless "

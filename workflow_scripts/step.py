@@ -1,15 +1,15 @@
 """Rule `step`: one step of one method on one block, such as `kernel` and then `inverse` for KDP."""
 import inspect
 
-from job import job
+from job import job, training
 
 from kdp_core import hidden, store
 from kdp_core.methods import fit_step, method_of
 
 
-def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, out: str) -> None:
+def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
     """Fit and write the record; what only the workflow knows goes to the functions that ask for it."""
-    known = {"device": device, "model_layers": store.read(inputs.facts).layers}
+    known = {"device": device, "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters
     filled = {name: value for name, value in known.items() if name in asked}
     store.write(out, fit_step(method, step, hidden.read(inputs.hidden), block,
@@ -17,7 +17,7 @@ def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, opt
 
 
 if __name__ == "__main__":
-    with job(snakemake):
+    with job(snakemake), training(snakemake) as resume:
         wildcards, params = snakemake.wildcards, snakemake.params
         fit(params.method, wildcards.step, (int(wildcards.start), int(wildcards.stop)), snakemake.input, params.device,
-            params.options, snakemake.output[0])
+            params.options, resume, snakemake.output[0])

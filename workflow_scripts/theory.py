@@ -1,18 +1,19 @@
 """Rule `theory`: fits step 1 on a long run of layers and measures both theorems on it."""
-from job import job
+from job import job, training
 
 from kdp_core import hidden, kernel, store, theory
 
 
-def measure(path: str, run: list[int], fit_options: dict, options: dict, device: str, out: str) -> None:
+def measure(path: str, run: list[int], fit_options: dict, options: dict, device: str, resume, out: str) -> None:
     """Fit the kernel, then judge it on the sequences that it has not seen."""
     states = hidden.read(path)
-    fitted = kernel.fit(states, (run[0], run[1]), device=device, **fit_options)
+    fitted = kernel.fit(states, (run[0], run[1]), device=device, resume=resume, **fit_options)
     same = {name: fit_options[name] for name in ("heldout", "seed") if name in fit_options}
     store.write(out, theory.measure(states, fitted, device=device, **same, **options))
 
 
 if __name__ == "__main__":
-    with job(snakemake):
+    with job(snakemake), training(snakemake) as resume:
         params = snakemake.params
-        measure(snakemake.input[0], params.run, params.kernel, params.options, params.device, snakemake.output[0])
+        measure(snakemake.input[0], params.run, params.kernel, params.options, params.device, resume,
+                snakemake.output[0])

@@ -17,7 +17,7 @@ from kdp_core import blocks, inverse, kernel, linear, lorp, runs
 from kdp_core.hidden import HiddenStates
 from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Similarity, Tokens
 
-GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype")
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype", "resume")
 """Keyword-only arguments that the grid or the workflow fills in, not a method's block of the config."""
 
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}

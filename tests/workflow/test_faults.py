@@ -1,16 +1,20 @@
-"""Kill -9 in the middle of step 1 and of extraction: the next run goes on, and the results have the same bits."""
+"""Kill -9 and SIGTERM in the middle of step 1, and kill -9 of extraction: the next run goes on, to the same bits."""
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kdp_core import store
 from tests.workflow.project import Project
 
 KERNEL = "results/pico/few/kdp/blocks/4-6/kernel.safetensors"
+LOG = "results/logs/step/pico-few-kdp-4-6-kernel.log"
+STATES = "results/resume"
 HIDDEN = "results/pico/few/hidden.zarr"
 
 
@@ -36,16 +40,28 @@ def bits(folder: Path) -> dict[str, bytes]:
             if path.is_file() and path.name != ".snakemake_timestamp"}
 
 
-def kill_when(project: Project, target: str, log: str, word: str) -> None:
-    """Start snakemake, wait until the rule's log says `word`, kill the whole process group at once."""
+def start_until(project: Project, target: str, log: str, word: str) -> subprocess.Popen:
+    """Start snakemake and wait until the rule's log says `word`."""
     process = subprocess.Popen(project.command(target), cwd=project.folder, env=project.environment(),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     path, deadline = project.folder / log, time.monotonic() + 180
     while not (path.exists() and word in path.read_text(encoding="utf-8")):
         assert process.poll() is None and time.monotonic() < deadline, f"{target} was done before it could be killed"
         time.sleep(0.01)
+    return process
+
+
+def kill_when(project: Project, target: str, log: str, word: str) -> None:
+    """Kill the whole process group at once when the rule's log says `word`."""
+    process = start_until(project, target, log, word)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def same_kernel(project: Project, undisturbed: Project) -> bool:
+    one, other = (store.read(made.folder / KERNEL) for made in (project, undisturbed))
+    return all((getattr(one, name) == getattr(other, name)).all() for name in ("omega_DM", "operators_KFF", "gamma_K")
+               ) and [row["loss"] for row in one.curve] == [row["loss"] for row in other.curve]
 
 
 def test_killed_in_extraction_and_in_step_1(undisturbed, tmp_path):
@@ -56,10 +72,27 @@ def test_killed_in_extraction_and_in_step_1(undisturbed, tmp_path):
     project.run(HIDDEN)
     assert bits(project.folder / HIDDEN) == bits(undisturbed.folder / HIDDEN)
 
-    kill_when(project, KERNEL, "results/logs/step/pico-few-kdp-4-6-kernel.log", "epoch 3 of 60")
+    project.config["training"] = {"save_every_s": 0}
+    kill_when(project, KERNEL, LOG, "epoch 3 of 60")
     assert not (project.folder / KERNEL).exists()
     project.run("--unlock")
     project.run(KERNEL)
-    one, other = (store.read(made.folder / KERNEL) for made in (project, undisturbed))
-    assert all((getattr(one, name) == getattr(other, name)).all() for name in ("omega_DM", "operators_KFF", "gamma_K"))
-    assert [row["loss"] for row in one.curve] == [row["loss"] for row in other.curve]
+    epoch = int(re.search(r"resumed at epoch (\d+)", (project.folder / LOG).read_text(encoding="utf-8")).group(1))
+    assert epoch >= 3 and same_kernel(project, undisturbed) and not list((project.folder / STATES).iterdir())
+
+
+def test_sigterm_in_step_1_saves_and_the_next_run_goes_on(undisturbed, tmp_path):
+    project = project_of(tmp_path)
+    snakemake = start_until(project, KERNEL, LOG, "epoch 3 of 60")
+    job = next(process for process in psutil.Process(snakemake.pid).children(recursive=True)
+               if "python" in process.name() and any("step.py" in word for word in process.cmdline()))
+    job.send_signal(signal.SIGTERM)
+    assert snakemake.wait(timeout=180) == 1, "the job counts as failed"
+    log = (project.folder / LOG).read_text(encoding="utf-8")
+    stopped = re.search(r"stopped at epoch (\d+), step (\d+); the next run goes on from there", log)
+    assert stopped and "Traceback" not in log and not (project.folder / KERNEL).exists()
+    project.run(KERNEL)
+    log = (project.folder / LOG).read_text(encoding="utf-8")
+    assert f"resumed at epoch {stopped.group(1)}, step {stopped.group(2)}" in log
+    assert "epoch 60 of 60" in log and "epoch 2 of 60" not in log
+    assert same_kernel(project, undisturbed) and not list((project.folder / STATES).iterdir())

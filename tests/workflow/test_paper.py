@@ -51,8 +51,7 @@ def test_other_items_are_named(copied):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows[2]["doc_hash"] = "of another text"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    text = copied.run("--forcerun", "comparisons", "--rerun-triggers", "params", "results/tables/comparisons.csv",
-                      check=False)
+    text = copied.run("--force", "results/tables/comparisons.csv", check=False)
     assert "did not answer the same items of heldout_lastword (item 2 differ)" in text
 
 

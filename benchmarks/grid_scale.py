@@ -1,0 +1,101 @@
+"""Time and memory that Snakemake takes to plan grids of 100, 1,000 and 10,000 jobs: a dry run of each, as a table.
+
+A grid is made of a model that is never loaded, with as many rows, ratios and K_max as give that many jobs; nothing is
+built, so the jobs that follow from the choice of blocks (steps, diagnoses, figures) are not among them.
+Run: python benchmarks/grid_scale.py [--jobs 100 1000 10000] [--out FILE]
+"""
+import argparse
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+POINTS_A_ROW = 20
+"""Five ratios at four K_max."""
+JOBS_A_POINT = 4
+"""blocks, fold, evaluate, efficiency."""
+
+
+class Planned(NamedTuple):
+    """One dry run."""
+    points: int
+    jobs: int
+    seconds: float
+    """By the clock."""
+    cpu_seconds: float
+    """Of the processor: what a machine that does nothing else would take."""
+    peak_mib: float
+    """Largest resident set of all dry runs so far, as the system counts it for children."""
+
+
+def config_of(jobs: int) -> dict[str, Any]:
+    """A grid of about so many jobs: rows of the embedded config's methods, each under names of its own."""
+    points = max(1, jobs // JOBS_A_POINT)
+    rows = max(1, round(points / POINTS_A_ROW))
+    bases = ("kdp", "linear", "remove", "linear_sequential")
+    methods = {f"row{number}": {"base": bases[number % len(bases)]} for number in range(rows)}
+    return {"models": {"grid": {"source": "model"}}, "methods": methods,
+            "grid": {"models": ["grid"], "methods": list(methods), "ratios": [0.1, 0.15, 0.2, 0.25, 0.3],
+                     "k_max": [3, 4, 5, 6]}}
+
+
+def plan(config: dict[str, Any], folder: Path) -> Planned:
+    """Dry-run the whole workflow on this config in an empty folder."""
+    (folder / "grid.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "model").mkdir(exist_ok=True)
+    began, cpu = time.perf_counter(), _cpu_seconds()
+    done = subprocess.run([sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory",
+                           str(folder), "--workflow-profile", str(ROOT / "profiles" / "default"), "--dry-run",
+                           "--quiet", "rules", "--configfile", "grid.yaml"], cwd=folder, text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    seconds = time.perf_counter() - began
+    total = re.search(r"^total +(\d+)$", done.stdout, flags=re.MULTILINE)
+    if done.returncode or not total:
+        raise SystemExit(f"the dry run failed:\n{done.stdout[-4000:]}")
+    grid = config["grid"]
+    return Planned(len(grid["methods"]) * len(grid["ratios"]) * len(grid["k_max"]), int(total.group(1)), seconds,
+                   _cpu_seconds() - cpu, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table(rows: Sequence[Planned]) -> str:
+    """Markdown."""
+    lines = ["| grid points | jobs | dry run, s | its CPU time, s | ms CPU a job | peak memory, MiB |",
+             "| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {row.points:,} | {row.jobs:,} | {row.seconds:.1f} | {row.cpu_seconds:.1f} | "
+              f"{1000 * row.cpu_seconds / row.jobs:.1f} | {row.peak_mib:,.0f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Plan each grid, print the table, and write it where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(given)
+    rows = []
+    for jobs in sorted(options.jobs):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(plan(config_of(jobs), Path(folder)))
+        print(rows[-1], file=sys.stderr)
+    print(table(rows), end="")
+    if options.out:
+        options.out.write_text(table(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Plan: what the grid would cost, from configurations alone; nothing is downloaded or run for it."""
+
+
+localrules:
+    plan,
+
+
+rule plan:
+    output:
+        table="results/plan.md",
+        record="results/plan.json",
+    log:
+        "results/logs/plan.log",
+    conda:
+        environment()
+    params:
+        work=plumbing.workload(config),
+        options=config.get("plan", {}),
+        code=plumbing.code("plan"),
+    message:
+        "Planning the grid"
+    script:
+        "../workflow_scripts/plan.py"

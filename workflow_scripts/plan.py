@@ -1,0 +1,21 @@
+"""Rule `plan`: jobs, accelerator hours and disk of the grid, printed and written."""
+from pathlib import Path
+
+from job import job
+
+from kdp_core import planner, store
+
+
+def plan(work: dict, options: dict, outputs) -> str:
+    """Plan from the configurations that are here; returns the table."""
+    facts = {name: planner.facts_of(work["models"][name]["source"], Path("results", name, "dense"))
+             for name in dict.fromkeys(point["model"] for point in work["points"])}
+    sweep = planner.plan(work, facts, **options)
+    store.write_json(outputs.record, sweep)
+    store.write_text(outputs.table, planner.table(sweep))
+    return planner.table(sweep)
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        print(plan(snakemake.params.work, snakemake.params.options, snakemake.output))
