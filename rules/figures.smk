@@ -14,7 +14,7 @@ rule figure_similarity:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         kind="similarity",
         colormap=config.get("figures", {}).get("colormap", "viridis"),
@@ -40,7 +40,7 @@ rule figure_training:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         kind="training",
         dpi=DPI,

@@ -21,7 +21,7 @@ rule tables:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         grid=POINTS,
         steps=STEPS,
@@ -48,7 +48,7 @@ rule report:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         figures=FIGURES,
         seeds=plumbing.seeds(config),
