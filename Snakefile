@@ -13,6 +13,10 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+# a script takes the place of the shell that starts it, so that a signal finds it and nothing ends before it
+shell.prefix("set -euo pipefail; exec ")
+
+
 include: "rules/common.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"

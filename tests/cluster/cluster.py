@@ -47,7 +47,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+# the node with the least to do comes first, so that all are used
+SelectTypeParameters=CR_Core_Memory,CR_LLN
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 GresTypes=gpu
@@ -143,6 +144,13 @@ class Cluster:
         """A node dies: its daemon and all that runs on it, at once."""
         for pid in [self.pids()[node], *self._of_jobs(node)]:
             _send(pid, signal.SIGKILL)
+
+    def clear(self) -> None:
+        """End all jobs, and bring back the nodes that died."""
+        self.run("scancel", "--user", str(os.getuid()))
+        for name in set(NODES) - set(self.pids()):
+            self.revive(name)
+        self._until(lambda: set(self.states().values()) == {"idle"}, "not all nodes came back")
 
     def revive(self, node: str) -> None:
         """Start a node's daemon."""
@@ -258,7 +266,8 @@ def main(arguments: list[str]) -> int:
             print(reason, file=sys.stderr)
             return 1
         cluster = Cluster.start()
-        print(f"export SLURM_CONF={cluster.folder}/slurm.conf PATH={cluster.folder}/bin:$PATH\n# stop it: python {sys.argv[0]} stop {cluster.folder}")
+        print(f"export SLURM_CONF={cluster.folder}/slurm.conf PATH={cluster.folder}/bin:$PATH")
+        print(f"# stop it: python {sys.argv[0]} stop {cluster.folder}")
         return 0
     if len(arguments) == 2 and arguments[0] == "stop" and (Path(arguments[1]) / "pids.json").exists():
         Cluster(Path(arguments[1])).stop()
