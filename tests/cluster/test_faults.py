@@ -35,14 +35,14 @@ def test_a_cancelled_job_is_retried_with_more_memory_and_time(prepared, undistur
 
 def test_a_job_past_its_time_limit_is_retried_with_more(prepared, undisturbed):
     # the signal before the limit is left out, so that the limit itself is met; a minute is Slurm's least
-    run = prepared.begin(KERNEL, "--set-resources", "step:runtime=attempt", "step:slurm_extra=''")
+    run = prepared.begin(KERNEL, "--set-resources", "step:runtime=1 if attempt == 1 else 60", "step:slurm_extra=''")
     first = prepared.in_step_1()
     prepared.pause()
     prepared.end(run)
     jobs = prepared.of_step_1()
     assert jobs.pop(first)["JobState"] == "TIMEOUT"
     (fields,) = jobs.values()
-    assert fields["JobState"] == "COMPLETED" and fields["TimeLimit"] == "00:02:00"
+    assert fields["JobState"] == "COMPLETED" and fields["TimeLimit"] == "01:00:00"
     assert same(prepared, undisturbed, KERNEL)
 
 
