@@ -17,6 +17,10 @@ configfile: "config.yaml"
 report: "rules/captions/workflow.rst"
 
 
+# a script takes the place of the shell that starts it, so that a signal finds it and nothing ends before it
+shell.prefix("set -euo pipefail; exec ")
+
+
 include: "rules/common.smk"
 include: "rules/plan.smk"
 include: "rules/assets.smk"

@@ -27,7 +27,7 @@ rule ablation:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         ablation=lambda wildcards: plumbing.ablation(config, wildcards.ablation),
         rows=lambda wildcards: plumbing.looks(

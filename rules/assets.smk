@@ -12,7 +12,7 @@ rule text:
         environment()
     resources:
         mem_mb=memory_mb(2000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         entry=lambda wildcards: config["texts"][wildcards.text],
         cache=config.get("cache", ".cache/assets"),
@@ -34,8 +34,8 @@ rule dense:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=60,
+        mem_mb=memory_mb(4000, weights=3),
+        runtime=minutes(20, per_billion=10),
     params:
         entry=lambda wildcards: {
             key: value for key, value in model_of(wildcards).items() if key != "device"
@@ -66,7 +66,7 @@ rule tokens:
         environment()
     resources:
         mem_mb=memory_mb(2000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         calibration=lambda wildcards: config["calibrations"][wildcards.calib],
         code=plumbing.code("tokens"),

@@ -15,7 +15,7 @@ checkpoint blocks:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         grid=lambda wildcards: {
             "ratio": float(wildcards.ratio),

@@ -59,9 +59,74 @@ def environment(name="cpu"):
     return f"../envs/{name}.yaml"
 
 
-def memory_mb(base, growth=1.5):
-    """Memory that grows with each attempt."""
-    return lambda wildcards, attempt: int(base * growth ** (attempt - 1))
+def memory_mb(base, weights=0, states=0):
+    """Megabytes: `base`, some copies of the model's weights, some states of all tokens; half as much more an attempt."""
+
+    def asked(wildcards, attempt):
+        size = base
+        if weights:
+            size += weights * plumbing.weights_mb(config, wildcards.model)
+        if states:
+            count = states(wildcards) if callable(states) else states
+            size += count * plumbing.state_mb(config, wildcards.model, wildcards.calib)
+        return int(size * 1.5 ** (attempt - 1))
+
+    return asked
+
+
+def minutes(base, per_billion=0):
+    """Minutes: `base` and some for each billion of the model's parameters; twice as many an attempt."""
+
+    def asked(wildcards, attempt):
+        time = base
+        if per_billion:
+            params = plumbing.size_of(config, wildcards.model)["params"]
+            time += per_billion * params / 1e9
+        return int(time * 2 ** (attempt - 1))
+
+    return asked
+
+
+def block_states(wildcards):
+    """States that a fit of a block holds: those at its layers' ends, as read, stacked and split."""
+    return 3 * (int(wildcards.stop) - int(wildcards.start) + 1)
+
+
+def theory_states(wildcards):
+    """States that the measurement of the theorems holds."""
+    start, stop = config["theory"]["run"]
+    return 3 * (stop - start + 1)
+
+
+def gathered_states(wildcards):
+    """States that the similarity holds: one as read and converted, and the chosen tokens of all, twice."""
+    return plumbing.gathered_states(config, wildcards.model, wildcards.calib)
+
+
+def gpus(wildcards):
+    """GPUs that a job on its model's device takes."""
+    return int(
+        device_of(wildcards) == "auto" or device_of(wildcards).startswith("cuda")
+    )
+
+
+def on_gpu(name, otherwise=None):
+    """A default resource of the profile that only jobs with a GPU get; None is no resource."""
+    return lambda wildcards: site(name) if gpus(wildcards) else otherwise
+
+
+def site(name):
+    """A default resource of the profile, as it stands there; None where it has none."""
+    given = workflow.resource_settings.default_resources or {}
+    return given[name].raw if name in given else None
+
+
+# what jobs on the device of their model ask for; where they run is the profile's to say
+GPU = {"gpu": gpus}
+if site("gpu_type"):
+    GPU["gpu_model"] = on_gpu("gpu_type")
+if site("gpu_partition"):
+    GPU["slurm_partition"] = on_gpu("gpu_partition", site("slurm_partition"))
 
 
 def records_of(point):

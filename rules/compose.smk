@@ -18,8 +18,9 @@ rule compose:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=240,
+        **GPU,
+        mem_mb=memory_mb(4000, weights=3, states=8),
+        runtime=minutes(60, per_billion=30),
     params:
         method=lambda wildcards: plumbing.base_of(config, wildcards.method),
         options=lambda wildcards: plumbing.options(config, wildcards.method).get(

@@ -17,8 +17,9 @@ rule diagnose:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=30,
+        **GPU,
+        mem_mb=memory_mb(3000, weights=3),
+        runtime=minutes(10, per_billion=5),
     params:
         dtype=dtype_of,
         device=device_of,

@@ -17,7 +17,7 @@ rule tasks:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         options={
             key: value for key, value in config["evaluate"].items() if key in OWN_TASKS
@@ -44,8 +44,9 @@ rule evaluate:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=480,
+        **GPU,
+        mem_mb=memory_mb(3000, weights=1.5),
+        runtime=minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
         device=device_of,
@@ -93,8 +94,9 @@ rule efficiency:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=30,
+        **GPU,
+        mem_mb=memory_mb(3000, weights=3),
+        runtime=minutes(10, per_billion=5),
     params:
         dtype=dtype_of,
         device=device_of,

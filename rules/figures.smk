@@ -20,7 +20,7 @@ rule figure_similarity:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         kind="similarity",
         colormap=COLORMAP,
@@ -83,7 +83,7 @@ rule figure_training:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         kind="training",
         dpi=DPI,

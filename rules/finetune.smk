@@ -30,8 +30,9 @@ rule finetune:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=240,
+        **GPU,
+        mem_mb=memory_mb(4000, weights=3),
+        runtime=minutes(60, per_billion=30),
     params:
         dtype=dtype_of,
         device=device_of,

@@ -18,8 +18,8 @@ rule fold:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=30,
+        mem_mb=memory_mb(3000, weights=2),
+        runtime=minutes(10, per_billion=3),
     params:
         method=lambda wildcards: plumbing.base_of(config, wildcards.method),
         code=lambda wildcards: plumbing.code(

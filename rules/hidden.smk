@@ -24,8 +24,9 @@ rule hidden:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=120,
+        **GPU,
+        mem_mb=memory_mb(3000, weights=1.5),
+        runtime=minutes(30, per_billion=15),
     params:
         dtype=dtype_of,
         device=device_of,

@@ -158,6 +158,57 @@ def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]
             for step, given in options(config, name).items() if step not in ("block", "search", "finetune")}
 
 
+def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
+    """Parameters, hidden width and layers of a model, as well as they are known so far.
+
+    Its facts say, once it is fetched; before that a folder's config.json, or the number in the source's name, as in
+    hf:meta-llama/Llama-2-7b-hf. A model of which nothing is known has no size.
+    """
+    facts = Path(f"results/{model}/facts.json")
+    if facts.is_file():
+        fields = json.loads(facts.read_text(encoding="utf-8"))["fields"]
+        return {"params": fields["params_total"], "width": fields["width"], "layers": fields["layers"]}
+    source = config["models"][model]["source"]
+    if (described := Path(source) / "config.json").is_file():
+        return _size_of_config(json.loads(described.read_text(encoding="utf-8")))
+    named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", source.lower())
+    return {"params": float(named[1]) * {"m": 1e6, "b": 1e9}[named[2]] if named else 0, "width": 0, "layers": 0}
+
+
+def _size_of_config(config: dict[str, Any]) -> dict[str, float]:
+    """The size of a model of this configuration, none of whose weights are tied or shared: at least its true one."""
+    config = config | config.get("text_config", {})
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    inner = config.get("intermediate_size") or config.get("ffn_dim") or 4 * width
+    heads = config["num_attention_heads"] * config.get("head_dim", width // config["num_attention_heads"])
+    # embedding and head; queries, keys, values, output; gate, up, down
+    params = 2 * config["vocab_size"] * width + layers * (4 * width * heads + 3 * width * inner)
+    return {"params": params, "width": width, "layers": layers}
+
+
+def weights_mb(config: dict[str, Any], model: str) -> float:
+    """Megabytes of a model's weights at its precision."""
+    precision = config["models"][model].get("dtype", "float32")
+    return size_of(config, model)["params"] * (4 if precision == "float32" else 2) / 1e6
+
+
+def calibration_tokens(config: dict[str, Any], calib: str) -> int:
+    """Tokens of a calibration set."""
+    return sum(config["calibrations"][calib]["mix"].values()) * config["calibrations"][calib]["length"]
+
+
+def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
+    """Megabytes of one state of all calibration tokens, float32."""
+    return calibration_tokens(config, calib) * size_of(config, model)["width"] * 4 / 1e6
+
+
+def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
+    """What the similarity holds in units of `state_mb`: a state as stored and converted, the chosen tokens of all."""
+    tokens = calibration_tokens(config, calib)
+    chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
+    return 2 + 2 * (size_of(config, model)["layers"] + 1) * chosen / tokens
+
+
 def _check_names(config: dict[str, Any]) -> None:
     grid = config["grid"]
     for key, known in (("models", "models"), ("calibrations", "calibrations"), ("methods", "methods")):

@@ -22,7 +22,7 @@ rule tables:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         grid=POINTS,
         steps=STEPS,
@@ -55,7 +55,7 @@ rule report:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         # functions, since snakemake takes braces in strings for wildcards
         figures=lambda wildcards: FIGURES,

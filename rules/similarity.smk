@@ -14,8 +14,8 @@ rule similarity:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=60,
+        mem_mb=memory_mb(3000, states=gathered_states),
+        runtime=minutes(20, per_billion=6),
     params:
         options=config.get("similarity", {}),
         code=plumbing.code("similarity"),

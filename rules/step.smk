@@ -15,8 +15,9 @@ rule step:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=240,
+        **GPU,
+        mem_mb=memory_mb(3000, states=block_states),
+        runtime=minutes(60, per_billion=30),
     params:
         method=lambda wildcards: plumbing.base_of(config, wildcards.method),
         options=lambda wildcards: plumbing.options(config, wildcards.method).get(

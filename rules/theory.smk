@@ -13,8 +13,9 @@ rule theory:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(4000),
-        runtime=60,
+        **GPU,
+        mem_mb=memory_mb(4000, states=theory_states),
+        runtime=minutes(20, per_billion=6),
     params:
         run=config.get("theory", {}).get("run"),
         kernel=plumbing.theory_kernel(config),
@@ -41,7 +42,7 @@ rule theory_tables:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         code=plumbing.code("theory_tables"),
     message:

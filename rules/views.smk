@@ -16,8 +16,8 @@ rule views_heatmaps:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=20,
+        mem_mb=memory_mb(3000, states=4),
+        runtime=minutes(20),
     params:
         kind="heatmaps",
         options=VIEWS.get("heatmaps", {}),
@@ -46,8 +46,8 @@ rule views_trajectories:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=30,
+        mem_mb=memory_mb(3000, states=4),
+        runtime=minutes(30),
     params:
         kind="trajectories",
         options=VIEWS.get("trajectories", {}),

