@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdp_core import modeling, models
+from kdp_core import modeling, models, slicing
 from kdp_core.diagnose import kept_states
 from kdp_core.distil import head_of, to_head
 from kdp_core.hidden import boundary_states
@@ -115,14 +115,24 @@ def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, tem
 
 
 def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor, temperature: float,
-             final_norm: bool = True) -> dict[str, Tensor]:
-    """`measures` of states before the final norm, each through its own model's head, a chunk of tokens at a time."""
+             final_norm: bool = True, basis_DE: Tensor | None = None) -> dict[str, Tensor]:
+    """`measures` of states before the final norm, each through its own model's head, a chunk of tokens at a time.
+
+    basis_DE: of a sliced model's states, which are turned back to the dense model's basis before they are compared.
+    """
     # float64 and half a dozen matrices of logits at once
     size = max(1, head_of(dense).chunk() // 8)
-    chunks = [measures(h_CD, o_CD, logits(dense, h_CD, final_norm).cpu(), logits(other, o_CD, final_norm).cpu(),
-                       temperature)
+    chunks = [measures(*turned(dense, h_CD, o_CD, basis_DE),
+                       logits(dense, h_CD, final_norm).cpu(), logits(other, o_CD, final_norm).cpu(), temperature)
               for h_CD, o_CD in zip(h_ND.split(size), other_ND.split(size), strict=True)]
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both states in the dense model's basis: a sliced model's are turned back, and lack the mean of layer norms."""
+    if basis_DE is None:
+        return h_ND, other_NE
+    return slicing.mean_free(h_ND, dense.config.model_type), other_NE @ basis_DE.T
 
 
 def logits(model: nn.Module, h_ND: Tensor, final_norm: bool = True) -> Tensor:
@@ -271,9 +281,10 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
     forced_KBTD = boundary_states(pruned, torch.cat((prompt_BT, said_BG[:, :-1]), dim=1), own)
     free_BTD, = boundary_states(pruned, torch.cat((prompt_BT, own_BG[:, :-1]), dim=1), own[-1:])
     last_ND = _picked(dense_KBTD[-1], at)
+    bases = slicing.bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else [None] * len(states)
     rows = []
     for history, other_BTD in (("dense", forced_KBTD[-1]), ("own", free_BTD)):
-        found = compared(dense, pruned, last_ND, _picked(other_BTD, at), temperature)
+        found = compared(dense, pruned, last_ND, _picked(other_BTD, at), temperature, basis_DE=bases[-1])
         by_step = {name: values_N.view(B, G) for name, values_N in found.items()}
         # a text is the same as far as all its tokens are
         by_step["same_text"] = (said_BG == own_BG).double().cumprod(dim=1)
@@ -281,9 +292,15 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
                   **averaged({name: values_BG[:, step] for name, values_BG in by_step.items()}, B)}
                  for step in range(G)]
     few = at[::max(1, G // DEPTH_STEPS)]
-    depth = [{"state": state, **averaged(compared(dense, pruned, _picked(h_BTD, few), _picked(other_BTD, few),
-                                                  temperature, final_norm or state == states[-1]), B)}
-             for state, h_BTD, other_BTD in zip(states, dense_KBTD, forced_KBTD, strict=True)]
+    depth = []
+    for state, basis_DE, *pair in zip(states, bases, dense_KBTD, forced_KBTD, strict=True):
+        h_ND, other_ND, last = *(_picked(h_BTD, few) for h_BTD in pair), state == states[-1]
+        if basis_DE is not None and not last:
+            # a sliced model's head reads the basis of its last state alone
+            found = compared(dense, dense, *turned(dense, h_ND, other_ND, basis_DE), temperature, final_norm)
+        else:
+            found = compared(dense, pruned, h_ND, other_ND, temperature, final_norm or last, basis_DE)
+        depth.append({"state": state, **averaged(found, B)})
     return rows, depth
 
 

@@ -7,9 +7,11 @@ import torch
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
 
-from kdp_core import fold, models, spaces, store
+from kdp_core import fold, hidden, models, slicing, spaces, store
 from kdp_core.modeling import drop_parts
-from kdp_core.records import Plan
+from kdp_core.records import Plan, Selection
+from tests import pico
+from tests.kdp_core import stored
 
 
 def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -167,6 +169,31 @@ def test_the_gap_grows_with_the_number_of_layers_gone(llama_folder, tmp_path):
         record = spaces.compare(llama_folder, pruned, ids(), [], dropped=gone, prompts=6, prompt_tokens=12, steps=4)
         kls.append(np.mean([row["kl"] for row in record.decoding if row["history"] == "dense"]))
     assert kls[0] < kls[1] < kls[2]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_sliced_model_is_compared_in_the_dense_models_basis(family, tmp_path):
+    model, data = pico.lively(pico.model(family, layers=4)), stored.tokens()
+    pico.tokenizer().save_pretrained(tmp_path / "dense")
+    model.save_pretrained(tmp_path / "dense")
+    hidden.extract(model, data, tmp_path / "h.zarr", layers=[0], dtype="float32")
+    selection = Selection([], [], "weights", 0.1, 0.1, 0.9, 3, [], 0)
+    records = {}
+    for share in (0.0, 0.25):
+        composed = slicing.compose(tmp_path / "dense", hidden.read(tmp_path / "h.zarr"), data, selection, slicing=share)
+        fold.fold(composed.plan, tmp_path / "dense", tmp_path / str(share))
+        records[share] = spaces.compare(tmp_path / "dense", tmp_path / str(share), ids(), [], dropped=[], prompts=2,
+                                        prompt_tokens=12, steps=3)
+    assert all(row[name] < 1e-5 for row in [*records[0.0].depth, *records[0.0].decoding]
+               for name in ("angle_h", "angle_z", "angle_p", "kl"))
+    cut = records[0.25]
+    assert [row["state"] for row in cut.depth] == [0, 1, 2, 3, 4]
+    assert all(1e-5 < row["angle_h"] < 1 and row["kl"] > 0 for row in cut.depth)
+    text_BT = torch.cat((ids()[:2, :12], spaces.greedy(model, ids()[:2, :12], 3)), dim=1)
+    with torch.no_grad():
+        logp, logq = (log_softmax(one(text_BT).logits[:, 11:-1].double().numpy(), axis=-1)
+                      for one in (model, models.load_model(tmp_path / "0.25")))
+    assert cut.depth[-1]["kl"] == pytest.approx((np.exp(logp) * (logp - logq)).sum(-1).mean(), rel=1e-3)
 
 
 def test_candidates_alone_beside_all_tokens():
