@@ -1,9 +1,10 @@
 """The summary in plain words: which method came first for each model and target, by how much, and how sure that is.
 
 Two rules tell a difference from noise. Where a paired test of the two models on the same items is given, it decides:
-clear below ALPHA (Holm's correction in), else the two cannot be told apart. Where none is, the distance in combined
-standard errors sqrt(se1^2 + se2^2) does: a tie up to TIE, clear from CLEAR on, suggestive between. That one takes both
-models as independent although they answer the same items, and so errs on the side of caution. No science is done here.
+clear below tables.SIGNIFICANT (Holm's correction in), else the two cannot be told apart. Where none is, the distance in
+combined standard errors sqrt(se1^2 + se2^2) does: a tie up to TIE, clear from CLEAR on, suggestive between. That one
+takes both models as independent although they answer the same items, and so errs on the side of caution. No science is
+done here.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,6 @@ from kdp_core.tables import COLUMNS, DENSE
 
 TIE, CLEAR = 1.0, 2.0
 """In combined standard errors: up to TIE apart is a tie, from CLEAR on a clear difference."""
-ALPHA = 0.05
-"""A paired test below it is a clear difference."""
 LISTED = 5
 """Names spelled out in a sentence; where there are more, the last ones are counted."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
@@ -264,7 +263,7 @@ def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Ve
     """How two rows of a summary differ in `acc` or `ppl`: by the paired test if there is one, else by their errors."""
     apart, test = _apart(one, other, metric), paired.get((metric, frozenset((_key(one), _key(other)))))
     if test:
-        return Verdict("clear" if test[0] < ALPHA else "tie", apart, test)
+        return Verdict("clear" if test[0] < tables.SIGNIFICANT else "tie", apart, test)
     level = "tie" if apart <= TIE else "unknown" if math.isinf(apart) else "clear" if apart >= CLEAR else "suggestive"
     return Verdict(level, apart)
 

@@ -67,14 +67,12 @@ READING = {
     "Retained": "Mean accuracy as a share of the dense model's. A model that guesses still “retains” what guessing "
                 "scores.",
 }
-PAIRED_RULE = (f"A paired test on the same items decides, clear below p = {findings.ALPHA:g} after Holm's correction; "
-               f"pairs without one are clear from {findings.CLEAR:g} combined standard errors on and tied up to "
-               f"{findings.TIE:g}.")
+PAIRED_RULE = (f"A paired test on the same items decides, clear below p = {tables.SIGNIFICANT:g} after Holm's "
+               f"correction; pairs without one are clear from {findings.CLEAR:g} combined standard errors on and tied "
+               f"up to {findings.TIE:g}.")
 UNPAIRED_RULE = (f"No paired tests were given: a difference is clear from {findings.CLEAR:g} combined standard errors "
                  f"on, a tie up to {findings.TIE:g}, suggestive between.")
-MARKS = ("Compared are pruned models of one model and target, those with weights set to zero among themselves. Bold: "
-         "best, and told from the others. Underlined: second, or all that cannot be told from the first. A heading "
-         "sorts its column, within the groups.")
+MARKS = f"{tables.NOTE} A heading sorts its column, within the groups."
 LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unknown": "error unknown"}
 
 
@@ -113,7 +111,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     models = list(dict.fromkeys(summary["model"]))
     return page.document(title, _lead(summary, benchmarks), [
         ("In short", "short", _glance(said, models, comparisons)),
-        ("Summary", "summary", _summary_table(summary)),
+        ("Summary", "summary", _summary_table(summary, comparisons)),
         ("Overview", "figures", "".join(_figure(entry) for entry in figures if entry.model not in models)),
         *((model, f"model{place}", _model(model, summary, scores, figures, fits, comparisons))
           for place, model in enumerate(models, start=1)),
@@ -165,9 +163,9 @@ def _card(finding: Finding) -> str:
 
 # The summary ----------------------------------------------------------------------------------------------------------
 
-def _summary_table(summary: pd.DataFrame, *, label: str = "Summary") -> str:
+def _summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, label: str = "Summary") -> str:
     """The main columns, marked as in tables.marks; below it what they mean."""
-    marks = {name: tables.marks(summary, name) for name in tables.MAIN}
+    marks = {name: tables.marks(summary, name, comparisons=comparisons) for name in tables.MAIN}
     made = _point_table(summary, tables.MAIN, COLUMNS, label=label, marks=marks)
     return made + page.note(MARKS) + page.meanings({tables.heading(COLUMNS[name]): COLUMNS[name].what
                                                     for name in tables.MAIN})
@@ -217,7 +215,7 @@ def _model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: Seq
     """Scores by task, costs and blocks, paired tests, fits and figures of one model."""
     own, alone = summary[summary["model"] == model], summary["model"].nunique() == 1
     measured = scores[scores["model"] == model]
-    parts = [("Summary", "" if alone else _summary_table(own, label=f"Summary of {model}")),
+    parts = [("Summary", "" if alone else _summary_table(own, comparisons, label=f"Summary of {model}")),
              ("Scores by task", _task_scores(own, measured)),
              ("Costs and blocks", _costs(own, measured)),
              ("Paired comparisons", _comparisons(comparisons, model)),

@@ -9,7 +9,7 @@ rule comparisons:
         [f"results/{model}/samples" for model in config["grid"]["models"]],
         [f"results/{model}/scores.json" for model in config["grid"]["models"]],
     output:
-        listed("results/tables/comparisons.csv", "paired comparisons", "comparisons"),
+        listed("results/tables/comparisons.csv", "paired tests", "comparisons"),
     log:
         "results/logs/comparisons.log",
     benchmark:

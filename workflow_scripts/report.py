@@ -37,12 +37,10 @@ def write_report(inputs, params, out: str) -> None:
     entries = [report.FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
                                   entry["name"].split("/")[0] if "/" in entry["name"] else "")
                for entry, path in zip(params.figures, inputs.figures, strict=True)]
-    fits = frame(inputs.fits)
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
-        fits=fits, comparisons=frame(inputs.comparisons),
-        config_yaml=params.config_yaml, versions=versions(), seeds=params.seeds,
-        benchmarks=run_times("results/benchmarks")))
+        fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
+        versions=versions(), seeds=params.seeds, benchmarks=run_times("results/benchmarks")))
 
 
 if __name__ == "__main__":
