@@ -59,6 +59,15 @@ def environment(name="cpu"):
     return f"../envs/{name}.yaml"
 
 
+def kept_or_not(states):
+    """The states as they are, or deleted once the last job that reads them is through."""
+    return (
+        directory(states)
+        if config.get("hidden", {}).get("keep", True)
+        else temp(directory(states))
+    )
+
+
 def memory_mb(base, weights=0, states=0):
     """Megabytes: `base`, some copies of the model's weights, some states of all tokens; half as much more an attempt."""
 

@@ -1,15 +1,6 @@
 """Hidden states of the dense model, streamed to Zarr."""
 
 
-def kept_or_not(states):
-    """The states as they are, or deleted once the last job that reads them is through."""
-    return (
-        directory(states)
-        if config.get("hidden", {}).get("keep", True)
-        else temp(directory(states))
-    )
-
-
 rule hidden:
     input:
         dense="results/{model}/dense",

@@ -11,8 +11,13 @@ rule plan:
         record="results/plan.json",
     log:
         "results/logs/plan.log",
+    benchmark:
+        "results/benchmarks/plan.tsv"
     conda:
         environment()
+    resources:
+        mem_mb=memory_mb(1500),
+        runtime=10,
     params:
         work=plumbing.workload(config),
         options=config.get("plan", {}),
