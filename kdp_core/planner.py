@@ -144,7 +144,7 @@ class _Count:
         """Jobs, hours and disk of one stage."""
         found = getattr(self, f"_{stage}")()
         jobs, flops, gib, unknown = found if isinstance(found, tuple) else (found, 0.0, 0.0, [])
-        rate = self.options["tflops" if stage in ("hidden", "evaluate", "search") else "tflops_fit"]
+        rate = self.options["tflops" if stage in ("hidden", "search", "finetune", "evaluate") else "tflops_fit"]
         weights = self.facts.params_total * self.bytes / GIB
         hours = flops / (rate * 1e12) / 3600 + jobs * LOADS.get(stage, 0) * weights / self.options["load_gib_s"] / 3600
         return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))

@@ -115,7 +115,7 @@ def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):
     assert cost_of(both, "finetune").jobs == 2 and cost_of(both, "evaluate").jobs == 5
     flops = 2 * 2 * N * (2 * (llama.macs_per_token - 4096 * 32000) + 3 * 4 * 4096 * 32000)
     loading = 2 * 2 * llama.params_total * 2 / planner.GIB / 3600
-    assert cost_of(both, "finetune").hours == pytest.approx(flops / 1e13 / 3600 + loading)
+    assert cost_of(both, "finetune").hours == pytest.approx(flops / 1e14 / 3600 + loading)
 
 
 def test_searches_are_shared_and_composes_are_counted_a_point(llama):
