@@ -13,7 +13,7 @@ FEW = "results/pico/few"
 HIDDEN = f"{FEW}/hidden.zarr"
 KERNEL = f"{FEW}/kdp/blocks/7-9/kernel.safetensors"
 KERNEL_LOG = "results/logs/step/pico-few-kdp-7-9-kernel.log"
-PATIENCE = 300  # seconds until a job must have come to some point
+PATIENCE = 900  # seconds until a run must have come to some point, on a machine with much else to do
 EAGER = {"slurm-init-seconds-before-status-checks": 1, "seconds-between-status-checks": 1, "latency-wait": 10,
          "max-status-checks-per-second": 5, "max-jobs-per-timespan": "100/1s"}
 """What a test polls by: here the login node is its own."""
