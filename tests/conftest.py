@@ -13,12 +13,14 @@ from tests import pico
 torch.set_num_threads(1)
 
 
+# before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A worker runs whole files, and one of them all runs of the workflow, which share a built project: these first."""
-    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    """A worker runs whole files, one of them all that share the built project; runs of the workflow, the long ones,
+    come first."""
+    items.sort(key=lambda item: ("built" not in item.fixturenames, "workflow" not in item.path.parts))
     for item in items:
-        group = "workflow" if "workflow" in item.path.parts else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group("built" if "built" in item.fixturenames else str(item.path)))
 
 
 @pytest.fixture(scope="session", params=pico.FAMILIES)
