@@ -51,24 +51,6 @@ use rule figure_similarity as figure_models with:
         "Drawing the similarity of layers of all models"
 
 
-use rule figure_similarity as figure_locality with:
-    input:
-        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
-    output:
-        **drawn("locality"),
-    log:
-        "results/logs/figures/locality.log",
-    benchmark:
-        "results/benchmarks/figures/locality.tsv"
-    params:
-        kind="locality",
-        labels=MODEL_LABELS,
-        dpi=DPI,
-        code=plumbing.code("figure"),
-    message:
-        "Drawing the similarity of layers by distance"
-
-
 rule figure_training:
     input:
         kernels=lambda wildcards: trained(wildcards, "kernel"),
@@ -92,6 +74,24 @@ rule figure_training:
         "Drawing the training curves of {wildcards.method}"
     script:
         "../workflow_scripts/figure.py"
+
+
+use rule figure_training as figure_locality with:
+    input:
+        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
+    output:
+        **drawn("locality"),
+    log:
+        "results/logs/figures/locality.log",
+    benchmark:
+        "results/benchmarks/figures/locality.tsv"
+    params:
+        kind="locality",
+        labels=MODEL_LABELS,
+        dpi=DPI,
+        code=plumbing.code("figure"),
+    message:
+        "Drawing the similarity of layers by distance"
 
 
 use rule figure_training as figure_operators with:
