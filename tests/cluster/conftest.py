@@ -39,11 +39,12 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def prepared(undisturbed, cluster, tmp_path):
-    """The same, up to the similarity of layers: what is left runs on the cluster. Its jobs end with the test."""
+    """The same, up to the similarity of layers: what is left runs on the cluster. What it began ends with the test."""
     shutil.copytree(undisturbed.folder, tmp_path / "sweep", symlinks=True)
     for method in undisturbed.config["grid"]["methods"]:
         shutil.rmtree(tmp_path / "sweep/results/pico/few" / method, ignore_errors=True)
     # a test waits for what a log says
     shutil.rmtree(tmp_path / "sweep/results/logs")
-    yield Sweep(tmp_path / "sweep", cluster)
-    cluster.clear()
+    made = Sweep(tmp_path / "sweep", cluster)
+    yield made
+    made.leave()

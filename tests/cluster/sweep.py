@@ -25,6 +25,7 @@ class Sweep(Project):
     def __init__(self, folder: Path, cluster: Cluster | None) -> None:
         super().__init__(folder)
         self.cluster = cluster
+        self.begun: list[subprocess.Popen] = []
         self.config["models"]["pico"]["device"] = "auto"
         self.config["grid"] |= {"methods": ["linear", "kdp"], "ratios": [0.1, 0.2]}
         # long enough to be caught in the middle of step 1
@@ -49,8 +50,9 @@ class Sweep(Project):
     def begin(self, *arguments: str) -> subprocess.Popen:
         """Start snakemake in a process group of its own, its output in a file of the folder."""
         with (self.folder / "screen.txt").open("a") as screen:
-            return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment(), stdout=screen,
-                                    stderr=subprocess.STDOUT, start_new_session=True)
+            self.begun.append(subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment(),
+                                               stdout=screen, stderr=subprocess.STDOUT, start_new_session=True))
+        return self.begun[-1]
 
     def end(self, process: subprocess.Popen) -> str:
         """Wait until snakemake has succeeded; what it printed."""
@@ -58,6 +60,14 @@ class Sweep(Project):
         said = (self.folder / "screen.txt").read_text(encoding="utf-8")
         assert code == 0, said[-6000:]
         return said
+
+    def leave(self) -> None:
+        """End what still runs: snakemake, and the jobs of the cluster."""
+        for process in self.begun:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.cluster.clear()
 
     def until(self, condition, what: str):
         """What the condition gives, once that is true."""
