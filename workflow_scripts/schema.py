@@ -148,7 +148,8 @@ def hidden_block() -> dict[str, Any]:
     made = signature_block("Hidden states.", hidden.extract)
     made["properties"]["keep"] = {
         "type": "boolean", "description": "false deletes a model's states when the last job that reads them is "
-                                          "through; a job asked for later extracts them again. True unless set."}
+                                          "through; a row added later extracts them again, and all that reads them "
+                                          "runs again. True unless set."}
     return made
 
 

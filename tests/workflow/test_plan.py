@@ -9,41 +9,50 @@ ROWS = ["linear", "kdp"]
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Two rows at two ratios, checkpoints folded, hidden states not kept."""
+    """Two rows at two ratios, checkpoints folded, hidden states not kept; and what snakemake printed."""
     project = Project(tmp_path_factory.mktemp("plan"))
     project.config["hidden"] = {"keep": False}
-    project.config["grid"] |= {"methods": ROWS, "ratios": [0.1, 0.2]}
-    project.make().run(*(f"results/pico/few/{row}/r{ratio}-k3/pruned.json" for row in ROWS for ratio in (0.1, 0.2)))
-    return project
+    project.config["grid"] |= {"methods": ROWS, "ratios": [0.1, 0.3]}
+    printed = project.make().run(*(f"results/pico/few/{row}/r{ratio}-k3/pruned.json"
+                                   for row in ROWS for ratio in (0.1, 0.3)))
+    return project, printed
 
 
 def test_states_are_deleted_once_all_that_read_them_are_through_and_not_before(ended):
-    assert not (ended.folder / "results/pico/few/hidden.zarr").exists()
+    project, printed = ended
+    assert not (project.folder / "results/pico/few/hidden.zarr").exists()
     # extracted once: the steps, which are known only after the choice of blocks, found them
-    log = (ended.folder / "results/logs/hidden/pico-few.log").stat()
-    assert log.st_mtime_ns < (ended.folder / "results/logs/similarity/pico-few.log").stat().st_mtime_ns
-    assert len(list((ended.folder / "results/pico/few/kdp/blocks").rglob("*.safetensors"))) >= 4
+    assert printed.count("Extracting hidden states") == 1
+    assert printed.count("Removing temporary output results/pico/few/hidden.zarr") == 1
+    assert printed.rindex("Fitting kdp") < printed.index("Removing temporary output")
 
 
-def test_states_that_are_gone_rerun_nothing(ended):
-    assert ended.planned("results/pico/few/kdp/r0.1-k3/pruned.json") == {}
+def test_states_that_are_gone_rerun_nothing_but_for_a_row_added_later(ended):
+    project, _ = ended
+    assert project.planned("results/pico/few/kdp/r0.1-k3/pruned.json") == {}
+    later = project.planned("results/pico/few/linear_sequential/r0.1-k3/plan.json",
+                            "results/pico/few/kdp/r0.1-k3/pruned.json")
+    assert later == {"hidden": 1, "similarity": 1, "blocks": 2, "fold": 1}
 
 
 def test_the_plan_counts_the_jobs_that_ran(ended):
-    printed = ended.run("plan")
+    project, _ = ended
+    printed = project.run("plan")
     assert "accelerator hours" in printed and "| pico |" in printed
-    counted = {cost["stage"]: cost["jobs"] for cost in store.read_json(ended.folder / "results/plan.json")["costs"]}
+    counted = {cost["stage"]: cost["jobs"] for cost in store.read_json(project.folder / "results/plan.json")["costs"]}
     # a benchmark file a job
-    ran = {folder.name: len(list(folder.glob("*.tsv"))) for folder in (ended.folder / "results/benchmarks").glob("*/")}
+    ran = {path.name: len(list(path.glob("*.tsv"))) for path in (project.folder / "results/benchmarks").glob("*/")}
     stages = ("dense", "tokens", "hidden", "similarity", "blocks", "fold")
     assert {stage: counted[stage] for stage in stages} == {stage: ran[stage] for stage in stages}
-    assert counted["step"] >= ran["step"] and counted["step"] - ran["step"] <= 3, "an upper bound, and a close one"
+    # the layers of a pico model are all of one size
+    assert counted["step"] == ran["step"] > 3
     assert counted["evaluate"] == 5 and counted["diagnose"] == 4 and counted["search"] == counted["finetune"] == 0
 
 
 def test_a_model_of_which_nothing_is_here_is_one_clear_line(ended):
-    ended.config["models"]["other"] = {"source": "hf:some/model@main"}
-    ended.config["grid"]["models"] = ["other"]
-    text = ended.run("plan", check=False)
+    project = Project(ended[0].folder)
+    project.config["models"]["other"] = {"source": "hf:some/model@main"}
+    project.config["grid"]["models"] = ["other"]
+    text = project.run("plan", check=False)
     assert "PlanError: hf:some/model@main: its configuration is not here; convert the model first" in text
     assert "Traceback" not in text
