@@ -94,12 +94,15 @@ class Sweep(Project):
         return {number: fields for number, fields in self.cluster.jobs().items()
                 if fields["WorkDir"] == str(self.folder) and "7_9_kernel" in fields["Comment"].replace("-", "_")}
 
-    def pause(self) -> int:
-        """Halt the script of step 1, as if it hung; its process."""
-        pid, = [int(path.name) for path in Path("/proc").iterdir()
-                if path.name.isdigit() and _runs(path, self.folder, "step.py")]
-        os.kill(pid, signal.SIGSTOP)
-        return pid
+    def pause(self, number: str) -> int | None:
+        """Halt the script of a job of step 1, as if it hung; its process, or None where it has ended before."""
+        found = self.until(lambda: [int(path.name) for path in Path("/proc").iterdir()
+                                    if path.name.isdigit() and _runs(path, self.cluster, number, "step.py")]
+                           or self.of_step_1()[number]["JobState"] != "RUNNING", "the script of step 1 does not start")
+        if found is True:
+            return None
+        os.kill(found[0], signal.SIGSTOP)
+        return found[0]
 
     def bits(self) -> dict[str, list]:
         """What all results hold but for seconds: bytes of weights and states, records as values."""
@@ -128,10 +131,12 @@ def _plain(value) -> list:
     return [str(value.dtype), tuple(value.shape), value.numpy().tobytes()] if hasattr(value, "numpy") else [value]
 
 
-def _runs(process: Path, folder: Path, script: str) -> bool:
-    """Whether a process is the Python of a script in this folder, and not a shell or snakemake that names it."""
+def _runs(process: Path, cluster: Cluster, number: str, script: str) -> bool:
+    """Whether a process is the Python of a script in this job, and not a shell or snakemake that names it."""
     try:
-        words = (process / "cmdline").read_text(encoding="utf-8").split("\0")
-        return (process / "cwd").readlink() == folder and len(words) > 1 and words[1].endswith(f".{script}")
+        words, variables = ((process / name).read_text(encoding="utf-8", errors="replace").split("\0")
+                            for name in ("cmdline", "environ"))
+        return len(words) > 1 and words[1].endswith(f".{script}") and {
+            f"SLURM_JOB_ID={number}", f"SLURM_CONF={cluster.folder}/slurm.conf"} <= set(variables)
     except OSError:
         return False

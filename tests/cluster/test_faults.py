@@ -33,8 +33,8 @@ def test_a_cancelled_job_is_retried_with_more_memory_and_time(prepared, undistur
 def test_a_job_past_its_time_limit_is_retried_with_more(prepared, undisturbed):
     # the signal before the limit is left out, so that the limit itself is met; a minute is Slurm's least
     run = prepared.begin(KERNEL, "--set-resources", "step:runtime=1 if attempt == 1 else 60", "step:slurm_extra=''")
-    first = prepared.in_step_1()
-    prepared.pause()
+    first = prepared.job("RUNNING")
+    prepared.pause(first)
     prepared.end(run)
     jobs = prepared.of_step_1()
     assert jobs.pop(first)["JobState"] == "TIMEOUT"
@@ -92,7 +92,7 @@ def test_a_preempted_job_is_requeued(prepared, undisturbed):
 def test_snakemake_killed_and_started_again_while_its_job_runs(prepared, undisturbed):
     run = prepared.begin(KERNEL)
     first = prepared.in_step_1()
-    script = prepared.pause()
+    script = prepared.pause(first)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     prepared.end(prepared.begin("--unlock"))
