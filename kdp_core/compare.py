@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
 def read_outcomes(folder: str | Path, scores: Scores, *, primary: Mapping[str, Sequence[str]] = PRIMARY,
                   tasks: Sequence[str] | None = None) -> list[Outcomes]:
-    """Outcomes on all tasks that count in a summary, by name, from the files of evaluate.write_samples.
+    """Outcomes on all tasks that count in a summary, by name, from the samples that an evaluation writes.
 
     The items of a group's tasks stand together under the group's name where the group has the score that counts.
     Raises CompareError where items are missing or are more or fewer than the score's.

@@ -211,8 +211,14 @@ def score(task, metric, items, unit="share"):
     return Score(task, metric, 0.5, 0.1, items, True, unit)
 
 
+def write_samples(folder, samples):
+    """As an evaluation writes them."""
+    for task, rows in samples.items():
+        (folder / f"{task}.jsonl").write_text("".join(evaluate._sample_lines(rows)), encoding="utf-8")
+
+
 def test_samples_of_tasks_groups_filters_and_windows(tmp_path):
-    evaluate.write_samples(tmp_path, {
+    write_samples(tmp_path, {
         "cloze": [sample(i, acc=0.0, acc_norm=float(i)) for i in range(2)],
         "law": [sample(0, acc=1.0)], "art": [sample(0, acc=0.0), sample(1, acc=1.0)],
         "math": [sample(0, name="strict", exact_match=0.0), sample(0, name="loose", exact_match=1.0)],
@@ -233,7 +239,7 @@ def test_samples_of_tasks_groups_filters_and_windows(tmp_path):
 def test_missing_samples_are_named(tmp_path):
     with pytest.raises(compare.CompareError, match=r"quiz\.jsonl does not exist; evaluate this model again"):
         compare.read_outcomes(tmp_path, Scores([score("quiz", "acc", 2)], 1.0, {}))
-    evaluate.write_samples(tmp_path, {"quiz": [sample(0, acc=1.0)]})
+    write_samples(tmp_path, {"quiz": [sample(0, acc=1.0)]})
     with pytest.raises(compare.CompareError, match="holds 1 items of quiz, its score is of 2"):
         compare.read_outcomes(tmp_path, Scores([score("quiz", "acc", 2)], 1.0, {}))
 

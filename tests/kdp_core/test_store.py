@@ -19,12 +19,14 @@ from kdp_core.records import (
     ModelFacts,
     Module,
     Plan,
+    Probes,
     PrunedFacts,
     Score,
     Scores,
     Search,
     Selection,
     Similarity,
+    Spaces,
     Theory,
     Tokens,
 )
@@ -71,6 +73,10 @@ def examples():
                  [{"epoch": 0, "seconds": 0.0, "kl": None, "heldout_kl": 0.5}],
                  [{"block": (2, 4), "heldout_error": 0.1, "params": 9}], {"tokens": 96}),
         Composed(Plan("linear_prefix", [], [affine], {}), [], [], {}),
+        Probes(1.0, True, 3, [7, 23], [{"layer": 2, "part": "mlp", "kl": 0.1, "kl_stderr": None}],
+               [{"layer": 2, "part": "mlp", "window": 0, "kl": 0.1}], {"seconds": 1.5}),
+        Spaces(1.0, True, 2, 16, 4, [{"history": "own", "step": 1, "same_text": 0.5}], [{"state": 3, "kl": 0.1}],
+               [{"kl": 0.1, "rank": 2}], {"seconds": 1.5}),
     ]
 
 
