@@ -13,14 +13,9 @@ from tests import pico
 torch.set_num_threads(1)
 
 
-# before xdist reads the groups
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A worker runs whole files, one of them all that share the built project; runs of the workflow, the long ones,
-    come first."""
-    items.sort(key=lambda item: ("built" not in item.fixturenames, "workflow" not in item.path.parts))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("built" if "built" in item.fixturenames else str(item.path)))
+    """Runs of the workflow, the long ones, come first; those on the built project one after the other."""
+    items.sort(key=lambda item: ("workflow" not in item.path.parts, "built" not in item.fixturenames, str(item.path)))
 
 
 @pytest.fixture(scope="session", params=pico.FAMILIES)
