@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from kdp_core import models, tables
-from kdp_core.modeling import RffMlp
+from kdp_core import models, slicing, tables
+from kdp_core.modeling import RffMlp, decoder_layers
+from kdp_core.planner import PUBLISHED
 from kdp_core.tables import Column
 
 TOKENS = 128
@@ -32,20 +32,11 @@ SLICED = 0.25
 """Share of the hidden width that SliceGPT takes out; widths are multiples of 8."""
 
 CONFIGS: Mapping[str, PretrainedConfig] = {
-    # Touvron et al. 2023; the Llama 3 Herd of Models, Table 3; Zhang et al. 2022, Table 1; vocabularies as published
-    "LLaMA-2-7B": LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                              num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096),
-    "LLaMA-2-13B": LlamaConfig(vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
-                               num_attention_heads=40, num_key_value_heads=40, max_position_embeddings=4096),
-    "LLaMA-3-8B": LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                              num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192),
-    "LLaMA-3.1-8B": LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                                num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072),
-    "OPT-2.7B": OPTConfig(vocab_size=50272, hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240,
-                          num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=2048),
-    "OPT-6.7B": OPTConfig(vocab_size=50272, hidden_size=4096, word_embed_proj_dim=4096, ffn_dim=16384,
-                          num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=2048),
-}
+    name: AutoConfig.for_model(**PUBLISHED[repository]) for name, repository in {
+        "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
+        "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
+        "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}.items()}
+"""The paper's models by its names for them."""
 
 
 class Printed(NamedTuple):
@@ -111,7 +102,7 @@ class Size(NamedTuple):
     fold_printed: int
     """What the paper counts of a folded block, 2 a multiply-add: prod A, W1 and W2, without the projection."""
     sliced_params: int
-    """Of SliceGPT at SLICED, norms and biases left out."""
+    """Of SliceGPT at SLICED; the last layer writes, and the head reads, the whole width, as its code leaves it."""
     sliced_macs: int
 
 
@@ -120,42 +111,14 @@ def size(config: PretrainedConfig) -> Size:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         fold = RffMlp(config.hidden_size, FEATURES // 2, HIDDEN, "gelu", "rms")
-    layer = _layers(model)[0]
+        sliced = AutoModelForCausalLM.from_config(
+            slicing.sliced_config(config, slicing.cut(config.hidden_size, SLICED, 8), slice_head=False))
+    layer = decoder_layers(model)[0]
     # 2 ((2m)^2 + 2m H + H D) = 2 ((2m)^2 + H (2m + D))
     printed = 2 * (FEATURES ** 2 + HIDDEN * (FEATURES + config.hidden_size))
     return Size(models.count_params(model), models.count_macs(model), models.count_params(layer),
-                models.count_macs(layer), models.count_params(fold), models.count_macs(fold), printed, *_sliced(model))
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-
-
-def _sliced(model: nn.Module) -> tuple[int, int]:
-    """(parameters, multiply-adds a token) of SliceGPT: one side of each matrix shrinks, two shortcuts a layer come in.
-
-    The last layer writes, and the head reads, the whole width, as the released code leaves it.
-    """
-    wide = model.config.hidden_size
-    narrow = int((1 - SLICED) * wide) // 8 * 8
-    macs, layers = 0, _layers(model)
-    for place, layer in enumerate(layers):
-        last = wide if place == len(layers) - 1 else narrow
-        for name, module in layer.named_modules():
-            if isinstance(module, nn.Linear):
-                reads = name.endswith(READS)
-                other = module.out_features if reads else module.in_features
-                macs += other * (narrow if reads or name.endswith(ATTENTION_OUT) else last)
-        # shortcut of the attention, D' x D', and of the MLP
-        macs += narrow * narrow + narrow * last
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    macs += models.count_macs(model.get_output_embeddings())
-    return macs + sum(module.num_embeddings * narrow for module in embeddings), macs
-
-
-READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "fc1")
-"""Linear layers that read the residual stream; the others write to it."""
-ATTENTION_OUT = ("o_proj", "out_proj")
+                models.count_macs(layer), models.count_params(fold), models.count_macs(fold), printed,
+                models.count_params(sliced), models.count_macs(sliced))
 
 
 # Table 10 -------------------------------------------------------------------------------------------------------------

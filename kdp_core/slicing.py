@@ -69,7 +69,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = AutoConfig.from_pretrained(dense)
     _check(config, hidden, massive, sequences, batch_sequences, slicing, multiple)
     width = _nearest(config, selection.ratio_target, multiple, slice_head) if slicing is None else \
-        _cut(config.hidden_size, slicing, multiple)
+        cut(config.hidden_size, slicing, multiple)
     shape = _shape(config, width, slice_head)
     passes = Passes(models.load_model(dense, device=device, dtype=dtype), hidden.tokens)
     factor = hidden.massive_factor if massive == "mask" else None
@@ -78,7 +78,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
                          batch_sequences)
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in _turned(passes.model, bases).items()}
     stats = {"tokens": start_STD[..., 0].numel(), "width": width, "width_removed": 1 - width / config.hidden_size,
-             "share_of_all": _share(config, shape), "ratio_read": slicing is None, "states": rows,
+             "share_of_all": _share(config, width, slice_head), "ratio_read": slicing is None, "states": rows,
              "seconds": time.perf_counter() - began}
     return Composed(Plan("slicegpt", [], [], tensors, shape=shape), [], [], stats)
 
@@ -107,7 +107,7 @@ def _check(config: PretrainedConfig, hidden: HiddenStates, massive: str, sequenc
 
 # The width -----------------------------------------------------------------------------------------------------------
 
-def _cut(width: int, slicing: float, multiple: int) -> int:
+def cut(width: int, slicing: float, multiple: int) -> int:
     """(1 - s) d rounded down to a multiple."""
     return int((1 - slicing) * width + 1e-9) // multiple * multiple
 
@@ -115,7 +115,7 @@ def _cut(width: int, slicing: float, multiple: int) -> int:
 def _nearest(config: PretrainedConfig, ratio: float, multiple: int, slice_head: bool) -> int:
     """The width whose share of all parameters is nearest to the ratio; of two as near the larger."""
     def share(width: int) -> float:
-        return _share(config, _shape(config, width, slice_head))
+        return _share(config, width, slice_head)
 
     widths = range(multiple, config.hidden_size + 1, multiple)
     if ratio > share(multiple) + ROUNDING:
@@ -133,10 +133,16 @@ def _shape(config: PretrainedConfig, width: int, slice_head: bool) -> dict[str, 
             "tie_word_embeddings": False}
 
 
-def _share(config: PretrainedConfig, shape: dict[str, Any]) -> float:
-    """Share of all parameters that a model of this shape lacks, tied ones counted once; below 0 it has more."""
+def sliced_config(config: PretrainedConfig, width: int, slice_head: bool) -> PretrainedConfig:
+    """The configuration of a model whose states are cut to this width; the head reads the whole one, or that."""
     config_class, _ = FOLDED[config.model_type]
-    sliced = config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type, **shape})
+    return config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type,
+                                   **_shape(config, width, slice_head)})
+
+
+def _share(config: PretrainedConfig, width: int, slice_head: bool) -> float:
+    """Share of all parameters that the sliced model lacks, tied ones counted once; below 0 it has more."""
+    sliced = sliced_config(config, width, slice_head)
     return 1 - models.count_params(models.on_meta(sliced)) / models.count_params(models.on_meta(config))
 
 

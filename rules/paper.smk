@@ -18,7 +18,7 @@ rule comparisons:
         environment()
     resources:
         mem_mb=memory_mb(2000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         grid=POINTS,
         code=plumbing.code("comparisons"),
@@ -44,7 +44,7 @@ rule seeds:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         families=FAMILIES,
         code=plumbing.code("seeds"),
@@ -66,7 +66,7 @@ rule paper_costs:
         environment()
     resources:
         mem_mb=memory_mb(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         code=plumbing.code("costs"),
     message:
@@ -95,7 +95,7 @@ rule paper:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         models=config["grid"]["models"],
         calibrations=plumbing.calibration_sizes(config),

@@ -17,7 +17,7 @@ rule plan:
         environment()
     resources:
         mem_mb=memory_mb(1500),
-        runtime=10,
+        runtime=minutes(10),
     params:
         work=plumbing.workload(config),
         options=config.get("plan", {}),

@@ -18,8 +18,9 @@ rule spaces_probe:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000),
-        runtime=60,
+        **GPU,
+        mem_mb=memory_mb(3000, weights=3),
+        runtime=minutes(30, per_billion=15),
     params:
         dtype=dtype_of,
         device=device_of,

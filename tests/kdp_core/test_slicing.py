@@ -251,15 +251,15 @@ def test_published_models_sliced_by_20_to_40_percent_of_their_width(config, shar
     config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False,
                          **config)
     for slicing_share, share in zip((0.2, 0.25, 0.3, 0.35, 0.4), shares, strict=True):
-        shape = slicing._shape(config, slicing._cut(4096, slicing_share, 8), False)
-        assert 100 * slicing._share(config, shape) == pytest.approx(share, abs=0.06)
+        found = slicing._share(config, slicing.cut(4096, slicing_share, 8), False)
+        assert 100 * found == pytest.approx(share, abs=0.06)
 
 
 @pytest.mark.parametrize("width, slicing_share, expected", [(4096, 0.2, 3272), (4096, 0.25, 3072), (4096, 0.3, 2864),
                                                             (4096, 0.35, 2656), (4096, 0.4, 2456), (32, 0.0, 32),
                                                             (80, 0.9, 8)])
 def test_width_of_a_share_is_rounded_down_to_a_multiple(width, slicing_share, expected):
-    assert slicing._cut(width, slicing_share, 8) == expected
+    assert slicing.cut(width, slicing_share, 8) == expected
 
 
 def test_a_share_of_the_width_leaves_the_ratio_unread_and_may_add_parameters(dense, tmp_path):
