@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from kdp_core import hidden, methods, modeling, models, texts
+from kdp_core.finetune import finetune
 from kdp_core.fold import fold
 from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
 from kdp_core.records import Composed, ModelFacts, Module, Plan, Selection
@@ -211,6 +212,20 @@ def test_checkpoint_holds_no_pickle(pruned):
     for path in pruned.folder.iterdir():
         assert path.suffix in (".json", ".safetensors", ".py", ".jinja", ".txt", ".model"), path
         assert not path.read_bytes().startswith(PICKLED), path
+
+
+def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
+    """Its dagger variant, by the one stage that all rows share; a head tied and one of its own will do."""
+    if pruned.dense.facts.family not in ("llama", "qwen3"):
+        pytest.skip("another family, same heads")
+    facts, record = finetune(pruned.dense.folder, pruned.folder, tmp_path / "tuned", pruned.dense.tokens, pruned.facts,
+                             rank=2, lr=0.005, epochs=1, kl_weight=1.0, heldout=0.2)
+    model = models.load_model(tmp_path / "tuned")
+    assert facts.params_after == model.num_parameters() and logits(model).isfinite().all()
+    assert facts.params_zeroed == pruned.facts.params_zeroed
+    first, last = record.curve[0], record.curve[record.epoch]
+    assert last["heldout_kl_nats"] <= first["heldout_kl_nats"]
+    assert not record.epoch or not torch.equal(logits(model), logits(models.load_model(pruned.folder)))
 
 
 def test_same_bits_twice(pruned):
