@@ -11,8 +11,8 @@ from tests.workflow.project import Project
 ROWS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},
                          "compose": {"entries": 8, "batch_sequences": 12, "positions": 8}},
         "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8}}, "joint_drop": {},
-        "llm_pruner": {}, "wanda": {}}
-CHOOSES = ("laco", "joint_drop", "llm_pruner", "wanda")
+        "llm_pruner": {}, "slicegpt": {"compose": {"multiple": 1}}, "wanda": {}}
+CHOOSES = ("laco", "joint_drop", "llm_pruner", "slicegpt", "wanda")
 """Rows whose fit decides what goes."""
 FEW = "results/pico/few"
 POINT = "results/pico/few/{}/r0.1-k3"
