@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-cluster clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(CORES)
+
+# needs slurm-wlm and munge; see docs/cluster.md
+test-cluster: $(READY)
+	$(BIN)/python -m pytest tests/cluster
 
 clean:
 	rm -rf results .snakemake
