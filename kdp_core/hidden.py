@@ -10,11 +10,21 @@ position, sometimes at the second, and in its layers 3 to 9 at later ones.
 Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token);
 attributes: layers, massive_factor, provenance. Chunks hold one layer of one batch and are not compressed: lossless
 codecs save less than a tenth of float16 states.
+
+Several processes may share the work: each writes a shard, whole batches of the sequences, as a group of its own with
+the same chunks, and `join` puts the chunk files into one group by hard links, under the numbers that they have there.
+So no file has two writers, nothing is seen before it is whole, no state is read or stored twice, and the result has the
+bytes of an extraction that was never split. What is massive depends on all tokens and is decided by `join`.
 """
 import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import zarr
 from torch import Tensor, nn
@@ -26,6 +36,8 @@ logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float16", "float32")
 HALF_MAX = 65504.0
 """Largest finite float16."""
+BESIDE = ["layer", "sequence", "token"]
+"""Axes of what stands beside the states."""
 
 
 class HiddenError(RuntimeError):
@@ -79,15 +91,18 @@ def read(path: str | Path) -> HiddenStates:
                         group.attrs["massive_factor"], sequences, tokens, width, dict(group.attrs["provenance"]))
 
 
-def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[int] | None = None,
-            batch_sequences: int = 8, dtype: str = "auto", massive_factor: float = 8.0) -> None:
+def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple[int, int] | None = None, *,
+            layers: list[int] | None = None, batch_sequences: int = 8, dtype: str = "auto",
+            massive_factor: float = 8.0) -> None:
     """Run `model` over `tokens` and write the states of `layers` (all of them by default) to the Zarr group `path`.
+
+    With `sequences`, the first and one past the last, it is a shard of them, for `join`.
 
     layers: states to store, 0 to the number of layers; null means all.
     batch_sequences: sequences of a forward pass.
     dtype: float16, float32, or auto, which means float16 unless a state exceeds what it holds (65,504), then float32.
     massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
-    Raises HiddenError for a layer the model lacks and for states that are not finite.
+    Raises HiddenError for a layer the model lacks, a shard not of whole batches, and states that are not finite.
     """
     count = len(_decoder_layers(model))
     layers = sorted(set(range(count + 1) if layers is None else layers))
@@ -95,15 +110,86 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, *, layers: list[
         raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
     if dtype not in DTYPES:
         raise HiddenError(f"hidden.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    _check_shard(sequences, len(tokens.ids_ST), batch_sequences)
     for attempt in (["float16", "float32"] if dtype == "auto" else [dtype]):
         try:
             with store.atomic(path) as temporary:
-                _stream(model, tokens, temporary, layers, batch_sequences, attempt, massive_factor)
+                _stream(model, tokens, temporary, sequences, layers, batch_sequences, attempt, massive_factor)
             return
         except HalfOverflow as overflow:
             if dtype != "auto":
                 raise
             logger.warning("%s: storing float32 instead", overflow)
+
+
+def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: float = 8.0) -> None:
+    """Write the group `path` from shards of one extraction, whatever their order.
+
+    massive_factor: as for `extract`.
+    Raises HiddenError for shards that leave sequences out, overlap, or are of different options or precision.
+    """
+    groups = sorted((zarr.open_group(shard, mode="r") for shard in shards), key=lambda group: group.attrs["sequences"])
+    _check_shards(groups)
+    first = groups[0]["states"]
+    with store.atomic(path) as temporary:
+        group = zarr.create_group(temporary, zarr_format=3)
+        states = _create_states(group, (first.shape[0], groups[-1].attrs["sequences"][1], *first.shape[2:]),
+                                first.chunks[1], str(first.dtype))
+        for shard in groups:
+            _link_chunks(shard["states"], states, shard.attrs["sequences"][0] // first.chunks[1])
+        _mark(group, torch.from_numpy(np.concatenate([shard["norm"][:] for shard in groups], axis=1)), massive_factor)
+        group.attrs.update({"layers": groups[0].attrs["layers"], "massive_factor": massive_factor,
+                            "provenance": groups[0].attrs["provenance"]})
+    logger.info("hidden states: %d shards joined", len(groups))
+
+
+def _check_shard(sequences: tuple[int, int] | None, S: int, batch: int) -> None:
+    start, stop = sequences or (0, S)
+    if not 0 <= start < stop <= S or start % batch or (stop % batch and stop != S):
+        raise HiddenError(f"shard {start} to {stop} of {S} sequences is not of whole batches of {batch}; let it begin "
+                          "and end at multiples of hidden.batch_sequences")
+
+
+def _check_shards(groups: list[zarr.Group]) -> None:
+    """HiddenError where shards, in the order of their sequences, are not one extraction."""
+    places = [tuple(group.attrs["sequences"]) for group in groups]
+    if [start for start, _ in places] != [0, *(stop for _, stop in places[:-1])] or \
+            places[-1][1] != groups[0].attrs["of"]:
+        raise HiddenError(f"shards {_named(places)} are not sequences 0 to {groups[0].attrs['of']}, each once; delete "
+                          "hidden-shards and extract again")
+    half = [place for place, group in zip(places, groups, strict=True) if group["states"].dtype == "float16"]
+    if 0 < len(half) < len(groups):
+        raise HiddenError(f"sequences {_named(place for place in places if place not in half)} hold states above "
+                          f"float16's {HALF_MAX:.0f} and were stored as float32, but {_named(half)} as float16; set "
+                          "hidden.dtype to float32, which extracts all of them again")
+    for place, (one, other) in zip(places[1:], pairwise(groups), strict=True):
+        if any(one.attrs[name] != other.attrs[name] for name in ("of", "layers", "provenance")) or \
+                one["states"].chunks != other["states"].chunks:
+            raise HiddenError(f"shard {_named([place])} was extracted with other options or tokens than the one before "
+                              "it; delete hidden-shards and extract again")
+
+
+def _named(places: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{start}-{stop}" for start, stop in places)
+
+
+def _link_chunks(shard: zarr.Array, states: zarr.Array, before: int) -> None:
+    """Give every chunk file of a shard its name in the whole array, `before` batches later."""
+    for row, batch in np.ndindex(shard.cdata_shape[:2]):
+        source, target = _chunk(shard, row, batch), _chunk(states, row, before + batch)
+        # zarr stores no chunk that is all zeros
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:
+                # some parallel file systems link within one folder only
+                shutil.copyfile(source, target)
+
+
+def _chunk(array: zarr.Array, row: int, batch: int) -> Path:
+    """The file of one layer of one batch."""
+    return array.store.root / array.path / array.metadata.encode_chunk_key((row, batch, 0, 0))
 
 
 def _decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -113,28 +199,46 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
     return decoder_layers(model)
 
 
-def _stream(model: nn.Module, tokens: Tokens, path: Path, layers: list[int], batch: int, dtype: str,
-            massive_factor: float) -> None:
+def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, int] | None, layers: list[int],
+            batch: int, dtype: str, massive_factor: float) -> None:
     S, T = tokens.ids_ST.shape
-    D = model.config.hidden_size
+    start, stop = sequences or (0, S)
     group = zarr.create_group(path, zarr_format=3)
-    names = ["layer", "sequence", "token"]
-    states = group.create_array("states", shape=(len(layers), S, T, D), chunks=(1, min(batch, S), T, D), dtype=dtype,
-                                compressors=None, dimension_names=[*names, "width"])
-    norm_LST = torch.zeros(len(layers), S, T)
-    for start in range(0, S, batch):
-        for row, h_BTD in enumerate(boundary_states(model, tokens.ids_ST[start:start + batch], layers)):
+    states = _create_states(group, (len(layers), stop - start, T, model.config.hidden_size), min(batch, S), dtype)
+    norm_LST = torch.zeros(len(layers), stop - start, T)
+    for first in range(start, stop, batch):
+        here = slice(first - start, min(first + batch, stop) - start)
+        for row, h_BTD in enumerate(boundary_states(model, tokens.ids_ST[start:stop][here], layers)):
             _check(h_BTD, layers[row], dtype)
-            norm_LST[row, start:start + batch] = h_BTD.norm(dim=-1)
-            states[row, start:start + batch] = h_BTD.to(getattr(torch, dtype)).numpy()
-        logger.info("hidden states: %d of %d sequences", min(start + batch, S), S)
+            norm_LST[row, here] = h_BTD.norm(dim=-1)
+            states[row, here] = h_BTD.to(getattr(torch, dtype)).numpy()
+        logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
+    provenance = {**tokens.provenance, "model_type": model.config.model_type, "dtype": dtype}
+    if sequences is None:
+        _mark(group, norm_LST, massive_factor)
+        group.attrs.update({"layers": layers, "massive_factor": massive_factor, "provenance": provenance})
+    else:
+        _beside(group, "norm", norm_LST)
+        group.attrs.update({"layers": layers, "sequences": [start, stop], "of": S, "provenance": provenance})
+
+
+def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype: str) -> zarr.Array:
+    return group.create_array("states", shape=shape, chunks=(1, batch, *shape[2:]), dtype=dtype, compressors=None,
+                              dimension_names=[*BESIDE, "width"])
+
+
+def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
+    """Store the norms, and which tokens are massive."""
     median_L11 = norm_LST.flatten(1).median(dim=1).values[:, None, None]
-    for name, values in (("norm", norm_LST), ("massive", norm_LST > massive_factor * median_L11)):
-        array = group.create_array(name, shape=values.shape, chunks=(1, S, T), dtype=values.numpy().dtype,
-                                   compressors=None, dimension_names=names)
-        array[:] = values.numpy()
-    group.attrs.update({"layers": layers, "massive_factor": massive_factor,
-                        "provenance": {**tokens.provenance, "model_type": model.config.model_type, "dtype": dtype}})
+    _beside(group, "norm", norm_LST)
+    _beside(group, "massive", norm_LST > massive_factor * median_L11)
+
+
+def _beside(group: zarr.Group, name: str, values_LST: Tensor) -> None:
+    values = values_LST.numpy()
+    array = group.create_array(name, shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype,
+                               compressors=None, dimension_names=BESIDE)
+    array[:] = values
 
 
 def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:

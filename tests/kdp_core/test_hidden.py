@@ -12,7 +12,7 @@ import torch
 import zarr
 
 from kdp_core import hidden, modeling
-from kdp_core.hidden import HalfOverflow, HiddenError, boundary_states, extract, read
+from kdp_core.hidden import HalfOverflow, HiddenError, boundary_states, extract, join, read
 from kdp_core.records import Tokens
 from tests import pico
 
@@ -228,3 +228,88 @@ def test_kill_in_the_middle_leaves_nothing_and_a_rerun_is_the_same(tmp_path):
         extract(pico.model("llama", layers=2), tokens(), tmp_path / name, batch_sequences=1)
     assert content(path) == content(tmp_path / "undisturbed.zarr")
     assert len(content(path)) > 5
+
+
+BORDERS = {"even": [(0, 4), (4, 8), (8, 11)], "uneven": [(0, 2), (2, 8), (8, 10), (10, 11)], "one": [(0, 11)]}
+
+
+def shards(folder, model, sample, borders, **options):
+    """The shards of these sequences, each a folder named by them."""
+    for start, stop in borders:
+        extract(model, sample, folder / f"{start}-{stop}", (start, stop), **options)
+    return [folder / f"{start}-{stop}" for start, stop in borders]
+
+
+@pytest.mark.parametrize("borders", BORDERS.values(), ids=BORDERS)
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_joined_shards_have_the_bytes_of_an_extraction_that_was_never_split(tmp_path, borders, dtype):
+    model, sample = pico.model("llama", layers=LAYERS), tokens(sequences=11)
+    options = {"batch_sequences": 2, "dtype": dtype, "layers": [0, 2, LAYERS]}
+    extract(model, sample, tmp_path / "whole.zarr", massive_factor=1.2, **options)
+    assert read(tmp_path / "whole.zarr").massive_LST.any()
+    made = shards(tmp_path / "shards", model, sample, borders, **options)
+    # in whatever order they are given
+    join(made[::-1], tmp_path / "joined.zarr", massive_factor=1.2)
+    assert content(tmp_path / "joined.zarr") == content(tmp_path / "whole.zarr")
+    links = {path.stat().st_nlink for path in (tmp_path / "joined.zarr/states/c").rglob("*") if path.is_file()}
+    assert links == {2}, "states were copied"
+
+
+def test_shards_are_joined_where_links_stay_in_a_folder_and_where_states_are_zero(tmp_path, monkeypatch):
+    model, sample = pico.model("llama", layers=2), tokens(sequences=4)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[sample.ids_ST[2:].unique()] = 0
+    extract(model, sample, tmp_path / "whole.zarr", batch_sequences=2)
+    made = shards(tmp_path, model, sample, [(0, 2), (2, 4)], batch_sequences=2)
+    assert not list((made[1] / "states/c").rglob("*/0/0/0")), "zarr stores no chunk of zeros"
+
+    inner = os.link
+
+    def within_a_folder(source, target):
+        if Path(source).parent != Path(target).parent:
+            raise PermissionError(f"no link from {source}")
+        inner(source, target)
+
+    monkeypatch.setattr(os, "link", within_a_folder)
+    join(made, tmp_path / "joined.zarr")
+    assert content(tmp_path / "joined.zarr") == content(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("sequences", [(0, 3), (1, 4), (4, 4), (4, 6), (-2, 2)])
+def test_a_shard_is_of_whole_batches(tmp_path, sequences):
+    with pytest.raises(HiddenError, match="5 sequences is not of whole batches of 2; let it begin and end at"):
+        extract(pico.model("llama", layers=2), tokens(), tmp_path / "part", sequences, batch_sequences=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("borders, change, words", [
+    ([(0, 2), (4, 5)], {}, "shards 0-2, 4-5 are not sequences 0 to 5, each once"),
+    ([(0, 2), (2, 4)], {}, "shards 0-2, 2-4 are not sequences 0 to 5"),
+    ([(0, 4), (2, 4), (4, 5)], {}, "shards 0-4, 2-4, 4-5 are not"),
+    ([(0, 2), (2, 5)], {"layers": [1]}, "shard 2-5 was extracted with other options"),
+    ([(0, 2), (2, 5)], {"batch_sequences": 1}, "shard 2-5 was extracted with other options"),
+    ([(0, 2), (2, 5)], {"sample": tokens(seed=4)}, "shard 2-5 was extracted with other options or tokens"),
+])
+def test_shards_that_are_not_one_extraction_are_refused(tmp_path, borders, change, words):
+    model, options = pico.model("llama", layers=2), {"sample": tokens(), "batch_sequences": 2}
+    made = shards(tmp_path / "s", model, borders=borders[:-1], **options)
+    made += shards(tmp_path / "s", model, borders=borders[-1:], **options | change)
+    with pytest.raises(HiddenError, match=words):
+        join(made, tmp_path / "joined.zarr")
+    assert not list(tmp_path.glob("*joined*"))
+
+
+def test_shards_of_two_precisions_are_named_with_the_remedy(tmp_path):
+    sample = tokens()
+    sample.ids_ST[sample.ids_ST == 7] = 8
+    sample.ids_ST[3, 5] = 7
+    model = scale_token(pico.model("llama", layers=2), 7, 1e6)
+    extract(model, sample, tmp_path / "whole.zarr", batch_sequences=2)
+    borders = [(0, 2), (2, 4), (4, 5)]
+    made = shards(tmp_path / "auto", model, sample, borders, batch_sequences=2)
+    with pytest.raises(HiddenError, match=r"sequences 2-4 hold states above float16's 65504 and were stored as "
+                                          r"float32, but 0-2, 4-5 as float16; set hidden\.dtype to float32"):
+        join(made, tmp_path / "joined.zarr")
+    join(shards(tmp_path / "float32", model, sample, borders, batch_sequences=2, dtype="float32"),
+         tmp_path / "joined.zarr")
+    assert content(tmp_path / "joined.zarr") == content(tmp_path / "whole.zarr")
