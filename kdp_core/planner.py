@@ -146,7 +146,8 @@ class _Count:
         jobs, flops, gib, unknown = found if isinstance(found, tuple) else (found, 0.0, 0.0, [])
         rate = self.options["tflops" if stage in ("hidden", "search", "finetune", "evaluate") else "tflops_fit"]
         weights = self.facts.params_total * self.bytes / GIB
-        hours = flops / (rate * 1e12) / 3600 + jobs * LOADS.get(stage, 0) * weights / self.options["load_gib_s"] / 3600
+        loads = self._loading(stage, jobs) * LOADS.get(stage, 0)
+        hours = flops / (rate * 1e12) / 3600 + loads * weights / self.options["load_gib_s"] / 3600
         return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))
 
     def _dense(self) -> tuple[int, float, float, list[str]]:
@@ -155,10 +156,16 @@ class _Count:
     def _tokens(self) -> int:
         return len(self.calibs)
 
+    def _loading(self, stage: str, jobs: int) -> int:
+        """Jobs of a stage that load its models: those that join shards load none."""
+        return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
+
     def _hidden(self) -> tuple[int, float, float, list[str]]:
+        shards = self.work["shards"]
+        jobs = len(self.calibs) * (shards + (shards > 1))
         tokens = sum(self.tokens[calib] for calib in self.calibs)
         per_token = len(self._stored()) * (self.facts.width * self.work["state_bytes"] + 5)
-        return len(self.calibs), 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
+        return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
 
     def _stored(self) -> list[int]:
         """Numbers of the states on disk; beside each token stand its norm and whether it is massive, 5 bytes."""

@@ -68,6 +68,15 @@ def kept_or_not(states):
     )
 
 
+def shards_of(wildcards):
+    """The shards that a calibration set's states are joined from."""
+    folder = "results/{model}/{calib}/hidden-shards".format(**wildcards)
+    return [
+        f"{folder}/{start}-{stop}"
+        for start, stop in plumbing.shards(config, wildcards.calib)
+    ]
+
+
 def memory_mb(base, weights=0, states=0):
     """Megabytes: `base`, some copies of the model's weights, some states of all tokens; half as much more an attempt."""
 

@@ -1,4 +1,19 @@
-"""Hidden states of the dense model, streamed to Zarr."""
+"""Hidden states of the dense model, streamed to Zarr: by one job, or by `hidden.shards` jobs and one that joins."""
+
+SHARDS = config.get("hidden", {}).get("shards", 1)
+EXTRACTION = {
+    key: value
+    for key, value in config.get("hidden", {}).items()
+    if key not in ("keep", "shards")
+}
+
+if SHARDS > 1:
+
+    ruleorder: hidden_join > hidden
+
+else:
+
+    ruleorder: hidden > hidden_join
 
 
 rule hidden:
@@ -17,17 +32,35 @@ rule hidden:
     resources:
         **GPU,
         mem_mb=memory_mb(3000, weights=1.5),
-        runtime=minutes(30, per_billion=15),
+        runtime=minutes(30, per_billion=15 / SHARDS),
     params:
         dtype=dtype_of,
         device=device_of,
-        options={
-            key: value
-            for key, value in config.get("hidden", {}).items()
-            if key != "keep"
-        },
+        options=EXTRACTION,
         code=plumbing.code("hidden"),
     message:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}"
     script:
         "../workflow_scripts/hidden.py"
+
+
+use rule hidden as hidden_shard with:
+    output:
+        temp(directory("results/{model}/{calib}/hidden-shards/{start}-{stop}")),
+    log:
+        "results/logs/hidden/{model}-{calib}-{start}-{stop}.log",
+    benchmark:
+        "results/benchmarks/hidden/{model}-{calib}-{start}-{stop}.tsv"
+    message:
+        "Extracting hidden states of {wildcards.model} over {wildcards.calib}, sequences {wildcards.start} to {wildcards.stop}"
+
+
+# same script and params: the number of shards changes neither code nor options of what is stored
+use rule hidden as hidden_join with:
+    input:
+        shards_of,
+    resources:
+        mem_mb=memory_mb(2000),
+        runtime=minutes(30),
+    message:
+        "Joining hidden states of {wildcards.model} over {wildcards.calib}"

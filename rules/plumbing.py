@@ -202,6 +202,23 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
     return calibration_tokens(config, calib) * size_of(config, model)["width"] * 4 / 1e6
 
 
+def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
+    """Sequences of each shard of an extraction, the first and one past the last: whole batches, as even as they go."""
+    sequences, batch = sum(config["calibrations"][calib]["mix"].values()), _batch(config)
+    count, batches = config.get("hidden", {}).get("shards", 1), _batches(config, calib)
+    borders = [min(batches * shard // count * batch, sequences) for shard in range(count + 1)]
+    return list(itertools.pairwise(borders))
+
+
+def _batch(config: dict[str, Any]) -> int:
+    default = schema()["properties"]["hidden"]["properties"]["batch_sequences"]["default"]
+    return config.get("hidden", {}).get("batch_sequences", default)
+
+
+def _batches(config: dict[str, Any], calib: str) -> int:
+    return -(-sum(config["calibrations"][calib]["mix"].values()) // _batch(config))
+
+
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
     """What the similarity holds in units of `state_mb`: a state as stored and converted, the chosen tokens of all."""
     tokens = calibration_tokens(config, calib)
@@ -236,6 +253,7 @@ def _check_names(config: dict[str, Any]) -> None:
         _known(f"{section}.rows", config.get(section, {}).get("rows", []), dict.fromkeys(config["grid"]["methods"]),
                "name a row of grid.methods, or add it there")
     _check_ablations(config)
+    _check_shards(config)
     _check_benchmarks(config)
     for name in config["models"]:
         if name in RESERVED:
@@ -278,6 +296,15 @@ def task_files() -> str:
     """Hash of the task definitions, which no script imports."""
     files = sorted(path for path in TASK_FILES.iterdir() if path.suffix in (".yaml", ".py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _check_shards(config: dict[str, Any]) -> None:
+    count = config.get("hidden", {}).get("shards", 1)
+    for calib in dict.fromkeys(point["calib"] for point in points(config)):
+        if (batches := _batches(config, calib)) < count:
+            raise ConfigError(f"config: hidden.shards is {count}, but calibrations.{calib} has {batches} batches of "
+                              f"hidden.batch_sequences {_batch(config)}; take at most {batches} shards, or smaller "
+                              "batches")
 
 
 def _check_views(config: dict[str, Any]) -> None:
@@ -419,7 +446,8 @@ def workload(config: dict[str, Any]) -> dict[str, Any]:
                        for name, one in config["models"].items()},
             "calibrations": {name: {"sequences": sum(one["mix"].values()), "length": one["length"]}
                              for name, one in config["calibrations"].items()},
-            "state_bytes": 4 if hidden.get("dtype") == "float32" else 2, "state_layers": hidden.get("layers")}
+            "state_bytes": 4 if hidden.get("dtype") == "float32" else 2, "state_layers": hidden.get("layers"),
+            "shards": hidden.get("shards", 1)}
 
 
 def _search_or_none(config: dict[str, Any], name: str) -> str | None:

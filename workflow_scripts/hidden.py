@@ -1,16 +1,29 @@
-"""Rule `hidden`: hidden states of a dense model over its calibration sequences, streamed to Zarr."""
+"""Rules `hidden` and `hidden_shard`: hidden states of a dense model over its calibration sequences, all or some; rule
+`hidden_join`: the shards as one."""
 from job import job
 
-from kdp_core import hidden, models, store
+from kdp_core import hidden, store
 
 
-def extract_hidden(dense: str, tokens: str, out: str, dtype: str, device: str, options: dict) -> None:
+def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int] | None, params) -> None:
     """Load the model and stream its states."""
-    model = models.load_model(dense, device=device, dtype=dtype)
-    hidden.extract(model, store.read(tokens), out, **options)
+    # not above: transformers' models cost seconds, and joining needs none
+    from kdp_core import models
+
+    model = models.load_model(dense, device=params.device, dtype=params.dtype)
+    hidden.extract(model, store.read(tokens), out, sequences, **params.options)
+
+
+def join_hidden(shards: list[str], out: str, options: dict) -> None:
+    """Put the shards together."""
+    hidden.join(shards, out, **{key: options[key] for key in options if key == "massive_factor"})
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        extract_hidden(snakemake.input.dense, snakemake.input.tokens, snakemake.output[0], snakemake.params.dtype,
-                       snakemake.params.device, snakemake.params.options)
+        inputs, wildcards = snakemake.input, snakemake.wildcards
+        if snakemake.rule == "hidden_join":
+            join_hidden(inputs, snakemake.output[0], snakemake.params.options)
+        else:
+            shard = (int(wildcards.start), int(wildcards.stop)) if "start" in wildcards.keys() else None
+            extract_hidden(inputs.dense, inputs.tokens, snakemake.output[0], shard, snakemake.params)

@@ -21,7 +21,7 @@ from kdp_core import (
     theory,
     views,
 )
-from kdp_core.methods import METHODS, method_schema, option_schema
+from kdp_core.methods import METHODS, arguments, method_schema, option_schema
 from kdp_core.runs import no_layer
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
@@ -146,6 +146,10 @@ def signature_block(description: str, function: Any, filled: tuple[str, ...] = (
 def hidden_block() -> dict[str, Any]:
     """How states are stored, and for how long."""
     made = signature_block("Hidden states.", hidden.extract)
+    batch = arguments(hidden.extract)["batch_sequences"]
+    made["properties"]["batch_sequences"] |= {"minimum": 1, "default": batch.default}
+    made["properties"]["shards"] = count("Jobs that share the extraction of a calibration set, each a run of whole "
+                                         "batches; the states do not depend on it. 1 unless set.")
     made["properties"]["keep"] = {
         "type": "boolean", "description": "false deletes a model's states when the last job that reads them is "
                                           "through; a row added later extracts them again, and all that reads them "

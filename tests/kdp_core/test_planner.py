@@ -25,7 +25,8 @@ def work_of(rows, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
             for name, one in rows.items() for ratio in ratios for k in k_max]
     rows = {name: {**one, "source": one["source"] or name} for name, one in rows.items()}
     return {"points": made, "diagnosed": made, "rows": rows, "models": {model: {"source": "", "dtype": "bfloat16"}},
-            "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None}
+            "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None,
+            "shards": 1}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,13 @@ def test_hours_of_passes_and_loading(llama):
         assert cost_of(slow, stage).hours == pytest.approx(loads * loading + flops / 5e13 / 3600), stage
         assert cost_of(fast, stage).hours == pytest.approx(loads * loading + flops / 1e14 / 3600), stage
     assert cost_of(slow, "fold").gib == pytest.approx(0.75 * llama.params_total * 2 / planner.GIB)
+
+
+def test_shards_are_jobs_that_load_the_model_and_one_that_does_not(llama):
+    work = work_of({"remove": row("remove")})
+    whole, apart = (cost_of(planner.plan({**work, "shards": count}, {"llama": llama}), "hidden") for count in (1, 8))
+    assert (whole.jobs, apart.jobs) == (1, 9) and whole.gib == apart.gib
+    assert apart.hours - whole.hours == pytest.approx(7 * llama.params_total * 2 / planner.GIB / 3600)
 
 
 def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):

@@ -261,6 +261,31 @@ def test_seeds_that_cannot_be_run_are_refused(seeds, more, words):
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize("sequences, batch, shards, expected", [
+    (40, 6, 3, [(0, 12), (12, 24), (24, 40)]), (40, 8, 5, [(0, 8), (8, 16), (16, 24), (24, 32), (32, 40)]),
+    (41, 8, 2, [(0, 24), (24, 41)]), (5, 8, 1, [(0, 5)]), (4000, None, 1, [(0, 4000)])])
+def test_shards_are_whole_batches_spread_evenly(sequences, batch, shards, expected):
+    config = {"calibrations": {"c": {"mix": {"a": sequences - 1, "b": 1}}},
+              "hidden": {"shards": shards} | ({"batch_sequences": batch} if batch else {})}
+    assert plumbing.shards(config, "c") == expected
+
+
+def test_more_shards_than_batches_are_refused_before_any_job():
+    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "calibrations": ["small"]}
+    config = {**CONFIG, "hidden": {"shards": 5},
+              "calibrations": {**CONFIG["calibrations"], "small": {"length": 24, "seed": 0, "mix": {"made": 9}}}}
+    # 40 sequences are 5 batches of 8; a set that nothing runs does not count
+    plumbing.check(config)
+    for change, words in (({"hidden": {"shards": 6}}, "hidden.shards is 6, but calibrations.few has 5 batches of "
+                                                      "hidden.batch_sequences 8; take at most 5 shards"),
+                          ({"ablations": {"a": study}}, "calibrations.small has 2 batches"),
+                          ({"hidden": {"shards": 0}}, "hidden.shards is 0, but must be at least 1"),
+                          ({"hidden": {"batch_sequences": 0}}, "batch_sequences is 0, but must be at least 1")):
+        with pytest.raises(plumbing.ConfigError) as refused:
+            plumbing.check(config | change)
+        assert words in str(refused.value)
+
+
 def test_ablations_name_the_papers_tables_once_each():
     study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "paper": 3}
     config = {**CONFIG, "ablations": {"a": study, "b": {**study, "paper": 4}, "c": {**study, "paper": 11}}}

@@ -66,6 +66,15 @@ def test_without_a_site_nothing_is_asked_of_partitions(project):
     assert hidden["gpu"] == 1 and not {"gpu_model", "slurm_partition", "slurm_account"} & set(hidden)
 
 
+def test_shards_take_a_gpu_each_and_their_share_of_the_time_and_joining_takes_none(project):
+    target = "results/pico/few/hidden.zarr"
+    project.config["models"]["pico"] = {"source": "hf:org/model-7b@main", "device": "cuda"}
+    project.config["hidden"] = {"shards": 5}
+    shard, joining = (asked(project, rule, target) for rule in ("hidden_shard", "hidden_join"))
+    assert (shard["gpu"], shard["runtime"]) == (1, 30 + 15 * 7 // 5)
+    assert "gpu" not in joining and joining["mem_mb"] < shard["mem_mb"]
+
+
 def test_memory_and_time_grow_with_the_model(project):
     target = "results/pico/few/hidden.zarr"
     small = asked(project, "hidden", target)
