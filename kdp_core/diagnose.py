@@ -128,7 +128,7 @@ def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BT
 
 def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
     """KL, agreement, dense and pruned negative log-likelihood of each token, float64 (4, C)."""
-    next_C1 = next_C.to(logp_CV.device)[:, None]
+    next_C1, logq_CV = next_C.to(logp_CV.device)[:, None], logq_CV.to(logp_CV.device)
     # KL(p || q) = sum_v p_v (log p_v - log q_v)
     kl_C = (logp_CV.exp() * (logp_CV - logq_CV)).sum(dim=1)
     same_C = logp_CV.argmax(dim=1) == logq_CV.argmax(dim=1)

@@ -45,10 +45,12 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         weight = self.linear.weight
+        # a spread model's head may be in main memory or on disk, from where accelerate fetches it to the states
+        device = h.device if weight.is_meta else weight.device
         if self.adapter is not None:
             # a small module is trained in float32 whatever the model's precision
-            h = self.adapter(h.to(weight.device, torch.float32))
-        logits = self.linear(h.to(weight.device, weight.dtype)).float()
+            h = self.adapter(h.to(device, torch.float32))
+        logits = self.linear(h.to(device, weight.dtype)).float()
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def chunk(self) -> int:

@@ -4,7 +4,8 @@
 Latency is measured in turns, dense and pruned, in one process, the first of the two changing each time: a machine that
 slows down for a while slows both, so the median of the paired ratios is steadier than the ratio of two runs.
 Memory is that of the pruned model alone, which is loaded and run before the dense one is there:
-    cuda_allocated       peak of torch's allocator over the runs, weights in
+    cuda_allocated       peak of torch's allocator over the runs, weights in; of a model spread over several GPUs the
+                         sum of their peaks
     cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded (libraries
                          that the first model of a process pulls in count, tens of MiB). Linux can
                          reset the peak, so the loading itself does not count; freed memory goes back to the system
@@ -68,7 +69,7 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int 
     with _threads(threads), torch.inference_mode():
         meter = Meter(models.resolve_device(device))
         pruned = models.load_model(pruned_folder, device=device, dtype=dtype)
-        meter.start_runs()
+        meter.start_runs(pruned)
         ids_ST = _ids(pruned, batch, tokens, decode_steps)
         latency(pruned, ids_ST, decode_steps)
         peak_mib, kind = meter.peak_mib(pruned)
@@ -81,7 +82,7 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int 
         return Efficiency(
             params=models.count_params(pruned), params_dense=models.count_params(dense),
             macs=models.count_macs(pruned) * tokens, macs_dense=models.count_macs(dense) * tokens, tokens=tokens,
-            peak_memory_mib=peak_mib, peak_memory_kind=kind, device=_name(meter.device),
+            peak_memory_mib=peak_mib, peak_memory_kind=kind, device=_name(meter.device, pruned, dense),
             threads=torch.get_num_threads(), repeats=repeats, **times)
 
 
@@ -126,16 +127,19 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._gpus: list[torch.device] = []
         self._before_mib: float | None = None
         if device.type == "cpu":
             _release_freed()
             self._before_mib = resident_mib("VmRSS")
 
-    def start_runs(self) -> None:
+    def start_runs(self, model: PreTrainedModel) -> None:
         """From here on the peak counts."""
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            self._gpus = sorted({parameter.device for parameter in model.parameters() if parameter.is_cuda}, key=str)
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
         elif self._before_mib is not None:
             try:
                 CLEAR_REFS.write_text(RESET_PEAK)
@@ -145,7 +149,7 @@ class Meter:
     def peak_mib(self, model: PreTrainedModel) -> tuple[float, str]:
         """(MiB, kind), as the module's docstring names the kinds."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / MIB, "cuda_allocated"
+            return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / MIB, "cuda_allocated"
         peak = resident_mib("VmHWM")
         if self._before_mib is not None and peak is not None:
             return peak - self._before_mib, "cpu_resident_growth"
@@ -169,8 +173,11 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
+    """The device; where a model is in more places than one, these too, as its latency is that of the slowest."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    found = {which: models.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
+    return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])
 
 
 def _release_freed() -> None:

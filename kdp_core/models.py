@@ -6,6 +6,7 @@ the output head in, embedding and attention scores out. Its dense rows come out 
 """
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+SPREAD = "balanced"
+"""Device of a model whose layers are spread over several, accelerate's word."""
 JUNK = ("_model_name_or_path", "quantization_config")
 """What a GGUF file leaves in the configuration though it no longer holds."""
 
@@ -68,11 +71,46 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
                trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a safetensors folder, dense or pruned, in eval mode; weights go straight to the device."""
+    """The model of a safetensors folder, dense or pruned, in eval mode; weights go straight to the device.
+
+    `balanced` spreads the layers over all GPUs here, as even as they go, then over main memory, and leaves the rest in
+    the checkpoint on disk; `balanced:0=70GiB,cpu=200GiB` gives no more than that to a place, and nothing to others.
+    """
     place = resolve_device(device)
+    more = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
+    if _is_spread(device):
+        return _load_spread(Path(folder), device, more).eval()
     where = _locate(Path(folder))
-    return _load(Path(folder), AutoModelForCausalLM, where, dtype=torch_dtype(dtype), device_map={"": place},
-                 trust_remote_code=trust_remote_code).eval()
+    return _load(Path(folder), AutoModelForCausalLM, where, device_map={"": place}, **more).eval()
+
+
+def _is_spread(device: str) -> bool:
+    return device.split(":")[0] == SPREAD
+
+
+def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> PreTrainedModel:
+    # no folder for what stays on disk: it is read from the checkpoint each time it is needed
+    model = _load(folder, AutoModelForCausalLM, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
+    if model.get_input_embeddings().weight.is_meta:
+        raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
+    logger.info("%s is spread over %s", folder, ", ".join(places(model)))
+    return model
+
+
+def places(model: PreTrainedModel) -> list[str]:
+    """Where a model's weights are, with the number of its parts in each place: `cuda:0 (20)`, `cpu (2)`, `disk (4)`."""
+    parts = getattr(model, "hf_device_map", {"": model.device})
+    counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values())
+    return [f"{place} ({count})" for place, count in counts.items()]
+
+
+def _limits(device: str) -> dict[int | str, str] | None:
+    """What accelerate takes as `max_memory`; None leaves it all that is free."""
+    given = device.partition(":")[2]
+    pairs = [pair.split("=") for pair in given.split(",")] if given else []
+    if any(len(pair) != 2 or not (pair[0] == "cpu" or pair[0].isdigit()) for pair in pairs):
+        raise ModelError(f"device {device!r} is unknown; write balanced, or balanced:0=70GiB,cpu=200GiB")
+    return {int(place) if place.isdigit() else place: size for place, size in pairs} or None
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -82,16 +120,25 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Pr
 
 
 def resolve_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has."""
+    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has.
+
+    Of `balanced` it is the device that computes first: cuda when there is one.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if _is_spread(name):
+        if missing := [place for place in _limits(name) or {} if isinstance(place, int) and place >= count]:
+            raise ModelError(f"device {name!r} names GPU {missing[0]}, which is not here (CUDA devices: {count}); "
+                             "correct the model's max_memory")
+        name = "auto"
     if name == "auto":
         name = "cuda" if count else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError(f"device {name!r} is unknown; write cpu, cuda, cuda:N or auto") from error
+        raise ModelError(f"device {name!r} is unknown; write cpu, cuda, cuda:N, auto or balanced") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise ModelError(f"device {name!r} is not here (CUDA devices: {count}); write cpu, cuda, cuda:N or auto")
+        raise ModelError(f"device {name!r} is not here (CUDA devices: {count}); write cpu, cuda, cuda:N, auto or "
+                         "balanced")
     return device
 
 

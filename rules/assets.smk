@@ -38,7 +38,9 @@ rule dense:
         runtime=minutes(20, per_billion=10),
     params:
         entry=lambda wildcards: {
-            key: value for key, value in model_of(wildcards).items() if key != "device"
+            key: value
+            for key, value in model_of(wildcards).items()
+            if key not in ("device", "gpus", "max_memory")
         },
         cache=config.get("cache", ".cache/assets"),
         code=plumbing.code("dense"),

@@ -51,7 +51,7 @@ def dtype_of(wildcards):
 
 def device_of(wildcards):
     """Where a model runs."""
-    return model_of(wildcards).get("device", "cpu")
+    return plumbing.device(config, wildcards.model)
 
 
 def environment(name="cpu"):
@@ -122,10 +122,16 @@ def gathered_states(wildcards):
 
 
 def gpus(wildcards):
-    """GPUs that a job on its model's device takes."""
-    return int(
-        device_of(wildcards) == "auto" or device_of(wildcards).startswith("cuda")
+    """GPUs that a job on its model's device takes, all of them that the model is spread over."""
+    device = device_of(wildcards).split(":")[0]
+    return {"balanced": model_of(wildcards).get("gpus", 1), "auto": 1, "cuda": 1}.get(
+        device, 0
     )
+
+
+def one_gpu(wildcards):
+    """The GPU of a job that reads states and loads no model."""
+    return min(1, gpus(wildcards))
 
 
 def on_gpu(name, otherwise=None):
@@ -145,6 +151,7 @@ if site("gpu_type"):
     GPU["gpu_model"] = on_gpu("gpu_type")
 if site("gpu_partition"):
     GPU["slurm_partition"] = on_gpu("gpu_partition", site("slurm_partition"))
+ONE_GPU = GPU | {"gpu": one_gpu}
 
 
 def records_of(point):

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,13 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
     return calibration_tokens(config, calib) * size_of(config, model)["width"] * 4 / 1e6
 
 
+def device(config: dict[str, Any], model: str) -> str:
+    """Where a model runs, as `kdp_core.models.load_model` takes it: with what each place may hold behind `balanced`."""
+    own = config["models"][model]
+    limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
+    return ":".join(filter(None, (own.get("device", "cpu"), limits)))
+
+
 def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
     """Sequences of each shard of an extraction, the first and one past the last: whole batches, as even as they go."""
     sequences, batch = sum(config["calibrations"][calib]["mix"].values()), _batch(config)
@@ -254,6 +261,7 @@ def _check_names(config: dict[str, Any]) -> None:
                "name a row of grid.methods, or add it there")
     _check_ablations(config)
     _check_shards(config)
+    _check_devices(config)
     _check_benchmarks(config)
     for name in config["models"]:
         if name in RESERVED:
@@ -296,6 +304,33 @@ def task_files() -> str:
     """Hash of the task definitions, which no script imports."""
     files = sorted(path for path in TASK_FILES.iterdir() if path.suffix in (".yaml", ".py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _check_devices(config: dict[str, Any]) -> None:
+    for name, own in config["models"].items():
+        device, gpus = own.get("device", "cpu"), own.get("gpus", 1)
+        for key in ("gpus", "max_memory"):
+            if key in own and device != "balanced":
+                raise ConfigError(f"config: models.{name}.{key} is {own[key]}, but device {device} is one place; set "
+                                  f"device to balanced, or leave {key} out")
+        for place in own.get("max_memory", {}):
+            if place != "cpu" and not (str(place).isdigit() and int(place) < gpus):
+                raise ConfigError(f"config: models.{name}.max_memory names {place!r}; name cpu, or a GPU by its "
+                                  f"number, below models.{name}.gpus, which is {gpus}")
+    spread = [name for name in config["grid"]["models"] if config["models"][name].get("device") == "balanced"]
+    for needs in [*map(partial(_needs_one_device, config), rows(config)), "`spaces`" if "spaces" in config else ""]:
+        if spread and needs:
+            raise ConfigError(f"config: models.{spread[0]}.device is balanced, but {needs} needs a model on one "
+                              "device; leave it out, or set a device that holds the model")
+
+
+def _needs_one_device(config: dict[str, Any], row: str) -> str:
+    """What of a row runs single layers of the model, trains or changes it; nothing where it reads stored states."""
+    parts = schema()["methods"][base_of(config, row)]["properties"]
+    reads = parts.get("search", {"x-module": "kdp_core.influence"})["x-module"] == "kdp_core.influence"
+    found = [part for part, there in (("finetune", source_of(config, row) != row), ("compose", "compose" in parts),
+                                      ("search", not reads)) if there]
+    return f"`{found[0]}` of row {row!r}" if found else ""
 
 
 def _check_shards(config: dict[str, Any]) -> None:

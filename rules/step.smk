@@ -15,7 +15,7 @@ rule step:
     conda:
         environment()
     resources:
-        **GPU,
+        **ONE_GPU,
         mem_mb=memory_mb(3000, states=block_states),
         runtime=minutes(60, per_billion=30),
     params:

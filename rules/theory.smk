@@ -13,7 +13,7 @@ rule theory:
     conda:
         environment()
     resources:
-        **GPU,
+        **ONE_GPU,
         mem_mb=memory_mb(4000, states=theory_states),
         runtime=minutes(20, per_billion=6),
     params:

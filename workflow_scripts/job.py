@@ -51,11 +51,12 @@ def job(snakemake: Any) -> Iterator[None]:
 
 
 def device_here(name: str) -> str:
-    """`auto` as what this machine has: cuda where there is one."""
+    """`auto` as what this machine has: cuda where there is one; `balanced` too, as fits on states are never spread."""
     # not above, and not kdp_core.models: transformers' models cost seconds
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    return here if name.split(":")[0] in ("auto", "balanced") else name
 
 
 def _set_threads(threads: int) -> None:

@@ -61,7 +61,13 @@ SHA256 = text("Hash that the file must have.", pattern="^[0-9a-f]{64}$")
 MODEL = block("A dense model.", {
     "source": SOURCE, "sha256": SHA256,
     "dtype": text("Precision of weights and forward passes.", enum=["float32", "bfloat16", "float16"]),
-    "device": text("cpu, cuda, cuda:1, or auto (cuda where there is one)."),
+    "device": text("cpu, cuda, cuda:1, auto (cuda where there is one), or balanced: layers spread over all GPUs that "
+                   "the job sees, then main memory, then disk."),
+    "gpus": count("GPUs that jobs which run the whole model ask for, where device is balanced; 1 unless set."),
+    "max_memory": {"type": "object", "minProperties": 1, "additionalProperties": text(
+        "Such as 70GiB.", pattern=r"^[0-9]+(\.[0-9]+)?[KMG]i?B$"),
+        "description": "Where device is balanced: the most that each GPU, by its number, and cpu hold of the weights; "
+                       "what is not named holds none, the rest stays on disk. All that is free unless set."},
     "trust_remote_code": {"type": "boolean", "description": "Run code that comes with the model; off unless set."},
 }, ("source",))
 

@@ -94,7 +94,7 @@ def test_peak_memory_holds_the_weights(tmp_path):
 def test_memory_falls_back_to_the_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(efficiency, "CLEAR_REFS", tmp_path / "no such folder" / "clear_refs")
     meter, model = efficiency.Meter(torch.device("cpu")), pico.model("llama")
-    meter.start_runs()
+    meter.start_runs(model)
     peak_mib, kind = meter.peak_mib(model)
     held = [*model.parameters(), *model.buffers()]
     assert kind == "weights" and peak_mib == pytest.approx(4 * sum(t.numel() for t in held) / 2 ** 20)

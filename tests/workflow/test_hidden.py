@@ -1,4 +1,5 @@
 """Extraction split over jobs: the bytes of one job, shards that fail alone, and what a change of their number does."""
+import re
 import shutil
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def apart(whole, tmp_path):
     return project
 
 
-def test_shards_end_in_the_bytes_of_one_job_and_are_gone(whole, apart):
+def test_shards_of_a_model_partly_on_disk_end_in_the_bytes_of_one_job_and_are_gone(whole, apart):
+    apart.config["models"]["pico"] |= {"device": "balanced", "max_memory": {"cpu": "300KiB"}}
     assert apart.planned(HIDDEN) == {"hidden_shard": 3, "hidden_join": 1}
     apart.run(HIDDEN)
     assert bits(apart.folder / HIDDEN) == bits(whole.folder / HIDDEN)
+    log = (apart.folder / "results/logs/hidden/pico-few-0-12.log").read_text(encoding="utf-8")
+    assert re.search(r"is spread over cpu \(\d+\), disk \(\d+\)", log)
     assert not (apart.folder / SHARDS).exists()
     assert apart.planned(HIDDEN) == {}
     benchmarks = {path.stem for path in (apart.folder / "results/benchmarks/hidden").iterdir()}

@@ -286,6 +286,54 @@ def test_more_shards_than_batches_are_refused_before_any_job():
         assert words in str(refused.value)
 
 
+def with_model(grid=(), methods=(), **own):
+    models = {"pico": {"source": "model", **own}, "other": {"source": "model", "device": "balanced", "gpus": 4}}
+    rows = {name: {} for name in methods}
+    return {**CONFIG, "models": models, "methods": CONFIG["methods"] | rows,
+            "grid": CONFIG["grid"] | {"methods": ["remove", "kdp", *methods], **dict(grid)}}
+
+
+def test_a_spread_model_is_one_word_with_its_limits_behind_it():
+    for own, word in (({}, "cpu"), ({"device": "cuda:1"}, "cuda:1"), ({"device": "balanced"}, "balanced"),
+                      ({"device": "balanced", "gpus": 2, "max_memory": {0: "70GiB", "1": "7.5GB", "cpu": "200GiB"}},
+                       "balanced:0=70GiB,1=7.5GB,cpu=200GiB")):
+        config = with_model(**own)
+        plumbing.check(config)
+        assert plumbing.device(config, "pico") == word
+
+
+@pytest.mark.parametrize("config, words", [
+    (with_model(gpus=2), "models.pico.gpus is 2, but device cpu is one place; set device to balanced"),
+    (with_model(device="cuda", max_memory={0: "1GiB"}), "max_memory is {0: '1GiB'}, but device cuda is one place"),
+    (with_model(device="balanced", max_memory={1: "1GiB"}), "max_memory names 1; name cpu, or a GPU by its number, "
+                                                            "below models.pico.gpus, which is 1"),
+    (with_model(device="balanced", max_memory={"disk": "1GiB"}), "max_memory names 'disk'; name cpu"),
+    (with_model(device="balanced", max_memory={"cpu": "1 gig"}), "max_memory.cpu is '1 gig', but must match"),
+    (with_model(device="balanced", max_memory={"cpu": 1}), "must be of type string"),
+    (with_model(device="balanced", gpus=0), "models.pico.gpus is 0, but must be at least 1"),
+    (with_model(device="balanced", methods=["wanda"]), "models.pico.device is balanced, but `compose` of row 'wanda' "
+                                                       "needs a model on one device; leave it out, or set a device"),
+    (with_model(device="balanced", methods=["sleb"]), "`search` of row 'sleb'"),
+    (with_model({"models": ["other"]}, methods=["kdp_residual"]), "models.other.device is balanced, but `compose` of"),
+    (with_model(device="balanced") | {"spaces": {}}, "but `spaces` needs a model on one device"),
+])
+def test_devices_that_do_not_go_together_are_refused(config, words):
+    with pytest.raises(plumbing.ConfigError) as refused:
+        plumbing.check(config)
+    assert words in str(refused.value)
+
+
+def test_a_fine_tuned_row_of_a_spread_model_is_refused_and_rows_that_read_states_are_not():
+    config = with_model(device="balanced", methods=["shortgpt", "lorp", "linear_sequential", "deepest"])
+    plumbing.check(config)
+    # a model that the grid does not run may be spread
+    plumbing.check(with_model(methods=["wanda"]))
+    config["methods"]["tuned"] = {"base": "kdp", "finetune": {}}
+    config["grid"]["methods"].append("tuned")
+    with pytest.raises(plumbing.ConfigError, match="`finetune` of row 'tuned' needs a model on one device"):
+        plumbing.check(config)
+
+
 def test_ablations_name_the_papers_tables_once_each():
     study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "paper": 3}
     config = {**CONFIG, "ablations": {"a": study, "b": {**study, "paper": 4}, "c": {**study, "paper": 11}}}

@@ -75,6 +75,14 @@ def test_shards_take_a_gpu_each_and_their_share_of_the_time_and_joining_takes_no
     assert "gpu" not in joining and joining["mem_mb"] < shard["mem_mb"]
 
 
+def test_jobs_of_a_spread_model_take_all_its_gpus_and_fits_on_states_one(project):
+    project.config["models"]["pico"] |= {"device": "balanced", "gpus": 4}
+    project.config["theory"] = {"method": "kdp", "run": [2, 5]}
+    target = "results/pico/few/theory.json"
+    assert (asked(project, "hidden", target)["gpu"], asked(project, "theory", target)["gpu"]) == (4, 1)
+    assert asked(project, "evaluate_dense", "results/pico/scores.json")["gpu"] == 4
+
+
 def test_memory_and_time_grow_with_the_model(project):
     target = "results/pico/few/hidden.zarr"
     small = asked(project, "hidden", target)
