@@ -134,6 +134,11 @@ def one_gpu(wildcards):
     return min(1, gpus(wildcards))
 
 
+def one_node(wildcards):
+    """Several GPUs are on one node; None where a job takes one or none."""
+    return 1 if gpus(wildcards) > 1 else None
+
+
 def on_gpu(name, otherwise=None):
     """A default resource of the profile that only jobs with a GPU get; None is no resource."""
     return lambda wildcards: site(name) if gpus(wildcards) else otherwise
@@ -146,7 +151,7 @@ def site(name):
 
 
 # what jobs on the device of their model ask for; where they run is the profile's to say
-GPU = {"gpu": gpus}
+GPU = {"gpu": gpus, "nodes": one_node}
 if site("gpu_type"):
     GPU["gpu_model"] = on_gpu("gpu_type")
 if site("gpu_partition"):

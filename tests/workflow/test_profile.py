@@ -80,7 +80,11 @@ def test_jobs_of_a_spread_model_take_all_its_gpus_and_fits_on_states_one(project
     project.config["theory"] = {"method": "kdp", "run": [2, 5]}
     target = "results/pico/few/theory.json"
     assert (asked(project, "hidden", target)["gpu"], asked(project, "theory", target)["gpu"]) == (4, 1)
-    assert asked(project, "evaluate_dense", "results/pico/scores.json")["gpu"] == 4
+    scored = asked(project, "evaluate_dense", "results/pico/scores.json")
+    # one process sees them all
+    assert (scored["gpu"], scored["nodes"]) == (4, 1)
+    project.config["models"]["pico"] = {"source": "model", "device": "cuda"}
+    assert "nodes" not in asked(project, "hidden", target)
 
 
 def test_memory_and_time_grow_with_the_model(project):
