@@ -110,6 +110,12 @@ def block_states(wildcards):
     return 3 * (int(wildcards.stop) - int(wildcards.start) + 1)
 
 
+def norm_states(wildcards):
+    """Norms of all states, as read, put together and compared, in units of one state."""
+    size = plumbing.size_of(config, wildcards.model)
+    return 4 * (size["layers"] + 1) / max(size["width"], 1)
+
+
 def theory_states(wildcards):
     """States that the measurement of the theorems holds."""
     start, stop = config["theory"]["run"]

@@ -60,7 +60,7 @@ use rule hidden as hidden_join with:
     input:
         shards_of,
     resources:
-        mem_mb=memory_mb(2000),
+        mem_mb=memory_mb(2000, states=norm_states),
         runtime=minutes(30),
     message:
         "Joining hidden states of {wildcards.model} over {wildcards.calib}"
