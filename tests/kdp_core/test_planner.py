@@ -25,7 +25,8 @@ def work_of(rows, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
             for name, one in rows.items() for ratio in ratios for k in k_max]
     rows = {name: {**one, "source": one["source"] or name} for name, one in rows.items()}
     return {"points": made, "diagnosed": made, "rows": rows, "models": {model: {"source": "", "dtype": "bfloat16"}},
-            "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None}
+            "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None,
+            "split": 0}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,17 @@ def test_hours_of_passes_and_loading(llama):
         assert cost_of(slow, stage).hours == pytest.approx(loads * loading + flops / 5e13 / 3600), stage
         assert cost_of(fast, stage).hours == pytest.approx(loads * loading + flops / 1e14 / 3600), stage
     assert cost_of(slow, "fold").gib == pytest.approx(0.75 * llama.params_total * 2 / planner.GIB)
+
+
+def test_tasks_that_are_jobs_load_the_model_each_and_what_puts_them_together_none(llama):
+    work = work_of({"remove": row("remove")})
+    whole, split = planner.plan(work, {"llama": llama}), planner.plan(work | {"split": 5}, {"llama": llama})
+    assert [(cost_of(sweep, "score").jobs, cost_of(sweep, "evaluate").jobs) for sweep in (whole, split)] == [
+        (0, 3), (15, 3)]
+    loading = llama.params_total * 2 / planner.GIB / 3600
+    assert cost_of(split, "score").hours == pytest.approx(cost_of(whole, "evaluate").hours + 12 * loading)
+    assert cost_of(split, "evaluate").hours == cost_of(whole, "score").hours == 0
+    assert "| score | 15 |" in planner.table(split) and "| score |" not in planner.table(whole)
 
 
 def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):
