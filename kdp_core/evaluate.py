@@ -5,7 +5,8 @@ Two things are done otherwise than in lm-eval's own `HFLM`, with the same result
     prefixes   choices that share a context run it once, with a KV cache, which saves up to 3/4 of a four-choice task
 With a folder of records the scores of a task are kept as soon as it is done: an evaluation that was killed goes on at
 the task it was in, and one that is asked for more scores what is new. A record is named by a hash of all that its
-scores depend on; see `_key`.
+scores depend on; see `_key`. Several evaluations of one checkpoint, each of some of the tasks, may share a folder at
+the same time; one of all tasks then takes what they kept.
 Standard errors: means have lm-eval's closed form; perplexities and bits per byte the delta method over items instead
 of lm-eval's bootstrap, or of none; areas under the curve DeLong's; anything else a bootstrap of 1,000 draws in this
 process.
@@ -22,13 +23,13 @@ import logging
 import math
 import os
 import random
-import re
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -94,8 +95,8 @@ class _Job(NamedTuple):
 def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None = None,
              task_folders: Sequence[str | Path] = (), limit: int | None = None, fewshot: int | None = None,
              batch_size: int = 8, max_length: int | None = None, device: str = "cpu", dtype: str = "float32",
-             samples_folder: str | Path | None = None, records_folder: str | Path | None = None, code: str = "",
-             seed: int = 0) -> Scores:
+             samples_folder: str | Path | None = None, records_folder: str | Path | None = None,
+             kept_only: bool = False, code: str = "", seed: int = 0) -> Scores:
     """Score the checkpoint in `folder`, dense or pruned, on lm-eval tasks, groups or tags by name, and on benchmarks.
 
     chosen          benchmarks of kdp_core.benchmarks, scored beside the others in one load of the model
@@ -104,6 +105,7 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
     max_length      tokens a sequence at most, if fewer than the model's own
     samples_folder  gets a JSONL file a task, a line an item: id, target, responses, metrics
     records_folder  keeps what each task gave; a record that holds what would be scored again is taken as it is
+    kept_only       take records alone, without the model: one that is missing raises EvaluationError
     code            what else the records depend on, such as a hash of this library's code
     A task within a group is named `group/task`. Unknown tasks raise EvaluationError before the model is loaded, which
     is not loaded at all where every record is there.
@@ -117,10 +119,12 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
         settings["checkpoint"] = assets.sha256_of(folder)
     with _quiet(), benchmarks.task_folder(chosen) as made:
         manager = _task_manager(names, [*made, *map(Path, task_folders)], folder)
-        loaded = _load_tasks(manager, names)
+        loaded = _load_tasks(manager, names, seed)
         _check_code(loaded["tasks"], chosen)
         _prepare(loaded["tasks"], chosen, fewshot, seed)
         jobs = _jobs(loaded["tasks"], chosen, limit, records_folder, settings)
+        if kept_only:
+            _check_kept(jobs, records_folder)
         judge, found = None, []
         for place, job in enumerate(jobs, start=1):
             kept = _read(job.path)
@@ -342,13 +346,18 @@ def _task_manager(tasks: Sequence[str], folders: list[Path], model_folder: str |
     return manager
 
 
-def _load_tasks(manager: TaskManager, tasks: Sequence[str]) -> Mapping[str, Any]:
-    """Tasks, groups and their data, which lm-eval reads here."""
+def _load_tasks(manager: TaskManager, tasks: Sequence[str], seed: int) -> Mapping[str, Any]:
+    """Tasks, groups and their data, which lm-eval reads here, each task as if it were the only one."""
+    built: list[Any] = []
     try:
-        return manager.load(list(tasks))
+        for name in tasks:
+            _sow(seed)
+            found = manager.load([name])
+            built += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
     except (OSError, ImportError) as error:  # datasets' errors on missing data and a shut network are OSErrors
         raise EvaluationError(f"tasks {', '.join(tasks)}: data or code cannot be loaded ({error}); put their data into "
                               "the Hugging Face cache, allow the network, or install what is missing") from error
+    return manager.load(built)
 
 
 def _prepare(tasks: Mapping[str, Any], chosen: Chosen | None, fewshot: int | None, seed: int) -> None:
@@ -368,6 +377,7 @@ def _jobs(tasks: Mapping[str, Any], chosen: Chosen | None, limit: int | None, fo
     jobs = []
     for name, task in tasks.items():
         mine = chosen.limits.get(name, chosen.limit) if chosen and name in chosen.tasks else limit
+        _sow(settings["seed"])
         task.build_all_requests(limit=mine)
         path = None if folder is None else Path(folder) / f"{_file_name(name)}-{_key(task, settings)}.jsonl"
         jobs.append(_Job(name, task, mine, path))
@@ -375,7 +385,15 @@ def _jobs(tasks: Mapping[str, Any], chosen: Chosen | None, limit: int | None, fo
 
 
 def _file_name(task: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", task)
+    """No two tasks share one: the removal of old records must not meet another task's."""
+    return quote(task, safe="")
+
+
+def _check_kept(jobs: Sequence[_Job], folder: str | Path | None) -> None:
+    for job in jobs:
+        if job.path is None or not job.path.exists():
+            raise EvaluationError(f"task {job.name!r}: no record in {folder} holds what would be scored now; delete "
+                                  "the folder, so that every task is scored again")
 
 
 def _key(task: Any, settings: Mapping[str, Any]) -> str:
@@ -422,9 +440,7 @@ def _run(job: _Job, judge: "Judge", label: str, seed: int) -> Record:
     logger.info("%s: %d items", label, len({one.doc_id for one in job.task.instances}))
     # lm-eval builds the requests again: examples and answers are drawn as if this were the only task
     job.task.set_fewshot_seed(seed=seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  the tasks' own code draws from the global state
-    torch.manual_seed(seed)
+    _sow(seed)
     judge.watch(_Progress(label, len(job.task.instances)))
     results = evaluator.evaluate(judge, {"tasks": {job.name: job.task}}, limit=job.limit,
                                  bootstrap_iters=BOOTSTRAP_DRAWS, confirm_run_unsafe_code=True)
@@ -436,6 +452,13 @@ def _run(job: _Job, judge: "Judge", label: str, seed: int) -> Record:
                   str(results["versions"][job.name]), _data_hash(job.task), seconds, _sample_lines(samples))
 
 
+def _sow(seed: int) -> None:
+    """Seed the global generators: the tasks' own code draws from them, some of it when a task is loaded."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
 def _keep(path: Path | None, record: Record) -> None:
     """Write a record, then remove those of the same task that hold something else."""
     if path is None:
@@ -444,7 +467,7 @@ def _keep(path: Path | None, record: Record) -> None:
     store.write_text(path, "".join([json.dumps(head, ensure_ascii=False, default=float) + "\n", *record.samples]))
     for stale in path.parent.glob(f"{_file_name(record.task)}-{'[0-9a-f]' * 16}.jsonl"):
         if stale != path:
-            stale.unlink()
+            stale.unlink(missing_ok=True)
 
 
 def _read(path: Path | None) -> Record | None:

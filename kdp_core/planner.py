@@ -9,7 +9,7 @@ and a block of K layers, KDP's F = 2M features and a width H of the inverse take
     hidden    N * 2 * (multiply-adds of all layers)
     kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
     inverse   epochs * N * 6 H (F + D)
-    evaluate  tokens * 2 * (multiply-adds that the pruned model keeps)
+    evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
 Throughput is what the user says an accelerator sustains; the defaults are a third of what NVIDIA states for an A100 in
 bfloat16, and half of what it states in float32. What no formula here describes is counted as jobs and named.
 """
@@ -29,9 +29,12 @@ from kdp_core.records import ModelFacts
 GIB = 2 ** 30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STAGES = ("dense", "tokens", "hidden", "similarity", "search", "blocks", "step", "compose", "fold", "finetune",
-          "evaluate", "efficiency", "diagnose")
-LOADS = {"hidden": 1, "search": 1, "compose": 1, "evaluate": 1, "efficiency": 2, "diagnose": 2, "finetune": 2}
+          "score", "evaluate", "efficiency", "diagnose")
+LOADS = {"hidden": 1, "search": 1, "compose": 1, "score": 1, "evaluate": 1, "efficiency": 2, "diagnose": 2,
+         "finetune": 2}
 """Models that a job of a stage loads onto the accelerator."""
+PASSES = ("hidden", "search", "finetune", "score", "evaluate")
+"""Stages that are forward passes, or nearly."""
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
 _LLAMA_3 = {**_LLAMA, "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -144,7 +147,7 @@ class _Count:
         """Jobs, hours and disk of one stage."""
         found = getattr(self, f"_{stage}")()
         jobs, flops, gib, unknown = found if isinstance(found, tuple) else (found, 0.0, 0.0, [])
-        rate = self.options["tflops" if stage in ("hidden", "search", "finetune", "evaluate") else "tflops_fit"]
+        rate = self.options["tflops" if stage in PASSES else "tflops_fit"]
         weights = self.facts.params_total * self.bytes / GIB
         loads = self._loading(stage, jobs) * LOADS.get(stage, 0)
         hours = flops / (rate * 1e12) / 3600 + loads * weights / self.options["load_gib_s"] / 3600
@@ -157,7 +160,9 @@ class _Count:
         return len(self.calibs)
 
     def _loading(self, stage: str, jobs: int) -> int:
-        """Jobs of a stage that load its models: those that join shards load none."""
+        """Jobs of a stage that load its models: what joins shards or single tasks loads none."""
+        if stage == "evaluate" and self.work["split"]:
+            return 0
         return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
 
     def _hidden(self) -> tuple[int, float, float, list[str]]:
@@ -256,9 +261,17 @@ class _Count:
             flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
         return len(self.tuned), flops, self._checkpoints(self.tuned), []
 
+    def _score(self) -> tuple[int, float, float, list[str]]:
+        # where tasks are not split, `evaluate` scores
+        return (len(self.points) + 1) * self.work["split"], self._scoring() * bool(self.work["split"]), 0.0, []
+
     def _evaluate(self) -> tuple[int, float, float, list[str]]:
+        return len(self.points) + 1, self._scoring() * (not self.work["split"]), 0.0, []
+
+    def _scoring(self) -> float:
+        """FLOPs of the dense model and of all points on all tasks."""
         kept = 1 + sum(1 - float(point["ratio"]) for point in self.points)
-        return len(self.points) + 1, 2 * self.options["evaluate_tokens"] * self.facts.macs_per_token * kept, 0.0, []
+        return 2 * self.options["evaluate_tokens"] * self.facts.macs_per_token * kept
 
     def _efficiency(self) -> int:
         return len(self.points) + 1

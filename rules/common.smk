@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -23,6 +24,7 @@ FINETUNED = [
     name for name in config["methods"] if plumbing.source_of(config, name) != name
 ]
 STEPS = {name: plumbing.fits(config, name) for name in plumbing.rows(config)}
+SPLIT = config["evaluate"].get("split", False)
 DPI = config.get("figures", {}).get("dpi", 200)
 FIGURES = plumbing.figure_entries(config)
 
@@ -37,6 +39,7 @@ wildcard_constraints:
     start=r"\d+",
     stop=r"\d+",
     step=r"[a-z_]+",
+    task="|".join(map(re.escape, plumbing.evaluated(config))),
 
 
 def model_of(wildcards):
@@ -52,6 +55,22 @@ def dtype_of(wildcards):
 def device_of(wildcards):
     """Where a model runs."""
     return plumbing.device(config, wildcards.model)
+
+
+def one_task(wildcards):
+    """The config's `evaluate` with one task in the place of all."""
+    return plumbing.one_task(config["evaluate"], wildcards.task)
+
+
+def of_tasks(folder):
+    """A model's records of single tasks, where each task is a job of its own."""
+    names = plumbing.evaluated(config) if SPLIT else []
+    return [f"{folder}/{name}.json" for name in names]
+
+
+def options_of(section, names):
+    """Those of a section's options that a rule knows."""
+    return {name: value for name, value in section.items() if name in names}
 
 
 def environment(name="cpu"):

@@ -1,4 +1,7 @@
-"""Evaluation: held-out tasks, lm-eval scores, and costs, of every pruned model and of the dense one."""
+"""Evaluation: held-out tasks, lm-eval scores, and costs, of every pruned model and of the dense one.
+
+With `evaluate.split` every task of every model is a job of its own, and `evaluate` puts together what these kept.
+"""
 
 OWN_TASKS = ("window", "lastword_items", "continuation_items", "seed")
 SCORING = ("tasks", "limit", "fewshot", "batch_size", "max_length", "seed")
@@ -19,9 +22,7 @@ rule tasks:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        options={
-            key: value for key, value in config["evaluate"].items() if key in OWN_TASKS
-        },
+        options=options_of(config["evaluate"], OWN_TASKS),
         code=plumbing.code("tasks"),
     message:
         "Making tasks from held-out text {config[evaluate][text]}"
@@ -29,11 +30,60 @@ rule tasks:
         "../workflow_scripts/tasks.py"
 
 
+rule score:
+    input:
+        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
+        tasks="results/tasks",
+        data=lambda wildcards: plumbing.benchmark_files(one_task(wildcards)),
+    output:
+        scores="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scored/{task}.json",
+    log:
+        "results/logs/score/{model}-{calib}-{method}-r{ratio}-k{k_max}-{task}.log",
+    benchmark:
+        "results/benchmarks/score/{model}-{calib}-{method}-r{ratio}-k{k_max}-{task}.tsv"
+    conda:
+        environment()
+    resources:
+        **GPU,
+        mem_mb=memory_mb(3000, weights=1.5),
+        # one task may be nearly all there is to score
+        runtime=minutes(60, per_billion=60),
+    params:
+        dtype=dtype_of,
+        device=device_of,
+        task_folders=config["evaluate"].get("task_folders", []),
+        options=lambda wildcards: options_of(one_task(wildcards), SCORING),
+        benchmarks=lambda wildcards: one_task(wildcards).get("benchmarks", {}),
+        records=lambda wildcards, output: os.path.dirname(output.scores),
+        definitions=plumbing.task_files(),
+        code=plumbing.code("evaluate"),
+    message:
+        "Scoring {wildcards.task} of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
+    script:
+        "../workflow_scripts/evaluate.py"
+
+
+use rule score as score_dense with:
+    input:
+        checkpoint="results/{model}/dense",
+        tasks="results/tasks",
+        data=lambda wildcards: plumbing.benchmark_files(one_task(wildcards)),
+    output:
+        scores="results/{model}/scored/{task}.json",
+    log:
+        "results/logs/score/{model}-{task}.log",
+    benchmark:
+        "results/benchmarks/score/{model}-{task}.tsv"
+    message:
+        "Scoring {wildcards.task} of the dense {wildcards.model}"
+
+
 rule evaluate:
     input:
         checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
         tasks="results/tasks",
-        data=plumbing.benchmark_files(config),
+        data=plumbing.benchmark_files(config["evaluate"]),
+        scored=of_tasks("results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scored"),
     output:
         scores="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scores.json",
         samples=directory("results/{model}/{calib}/{method}/r{ratio}-k{k_max}/samples"),
@@ -41,19 +91,21 @@ rule evaluate:
         "results/logs/evaluate/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
     benchmark:
         "results/benchmarks/evaluate/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+    # jobs that only put together are small, and go together where they are many
+    group:
+        "evaluate" if SPLIT else None
     conda:
         environment()
     resources:
-        **GPU,
-        mem_mb=memory_mb(3000, weights=1.5),
-        runtime=minutes(60, per_billion=60),
+        **({} if SPLIT else GPU),
+        mem_mb=memory_mb(3000, weights=0 if SPLIT else 1.5),
+        # split, the checkpoint is read for its hash alone
+        runtime=minutes(30, per_billion=3) if SPLIT else minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
         device=device_of,
         task_folders=config["evaluate"].get("task_folders", []),
-        options={
-            key: value for key, value in config["evaluate"].items() if key in SCORING
-        },
+        options=options_of(config["evaluate"], SCORING),
         benchmarks=config["evaluate"].get("benchmarks", {}),
         # what a task gave stays here when the job fails, or when another task is asked for
         records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
@@ -69,7 +121,8 @@ use rule evaluate as evaluate_dense with:
     input:
         checkpoint="results/{model}/dense",
         tasks="results/tasks",
-        data=plumbing.benchmark_files(config),
+        data=plumbing.benchmark_files(config["evaluate"]),
+        scored=of_tasks("results/{model}/scored"),
     output:
         scores="results/{model}/scores.json",
         samples=directory("results/{model}/samples"),

@@ -281,15 +281,30 @@ def _check_benchmarks(config: dict[str, Any]) -> None:
             raise ConfigError(f"config: evaluate.benchmarks.tasks names {name!r}, which runs programs that the model "
                               "writes; set evaluate.benchmarks.allow_code to true to run them with limits, or leave "
                               "it out")
-    for file in benchmark_files(config):
+    for file in benchmark_files(config["evaluate"]):
         if not Path(file).is_file():
             raise ConfigError(f"config: evaluate.benchmarks.data: {file} does not exist; put it there, take "
                               "`data: hub`, or leave its task out")
 
 
-def benchmark_files(config: dict[str, Any]) -> list[str]:
+def evaluated(config: dict[str, Any]) -> list[str]:
+    """The tasks of an evaluation by the names in the config: a group of lm-eval is one."""
+    return [*config["evaluate"]["tasks"], *config["evaluate"].get("benchmarks", {}).get("tasks", [])]
+
+
+def one_task(evaluate: dict[str, Any], name: str) -> dict[str, Any]:
+    """The section `evaluate` with one task in the place of all: what is said of other tasks is gone."""
+    made = evaluate | {"tasks": [task for task in evaluate["tasks"] if task == name]}
+    if chosen := evaluate.get("benchmarks"):
+        limits = {task: limit for task, limit in chosen.get("limits", {}).items() if task == name}
+        made["benchmarks"] = chosen | {"tasks": [task for task in chosen.get("tasks", []) if task == name],
+                                       "limits": limits}
+    return made
+
+
+def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
     """The local data files of the chosen benchmarks, with those of few-shot examples; none where the hub has them."""
-    chosen = config["evaluate"].get("benchmarks", {})
+    chosen = evaluate.get("benchmarks", {})
     if chosen.get("data", "hub") == "hub":
         return []
     found = []
@@ -481,6 +496,7 @@ def workload(config: dict[str, Any]) -> dict[str, Any]:
                        for name, one in config["models"].items()},
             "calibrations": {name: {"sequences": sum(one["mix"].values()), "length": one["length"]}
                              for name, one in config["calibrations"].items()},
+            "split": len(evaluated(config)) if config["evaluate"].get("split") else 0,
             "state_bytes": 4 if hidden.get("dtype") == "float32" else 2, "state_layers": hidden.get("layers"),
             "shards": hidden.get("shards", 1)}
 

@@ -1,11 +1,14 @@
-"""Rules `evaluate` and `evaluate_dense`: lm-eval scores of one checkpoint, with its answer to every item."""
+"""Rules `evaluate` and `score`, and those of the dense model: lm-eval scores of one checkpoint.
+
+`score` scores one task, which stays on record; `evaluate` all that are not yet, and writes the answer to every item.
+"""
 from job import job
 
 from kdp_core import evaluate, store
 from kdp_core.benchmarks import Chosen
 
 
-def score(checkpoint: str, task_folders: list[str], chosen: dict, options: dict, out: str, **settings: str) -> None:
+def score(checkpoint: str, task_folders: list[str], chosen: dict, options: dict, out: str, **settings: object) -> None:
     """Evaluate a checkpoint."""
     store.write(out, evaluate.evaluate(checkpoint, task_folders=task_folders, **settings, **options,
                                        chosen=Chosen(**chosen) if chosen else None))
@@ -15,5 +18,5 @@ if __name__ == "__main__":
     with job(snakemake):
         own = snakemake.params
         score(snakemake.input.checkpoint, [snakemake.input.tasks, *own.task_folders], own.benchmarks, own.options,
-              snakemake.output.scores, dtype=own.dtype, device=own.device, samples_folder=snakemake.output.samples,
-              records_folder=own.records, code=own.code)
+              snakemake.output.scores, dtype=own.dtype, device=own.device, records_folder=own.records, code=own.code,
+              samples_folder=snakemake.output.get("samples"), kept_only=bool(snakemake.input.get("scored")))

@@ -123,6 +123,8 @@ EVALUATE = block("Evaluation by lm-eval.", {
     "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
     "batch_size": count("Sequences a forward pass."),
     "max_length": count("Tokens a sequence at most."),
+    "split": {"type": "boolean", "description": "A job for each task of each model, each with a device of its own; off "
+                                                "unless set: one job a model. No score depends on it."},
     "benchmarks": BENCHMARKS,
 }, ("text", "tasks"))
 

@@ -81,14 +81,14 @@ class Cluster:
         self.folder = folder
 
     @classmethod
-    def start(cls) -> "Cluster":
-        """Start all daemons in a new folder and wait until every node is idle."""
+    def start(cls, cpus: int = CPUS) -> "Cluster":
+        """Start all daemons in a new folder and wait until every node, of so many CPUs, is idle."""
         if reason := missing():
             raise RuntimeError(reason)
         # not below a folder that only its owner may enter: munge refuses to put its socket there
         cluster = cls(Path(tempfile.mkdtemp(prefix="kdp-slurm-")))
         try:
-            cluster._configure()
+            cluster._configure(cpus)
             munge = cluster.folder / "munge"
             files = [f"--{name}-file={munge}/{name}" for name in ("key", "pid", "log", "seed")]
             cluster._launch("munged", "--foreground", f"--socket={munge}/socket", "--num-threads=2", *files)
@@ -182,7 +182,7 @@ class Cluster:
     def _on(self, node: str) -> list[str]:
         return [number for number, fields in self.jobs().items() if fields.get("NodeList") == node]
 
-    def _configure(self) -> None:
+    def _configure(self, cpus: int) -> None:
         self.folder.chmod(0o755)
         munge = self.folder / "munge"
         munge.mkdir()
@@ -194,7 +194,7 @@ class Cluster:
         for number, device in enumerate(("/dev/null", "/dev/zero")[:GPUS]):
             (self.folder / f"gpu{number}").symlink_to(device)
         host, (controller_port, *ports) = socket.gethostname().split(".")[0], _free_ports(1 + len(NODES))
-        nodes = "\n".join(NODE.format(name=name, host=host, port=port, cpus=CPUS, gpus=GPUS, memory=MEMORY_MB)
+        nodes = "\n".join(NODE.format(name=name, host=host, port=port, cpus=cpus, gpus=GPUS, memory=MEMORY_MB)
                           for name, port in zip(NODES, ports, strict=True))
         written = {
             "slurm.conf": CONFIG.format(host=host, controller_port=controller_port, folder=self.folder, nodes=nodes,

@@ -1,11 +1,13 @@
 """The pico project as a small sweep, on this machine or on a cluster, and what its results are compared by."""
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-from kdp_core import store
+from kdp_core import assets, store
 from tests.cluster.cluster import Cluster
 from tests.workflow.project import ROOT, Project
 
@@ -104,31 +106,36 @@ class Sweep(Project):
         os.kill(found[0], signal.SIGSTOP)
         return found[0]
 
-    def bits(self) -> dict[str, list]:
-        """What all results hold but for seconds: bytes of weights and states, records as values."""
-        found = {}
-        for path in sorted((self.folder / FEW).rglob("*")):
-            name = str(path.relative_to(self.folder))
-            if not path.is_file() or path.name == ".snakemake_timestamp":
-                continue
-            if path.suffix == ".safetensors" and path.name != "model.safetensors":
-                found[name] = _plain(store.read(path))
-            elif path.name in ("plan.json", "pruned.json"):
-                found[name] = _plain(store.read(path))
-            else:
-                found[name] = [path.read_bytes()]
-        return found
+    def bits(self, below: str = FEW) -> dict[str, list]:
+        """What all results of a folder hold but for seconds: hashes of weights and states, records as values."""
+        paths = sorted(path for path in (self.folder / below).rglob("*")
+                       if path.is_file() and path.name != ".snakemake_timestamp")
+        return {str(path.relative_to(self.folder)): _bits(path) for path in paths}
+
+
+def _bits(path: Path) -> list:
+    if path.suffix == ".safetensors" and path.name != "model.safetensors":
+        return _plain(store.read(path))
+    if path.suffix == ".json" and "record" in store.read_json(path):
+        return _plain(store.read(path))
+    if path.parent.name == "scored":
+        # a record of the evaluation: the first line has seconds, the others are answers
+        head, *rest = path.read_text(encoding="utf-8").splitlines()
+        return [_plain(json.loads(head)), *rest]
+    return [assets.sha256_of(path)]
 
 
 def _plain(value) -> list:
-    """A record as nested lists without seconds, tensors as their bytes."""
+    """A record as nested lists without seconds, tensors as hashes of their bytes."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
         return [[key, _plain(item)] for key, item in value.items() if "seconds" not in key]
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return [str(value.dtype), tuple(value.shape), value.numpy().tobytes()] if hasattr(value, "numpy") else [value]
+    if hasattr(value, "numpy"):
+        return [str(value.dtype), tuple(value.shape), hashlib.sha256(value.numpy().tobytes()).hexdigest()]
+    return [value]
 
 
 def _runs(process: Path, cluster: Cluster, number: str, script: str) -> bool:

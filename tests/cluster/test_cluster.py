@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.cluster import cluster as module
 from tests.cluster.cluster import NODES
+from tests.cluster.sweep import Sweep
+from tests.test_quality import PATH, load
 
 
 def test_a_sweep_on_three_nodes_equals_the_local_run(prepared, undisturbed):
@@ -22,6 +24,16 @@ def test_a_sweep_on_three_nodes_equals_the_local_run(prepared, undisturbed):
     assert sum("blocks" in comment for comment in comments) == 1
     # what trains asks for a GPU, what folds does not
     assert all(("gpu" in fields.get("TresPerJob", "")) == fields["Comment"].startswith("rule_step") for fields in jobs)
+
+
+def test_the_benchmark_runs_a_sweep_here_and_on_the_cluster(cluster, tmp_path):
+    start = Sweep(tmp_path / "start", None).make()
+    start.config["grid"] |= {"methods": ["remove"], "ratios": [0.1]}
+    found = load(PATH.with_name("cluster_sweep.py")).compare(start, cluster, 2)
+    assert found.different == [] and found.files > 20
+    # states, similarity, blocks, fold, evaluation
+    assert (found.points, found.jobs, found.slurm_jobs) == (1, 5, 5) and found.nodes > 0 and found.ratio > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["start"], "runs that are compared are deleted"
 
 
 def test_every_job_has_a_gpu_of_its_own(cluster):

@@ -289,6 +289,43 @@ def test_groups_are_put_together_from_records(llama_folder, task_folder, tmp_pat
     assert evaluate.evaluate(llama_folder, **given) == evaluate.evaluate(llama_folder, **given)
 
 
+def test_tasks_scored_one_by_one_are_put_together_without_the_model(scored, llama_folder, task_folder, tmp_path, loads):
+    given = {"task_folders": [task_folder], "records_folder": tmp_path / "records"}
+    alone = [evaluate.evaluate(llama_folder, tasks=[name], **given) for name in reversed(HELDOUT)]
+    assert len(loads) == 3
+    whole = evaluate.evaluate(llama_folder, tasks=HELDOUT, **given, kept_only=True, samples_folder=tmp_path / "samples")
+    assert len(loads) == 3 and whole.scores == scored[0].scores and whole.versions == scored[0].versions
+    assert whole.seconds == sum(found.seconds for found in reversed(alone))
+    assert {path.name: path.read_text() for path in (tmp_path / "samples").iterdir()} == {
+        path.name: path.read_text() for path in scored[1].iterdir()}
+    with pytest.raises(evaluate.EvaluationError, match=r"'heldout_continuation': no record in .*records.* delete"):
+        evaluate.evaluate(llama_folder, tasks=HELDOUT, **given, kept_only=True, limit=3)
+    assert len(loads) == 3
+
+
+@pytest.fixture
+def own_tasks(task_folder, tmp_path):
+    """Tasks that could be taken for one another: by their names in a folder, and by a draw when they are loaded."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "drawn.py").write_text(
+        "import random\n\n\ndef shuffled(docs):\n    return docs.select(random.sample(range(len(docs)), len(docs)))\n")
+    for name, more in (("own_a", ""), ("own-a", ""), ("drawn", "process_docs: !function drawn.shuffled\n")):
+        (folder / f"{name}.yaml").write_text(f"include: {task_folder / 'heldout_lastword.yaml'}\ntask: {name}\n{more}")
+    return folder
+
+
+def test_a_record_is_found_whatever_else_is_asked_for(llama_folder, task_folder, own_tasks, tmp_path, loads):
+    names = ["drawn", "own-a", "own_a"]
+    given = {"task_folders": [task_folder, own_tasks], "records_folder": tmp_path / "records", "limit": 2}
+    for name in names:
+        evaluate.evaluate(llama_folder, tasks=[name], **given)
+    found = evaluate.evaluate(llama_folder, tasks=["own_a", "drawn", "own-a"], **given, kept_only=True)
+    assert {score.task for score in found.scores} == set(names) and len(loads) == 3
+    items = [path.read_text().splitlines()[1:] for path in sorted((tmp_path / "records").iterdir())]
+    assert items[0] != items[1] == items[2], "the draw counts"
+
+
 @pytest.fixture
 def data(tmp_path):
     """Local files of three benchmarks."""

@@ -26,7 +26,7 @@ def work_of(rows, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
     rows = {name: {**one, "source": one["source"] or name} for name, one in rows.items()}
     return {"points": made, "diagnosed": made, "rows": rows, "models": {model: {"source": "", "dtype": "bfloat16"}},
             "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None,
-            "shards": 1}
+            "shards": 1, "split": 0}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,17 @@ def test_shards_are_jobs_that_load_the_model_and_one_that_does_not(llama):
     whole, apart = (cost_of(planner.plan({**work, "shards": count}, {"llama": llama}), "hidden") for count in (1, 8))
     assert (whole.jobs, apart.jobs) == (1, 9) and whole.gib == apart.gib
     assert apart.hours - whole.hours == pytest.approx(7 * llama.params_total * 2 / planner.GIB / 3600)
+
+
+def test_tasks_that_are_jobs_load_the_model_each_and_what_puts_them_together_none(llama):
+    work = work_of({"remove": row("remove")})
+    whole, split = planner.plan(work, {"llama": llama}), planner.plan(work | {"split": 5}, {"llama": llama})
+    assert [(cost_of(sweep, "score").jobs, cost_of(sweep, "evaluate").jobs) for sweep in (whole, split)] == [
+        (0, 3), (15, 3)]
+    loading = llama.params_total * 2 / planner.GIB / 3600
+    assert cost_of(split, "score").hours == pytest.approx(cost_of(whole, "evaluate").hours + 12 * loading)
+    assert cost_of(split, "evaluate").hours == cost_of(whole, "score").hours == 0
+    assert "| score | 15 |" in planner.table(split) and "| score |" not in planner.table(whole)
 
 
 def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):

@@ -378,6 +378,27 @@ def test_every_rule_has_message_log_benchmark_resources_and_conda():
             assert not lacking, f"rule {rule.name} lacks {', '.join(lacking)}"
 
 
+def test_a_task_by_itself_knows_nothing_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("eval/piqa_val.jsonl", "eval/wikitext2_test.jsonl"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    chosen = {"tasks": ["piqa", "wikitext"], "data": "data", "limit": 4, "limits": {"wikitext": 2}}
+    config = {**CONFIG, "evaluate": CONFIG["evaluate"] | {"benchmarks": chosen, "limit": 3, "split": True}}
+    plumbing.check(config)
+    own = config["evaluate"]["tasks"]
+    assert plumbing.evaluated(config) == [*own, "piqa", "wikitext"] and plumbing.workload(config)["split"] == 5
+    alone = {name: plumbing.one_task(config["evaluate"], name) for name in ("piqa", own[0])}
+    assert alone["piqa"]["tasks"] == [] and alone["piqa"]["limit"] == 3
+    assert alone["piqa"]["benchmarks"] == {"tasks": ["piqa"], "data": "data", "limit": 4, "limits": {}}
+    assert alone[own[0]]["tasks"] == own[:1] and alone[own[0]]["benchmarks"]["tasks"] == []
+    assert plumbing.benchmark_files(alone["piqa"]) == ["data/eval/piqa_val.jsonl"]
+    assert plumbing.benchmark_files(alone[own[0]]) == []
+    # an evaluation without benchmarks has none for its tasks either
+    assert "benchmarks" not in plumbing.one_task(CONFIG["evaluate"], own[0])
+    assert plumbing.workload(CONFIG)["split"] == 0
+
+
 def test_words_of_a_figure_for_snakemakes_own_report():
     entries = plumbing.figure_entries(CONFIG)
     assert plumbing.entry_of(entries, "layers")["rule"] == "figure_layers"

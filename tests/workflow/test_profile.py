@@ -23,7 +23,7 @@ def project(tmp_path):
 
 
 def asked(project: Project, rule: str, target: str, **site: str) -> dict:
-    """What the first job of a rule asks for, by the profile with these values of a site."""
+    """What the first job of a rule asks for, and its group, by the profile with these values of a site."""
     given = yaml.safe_load((ROOT / HOME).read_text(encoding="utf-8"))["default-resources"] | site
     default = Resources.parse([f"{name}={value}" for name, value in given.items()], allow_expressions=True)
     project.command()
@@ -32,7 +32,7 @@ def asked(project: Project, rule: str, target: str, **site: str) -> dict:
                                     workdir=project.folder)
         workflow_api.dag(DAGSettings(targets={target})).execute_workflow(executor="dryrun")
         job = next(job for job in workflow_api._workflow.dag.jobs if job.rule.name == rule)
-        return dict(job.resources.items())
+        return {"group": job.group, **job.resources}
 
 
 def test_the_bare_name_finds_the_profile_from_the_folder_of_the_project(project):
@@ -58,6 +58,22 @@ def test_only_jobs_on_a_gpu_get_the_type_and_the_partition_of_gpus(project):
     project.config["models"]["pico"]["device"] = "cpu"
     hidden = asked(project, "hidden", target, **site)
     assert (hidden["gpu"], hidden["slurm_partition"]) == (0, "cpu") and "gpu_model" not in hidden
+
+
+def test_a_task_that_is_a_job_has_its_gpu_and_what_puts_tasks_together_has_none(project):
+    site = {"slurm_partition": "cpu", "gpu_partition": "gpu"}
+    target = "results/pico/scores.json"
+    project.config["models"]["pico"]["device"] = "cuda"
+    whole = asked(project, "evaluate_dense", target, **site)
+    assert (whole["gpu"], whole["slurm_partition"], whole["group"]) == (1, "gpu", None)
+    project.config["evaluate"]["split"] = True
+    task = asked(project, "score_dense", target, **site)
+    assert {name: task[name] for name in whole} == whole
+    split = asked(project, "evaluate_dense", target, **site)
+    # many of them go together, and the profile says how many
+    profile = yaml.safe_load((ROOT / HOME).read_text(encoding="utf-8"))
+    assert split["slurm_partition"] == "cpu" and split["group"] in profile["group-components"]
+    assert "gpu" not in split and split["mem_mb"] < task["mem_mb"] and split["runtime"] < task["runtime"]
 
 
 def test_without_a_site_nothing_is_asked_of_partitions(project):

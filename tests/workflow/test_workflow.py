@@ -1,4 +1,4 @@
-"""The whole workflow on a pico model: every output of the contract, nothing to do twice, and what a change reruns."""
+"""The whole workflow on a pico model: every output of the contract, and what changes add, keep or make again."""
 import html
 import json
 import re
@@ -79,10 +79,6 @@ def test_snakemakes_own_report_has_captions_categories_and_labels(copied):
     assert "Compared are remove, linear, kdp on" in words and "system-message" not in words
 
 
-def test_an_unchanged_project_has_nothing_to_do(built):
-    assert built.planned() == {}
-
-
 def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
     def times(pattern):
         return {path: path.stat().st_mtime_ns for path in sorted((copied.folder / "results/pico/few").glob(pattern))}
@@ -97,14 +93,6 @@ def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
     assert all(before[pattern] and times(pattern) == before[pattern] for pattern in kept)
     assert all(before[pattern][path] != time for pattern in changed for path, time in times(pattern).items())
     assert store.read(next(iter(times(changed[0])))).w1_HF.shape[0] == 20
-
-
-def test_epochs_of_step_1_rerun_both_steps_but_no_other_method(copied):
-    blocks = len(list((copied.folder / "results/pico/few/kdp/blocks").iterdir()))
-    copied.config["methods"]["kdp"]["kernel"]["epochs"] = 3
-    planned = copied.planned()
-    assert planned["step"] == 2 * blocks and planned["fold"] == 1 and planned["evaluate"] == 1
-    assert not {"blocks", "hidden", "similarity", "dense", "evaluate_dense", "tasks"} & set(planned)
 
 
 def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
@@ -129,25 +117,6 @@ def test_an_ablation_adds_its_own_points_and_no_others(copied):
     # kdp at 3 is there; what only an ablation asks for is not diagnosed
     assert planned["blocks"] == planned["fold"] == planned["evaluate"] == 3 and planned["ablation"] == 1
     assert not {"diagnose", "figure_errors", "hidden", "figure_similarity"} & set(planned)
-
-
-def test_the_style_of_figures_reruns_figures_and_the_report_only(copied):
-    copied.config["figures"] = {"colormap": "cividis"}
-    assert copied.planned() == {"all": 1, "figure_similarity": 1, "figure_models": 1, "report": 1}
-
-
-def test_the_similarity_treatment_keeps_hidden_states(copied):
-    copied.config["similarity"]["treatment"] = "raw"
-    planned = copied.planned()
-    assert planned["similarity"] == 1 and planned["blocks"] == 3
-    assert not {"hidden", "dense", "tokens", "evaluate_dense"} & set(planned)
-
-
-def test_another_seed_of_the_calibration_starts_at_the_tokens(copied):
-    copied.config["calibrations"]["few"]["seed"] = 1
-    planned = copied.planned()
-    assert planned["tokens"] == planned["hidden"] == planned["similarity"] == 1
-    assert not {"dense", "text", "evaluate_dense", "tasks"} & set(planned)
 
 
 def test_another_ratio_shares_the_blocks_already_trained(copied):
