@@ -36,6 +36,8 @@ ELSEWHERE = {
     "a benchmark more": ["test_benchmarks.py::test_a_task_more_is_scored_alone",
                          "test_split.py::test_a_task_that_fails_costs_itself_alone"],
     "`evaluate.split`": ["test_split.py::test_the_switch_gives_what_is_there_again_and_can_be_left_out_of_the_count"],
+    "`hidden.shards`": [
+        "test_hidden.py::test_another_number_of_shards_reruns_what_reads_states_for_its_set_of_inputs_alone"],
     "width of the inverse network": ["test_workflow.py::test_the_width_of_the_inverse_reruns_step_2_and_what_follows"],
     "`search` options": ["test_compose.py::test_options_of_the_search_rerun_it_and_all_that_follows",
                          "test_compose.py::test_a_row_on_a_row_shares_its_search_unless_it_searches_otherwise"],
