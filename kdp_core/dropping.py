@@ -3,8 +3,9 @@
 The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
 What is most redundant goes, its norms with it, until the ratio is met; the state passes unchanged. `joint` puts
-attentions and MLPs in one list. One shot scores the dense model; `iterative` scores again after every drop. Where both
-sublayers of a layer go, the layer goes. Dropping whole layers by the same cosine is ShortGPT's block influence.
+attentions and MLPs in one list. One shot takes the scores of the dense model from the extraction and loads no weights;
+`iterative` runs the model again after every drop. Where both sublayers of a layer go, the layer goes. Dropping whole
+layers by the same cosine is ShortGPT's block influence.
 
 The released code takes the MLP's score of Gemma at the wrong place (its norm after the attention sits on the
 attention's output); here y is what is really added to. Equal scores go to the lowest layer, attention first.
@@ -21,7 +22,7 @@ from transformers import AutoConfig
 from kdp_core import models
 from kdp_core.blocks import ROUNDING, BlockError
 from kdp_core.hidden import HiddenStates
-from kdp_core.modeling import PARTS, drop_parts
+from kdp_core.modeling import PARTS, decoder_layers, drop_parts
 from kdp_core.passes import Passes
 from kdp_core.records import Composed, Plan, Selection, Tokens
 from kdp_core.states import FitError
@@ -38,7 +39,7 @@ def attention(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
     iterative: score again after every drop instead of once.
     sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     return _drop("attn_drop", ("attention",), dense, hidden, selection, device, dtype, iterative, sequences,
@@ -52,7 +53,7 @@ def mlp(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection,
 
     iterative: score again after every drop instead of once.
     sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     return _drop("mlp_drop", ("mlp",), dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
@@ -66,7 +67,7 @@ def joint(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 
     iterative: score again after every drop instead of once.
     sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     return _drop("joint_drop", ("attention", "mlp"), dense, hidden, selection, device, dtype, iterative, sequences,
@@ -77,16 +78,17 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
           dtype: str, iterative: bool, sequences: int | None, batch: int, match: str) -> Composed:
     began = time.perf_counter()
     _check(method, dense, sequences, hidden.sequences, match)
-    model = models.load_model(dense, device=device, dtype=dtype)
-    family, total, passes = model.config.model_type, models.count_params(model), Passes(model, hidden.tokens)
+    model = models.load_model(dense, device=device, dtype=dtype) if iterative else \
+        models.on_meta(AutoConfig.from_pretrained(dense))
+    family, total = model.config.model_type, models.count_params(model)
     shares = {(layer, part): _params(module, family, part) / total
-              for layer, module in enumerate(passes.layers) for part in parts}
+              for layer, module in enumerate(decoder_layers(model)) for part in parts}
     reachable = sum(shares.values())
     if selection.ratio_target > reachable + ROUNDING:
         raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can leave out is "
                          f"{reachable:.4f} of all parameters; ask for less")
-    start_STD, rows, gone = hidden.state(0)[:sequences], [], 0.0
-    scores = _cosines(passes, family, start_STD, batch)
+    rows, gone = [], 0.0
+    scores = _stored(hidden, len(decoder_layers(model)), sequences)
     while shares:
         layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
         if rows and _enough(gone, gone + shares[unit], selection.ratio_target, match):
@@ -96,9 +98,9 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
         logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
         if iterative:
             drop_parts(model, family, {part: [layer]})
-            scores = _cosines(passes, family, start_STD, batch)
+            scores = _cosines(Passes(model, hidden.tokens), family, hidden.state(0)[:sequences], batch)
     plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
-    return Composed(plan, [], [], {"tokens": len(start_STD) * hidden.tokens, "order": rows,
+    return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": rows,
                                    "seconds": time.perf_counter() - began})
 
 
@@ -136,9 +138,20 @@ def _drops(gone: list[Unit]) -> list[Unit]:
     return found
 
 
+def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
+    """Mean cosine of the states before and after every sublayer of the dense model, all tokens alike."""
+    cos_LPS = hidden.sublayers()
+    if len(cos_LPS) < layers:
+        raise FitError(f"{hidden.path} has the sublayers of the first {len(cos_LPS)} of {layers} layers; set "
+                       f"hidden.layers to null, or add {layers} to it")
+    cos_LP = cos_LPS[:, :, :sequences].double().mean(dim=-1)
+    return {(layer, part): cos_LP[layer, row].item() for layer in range(layers)
+            for row, part in enumerate(("attention", "mlp"))}
+
+
 @torch.no_grad()
 def _cosines(passes: Passes, family: str, start_STD: Tensor, batch: int) -> dict[Unit, float]:
-    """Mean cosine of the states before and after every sublayer of the model as it is, all tokens alike."""
+    """The same of the model as it is now."""
     sums: dict[Unit, float] = {}
     for h_BTD in start_STD.split(batch):
         h_BTD = h_BTD.to(passes.device, passes.model.dtype)

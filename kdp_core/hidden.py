@@ -7,9 +7,13 @@ time, the output head never runs, and the forward pass ends at the highest layer
 Massive-activation tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first
 position, sometimes at the second, and in its layers 3 to 9 at later ones.
 
-Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token);
-attributes: layers, massive_factor, provenance. Chunks hold one layer of one batch and are not compressed: lossless
-codecs save less than a tenth of float16 states.
+The same pass takes the mean cosine over tokens of the states before and after every attention and every MLP that ran,
+by which LLM-Drop orders them: no method runs the model again for what one pass has seen.
+
+Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token),
+`sublayers` (layer, attention or MLP, sequence), where the first layer ran; attributes: layers, massive_factor,
+provenance. Chunks of states hold one layer of one batch and are not compressed: lossless codecs save less than a tenth
+of float16 states.
 
 Several processes may share the work: each writes a shard, whole batches of the sequences, as a group of its own with
 the same chunks, and `join` puts the chunk files into one group by hard links, under the numbers that they have there.
@@ -19,7 +23,8 @@ bytes of an extraction that was never split. What is massive depends on all toke
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +33,7 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from kdp_core import store
 from kdp_core.records import Tokens
@@ -74,6 +80,11 @@ class HiddenStates(NamedTuple):
     def massive(self, layers: list[int]) -> Tensor:
         """bool_ST: tokens that are massive in any of these states."""
         return self.massive_LST[[self.index(layer) for layer in layers]].any(dim=0)
+
+    def sublayers(self) -> Tensor:
+        """Cosine of the states before and after each attention and MLP, mean over tokens: c_LPS, float32."""
+        group = zarr.open_group(self.path, mode="r")
+        return torch.from_numpy(group["sublayers"][:]) if "sublayers" in group else torch.zeros(0, 2, self.sequences)
 
     def index(self, layer: int) -> int:
         """Where state `layer` stands on the layer axis."""
@@ -138,6 +149,9 @@ def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: floa
         for shard in groups:
             _link_chunks(shard["states"], states, shard.attrs["sequences"][0] // first.chunks[1])
         _mark(group, torch.from_numpy(np.concatenate([shard["norm"][:] for shard in groups], axis=1)), massive_factor)
+        if "sublayers" in groups[0]:
+            cosines = [torch.from_numpy(shard["sublayers"][:]) for shard in groups]
+            _keep_sublayers(group, torch.cat(cosines, dim=2))
         group.attrs.update({"layers": groups[0].attrs["layers"], "massive_factor": massive_factor,
                             "provenance": groups[0].attrs["provenance"]})
     logger.info("hidden states: %d shards joined", len(groups))
@@ -205,14 +219,19 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
     start, stop = sequences or (0, S)
     group = zarr.create_group(path, zarr_format=3)
     states = _create_states(group, (len(layers), stop - start, T, model.config.hidden_size), min(batch, S), dtype)
-    norm_LST = torch.zeros(len(layers), stop - start, T)
+    norm_LST, cosines = torch.zeros(len(layers), stop - start, T), []
     for first in range(start, stop, batch):
         here = slice(first - start, min(first + batch, stop) - start)
-        for row, h_BTD in enumerate(boundary_states(model, tokens.ids_ST[start:stop][here], layers)):
+        with _sublayers(model) as ran:
+            found = boundary_states(model, tokens.ids_ST[start:stop][here], layers)
+        for row, h_BTD in enumerate(found):
             _check(h_BTD, layers[row], dtype)
             norm_LST[row, here] = h_BTD.norm(dim=-1)
             states[row, here] = h_BTD.to(getattr(torch, dtype)).numpy()
+        cosines += [torch.stack(ran)] if ran else []
         logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
+    if cosines:
+        _keep_sublayers(group, torch.cat(cosines, dim=2))
     provenance = {**tokens.provenance, "model_type": model.config.model_type, "dtype": dtype}
     if sequences is None:
         _mark(group, norm_LST, massive_factor)
@@ -239,6 +258,45 @@ def _beside(group: zarr.Group, name: str, values_LST: Tensor) -> None:
     array = group.create_array(name, shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype,
                                compressors=None, dimension_names=BESIDE)
     array[:] = values
+
+
+def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
+    array = group.create_array("sublayers", shape=cos_LPS.shape, chunks=cos_LPS.shape, dtype="float32",
+                               compressors=None, dimension_names=["layer", "part", "sequence"])
+    array[:] = cos_LPS.numpy()
+
+
+@contextmanager
+def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Watch one forward pass: cos_PB of every layer that ran to its end, in their order, mean over tokens."""
+    from kdp_core.modeling import PARTS
+
+    found: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
+
+    def after(_: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        x_BTD, end_BTD = seen["x"], output[0] if isinstance(output, tuple) else output
+        y_BTD = seen["y"].view(x_BTD.shape)
+        # cos(x, y) and cos(y, x'), y = x + attention(norm x), x' = y + mlp(norm y)
+        found.append(torch.stack([cosine_similarity(one.float(), other.float(), dim=-1).mean(dim=-1).cpu()
+                                  for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
+
+    hooks = []
+    # where norms follow the sum, as in OPT-350M, there is no y
+    if getattr(model.config, "do_layer_norm_before", True):
+        for layer in _decoder_layers(model):
+            # the first module of the MLP part reads y
+            reader = layer.get_submodule(PARTS[model.config.model_type]["mlp"][0][0])
+            hooks += [layer.register_forward_pre_hook(
+                          lambda _, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]),
+                          with_kwargs=True),
+                      reader.register_forward_pre_hook(lambda _, args: seen.update(y=args[0])),
+                      layer.register_forward_hook(after)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:

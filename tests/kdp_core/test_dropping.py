@@ -81,6 +81,21 @@ def test_the_most_redundant_go_first(dense, parts, method):
     assert [row["cosine"] for row in found.stats["order"]] == pytest.approx([scores[unit] for unit in order], abs=1e-5)
 
 
+def test_one_shot_takes_what_the_extraction_saw_and_loads_no_weights(dense, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    half = literal(dense.model, stored.tokens().ids_ST[:8])
+    row = dropped(dense, dropping.joint, 0.05, sequences=8).stats["order"][0]
+    assert (row["layer"], row["part"]) == max(half, key=lambda unit: (half[unit], -unit[0]))
+    assert row["cosine"] == pytest.approx(half[row["layer"], row["part"]], abs=1e-5)
+
+
+def test_states_that_end_before_the_last_layer_are_refused(dense, tmp_path):
+    hidden.extract(dense.model, stored.tokens(), tmp_path / "h.zarr", layers=[0, 4])
+    few = dense._replace(hidden=hidden.read(tmp_path / "h.zarr"))
+    with pytest.raises(FitError, match=r"has the sublayers of the first 4 of 6 layers; set hidden\.layers"):
+        dropped(few, dropping.mlp, 0.1)
+
+
 def test_iterative_scores_what_is_left_of_the_model(dense):
     ids_ST, gone = stored.tokens().ids_ST, []
     for row in dropped(dense, dropping.joint, 0.3, iterative=True).stats["order"]:

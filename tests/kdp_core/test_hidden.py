@@ -165,7 +165,8 @@ def test_layout(tmp_path):
     assert group.metadata.zarr_format == 3
     names = ("layer", "sequence", "token")
     for name, axes, chunks in (("states", (*names, "width"), (1, 2, 12, 32)), ("norm", names, (1, 5, 12)),
-                               ("massive", names, (1, 5, 12))):
+                               ("massive", names, (1, 5, 12)),
+                               ("sublayers", ("layer", "part", "sequence"), (LAYERS, 2, 5))):
         assert group[name].metadata.dimension_names == axes
         assert group[name].chunks == chunks
         assert group[name].compressors == ()
@@ -173,6 +174,14 @@ def test_layout(tmp_path):
     assert (states.sequences, states.tokens, states.width, states.massive_factor) == (5, 12, 32, 4.0)
     with pytest.raises(HiddenError, match=r"state 9 is not stored \(stored: \[0, 1, 2, 3, 4, 5\]\)"):
         states.state(9)
+
+
+@pytest.mark.parametrize("last", [0, 3, LAYERS])
+def test_sublayers_are_those_of_the_layers_that_ran(tmp_path, last):
+    model, sample = pico.lively(pico.model("opt", layers=LAYERS)), tokens()
+    whole, part = (extracted(tmp_path / str(n), model, sample, layers=layers, dtype="float32").sublayers()
+                   for n, layers in enumerate((None, [last])))
+    assert whole.shape == (LAYERS, 2, 5) and torch.equal(part, whole[:last])
 
 
 def test_massive_tokens(tmp_path):
