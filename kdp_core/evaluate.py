@@ -59,6 +59,9 @@ PPL_CEILING = 1e12
 model should stand at the end of a table, not drop out of it."""
 BOOTSTRAP_DRAWS = 1000
 PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
+LOGITS_BYTES = 2 ** 30
+"""Of one batch's logits at most, where they are in main memory: four pages of WikiText at once would take 4 GB of them,
+and as much again for their logarithms."""
 PROGRESS_SECONDS = 60.0
 """A line at most this often within a task."""
 Request = tuple[Any, list[int], list[int]]
@@ -209,10 +212,21 @@ class Judge(HFLM):
             for place, score in zip(places, found, strict=True):
                 scores[place] = score
             self.progress.step(len(places))
-        rest = super()._loglikelihood_tokens([requests[place] for place in single], **settings) if single else []
+        rest = self._alone([requests[place] for place in single], **settings) if single else []
         for place, score in zip(single, rest, strict=True):
             scores[place] = score
         return scores
+
+    def _alone(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
+        """As lm-eval does it, fewer sequences at a time where their logits would be too large."""
+        before, longest = self.batch_size, max(len(context) + len(ids) for _, context, ids in requests)
+        if self.device.type == "cpu":
+            row = 4 * min(longest, self.max_length) * self.model.config.vocab_size
+            self.batch_size_per_gpu = max(1, min(before, LOGITS_BYTES // row))
+        try:
+            return super()._loglikelihood_tokens(requests, **settings)
+        finally:
+            self.batch_size_per_gpu = before
 
     def _by_context(self, requests: list[Request]) -> tuple[list[list[int]], list[int]]:
         """Places of requests that share a context worth running once (in groups), and places of all others.

@@ -45,7 +45,7 @@ rule score:
         environment()
     resources:
         **GPU,
-        mem_mb=memory_mb(3000, weights=1.5),
+        mem_mb=memory_mb(5000, weights=1.5),
         # one task may be nearly all there is to score
         runtime=minutes(60, per_billion=60),
     params:
@@ -98,7 +98,7 @@ rule evaluate:
         environment()
     resources:
         **({} if SPLIT else GPU),
-        mem_mb=memory_mb(3000, weights=0 if SPLIT else 1.5),
+        mem_mb=memory_mb(3000 if SPLIT else 5000, weights=0 if SPLIT else 1.5),
         # split, the checkpoint is read for its hash alone
         runtime=minutes(30, per_billion=3) if SPLIT else minutes(60, per_billion=60),
     params:

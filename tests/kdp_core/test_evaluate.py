@@ -119,6 +119,18 @@ def test_shared_prefixes_change_nothing(pico_folder):
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
 
 
+def test_fewer_sequences_at_a_time_where_their_logits_would_be_too_large(llama_folder, monkeypatch):
+    judge, seen = evaluate.Judge(models.load_model(llama_folder), models.load_tokenizer(llama_folder)), []
+    requests = [(("", str(i)), [5, 9, 200, 31 + i], [7 + i]) for i in range(9)]
+    judge.model.register_forward_hook(lambda _, args, output: seen.append(len(output.logits)))
+    at_once = judge._loglikelihood_tokens(requests)
+    # two rows of five tokens
+    monkeypatch.setattr(evaluate, "LOGITS_BYTES", 2 * 5 * 4 * judge.model.config.vocab_size)
+    few = judge._loglikelihood_tokens(requests)
+    assert seen == [8, 1, 2, 2, 2, 2, 1] and judge.batch_size == 8
+    assert [ll for ll, _ in few] == pytest.approx([ll for ll, _ in at_once], rel=1e-4)
+
+
 def test_greedy_is_found_on_the_shared_route(llama_folder):
     judge = evaluate.Judge(models.load_model(llama_folder), models.load_tokenizer(llama_folder))
     context = [5, 9, 200, 31]
