@@ -88,6 +88,8 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
         raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can leave out is "
                          f"{reachable:.4f} of all parameters; ask for less")
     rows, gone = [], 0.0
+    if iterative:
+        passes, start_STD = Passes(model, hidden.tokens), hidden.state(0)[:sequences]
     scores = _stored(hidden, len(decoder_layers(model)), sequences)
     while shares:
         layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
@@ -98,7 +100,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
         logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
         if iterative:
             drop_parts(model, family, {part: [layer]})
-            scores = _cosines(Passes(model, hidden.tokens), family, hidden.state(0)[:sequences], batch)
+            scores = _cosines(passes, family, start_STD, batch)
     plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
     return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": rows,
                                    "seconds": time.perf_counter() - began})
