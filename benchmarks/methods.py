@@ -6,13 +6,14 @@ process of its own, so that the peak of its memory is its own. A method that can
 keeps its row with the reason in the place of numbers. Methods that set weights to zero stand in the group `zeros`: they
 save neither room nor time without sparse kernels.
 
-A row is written as soon as it is measured, to <out>/methods/, and never measured again: the run can be stopped, split
-between processes by --ratios or --methods, and gone on with. The table, <out>/methods.csv, has the columns of
+Two methods are measured at once (--jobs), each on its share of the cores: seconds are those of a row with another
+beside it. A method's ratios follow one another, since they share its search and the fits of equal blocks. A row is
+written as soon as it is measured, to <out>/methods/, and never measured again: the run can be stopped and gone on with,
+or split by --ratios or --methods. The table, <out>/methods.csv, has the columns of
 quality.csv and
     fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model in (Linux only)
     group           `params`, or `zeros`
     refused         why there are no numbers
-By estimate two and a half hours on two cores (SLEB's greedy search and both KDP rows take most of it).
 """
 import argparse
 import logging
@@ -20,11 +21,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import protocol
+import torch
 from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
 
 from kdp_core import efficiency, finetune, fold, store
@@ -99,6 +102,20 @@ def missing(name: str, ratio: float, ground: Ground, options: argparse.Namespace
     return name in options.tuned and "refused" not in store.read_json(row_of(at)) and not row_of(at, FT).exists()
 
 
+def left(names: Sequence[str], ground: Ground, options: argparse.Namespace) -> list[tuple[str, float]]:
+    """Methods and ratios that have not been measured."""
+    return [(name, ratio) for name in names for ratio in options.ratios if missing(name, ratio, ground, options)]
+
+
+def apart(name: str, words: Sequence[str], ground: Ground, options: argparse.Namespace) -> str:
+    """Measure what is left of a method, a process a row."""
+    for _, ratio in left([name], ground, options):
+        subprocess.run([sys.executable, __file__, *words, "--methods", name, "--ratios", f"{ratio:g}"], check=True,
+                       stdout=subprocess.DEVNULL)
+        logger.info("ratio %g: %s", ratio, name)
+    return name
+
+
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = protocol.arguments(__doc__.splitlines()[0])
@@ -106,8 +123,15 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.25])
     parser.add_argument("--seed", type=int, default=0, help="of the calibration")
     parser.add_argument("--tuned", nargs="*", default=[], help="rows that get a fine-tuned variant too (none)")
+    parser.add_argument("--jobs", type=int, default=2, help="methods measured at once (2)")
     parser.add_argument("--alone", action="store_true", help="measure in this process, one row after the other")
-    return parser.parse_args(given)
+    parser.set_defaults(threads=None)
+    options = parser.parse_args(given)
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: at least one method has to be measured at a time")
+    if options.threads is None:
+        options.threads = max(1, torch.get_num_threads() // (1 if options.alone else options.jobs))
+    return options
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
@@ -115,18 +139,19 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     options = arguments(given)
     ground = protocol.prepare(options.out / "methods", options)
     protocol.calibrate(ground, options.seed, options.sequences)
-    for ratio in options.ratios:
-        for name in options.methods:
-            if not missing(name, ratio, ground, options):
-                continue
-            if options.alone:
-                measure(name, ratio, ground, options)
-            else:
-                words = list(sys.argv[1:] if given is None else given)
-                one = ["--alone", "--methods", name, "--ratios", f"{ratio:g}"]
-                subprocess.run([sys.executable, __file__, *words, *one], check=True, stdout=subprocess.DEVNULL)
-            write(ground, options)
-            logger.info("ratio %g: %s", ratio, name)
+    if options.alone:
+        for name, ratio in left(options.methods, ground, options):
+            measure(name, ratio, ground, options)
+    else:
+        words = [*(sys.argv[1:] if given is None else given), "--alone", "--threads", str(options.threads)]
+        pool = ThreadPoolExecutor(options.jobs)
+        try:
+            for done in as_completed([pool.submit(apart, name, words, ground, options) for name in options.methods]):
+                logger.info("measured: %s", done.result())
+                write(ground, options)
+        finally:
+            # after a fault the other methods are not begun
+            pool.shutdown(cancel_futures=True)
     frame = write(ground, options)
     print(frame[["method", "ratio", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds",
                  "fit_peak_mib", "group"]].to_string(index=False, float_format="%.4g"))
