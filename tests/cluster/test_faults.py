@@ -109,9 +109,11 @@ def test_snakemake_killed_and_started_again_while_its_job_runs(prepared, undistu
 
 def test_a_second_run_in_the_same_folder_is_refused(prepared, undisturbed):
     run = prepared.begin(KERNEL)
-    prepared.in_step_1()
+    # snakemake takes seconds to start: a job that is not halted may have ended by then, and the first run with it
+    script = prepared.pause(prepared.job("RUNNING"))
     second = subprocess.run(prepared.command(KERNEL), cwd=prepared.folder, env=prepared.environment(), text=True,
                             capture_output=True, check=False)
+    os.kill(script, signal.SIGCONT)
     assert second.returncode != 0 and "lock" in second.stdout + second.stderr
     prepared.end(run)
     assert len(prepared.of_step_1()) == 1
