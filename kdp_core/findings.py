@@ -228,13 +228,15 @@ def _baseline_claims(group: pd.DataFrame, names: pd.Series, baseline: str, paire
 
 
 def _cost_words(row: pd.Series) -> str:
-    """Fit, size and speed of one model."""
-    said = [f"Fitted in {duration(row['fit_seconds'])}" if known(row["fit_seconds"]) else "Nothing fitted"]
+    """Search, fit, size and speed of one model."""
+    said = [f"searched in {duration(row['search_seconds'])}"] if known(row["search_seconds"]) else []
+    said.append(f"fitted in {duration(row['fit_seconds'])}" if known(row["fit_seconds"]) else "nothing fitted")
     if known(row["params_millions"]):
         said.append(f"{tables.number(COLUMNS['params_millions'], row['params_millions'])} M parameters")
     said += [f"{phase} {row[f'speedup_{phase}']:.2f} times as fast as dense" for phase in ("prefill", "decode")
              if known(row[f"speedup_{phase}"])]
-    return f"{', '.join(said)}."
+    sentence = ", ".join(said)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _fits_claims(group: pd.DataFrame, names: pd.Series) -> list[Claim]:

@@ -26,7 +26,7 @@ EXTRA = {
 }
 """Costs that the summary does not have."""
 COSTS = ("params_removed", "params_zeroed", "layers_removed", "params_millions", "macs_giga", "prefill_ms", "decode_ms",
-         "peak_memory_mib", "fit_seconds", "blocks")
+         "peak_memory_mib", "search_seconds", "fit_seconds", "blocks")
 GROUPS = {"": "Models with fewer parameters", "finetuned": "Fine-tuned after pruning (†)",
           "zeros": "Models with weights set to zero, as large as the dense one"}
 FIT_WORDS = {

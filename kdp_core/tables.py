@@ -65,6 +65,8 @@ class Point(NamedTuple):
     """Seconds spent on fitting what stands in for the blocks, and on fine-tuning; None where nothing is fitted."""
     finetuned: bool = False
     """Whether the model was fine-tuned after pruning: its row has a dagger in print."""
+    search_seconds: float | None = None
+    """Seconds spent on choosing what goes, once for all ratios; None where the similarity of layers chooses."""
 
 
 class Column(NamedTuple):
@@ -104,6 +106,7 @@ COLUMNS: dict[str, Column] = {
     "params_millions": Column("Parameters", "M", "All parameters, tied ones counted once.", 1),
     "macs_giga": Column("Multiply-adds", "G", "Of the linear layers, for one pass over the timed prompt.", 2),
     "blocks": Column("Blocks", "", "Replaced layers, first to one past the last."),
+    "search_seconds": Column("Search", "s", "Time spent on choosing what goes, once for all ratios.", 0),
     "fit_seconds": Column("Fit", "s", "Time spent on fitting the stand-ins.", 0),
 }
 RELATIVE = ("rp", "ppl_ratio", "rp_ppl")
@@ -112,7 +115,8 @@ MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "sp
         "params_millions")
 SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
            "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
-           "params_millions", "macs_giga", "blocks", "fit_seconds", "finetuned", "params_zeroed")
+           "params_millions", "macs_giga", "blocks", "search_seconds", "fit_seconds", "finetuned",
+           "params_zeroed")
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -215,6 +219,7 @@ def _summary_row(point: Point, dense: Point, primary: Mapping[str, Sequence[str]
         "speedup_decode": cost.speedup_decode if cost else math.nan,
         "params_millions": cost.params / 1e6 if cost else facts.params_after / 1e6 if facts else math.nan,
         "macs_giga": cost.macs / 1e9 if cost else math.nan,
+        "search_seconds": math.nan if point.search_seconds is None else point.search_seconds,
         "fit_seconds": math.nan if point.fit_seconds is None else point.fit_seconds, "finetuned": point.finetuned,
         "params_zeroed": facts.params_zeroed / facts.params_before if facts else 0.0}
     for kind in ("acc", "ppl"):

@@ -291,6 +291,17 @@ def dense_measured():
     ]
 
 
+def searches():
+    """What the points whose layers are searched were searched by."""
+    return list(
+        dict.fromkeys(
+            "results/{model}/{calib}/{search}/search-k{k_max}.json".format(**point)
+            for point in POINTS
+            if "search" in point
+        )
+    )
+
+
 def everything_measured(wildcards):
     """All that tables and the overview figures read."""
     names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
@@ -301,6 +312,7 @@ def everything_measured(wildcards):
             for point in POINTS
             if "source" in point
         ]
+        + searches()
         + all_records()
         + dense_measured()
     )

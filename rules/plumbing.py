@@ -420,8 +420,12 @@ def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
 
 
 def _product(config: dict[str, Any], grid: dict[str, Any], rows: list[str]) -> list[dict[str, str]]:
-    # a fine-tuned row's point names the row that it starts from too
-    more = {row: {"source": source_of(config, row)} if source_of(config, row) != row else {} for row in rows}
+    # a fine-tuned row's point names the row that it starts from too, and one that is searched the row with the search
+    more = {}
+    for row in rows:
+        source = source_of(config, row)
+        search = _search_or_none(config, source)
+        more[row] = ({"source": source} if source != row else {}) | ({"search": search} if search else {})
     return [dict(model=model, calib=calib, method=method, ratio=f"{ratio:g}", k_max=str(k_max), **more[method])
             for model, calib, method, ratio, k_max in itertools.product(
                 grid["models"], grid["calibrations"], rows, grid["ratios"], grid["k_max"])]

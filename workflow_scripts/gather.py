@@ -48,8 +48,11 @@ def points(grid: list[dict[str, str]], steps: dict[str, list[str]]) -> list[Poin
         at = folder(point)
         seconds = [record.stats["seconds"] for _, record in fitted(point, steps)]
         seconds += [store.read(at / "finetuned.json").seconds] if "source" in point else []
+        search = store.read(folder(point).parents[1] / point["search"] / f"search-k{point['k_max']}.json") \
+            if "search" in point else None
         made.append(Point(point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]),
                           store.read(at / "pruned.json"), store.read(at / "plan.json"), store.read(at / "scores.json"),
                           store.read(at / "efficiency.json"),
-                          sum(seconds) if seconds else None, "source" in point))
+                          sum(seconds) if seconds else None, "source" in point,
+                          search.stats["seconds"] if search else None))
     return made

@@ -101,6 +101,9 @@ def test_one_method_alone_and_its_cost():
     assert found["Cost of kdp"].text == (
         "Fitted in 12 s, 80.0 M parameters, prefill 1.25 times as fast as dense, decode 1.25 times as fast as dense.")
     assert "All fits" not in found and "Beside “remove”" not in found
+    searched = points.pruned("sleb", points.scores(30.0, 0.4, 0.6))._replace(fit_seconds=None, search_seconds=1995.0)
+    cost = said([points.dense(), searched])["20 %"]["Cost of sleb"].text
+    assert cost.startswith("Searched in 33 min, nothing fitted, ")
 
 
 def test_zeros_are_compared_among_themselves_and_a_fine_tuned_first_place_says_so():

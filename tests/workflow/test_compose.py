@@ -85,6 +85,9 @@ def test_tables_name_every_fit_and_its_time(composed):
         assert list(own.index) == [*(f"{start}-{stop}" for start, stop in (fit["block"] for fit in record.fits)), "all"]
         assert own.heldout_error.dropna().tolist() == pytest.approx([fit["heldout_error"] for fit in record.fits])
         assert own.seconds["all"] == summary.fit_seconds[row] == pytest.approx(record.stats["seconds"])
+    # only this row runs the model to choose what goes
+    search = store.read(composed.folder / FEW / "kdp_residual/search-k3.json")
+    assert summary.search_seconds.dropna().to_dict() == {"kdp_residual": pytest.approx(search.stats["seconds"])}
     best = min((row["heldout_loss"], row["heldout_kl"]) for row in store.read(
         composed.folder / POINT.format("kdp_residual") / "composed.safetensors").curve)
     assert fits[fits.method == "kdp_residual"].heldout_kl.dropna().tolist() == pytest.approx([best[1]])

@@ -160,6 +160,9 @@ def test_a_search_is_shared_up_to_the_lowest_row_with_the_same_options():
     config = {**CONFIG, "methods": CONFIG["methods"] | rows,
               "grid": CONFIG["grid"] | {"methods": ["kdp", *rows]}}
     plumbing.check(config)
+    assert {point["method"]: point.get("search") for point in plumbing.points(config)} == {
+        "kdp": None, "kdp_residual": "kdp_residual", "a": "kdp_residual", "b": "kdp_residual", "c": "c", "d": "d",
+        "linear_prefix": None}
     assert {name: plumbing.search_row(config, name) for name in "abcd"} == {
         "a": "kdp_residual", "b": "kdp_residual", "c": "c", "d": "d"}
     assert plumbing.steps(config, "a") == [] and plumbing.fits(config, "a") == ["compose"]
