@@ -1,4 +1,6 @@
 """The comparison of all methods on a pico model: a row a method, refusals told, nothing measured twice."""
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,38 @@ def test_a_fault_is_no_refusal(benchmark, done, monkeypatch):
     with pytest.raises(ValueError, match="a fault"):
         benchmark.main([*given, "--ratios", "0.3", "--methods", "remove"])
     assert not list((out / "methods" / "rows").glob("*remove-r0.3*"))
+
+
+@pytest.fixture
+def begun(benchmark, done, monkeypatch):
+    """Processes that would measure rows: what they were asked for. They measure nothing."""
+    asked = []
+
+    def run(command, **options):
+        given = benchmark.arguments(command[2:])
+        asked.append((*given.methods, *given.ratios, given.threads, given.alone))
+        if given.methods == ["laco"]:
+            raise subprocess.CalledProcessError(1, command)
+        time.sleep(1)
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    return asked
+
+
+def test_a_row_is_a_process_and_ratios_of_a_method_follow_one_another(benchmark, done, begun):
+    given = [word for word in done[2] if word != "--alone"] + ["--jobs", "2", "--ratios", "0.2", "0.3", "0.4"]
+    benchmark.main([*given, "--methods", "remove", "shortgpt"])
+    assert [row[1:] for row in begun if row[0] == "remove"] == [(0.3, 1, True), (0.4, 1, True)], "0.2 is there"
+    assert sorted(row[:2] for row in begun) == [("remove", 0.3), ("remove", 0.4), ("shortgpt", 0.3), ("shortgpt", 0.4)]
+
+
+def test_after_a_fault_the_other_methods_are_not_begun(benchmark, done, begun):
+    given = [word for word in done[2] if word != "--alone"] + ["--jobs", "1", "--ratios", "0.3"]
+    with pytest.raises(subprocess.CalledProcessError):
+        benchmark.main([*given, "--methods", "remove", "laco", "shortgpt", "streamline"])
+    assert "laco" in [row[0] for row in begun] and "streamline" not in [row[0] for row in begun]
+    with pytest.raises(SystemExit):
+        benchmark.main([*given, "--jobs", "0"])
 
 
 def test_nothing_is_measured_twice(benchmark, done, monkeypatch):
