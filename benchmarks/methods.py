@@ -107,13 +107,12 @@ def left(names: Sequence[str], ground: Ground, options: argparse.Namespace) -> l
     return [(name, ratio) for name in names for ratio in options.ratios if missing(name, ratio, ground, options)]
 
 
-def apart(name: str, words: Sequence[str], ground: Ground, options: argparse.Namespace) -> str:
-    """Measure what is left of a method, a process a row."""
+def apart(name: str, words: Sequence[str], ground: Ground, options: argparse.Namespace) -> None:
+    """Measure what is left of a method, a process a row, each of which writes the table too."""
     for _, ratio in left([name], ground, options):
         subprocess.run([sys.executable, __file__, *words, "--methods", name, "--ratios", f"{ratio:g}"], check=True,
                        stdout=subprocess.DEVNULL)
         logger.info("ratio %g: %s", ratio, name)
-    return name
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -147,8 +146,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         pool = ThreadPoolExecutor(options.jobs)
         try:
             for done in as_completed([pool.submit(apart, name, words, ground, options) for name in options.methods]):
-                logger.info("measured: %s", done.result())
-                write(ground, options)
+                done.result()
         finally:
             # after a fault the other methods are not begun
             pool.shutdown(cancel_futures=True)

@@ -48,7 +48,7 @@ def points(grid: list[dict[str, str]], steps: dict[str, list[str]]) -> list[Poin
         at = folder(point)
         seconds = [record.stats["seconds"] for _, record in fitted(point, steps)]
         seconds += [store.read(at / "finetuned.json").seconds] if "source" in point else []
-        search = store.read(folder(point).parents[1] / point["search"] / f"search-k{point['k_max']}.json") \
+        search = store.read(at.parents[1] / point["search"] / f"search-k{point['k_max']}.json") \
             if "search" in point else None
         made.append(Point(point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]),
                           store.read(at / "pruned.json"), store.read(at / "plan.json"), store.read(at / "scores.json"),
