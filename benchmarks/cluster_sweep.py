@@ -29,7 +29,7 @@ from snakemake.utils import update_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.cluster.cluster import Cluster, missing
 from tests.cluster.sweep import Sweep
 from tests.workflow.project import ROOT

@@ -1,6 +1,6 @@
 """Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
 
-One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.residual), fitted in
+One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.methods.kdp_residual.fit), fitted in
 closed form on the dense model's states; what differs is the dictionary beside its linear part:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
@@ -36,10 +36,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from kdp_core import distil, figures, hidden, kernel, models, residual, states
-from kdp_core.hidden import HiddenStates
-from kdp_core.passes import Passes, built
-from kdp_core.records import Module
+from kdp_core.base.records import Module
+from kdp_core.figures import style
+from kdp_core.methods.kdp import kernel
+from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.model import checkpoints, distil
+from kdp_core.model.passes import Passes, built
+from kdp_core.states import block as states
+from kdp_core.states import hidden
+from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("dictionaries")
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +199,7 @@ def panels(table: pd.DataFrame) -> pd.DataFrame:
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
 
 
-def draw(table: pd.DataFrame) -> figures.Drawn:
+def draw(table: pd.DataFrame) -> style.Drawn:
     """Error over the linear part's against the parameters put in, both on log axes, a panel a layer.
 
     KDP's own form lies far above all others: its error stands in the panel.
@@ -203,8 +208,8 @@ def draw(table: pd.DataFrame) -> figures.Drawn:
     layers = list(dict.fromkeys(drawn["layer"]))
     columns = min(3, len(layers))
     lines = math.ceil(len(layers) / columns)
-    with figures.quiet():
-        figure = Figure(figsize=(figures.PAGE_IN, 1.9 * lines + 0.5))
+    with style.quiet():
+        figure = Figure(figsize=(style.PAGE_IN, 1.9 * lines + 0.5))
         axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axis in axes[len(layers):]:
             axis.set_visible(False)
@@ -216,15 +221,15 @@ def draw(table: pd.DataFrame) -> figures.Drawn:
                               for name in ("none", "kdp"))
             axis.set(title=f"Layer {layer}", xscale="log", yscale="log", xlabel="Parameters put in, millions")
             axis.text(0.04, 0.05, f"error of the linear part {linear.iloc[0]:.3g}\nof KDP's form {of_kdp.min():.3g}",
-                      transform=axis.transAxes, fontsize=6, color=figures.GREY)
+                      transform=axis.transAxes, fontsize=6, color=style.GREY)
             axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0)))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
-            figures.plain_log(axis)
+            style.plain_log(axis)
         for axis in axes[::columns]:
             axis.set_ylabel("Held-out error / linear's")
-        figures.legend_below(figure, axes[0].get_legend_handles_labels()[0], columns=3)
-    return figures.Drawn(figure, table)
+        style.legend_below(figure, axes[0].get_legend_handles_labels()[0], columns=3)
+    return style.Drawn(figure, table)
 
 
 def _curve(axis: Any, own: pd.DataFrame, place: int) -> None:
@@ -233,8 +238,8 @@ def _curve(axis: Any, own: pd.DataFrame, place: int) -> None:
     own, kind = own.sort_values("params"), own["dictionary"].iloc[0]
     lined = kind in ("rff", "rff learned", "neurons")
     axis.errorbar(own["params"], own["of_linear"], yerr=own["of_linear_stderr"], label=KINDS[kind],
-                  color=figures.COLORS[place], marker=figures.MARKERS[place], elinewidth=0.7,
-                  linestyle=figures.DASHES[place % len(figures.DASHES)] if lined else "none")
+                  color=style.COLORS[place], marker=style.MARKERS[place], elinewidth=0.7,
+                  linestyle=style.DASHES[place % len(style.DASHES)] if lined else "none")
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -272,11 +277,11 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     options = arguments(given)
     torch.set_num_threads(options.threads)
     states_of = hidden.read(options.hidden)
-    passes = Passes(models.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
+    passes = Passes(checkpoints.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
     known = range(len(passes.layers))
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
-    # as kdp_core.states.load splits them, so that KDP's own form is judged on the same sequences
+    # as kdp_core.states.block.load splits them, so that KDP's own form is judged on the same sequences
     heldout, train = states.split(states_of.sequences, options.heldout, options.seed)
     fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
@@ -287,7 +292,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
                       options, fit)
         rows += measure(layer) + own_form(states_of, number, options)
         table = pd.DataFrame(rows).reindex(columns=COLUMNS)
-        figures.save(draw(table), options.out / "dictionaries")
+        style.save(draw(table), options.out / "dictionaries")
     print(table.to_string(index=False, float_format="%.4g", na_rep=""))
     print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, of {states_of.tokens} tokens; "
           f"written to {options.out}")

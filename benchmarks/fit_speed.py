@@ -29,9 +29,16 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from kdp_core import assets, figures, hidden, inverse, kernel, linear, models, passes, residual, states, store, texts
-from kdp_core.hidden import HiddenStates
-from kdp_core.records import Block
+from kdp_core.base import store, texts
+from kdp_core.base.records import Block
+from kdp_core.figures import style
+from kdp_core.methods import linear
+from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.model import assets, checkpoints, passes
+from kdp_core.states import block as states
+from kdp_core.states import hidden
+from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("fit_speed")
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +73,7 @@ def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) ->
 def residual_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
     """kdp_residual's stand-in in closed form: linear part and 96 neurons of the block's own MLPs."""
     began = time.perf_counter()
-    model = models.load_model(dense)
+    model = checkpoints.load_model(dense)
     options = residual.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
     split = states.load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     h_STD, y_STD = split.h_KSTD
@@ -140,29 +147,29 @@ def compare(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(curves: pd.DataFrame, nothing: float, block: Block) -> figures.Drawn:
+def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
     """Held-out error against seconds, both on log axes: curves of the recipes, a point a closed-form fit."""
-    with figures.quiet():
-        figure = Figure(figsize=(figures.PAGE_IN, 3.0))
+    with style.quiet():
+        figure = Figure(figsize=(style.PAGE_IN, 3.0))
         axis = figure.subplots()
         for place, (name, own) in enumerate(curves.groupby("fit", sort=False)):
-            color, marker = (looks[place % len(looks)] for looks in (figures.COLORS, figures.MARKERS))
-            for step, style in (("kernel", {"linestyle": figures.DASHES[1], "label": f"{name}, step 1 by ridge"}),
+            color, marker = (looks[place % len(looks)] for looks in (style.COLORS, style.MARKERS))
+            for step, look in (("kernel", {"linestyle": style.DASHES[1], "label": f"{name}, step 1 by ridge"}),
                                 ("inverse", {"label": f"{name}, both steps"}),
                                 (CLOSED, {"label": name, "marker": marker, "linestyle": "none",
                                           "markersize": 7})):
                 part = own[own["step"] == step]
                 if not part.empty:
-                    axis.plot(part["seconds"], part["error"], color=color, **style)
-        axis.axhline(nothing, color=figures.GREY, linestyle=":", linewidth=0.9, label="block left out")
+                    axis.plot(part["seconds"], part["error"], color=color, **look)
+        axis.axhline(nothing, color=style.GREY, linestyle=":", linewidth=0.9, label="block left out")
         axis.set(xscale="log", yscale="log", xlabel="Seconds of fitting",
                  ylabel="Held-out relative error of the last state",
                  title=f"Block {block[0]}-{block[1]}")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        figures.plain_log(axis)
+        style.plain_log(axis)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    return figures.Drawn(figure, curves)
+    return style.Drawn(figure, curves)
 
 
 def make_dense(folder: Path) -> Path:
@@ -170,7 +177,7 @@ def make_dense(folder: Path) -> Path:
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     entry = next(iter(config["models"].values()))
     path = assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
-    models.convert(path, folder / "dense", dtype="float32", source=entry["source"])
+    checkpoints.convert(path, folder / "dense", dtype="float32", source=entry["source"])
     return folder / "dense"
 
 
@@ -185,8 +192,8 @@ def make_states(block: Block, dense: Path, folder: Path, sequences: int | None =
         path = assets.fetch(text["source"], sha256=text["sha256"], cache=cache)
         documents = texts.read_documents(path, format=text["format"], encoding=text["encoding"])
         parts.append(texts.Part(name, documents, sequences or count))
-    tokens = texts.pack(models.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"])
-    hidden.extract(models.load_model(dense), tokens, folder / "hidden.zarr", layers=list(range(block[0], block[1] + 1)))
+    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"])
+    hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr", layers=list(range(block[0], block[1] + 1)))
     return hidden.read(folder / "hidden.zarr")
 
 
@@ -229,7 +236,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         nothing = nothing_done(states_of, block, options.seed)
     curves = pd.DataFrame(rows)[["fit", "step", "epoch", "seconds", "error"]]
     table = compare(curves)
-    figures.save(draw(curves, nothing, block), options.out / "fit_speed")
+    style.save(draw(curves, nothing, block), options.out / "fit_speed")
     store.write_text(options.out / "fit_speed_table.csv", table.to_csv(index=False, lineterminator="\n"))
     print(table.to_string(index=False, float_format="%.4g"))
     print(f"\nblock left out: {nothing:.4g}; {options.threads} threads; written to {options.out}")

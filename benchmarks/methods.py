@@ -30,14 +30,16 @@ import protocol
 import torch
 from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
 
-from kdp_core import efficiency, finetune, fold, store
-from kdp_core.blocks import BlockError
-from kdp_core.fold import FoldError
-from kdp_core.influence import RankError
+from kdp_core.base import store
+from kdp_core.base.records import PrunedFacts
 from kdp_core.methods import METHODS
-from kdp_core.records import PrunedFacts
-from kdp_core.search import SearchError
-from kdp_core.states import FitError
+from kdp_core.methods._select import BlockError
+from kdp_core.methods.kdp_residual.search import SearchError
+from kdp_core.methods.shortgpt import RankError
+from kdp_core.prune import finetune, fold
+from kdp_core.prune.fold import FoldError
+from kdp_core.score import efficiency
+from kdp_core.states.block import FitError
 
 logger = logging.getLogger("methods")
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {

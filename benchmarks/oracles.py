@@ -5,7 +5,7 @@ For a machine that has one of the models, such as
     python benchmarks/oracles.py LLaMA-2-7B --model hf:meta-llama/Llama-2-7b-hf@main --text bookcorpus.txt \
         --device cuda --dtype float16
 
-Every published choice of that model (kdp_core.oracles) is made again by our row on text of yours, one document a line;
+Every published choice of that model (kdp_core.study.oracles) is made again by our row on text of yours, one document a line;
 the table says which share of the published layers it takes too and whether the order is the same. Without --text the
 embedded news is read, which is not what any paper selected on.
 """
@@ -18,8 +18,11 @@ from pathlib import Path
 import pandas as pd
 import protocol
 
-from kdp_core import assets, hidden, models, oracles, similarity, texts
-from kdp_core.oracles import ORACLES
+from kdp_core.base import texts
+from kdp_core.model import assets, checkpoints
+from kdp_core.states import hidden, similarity
+from kdp_core.study import oracles
+from kdp_core.study.oracles import ORACLES
 
 logger = logging.getLogger("oracles")
 
@@ -35,12 +38,12 @@ def documents(options: argparse.Namespace) -> list[str]:
 def check(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
     """Make each published choice of the model again."""
     path = assets.fetch(options.model, sha256=None, cache=protocol.ROOT / protocol.default_config()["cache"])
-    facts = models.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
-    tokens = texts.pack(models.load_tokenizer(folder / "dense"), [texts.Part("text", documents(options),
+    facts = checkpoints.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
+    tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"), [texts.Part("text", documents(options),
                                                                              options.sequences)],
                         length=options.length, seed=options.seed, vocabulary=facts.vocabulary)
     where = {"device": options.device, "dtype": options.dtype}
-    hidden.extract(models.load_model(folder / "dense", **where), tokens, folder / "hidden.zarr")
+    hidden.extract(checkpoints.load_model(folder / "dense", **where), tokens, folder / "hidden.zarr")
     states = hidden.read(folder / "hidden.zarr")
     alike = similarity.similarity(states, treatment="raw")
     rows = []

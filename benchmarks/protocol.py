@@ -13,9 +13,14 @@ import pandas as pd
 import torch
 import yaml
 
-from kdp_core import assets, evaluate, hidden, methods, models, similarity, store, tables, tasks, texts
-from kdp_core.benchmarks import Chosen
-from kdp_core.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
+from kdp_core import methods
+from kdp_core.base import store, texts
+from kdp_core.base.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
+from kdp_core.model import assets, checkpoints
+from kdp_core.results import tables
+from kdp_core.score import evaluate, tasks
+from kdp_core.score.benchmarks import Chosen
+from kdp_core.states import hidden, similarity
 
 logger = logging.getLogger("protocol")
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +120,7 @@ def dense_model(folder: Path, config: dict[str, Any]) -> tuple[Path, ModelFacts]
     if not facts.exists():
         entry = next(iter(config["models"].values()))
         path = assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
-        store.write(facts, models.convert(path, checkpoint, dtype="float32", source=entry["source"]))
+        store.write(facts, checkpoints.convert(path, checkpoint, dtype="float32", source=entry["source"]))
     return checkpoint, store.read(facts)
 
 
@@ -134,10 +139,10 @@ def calibrate(ground: Ground, seed: int, sequences: int) -> Calibrated:
     at = ground.folder / f"seed{seed}"
     tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
     if not alike.exists():
-        packed = texts.pack(models.load_tokenizer(dense), [texts.Part(name, documents(name, config), sequences)],
+        packed = texts.pack(checkpoints.load_tokenizer(dense), [texts.Part(name, documents(name, config), sequences)],
                             length=calibration["length"], seed=seed, vocabulary=ground.facts.vocabulary)
         store.write(tokens, packed)
-        hidden.extract(models.load_model(dense), packed, states)
+        hidden.extract(checkpoints.load_model(dense), packed, states)
         store.write(alike, similarity.similarity(hidden.read(states)))
     return Calibrated(at, store.read(tokens), hidden.read(states), store.read(alike))
 

@@ -23,8 +23,10 @@ import pandas as pd
 import protocol
 from protocol import CKA, FREE, FT, KDP, RESIDUAL, Calibrated, Ground, Row
 
-from kdp_core import finetune, fold, methods, store
-from kdp_core.records import Selection
+from kdp_core import methods
+from kdp_core.base import store
+from kdp_core.base.records import Selection
+from kdp_core.prune import finetune, fold
 
 logger = logging.getLogger("quality")
 

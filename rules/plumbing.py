@@ -203,7 +203,7 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def device(config: dict[str, Any], model: str) -> str:
-    """Where a model runs, as `kdp_core.models.load_model` takes it: with what each place may hold behind `balanced`."""
+    """Where a model runs, as `kdp_core.model.checkpoints.load_model` takes it: with what each place may hold behind `balanced`."""
     own = config["models"][model]
     limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
     return ":".join(filter(None, (own.get("device", "cpu"), limits)))
@@ -342,7 +342,7 @@ def _check_devices(config: dict[str, Any]) -> None:
 def _needs_one_device(config: dict[str, Any], row: str) -> str:
     """What of a row runs single layers of the model, trains or changes it; nothing where it reads stored states."""
     parts = schema()["methods"][base_of(config, row)]["properties"]
-    reads = parts.get("search", {"x-module": "kdp_core.influence"})["x-module"] == "kdp_core.influence"
+    reads = parts.get("search", {"x-module": "kdp_core.methods.shortgpt"})["x-module"] == "kdp_core.methods.shortgpt"
     found = [part for part, there in (("finetune", source_of(config, row) != row), ("compose", "compose" in parts),
                                       ("search", not reads)) if there]
     return f"`{found[0]}` of row {row!r}" if found else ""
@@ -362,7 +362,7 @@ def _check_views(config: dict[str, Any]) -> None:
     _known("views.rows", views.get("rows", []), config["methods"], "name a row of methods")
     for name in views.get("rows", []):
         first = schema()["methods"][base_of(config, name)]["properties"].get("kernel", {})
-        if first.get("x-module") != "kdp_core.kernel":
+        if first.get("x-module") != "kdp_core.methods.kdp.kernel":
             raise ConfigError(f"config: views.rows names {name!r}, which trains no kernel; name a row that stands on "
                               "kdp")
         if "blocks" not in views and name not in config["grid"]["methods"]:
@@ -476,7 +476,7 @@ def paper_ablations(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """An ablation as kdp_core.ablations.Ablation takes it."""
+    """An ablation as kdp_core.results.ablations.Ablation takes it."""
     own = config["ablations"][name]
     varied = {row: options(config, row) for row in own["rows"]}
     tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
@@ -527,7 +527,7 @@ def learned(config: dict[str, Any]) -> list[str]:
 
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
-    """How the rows of these points are drawn, the same in every figure: see kdp_core.figures.Row.
+    """How the rows of these points are drawn, the same in every figure: see kdp_core.figures.style.Row.
 
     The place of the row's method in the table of methods, the row's number among the config's rows that stand on this
     method, and what the method does.

@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
-from kdp_core import store
-from kdp_core.records import LinearMap, Score, Scores
+from kdp_core.base import store
+from kdp_core.base.records import LinearMap, Score, Scores
 from tests.cluster.sweep import Sweep
 from tests.test_quality import PATH, load
 

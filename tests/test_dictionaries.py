@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from kdp_core import fold, kernel, models, residual
-from kdp_core.records import Plan
+from kdp_core.base.records import Plan
+from kdp_core.methods.kdp import kernel
+from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.model import checkpoints
+from kdp_core.prune import fold
 from tests.kdp_core import stored
 from tests.test_quality import load
 
@@ -42,7 +45,7 @@ def layer(dictionaries, given):
     """Layer 6 with the first 4 sequences held out."""
     states_of, paths = given
     options = dictionaries.arguments([*SMALL, *paths])
-    passes = dictionaries.Passes(models.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
+    passes = dictionaries.Passes(checkpoints.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
     fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=0)
     return dictionaries.Layer(6, passes, states_of.state(6), states_of.state(7), states_of.state(10)[:2],
                               torch.arange(4, states_of.sequences), torch.arange(4), options, fit)
@@ -90,7 +93,7 @@ def test_divergence_is_that_of_the_folded_model(dictionaries, layer, given, tmp_
     fold.fold(Plan("one", [(6, "whole")], [module], {}), Path(given[1][3]), tmp_path / "folded")
     ids_ST = stored.tokens().ids_ST[:2]
     with torch.no_grad():
-        logp, logq = (models.load_model(path)(ids_ST).logits.log_softmax(-1)
+        logp, logq = (checkpoints.load_model(path)(ids_ST).logits.log_softmax(-1)
                       for path in (Path(given[1][3]), tmp_path / "folded"))
     expected_S = (logp.exp() * (logp - logq)).sum(-1).mean(1)
     torch.testing.assert_close(dictionaries.judge(layer, module).kl_S, expected_S, rtol=2e-2, atol=1e-4)

@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdp_core import inverse, kernel, linear, states
+from kdp_core.methods import linear
+from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.states import block as states
 from tests import pico
 from tests.kdp_core import stored
 from tests.test_quality import load

@@ -8,13 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "kdp_core"
-SPELLED_OUT = ("kdp_core", "rules", "workflow_scripts", "profiles", "envs", "configs", "docs", "benchmarks")
-"""Folders whose every file stands in the README's tree."""
+SPELLED_OUT = ("kdp_core",)
+"""Folders whose own folders stand in the README's tree too."""
 
 
-def module_of(path: Path) -> str:
-    """The name under which kdp_core/__init__.py lists a file; a subpackage counts as one module."""
-    return path.relative_to(CORE).parts[0].removesuffix(".py")
+def folder_of(path: Path) -> str:
+    """The folder of kdp_core that a file lies in, as kdp_core/__init__.py lists it."""
+    return path.relative_to(CORE).parts[0]
 
 
 def files() -> list[Path]:
@@ -32,7 +32,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def listed() -> list[str]:
-    """Modules in the order of the package's docstring: its indented lines."""
+    """Folders in the order of the package's docstring: its indented lines."""
     return re.findall(r"^ {4}(\w+) ", ast.get_docstring(parsed(CORE / "__init__.py"), clean=False), re.MULTILINE)
 
 
@@ -50,13 +50,35 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def of_core(tree: ast.AST) -> set[str]:
-    """Modules of kdp_core among the imports."""
+    """Folders of kdp_core among the imports."""
     return {name.split(".")[1] for name in imported(tree) if name.startswith("kdp_core.")}
 
 
-def upward(order: list[str], module: str, needs: set[str]) -> list[str]:
-    """Imports of a module that the order does not allow."""
-    return sorted(need for need in needs - {module} if need in order and order.index(need) > order.index(module))
+def upward(order: list[str], folder: str, needs: set[str]) -> list[str]:
+    """Folders that a file may not import from: those further down the list than its own."""
+    return sorted(need for need in needs if need in order and order.index(need) > order.index(folder))
+
+
+def dotted(path: Path) -> str:
+    """The name that a file is imported by."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every module of kdp_core with the modules that it imports; importing a module does not count its packages."""
+    names = {dotted(path): path for path in modules()}
+    return {name: {max((known for known in names if (need + ".").startswith(known + ".")), key=len, default="")
+                   for need in imported(parsed(path)) if need.startswith("kdp_core.")} & set(names) - {name}
+            for name, path in names.items()}
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that are in an import cycle or depend on one; empty without a cycle."""
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
 
 
 def calls(tree: ast.AST) -> set[str]:
@@ -68,23 +90,32 @@ def relative(paths) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-def test_docstring_lists_every_module_once_and_no_other():
-    assert sorted(listed()) == sorted({module_of(path) for path in modules()})
+def test_docstring_lists_every_folder_once_and_no_other():
+    assert sorted(listed()) == sorted({folder_of(path) for path in modules()})
 
 
 @pytest.mark.parametrize("path", modules(), ids=relative(modules()))
 def test_imports_point_upward(path):
     order, needs = listed(), of_core(parsed(path))
-    assert module_of(path) in order, f"add {module_of(path)} to the list in kdp_core/__init__.py"
+    assert folder_of(path) in order, f"add {folder_of(path)} to the list in kdp_core/__init__.py"
     assert needs <= set(order), "imports of kdp_core name modules, not what the package itself might hold"
-    assert upward(order, module_of(path), needs) == []
+    assert upward(order, folder_of(path), needs) == []
+
+
+def test_no_module_is_in_an_import_cycle():
+    assert cycle(import_graph()) == []
+
+
+def test_a_cycle_is_seen():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+    assert cycle({"a": {"b"}, "b": set()}) == []
 
 
 def test_imports_are_read_in_every_form():
-    tree = ast.parse("import kdp_core.store\nfrom kdp_core import fold as f, texts\n"
-                     "def lazy():\n    from kdp_core.tasks import as_pairs\n    from . import report\n")
-    assert of_core(tree) == {"store", "fold", "texts", "tasks", "report"}
-    assert upward(["store", "texts", "fold"], "texts", {"store", "texts", "fold"}) == ["fold"]
+    tree = ast.parse("import kdp_core.base.store\nfrom kdp_core.prune import fold as f, finetune\n"
+                     "def inner():\n    from kdp_core.score.tasks import as_pairs\n    from . import results\n")
+    assert of_core(tree) == {"base", "prune", "score", "results"}
+    assert upward(["base", "states", "prune"], "states", {"base", "states", "prune"}) == ["prune"]
 
 
 @pytest.mark.parametrize("path", files(), ids=relative(files()))
@@ -159,16 +190,12 @@ def tree_paths(lines: list[str]) -> set[str]:
 def tree_faults(paths: set[str], tracked: list[str]) -> list[str]:
     """What the tree leaves out and what it invents.
 
-    Every top-level entry must be listed, and every file of the folders SPELLED_OUT, by itself or by a folder below them
-    that is listed without its files.
+    Every top-level entry must be listed, and every folder in the folders SPELLED_OUT.
     """
     folders = {"/".join(path.split("/")[:depth]) + "/" for path in tracked for depth in range(1, path.count("/") + 1)}
-    leaves = {path for path in paths if not any(other != path and other.startswith(path) for other in paths)}
     tops = {path.split("/")[0] + "/" * ("/" in path) for path in tracked}
-    inner = {path for path in tracked if path.split("/")[0] in SPELLED_OUT and "/" in path}
-    covered = {path for path in inner
-               if any(leaf.count("/") > 1 and leaf.endswith("/") and path.startswith(leaf) for leaf in leaves)}
-    left_out = (tops - paths) | (inner - covered - paths)
+    inner = {folder for folder in folders if folder.split("/")[0] in SPELLED_OUT and folder.count("/") == 2}
+    left_out = (tops | inner) - paths
     return sorted(f"left out: {path}" for path in left_out) + \
         sorted(f"not there: {path}" for path in paths - folders - set(tracked))
 
@@ -189,18 +216,18 @@ def test_readme_tree_is_the_tree():
     assert tree_faults(tree_paths(lines), tracked) == []
 
 
-TRACKED = ["README.md", "Snakefile", "kdp_core/store.py", "kdp_core/methods/__init__.py", "kdp_core/methods/a.py",
-           "tests/test_a.py", "profiles/slurm/config.yaml"]
+TRACKED = ["README.md", "Snakefile", "kdp_core/__init__.py", "kdp_core/base/store.py", "kdp_core/methods/__init__.py",
+           "kdp_core/methods/kdp/kernel.py", "tests/test_a.py", "profiles/slurm/config.yaml"]
 README = """# x
 ```
 not this one
 ```
-## The tree, one line a file
+## The tree, one line a folder
 ```
 README.md            what it is
 Snakefile            targets
 kdp_core/            the library
-    store.py         records
+    base/            records
     methods/         every method
 tests/               mirror
 profiles/
@@ -212,15 +239,11 @@ profiles/
 
 @pytest.mark.parametrize("old, new, faults", [
     ("", "", []),
-    ("    store.py         records\n", "", ["left out: kdp_core/store.py"]),
+    ("    base/            records\n", "", ["left out: kdp_core/base/"]),
     ("Snakefile            targets\n", "", ["left out: Snakefile"]),
     ("tests/               mirror\n", "", ["left out: tests/"]),
-    ("store.py ", "stores.py ", ["left out: kdp_core/store.py", "not there: kdp_core/stores.py"]),
-    ("    methods/  ", "    methods/  all\n        b.py", ["left out: kdp_core/methods/__init__.py",
-                                                         "left out: kdp_core/methods/a.py",
-                                                         "not there: kdp_core/methods/b.py"]),
-    ("    store.py         records\n    methods/         every method\n", "",
-     ["left out: kdp_core/methods/__init__.py", "left out: kdp_core/methods/a.py", "left out: kdp_core/store.py"]),
+    ("base/ ", "bases/ ", ["left out: kdp_core/base/", "not there: kdp_core/bases/"]),
+    ("    methods/  ", "    methods/  all\n        b.py", ["not there: kdp_core/methods/b.py"]),
 ])
 def test_tree_faults_are_seen(old, new, faults):
     assert old in README

@@ -4,7 +4,10 @@ from pathlib import Path
 from gather import table
 from job import job
 
-from kdp_core import ablation_figures, ablations, figures, store
+from kdp_core.base import store
+from kdp_core.figures import ablations as ablation_figures
+from kdp_core.figures import style
+from kdp_core.results import ablations
 
 
 def write_ablation(inputs, ablation: dict, tables: list[str], figure: Path, rows: dict, dpi: int) -> None:
@@ -12,7 +15,7 @@ def write_ablation(inputs, ablation: dict, tables: list[str], figure: Path, rows
     gathered = ablations.gather(table(inputs.summary), table(inputs.scores), ablations.Ablation(**ablation))
     for path in tables:
         store.write_text(path, ablations.render(gathered, Path(path).suffix[1:], table(inputs.comparisons)))
-    figures.save(ablation_figures.against(gathered, rows=rows), figure, dpi=dpi)
+    style.save(ablation_figures.against(gathered, rows=rows), figure, dpi=dpi)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rule `blocks`: the blocks that one grid point replaces."""
 from job import job
 
-from kdp_core import store
+from kdp_core.base import store
 from kdp_core.methods import method_of
 
 

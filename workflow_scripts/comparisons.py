@@ -4,9 +4,10 @@ from pathlib import Path
 from gather import folder
 from job import job
 
-from kdp_core import compare, store
-from kdp_core.compare import Entry, Outcomes
-from kdp_core.tables import DENSE
+from kdp_core.base import store
+from kdp_core.results import compare
+from kdp_core.results.compare import Entry, Outcomes
+from kdp_core.results.tables import DENSE
 
 
 def entries(grid: list[dict[str, str]]) -> list[Entry]:

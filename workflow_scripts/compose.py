@@ -1,8 +1,9 @@
 """Rule `compose`: the stand-ins of one grid point, fitted together."""
 from job import job, training
 
-from kdp_core import hidden, store
+from kdp_core.base import store
 from kdp_core.methods import arguments, method_of
+from kdp_core.states import hidden
 
 
 def compose(method: str, inputs, resume, out: str, **options) -> None:

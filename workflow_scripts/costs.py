@@ -3,7 +3,8 @@ from pathlib import Path
 
 from job import job
 
-from kdp_core import costs, store
+from kdp_core.base import store
+from kdp_core.results import costs
 
 if __name__ == "__main__":
     with job(snakemake):

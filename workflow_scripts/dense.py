@@ -1,13 +1,14 @@
 """Rule `dense`: a model from its source, converted once to a safetensors folder, with the facts later stages need."""
 from job import job
 
-from kdp_core import assets, models, store
+from kdp_core.base import store
+from kdp_core.model import assets, checkpoints
 
 
 def convert_model(entry: dict, cache: str, out: str, out_facts: str) -> None:
     """Fetch, check and convert a model."""
     path = assets.fetch(entry["source"], sha256=entry.get("sha256"), cache=cache)
-    facts = models.convert(path, out, dtype=entry.get("dtype", "float32"), source=entry["source"],
+    facts = checkpoints.convert(path, out, dtype=entry.get("dtype", "float32"), source=entry["source"],
                            trust_remote_code=entry.get("trust_remote_code", False))
     store.write(out_facts, facts)
 

@@ -1,12 +1,14 @@
 """Rule `diagnose`: states and outputs of a pruned model beside the dense one, on held-out windows."""
 from job import job
 
-from kdp_core import diagnose, models, store, texts
+from kdp_core.base import store, texts
+from kdp_core.model import checkpoints
+from kdp_core.score import diagnose
 
 
 def compare(dense: str, facts: str, checkpoint: str, pruned: str, text: str, length: int, out: str, **options) -> None:
     """Cut the held-out text into windows and compare the two models on them."""
-    ids_ST = texts.windows(models.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
+    ids_ST = texts.windows(checkpoints.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
                            vocabulary=store.read(facts).vocabulary)
     dropped = [layer for start, stop in store.read(pruned).blocks for layer in range(start, stop)]
     store.write(out, diagnose.diagnose(dense, checkpoint, ids_ST, dropped=dropped, **options))

@@ -1,7 +1,8 @@
 """Rules `efficiency` and `efficiency_dense`: parameters, multiply-adds, latency and memory beside the dense model."""
 from job import job
 
-from kdp_core import efficiency, store
+from kdp_core.base import store
+from kdp_core.score import efficiency
 
 if __name__ == "__main__":
     with job(snakemake):

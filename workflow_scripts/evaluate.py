@@ -4,8 +4,9 @@
 """
 from job import job
 
-from kdp_core import evaluate, store
-from kdp_core.benchmarks import Chosen
+from kdp_core.base import store
+from kdp_core.score import evaluate
+from kdp_core.score.benchmarks import Chosen
 
 
 def score(checkpoint: str, task_folders: list[str], chosen: dict, options: dict, out: str, **settings: object) -> None:

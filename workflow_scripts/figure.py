@@ -4,7 +4,12 @@ from pathlib import Path
 from gather import of_grid, points, table
 from job import job
 
-from kdp_core import figures, locality_figures, score_figures, spaces_figures, store, theory_figures
+from kdp_core.base import store
+from kdp_core.figures import locality as locality_figures
+from kdp_core.figures import scores as score_figures
+from kdp_core.figures import spaces as spaces_figures
+from kdp_core.figures import style
+from kdp_core.figures import theory as theory_figures
 
 
 def blocks(paths: list[str]) -> dict:
@@ -18,20 +23,20 @@ def labelled(paths: list[str], labels: list) -> dict:
             for label, path in zip(labels, paths, strict=True)}
 
 
-def draw(kind: str, inputs, params) -> figures.Drawn:
+def draw(kind: str, inputs, params) -> style.Drawn:
     """The figure of one rule."""
     if kind == "similarity":
-        return figures.similarity_maps(store.read(inputs[0]), colormap=params.colormap)
+        return style.similarity_maps(store.read(inputs[0]), colormap=params.colormap)
     if kind == "models":
         return locality_figures.side_by_side(labelled(inputs, params.labels), colormap=params.colormap)
     if kind == "locality":
         return locality_figures.by_distance(labelled(inputs, params.labels))
     if kind == "training":
-        return figures.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
+        return style.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
     if kind == "operators":
-        return figures.operator_norms(blocks(inputs.kernels))
+        return style.operator_norms(blocks(inputs.kernels))
     if kind == "joint":
-        return figures.joint_training(labelled(inputs, params.labels))
+        return style.joint_training(labelled(inputs, params.labels))
     if kind == "score_ratio":
         return score_figures.score_against_ratio(of_grid(table(inputs.summary), params.grid), rows=params.rows)
     if kind == "tasks":
@@ -51,4 +56,4 @@ def draw(kind: str, inputs, params) -> figures.Drawn:
 if __name__ == "__main__":
     with job(snakemake):
         drawn = draw(snakemake.params.kind, snakemake.input, snakemake.params)
-        figures.save(drawn, Path(snakemake.output.png).with_suffix(""), dpi=snakemake.params.dpi)
+        style.save(drawn, Path(snakemake.output.png).with_suffix(""), dpi=snakemake.params.dpi)

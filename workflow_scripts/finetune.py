@@ -1,7 +1,8 @@
 """Rule `finetune`: the fine-tuned variant of a pruned checkpoint, and the plan that both share."""
 from job import job, training
 
-from kdp_core import finetune, store
+from kdp_core.base import store
+from kdp_core.prune import finetune
 
 
 def tune(inputs, params, resume, outputs) -> None:

@@ -1,8 +1,10 @@
 """Rule `fold`: the pruned checkpoint of one grid point."""
 from job import job
 
-from kdp_core import fold, methods, store
-from kdp_core.records import Plan, Selection
+from kdp_core import methods
+from kdp_core.base import store
+from kdp_core.base.records import Plan, Selection
+from kdp_core.prune import fold
 
 
 def fold_point(method: str, dense: str, plan: str, fitted: list[str], out: str, out_facts: str) -> None:

@@ -2,15 +2,16 @@
 `hidden_join`: the shards as one."""
 from job import job
 
-from kdp_core import hidden, store
+from kdp_core.base import store
+from kdp_core.states import hidden
 
 
 def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int] | None, params) -> None:
     """Load the model and stream its states."""
     # not above: transformers' models cost seconds, and joining needs none
-    from kdp_core import models
+    from kdp_core.model import checkpoints
 
-    model = models.load_model(dense, device=params.device, dtype=params.dtype)
+    model = checkpoints.load_model(dense, device=params.device, dtype=params.dtype)
     hidden.extract(model, store.read(tokens), out, sequences, **params.options)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdp_core.resume import Resume
+    from kdp_core.base.resume import Resume
 
 # jobs find kdp_core beside the Snakefile, installed or not
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -52,7 +52,7 @@ def job(snakemake: Any) -> Iterator[None]:
 
 def device_here(name: str) -> str:
     """`auto` as what this machine has: cuda where there is one; `balanced` too, as fits on states are never spread."""
-    # not above, and not kdp_core.models: transformers' models cost seconds
+    # not above, and not kdp_core.model.checkpoints: transformers' models cost seconds
     import torch
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +81,7 @@ def training(snakemake: Any) -> Iterator["Resume"]:
     that whoever started the job counts it as failed and tries again. Once the body is through the state is removed.
     """
     # not above: scripts that train nothing need no torch
-    from kdp_core.resume import Resume, Stopped
+    from kdp_core.base.resume import Resume, Stopped
 
     # no param: how often a state is saved changes no result, and a changed param would rerun the job
     every_s = snakemake.config.get("training", {}).get("save_every_s", SAVE_EVERY_S)

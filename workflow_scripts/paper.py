@@ -2,8 +2,9 @@
 from gather import table
 from job import job
 
-from kdp_core import paper, store
-from kdp_core.ablations import Ablation
+from kdp_core.base import store
+from kdp_core.results import paper
+from kdp_core.results.ablations import Ablation
 
 
 def write_paper(inputs, params, out) -> None:

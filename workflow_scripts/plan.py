@@ -3,7 +3,8 @@ from pathlib import Path
 
 from job import job
 
-from kdp_core import planner, store
+from kdp_core.base import store
+from kdp_core.study import planner
 
 
 def plan(work: dict, options: dict, outputs) -> str:

@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 from job import job
 
-from kdp_core import report, store
+from kdp_core.base import store
+from kdp_core.results import report
 
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 

@@ -3,26 +3,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdp_core import (
-    benchmarks,
-    finetune,
-    hidden,
-    influence,
-    kernel,
-    merging,
-    planner,
+from kdp_core.methods import (
+    METHODS,
+    arguments,
+    laco,
+    method_schema,
+    option_schema,
     replaceme,
-    residual,
     shortened,
-    similarity,
-    spaces,
-    sparsity,
-    states,
-    theory,
-    views,
+    shortgpt,
+    sparse,
 )
-from kdp_core.methods import METHODS, arguments, method_schema, option_schema
-from kdp_core.runs import no_layer
+from kdp_core.methods._runs import no_layer
+from kdp_core.methods.kdp import kernel
+from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.prune import finetune
+from kdp_core.score import benchmarks
+from kdp_core.states import block as states
+from kdp_core.states import hidden, similarity
+from kdp_core.study import planner, spaces, theory, views
 
 OUT = Path(__file__).resolve().parents[1] / "config.schema.json"
 
@@ -216,9 +215,9 @@ def method_block(name: str) -> dict[str, Any]:
 LIMITS: dict[str, dict[str, Any]] = {
     "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(states.TOKEN_WEIGHTS)},
     "massive": {"enum": list(states.COUNTED)}, "start": {"enum": list(replaceme.STARTS)},
-    "merge": {"enum": list(merging.MERGES)}, "last_state": {"enum": list(influence.LAST_STATES)},
+    "merge": {"enum": list(laco.MERGES)}, "last_state": {"enum": list(shortgpt.LAST_STATES)},
     "norm": {"enum": list(shortened.NORMS)}, "sequences": {"minimum": 1}, "rounds": {"minimum": 1},
-    "pattern": {"enum": list(sparsity.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
+    "pattern": {"enum": list(sparse.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
     "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
     "multiple": {"minimum": 1}, "slicing": {"minimum": 0, "exclusiveMaximum": 1},
     "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},

@@ -1,8 +1,9 @@
 """Rule `search`: in which order layers go, by a criterion of the row's own."""
 from job import job
 
-from kdp_core import hidden, store
+from kdp_core.base import store
 from kdp_core.methods import method_of
+from kdp_core.states import hidden
 
 
 def search(method: str, inputs, k_max: int, out: str, **options) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from gather import table
 from job import job
 
-from kdp_core import compare, store
+from kdp_core.base import store
+from kdp_core.results import compare
 
 if __name__ == "__main__":
     with job(snakemake):

@@ -1,7 +1,8 @@
 """Rule `similarity`: cosine, angular distance and CKA of all pairs of layers."""
 from job import job
 
-from kdp_core import hidden, similarity, store
+from kdp_core.base import store
+from kdp_core.states import hidden, similarity
 
 if __name__ == "__main__":
     with job(snakemake):

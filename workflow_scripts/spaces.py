@@ -5,12 +5,14 @@ from pathlib import Path
 from job import job
 from torch import Tensor
 
-from kdp_core import models, spaces, store, texts
+from kdp_core.base import store, texts
+from kdp_core.model import checkpoints
+from kdp_core.study import spaces
 
 
 def windows(dense: str, facts: str, text: str, length: int) -> Tensor:
     """The held-out text, cut into windows."""
-    return texts.windows(models.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
+    return texts.windows(checkpoints.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
                          vocabulary=store.read(facts).vocabulary)
 
 

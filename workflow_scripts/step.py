@@ -3,8 +3,9 @@ import inspect
 
 from job import device_here, job, training
 
-from kdp_core import hidden, store
+from kdp_core.base import store
 from kdp_core.methods import fit_step, method_of
+from kdp_core.states import hidden
 
 
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:

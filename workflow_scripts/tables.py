@@ -2,7 +2,8 @@
 from gather import fitted, points, table
 from job import job
 
-from kdp_core import store, tables
+from kdp_core.base import store
+from kdp_core.results import tables
 
 
 def write_tables(grid: list[dict], steps: dict, comparisons: str, out: dict) -> None:

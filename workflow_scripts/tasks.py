@@ -1,7 +1,8 @@
 """Rule `tasks`: evaluation tasks made from a held-out text."""
 from job import job
 
-from kdp_core import tasks, texts
+from kdp_core.base import texts
+from kdp_core.score import tasks
 
 if __name__ == "__main__":
     with job(snakemake):

@@ -3,7 +3,8 @@ import json
 
 from job import job
 
-from kdp_core import assets, store, texts
+from kdp_core.base import store, texts
+from kdp_core.model import assets
 
 
 def fetch_text(entry: dict, cache: str, out: str) -> None:

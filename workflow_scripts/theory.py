@@ -1,7 +1,10 @@
 """Rule `theory`: fits step 1 on a long run of layers and measures both theorems on it."""
 from job import device_here, job, training
 
-from kdp_core import hidden, kernel, store, theory
+from kdp_core.base import store
+from kdp_core.methods.kdp import kernel
+from kdp_core.states import hidden
+from kdp_core.study import theory
 
 
 def measure(path: str, run: list[int], fit_options: dict, options: dict, device: str, resume, out: str) -> None:

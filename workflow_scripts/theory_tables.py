@@ -3,7 +3,8 @@ from pathlib import Path
 
 from job import job
 
-from kdp_core import store, theory_figures
+from kdp_core.base import store
+from kdp_core.figures import theory as theory_figures
 
 
 def write_tables(paths: list[str], csv: str, md: str) -> None:

@@ -1,14 +1,15 @@
 """Rule `tokens`: the packed calibration sequences of one mix for one model."""
 from job import job
 
-from kdp_core import models, store, texts
+from kdp_core.base import store, texts
+from kdp_core.model import checkpoints
 
 
 def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out: str) -> None:
     """Tokenise and pack the texts of a calibration mix."""
     parts = [texts.Part(name, texts.read_documents(documents[name], format="jsonl"), count)
              for name, count in calibration["mix"].items()]
-    tokens = texts.pack(models.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"],
+    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"],
                         separator=calibration.get("separator", "\n"), vocabulary=store.read(facts).vocabulary)
     store.write(out, tokens)
 

@@ -4,10 +4,14 @@ from pathlib import Path
 import pandas as pd
 from job import job
 
-from kdp_core import figures, hidden, store, views, views_figures
+from kdp_core.base import store
+from kdp_core.figures import style
+from kdp_core.figures import views as views_figures
+from kdp_core.states import hidden
+from kdp_core.study import views
 
 
-def heat_maps(hidden_path: str, kernels: list[str], fitted: dict, options: dict, colormap: str) -> figures.Drawn:
+def heat_maps(hidden_path: str, kernels: list[str], fitted: dict, options: dict, colormap: str) -> style.Drawn:
     """Features of a held-out sequence after every block, held out as the row's step 1 did."""
     states = hidden.read(hidden_path)
     split = {name: fitted[name] for name in ("heldout", "seed") if name in fitted}
@@ -16,7 +20,7 @@ def heat_maps(hidden_path: str, kernels: list[str], fitted: dict, options: dict,
     return views_figures.heat_maps(looks, colormap=colormap)
 
 
-def trajectories(hidden_path: str, options: dict, colormap: str, out: str) -> figures.Drawn:
+def trajectories(hidden_path: str, options: dict, colormap: str, out: str) -> style.Drawn:
     """Paths of the states, and how straight they are as a table of its own."""
     found = views.paths(hidden.read(hidden_path), **options)
     straight = views.straightness_table(found)
@@ -30,4 +34,4 @@ if __name__ == "__main__":
         drawn = (heat_maps(inputs.hidden, inputs.kernels, params.fitted, params.options, params.colormap)
                  if params.kind == "heatmaps" else
                  trajectories(inputs.hidden, params.options, params.colormap, output.straightness))
-        figures.save(drawn, Path(output.png).with_suffix(""), dpi=params.dpi)
+        style.save(drawn, Path(output.png).with_suffix(""), dpi=params.dpi)

@@ -7,24 +7,24 @@ method is one file, one row here, one block in the config. Methods neither evalu
 """
 import importlib
 import inspect
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdp_core import blocks, inverse, kernel, linear, lorp, runs
-from kdp_core.hidden import HiddenStates
-from kdp_core.records import Block, Composed, ModelFacts, Module, Plan, Selection, Similarity, Tokens
+from kdp_core.base import options
+from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Selection, Similarity, Tokens
+from kdp_core.methods import _runs as runs
+from kdp_core.methods import _select as blocks
+from kdp_core.methods import linear, lorp
+from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.states.hidden import HiddenStates
 
 GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype", "resume")
 """Keyword-only arguments that the grid or the workflow fills in, not a method's block of the config."""
 
-JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 
-
-class MethodError(ValueError):
-    """An unknown method, step or option."""
+MethodError = options.OptionError
+"""An unknown method, step or option."""
 
 
 class Lazy:
@@ -38,7 +38,7 @@ class Lazy:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.name)
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: Any, **own: Any) -> Any:
         """As the function."""
         return self.function(*args, **options)
 
@@ -84,42 +84,42 @@ METHODS: dict[str, Method] = {
         ("kernel.features", "inverse.width")),
     "linear_prefix": Method(
         "this project: `Direct OLS`, each block fitted on what the pruned model before it feeds it",
-        blocks.most_similar, {}, None, Lazy("kdp_core.residual", "linear_params"),
-        compose=Lazy("kdp_core.residual", "compose_linear")),
+        blocks.most_similar, {}, None, Lazy("kdp_core.methods.kdp_residual.fit", "linear_params"),
+        compose=Lazy("kdp_core.methods.kdp_residual.fit", "compose_linear")),
     "replaceme_lstsq": Method(
         "Shopkhoev et al. 2025, ReplaceMe, least squares: a run of layers absorbed into the MLP before it",
-        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose")),
+        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.methods.replaceme", "compose")),
     "replaceme_cosine": Method(
         "Shopkhoev et al. 2025, ReplaceMe, cosine: the same matrix trained on the angle of the states",
-        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.replaceme", "compose_cosine")),
+        runs.one_run, {}, None, _no_params, compose=Lazy("kdp_core.methods.replaceme", "compose_cosine")),
     "streamline": Method(
         "Chen et al. 2025, LLM-Streamline: a run of layers replaced by one trained layer",
-        runs.most_alike, {}, None, Lazy("kdp_core.streamline", "module_params"),
-        compose=Lazy("kdp_core.streamline", "compose")),
+        runs.most_alike, {}, None, Lazy("kdp_core.methods.streamline", "module_params"),
+        compose=Lazy("kdp_core.methods.streamline", "compose")),
     "laco": Method(
         "Yang et al. 2024, LaCo: layers merged into the one before them while the last state keeps its direction",
-        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.merging", "laco")),
+        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.methods.laco", "laco")),
     "sliding_merge": Method(
         "Sliding Layer Merging 2025: windows of layers merged, as wide as the last state keeps its direction",
-        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.merging", "sliding")),
+        runs.as_many, {}, None, _no_params, compose=Lazy("kdp_core.methods.laco", "sliding")),
     "shortgpt": Method(
         "Men et al. 2024, ShortGPT: the layers of least block influence",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.influence", "block_influence")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.shortgpt", "block_influence")),
     "block_drop": Method(
         "He et al. 2024, LLM-Drop: whole layers by the cosine around them, which is block influence",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.influence", "block_influence")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.shortgpt", "block_influence")),
     "sleb": Method(
         "Song et al. 2024, SLEB: greedily the layer whose loss is least, scored again after each",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.sleb", "greedy")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.sleb", "greedy")),
     "shortened_ppl": Method(
         "Kim et al. 2024, Shortened LLaMA: layers by the perplexity without each",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "perplexity")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.shortened", "perplexity")),
     "shortened_taylor": Method(
         "Kim et al. 2024, Shortened LLaMA: layers by sum |W g|",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "taylor")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.shortened", "taylor")),
     "shortened_magnitude": Method(
         "Kim et al. 2024, Shortened LLaMA: layers by sum |W|",
-        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.shortened", "magnitude")),
+        blocks.in_order, {}, None, _no_params, search=Lazy("kdp_core.methods.shortened", "magnitude")),
     "angular": Method(
         "Gromov et al. 2024, The unreasonable ineffectiveness of the deeper layers: angular distance of last tokens",
         runs.angular, {}, None, _no_params),
@@ -134,33 +134,33 @@ METHODS: dict[str, Method] = {
         lorp.spread, {}, None, _no_params),
     "attn_drop": Method(
         "He et al. 2024, LLM-Drop: attentions left out by the cosine around them",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "attention")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.llm_drop", "attention")),
     "mlp_drop": Method(
         "He et al. 2024, LLM-Drop: MLPs left out by the cosine around them",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "mlp")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.llm_drop", "mlp")),
     "joint_drop": Method(
         "He et al. 2024, LLM-Drop: attentions and MLPs from one list",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.dropping", "joint")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.llm_drop", "joint")),
     "llm_pruner": Method(
         "Ma et al. 2023, LLM-Pruner: heads and MLP channels cut out by what they are worth to the loss",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.width", "compose")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.llm_pruner", "compose")),
     "slicegpt": Method(
         "Ashkboos et al. 2024, SliceGPT: the width of the states cut to their principal components",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.slicing", "compose")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.slicegpt", "compose")),
     "magnitude": Method(
         "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "magnitude")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.sparse", "magnitude")),
     "wanda": Method(
         "Sun et al. 2024, Wanda: weights set to zero by magnitude times the norm of what they read",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "wanda")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.sparse", "wanda")),
     "sparsegpt": Method(
         "Frantar and Alistarh 2023, SparseGPT: weights set to zero, the others moved to make up for it",
-        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.sparsity", "sparsegpt")),
+        runs.no_layer, {}, None, _no_params, compose=Lazy("kdp_core.methods.sparse", "sparsegpt")),
     "kdp_residual": Method(
         "this project: skip path, linear part and a dictionary of the model's own neurons; docs/kdp.md",
-        blocks.in_order, {}, None, Lazy("kdp_core.residual", "module_params"),
-        ("compose.dictionary", "compose.entries"), search=Lazy("kdp_core.search", "by_divergence"),
-        compose=Lazy("kdp_core.residual", "compose")),
+        blocks.in_order, {}, None, Lazy("kdp_core.methods.kdp_residual.fit", "module_params"),
+        ("compose.dictionary", "compose.entries"), search=Lazy("kdp_core.methods.kdp_residual.search", "by_divergence"),
+        compose=Lazy("kdp_core.methods.kdp_residual.fit", "compose")),
 }
 
 
@@ -171,11 +171,21 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
+
+
 def arguments(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters that a config may set, in the order of the signature: all but those in `filled`."""
-    function = _resolved(function)
-    return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in filled}
+    """The options of a function that a config may set."""
+    return options.arguments(_resolved(function), filled)
+
+
+def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a function: its defaults, overridden by `given`."""
+    return options.settings(_resolved(function), given, GRID_ARGUMENTS)
+
+
+def option_schema(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, Any]:
+    """JSON schema of a function's options."""
+    return options.schema(_resolved(function), filled)
 
 
 def _resolved(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,53 +198,22 @@ def parts(row: Method) -> dict[str, Callable[..., Any]]:
     return {"block": row.select, **row.steps, **{key: part for key, part in whole.items() if part is not None}}
 
 
-def settings(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a function: its defaults, overridden by `given`."""
-    function, known = _resolved(function), arguments(function)
-    if unknown := sorted(set(given) - set(known)):
-        raise MethodError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
-                          f"it knows {', '.join(known)}")
-    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
 
 
-def check_options(name: str, options: dict[str, dict[str, Any]]) -> None:
+def check_options(name: str, given: dict[str, dict[str, Any]]) -> None:
     """MethodError for a step or an option that the method does not have."""
     row = method_of(name)
     known = parts(row)
-    if unknown := sorted(set(options) - set(known)):
+    if unknown := sorted(set(given) - set(known)):
         raise MethodError(f"method {name} has no step {unknown[0]!r}; it has {', '.join(known)}")
-    for step, given in options.items():
-        settings(known[step], given)
+    for step, own in given.items():
+        settings(known[step], own)
 
 
-def option_schema(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, Any]:
-    """JSON schema of a function's options: types from annotations, words from the docstring, unknown keys refused."""
-    function = _resolved(function)
-    hints, words = typing.get_type_hints(function), _described(function)
-    return {"type": "object", "additionalProperties": False, "x-module": function.__module__,
-            "properties": {name: {**_json_type(hints[name]), "description": words[name]}
-                           for name in arguments(function, filled)}}
 
 
-def _json_type(hint: Any) -> dict[str, Any]:
-    if typing.get_origin(hint) is types.UnionType:
-        return {"anyOf": [_json_type(part) for part in typing.get_args(hint)]}
-    if typing.get_origin(hint) is list:
-        return {"type": "array", "items": _json_type(typing.get_args(hint)[0])}
-    return {"type": JSON_TYPES[hint]}
 
 
-def _described(function: Callable[..., Any]) -> dict[str, str]:
-    """`name: description` entries of a docstring, continuation lines joined."""
-    found: dict[str, str] = {}
-    current, names = "", set(inspect.signature(function).parameters)
-    for line in inspect.getdoc(function).splitlines():
-        head, colon, rest = line.partition(": ")
-        if colon and head in names:
-            current, found[head] = head, rest.strip()
-        elif current and line.startswith("    "):
-            found[current] += " " + line.strip()
-    return found
 
 
 def method_schema(name: str) -> dict[str, Any]:
@@ -248,10 +227,10 @@ def method_schema(name: str) -> dict[str, Any]:
             "x-steps": list(row.steps), "properties": made}
 
 
-def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **options: Any) -> Any:
+def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **own: Any) -> Any:
     """Run one step of a method on one block; `before` holds the records of its earlier steps."""
     fit = method_of(name).steps[step]
-    return fit(hidden, before[-1] if before else block, **options)
+    return fit(hidden, before[-1] if before else block, **own)
 
 
 def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Plan:

@@ -7,7 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from kdp_core import assets, store
+from kdp_core.base import store
+from kdp_core.model import assets
 from tests.cluster.cluster import Cluster
 from tests.workflow.project import ROOT, Project
 

@@ -1,8 +1,8 @@
 """Made-up results for the tests of tables, figures and report: every number chosen by hand."""
 import torch
 
-from kdp_core.records import Efficiency, Inverse, KernelMap, PrunedFacts, Score, Scores, Similarity
-from kdp_core.tables import Point
+from kdp_core.base.records import Efficiency, Inverse, KernelMap, PrunedFacts, Score, Scores, Similarity
+from kdp_core.results.tables import Point
 
 
 def scores(ppl: float, acc: float, acc_norm: float, *, stderr: float | None = 0.01) -> Scores:

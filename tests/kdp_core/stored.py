@@ -5,9 +5,10 @@ import torch
 import zarr
 from torch import Tensor
 
-from kdp_core import hidden, texts
-from kdp_core.hidden import HiddenStates
-from kdp_core.records import Tokens
+from kdp_core.base import texts
+from kdp_core.base.records import Tokens
+from kdp_core.states import hidden
+from kdp_core.states.hidden import HiddenStates
 from tests import pico
 
 

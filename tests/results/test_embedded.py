@@ -6,8 +6,12 @@ import pytest
 import torch
 import yaml
 
-from kdp_core import assets, fold, hidden, linear, models, texts
-from kdp_core.records import Plan
+from kdp_core.base import texts
+from kdp_core.base.records import Plan
+from kdp_core.methods import linear
+from kdp_core.model import assets, checkpoints
+from kdp_core.prune import fold
+from kdp_core.states import hidden
 from tests.workflow.project import ROOT
 
 BLOCK = (18, 20)
@@ -29,8 +33,8 @@ def dense(tmp_path_factory):
     """The converted model, its held-out windows and its calibration tokens."""
     folder, cache = tmp_path_factory.mktemp("smollm2"), ROOT / CONFIG["cache"]
     entry = CONFIG["models"]["smollm2-135m"]
-    facts = models.convert(fetched(entry, cache), folder / "dense", dtype="float32", source=entry["source"])
-    tokenizer = models.load_tokenizer(folder / "dense")
+    facts = checkpoints.convert(fetched(entry, cache), folder / "dense", dtype="float32", source=entry["source"])
+    tokenizer = checkpoints.load_tokenizer(folder / "dense")
     documents = {name: texts.read_documents(fetched(text, cache), format="lines", encoding=text["encoding"])
                  for name, text in CONFIG["texts"].items()}
     ids_ST = texts.windows(tokenizer, documents["lee"], length=128, vocabulary=facts.vocabulary)
@@ -41,7 +45,7 @@ def dense(tmp_path_factory):
 @torch.inference_mode()
 def ppl(folder, ids_ST):
     """exp of the mean negative log-likelihood of all tokens but the first of each window."""
-    model, nats = models.load_model(folder), []
+    model, nats = checkpoints.load_model(folder), []
     for ids_BT in ids_ST.split(8):
         log_p_BTV = model(ids_BT).logits[:, :-1].log_softmax(-1)
         nats.append(-log_p_BTV.gather(-1, ids_BT[:, 1:, None]).flatten())
@@ -55,7 +59,7 @@ def test_facts(dense):
 
 def test_known_perplexities(dense):
     folder, _, ids_ST, tokens = dense
-    hidden.extract(models.load_model(folder / "dense"), tokens, folder / "hidden.zarr", layers=list(BLOCK))
+    hidden.extract(checkpoints.load_model(folder / "dense"), tokens, folder / "hidden.zarr", layers=list(BLOCK))
     fitted = linear.direct(hidden.read(folder / "hidden.zarr"), BLOCK)
     drop = [(layer, "whole") for layer in range(*BLOCK)]
     for name, modules in (("remove", []), ("linear", [linear.to_module(fitted)])):

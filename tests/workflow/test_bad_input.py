@@ -72,7 +72,7 @@ def test_a_missing_model_is_named(project):
 def test_a_wrong_hash_shows_both(project, shared):
     project.config["texts"]["made"]["sha256"] = "0" * 64
     text = refused(project, "results/texts/made.jsonl")
-    from kdp_core.assets import sha256_of
+    from kdp_core.model.assets import sha256_of
     assert "HashMismatch" in text and "0" * 64 in text and sha256_of(shared.folder / "made.txt") in text
 
 

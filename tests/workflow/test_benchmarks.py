@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests import pico
 from tests.workflow.project import Project
 

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import Project
 
 ROWS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import Project
 
 KERNEL = "results/pico/few/kdp/blocks/4-6/kernel.safetensors"

@@ -2,7 +2,8 @@
 import pandas as pd
 import pytest
 
-from kdp_core import models, store
+from kdp_core.base import store
+from kdp_core.model import checkpoints
 from tests.workflow.project import Project
 
 AT = "results/pico/few/{}/r0.1-k3"
@@ -32,7 +33,7 @@ def test_a_checkpoint_of_its_own_is_measured_and_counted(built):
     record = store.read(at / "finetuned.json")
     assert record.options["rank"] == 2 and record.options["lr"] == 0.01 and len(record.curve) == 3
     assert facts.params_after == source.params_after + record.params_added
-    assert models.load_model(at / "checkpoint").num_parameters() == facts.params_after
+    assert checkpoints.load_model(at / "checkpoint").num_parameters() == facts.params_after
 
 
 def test_tables_tell_fine_tuned_rows_by_a_dagger_and_count_their_time(built):

@@ -3,7 +3,7 @@ import json
 
 import pandas as pd
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import Project
 
 

@@ -1,7 +1,7 @@
 """The plan of a grid beside what the workflow really ran; hidden states that go when their last user is through."""
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import Project
 
 ROWS = ["linear", "kdp"]

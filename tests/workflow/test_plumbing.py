@@ -55,13 +55,13 @@ def test_comments_and_docstrings_rerun_nothing(library, monkeypatch):
 
 
 def test_an_edit_reruns_the_stages_that_import_the_module(library, monkeypatch):
-    assert changed_by(library, monkeypatch, "kdp_core/linear.py", "1e-12", "1e-13") == {"fit"}
-    assert changed_by(library, monkeypatch, "kdp_core/inverse.py", "1e-12", "1e-13") == {"inverse", "fold kdp"}
-    assert changed_by(library, monkeypatch, "kdp_core/kernel.py", "1e-3", "2e-3") == {"kernel", "inverse", "fold kdp"}
+    assert changed_by(library, monkeypatch, "kdp_core/methods/linear.py", "1e-12", "1e-13") == {"fit"}
+    assert changed_by(library, monkeypatch, "kdp_core/methods/kdp/inverse.py", "1e-12", "1e-13") == {"inverse", "fold kdp"}
+    assert changed_by(library, monkeypatch, "kdp_core/methods/kdp/kernel.py", "1e-3", "2e-3") == {"kernel", "inverse", "fold kdp"}
     # figures print the score of LoRP, which selects blocks
-    assert changed_by(library, monkeypatch, "kdp_core/blocks.py", "0.5", "0.6") == {"blocks", "fold remove", "fold kdp",
+    assert changed_by(library, monkeypatch, "kdp_core/methods/_select.py", "0.5", "0.6") == {"blocks", "fold remove", "fold kdp",
                                                                                    "figure"}
-    assert changed_by(library, monkeypatch, "kdp_core/figures.py", "#0072B2", "#0072B3") == {"figure"}
+    assert changed_by(library, monkeypatch, "kdp_core/figures/style.py", "#0072B2", "#0072B3") == {"figure"}
 
 
 def composed_hashes():

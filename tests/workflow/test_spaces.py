@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import CONFIG, ROOT
 
 sys.path.insert(0, str(ROOT / "rules"))

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from kdp_core import store
+from kdp_core.base import store
 from tests.workflow.project import Project
 
 SCORES = "results/pico/scores.json"

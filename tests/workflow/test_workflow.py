@@ -7,7 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
-from kdp_core import hidden, store
+from kdp_core.base import store
+from kdp_core.states import hidden
 from tests.workflow.project import ROOT
 
 sys.path.insert(0, str(ROOT / "rules"))

@@ -1,0 +1,136 @@
+"""Options of a function: its keyword-only parameters, their JSON schema, and the check of their values.
+
+The signature is the only place that says what an option may be. `Literal` lists its values, `Annotated` gives its
+range in the words of the library annotated-types, and the docstring describes it:
+    def fit(hidden, *, loss: Literal["chain", "local"] = "chain", epochs: Annotated[int, Ge(0)] = 2): ...
+From that follow the schema of the configuration (`schema`) and the message about a wrong value (`check`).
+"""
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least 1."""
+Natural = Annotated[int, Ge(0)]
+"""A whole number of at least 0."""
+Positive = Annotated[float, Gt(0)]
+"""A number above 0."""
+NotNegative = Annotated[float, Ge(0)]
+"""A number of at least 0."""
+Share = Annotated[float, Gt(0), Lt(1)]
+"""A share between 0 and 1, both excluded."""
+Edge = Annotated[float, Ge(0), Lt(0.5)]
+"""A share of the layers at each end, at least 0 and below one half."""
+
+JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+LIMITS: Mapping[type, tuple[str, str, str]] = {
+    Ge: ("ge", "minimum", "at least"), Gt: ("gt", "exclusiveMinimum", "above"),
+    Le: ("le", "maximum", "at most"), Lt: ("lt", "exclusiveMaximum", "below")}
+"""Kind of limit -> (its attribute, its word in JSON schema, its word in a message)."""
+
+
+UNIONS = (types.UnionType, typing.Union)
+"""The origins of `A | B`: of plain types, and of annotated ones."""
+
+
+class OptionError(ValueError):
+    """An option that a function does not know, or a value that it does not take."""
+
+
+def arguments(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function in the order of its signature, without those in `filled`."""
+    return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in filled}
+
+
+def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """All options of a function: its defaults, overridden by `given`. An unknown option raises OptionError."""
+    known = arguments(function, filled)
+    if unknown := sorted(set(given) - set(known)):
+        raise OptionError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
+                          f"it knows {', '.join(known)}")
+    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raise OptionError for the first option of a function whose value in `values` it does not take.
+
+    A function calls it first, with its own `locals()`. Values of other names are ignored.
+    """
+    hints = _hints(function)
+    for name in arguments(function):
+        if name in values and (demand := unmet(hints[name], values[name])):
+            raise OptionError(f"{name} is {values[name]!r}; {demand}")
+
+
+def unmet(hint: Any, value: Any) -> str:
+    """What a value lacks to be of the type that an annotation names, in words; empty where it lacks nothing."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *limits = typing.get_args(hint)
+        return unmet(kind, value) or next(filter(None, (_beyond(limit, value) for limit in limits)), "")
+    if typing.get_origin(hint) is Literal:
+        known = typing.get_args(hint)
+        return "" if value in known else f"choose one of {', '.join(map(str, known))}"
+    if typing.get_origin(hint) in UNIONS:
+        demands = [unmet(part, value) for part in typing.get_args(hint)]
+        return "" if "" in demands else demands[0]
+    if hint is type(None):
+        return "" if value is None else "give null"
+    return ""
+
+
+def _beyond(limit: Any, value: Any) -> str:
+    attribute, _, words = LIMITS[type(limit)]
+    bound = getattr(limit, attribute)
+    met = {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[attribute] \
+        if isinstance(value, int | float) else False
+    return "" if met else f"give a number {words} {bound}"
+
+
+def schema(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """JSON schema of a function's options: types and ranges from annotations, words from the docstring.
+
+    Unknown keys are refused. `filled` names the options that the configuration does not set.
+    """
+    hints, words = _hints(function), described(function)
+    return {"type": "object", "additionalProperties": False, "x-module": function.__module__,
+            "properties": {name: {**json_type(hints[name]), "description": words[name]}
+                           for name in arguments(function, filled)}}
+
+
+def json_type(hint: Any) -> dict[str, Any]:
+    """JSON schema of an annotation."""
+    if typing.get_origin(hint) is Annotated:
+        kind, *limits = typing.get_args(hint)
+        return json_type(kind) | {LIMITS[type(limit)][1]: getattr(limit, LIMITS[type(limit)][0]) for limit in limits}
+    if typing.get_origin(hint) is Literal:
+        known = typing.get_args(hint)
+        return {"type": JSON_TYPES[type(known[0])], "enum": list(known)}
+    if typing.get_origin(hint) in UNIONS:
+        return {"anyOf": [json_type(part) for part in typing.get_args(hint)]}
+    if typing.get_origin(hint) is list:
+        return {"type": "array", "items": json_type(typing.get_args(hint)[0])}
+    return {"type": JSON_TYPES[hint]}
+
+
+def described(function: Callable[..., Any]) -> dict[str, str]:
+    """The `name: description` entries of a docstring, continuation lines joined."""
+    found: dict[str, str] = {}
+    current, names = "", set(inspect.signature(function).parameters)
+    for line in inspect.getdoc(function).splitlines():
+        head, colon, rest = line.partition(": ")
+        if colon and head in names:
+            current, found[head] = head, rest.strip()
+        elif current and line.startswith("    "):
+            found[current] += " " + line.strip()
+    return found
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function, include_extras=True)

@@ -1,0 +1,168 @@
+"""The state of a training on disk, so that one cut short goes on and ends in the same bits.
+
+A training is a function of its data, its options and where it stands: the weights it learns, the optimiser, the
+schedule and the generators, the order of the epoch in progress, and what it has added up so far. All of it is written
+to one safetensors file, after a step or an epoch, every so many seconds and when the process is asked to stop. Saving
+reads and never changes, so when and how often is free of the result.
+
+A file belongs to one training: a key that holds for all that the result depends on stands in it, and a state with
+another key, or one that cannot be read, is ignored.
+"""
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kdp_core.base import store
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(RuntimeError):
+    """A training that was asked to stop has saved its state and stopped."""
+
+
+class Resume:
+    """Where one training keeps its state, and whether it was asked to stop; without a path nothing is kept."""
+
+    def __init__(self, path: Path | None = None, key: str = "", every_s: float = 300.0) -> None:
+        """key: names all that the result depends on. every_s: seconds between two states."""
+        self.path, self.key, self.every_s = path, key, every_s
+        self.asked, self.training, self.earlier_s = False, False, 0.0
+
+    def stop(self) -> bool:
+        """Ask the training to save and stop after its next step; False where none is under way."""
+        self.asked = self.training and self.path is not None
+        return self.asked
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from; None, and a log line where a file was there, if there is none for this training."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            state = store.read_state(self.path)
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s cannot be read and is ignored: %s", self.path, error)
+            return None
+        if state["key"] != self.key:
+            logger.info("%s is ignored: it is of other options, data or code, or of another machine", self.path)
+            return None
+        return state
+
+    def save(self, state: dict[str, Any]) -> bool:
+        """Write a state; a disk that takes none costs a warning, not the training."""
+        try:
+            store.write_state(self.path, {**state, "key": self.key})
+        except (OSError, SafetensorError) as error:
+            logger.warning("the state of the training could not be written: %s", error)
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Leave nothing behind, once the result is written."""
+        if self.path is not None:
+            store.remove(self.path)
+
+
+OFF = Resume()
+"""Nothing is kept."""
+
+
+class Progress:
+    """Where a training stands; it restores itself when made, and saves itself between steps.
+
+        progress = Progress(resume, weights, {"adam": adam, "order": generator}, curve=[], best=0)
+        for epoch in progress.epochs(epochs):
+            order = progress.order(lambda: torch.randperm(len(data), generator=generator))
+            for rows in progress.steps(order.split(batch)):
+                ...
+
+    What the loop carries from step to step stands in `values`: numbers, text, tensors, lists and dicts of these.
+    """
+
+    def __init__(self, resume: Resume, weights: Sequence[Tensor], states: dict[str, Any], **values: Any) -> None:
+        """weights: learned in place. states: optimisers, schedules and generators. values: as they are at the start."""
+        self.values, self.weights, self.states, self._resume = values, list(weights), states, resume
+        self.epoch, self.step, self._order = 1, 0, None
+        self._began = self._clock = self._saved = time.perf_counter()
+        if state := resume.load():
+            self._restore(state)
+            logger.info("resumed at epoch %d, step %d", self.epoch, self.step + 1)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Numbers of the epochs that are left, 1 to `count`; one that was cut short comes again, at its next step."""
+        self._resume.training = True
+        for epoch in range(self.epoch, count + 1):
+            yield epoch
+            self.epoch, self.step, self._order = epoch + 1, 0, None
+            self._pause()
+        self._resume.training = False
+
+    def order(self, draw: Callable[[], Tensor]) -> Tensor:
+        """The order of this epoch, drawn at its start."""
+        if self._order is None:
+            self._order = draw()
+        return self._order
+
+    def steps(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The batches of this epoch that are left."""
+        for rows in batches[self.step:]:
+            yield rows
+            self.step += 1
+            self._pause()
+
+    def seconds(self) -> float:
+        """Of this training so far, earlier runs counted and judging not."""
+        return time.perf_counter() - self._clock
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Time that does not count: judging an epoch is no part of a recipe."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
+
+    def _pause(self) -> None:
+        """Save if it is time; stop if asked to."""
+        asked, now = self._resume.asked, time.perf_counter()
+        if self._resume.path is None or not (asked or now - self._saved >= self._resume.every_s):
+            return
+        saved, self._saved = self._resume.save(self._state()), now
+        if asked:
+            raise Stopped(f"stopped at epoch {self.epoch}, step {self.step + 1}; " + (
+                "the next run goes on from there" if saved else "its state could not be written"))
+
+    def _state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, "order": self._order, "values": self.values,
+                "seconds": self.seconds(), "whole_s": self._resume.earlier_s + time.perf_counter() - self._began,
+                "weights": self.weights, "states": {name: _taken(part) for name, part in self.states.items()}}
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step, self._order = state["epoch"], state["step"], state["order"]
+        self.values = state["values"]
+        for weight, saved in zip(self.weights, state["weights"], strict=True):
+            weight.copy_(saved)
+        for name, part in self.states.items():
+            _put(part, state["states"][name])
+        self._resume.earlier_s, self._clock = state["whole_s"], time.perf_counter() - state["seconds"]
+
+
+def _taken(part: Any) -> Any:
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _put(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif isinstance(part, torch.optim.Optimizer):
+        # JSON has no whole numbers for keys
+        part.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
+    else:
+        part.load_state_dict(state)

@@ -1,0 +1,207 @@
+"""Records to and from disk: safetensors where a record holds tensors, JSON where it does not.
+
+A tensor field becomes a tensor of the file; all other fields stand as JSON in the file's metadata, under one key, as
+safetensors writes several keys in an order of its own each time: the same record gives the same bytes. Every write
+goes to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none (and its
+temporary, hidden and named .tmp, which may be deleted).
+"""
+import glob
+import json
+import math
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdp_core.base import records
+
+KEY = "kdp"
+"""Metadata key of a record in a safetensors file."""
+PAIRS = {"block", "context", "blocks", "drop", "parts"}
+"""Names under which blocks and (layer, part) pairs stand: tuples in memory, lists in JSON."""
+RECORDS = {name: kind for name, kind in vars(records).items() if hasattr(kind, "_fields")}
+
+
+class StoreError(ValueError):
+    """A file is not the record that was asked for."""
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary sibling of `path` (file or folder, made by the caller), renamed to `path` when the body succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine left behind when they were killed while writing `path`."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
+        pid = int(stale.name.rsplit("-", 2)[1])
+        if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, two spaces of indent; NaN and infinity become null, as JSON has no word for them."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write(path: str | Path, record: NamedTuple) -> None:
+    """Write a record of kdp_core.base.records; the suffix must be .json (no tensors) or .safetensors."""
+    tensors, plain = _split(record._asdict())
+    head = {"record": type(record).__name__, "fields": _plain(plain)}
+    if Path(path).suffix not in (".json", ".safetensors"):
+        raise StoreError(f"{path}: a record goes into .json or .safetensors; change the suffix")
+    if Path(path).suffix == ".json":
+        if tensors:
+            raise StoreError(f"{path}: {head['record']} holds tensors ({', '.join(sorted(tensors))}); use .safetensors")
+        write_json(path, head)
+        return
+    with atomic(path) as temporary:
+        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(head, ensure_ascii=False, allow_nan=False)})
+
+
+def read(path: str | Path) -> Any:
+    """Read back what `write` wrote, as the record it was."""
+    if Path(path).suffix == ".json":
+        return _join(path, read_json(path), {})
+    with safe_open(path, framework="pt") as file:
+        head = json.loads((file.metadata() or {}).get(KEY, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()} if head else {}
+    return _join(path, head, tensors)
+
+
+def write_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Write nested dicts and lists of tensors and plain values, as safetensors; numbers keep all their bits."""
+    tensors, plain = _split(state)
+    with atomic(path) as temporary:
+        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(plain)})
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Read back what `write_state` wrote, tuples as lists; StoreError where it is something else."""
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads((file.metadata() or {}).get(KEY, "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if not isinstance(plain, dict):
+        raise StoreError(f"{path}: no state of kdp; it was written by something else")
+    return _fill(path, plain, tensors)
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file, and what processes that were killed while writing it left behind; it may be gone."""
+    path = Path(path)
+    for left in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
+        left.unlink(missing_ok=True)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors in the order of their names; one that another field already holds is copied."""
+    seen: set[int] = set()
+    made = {}
+    for name, tensor in sorted(tensors.items()):
+        storage = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return made
+
+
+def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Tensors by dotted path, and the rest with {"tensor": path} in their place."""
+    if isinstance(fields, Tensor):
+        return {prefix: fields.detach().cpu()}, {"tensor": prefix}
+    if hasattr(fields, "_asdict"):
+        fields = {"record": type(fields).__name__, **fields._asdict()}
+    if isinstance(fields, dict):
+        parts = {str(key): _split(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in fields.items()}
+        found = {name: tensor for tensors, _ in parts.values() for name, tensor in tensors.items()}
+        return found, {key: rest for key, (_, rest) in parts.items()}
+    if isinstance(fields, list | tuple):
+        items = [_split(value, f"{prefix}.{index}") for index, value in enumerate(fields)]
+        return {n: t for tensors, _ in items for n, t in tensors.items()}, [rest for _, rest in items]
+    return {}, fields
+
+
+def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_split` took apart, with tensors, records and blocks in their places."""
+    if isinstance(value, list):
+        return [_fill(path, item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"tensor"} and value["tensor"] in tensors:
+        return tensors[value["tensor"]]
+    filled = {key: _fill(path, item, tensors) for key, item in value.items()}
+    for key in PAIRS & set(filled):
+        filled[key] = _tuples(filled[key])
+    name = value.get("record")
+    return _build(path, name, filled) if isinstance(name, str) and name in RECORDS else filled
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only: a pair that begins with a layer number becomes a tuple again, alone or in a list."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
+        return tuple(value)
+    return [_tuples(item) for item in value] if isinstance(value, list) else value
+
+
+def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
+    fields = {key: value for key, value in fields.items() if key != "record"}
+    if set(fields) != set(RECORDS[name]._fields):
+        raise StoreError(f"{path}: fields of {name} differ from this version's; delete it and run again")
+    return RECORDS[name](**fields)
+
+
+def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(head, dict) or not {"record", "fields"} <= set(head):
+        raise StoreError(f"{path}: no record of kdp; it was written by something else")
+    if head["record"] not in RECORDS:
+        raise StoreError(f"{path}: unknown record {head['record']!r}; it was written by another version, "
+                         "delete it and run again")
+    return _build(path, head["record"], _fill(path, head["fields"], tensors))
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN: numbers of NumPy and torch become Python's, non-finite ones None."""
+    if hasattr(value, "_asdict"):
+        return {"record": type(value).__name__, **_plain(value._asdict())}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,222 @@
+"""Which blocks of layers to replace for a ratio: KDP, Algorithm 1 line 2 and section 3.1.
+
+The paper is not of one mind about a block. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers,
+such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the block's context, whose first layer stays and
+whose other K_max - 1 layers go; contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; LLaMA-2-13B's
+[7, 8] [9, 10] share one). `removes` and `apart` name the other readings.
+
+The first and last 10 % of the layers stay. Blocks are taken by descending score, ties to the lowest layer, until the
+share of ALL parameters removed, the stand-ins' own put back, is what was asked for. Greedy choices are nested: a block
+trained for one ratio serves the higher ones.
+
+Table 4 sets blocks chosen anew for each K_max against "expanding a fixed initial block": `expand_from` chooses as for
+a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper does.
+"""
+import itertools
+import math
+from typing import Any
+
+from torch import Tensor
+
+from kdp_core.base.records import Block, ModelFacts, Search, Selection, Similarity
+
+CRITERIA = ("cka_linear", "cka_rbf", "cosine")
+ROUNDING = 1e-12
+"""A ratio this little above a share of the parameters is that share."""
+
+
+class BlockError(ValueError):
+    """A ratio, K_max or criterion that cannot be met."""
+
+
+def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+                 criterion: str = "cka_linear", protect: float = 0.1, removes: str = "k_max-1", apart: str = "context",
+                 match: str = "nearest", expand_from: int | None = None,
+                 given: list[list[int]] | None = None) -> Selection:
+    """The non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: layers of a block's context.
+    module_params: parameters of the stand-in that each block receives.
+    criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
+    protect: share of the layers that stay at each end, rounded to whole layers.
+    removes: `k_max-1` (the context's first layer stays) or `k_max` (Algorithm 1 to the letter).
+    apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
+    match: `nearest` share to the ratio, or `reach` it at least.
+    expand_from: choose by the scores of this smaller K_max, then let each block grow at its end to k_max; blocks that
+        would grow into the protected end are no candidates.
+    given: blocks to replace, each [start, stop) in layers, instead of choosing; ratio, k_max and protect do not count.
+    """
+    check(ratio, k_max, criterion, protect, removes, apart, match)
+    if given is not None:
+        return _given(similarity, facts, given, ratio, k_max, module_params, criterion, removes)
+    candidates = _candidates(similarity, facts.layers, _initial(k_max, expand_from, removes), criterion, protect,
+                             removes)
+    candidates = _grown(candidates, k_max, eligible_layers(facts.layers, protect).stop)
+    chosen = _greedy(candidates, apart)
+    shares = shares_of([candidate["block"] for candidate in chosen], facts, module_params)
+    check_reachable(ratio, shares, k_max, eligible_layers(facts.layers, protect))
+    count = enough(shares, ratio, match)
+    picked = sorted(chosen[:count], key=lambda candidate: candidate["block"])
+    blocks = [candidate["block"] for candidate in picked]
+    return Selection(blocks, [candidate["score"] for candidate in picked], criterion, ratio, shares[count], shares[-1],
+                     k_max, candidates, layers_of(blocks))
+
+
+def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+             match: str = "nearest") -> Selection:
+    """The first layers of a search's order that remove `ratio` of all parameters, each a block with its own stand-in.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: of the search, which let at most k_max - 1 consecutive layers go.
+    module_params: parameters of the stand-in that each layer receives.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    check(ratio, k_max, "cka_linear", 0.0, "k_max-1", "context", match)
+    if search.k_max != k_max:
+        raise BlockError(f"k_max {k_max}: the search was made for {search.k_max}; search again")
+    blocks = [(layer, layer + 1) for layer in search.order]
+    shares = shares_of(blocks, facts, module_params)
+    if ratio > shares[-1] + ROUNDING:
+        raise BlockError(f"ratio {ratio}: the {len(blocks)} layers that the search ordered remove at most "
+                         f"{shares[-1]:.3f} of all parameters; ask for less, or let the row order more "
+                         "(search.largest, keep_first, k_max)")
+    count = enough(shares, ratio, match)
+    picked = sorted(zip(blocks[:count], search.scores, strict=False))
+    return Selection([block for block, _ in picked], [score for _, score in picked], search.criterion, ratio,
+                     shares[count], shares[-1], k_max,
+                     [{"block": block, "score": score} for block, score in zip(blocks, search.scores, strict=True)],
+                     count)
+
+
+def enough(shares: list[float], ratio: float, match: str) -> int:
+    """How many blocks it takes, from the shares that none, one, two ... of them remove."""
+    count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
+    nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
+    return count - 1 if match == "nearest" and nearer_below and count > 1 else count
+
+
+def check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:
+    """BlockError for options that no selection takes."""
+    if not 0 < ratio < 1:
+        raise BlockError(f"ratio {ratio}: must lie between 0 and 1, the share of all parameters to remove")
+    if k_max < (2 if removes == "k_max-1" else 1):
+        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise it")
+    if not 0 <= protect < 0.5:
+        raise BlockError(f"block.protect {protect}: must be at least 0 and below 0.5, the share that stays at each end")
+    for name, value, known in (("criterion", criterion, CRITERIA), ("removes", removes, ("k_max-1", "k_max")),
+                               ("apart", apart, ("context", "removed")), ("match", match, ("nearest", "reach"))):
+        if value not in known:
+            raise BlockError(f"block.{name} {value!r}: choose one of {', '.join(known)}")
+
+
+def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
+    """Share of all parameters removed by none, the first, the first two ... of the blocks."""
+    saved = [sum(facts.params_per_layer[slice(*block)]) - module_params for block in blocks]
+    return [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
+
+
+def eligible_layers(layers: int, protect: float) -> range:
+    """Layers that may go: without the first and last `protect` share, rounded half up to whole layers."""
+    edge = math.floor(protect * layers + 0.5)
+    return range(edge, layers - edge)
+
+
+def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str, protect: float,
+                removes: str) -> list[dict[str, Any]]:
+    """Every eligible block, best first: {block, context, score}."""
+    matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
+    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    eligible, found = eligible_layers(layers, protect), []
+    kept = 1 if removes == "k_max-1" else 0
+    for first in range(max(0, eligible.start - kept), eligible.stop - k_max + 1):
+        last = first + k_max
+        score = score_of(matrix_LL, row, first, last)
+        if math.isfinite(score):
+            found.append({"block": (first + kept, last), "context": (first, last), "score": score})
+    return sorted(found, key=lambda candidate: (-candidate["score"], candidate["block"]))
+
+
+def score_of(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
+    """The matrix's value for two states; BlockError where one is not stored."""
+    if first not in row or last not in row:
+        raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
+    # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
+    return matrix_LL[row[first], row[last]].item()
+
+
+def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
+    """The K_max whose scores decide."""
+    least = 2 if removes == "k_max-1" else 1
+    if expand_from is not None and not least <= expand_from <= k_max:
+        raise BlockError(f"block.expand_from {expand_from}: must lie between {least} and k_max, here {k_max}; a block "
+                         "can only grow")
+    return k_max if expand_from is None else expand_from
+
+
+def _grown(candidates: list[dict[str, Any]], k_max: int, end: int) -> list[dict[str, Any]]:
+    """Candidates whose contexts end k_max layers after their start, those beyond layer `end` - 1 left out."""
+    grown = [{**candidate, "block": (candidate["block"][0], candidate["context"][0] + k_max),
+              "context": (candidate["context"][0], candidate["context"][0] + k_max)} for candidate in candidates]
+    return [candidate for candidate in grown if candidate["block"][1] <= end]
+
+
+def _given(similarity: Similarity, facts: ModelFacts, given: list[list[int]], ratio: float, k_max: int,
+           module_params: int, criterion: str, removes: str) -> Selection:
+    """The blocks that the config names, ascending, with the scores of their contexts."""
+    blocks = _checked_blocks(given, facts.layers)
+    matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
+    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    kept = 1 if removes == "k_max-1" else 0
+    # a block at layer 0 has no layer of context before it
+    scores = [score_of(matrix_LL, row, max(0, start - kept), stop) for start, stop in blocks]
+    share = shares_of(blocks, facts, module_params)[-1]
+    return Selection(blocks, scores, criterion, ratio, share, share, k_max, [], layers_of(blocks))
+
+
+def layers_of(blocks: list[Block]) -> int:
+    """Layers that blocks hold together."""
+    return sum(stop - start for start, stop in blocks)
+
+
+def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
+    if not given:
+        raise BlockError("block.given is empty; name at least one block as [start, stop]")
+    for block in given:
+        if len(block) != 2 or not 0 <= block[0] < block[1] <= layers:
+            raise BlockError(f"block.given {block}: a block is [start, stop] with 0 <= start < stop <= {layers}, the "
+                             "layers of the model")
+    blocks: list[Block] = sorted((start, stop) for start, stop in given)
+    for one, other in itertools.pairwise(blocks):
+        if other[0] < one[1]:
+            raise BlockError(f"block.given {list(one)} and {list(other)} share a layer; make them one block or part "
+                             "them")
+    return blocks
+
+
+def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:
+    """Candidates that do not overlap an earlier one, in order of score."""
+    taken: list[Block] = []
+    chosen = []
+    for candidate in candidates:
+        start, stop = candidate["context" if apart == "context" else "block"]
+        if all(stop <= other_start or start >= other_stop for other_start, other_stop in taken):
+            taken.append((start, stop))
+            chosen.append(candidate)
+    return chosen
+
+
+def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: range) -> None:
+    """BlockError where the shares, from none to all that may go, do not come up to the ratio."""
+    if len(shares) == 1:
+        raise BlockError(f"k_max {k_max}: no block fits in layers {eligible.start} to {eligible.stop - 1} with finite "
+                         "similarity; lower k_max or block.protect")
+    least = min(after - before for before, after in itertools.pairwise(shares))
+    if least <= 0:
+        raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
+                         f"({-least:+.2%} of the model); lower its width or raise k_max")
+    if ratio > shares[-1] + ROUNDING:
+        # rounded down, so that the ratio named is one that can be had
+        largest = math.floor((shares[-1] + ROUNDING / 2) * 1e4) / 1e4
+        raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
+                         f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")

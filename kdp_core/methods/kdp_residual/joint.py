@@ -1,0 +1,112 @@
+"""Joint training of a pruned model's stand-ins against the dense model's outputs; every weight of the model is frozen.
+
+Local fits see one block each; what an error does to the outputs, and how errors of several blocks add up, they cannot
+see. Here all stand-ins together descend on KL(dense || pruned) of the next-token distributions (kdp_core.model.distil), by
+Adam, from the closed form. It starts at the first stand-in (what lies before is as in the dense model, and stored), and
+compares a random part of each sequence's positions: the output head is half of a small model's cost.
+
+The loss on held-out sequences judges: after each epoch, and before the first; the best epoch is kept, the start
+included. With kl_weight 1 the aim is the dense model itself; below it the calibration text counts too, which lowers
+perplexity on text of its kind and raises the divergence from the dense model (docs/kdp.md has both).
+"""
+import copy
+import logging
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Module, Tokens
+from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.model.distil import Losses, token_losses
+from kdp_core.model.passes import Passes, Step, built, path_of
+from kdp_core.states.block import TrainingFailed
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+WARMUP = 8
+"""Optimiser steps over which the learning rate rises; then it falls as a cosine to zero."""
+CLIP = 1.0
+"""Largest norm of the gradient."""
+
+
+class _Data(NamedTuple):
+    """What training reads: states at the first stand-in, what enters the dense model's head, ids."""
+    start_STD: Tensor
+    final_STD: Tensor
+    ids_ST: Tensor
+
+
+def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Module], kept: Tensor, held: Tensor, *,
+          epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float,
+          seed: int, resume: Resume = OFF) -> tuple[list[Module], list[dict[str, Any]]]:
+    """Train the stand-ins `modules` on the sequences `kept`; the best by the sequences `held`, and a row an epoch."""
+    stand_ins = nn.ModuleList(built(module) for module in modules).to(passes.device)
+    passes.model.requires_grad_(False)
+    path = path_of(modules, list(stand_ins), modules[0].block[0], len(passes.layers))
+    data = _Data(hidden.state(modules[0].block[0]), hidden.state(len(passes.layers)), tokens.ids_ST)
+    generator = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(stand_ins.parameters(), lr=lr, betas=(0.9, 0.99))
+    total = epochs * math.ceil(len(kept) / batch_sequences)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, total))
+    judged = judge(passes, path, data, held, batch_sequences, kl_weight)
+    progress = Progress(resume, list(stand_ins.parameters()), {"adam": adam, "rate": schedule, "order": generator},
+                        best=judged["heldout_loss"], best_state=copy.deepcopy(stand_ins.state_dict()), sums=0.0,
+                        curve=[{"epoch": 0, "seconds": 0.0, "kl": None, **judged}])
+    values = progress.values
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
+        for rows in progress.steps(order.split(batch_sequences)):
+            values["sums"] += _step(passes, path, data, rows, adam, positions, kl_weight, generator)
+            schedule.step()
+        kl, values["sums"] = values["sums"] / len(order), 0.0
+        judged = judge(passes, path, data, held, batch_sequences, kl_weight)
+        values["curve"].append({"epoch": epoch, "seconds": progress.seconds(), "kl": kl, **judged})
+        logger.info("epoch %d of %d: divergence %.4f, held out %.4f nats", epoch, epochs, kl, judged["heldout_kl"])
+        if judged["heldout_loss"] < values["best"]:
+            values |= {"best": judged["heldout_loss"], "best_state": copy.deepcopy(stand_ins.state_dict())}
+    stand_ins.load_state_dict(values["best_state"])
+    trained = [module._replace(tensors={name: tensor.detach().cpu().clone()
+                                        for name, tensor in stand_in.state_dict().items()})
+               for module, stand_in in zip(modules, stand_ins, strict=True)]
+    return trained, values["curve"]
+
+
+def _rate(step: int, total: int) -> float:
+    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
+
+
+def _step(passes: Passes, path: list[Step], data: _Data, rows: Tensor, adam: torch.optim.Optimizer, positions: int,
+          kl_weight: float, generator: torch.Generator) -> float:
+    """One step of the optimiser; the KL of its sequences, nats a token, summed over sequences."""
+    # the last position has no next token to be compared on
+    chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
+    h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
+    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[rows][:, chosen], data.ids_ST[rows][:, chosen + 1],
+                   kl_weight)
+    if not torch.isfinite(losses.loss):
+        raise TrainingFailed(f"joint training: the loss is {losses.loss.item()}; lower compose.lr")
+    adam.zero_grad()
+    losses.loss.backward()
+    nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], CLIP)
+    adam.step()
+    return losses.kl_nats.item() * len(rows)
+
+
+def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
+    """Of the last states of some positions, the pruned model's and the dense one's, both before the final norm."""
+    return token_losses(passes.to_head(h_BPD).flatten(0, 1), passes.to_head(final_BPD).flatten(0, 1),
+                        next_BP.flatten(), passes.head, passes.head, kl_weight=kl_weight)
+
+
+@torch.no_grad()
+def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: int,
+          kl_weight: float) -> dict[str, float]:
+    """The loss and KL(dense || pruned) on these sequences, nats a token."""
+    loss = kl = 0.0
+    for rows in held.split(batch):
+        h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
+        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[rows][:, :-1], data.ids_ST[rows][:, 1:], kl_weight)
+        loss, kl = loss + losses.loss.item() * len(rows), kl + losses.kl_nats.item() * len(rows)
+    return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}

@@ -1,0 +1,151 @@
+"""Which layers go first: a greedy search by what each removal does to the model's outputs.
+
+CKA of hidden states says how alike two states are, not what the difference between them does to the text. Here a
+candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in
+its place, as it will have: one of kdp_core.methods.kdp_residual.fit, fitted in closed form on the dense model's states. The layer that
+costs least goes, then the next one beside it, so that one search orders the layers for every ratio.
+
+A removal rarely becomes cheaper by others, so bounds of earlier rounds are tried in their order and the first fresh
+one that still leads is taken ("lazy" greedy, Minoux 1978); a run through the kept layers starts at the candidate.
+Compare SLEB (Song et al. 2024), whose greedy loss has no stand-ins and no order of bounds.
+"""
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import ModelFacts, Search, Tokens
+from kdp_core.methods._select import eligible_layers
+from kdp_core.methods.kdp_residual.fit import DICTIONARIES, closed_form_options, fit_alone
+from kdp_core.model import checkpoints
+from kdp_core.model.distil import token_losses
+from kdp_core.model.passes import Passes, Step, built
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+
+class SearchError(ValueError):
+    """Options or states that no search can work with."""
+
+
+class _Run(NamedTuple):
+    """What every candidate is judged with."""
+    passes: Passes
+    stand_ins: dict[int, nn.Module]
+    """Of each eligible layer."""
+    states: list[Tensor]
+    """h_STD of the judging sequences before each layer of the model as pruned so far."""
+    final_STD: Tensor
+    batch: int
+
+
+def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
+                  device: str = "cpu", dtype: str = "float32", dictionary: str = "neurons", entries: int = 96,
+                  fit_sequences: int = 128, judge_sequences: int = 16, protect: float = 0.1, largest: float = 0.5,
+                  batch_sequences: int = 8, seed: int = 0) -> Search:
+    """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
+
+    dictionary: of the stand-ins tried: `neurons`, `rff`, `rff_learned` or `none`.
+    entries: of that dictionary.
+    fit_sequences: sequences that the stand-ins tried are fitted on.
+    judge_sequences: other sequences, on which outputs are compared.
+    protect: share of the layers that stay at each end, rounded to whole layers.
+    largest: share of the layers to order; a higher ratio than they allow cannot be asked for.
+    batch_sequences: sequences of a forward pass.
+    seed: of the choice of sequences.
+    Raises SearchError where there are too few sequences or no layer may go.
+    """
+    began = time.perf_counter()
+    eligible = eligible_layers(facts.layers, protect)
+    _check(hidden, eligible, k_max, fit_sequences, judge_sequences, largest)
+    if dictionary not in DICTIONARIES or (dictionary != "none" and entries < 1):
+        raise SearchError(f"search.dictionary {dictionary!r} with {entries} entries: choose one of "
+                          f"{', '.join(DICTIONARIES)}, and at least one entry")
+    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    fitted, judged = order[judge_sequences:][:fit_sequences].sort().values, order[:judge_sequences].sort().values
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    options = closed_form_options(model, hidden, dictionary=dictionary, entries=entries, seed=seed)
+    stand_ins = {}
+    for layer in eligible:
+        stand_ins[layer] = built(fit_alone(model, hidden, (layer, layer + 1), fitted, options)).to(model.device)
+        logger.info("stand-in of layer %d of %d", layer, eligible[-1])
+    run = _Run(Passes(model, hidden.tokens), stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
+               hidden.state(facts.layers)[judged], batch_sequences)
+    gone, rises, single, tried = _greedy(run, eligible, k_max, round(largest * facts.layers))
+    return Search(gone, rises, "divergence", k_max, single, tried,
+                  {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,
+                   "seconds": time.perf_counter() - began})
+
+
+def _check(hidden: HiddenStates, eligible: range, k_max: int, fit_sequences: int, judge_sequences: int,
+           largest: float) -> None:
+    if fit_sequences < 1 or judge_sequences < 1 or judge_sequences >= hidden.sequences:
+        raise SearchError(f"search.judge_sequences {judge_sequences} and fit_sequences {fit_sequences} of "
+                          f"{hidden.sequences} sequences leave none on one side; lower them or add sequences")
+    if not eligible or k_max < 2:
+        raise SearchError(f"search: no layer may go with k_max {k_max} and {len(eligible)} eligible layers; raise "
+                          "k_max or lower protect")
+    if not 0 < largest < 1:
+        raise SearchError(f"search.largest {largest}: must lie between 0 and 1, the share of layers to order")
+
+
+def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:
+    """The order, by how much each raises the divergence, that of single removals, and how many runs it took."""
+    gone: list[int] = []
+    rises: list[float] = []
+    bound = dict.fromkeys(eligible, -float("inf"))  # last known rise of the divergence
+    single: dict[str, float] = {}
+    tried, current = 0, 0.0
+    while len(gone) < most and bound:
+        fresh: set[int] = set()
+        while (layer := min(bound, key=lambda layer: (bound[layer], layer))) not in fresh:
+            bound[layer] = _divergence(run, gone, layer) - current
+            tried += 1
+            fresh.add(layer)
+            if not gone:
+                single[str(layer)] = bound[layer]
+        rises.append(bound.pop(layer))
+        current += rises[-1]
+        gone.append(layer)
+        _advance(run, gone, layer)
+        bound = {layer: rise for layer, rise in bound.items() if _run_length(gone, layer) < k_max}
+        logger.info("layer %d goes: divergence %.4f nats after %d layers, %d runs", layer, current, len(gone), tried)
+    return gone, rises, single, tried
+
+
+def _run_length(gone: list[int], layer: int) -> int:
+    """Consecutive layers that would be gone with this one."""
+    first = last = layer
+    while first - 1 in gone:
+        first -= 1
+    while last + 1 in gone:
+        last += 1
+    return last - first + 1
+
+
+def _path(run: _Run, gone: list[int], start: int) -> list[Step]:
+    return [run.stand_ins[layer] if layer in gone else layer for layer in range(start, len(run.states))]
+
+
+@torch.no_grad()
+def _divergence(run: _Run, gone: list[int], layer: int) -> float:
+    """KL(dense || pruned) in nats a token, with this layer gone too."""
+    path, sums = _path(run, [*gone, layer], layer), 0.0
+    for h_BTD, final_BTD in zip(run.states[layer].split(run.batch), run.final_STD.split(run.batch), strict=True):
+        h_BTD = run.passes.run(h_BTD.to(run.passes.device, run.passes.model.dtype), path)
+        student, teacher = (run.passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
+        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), run.passes.head,
+                              run.passes.head, kl_weight=1.0)
+        sums += losses.kl_nats.item() * len(h_BTD)
+    return sums / len(run.final_STD)
+
+
+def _advance(run: _Run, gone: list[int], layer: int) -> None:
+    """States of the model as pruned now, from the layer on."""
+    path = _path(run, gone, layer)
+    for number, step in enumerate(path[:-1], start=layer):
+        run.states[number + 1] = run.passes.run_batches(run.states[number], [step], run.batch)

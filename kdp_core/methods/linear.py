@@ -1,0 +1,101 @@
+"""Linear maps in the original space instead of a block: the OLS rows of KDP's Table 3.
+
+`direct` regresses h_{l+k} on h_l; `sequential` regresses each layer's output on its input and multiplies the k maps.
+The paper says no more about them, and reports that both collapse. Two things decide whether they do: massive tokens,
+which own an unweighted regression (`massive`, `token_weight`), and shrinking towards zero instead of towards the
+identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares to the letter.
+"""
+import itertools
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import Block, LinearMap, ModelFacts, Module
+from kdp_core.states.block import TOKEN_WEIGHTS, BlockStates, FitError, load, relative_error, ridge_solve
+from kdp_core.states.hidden import HiddenStates
+
+
+class Map(NamedTuple):
+    """y = W x + b, float64."""
+    w_DD: Tensor
+    b_D: Tensor
+
+
+def direct(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual: bool = True,
+           token_weight: str = "inverse_norm", massive: str = "bypass", heldout: float = 0.1,
+           seed: int = 0) -> LinearMap:
+    """One affine map from the first state of the block to the last.
+
+    ridge: relative to the mean diagonal of the weighted Gram matrix.
+    residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
+    token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` all alike.
+    massive: `bypass` leaves massive-activation tokens out and lets them pass unchanged, `raw` treats all alike.
+    heldout: share of the sequences that are judged on, never fitted.
+    seed: of the held-out choice.
+    """
+    began = time.perf_counter()
+    states = load(hidden, block, massive=massive, heldout=heldout, seed=seed, between=False)
+    h_KND = states.tokens(states.train)
+    return _record(block, regress(h_KND[0], h_KND[-1], ridge, residual, token_weight), states, began)
+
+
+def sequential(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual: bool = True,
+               token_weight: str = "inverse_norm", massive: str = "bypass", heldout: float = 0.1,
+               seed: int = 0) -> LinearMap:
+    """One affine map a layer, multiplied.
+
+    ridge: relative to the mean diagonal of the weighted Gram matrix.
+    residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
+    massive: `bypass` leaves massive-activation tokens out and lets them pass unchanged, `raw` treats all alike.
+    heldout: share of the sequences that are judged on, never fitted.
+    seed: of the held-out choice.
+    """
+    began = time.perf_counter()
+    states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
+    h_KND = states.tokens(states.train)
+    D = h_KND.shape[-1]
+    total = Map(torch.eye(D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64))
+    for x_ND, y_ND in itertools.pairwise(h_KND):
+        step = regress(x_ND, y_ND, ridge, residual, token_weight)
+        # h_{l+i} = W_i h_{l+i-1} + b_i
+        total = Map(step.w_DD @ total.w_DD, step.w_DD @ total.b_D + step.b_D)
+    return _record(block, total, states, began)
+
+
+def regress(x_ND: Tensor, y_ND: Tensor, ridge: float, residual: bool, token_weight: str) -> Map:
+    """Weighted ridge regression of y on x with an unpenalised intercept, in float64."""
+    if token_weight not in TOKEN_WEIGHTS:
+        raise FitError(f"token_weight {token_weight!r}: choose one of {', '.join(TOKEN_WEIGHTS)}")
+    x_ND, y_ND = x_ND.double(), y_ND.double()
+    weight_N = 1 / y_ND.square().sum(-1).clamp_min(1e-12) if token_weight == "inverse_norm" else torch.ones(len(x_ND))
+    weight_N1 = (weight_N / weight_N.sum())[:, None].double()
+    goal_ND = y_ND - x_ND if residual else y_ND
+    mean_x_D, mean_goal_D = (weight_N1 * x_ND).sum(0), (weight_N1 * goal_ND).sum(0)
+    centred_ND = x_ND - mean_x_D
+    # W = (X' w X + ridge)^-1 X' w Y
+    w_DD = ridge_solve(centred_ND.T @ (weight_N1 * centred_ND), centred_ND.T @ (weight_N1 * (goal_ND - mean_goal_D)),
+                       ridge).T
+    bias_D = mean_goal_D - w_DD @ mean_x_D
+    return Map(w_DD + torch.eye(len(w_DD), dtype=torch.float64) if residual else w_DD, bias_D)
+
+
+def _record(block: Block, fitted: Map, states: BlockStates, began: float) -> LinearMap:
+    h_KND = states.tokens(states.heldout).double()
+    stats = {"heldout_error": relative_error(h_KND[0] @ fitted.w_DD.T + fitted.b_D, h_KND[-1]),
+             "heldout_error_identity": relative_error(h_KND[0], h_KND[-1]),
+             "tokens": int(states.keep_ST[states.train].sum()), "seconds": time.perf_counter() - began}
+    return LinearMap(block, fitted.w_DD.float(), fitted.b_D.float(), states.bypass_above, stats)
+
+
+def to_module(linear: LinearMap) -> Module:
+    """The stand-in of an affine map."""
+    return Module(linear.block, "affine", {"width": len(linear.bias_D), "bypass_above": linear.bypass_above},
+                  {"map.weight": linear.weight_DD, "map.bias": linear.bias_D})
+
+
+def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of that stand-in."""
+    return facts.width * (facts.width + 1)

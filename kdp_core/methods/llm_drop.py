@@ -1,0 +1,174 @@
+"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both left out, one by one.
+
+The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
+    attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
+What is most redundant goes, its norms with it, until the ratio is met; the state passes unchanged. `joint` puts
+attentions and MLPs in one list. One shot takes the scores of the dense model from the extraction and loads no weights;
+`iterative` runs the model again after every drop. Where both sublayers of a layer go, the layer goes. Dropping whole
+layers by the same cosine is ShortGPT's block influence.
+
+The released code takes the MLP's score of Gemma at the wrong place (its norm after the attention sits on the
+attention's output); here y is what is really added to. Equal scores go to the lowest layer, attention first.
+"""
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import AutoConfig
+
+from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.methods._select import ROUNDING, BlockError
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import PARTS, decoder_layers, drop_parts
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+Unit = tuple[int, str]
+"""(layer, `attention` or `mlp`)."""
+
+
+def attention(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+              dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
+              match: str = "nearest") -> Composed:
+    """Leave out attentions.
+
+    iterative: score again after every drop instead of once.
+    sequences: of the calibration, that score; null means all.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    return _drop("attn_drop", ("attention",), dense, hidden, selection, device, dtype, iterative, sequences,
+                 batch_sequences, match)
+
+
+def mlp(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+        dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
+        match: str = "nearest") -> Composed:
+    """Leave out MLPs.
+
+    iterative: score again after every drop instead of once.
+    sequences: of the calibration, that score; null means all.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    return _drop("mlp_drop", ("mlp",), dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
+                 match)
+
+
+def joint(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+          dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
+          match: str = "nearest") -> Composed:
+    """Leave out attentions and MLPs, from one list.
+
+    iterative: score again after every drop instead of once.
+    sequences: of the calibration, that score; null means all.
+    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    return _drop("joint_drop", ("attention", "mlp"), dense, hidden, selection, device, dtype, iterative, sequences,
+                 batch_sequences, match)
+
+
+def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates, selection: Selection, device: str,
+          dtype: str, iterative: bool, sequences: int | None, batch: int, match: str) -> Composed:
+    began = time.perf_counter()
+    _check(method, dense, sequences, hidden.sequences, match)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
+        checkpoints.on_meta(AutoConfig.from_pretrained(dense))
+    family, total = model.config.model_type, checkpoints.count_params(model)
+    shares = {(layer, part): _params(module, family, part) / total
+              for layer, module in enumerate(decoder_layers(model)) for part in parts}
+    reachable = sum(shares.values())
+    if selection.ratio_target > reachable + ROUNDING:
+        raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can leave out is "
+                         f"{reachable:.4f} of all parameters; ask for less")
+    rows, gone = [], 0.0
+    if iterative:
+        passes, start_STD = Passes(model, hidden.tokens), hidden.state(0)[:sequences]
+    scores = _stored(hidden, len(decoder_layers(model)), sequences)
+    while shares:
+        layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
+        if rows and _enough(gone, gone + shares[unit], selection.ratio_target, match):
+            break
+        gone += shares.pop(unit)
+        rows.append({"layer": layer, "part": part, "cosine": scores[unit], "share": gone})
+        logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
+        if iterative:
+            drop_parts(model, family, {part: [layer]})
+            scores = _cosines(passes, family, start_STD, batch)
+    plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
+    return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": rows,
+                                   "seconds": time.perf_counter() - began})
+
+
+def _check(method: str, dense: Path, sequences: int | None, have: int, match: str) -> None:
+    if match not in ("nearest", "reach"):
+        raise BlockError(f"compose.match {match!r}: choose one of nearest, reach")
+    if sequences is not None and not 1 <= sequences <= have:
+        raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
+    config = AutoConfig.from_pretrained(dense)
+    if config.model_type not in PARTS or not getattr(config, "do_layer_norm_before", True):
+        raise FitError(f"{method} cannot leave out parts of this {config.model_type} model; it knows pre-norm models "
+                       f"of {', '.join(PARTS)}")
+
+
+def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
+    """Whether what has gone is nearer to the ratio than with one more, or reaches it."""
+    if match == "reach":
+        return share >= ratio - ROUNDING
+    return ratio - share <= with_next - ratio
+
+
+def _params(layer: nn.Module, family: str, part: str) -> int:
+    """Parameters that go with a part of a layer."""
+    beside, adding = PARTS[family][part]
+    return sum(checkpoints.count_params(layer.get_submodule(name)) for name in (*beside, adding))
+
+
+def _drops(gone: list[Unit]) -> list[Unit]:
+    """As a plan names them: a layer both of whose parts go, goes whole."""
+    layers = sorted({layer for layer, _ in gone})
+    found: list[Unit] = []
+    for layer in layers:
+        parts = sorted(part for number, part in gone if number == layer)
+        found.append((layer, parts[0] if len(parts) == 1 else "whole"))
+    return found
+
+
+def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
+    """Mean cosine of the states before and after every sublayer of the dense model, all tokens alike."""
+    cos_LPS = hidden.sublayers()
+    if len(cos_LPS) < layers:
+        raise FitError(f"{hidden.path} has the sublayers of the first {len(cos_LPS)} of {layers} layers; set "
+                       f"hidden.layers to null, or add {layers} to it")
+    cos_LP = cos_LPS[:, :, :sequences].double().mean(dim=-1)
+    return {(layer, part): cos_LP[layer, row].item() for layer in range(layers)
+            for row, part in enumerate(("attention", "mlp"))}
+
+
+@torch.no_grad()
+def _cosines(passes: Passes, family: str, start_STD: Tensor, batch: int) -> dict[Unit, float]:
+    """The same of the model as it is now."""
+    sums: dict[Unit, float] = {}
+    for h_BTD in start_STD.split(batch):
+        h_BTD = h_BTD.to(passes.device, passes.model.dtype)
+        for number, layer in enumerate(passes.layers):
+            caught: list[Tensor] = []
+            # the first module of the MLP part reads y = x + attention(norm x)
+            reader = layer.get_submodule(PARTS[family]["mlp"][0][0])
+            hook = reader.register_forward_pre_hook(lambda _, args, caught=caught: caught.append(args[0]))
+            try:
+                after_BTD = passes.layer(number, h_BTD)
+            finally:
+                hook.remove()
+            y_BTD = caught[0].view(h_BTD.shape)
+            for part, one_BTD, other_BTD in (("attention", h_BTD, y_BTD), ("mlp", y_BTD, after_BTD)):
+                cos_BT = cosine_similarity(one_BTD.float(), other_BTD.float(), dim=-1)
+                sums[number, part] = sums.get((number, part), 0.0) + cos_BT.sum().item()
+            h_BTD = after_BTD
+    return {unit: value / (start_STD.shape[0] * start_STD.shape[1]) for unit, value in sums.items()}

@@ -1,0 +1,243 @@
+"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels that cost the loss least are cut out.
+
+What only works together goes together. A unit of an attention is a key-value head with the consecutive query heads
+that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of gate and up and
+a column of down (OPT: a row of fc1 and a column of fc2). Biases of rows go with them; norms, those of heads in, stay.
+
+L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. What a weight
+is worth, to first and second order in its removal (of the Hessian the diagonal alone, taken as a):
+    first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
+A unit is worth the sum of |s| over all its weights (`element`), or of |sum of s| over each of its rows and columns
+(`vector`; a bias is a row of its own). In each layer the lowest go, of equal ones the lowest number.
+
+Sizes. The first layers and the last ones stay whole. All others lose the same: of their heads the share that the ratio
+asks for, rounded to whole units, and as many channels as the ratio then lacks, one more in some layers; so the ratio of
+ALL parameters is met to half a channel of one layer. At least one unit of each stays.
+
+Where we differ from the released code (horseee/LLM-Pruner 128a07d):
+    Its ratio is one of the layers that it prunes, so that 0.25 takes 19.5 % of LLaMA-7B; it rounds each part by itself.
+    Of grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K; the model shares
+        a key-value head between consecutive query heads, which here go together.
+    It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences.
+    It keeps gradients of the whole model; here one layer's at a time (kdp_core.methods.shortened). It knows no OPT.
+    Its fine-tuning of all layers on instructions is left out: fine-tuned variants are those of every row.
+"""
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
+
+from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.methods._select import ROUNDING, BlockError
+from kdp_core.methods.shortened import backward
+from kdp_core.methods.sleb import Judge, judge_of, picked
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import COUPLED, decoder_layers, layers_prefix
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+IMPORTANCES = ("first", "second", "mix")
+GROUPINGS = ("element", "vector")
+
+
+class Coupled(NamedTuple):
+    """A tensor of a layer that is cut."""
+    name: str
+    """Below the layer."""
+    part: str
+    """`attention` or `mlp`."""
+    axis: int
+    """Along which its units lie, each as long as the axis over their number."""
+
+
+class Sizes(NamedTuple):
+    """What the layers that are pruned have, each."""
+    layers: int
+    groups: int
+    """Key-value heads."""
+    channels: int
+    group_params: int
+    """Parameters that go with a key-value head and its query heads."""
+    channel_params: int
+
+
+class Cut(NamedTuple):
+    """What they lose."""
+    groups: int
+    """Key-value heads, each layer."""
+    channels: list[int]
+    """One number a layer; they differ by one at most."""
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", importance: str = "first", grouping: str = "element", sequences: int | None = 10,
+            keep_first: int | None = None, keep_last: int | None = None, batch_sequences: int = 8,
+            seed: int = 0) -> Composed:
+    """Cut heads and MLP channels out of layers.
+
+    importance: `first`, `second` or `mix`: order of the expansion of the loss.
+    grouping: `element` adds up single weights' worths, `vector` those of whole rows and columns.
+    sequences: of the calibration, whose loss is differentiated; null, or more than there are, means all.
+    keep_first: layers at the start that stay whole; null means 4 of 32 (as released), of fewer layers as many as that
+        is in proportion.
+    keep_last: layers at the end that stay whole; null means 2 of 32, likewise.
+    batch_sequences: sequences of a forward pass; per-sample squares take one at a time.
+    seed: of the choice of sequences.
+    Raises BlockError for a ratio out of reach and where no layer is left, FitError for other options and models.
+    """
+    began = time.perf_counter()
+    config = AutoConfig.from_pretrained(dense)
+    _check(config, importance, grouping, sequences, batch_sequences)
+    pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
+    coupled, total = coupled_of(decoder_layers(blank)[0], config.model_type), checkpoints.count_params(blank)
+    sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
+    cut = cut_for(selection.ratio_target, total, sizes)
+    ids_ST = picked(tokens, sequences, batch_sequences, seed)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+    judge = judge_of(model, ids_ST, batch_sequences)
+    units = {"attention": sizes.groups, "mlp": sizes.channels}
+    tensors, widths, rows = {}, [_width(config, sizes, 0, 0)] * config.num_hidden_layers, []
+    for number, weights, worths in worths_by_layer(judge, pruned, coupled, units, importance, grouping):
+        lost = {"attention": cut.groups, "mlp": cut.channels[number - pruned.start]}
+        kept = {part: _kept(worths[part], lost[part], number) for part in units}
+        tensors |= {f"{layers_prefix(config.model_type)}{number}.{one.name}":
+                    narrowed(weight.detach(), one.axis, kept[one.part], units[one.part]).cpu()
+                    for one, weight in zip(coupled, weights, strict=True)}
+        widths[number] = _width(config, sizes, lost["attention"], lost["mlp"])
+        gone = sorted(set(range(sizes.groups)) - set(kept["attention"].tolist()))
+        rows.append({"layer": number, "groups": gone, "channels": lost["mlp"]})
+        logger.info("layer %d: %d of %d head groups go, %d of %d channels", number, len(gone), sizes.groups,
+                    lost["mlp"], sizes.channels)
+    share = (len(pruned) * cut.groups * sizes.group_params + sum(cut.channels) * sizes.channel_params) / total
+    return Composed(Plan("llm_pruner", [], [], tensors, shape={"widths": widths}), [], [],
+                    {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "layers": rows[::-1], "share": share,
+                     "seconds": time.perf_counter() - began})
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+def between(layers: int, keep_first: int | None, keep_last: int | None) -> range:
+    """Layers that are pruned; BlockError where none is left."""
+    first = min(4, round(layers / 8)) if keep_first is None else keep_first
+    last = min(2, round(layers / 16)) if keep_last is None else keep_last
+    if first < 0 or last < 0 or first + last >= layers:
+        raise BlockError(f"compose.keep_first {first} and keep_last {last} of {layers} layers leave none to prune; "
+                         "lower them, not below 0")
+    return range(first, layers - last)
+
+
+def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
+    """The heads and channels that are `ratio` of all `total` parameters, to half a channel; BlockError beyond reach."""
+    layers, groups, channels, group_params, channel_params = sizes
+    goal = ratio * total
+    most = layers * ((groups - 1) * group_params + (channels - 1) * channel_params)
+    if goal > most * (1 + ROUNDING):
+        raise BlockError(f"ratio {ratio} is too high: all that llm_pruner can take out of {layers} layers is "
+                         f"{most / total:.4f} of all parameters, as one head group and one channel of each stay; ask "
+                         "for less, or lower compose.keep_first and keep_last")
+
+    def filled(lost: int) -> int:
+        """Channels of all layers that go beside so many groups of each."""
+        return min(max(round((goal - layers * lost * group_params) / channel_params), 0), layers * (channels - 1))
+
+    def too_far(lost: int) -> bool:
+        return abs(goal - layers * lost * group_params - filled(lost) * channel_params) > channel_params
+
+    share = goal / (layers * (groups * group_params + channels * channel_params))
+    lost = min(range(groups), key=lambda lost: (too_far(lost), abs(lost - share * groups), lost))
+    count = filled(lost)
+    # steps of floor(channels * layers so far / layers)
+    return Cut(lost, [count * (layer + 1) // layers - count * layer // layers for layer in range(layers)])
+
+
+def _sizes(layer: nn.Module, coupled: list[Coupled], config: PretrainedConfig, layers: int) -> Sizes:
+    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    channels = next(layer.get_parameter(one.name) for one in coupled if one.part == "mlp").shape[0]
+    params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
+              for part in ("attention", "mlp")}
+    return Sizes(layers, groups, channels, params["attention"] // groups, params["mlp"] // channels)
+
+
+def _width(config: PretrainedConfig, sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
+    """A layer's entry in the configuration once so much is gone."""
+    left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
+    return {"heads": left * each, "kv_heads": left, "intermediate": sizes.channels - channels}
+
+
+# Units ----------------------------------------------------------------------------------------------------------------
+
+def coupled_of(layer: nn.Module, family: str) -> list[Coupled]:
+    """The tensors of a layer that are cut."""
+    found = []
+    for part, (inner, outer) in COUPLED[family].items():
+        found += [Coupled(f"{name}.{kind}", part, 0) for name in inner
+                  for kind, _ in layer.get_submodule(name).named_parameters()]
+        found.append(Coupled(f"{outer}.weight", part, 1))
+    return found
+
+
+def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
+                    grouping: str) -> Iterator[tuple[int, list[nn.Parameter], dict[str, Tensor]]]:
+    """Of each pruned layer, the last first: its number, its coupled tensors, and worth_U of the units of each part."""
+    S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
+    for number, weights, gradients, squares in backward(
+            judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],
+            squared=importance != "first"):
+        worths = {part: torch.zeros(count, dtype=torch.float64) for part, count in units.items()}
+        for index, (one, weight) in enumerate(zip(coupled, weights, strict=True)):
+            # g = dL/dW, L the mean over sequences and predictions;    a = 1/n sum_i (dL_i/dW)^2
+            g = gradients[index] / (S * predictions)
+            a = squares[index] / (S * predictions ** 2) if squares else None
+            s = saliency(weight.detach().float(), g, a, importance)
+            worths[one.part] += worth(s, one.axis, units[one.part], grouping).cpu()
+        yield number, weights, worths
+
+
+def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
+    """s of every weight: what the loss loses with it, to the order that `importance` names."""
+    if importance == "first":
+        return w * g                                # s = W g
+    if importance == "second":
+        return w.square() * a                       # s = W^2 a
+    return w * g - w.square() * a / 2               # s = W g - W^2 a / 2
+
+
+def worth(s: Tensor, axis: int, units: int, grouping: str) -> Tensor:
+    """worth_U that one tensor adds to its units, which lie along `axis` one after the other, equally long."""
+    s_RC = s.movedim(axis, 0).reshape(s.shape[axis], -1).double()
+    # element: sum_j |s_ij|,    vector: |sum_j s_ij|
+    worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()
+    # a unit is worth the sum over its rows (or columns) i
+    return worth_R.view(units, -1).sum(1)
+
+
+def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
+    """Numbers of the units that stay, ascending: all but the `lost` of least worth, of equal ones the lowest."""
+    if not torch.isfinite(worth_U).all():
+        raise FitError(f"importances of layer {layer} are not finite; try dtype float32 for the model")
+    return worth_U.argsort(stable=True)[lost:].sort().values
+
+
+def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
+    """The tensor with these of its units alone."""
+    length = tensor.shape[axis] // units
+    index = (kept_U[:, None] * length + torch.arange(length)).flatten()
+    return tensor.index_select(axis, index.to(tensor.device)).contiguous()
+
+
+def _check(config: PretrainedConfig, importance: str, grouping: str, sequences: int | None, batch: int) -> None:
+    for name, value, known in (("importance", importance, IMPORTANCES), ("grouping", grouping, GROUPINGS)):
+        if value not in known:
+            raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")
+    if (sequences is not None and sequences < 1) or batch < 1:
+        raise FitError(f"compose.sequences {sequences} and batch_sequences {batch}: give at least 1 of each")
+    if config.model_type not in COUPLED or not getattr(config, "do_layer_norm_before", True):
+        raise FitError(f"llm_pruner cannot prune this {config.model_type} model; it knows pre-norm models of "
+                       f"{', '.join(COUPLED)}")

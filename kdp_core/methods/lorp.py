@@ -1,0 +1,105 @@
+"""LoRP, locality-aware redundancy pruning: layers that resemble many others go, spread over the depth.
+
+From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
+    RLS = -log2(mean of S_ij over i < j): 2 clusters where RLS >= 1, 3 where RLS >= 0.7, else 4;
+    clusters: spectral clustering with affinity (S + 1) / 2, numbered by the first layer in them;
+    r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers go by descending r.
+Stage 1: the clusters in depth order give up one layer each. Stage 2: while layers are missing, the cluster whose
+members still there are most alike (mean S of their pairs) gives up its next one. The first and last layer stay, but
+count as members.
+
+Source: the released code (daniel-eai, June 2026). It takes S over all tokens; the similarity stage leaves massive ones
+out by default (`similarity.treatment: raw` is the paper's). Once no cluster has two members left, the first one
+with a candidate gives it up. Equal r go to the lowest layer, equal clusters to the lowest number.
+"""
+import math
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import ModelFacts, Search, Selection, Similarity
+from kdp_core.methods._select import BlockError, check, in_order
+
+PROTECTED = 1
+"""Layers at each end that stay."""
+THRESHOLDS = ((1.0, 2), (0.7, 3))
+"""RLS at least this: so many clusters."""
+MOST_CLUSTERS = 4
+
+
+def locality(s_LL: Tensor) -> float:
+    """RLS of the cosines of all layers; BlockError where their mean is not positive."""
+    upper = torch.triu(torch.ones_like(s_LL, dtype=torch.bool), diagonal=1)
+    mean = s_LL[upper].mean().item()
+    if mean <= 0:
+        raise BlockError(f"lorp: the mean cosine of all pairs of layers is {mean:.3f}; its score needs it positive; "
+                         "try similarity.treatment raw")
+    # RLS = -log2(mean_{i<j} S_ij)
+    return -math.log2(mean)
+
+
+def spread(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+           clusters: int | None = None, seed: int = 0, match: str = "nearest") -> Selection:
+    """LoRP's layers for a ratio.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: not read.
+    module_params: parameters of what takes a layer's place.
+    clusters: number of clusters; null takes it from RLS.
+    seed: of the clustering.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
+    missing = [layer for layer in range(facts.layers) if layer not in similarity.layers]
+    if missing:
+        raise BlockError(f"similarity lacks state {missing[0]}; set hidden.layers to all")
+    rows = [similarity.layers.index(layer) for layer in range(facts.layers)]
+    s_LL = similarity.cosine_LL[rows][:, rows].double()
+    rls = locality(s_LL)
+    count = clusters if clusters is not None else next((k for bound, k in THRESHOLDS if rls >= bound), MOST_CLUSTERS)
+    if not 1 <= count < facts.layers:
+        raise BlockError(f"block.clusters {count}: must lie between 1 and the number of layers, {facts.layers}")
+    order, redundancy = ordered(s_LL, labels(s_LL, count, seed))
+    found = Search(order, [redundancy[layer] for layer in order], "redundancy", k_max, {}, 0, {})
+    return in_order(found, facts, ratio=ratio, k_max=k_max, module_params=module_params, match=match)
+
+
+def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
+    """The cluster of each layer, numbered by the first layer in it."""
+    from sklearn.cluster import SpectralClustering  # takes a second to import, and most rows need none
+
+    found = SpectralClustering(clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed).fit_predict(
+        ((s_LL + 1) / 2).numpy()).tolist()
+    number = {label: place for place, label in enumerate(dict.fromkeys(found))}
+    return [number[label] for label in found]
+
+
+def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
+    """All layers that may go, the first to go first, and the redundancy r of every layer."""
+    layers = len(cluster)
+    members = [[layer for layer in range(layers) if cluster[layer] == k] for k in range(max(cluster) + 1)]
+    redundancy = [-math.inf] * layers
+    for group in members:
+        for layer in group:
+            others = [other for other in group if other != layer]
+            if others:
+                # r_l = mean_{m in C(l), m != l} S_lm
+                redundancy[layer] = s_LL[layer, others].mean().item()
+    queues = [sorted((layer for layer in group if PROTECTED <= layer < layers - PROTECTED),
+                     key=lambda layer: (-redundancy[layer], layer)) for group in members]
+    # stage 1: one of each cluster, in order of depth
+    gone = [queue.pop(0) for queue in queues if queue]
+    while any(queues):
+        # stage 2: the cluster whose members still there are most alike
+        alike = [_alike(s_LL, [layer for layer in group if layer not in gone]) if queue else -math.inf
+                 for group, queue in zip(members, queues, strict=True)]
+        first = next(k for k, queue in enumerate(queues) if queue)
+        best = max(range(len(queues)), key=lambda k: (alike[k], -k))
+        gone.append(queues[best if alike[best] > -math.inf else first].pop(0))
+    return gone, redundancy
+
+
+def _alike(s_LL: Tensor, group: list[int]) -> float:
+    """Mean S of all pairs; -inf where there are none."""
+    pairs = [s_LL[a, b].item() for place, a in enumerate(group) for b in group[place + 1:]]
+    return sum(pairs) / len(pairs) if pairs else -math.inf

@@ -1,0 +1,285 @@
+"""ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): a run of layers absorbed into the MLP before it.
+
+Layers s .. e-1 go. With m the output of the MLP of layer s-1 and x the state after that layer's attention, state s is
+x + m; a matrix T with x + T'm ~ state e takes the run's place, by least squares (`compose`),
+    T = (X'X + alpha I)^-1 X'Y,    X = m,    Y = state_e - x,
+or by angle (`compose_cosine`), Adam on
+    L = mean_n 1 - cos(x_n + T'm_n, state_e,n),
+and is multiplied into that MLP's last matrix, so that not one parameter is added. Both products are streamed; the
+cosine needs the pairs themselves in memory.
+
+The paper weighs all tokens alike and takes alpha = 0; with few calibration tokens a small ridge is needed, and `ridges`
+chooses it on held-out sequences. Massive tokens own X'X then; `massive: mask` leaves them out of the fit. By angle a
+token weighs the same whatever its norm.
+
+The paper's Adam starts at the identity, which is the run removed, and an entry of T moves by about the learning rate a
+step at most: 10 epochs over 8000 x 1024 tokens are 80,000 steps. A few ten thousand tokens make a few dozen steps an
+epoch, hence more epochs here, and the best one by held-out loss, the start included. cos(T'm, Y), the released code's
+mode that is not "accurate", leaves the length of T'm open; here it is the start's.
+"""
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig
+
+from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import decoder_layers, layers_prefix
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+LAST = {"llama": "mlp.down_proj", "mistral": "mlp.down_proj", "qwen3": "mlp.down_proj", "opt": "fc2"}
+"""The last matrix of a layer's MLP; its output is added to the state as it is (in Gemma 3 a norm stands between)."""
+STARTS = ("identity", "lstsq")
+
+
+class _Fit(NamedTuple):
+    """The pairs of one batch: what the MLP gives, what is missing."""
+    m_ND: Tensor
+    goal_ND: Tensor
+    rest_ND: Tensor
+    """State after the attention."""
+
+
+class _Case(NamedTuple):
+    """The run, and what its fit reads."""
+    passes: Passes
+    hidden: HiddenStates
+    start: int
+    stop: int
+    keep_ST: Tensor
+    """bool: tokens that count."""
+    kept: Tensor
+    """Sequence numbers to fit on, int64."""
+    held: Tensor
+    """Sequence numbers to judge on."""
+    batch: int
+
+    def pairs(self, which: Tensor) -> Iterator[_Fit]:
+        """Of these sequences, a batch at a time."""
+        for rows in which.split(self.batch):
+            yield _pairs(self.passes, self.hidden, rows, self.keep_ST, self.start, self.stop)
+
+
+class _Angles(NamedTuple):
+    """The cosine's pairs: cos(base + T'm, goal); float32."""
+    m_ND: Tensor
+    base_ND: Tensor
+    goal_ND: Tensor
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", ridge: float = 1e-4, ridges: list[float] | None = None, massive: str = "raw",
+            batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0) -> Composed:
+    """Fit T for the one run of layers and multiply it into the MLP before it.
+
+    ridge: alpha, relative to the mean diagonal of X'X.
+    ridges: several of them, of which the one of least held-out error is taken, ties to the first; `ridge` does not
+        count then.
+    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out.
+    batch_sequences: sequences of a forward pass.
+    heldout: share of the sequences that judge and are never fitted on.
+    seed: of the held-out choice.
+    Raises FitError for a family whose MLP output is not added as it is, and for a run that starts at the first layer.
+    """
+    began = time.perf_counter()
+    if ridges is not None and (not ridges or min(ridges) < 0):
+        raise FitError(f"compose.ridges {ridges}: name at least one, none below 0, or leave it out")
+    case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
+    gram_DD, cross_DD = _products(case)
+    parts, stats = list(case.pairs(case.held)), {}
+    if ridges is None:
+        # T = (X'X + alpha I)^-1 X'Y
+        t_DD = ridge_solve(gram_DD, cross_DD, ridge)
+        error = _error(parts, t_DD)
+    else:
+        tried = [(_error(parts, t_DD), t_DD) for t_DD in _ridge_path(gram_DD, cross_DD, ridges)]
+        best = min(range(len(ridges)), key=lambda number: tried[number][0])
+        error, t_DD = tried[best]
+        stats = {"ridge": ridges[best], "ridges": [{"ridge": one, "heldout_error": its_error}
+                                                   for one, (its_error, _) in zip(ridges, tried, strict=True)]}
+    return _composed("replaceme_lstsq", case, t_DD, error, [], stats, began)
+
+
+def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+                   dtype: str = "float32", lr: float = 1e-4, epochs: int = 100, batch_tokens: int = 1024,
+                   accurate: bool = True, start: str = "identity", ridge: float = 1e-4, massive: str = "raw",
+                   batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0, resume: Resume = OFF) -> Composed:
+    """Train T for the one run of layers by the cosine, and multiply it into the MLP before it.
+
+    lr: learning rate of Adam.
+    epochs: passes over the tokens, 10 in the paper, whose tokens are some hundred times as many; the best one by
+        held-out loss is kept, the start included. 0 keeps the start.
+    batch_tokens: tokens of an optimiser step.
+    accurate: compare x + T'm with the run's last state; otherwise T'm with what x lacks of it.
+    start: `identity` as in the paper, or `lstsq`, the least-squares T.
+    ridge: of that least-squares T, relative to the mean diagonal of X'X.
+    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out.
+    batch_sequences: sequences of a forward pass.
+    heldout: share of the sequences that judge and are never fitted on.
+    seed: of the held-out choice and of the order of training.
+    resume: where the state of the training is kept.
+    Raises FitError as `compose` does, TrainingFailed for a loss that is not a number.
+    """
+    began = time.perf_counter()
+    if start not in STARTS:
+        raise FitError(f"compose.start {start!r}: choose one of {', '.join(STARTS)}")
+    if lr <= 0 or epochs < 0 or batch_tokens < 1:
+        raise FitError(f"compose.lr {lr}, epochs {epochs} and batch_tokens {batch_tokens}: the rate is above 0, passes "
+                       "are 0 or more, a step has at least one token")
+    case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
+    parts = list(case.pairs(case.held))
+    t_DD = torch.eye(hidden.width, dtype=torch.float64)
+    if start == "lstsq":
+        t_DD = ridge_solve(*_products(case), ridge)
+    train, held = (_angles(pairs, accurate, case.passes.device) for pairs in (case.pairs(case.kept), parts))
+    t_DD, curve, epoch = _by_angle(t_DD, train, held, lr, epochs, batch_tokens, seed, resume)
+    return _composed("replaceme_cosine", case, t_DD, _error(parts, t_DD), curve,
+                     {"epoch": epoch, "heldout_loss": curve[epoch]["heldout_loss"]}, began - resume.earlier_s)
+
+
+def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
+          batch_sequences: int, heldout: float, seed: int) -> _Case:
+    """The checked run with its model loaded."""
+    _check(selection, AutoConfig.from_pretrained(dense).model_type, massive, heldout, hidden.sequences)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+    (start, stop), (held, kept) = selection.blocks[0], split(hidden.sequences, heldout, seed)
+    keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
+    if massive == "mask":
+        keep_ST &= ~hidden.massive([start, stop])
+    return _Case(Passes(model, hidden.tokens), hidden, start, stop, keep_ST, kept, held, batch_sequences)
+
+
+def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[dict[str, Any]],
+              stats: dict[str, Any], began: float) -> Composed:
+    """The record of a fitted T, folded."""
+    model = case.passes.model
+    plan = Plan(method, [], [], _absorbed(model, model.config.model_type, case.start - 1, t_DD))
+    return Composed(plan, curve, [{"block": (case.start, case.stop), "heldout_error": error, "params": 0}],
+                    {"tokens": len(case.kept) * case.hidden.tokens, **stats, "seconds": time.perf_counter() - began})
+
+
+def _check(selection: Selection, family: str, massive: str, heldout: float, sequences: int) -> None:
+    if family not in LAST:
+        raise FitError(f"ReplaceMe cannot be folded into a {family} model: a norm follows its MLPs; it knows "
+                       f"{', '.join(LAST)}")
+    if massive not in COUNTED:
+        raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
+    if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
+        raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
+    if not 0 < heldout < 1 or max(1, round(heldout * sequences)) >= sequences:
+        raise FitError(f"compose.heldout {heldout} of {sequences} sequences leaves none on one side; change it or add "
+                       "calibration sequences")
+
+
+def _products(case: _Case) -> tuple[Tensor, Tensor]:
+    """X'X and X'Y of the sequences to fit on, float64."""
+    gram, cross = 0.0, 0.0
+    for fit in case.pairs(case.kept):
+        gram, cross = gram + fit.m_ND.T @ fit.m_ND, cross + fit.m_ND.T @ fit.goal_ND
+    return gram, cross
+
+
+def _ridge_path(gram_DD: Tensor, cross_DD: Tensor, ridges: list[float]) -> Iterator[Tensor]:
+    """T for each ridge, relative to the mean diagonal of X'X, all from one eigendecomposition."""
+    l_D, q_DD = torch.linalg.eigh(gram_DD)
+    rotated_DD, rounding = q_DD.T @ cross_DD, len(l_D) * torch.finfo(l_D.dtype).eps * l_D[-1]
+    for ridge in ridges:
+        shifted_D = l_D + ridge * gram_DD.diagonal().mean()
+        if shifted_D[0] <= rounding:
+            raise FitError(f"least squares: the Gram matrix is singular with ridge {ridge:g}; raise the ridge or add "
+                           "calibration tokens")
+        # X'X = Q diag(l) Q':  T = Q diag(1 / (l + alpha)) Q' X'Y
+        yield q_DD @ (rotated_DD / shifted_D[:, None])
+
+
+def _error(parts: list[_Fit], t_DD: Tensor) -> float:
+    """Relative squared error of x + T'm."""
+    return relative_error(torch.cat([p.rest_ND + p.m_ND @ t_DD for p in parts]),
+                          torch.cat([p.rest_ND + p.goal_ND for p in parts]))
+
+
+def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.device) -> _Angles:
+    """All pairs in float32: between x + T'm and state e, or between T'm and Y."""
+    made = [tuple(pair_ND.to(device, torch.float32) for pair_ND in
+                  ((p.m_ND, p.rest_ND, p.rest_ND + p.goal_ND) if accurate else
+                   (p.m_ND, torch.zeros_like(p.rest_ND), p.goal_ND))) for p in parts]
+    return _Angles(*(torch.cat(kind) for kind in zip(*made, strict=True)))
+
+
+def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: int, batch_tokens: int,
+              seed: int, resume: Resume) -> tuple[Tensor, list[dict[str, Any]], int]:
+    """T of the best epoch by held-out loss, a row an epoch, and that epoch; 0 is the start."""
+    t_DD = t_DD.to(train.m_ND.device, torch.float32).requires_grad_()
+    adam, generator = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed)
+    progress = Progress(resume, [t_DD], {"adam": adam, "order": generator}, best=0, best_DD=t_DD.detach().clone(),
+                        sums=0.0, curve=[{"epoch": 0, "seconds": 0.0, "loss": None,
+                                          "heldout_loss": _judge(held, t_DD)}])
+    values, curve = progress.values, progress.values["curve"]
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: torch.randperm(len(train.m_ND), generator=generator))
+        for rows in progress.steps(order.split(batch_tokens)):
+            loss = _loss(_Angles(*(pairs_ND[rows.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
+            if not torch.isfinite(loss):
+                raise TrainingFailed(f"ReplaceMe by cosine: the loss is {loss.item()}; lower compose.lr, and if it is "
+                                     "so at once extract the hidden states again")
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            values["sums"] += loss.item() * len(rows)
+        curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": values["sums"] / len(train.m_ND)})
+        values["sums"] = 0.0
+        with progress.judging():
+            curve[epoch]["heldout_loss"] = _judge(held, t_DD)
+        if curve[epoch]["heldout_loss"] < curve[values["best"]]["heldout_loss"]:
+            values |= {"best": epoch, "best_DD": t_DD.detach().clone()}
+    best = values["best"]
+    logger.info("cosine: epoch %d of %d, held out %.5f, at the start %.5f", best, epochs, curve[best]["heldout_loss"],
+                curve[0]["heldout_loss"])
+    return values["best_DD"].cpu().double(), curve, best
+
+
+def _loss(pairs: _Angles, t_DD: Tensor) -> Tensor:
+    # mean_n 1 - cos(x_n + T'm_n, state_e,n)
+    return (1 - functional.cosine_similarity(pairs.base_ND + pairs.m_ND @ t_DD, pairs.goal_ND)).mean()
+
+
+@torch.no_grad()
+def _judge(pairs: _Angles, t_DD: Tensor) -> float:
+    return _loss(pairs, t_DD).item()
+
+
+@torch.no_grad()
+def _pairs(passes: Passes, hidden: HiddenStates, rows: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
+    """The counted tokens of some sequences, float64."""
+    caught: list[Tensor] = []
+    last = passes.layers[start - 1].get_submodule(LAST[passes.model.config.model_type])
+    hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
+    try:
+        h_BTD = passes.layer(start - 1, hidden.state(start - 1)[rows].to(passes.device, passes.model.dtype))
+    finally:
+        hook.remove()
+    keep_BT = keep_ST[rows]
+    m_ND = caught[0].view(h_BTD.shape).cpu()[keep_BT].double()
+    rest_ND = h_BTD.cpu()[keep_BT].double() - m_ND
+    return _Fit(m_ND, hidden.state(stop)[rows][keep_BT].double() - rest_ND, rest_ND)
+
+
+def _absorbed(model: nn.Module, family: str, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
+    """The MLP's last matrix, and its bias where it has one, with T' before them."""
+    prefix = f"{layers_prefix(family)}{layer}.{LAST[family]}"
+    last: Any = decoder_layers(model)[layer].get_submodule(LAST[family])
+    # down <- T' down
+    made = {f"{prefix}.weight": (t_DD.T @ last.weight.detach().cpu().double()).to(last.weight.dtype)}
+    if last.bias is not None:
+        made[f"{prefix}.bias"] = (t_DD.T @ last.bias.detach().cpu().double()).to(last.bias.dtype)
+    return made

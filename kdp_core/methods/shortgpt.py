@@ -1,0 +1,110 @@
+"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers ranked once by how little they turn their input.
+
+    BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
+the mean over all tokens alike. The layer of least block influence goes first; scores are not made again.
+
+The paper has no released code. The public one (sramshetty/ShortGPT) takes the last state from transformers'
+`hidden_states`, after the final norm, which raises the last layer's influence and so protects it; it lets pad tokens
+count, reads 0.5 where a state is zero, and leaves ties to an unstable sort. Here the last state is the true one
+(`last_state`), sequences hold no pad tokens, a token with a zero state is left out and counted, and of equal layers
+the lowest goes first. Its order for LLaMA-2-7B differs from the paper's, its set does not (kdp_core.study.oracles).
+
+The rankings of other papers use what is public here beside `block_influence`.
+"""
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import ModelFacts, Search, Tokens
+from kdp_core.methods._select import eligible_layers
+from kdp_core.model import checkpoints
+from kdp_core.model.distil import to_head
+from kdp_core.states.block import COUNTED
+from kdp_core.states.hidden import HiddenStates
+
+LAST_STATES = ("pre_norm", "final_norm")
+BATCH = 8
+"""Sequences that are compared at once, in float64."""
+
+
+class RankError(ValueError):
+    """Options or states that no ranking of layers can work with."""
+
+
+class _Influence(NamedTuple):
+    """Of one layer."""
+    score: float
+    masked: int
+    """Massive tokens left out."""
+    undefined: int
+    """Others left out: one of their states is zero."""
+
+
+def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
+                    device: str = "cpu", dtype: str = "float32", last_state: str = "pre_norm", massive: str = "raw",
+                    protect: float = 0.0) -> Search:
+    """Rank layers by block influence, from stored states; all eligible ones are ordered.
+
+    k_max: not read: neighbours may go.
+    last_state: `pre_norm`, what the last layer returns, or `final_norm`, the same after the final norm, as released
+        code has it; only then is the model loaded.
+    massive: `raw` counts all tokens alike, as the paper, `mask` leaves out those massive before or after the layer.
+    protect: share of the layers that stay at each end, rounded to whole layers; 0 in the paper.
+    Raises RankError for unknown options and where no layer may go, HiddenError for a state that is not stored.
+    """
+    began = time.perf_counter()
+    for name, value, known in (("last_state", last_state, LAST_STATES), ("massive", massive, COUNTED)):
+        if value not in known:
+            raise RankError(f"search.{name} {value!r}: choose one of {', '.join(known)}")
+    eligible = eligible_layers(facts.layers, protect)
+    if not 0 <= protect < 0.5 or not eligible:
+        raise RankError(f"search.protect {protect}: no layer of {facts.layers} may go; give a share from 0 to below "
+                        "0.5, the share that stays at each end")
+    model = checkpoints.load_model(dense, device=device, dtype=dtype) if last_state == "final_norm" else None
+    before_STD, found = hidden.state(eligible.start), {}
+    for layer in eligible:
+        after_STD = hidden.state(layer + 1)
+        keep_ST = torch.ones(after_STD.shape[:2], dtype=torch.bool)
+        if massive == "mask":
+            keep_ST = ~hidden.massive([layer, layer + 1])
+        normed = model if layer + 1 == facts.layers else None
+        found[layer] = _influence(layer, before_STD, after_STD, keep_ST, normed)
+        before_STD = after_STD
+    stats = {"tokens": hidden.sequences * hidden.tokens, "masked": sum(one.masked for one in found.values()),
+             "undefined": sum(one.undefined for one in found.values()), "seconds": time.perf_counter() - began}
+    return ranked({layer: one.score for layer, one in found.items()}, "block_influence", k_max, 0, stats)
+
+
+@torch.no_grad()
+def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tensor,
+               normed: nn.Module | None) -> _Influence:
+    """Over the tokens kept; `normed` is the model whose final norm the second state still needs."""
+    total, counted = 0.0, 0
+    for x_BTD, y_BTD, keep_BT in zip(*(part.split(BATCH) for part in (before_STD, after_STD, keep_ST)), strict=True):
+        if normed is not None:
+            y_BTD = to_head(normed, y_BTD).cpu()
+        x_ND, y_ND = x_BTD[keep_BT].double(), y_BTD[keep_BT].double()
+        norms_N = x_ND.norm(dim=-1) * y_ND.norm(dim=-1)
+        there_N = norms_N > 0
+        # sum_x x_i . x_i+1 / (|x_i| |x_i+1|)
+        total += ((x_ND * y_ND).sum(-1)[there_N] / norms_N[there_N]).sum().item()
+        counted += int(there_N.sum())
+    if not counted:
+        raise RankError(f"layer {layer}: no token is left to judge it by, all states before or after it are zero or "
+                        "massive; extract the hidden states again, or set search.massive to raw")
+    kept = int(keep_ST.sum())
+    # BI_i = 1 - E cos(x_i, x_i+1)
+    return _Influence(1 - total / counted, keep_ST.numel() - kept, kept - counted)
+
+
+def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
+    """A ranking made once: the lowest score goes first, of equal ones the lowest layer."""
+    if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
+        raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
+    order = sorted(scores, key=lambda layer: (scores[layer], layer))
+    return Search(order, [scores[layer] for layer in order], criterion, k_max,
+                  {str(layer): score for layer, score in scores.items()}, evaluations, stats)

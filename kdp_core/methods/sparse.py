@@ -1,0 +1,311 @@
+"""Sparsity: single weights set to zero, at the share of all parameters that a depth method would remove.
+
+A matrix has R rows, its outputs, and C columns, its inputs. Three rules which weights go:
+    magnitude: the lowest |W_ij| of the matrix.
+    Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1): the lowest |W_ij| a_j of each row, a_j = sqrt(sum x_j^2 / n).
+    SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1): H = (2/n) X'X + damp I, H^-1 = U'U; in blocks
+        of columns the lowest W_ij^2 / U_jj^2 go, and what each was worth is moved to the columns after it.
+Layers are taken in turn: a layer's inputs are what the layers pruned before it give, of n sequences, all tokens alike.
+Size and speed stay those of the dense model: zeros are stored.
+
+Scope and share. Only the matrices of the linear modules inside decoder layers lose weights, so a ratio of all
+parameters (tied ones once) asks for the share s = ratio * all / in scope of them, the same of every matrix. The counts
+of matrices are the steps of one running total, rounded down: together they are the ratio to one weight.
+With a pattern (2:4, 4:8) half of every group of 4 or 8 columns goes, as in the papers, and the ratio is not read; what
+was reached stands in the stats.
+
+Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
+    Wanda takes int(C s) of each row, up to R - 1 weights too few; here those missing come one a row, from the rows
+    whose next weight has the lowest score. Where C s is whole both are the same.
+    SparseGPT and magnitude take all scores up to the int(count s)-th inclusive, one too many; here exactly the count.
+    SparseGPT stops where H is singular; here damp is raised tenfold, up to 0.1. It works in float32, here in float64.
+    Zeros of dead columns (inputs always 0) stay beyond the count where they are more than it, as there.
+"""
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import layers_prefix
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import FitError, gram
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
+"""Zeros of each group of so many columns. Other N:M are left out: papers count what stays, released code what goes."""
+DAMP_LARGEST = 0.1
+"""Up to where damp is raised, relative to the mean diagonal of H."""
+
+
+class _Calibration(NamedTuple):
+    """What the layers are run with."""
+    h_STD: Tensor
+    """State 0 of the sequences taken."""
+    batch: int
+
+
+class _Matrix(NamedTuple):
+    """One linear module in scope."""
+    name: str
+    """Of its weight in the dense checkpoint."""
+    layer: int
+    module: nn.Linear
+
+
+Rule = Callable[[Tensor, Tensor, int], Tensor]
+"""(w_RC, statistic of the inputs, weights to zero) -> pruned w_RC."""
+
+
+def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+              dtype: str = "float32", pattern: str = "unstructured") -> Composed:
+    """Zero the weights of least magnitude, matrix by matrix; no calibration text is read.
+
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
+    Raises FitError for a ratio that the linear modules of the layers cannot give.
+    """
+    began = time.perf_counter()
+    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+    with torch.no_grad():
+        for matrix in matrices:
+            w_RC = matrix.module.weight
+            mask_RC = _lowest(w_RC.abs(), counts[matrix.name], PATTERNS[pattern])
+            _replace(matrix.module, w_RC.masked_fill(mask_RC, 0))
+    return _composed("magnitude", model, matrices, {"tokens": 0, "seconds": time.perf_counter() - began})
+
+
+def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+          dtype: str = "float32", pattern: str = "unstructured", sequences: int | None = None,
+          batch_sequences: int = 8, seed: int = 0) -> Composed:
+    """Zero in each row the weights of least magnitude times norm of their input.
+
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
+    sequences: calibration sequences, drawn from those there; null means all.
+    batch_sequences: sequences of a forward pass.
+    seed: of the choice of sequences.
+    Raises FitError for a ratio that the linear modules of the layers cannot give.
+    """
+    began = time.perf_counter()
+    given = _calibration(hidden, sequences, batch_sequences, seed)
+    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+
+    def rule(w_RC: Tensor, squares_C: Tensor, count: int) -> Tensor:
+        # |W_ij| a_j,    a_j = sqrt(sum over tokens of x_j^2 / n)
+        score_RC = w_RC.abs() * (squares_C / len(given.h_STD)).sqrt()
+        mask_RC = _lowest_by_row(score_RC, count) if pattern == "unstructured" else \
+            _lowest(score_RC, count, PATTERNS[pattern])
+        return w_RC.masked_fill(mask_RC, 0)
+
+    _in_turn(Passes(model, hidden.tokens), matrices, counts, given,
+             lambda x_NC: x_NC.square().sum(0, dtype=torch.float64), rule)
+    return _composed("wanda", model, matrices, {"tokens": given.h_STD[..., 0].numel(),
+                                                "seconds": time.perf_counter() - began})
+
+
+def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+              dtype: str = "float32", pattern: str = "unstructured", sequences: int | None = None,
+              batch_sequences: int = 8, damp: float = 0.01, block_size: int = 128, seed: int = 0) -> Composed:
+    """Zero the weights that cost a matrix's outputs least, and let the columns to their right make up for them.
+
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
+    sequences: calibration sequences, drawn from those there; null means all.
+    batch_sequences: sequences of a forward pass.
+    damp: added to the diagonal of H, relative to its mean; raised tenfold, up to 0.1, where H is singular.
+    block_size: columns whose weights are chosen together; their effect on later columns is applied at once.
+    seed: of the choice of sequences.
+    Raises FitError for a ratio that the linear modules of the layers cannot give, and for H singular at every damp.
+    """
+    began = time.perf_counter()
+    given, groups = _calibration(hidden, sequences, batch_sequences, seed), PATTERNS.get(pattern)
+    if damp < 0 or block_size < 1 or (groups and block_size % groups[1]):
+        raise FitError(f"compose.damp {damp} and block_size {block_size} with pattern {pattern}: damp must not be "
+                       "negative, block_size a multiple of the pattern's columns and at least 1")
+    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+    damps: list[float] = []
+
+    def rule(w_RC: Tensor, gram_CC: Tensor, count: int) -> Tensor:
+        # H = (2/n) X'X
+        hessian_CC, w_RC = gram_CC * (2 / len(given.h_STD)), w_RC.double()
+        dead_C = hessian_CC.diagonal() == 0
+        hessian_CC.diagonal()[dead_C] = 1
+        u_CC, level = _inverse_factor(hessian_CC, damp)
+        damps.append(level)
+        return _moved(w_RC.masked_fill(dead_C, 0), u_CC, count, groups, block_size)
+
+    _in_turn(Passes(model, hidden.tokens), matrices, counts, given, lambda x_NC: gram(x_NC, x_NC), rule)
+    return _composed("sparsegpt", model, matrices, {"tokens": given.h_STD[..., 0].numel(), "damp_largest": max(damps),
+                                                    "seconds": time.perf_counter() - began})
+
+
+def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
+    """State 0 of the sequences asked for, drawn by `seed`, in their order."""
+    wanted = hidden.sequences if sequences is None else sequences
+    if not 1 <= wanted <= hidden.sequences or batch < 1:
+        raise FitError(f"compose.sequences {sequences} in batches of {batch}: there are {hidden.sequences} calibration "
+                       "sequences, and a batch holds at least one; change compose or add sequences")
+    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    return _Calibration(hidden.state(0)[order[:wanted].sort().values], batch)
+
+
+def _opened(dense: Path, selection: Selection, device: str, dtype: str,
+            pattern: str) -> tuple[nn.Module, list[_Matrix], dict[str, int]]:
+    """The model, its matrices in scope and how many weights each of them loses."""
+    if pattern not in PATTERNS:
+        raise FitError(f"compose.pattern {pattern!r}: choose one of {', '.join(PATTERNS)}")
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    matrices = list(_matrices(model))
+    return model, matrices, _counts(model, matrices, selection.ratio_target, PATTERNS[pattern])
+
+
+def _matrices(model: nn.Module) -> Iterator[_Matrix]:
+    """The linear modules of the decoder layers, in the order of the model."""
+    prefix = layers_prefix(model.config.model_type)
+    for path, module in model.named_modules():
+        if path.startswith(prefix) and isinstance(module, nn.Linear):
+            yield _Matrix(f"{path}.weight", int(path[len(prefix):].split(".")[0]), module)
+
+
+def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
+    """Weights to zero, by name of the matrix."""
+    total, scope = checkpoints.count_params(model), sum(matrix.module.weight.numel() for matrix in matrices)
+    if groups:
+        zeros, columns = groups
+        for name, _, module in matrices:
+            if module.in_features % columns:
+                raise FitError(f"compose.pattern {zeros}:{columns}: {name} has {module.in_features} columns, no "
+                               f"multiple of {columns}; choose another pattern or unstructured")
+        return {name: module.weight.numel() * zeros // columns for name, _, module in matrices}
+    goal = round(ratio * total)
+    if goal >= scope:
+        raise FitError(f"ratio {ratio}: {goal} zeros do not fit into the linear modules of the layers, which hold "
+                       f"{scope} of {total} parameters; choose a ratio below {scope / total:.4f}")
+    made, seen = {}, 0
+    for name, _, module in matrices:
+        size = module.weight.numel()
+        # steps of floor(s * weights so far),    s = ratio * all / in scope
+        made[name] = goal * (seen + size) // scope - goal * seen // scope
+        seen += size
+    return made
+
+
+@torch.no_grad()
+def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], given: _Calibration,
+             statistic: Callable[[Tensor], Tensor], rule: Rule) -> None:
+    """Prune layer after layer, each on what the pruned layers before it give."""
+    h_STD = given.h_STD
+    for number in range(len(passes.layers)):
+        if not torch.isfinite(h_STD).all():
+            raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")
+        own = [matrix for matrix in matrices if matrix.layer == number]
+        sums = _sums(passes, own, h_STD.split(given.batch), statistic)
+        for name, _, module in own:
+            _replace(module, rule(module.weight, sums[name], counts[name]))
+        if number + 1 < len(passes.layers):
+            h_STD = passes.run_batches(h_STD, [number], given.batch)
+        logger.info("pruned layer %d of %d", number + 1, len(passes.layers))
+
+
+def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
+          statistic: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The statistic of each matrix's inputs, added up over the batches; the same input is counted once for all."""
+    inputs: dict[str, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+             for name, _, module in own]
+    sums: dict[str, Tensor | float] = {name: 0.0 for name, _, _ in own}
+    try:
+        for h_BTD in batches:
+            passes.layer(own[0].layer, h_BTD.to(passes.device, passes.model.dtype))
+            # inputs of the batch are all alive here, so one identity is one tensor
+            made = {id(x): statistic(x.flatten(0, -2).float()) for x in {id(x): x for x in inputs.values()}.values()}
+            sums = {name: sums[name] + made[id(inputs[name])] for name in sums}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums
+
+
+def _replace(module: nn.Linear, w_RC: Tensor) -> None:
+    """Give a module a new matrix in the precision of the old one; loaded memory is left alone, it may be a file's."""
+    module.weight = nn.Parameter(w_RC.to(module.weight.dtype), requires_grad=False)
+
+
+def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Tensor:
+    """bool_RC: the `count` lowest of all, or those of each group of columns; ties go to the lower row, then column."""
+    if groups:
+        zeros, columns = groups
+        score_RGM = score_RC.unflatten(1, (-1, columns))
+        first = score_RGM.argsort(dim=2, stable=True)[..., :zeros]
+        return torch.zeros_like(score_RGM, dtype=torch.bool).scatter(2, first, True).flatten(1)
+    mask = torch.zeros_like(score_RC, dtype=torch.bool).flatten()
+    mask[score_RC.flatten().argsort(stable=True)[:count]] = True
+    return mask.view(score_RC.shape)
+
+
+def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
+    """bool_RC: as many of each row, the lowest; the remainder one a row where the next score is lowest."""
+    each, remainder = divmod(count, len(score_RC))
+    order_RC = score_RC.argsort(dim=1, stable=True)
+    mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
+    if remainder:
+        next_R = order_RC[:, each]
+        rows = score_RC.gather(1, next_R[:, None])[:, 0].argsort(stable=True)[:remainder]
+        mask_RC[rows, next_R[rows]] = True
+    return mask_RC
+
+
+def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
+    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp it took); FitError where none will do."""
+    eye_CC, mean = torch.eye(len(hessian_CC)).to(hessian_CC), hessian_CC.diagonal().mean()
+    level = damp
+    while True:
+        factor_CC, failed = torch.linalg.cholesky_ex(hessian_CC + level * mean * eye_CC)
+        if not failed.item():
+            u_CC, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor_CC), upper=True)
+        if not failed.item():
+            return u_CC, level
+        if not 0 < level <= DAMP_LARGEST / 10 * (1 + 1e-9):
+            raise FitError(f"SparseGPT: the Hessian is singular with damp {level:g}; raise compose.damp or add "
+                           "calibration tokens")
+        level *= 10
+        logger.warning("SparseGPT: singular Hessian, damp raised to %g", level)
+
+
+def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | None, block_size: int) -> Tensor:
+    """The matrix with `count` weights gone and their effect moved to later columns, block of columns by block."""
+    w_RC, C = w_RC.clone(), w_RC.shape[1]
+    for start in range(0, C, block_size):
+        stop = min(start + block_size, C)
+        step = groups[1] if groups else stop - start
+        errors_RB = torch.zeros_like(w_RC[:, start:stop])
+        for column in range(start, stop):
+            if (column - start) % step == 0:
+                # lowest W_ij^2 / U_jj^2: of the whole block, or of each group when its first column is reached
+                ahead = slice(column, column + step)
+                mask_RM = _lowest((w_RC[:, ahead] / u_CC.diagonal()[ahead]).square(),
+                                  count * stop // C - count * start // C, groups)
+            gone_R = mask_RM[:, (column - start) % step]
+            # e = (w - masked w) / U_jj,    W_j.. -= e U_j..
+            error_R = torch.where(gone_R, w_RC[:, column], 0) / u_CC[column, column]
+            w_RC[:, column:stop] -= error_R.outer(u_CC[column, column:stop])
+            w_RC[gone_R, column] = 0
+            errors_RB[:, column - start] = error_R
+        # W_later -= E U_block,later
+        w_RC[:, stop:] -= errors_RB @ u_CC[start:stop, stop:]
+    return w_RC
+
+
+def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dict[str, float]) -> Composed:
+    """The plan, with what was reached counted on the matrices themselves."""
+    tensors = {name: module.weight.detach().cpu() for name, _, module in matrices}
+    zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in tensors.values())
+    scope = sum(tensor.numel() for tensor in tensors.values())
+    return Composed(Plan(method, [], [], tensors, sparse=True), [], [],
+                    {**stats, "zeros": zeros, "share_of_scope": zeros / scope,
+                     "share_of_all": zeros / checkpoints.count_params(model)})

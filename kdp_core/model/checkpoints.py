@@ -1,0 +1,281 @@
+"""Dense checkpoints: converted once to plain Hugging Face safetensors, loaded, counted.
+
+Counts follow the KDP paper (ICLR 2026), Table 10: its "FLOPs" are multiply-adds of the linear layers for 128 tokens,
+the output head in, embedding and attention scores out. Its dense rows come out to the digit: LLaMA-2-7B 845.71 G,
+13B 1645.01 G. Parameters are counted with tied ones once, which the paper leaves open.
+"""
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from kdp_core.base.records import ModelFacts
+from kdp_core.base.store import atomic
+from kdp_core.model import folded
+from kdp_core.model.assets import sha256_of
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16")
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+SPREAD = "balanced"
+"""Device of a model whose layers are spread over several, accelerate's word."""
+JUNK = ("_model_name_or_path", "quantization_config")
+"""What a GGUF file leaves in the configuration though it no longer holds."""
+
+
+class ModelError(ValueError):
+    """A checkpoint cannot serve as a dense model."""
+
+
+def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
+            trust_remote_code: bool = False) -> ModelFacts:
+    """Write the checkpoint at `path` (GGUF file or safetensors folder) to the folder `out`, as plain safetensors.
+
+    GGUF weights are dequantised. `source` goes into the facts (of an absolute path only the last part). Raises
+    ModelError before loading where form, family or vocabulary do not serve, after it where weights are missing or not
+    finite.
+    """
+    path = Path(path)
+    where = _locate(path)
+    where["trust_remote_code"] = trust_remote_code
+    _check_config(path, _load(path, AutoConfig, where))
+    tokenizer = _load(path, AutoTokenizer, where)
+    if path.suffix == ".gguf":
+        _repair_gguf(tokenizer, path)
+    logger.info("loading %s as %s", path.name, dtype)
+    model, info = _load(path, AutoModelForCausalLM, where, dtype=torch_dtype(dtype), output_loading_info=True)
+    _check_weights(path, model, info)
+    _check_vocabulary(path, model, tokenizer)
+    _make_plain(model, tokenizer)
+    with atomic(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return facts(model, source=_without_place(source), sha256=sha256_of(path))
+
+
+def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
+               trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a safetensors folder, dense or pruned, in eval mode; weights go straight to the device.
+
+    `balanced` spreads the layers over all GPUs here, as even as they go, then over main memory, and leaves the rest in
+    the checkpoint on disk; `balanced:0=70GiB,cpu=200GiB` gives no more than that to a place, and nothing to others.
+    """
+    place = resolve_device(device)
+    more = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
+    if _is_spread(device):
+        return _load_spread(Path(folder), device, more).eval()
+    where = _locate(Path(folder))
+    return _load(Path(folder), AutoModelForCausalLM, where, device_map={"": place}, **more).eval()
+
+
+def _is_spread(device: str) -> bool:
+    return device.split(":")[0] == SPREAD
+
+
+def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> PreTrainedModel:
+    # no folder for what stays on disk: it is read from the checkpoint each time it is needed
+    model = _load(folder, AutoModelForCausalLM, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
+    if model.get_input_embeddings().weight.is_meta:
+        raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
+    logger.info("%s is spread over %s", folder, ", ".join(places(model)))
+    return model
+
+
+def places(model: PreTrainedModel) -> list[str]:
+    """Where a model's weights are, with the number of its parts in each place: `cuda:0 (20)`, `cpu (2)`, `disk (4)`."""
+    parts = getattr(model, "hf_device_map", {"": model.device})
+    counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values())
+    return [f"{place} ({count})" for place, count in counts.items()]
+
+
+def _limits(device: str) -> dict[int | str, str] | None:
+    """What accelerate takes as `max_memory`; None leaves it all that is free."""
+    given = device.partition(":")[2]
+    pairs = [pair.split("=") for pair in given.split(",")] if given else []
+    if any(len(pair) != 2 or not (pair[0] == "cpu" or pair[0].isdigit()) for pair in pairs):
+        raise ModelError(f"device {device!r} is unknown; write balanced, or balanced:0=70GiB,cpu=200GiB")
+    return {int(place) if place.isdigit() else place: size for place, size in pairs} or None
+
+
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder."""
+    return _load(Path(folder), AutoTokenizer, {"pretrained_model_name_or_path": folder},
+                 trust_remote_code=trust_remote_code)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has.
+
+    Of `balanced` it is the device that computes first: cuda when there is one.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if _is_spread(name):
+        if missing := [place for place in _limits(name) or {} if isinstance(place, int) and place >= count]:
+            raise ModelError(f"device {name!r} names GPU {missing[0]}, which is not here (CUDA devices: {count}); "
+                             "correct the model's max_memory")
+        name = "auto"
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r} is unknown; write cpu, cuda, cuda:N, auto or balanced") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise ModelError(f"device {name!r} is not here (CUDA devices: {count}); write cpu, cuda, cuda:N, auto or "
+                         "balanced")
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16` as torch's."""
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration without memory for its weights, to count what a model of any size would have."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def facts(model: PreTrainedModel, *, source: str, sha256: str) -> ModelFacts:
+    """What later stages must know of a model; counts only, so a model on the meta device will do."""
+    layers = folded.decoder_layers(model)
+    return ModelFacts(
+        family=model.config.model_type, layers=len(layers), width=model.config.hidden_size,
+        vocabulary=model.get_input_embeddings().weight.shape[0], params_total=count_params(model),
+        params_per_layer=[count_params(layer) for layer in layers], macs_per_token=count_macs(model),
+        source=source, sha256=sha256)
+
+
+def count_params(module: nn.Module) -> int:
+    """All parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(model: nn.Module) -> int:
+    """Multiply-adds for one token: in * out over all linear layers, output head in even where it is tied.
+
+    A module with an attribute `macs_per_token` reports its own and is not looked into.
+    """
+    own = getattr(model, "macs_per_token", None)
+    if own is not None:
+        return int(own)
+    if isinstance(model, nn.Linear):
+        return model.in_features * model.out_features
+    return sum(count_macs(child) for child in model.children())
+
+
+def _locate(path: Path) -> dict[str, Any]:
+    """Arguments that lead transformers to the checkpoint; ModelError where its form does not serve."""
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist; correct the model's source")
+        return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    if not path.is_dir():
+        raise ModelError(f"{path} is neither a checkpoint folder nor a .gguf file; correct the model's source")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} has no config.json; name the folder that holds config.json, weights and tokenizer")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path} has no *.safetensors weights; pickled ones (*.bin, *.pt, *.pth) run code when they "
+                         "are read and are refused: convert to safetensors, or take a revision that has them")
+    return {"pretrained_model_name_or_path": path, "use_safetensors": True}
+
+
+def _load(path: Path, kind: Any, where: dict[str, Any], **more: Any) -> Any:
+    """`kind.from_pretrained` with errors in one sentence; only what the kind reads of `where` is passed on."""
+    if kind is not AutoModelForCausalLM:
+        where = {key: value for key, value in where.items() if key != "use_safetensors"}
+    try:
+        return kind.from_pretrained(**where, **more)
+    except LOAD_ERRORS as error:
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: {kind.__name__} cannot load it ({said}); get the checkpoint again, complete, or "
+                         "choose another") from error
+
+
+def _check_config(path: Path, config: PretrainedConfig) -> None:
+    family = config.model_type
+    if config.is_encoder_decoder:
+        raise ModelError(f"{path}: {family} is an encoder-decoder model; choose a decoder-only one, as layers are "
+                         "taken out of one stack here")
+    if family not in folded.FAMILIES:
+        raise ModelError(f"{path}: family {family!r} is not supported; choose one of {', '.join(folded.FAMILIES)}")
+    if not getattr(config, "do_layer_norm_before", True):
+        raise ModelError(f"{path}: this OPT normalises after its layers (do_layer_norm_before is false, as in "
+                         "OPT-350M), so it has no residual stream from layer to layer; choose another size")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None and path.suffix != ".gguf":
+        raise ModelError(f"{path} is quantised; only GGUF is dequantised here, so choose the full-precision checkpoint")
+
+
+def _check_weights(path: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])  # transformers fills these with random numbers and only warns
+    if missing:
+        raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get the checkpoint "
+                         "again, complete")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: NaN weights, or infinite ones, in {name} (as {tensor.dtype}); get the "
+                             "checkpoint again or choose a dtype of wider range")
+
+
+def _check_vocabulary(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(f"{path}: vocabulary mismatch, the tokenizer has {len(tokenizer)} entries and the model "
+                         f"{rows} embedding rows; use the tokenizer that belongs to the model")
+
+
+def _make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leave no trace of the file converted from: what is saved is an ordinary full-precision checkpoint."""
+    model.hf_quantizer, model.is_quantized = None, False
+    for name in JUNK:
+        model.config.__dict__.pop(name, None)
+    for name in ("is_local", "local_files_only", "gguf_file", "name_or_path"):
+        tokenizer.init_kwargs.pop(name, None)
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        # sampling options without do_sample, as LLaMA-2 was published: transformers would refuse to save them
+        model.generation_config.do_sample = True
+
+
+def _repair_gguf(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Undo what transformers 5 gets wrong of a GGUF file's tokenizer.
+
+    It gives a tokenizer without unknown token, as LLaMA-3's, an entry <|endoftext|> beyond the vocabulary; and it
+    leaves out that SmolLM splits digits before its byte-level BPE, which the file states by name only.
+    """
+    reader = GGUFReader(path)
+    tokens, pre = reader.get_field("tokenizer.ggml.tokens"), reader.get_field("tokenizer.ggml.pre")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if tokens is not None:
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens.data)]
+    backend = Tokenizer.from_str(json.dumps(state))
+    if pre is not None and pre.contents() == "smollm":
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                                         backend.pre_tokenizer])
+    tokenizer._tokenizer = backend
+
+
+def _without_place(source: str) -> str:
+    """The source as configured; of an absolute or home path, which tells of this machine only, the last part."""
+    return Path(source).name if source.startswith(("/", "~")) else source

@@ -1,0 +1,86 @@
+"""A dense model taken apart: single decoder layers run on stored states, and its outputs made from the last state.
+
+Search and prefix fitting try many ways through the same layers; running a layer on states that are already there saves
+the layers before it. What a layer needs beside its states (positions, masks, rotary tables) differs by family and
+depends on the shape of the batch alone: it is taken once from the model's own forward pass over one sequence of that
+length, without padding, and used again. A path is a list of layer numbers and of stand-ins, in order.
+"""
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Module
+from kdp_core.model.distil import Head, head_of, to_head
+from kdp_core.model.folded import MODULES, decoder_layers
+
+Step = int | Callable[[Tensor], Tensor]
+"""A decoder layer by its number, or a stand-in."""
+
+
+class Passes:
+    """The parts of a causal language model, ready to run on states of sequences of `length` tokens."""
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        self.model, self.layers, self.device = model, decoder_layers(model), model.device
+        self.head: Head = head_of(model)
+        self.context = self._captured(length)
+        """For each layer, (positional, keyword) arguments beside the states."""
+
+    @torch.no_grad()
+    def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
+        """What each layer is called with beside its states."""
+        found: list[tuple[tuple, dict[str, Any]]] = []
+
+        def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            found.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+
+        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
+        try:
+            self.model.model(torch.zeros(1, length, dtype=torch.int64, device=self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def layer(self, number: int, h_BTD: Tensor) -> Tensor:
+        """State number + 1 from state `number`."""
+        args, kwargs = self.context[number]
+        output = self.layers[number](h_BTD, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def run(self, h_BTD: Tensor, path: Sequence[Step]) -> Tensor:
+        """States at the end of a path."""
+        for step in path:
+            # stand-ins are float32 whatever the model's precision
+            h_BTD = self.layer(step, h_BTD) if isinstance(step, int) else step(h_BTD.float()).to(h_BTD.dtype)
+        return h_BTD
+
+    @torch.no_grad()
+    def run_batches(self, h_STD: Tensor, path: Sequence[Step], batch_sequences: int) -> Tensor:
+        """The same without a graph, a few sequences at a time; on the CPU."""
+        return torch.cat([self.run(h_BTD.to(self.device, self.model.dtype), path).float().cpu()
+                          for h_BTD in h_STD.split(batch_sequences)])
+
+    def to_head(self, h_BTD: Tensor) -> Tensor:
+        """What enters the output head, of last states."""
+        return to_head(self.model, h_BTD)
+
+
+def built(module: Module) -> nn.Module:
+    """The stand-in of a record, to run; its weights are copies."""
+    # on meta no weight is drawn: torch's own generator stays as it is
+    with torch.device("meta"):
+        made = MODULES[module.kind](**module.options)
+    made.load_state_dict({name: tensor.clone() for name, tensor in module.tensors.items()}, assign=True)
+    return made.eval()
+
+
+def path_of(modules: Sequence[Module], stand_ins: Sequence[nn.Module], start: int, layers: int) -> list[Step]:
+    """From state `start` to the last one: layers, and stand-ins in the place of their blocks."""
+    at, path = start, []
+    for module, stand_in in zip(modules, stand_ins, strict=True):
+        path += [*range(at, module.block[0]), stand_in]
+        at = module.block[1]
+    return [*path, *range(at, layers)]

@@ -1,0 +1,1 @@
+"""From a plan to a pruned checkpoint, and its fine-tuned variant."""

@@ -1,0 +1,339 @@
+"""Fine-tuned variants of pruned checkpoints, the dagger rows: LoRA on the output head, distilled from the dense model.
+
+KDP (Ma et al., ICLR 2026), appendix B. Everything but the head is frozen, the stand-ins too, so the states that enter
+the head never change: those of both models are computed once, and only a low-rank change is trained on them.
+
+Head with a weight of its own: W -> W + s B A, merged, no parameter more. Head tied to the embedding: merging would
+change the inputs as well, so the change goes before the head, h -> h + s B A h (the paper's "logit adapter"), and
+stays in the model as 2 r D parameters. s = alpha / r. B starts at zero, so training starts at the pruned model itself,
+and the epoch with the best held-out figure is kept, that start included: no variant is worse by that figure.
+
+The paper leaves open: batch size, the share held out, and what a unit of warm-up is (here: optimiser steps). It stops
+by validation perplexity (judge: ppl); the default judges by the objective itself.
+"""
+import json
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoConfig, PreTrainedModel
+
+from kdp_core.base import store
+from kdp_core.base.records import Finetuned, PrunedFacts, Tokens
+from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.model import checkpoints, folded
+from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
+from kdp_core.states.block import split
+
+logger = logging.getLogger(__name__)
+JUDGES = ("loss", "ppl")
+INDEX = "model.safetensors.index.json"
+
+
+class FinetuneError(ValueError):
+    """Options, models or tokens that cannot be fine-tuned with."""
+
+
+class States(NamedTuple):
+    """What enters the output heads over the same sequences."""
+    student_STD: Tensor
+    teacher_STD: Tensor
+    ids_ST: Tensor
+
+    def at(self, rows: Tensor) -> "States":
+        """Of these sequences."""
+        return States(*(values[rows] for values in self))
+
+
+class Options(NamedTuple):
+    """The options of `finetune`, as it describes them."""
+    rank: int
+    alpha: float
+    dropout: float
+    lr: float
+    epochs: int
+    kl_weight: float
+    temperature: float
+    batch_sequences: int
+    warmup: float
+    clip: float
+    heldout: float
+    judge: str
+    seed: int
+
+
+def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: PrunedFacts, device: str = "cpu",
+             dtype: str = "float32", resume: Resume = OFF, *, rank: int = 8, alpha: float = 32.0, dropout: float = 0.05,
+             lr: float = 1e-4, epochs: int = 2, kl_weight: float = 0.5, temperature: float = 1.0,
+             batch_sequences: int = 8, warmup: float = 0.03, clip: float = 1.0, heldout: float = 0.1,
+             judge: str = "loss", seed: int = 0) -> tuple[PrunedFacts, Finetuned]:
+    """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
+
+    `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from; `resume` keeps the state
+    of the training. Deterministic.
+    rank: r of the change of the head.
+    alpha: the change is scaled by alpha / rank.
+    dropout: of the states that enter the change, in training.
+    lr: peak learning rate of Adam.
+    epochs: passes over the sequences at most; the best one is kept.
+    kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    temperature: tau of the KL term.
+    batch_sequences: sequences of an optimiser step.
+    warmup: share of the steps over which the learning rate rises; then it falls as a cosine to zero.
+    clip: largest norm of the gradient.
+    heldout: share of the sequences that judges and is not trained on.
+    judge: held-out figure by which the epoch is chosen, loss (the objective) or ppl.
+    seed: of the held-out choice, the order, the start of A and the dropout.
+    Raises FinetuneError before any model is loaded where options, models and tokens do not fit each other.
+    """
+    began = time.monotonic()
+    options = Options(rank, alpha, dropout, lr, epochs, kl_weight, temperature, batch_sequences, warmup, clip, heldout,
+                      judge, seed)
+    _check_options(options, len(tokens.ids_ST))
+    _check_models(dense, pruned, tokens.ids_ST, rank)
+    teacher_STD, teacher, _ = _frozen(dense, tokens.ids_ST, device, dtype)
+    student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
+    held, kept = split(len(tokens.ids_ST), heldout, seed)
+    states = States(student_STD, teacher_STD, tokens.ids_ST)
+    layer, curve, epoch = _train(student, teacher, tied, states.at(kept), states.at(held), options,
+                                 resume)
+    new = _write(Path(pruned), Path(out), _change(layer, student, tied) if epoch else {}, rank)
+    facts_after = _count(new, facts, 2 * rank * student_STD.shape[-1] if epoch and tied else 0)
+    return facts_after, Finetuned(
+        "adapter" if tied else "head", rank, facts_after.params_added - facts.params_added, epoch, judge, curve,
+        len(kept), len(held), len(kept) * (tokens.ids_ST.shape[1] - 1), options._asdict(),
+        time.monotonic() - began + resume.earlier_s)
+
+
+def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
+    """Final states of a checkpoint, its head alone, and whether that is the embedding; the rest is let go."""
+    model = checkpoints.load_model(folder, device=device, dtype=dtype).requires_grad_(False)
+    h_STD = final_states(model, ids_ST)
+    if not torch.isfinite(h_STD).all():
+        raise FinetuneError(f"{folder}: final states are not finite; fine-tune in dtype float32, and if it stays so "
+                            "fold the checkpoint again")
+    logger.info("final states of %d sequences, %s", len(ids_ST), type(model).__name__)
+    return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
+           options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
+    """The LoRA layer with its best weights, the curve, and the epoch that they are of."""
+    # peft and dropout draw from the global generator: it is set here and given back as it was
+    cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(options.seed)
+        layer = with_lora(student, tied, options.rank, options.alpha, options.dropout)
+        weights = [weight for weight in layer.parameters() if weight.requires_grad]
+        steps = options.epochs * math.ceil(len(train.ids_ST) / options.batch_sequences)
+        optimiser = torch.optim.Adam(weights, lr=options.lr)
+        schedule = LambdaLR(optimiser, lambda step: learning_rate(step, steps, options.warmup))
+        order = torch.Generator().manual_seed(options.seed)
+        progress = Progress(resume, weights, {"adam": optimiser, "rate": schedule, "order": order,
+                                              "dropout": _global(student.linear.weight.device)},
+                            curve=[_row(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
+                            best_weights=_copies(weights), total=0.0, lr=None)
+        values, curve = progress.values, progress.values["curve"]
+        for epoch in progress.epochs(options.epochs):
+            if progress.step == 0:
+                values["lr"] = schedule.get_last_lr()[0]
+            rows_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
+            student.train()
+            for rows in progress.steps(rows_S.split(options.batch_sequences)):
+                values["total"] += _step(student, teacher, train.at(rows), optimiser, options) * len(rows) / len(rows_S)
+                schedule.step()
+            loss, values["total"] = values["total"], 0.0
+            seconds = progress.seconds() - sum(row["seconds"] for row in curve)
+            with progress.judging():
+                curve.append(_row(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
+            if figure(curve[epoch], options.judge) < figure(curve[values["best"]], options.judge):
+                values |= {"best": epoch, "best_weights": _copies(weights)}
+        for weight, kept in zip(weights, values["best_weights"], strict=True):
+            weight.data.copy_(kept)
+    return layer, curve, values["best"]
+
+
+def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
+    """Put peft's LoRA on the head, or where it is tied on an identity before it; float32, A random, B zero."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import, and the config's schema none of it
+
+    if tied:
+        width = head.linear.weight.shape[1]
+        head.adapter = nn.Linear(width, width, bias=False, device=head.linear.weight.device).requires_grad_(False)
+        nn.init.eye_(head.adapter.weight)
+    name = "adapter" if tied else "linear"
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name]), head)
+    layer = getattr(head, name)
+    for weight in layer.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return layer
+
+
+def learning_rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak at an optimiser step: linear up over `warmup` of the steps, then half a cosine to zero."""
+    rise = math.ceil(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def _global(device: torch.device) -> torch.Generator:
+    """The generator that dropout on this device draws from."""
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
+def _step(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
+    """One step of the optimiser on these sequences; their mean loss."""
+    total, S = 0.0, len(states.ids_ST)
+    # as many sequences as one chunk of logits holds go through at once, so that nothing is computed twice
+    size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
+    optimiser.zero_grad()
+    for part in torch.arange(S).split(size):
+        loss = len(part) / S * _losses(student, teacher, states.at(part), options).loss
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_([w for group in optimiser.param_groups for w in group["params"]], options.clip)
+    optimiser.step()
+    return total
+
+
+@torch.no_grad()
+def _judge(student: Head, teacher: Head, held: States, options: Options) -> Losses:
+    student.eval()
+    return _losses(student, teacher, held, options)
+
+
+def _losses(student: Head, teacher: Head, states: States, options: Options) -> Losses:
+    return distillation_loss(states.student_STD, states.teacher_STD, student, teacher, states.ids_ST,
+                             kl_weight=options.kl_weight, temperature=options.temperature)
+
+
+def _row(epoch: int, seconds: float, lr: float | None, loss: float | None, held: Losses) -> dict[str, Any]:
+    row = {"epoch": epoch, "seconds": seconds, "lr": lr, "loss": loss, "heldout_loss": held.loss.item(),
+           "heldout_kl_nats": held.kl_nats.item(), "heldout_ce_nats": held.ce_nats.item()}
+    logger.info("epoch %d: held-out loss %.4f, KL %.4f nats, perplexity %.2f", epoch, row["heldout_loss"],
+                row["heldout_kl_nats"], math.exp(min(row["heldout_ce_nats"], 99.0)))
+    return row
+
+
+def figure(row: dict[str, Any], judge: str) -> float:
+    """What an epoch is judged by; perplexity rises and falls with the cross-entropy. NaN counts as infinite."""
+    value = row["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
+    return math.inf if math.isnan(value) else value
+
+
+def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
+    return [weight.detach().clone() for weight in weights]
+
+
+# To a checkpoint ------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
+    """Tensors of the new checkpoint that the old one lacks or has otherwise."""
+    scale = layer.scaling["default"]
+    a_RD, b_OR = (part["default"].weight.float().cpu() for part in (layer.lora_A, layer.lora_B))
+    if tied:
+        # h -> h + (s B) (A h)
+        return {"head_adapter.a.weight": a_RD, "head_adapter.b.weight": scale * b_OR}
+    # W -> W + s B A
+    return {"lm_head.weight": head.linear.weight.float().cpu() + scale * b_OR @ a_RD}
+
+
+def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
+    """The checkpoint with these tensors, loaded once as users will; without any it is a copy."""
+    with store.atomic(out) as temporary:
+        shutil.copytree(pruned, temporary)
+        if change:
+            put(temporary, change)
+        if "head_adapter.a.weight" in change:
+            config = store.read_json(temporary / "config.json")
+            names = folded.names_of(config["model_type"])
+            store.write_json(temporary / "config.json", {**config, **names, "head_adapter": rank})
+            shutil.copy(folded.__file__, temporary / folded.FILE)
+        return checkpoints.load_model(temporary)
+
+
+def put(folder: Path, change: dict[str, Tensor]) -> None:
+    """Write tensors into a checkpoint, a shard at a time: known ones in their place, new ones into the first shard."""
+    shards = sorted(folder.glob("*.safetensors"))
+    known: set[str] = set()
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            known |= set(file.keys())
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            mine = {name for name in change if name in names or (path == shards[0] and name not in known)}
+            tensors = {name: file.get_tensor(name) for name in names} if mine else {}
+        if mine:
+            dtype = next(iter(tensors.values())).dtype
+            tensors |= {name: change[name].to(dtype).contiguous() for name in mine}
+            save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index["weight_map"] |= {name: shards[0].name for name in change if name not in known}
+        store.write_json(folder / INDEX, index)
+
+
+def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFacts:
+    """The facts of the fine-tuned checkpoint, counted on itself."""
+    after = model.num_parameters()
+    if after != facts.params_after + added:
+        raise FinetuneError(f"the fine-tuned model has {after} parameters, not the {facts.params_after} of its facts "
+                            f"and {added} of the adapter; give the facts of the very checkpoint that is fine-tuned")
+    return facts._replace(params_after=after, params_added=facts.params_added + added,
+                          params_removed=1 - (after - facts.params_zeroed) / facts.params_before)
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+def _check_options(options: Options, sequences: int) -> None:
+    least = {"rank": 1, "epochs": 1, "batch_sequences": 1}
+    for name, least_value in least.items():
+        if getattr(options, name) < least_value:
+            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give at least {least_value}")
+    for name in ("alpha", "lr", "temperature", "clip"):
+        if not getattr(options, name) > 0:
+            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give a number above 0")
+    for name in ("dropout", "warmup", "heldout"):
+        if not 0 <= getattr(options, name) < 1:
+            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give a share from 0 to below 1")
+    if not 0 <= options.kl_weight <= 1:
+        raise FinetuneError(f"finetune.kl_weight is {options.kl_weight}; give a number from 0 to 1")
+    if options.judge not in JUDGES:
+        raise FinetuneError(f"finetune.judge is {options.judge!r}; choose one of {', '.join(JUDGES)}")
+    if sequences < 2:
+        raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
+
+
+def _check_models(dense: Path, pruned: Path, ids_ST: Tensor, rank: int) -> None:
+    one, other = AutoConfig.from_pretrained(dense), AutoConfig.from_pretrained(pruned)
+    for name in ("hidden_size", "vocab_size"):
+        if getattr(one, name) != getattr(other, name):
+            raise FinetuneError(f"{name} is {getattr(one, name)} in the dense model and {getattr(other, name)} in the "
+                                "pruned one; give the model that the checkpoint was pruned from")
+    if one.model_type != other.model_type.removeprefix(folded.PREFIX):
+        raise FinetuneError(f"the dense model is a {one.model_type}, the pruned one a {other.model_type}; give the "
+                            "model that the checkpoint was pruned from")
+    if getattr(other, "head_adapter", 0):
+        raise FinetuneError(f"{pruned} is fine-tuned already (head_adapter {other.head_adapter}); give the checkpoint "
+                            "that fold wrote")
+    if rank > one.hidden_size:
+        raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {one.hidden_size}; give less")
+    if ids_ST.shape[1] < 2:
+        raise FinetuneError("sequences of 1 token have no next one to predict; give at least 2 tokens a sequence")
+    if not 0 <= int(ids_ST.min()) <= int(ids_ST.max()) < one.vocab_size:
+        raise FinetuneError(f"vocabulary mismatch: token ids run from {int(ids_ST.min())} to {int(ids_ST.max())} and "
+                            f"the model has {one.vocab_size} entries; use tokens of this model's tokenizer")

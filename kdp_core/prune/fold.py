@@ -1,0 +1,230 @@
+"""A plan to a pruned checkpoint, for every method: layers dropped, stand-ins put in, tensors replaced.
+
+Works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. Remaining layers are
+renumbered without gaps and every per-layer list of the configuration (`layer_types`, ...) is cut with the same
+indices. A plan that drops whole layers and replaces tensors gives a checkpoint of the model's own class; one with
+stand-ins, or without the attention or MLP of some layers, a class of kdp_core.model.folded, whose file goes into the
+checkpoint too.
+"""
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from kdp_core.base import store
+from kdp_core.base.records import Plan, PrunedFacts
+from kdp_core.model import checkpoints, folded
+
+LEFT_BEHIND = ("config.json", "model.safetensors.index.json")
+"""Files of the dense folder that fold writes anew."""
+
+
+class FoldError(ValueError):
+    """A plan that does not fit its model."""
+
+
+def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> PrunedFacts:
+    """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters."""
+    dense, out = Path(dense), Path(out)
+    config = AutoConfig.from_pretrained(dense)
+    keep = _kept_layers(plan, config)
+    with store.atomic(out) as temporary:
+        temporary.mkdir()
+        tensors, made = _tensors(plan, dense, config.model_type, keep), _config(plan, config, keep)
+        if plan.shape:
+            tensors = _of_shape(plan, tensors, made)
+        _write_shards(tensors, temporary, shard_size)
+        made.save_pretrained(temporary)
+        for path in sorted(dense.iterdir()):
+            if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
+                shutil.copy(path, temporary / path.name)
+        if _own_class(plan):
+            shutil.copy(folded.__file__, temporary / folded.FILE)
+        facts = _count(plan, config, keep, temporary, _zeroed(plan, dense))
+    return facts
+
+
+def _kept_layers(plan: Plan, config: Any) -> list[int]:
+    count, touched = config.num_hidden_layers, sorted(layer for layer, _ in plan.drop)
+    dropped = sorted(layer for layer, part in plan.drop if part == "whole")
+    if unknown := sorted({part for _, part in plan.drop} - {"whole", "attention", "mlp"}):
+        raise FoldError(f"plan of {plan.method} drops {unknown[0]!r} of a layer; a part is whole, attention or mlp")
+    if len(set(touched)) != len(touched) or any(not 0 <= layer < count for layer in touched):
+        raise FoldError(f"plan of {plan.method} drops layers {touched}; "
+                        f"the model has layers 0 to {count - 1}, each once (both parts of a layer: drop it whole)")
+    if len(dropped) == count:
+        raise FoldError(f"plan of {plan.method} drops all {count} layers; at least one must stay")
+    if _own_class(plan) and config.model_type not in folded.FAMILIES:
+        raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins and layers without "
+                        f"a part exist for {', '.join(folded.FAMILIES)}")
+    if plan.shape and (plan.drop or plan.modules):
+        raise FoldError(f"plan of {plan.method} changes widths and drops layers too; a plan does one of both")
+    if _parts(plan) and not getattr(config, "do_layer_norm_before", True):
+        raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {config.model_type} model: its "
+                        "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
+    for module in plan.modules:
+        start, stop = module.block
+        if not set(range(start, stop)) <= set(dropped):
+            raise FoldError(f"stand-in of block {start}-{stop}: the plan does not drop all of its layers")
+    for one, other in itertools.pairwise(sorted(module.block for module in plan.modules)):
+        if other[0] < one[1]:
+            raise FoldError(f"stand-ins of blocks {one[0]}-{one[1]} and {other[0]}-{other[1]} share layers")
+    return [layer for layer in range(count) if layer not in set(dropped)]
+
+
+def _parts(plan: Plan) -> list[tuple[int, str]]:
+    """What is dropped of layers that stay."""
+    return sorted((layer, part) for layer, part in plan.drop if part != "whole")
+
+
+def _own_class(plan: Plan) -> bool:
+    """Whether the model's own class cannot hold the pruned model."""
+    return bool(plan.modules or _parts(plan) or plan.shape)
+
+
+def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
+    """Where a stand-in for layers up to `stop` goes: (new number of the layer it belongs to, whether after it)."""
+    later = [new for new, old in enumerate(keep) if old >= stop]
+    return (later[0], False) if later else (len(keep) - 1, True)
+
+
+def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, dict[str, Tensor]]]:
+    """Each stand-in: its entry in the configuration, its path below the layer, its tensors."""
+    seen: dict[tuple[int, bool], int] = {}
+    found = []
+    for module in sorted(plan.modules, key=lambda module: module.block):
+        layer, after = place = _place(module.block[1], keep)
+        seen[place] = seen.get(place, -1) + 1
+        entry = {"layer": layer, "after": after, "kind": module.kind, "options": module.options}
+        found.append((entry, f"{layer}.{'stand_in_after' if after else 'stand_in'}.{seen[place]}.", module.tensors))
+    return found
+
+
+def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
+    """The configuration of the pruned model: per-layer lists cut, class and stand-ins named."""
+    count, config_class = config.num_hidden_layers, type(config)
+    cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
+           for key, value in config.to_dict().items()}
+    cut["num_hidden_layers"] = len(keep)
+    # a window that starts at a layer number means other layers after the cut; layer_types carries the truth
+    if isinstance(cut.get("max_window_layers"), int):
+        cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
+    if _own_class(plan):
+        config_class, model_class = folded.FOLDED[config.model_type]
+        cut |= {"model_type": config_class.model_type, "architectures": [model_class.__name__],
+                "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
+                "dropped_parts": {which: [keep.index(layer) for layer, part in _parts(plan) if part == which]
+                                  for which in ("attention", "mlp")},
+                **(plan.shape or {}),
+                "auto_map": {"AutoConfig": f"{Path(folded.FILE).stem}.{config_class.__name__}",
+                             "AutoModelForCausalLM": f"{Path(folded.FILE).stem}.{model_class.__name__}"}}
+    return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
+
+
+def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str, Tensor]:
+    """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
+    prefix, number = folded.layers_prefix(family), {old: new for new, old in enumerate(keep)}
+    gone = _part_prefixes(plan, prefix, family)
+    made, replaced = {}, set()
+    for path in sorted(dense.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                new = _renamed(name, prefix, number)
+                if new is not None and not name.startswith(gone):
+                    made[new] = file.get_tensor(name)
+                    if name in plan.tensors:
+                        made[new] = _replacement(plan, name, made[new])
+                        replaced.add(name)
+    dtype = next(iter(made.values())).dtype
+    if plan.shape:
+        made |= {name: plan.tensors[name].to(dtype) for name in sorted(set(plan.tensors) - replaced)}
+    elif unknown := sorted(set(plan.tensors) - replaced):
+        raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
+    for _, path, tensors in _stand_ins(plan, keep):
+        made |= {f"{prefix}{path}{name}": tensor.to(dtype) for name, tensor in tensors.items()}
+    return made
+
+
+def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
+    """The tensors that a model of this configuration has; dense ones that it lacks are left out."""
+    shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
+        raise FoldError(f"plan of {plan.method} gives {wrong[0]} the shape {list(tensors[wrong[0]].shape)}; its model "
+                        f"has {list(shapes[wrong[0]])}")
+    if unknown := sorted(set(plan.tensors) - set(shapes)):
+        raise FoldError(f"plan of {plan.method} holds tensors that its model lacks: {', '.join(unknown[:5])}")
+    if missing := sorted(set(shapes) - set(tensors) - tied):
+        raise FoldError(f"plan of {plan.method} lacks tensors of its model: {', '.join(missing[:5])}")
+    return {name: tensor for name, tensor in tensors.items() if name in shapes}
+
+
+def _part_prefixes(plan: Plan, prefix: str, family: str) -> tuple[str, ...]:
+    """How the names of the tensors of dropped parts begin."""
+    return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
+                 for beside, adding in [folded.PARTS[family][part]] for name in (*beside, adding))
+
+
+def _replacement(plan: Plan, name: str, before: Tensor) -> Tensor:
+    """The plan's tensor in the checkpoint's precision."""
+    tensor = plan.tensors[name]
+    if tensor.shape != before.shape and not plan.shape:
+        raise FoldError(f"plan replaces {name}, of shape {list(before.shape)}, by one of shape {list(tensor.shape)}")
+    return tensor.to(before.dtype)
+
+
+def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
+    """A tensor's name after renumbering; None for a dropped layer's."""
+    if not name.startswith(prefix):
+        return name
+    old, rest = name[len(prefix):].split(".", 1)
+    return f"{prefix}{number[int(old)]}.{rest}" if int(old) in number else None
+
+
+def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
+    for filename, names in split.filename_to_tensors.items():
+        save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        store.write_json(folder / "model.safetensors.index.json", index)
+
+
+def _zeroed(plan: Plan, dense: Path) -> int:
+    """Weights that a sparse plan's tensors set to zero and that were not before."""
+    found = 0
+    for path in sorted(dense.glob("*.safetensors")) if plan.sparse else []:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(set(plan.tensors) & set(file.keys())):
+                found += int(((plan.tensors[name] == 0) & (file.get_tensor(name) != 0)).sum())
+    return found
+
+
+def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) -> PrunedFacts:
+    """Load the new checkpoint as users will, and count."""
+    pruned = checkpoints.load_model(folder)
+    before = checkpoints.on_meta(config).num_parameters()
+    after = pruned.num_parameters()
+    added = sum(parameter.numel() for name, parameter in pruned.named_parameters() if ".stand_in" in name)
+    broken = [name for name, tensor in pruned.named_parameters() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise FoldError(f"{plan.method}: the folded model holds values that are not finite in {broken[0]}")
+    blocks = [module.block for module in plan.modules] or _runs(
+        sorted(layer for layer, part in plan.drop if part == "whole"))
+    layers = config.num_hidden_layers
+    return PrunedFacts(plan.method, layers, layers - len(keep), before, after, added, 1 - (after - zeroed) / before,
+                       blocks, _parts(plan), zeroed)
+
+
+def _runs(layers: list[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive layers, half open."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    stops = [layer + 1 for layer in layers if layer + 1 not in layers]
+    return list(zip(starts, stops, strict=True))

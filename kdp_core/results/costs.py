@@ -1,0 +1,263 @@
+"""Tables 10 and 12 of the KDP paper (Ma et al., ICLR 2026) from the configurations of its six models alone.
+
+Models are built on the meta device: shapes, no weights, no download. "FLOPs" are the paper's: multiply-adds of the
+linear layers for 128 tokens, output head in, embedding and attention scores out (see `models`). Beside each of our
+counts stands the paper's figure and how the two differ; NOTES says why. Most of Table 10 comes out to the digit once
+it is known how many layers went. Two things do not:
+    its own rows     count the folded block at 2 per multiply-add and the layers at 1, without the projection, and
+                     LLaMA-2-7B's is that of four blocks of two layers, where Table 5 lists five
+    ratios           SliceGPT's rows are 25 % of the width, 15 % of the parameters: no matched comparison
+"""
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import pandas as pd
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from kdp_core.methods import slicegpt
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import RffMlp, decoder_layers
+from kdp_core.results import tables
+from kdp_core.results.tables import Column
+from kdp_core.study.planner import PUBLISHED
+
+TOKENS = 128
+FEATURES = 1024
+"""2m, appendix B."""
+HIDDEN = 2000
+"""ASSUME: width of the inverse network; printed nowhere, the one that gives Table 12's 2.89 G and 3.4 G."""
+PAIRS = 5
+"""Blocks that Table 5 lists for each LLaMA, of two layers each where [17,19] is 17 and 19."""
+SLICED = 0.25
+"""Share of the hidden width that SliceGPT takes out; widths are multiples of 8."""
+
+CONFIGS: Mapping[str, PretrainedConfig] = {
+    name: AutoConfig.for_model(**PUBLISHED[repository]) for name, repository in {
+        "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
+        "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
+        "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}.items()}
+"""The paper's models by its names for them."""
+
+
+class Printed(NamedTuple):
+    """The paper's figures of one row: Table 10, and the ratio of Table 1."""
+    flops_giga: float = math.nan
+    change_percent: float = math.nan
+    speedup: float = math.nan
+    ratio_percent: float = math.nan
+
+
+TABLE_10: Mapping[tuple[str, str], Printed] = {
+    ("LLaMA-2-7B", "dense"): Printed(845.71, ratio_percent=0.0),
+    ("LLaMA-2-7B", "SLEB"): Printed(664.38, 27.29, 1.27, 20.1),
+    ("LLaMA-2-7B", "ShortGPT"): Printed(612.57, 38.06, 1.38, 27.1),
+    ("LLaMA-2-7B", "Streamline"): Printed(586.67, 30.63, 1.44, 27.0),
+    ("LLaMA-2-7B", "SliceGPT"): Printed(717.63, 15.14, 1.17, 25.4),
+    ("LLaMA-2-7B", "KDP"): Printed(650.06, 23.13, 1.30, 22.8),
+    ("LLaMA-2-13B", "dense"): Printed(1645.01, ratio_percent=0.0),
+    ("LLaMA-2-13B", "SLEB"): Printed(1320.20, 19.74, 1.24, 19.5),
+    ("LLaMA-2-13B", "ShortGPT"): Printed(1239.00, 24.68, 1.33, 24.6),
+    ("LLaMA-2-13B", "Streamline"): Printed(1229.76, 25.24, 1.34, 24.6),
+    ("LLaMA-2-13B", "SliceGPT"): Printed(1392.89, 15.32, 1.18, 23.6),
+    ("LLaMA-2-13B", "KDP"): Printed(1255.99, 23.64, 1.30, 23.4),
+    ("LLaMA-3-8B", "SLEB"): Printed(ratio_percent=19.0),
+    ("LLaMA-3-8B", "ShortGPT"): Printed(ratio_percent=19.0),
+    ("LLaMA-3-8B", "KDP, counted alike"): Printed(ratio_percent=25.8),
+}
+"""Table 10, with the ratios of Table 1; the other models have no figures of cost in the paper."""
+
+REMOVED: Mapping[str, Mapping[str, int]] = {
+    "LLaMA-2-7B": {"SLEB": 7, "ShortGPT": 9, "Streamline": 10},
+    "LLaMA-2-13B": {"SLEB": 8, "ShortGPT": 10, "Streamline": 10},
+    "LLaMA-3-8B": {"SLEB": 7, "ShortGPT": 7},
+    # ASSUME: as many layers of 32 as on the other models
+    "LLaMA-3.1-8B": {"SLEB": 7, "Streamline": 10},
+    "OPT-2.7B": {"SLEB": 7},
+    "OPT-6.7B": {"SLEB": 7},
+}
+"""Layers that each baseline removes, as its FLOPs or its ratio say; rows as in Tables 1, 2 and 6."""
+AS_PRINTED: Mapping[str, int] = {"LLaMA-2-7B": 4, "LLaMA-2-13B": 5}
+"""Blocks of two layers that KDP's FLOPs in Table 10 stand for."""
+
+TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "LLaMA-2-7B": {"block_gmacs": (51.80, 77.71), "block_mparams": (404.77, 607.15), "fold": (2.89, 12.40),
+                   "kept_flops": (5.59, 3.73), "kept_params": (3.07, 2.05)},
+    "LLaMA-2-13B": {"block_gmacs": (81.20, 121.80), "block_mparams": (634.41, 951.61), "fold": (3.4, 14.83),
+                    "kept_flops": (4.19, 2.79), "kept_params": (2.34, 1.56)},
+}
+"""Table 12 for k = 2 and k = 3; `fold` is GFLOPs and millions of parameters, the same for both."""
+
+
+# What a model costs ---------------------------------------------------------------------------------------------------
+
+class Size(NamedTuple):
+    """Counts of one model, one of its layers, and one of its folded blocks."""
+    params: int
+    macs: int
+    """A token."""
+    layer_params: int
+    layer_macs: int
+    fold_params: int
+    fold_macs: int
+    fold_printed: int
+    """What the paper counts of a folded block, 2 a multiply-add: prod A, W1 and W2, without the projection."""
+    sliced_params: int
+    """Of SliceGPT at SLICED; the last layer writes, and the head reads, the whole width, as its code leaves it."""
+    sliced_macs: int
+
+
+def size(config: PretrainedConfig) -> Size:
+    """Counts of a model with this configuration, built without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        fold = RffMlp(config.hidden_size, FEATURES // 2, HIDDEN, "gelu", "rms")
+        sliced = AutoModelForCausalLM.from_config(
+            slicegpt.sliced_config(config, slicegpt.cut(config.hidden_size, SLICED, 8), slice_head=False))
+    layer = decoder_layers(model)[0]
+    # 2 ((2m)^2 + 2m H + H D) = 2 ((2m)^2 + H (2m + D))
+    printed = 2 * (FEATURES ** 2 + HIDDEN * (FEATURES + config.hidden_size))
+    return Size(checkpoints.count_params(model), checkpoints.count_macs(model), checkpoints.count_params(layer),
+                checkpoints.count_macs(layer), checkpoints.count_params(fold), checkpoints.count_macs(fold), printed,
+                checkpoints.count_params(sliced), checkpoints.count_macs(sliced))
+
+
+# Table 10 -------------------------------------------------------------------------------------------------------------
+
+def table_10() -> pd.DataFrame:
+    """A row a model and method: what goes, our counts, the paper's figures, and why they differ."""
+    rows = []
+    for model, config in CONFIGS.items():
+        counts = size(config)
+        for method, what, params, macs, note in _variants(model, counts):
+            printed = TABLE_10.get((model, method), Printed())
+            flops = TOKENS * macs / 1e9
+            rows.append({
+                "model": model, "method": method, "what": what, "removed_percent": 100 * (1 - params / counts.params),
+                "printed_ratio_percent": printed.ratio_percent, "flops_giga": flops,
+                "printed_flops_giga": printed.flops_giga, "off_percent": 100 * (printed.flops_giga / flops - 1),
+                "reduction_percent": 100 * (1 - macs / counts.macs), "printed_change_percent": printed.change_percent,
+                "speedup": counts.macs / macs, "printed_speedup": printed.speedup, "note": note,
+                "explanation": " ".join(NOTES_10[letter] for letter in note.split())})
+    return pd.DataFrame(rows)
+
+
+def _variants(model: str, counts: Size) -> Iterator[tuple[str, str, int, int, str]]:
+    """(method, what goes, parameters, multiply-adds a token, notes) of every row of one model."""
+    yield "dense", "", counts.params, counts.macs, "a"
+    for method, layers in REMOVED[model].items():
+        note = "b" if method == "SLEB" and model == "LLaMA-2-7B" else "c" if method == "Streamline" else ""
+        if model in AS_PRINTED:
+            note += " d" if model == "LLaMA-2-7B" and method != "Streamline" else ""
+            note += " e" if model == "LLaMA-2-13B" and method == "Streamline" else ""
+        yield (method, f"{layers} layers", counts.params - layers * counts.layer_params,
+               counts.macs - layers * counts.layer_macs, note.strip())
+    yield "SliceGPT", f"{SLICED:.0%} of the width", counts.sliced_params, counts.sliced_macs, "f"
+    if model in AS_PRINTED:
+        blocks = AS_PRINTED[model]
+        yield ("KDP", f"{2 * blocks} layers, {blocks} folded at 2 each", *_kdp(counts, blocks, counts.fold_printed),
+               "g h" if blocks < PAIRS else "g")
+    yield "KDP, counted alike", f"{2 * PAIRS} layers, {PAIRS} folded", *_kdp(counts, PAIRS, counts.fold_macs), "i"
+
+
+def _kdp(counts: Size, blocks: int, fold_macs: int) -> tuple[int, int]:
+    return (counts.params - blocks * (2 * counts.layer_params - counts.fold_params),
+            counts.macs - blocks * (2 * counts.layer_macs - fold_macs))
+
+
+NOTES_10 = {
+    "a": "FLOPs are multiply-adds, each counted once.",
+    "b": "7 layers are 21.0 % of the parameters and 6 are 18.0 %; the listed ratio is neither.",
+    "c": "Ten layers out and one trained layer put in is a ratio of 27.0 % (LLaMA-2-7B, as listed) or 21.9 % (13B); "
+         "the FLOPs leave the layer put in out.",
+    "d": "The listed change is the speed-up less one; the other rows list the reduction.",
+    "e": "No whole number of layers gives the listed FLOPs; ten are nearest.",
+    "f": "A quarter of the width is 15 % of LLaMA's parameters, listed as 25.4 and 23.6 %: not at a matched ratio.",
+    "g": "A folded block counts 2 a multiply-add, as in Table 12, without its projection; the layers it replaces "
+         "count 1.",
+    "h": "The listed FLOPs are those of four blocks of two layers, 23.3 % of the parameters (listed: 22.8 %); Table 5 "
+         "lists five blocks for this ratio, which would be 601.1 G and 29 %.",
+    "i": "Five blocks of two layers as in Table 5, every multiply-add counted once, the projection and phases in, "
+         "the operators multiplied into the inverse network.",
+}
+
+
+# Table 12 -------------------------------------------------------------------------------------------------------------
+
+def table_12() -> pd.DataFrame:
+    """A row a model and k: k layers beside one folded block, our counts and the paper's figures."""
+    rows = []
+    for model, config in CONFIGS.items():
+        counts, printed = size(config), TABLE_12.get(model)
+        for place, k in enumerate((2, 3)):
+            block, fold = k * counts.layer_macs, counts.fold_macs
+            listed = {name: values[place] if name != "fold" else values for name, values in printed.items()} \
+                if printed else {}
+            fold_flops, fold_params = listed.get("fold", (math.nan, math.nan))
+            rows.append({
+                "model": model, "k": k, "block_giga": TOKENS * block / 1e9,
+                "printed_block_giga": listed.get("block_gmacs", math.nan), "fold_giga": TOKENS * fold / 1e9,
+                "fold_giga_paper_count": TOKENS * counts.fold_printed / 1e9, "printed_fold_giga": fold_flops,
+                "kept_percent": 100 * fold / block, "printed_kept_percent": listed.get("kept_flops", math.nan),
+                "block_millions": k * counts.layer_params / 1e6,
+                "printed_block_millions": listed.get("block_mparams", math.nan),
+                "fold_millions": counts.fold_params / 1e6, "printed_fold_millions": fold_params,
+                "kept_params_percent": 100 * counts.fold_params / (k * counts.layer_params),
+                "printed_kept_params_percent": listed.get("kept_params", math.nan)})
+    return pd.DataFrame(rows)
+
+
+NOTE_12 = (
+    "The folded block's FLOPs are listed at 2 a multiply-add (2 x 128 x (1024 x 1024 + 2000 x (1024 + D))), without "
+    "the projection to 512 frequencies, and those of the Transformer block beside it at 1: counted alike, as in the "
+    "column Folded, a folded block costs less than listed. The layers' listed FLOPs are cut, not rounded; the listed "
+    "shares kept, and Table 10, hold for folded blocks of 2.897 and 3.399 G. The inverse network's width is not "
+    "printed; 2,000 fits the FLOPs. With it no single rank of the kernel's covariance gives both listed numbers of "
+    "parameters by appendix I (269 on 7B, 289 on 13B); ours count frequencies as they are stored, D x 512, and the "
+    "operators multiplied into the first matrix.")
+
+
+# For print ------------------------------------------------------------------------------------------------------------
+
+COLUMNS_10 = {
+    "method": Column("Method", "", ""), "what": Column("Out", "", ""),
+    "removed_percent": Column("Removed", "%", "", 1), "printed_ratio_percent": Column("listed", "%", "", 1),
+    "flops_giga": Column("FLOPs", "G", "", 2), "printed_flops_giga": Column("listed", "G", "", 2),
+    "off_percent": Column("off", "%", "", 2), "reduction_percent": Column("Reduction", "%", "", 2),
+    "printed_change_percent": Column("listed change", "%", "", 2), "speedup": Column("Speed-up", "x", "", 2),
+    "printed_speedup": Column("listed", "x", "", 2), "note": Column("Note", "", ""),
+}
+COLUMNS_12 = {
+    "k": Column("k", "", "", 0), "block_giga": Column("Layers", "G", "", 2),
+    "printed_block_giga": Column("listed", "G", "", 2), "fold_giga": Column("Folded", "G", "", 2),
+    "fold_giga_paper_count": Column("by the paper's count", "G", "", 2),
+    "printed_fold_giga": Column("listed", "G", "", 2), "kept_percent": Column("Kept", "%", "", 2),
+    "printed_kept_percent": Column("listed", "%", "", 2), "block_millions": Column("Layers", "M", "", 2),
+    "printed_block_millions": Column("listed", "M", "", 2), "fold_millions": Column("Folded", "M", "", 2),
+    "printed_fold_millions": Column("listed", "M", "", 2), "kept_params_percent": Column("Kept", "%", "", 2),
+    "printed_kept_params_percent": Column("listed", "%", "", 2),
+}
+
+
+def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", "md", "tex"]) -> str:
+    """One of the two tables as text; the CSV file has every figure as it is, with the explanations in full."""
+    if format == "csv":
+        return frame.to_csv(index=False, lineterminator="\n")
+    known = COLUMNS_10 if number == 10 else COLUMNS_12
+    caption = (f"Multiply-adds of the linear layers for {TOKENS} tokens, from configurations alone; listed: the KDP "
+               f"paper's Table 10, ratios Table 1." if number == 10 else
+               f"k layers beside one folded block (2m = {FEATURES}, inverse network {HIDDEN} wide): multiply-adds for "
+               f"{TOKENS} tokens and parameters; listed: the KDP paper's Table 12.")
+    note = " ".join(f"{letter}: {text}" for letter, text in NOTES_10.items()) if number == 10 else NOTE_12
+    head = [tables.escape(text, format) for text in ["Model", *map(tables.heading, known.values())]]
+    body, above = [], ""
+    for row in frame.to_dict("records"):
+        cells = ["" if row["model"] == above else row["model"],
+                 *(tables.number(column, row[name]) for name, column in known.items())]
+        body.append(((row["model"],), [tables.escape(cell, format) for cell in cells]))
+        above = row["model"]
+    keys = 3 if number == 10 else 1
+    return tables.grid(head, body, format, keys=keys, caption=caption, label=f"tab:paper-{number}", note=note,
+                       wide=True)
+

@@ -1,0 +1,207 @@
+"""What a pruned model costs beside the dense one: parameters, multiply-adds, latency, memory.
+
+"FLOPs" are those of the KDP paper's Table 10: multiply-adds of the linear layers for 128 tokens (see `models`).
+Latency is measured in turns, dense and pruned, in one process, the first of the two changing each time: a machine that
+slows down for a while slows both, so the median of the paired ratios is steadier than the ratio of two runs.
+Memory is that of the pruned model alone, which is loaded and run before the dense one is there:
+    cuda_allocated       peak of torch's allocator over the runs, weights in; of a model spread over several GPUs the
+                         sum of their peaks
+    cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded (libraries
+                         that the first model of a process pulls in count, tens of MiB). Linux can
+                         reset the peak, so the loading itself does not count; freed memory goes back to the system
+                         first, so what ran in the process before does not count either
+    weights              bytes of parameters and buffers, a lower bound, where neither can be had
+"""
+import contextlib
+import ctypes
+import gc
+import itertools
+import logging
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kdp_core.base.records import Efficiency
+from kdp_core.model import checkpoints
+
+logger = logging.getLogger(__name__)
+
+MIB = 2 ** 20
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""Written to clear_refs, it sets the peak resident set to the present one (man 5 proc)."""
+
+
+class EfficiencyError(ValueError):
+    """Nothing can be measured with these settings."""
+
+
+class Latency(NamedTuple):
+    """One turn of one model, in milliseconds."""
+    prefill_ms: float
+    decode_ms: float
+    """Median of the turn's cached steps."""
+
+
+def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int = 128, batch: int = 1,
+            decode_steps: int = 8, repeats: int = 3, device: str = "cpu", dtype: str = "float32",
+            threads: int | None = None) -> Efficiency:
+    """Costs of the checkpoint in `pruned_folder` beside that in `dense_folder`.
+
+    A turn is a forward pass over `batch` sequences of `tokens` tokens (all logits, as the multiply-adds count them)
+    and `decode_steps` cached steps after it; `repeats` turns of each model count, after one of each that does not.
+    `threads` is for the CPU; None leaves torch's setting. Latencies are for the whole batch. Raises EfficiencyError
+    where a number is below 1 or the sequence longer than the models'.
+    """
+    numbers = {"tokens": tokens, "batch": batch, "decode_steps": decode_steps, "repeats": repeats,
+               "threads": 1 if threads is None else threads}
+    for name, number in numbers.items():
+        if number < 1:
+            raise EfficiencyError(f"{name} is {number}; it must be at least 1")
+    with _threads(threads), torch.inference_mode():
+        meter = Meter(checkpoints.resolve_device(device))
+        pruned = checkpoints.load_model(pruned_folder, device=device, dtype=dtype)
+        meter.start_runs(pruned)
+        ids_ST = _ids(pruned, batch, tokens, decode_steps)
+        latency(pruned, ids_ST, decode_steps)
+        peak_mib, kind = meter.peak_mib(pruned)
+        dense = checkpoints.load_model(dense_folder, device=device, dtype=dtype)
+        _ids(dense, batch, tokens, decode_steps)
+        latency(dense, ids_ST, decode_steps)
+        times = paired(in_turns(dense, pruned, ids_ST, decode_steps=decode_steps, repeats=repeats))
+        logger.info("prefill %.1f ms, dense %.1f ms; peak %.0f MiB (%s)", times["prefill_ms"],
+                    times["prefill_dense_ms"], peak_mib, kind)
+        return Efficiency(
+            params=checkpoints.count_params(pruned), params_dense=checkpoints.count_params(dense),
+            macs=checkpoints.count_macs(pruned) * tokens, macs_dense=checkpoints.count_macs(dense) * tokens, tokens=tokens,
+            peak_memory_mib=peak_mib, peak_memory_kind=kind, device=_name(meter.device, pruned, dense),
+            threads=torch.get_num_threads(), repeats=repeats, **times)
+
+
+def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latency:
+    """One turn: the forward pass that fills the cache, and single-token steps on it. The tokens do not matter."""
+    started = _now(ids_ST.device)
+    cache = model(ids_ST, use_cache=True).past_key_values
+    times = [_now(ids_ST.device)]
+    for step in range(decode_steps):
+        column = step % ids_ST.shape[1]
+        cache = model(ids_ST[:, column:column + 1], past_key_values=cache, use_cache=True).past_key_values
+        times.append(_now(ids_ST.device))
+    steps = [1000 * (after - before) for before, after in itertools.pairwise(times)]
+    return Latency(1000 * (times[0] - started), statistics.median(steps))
+
+
+def in_turns(dense: PreTrainedModel, pruned: PreTrainedModel, ids_ST: Tensor, *, decode_steps: int,
+             repeats: int) -> list[tuple[Latency, Latency]]:
+    """`repeats` pairs (dense, pruned); every second one runs the pruned model first."""
+    pairs = []
+    for repeat in range(repeats):
+        order = (dense, pruned) if repeat % 2 == 0 else (pruned, dense)
+        first, second = (latency(model, ids_ST, decode_steps) for model in order)
+        pairs.append((first, second) if repeat % 2 == 0 else (second, first))
+    return pairs
+
+
+def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
+    """Medians over turns (dense, pruned), and medians of the turns' ratios dense / pruned, by Efficiency's names."""
+    found = {}
+    for name in ("prefill", "decode"):
+        dense = [getattr(turn[0], f"{name}_ms") for turn in turns]
+        pruned = [getattr(turn[1], f"{name}_ms") for turn in turns]
+        found[f"{name}_ms"] = statistics.median(pruned)
+        found[f"{name}_dense_ms"] = statistics.median(dense)
+        found[f"speedup_{name}"] = statistics.median(d / p for d, p in zip(dense, pruned, strict=True))
+    return found
+
+
+class Meter:
+    """Peak memory of one model's runs; made before the model is loaded, read before another one is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._gpus: list[torch.device] = []
+        self._before_mib: float | None = None
+        if device.type == "cpu":
+            _release_freed()
+            self._before_mib = resident_mib("VmRSS")
+
+    def start_runs(self, model: PreTrainedModel) -> None:
+        """From here on the peak counts."""
+        gc.collect()
+        if self.device.type == "cuda":
+            self._gpus = sorted({parameter.device for parameter in model.parameters() if parameter.is_cuda}, key=str)
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+        elif self._before_mib is not None:
+            try:
+                CLEAR_REFS.write_text(RESET_PEAK)
+            except OSError:  # not Linux, or a container that forbids it
+                self._before_mib = None
+
+    def peak_mib(self, model: PreTrainedModel) -> tuple[float, str]:
+        """(MiB, kind), as the module's docstring names the kinds."""
+        if self.device.type == "cuda":
+            return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / MIB, "cuda_allocated"
+        peak = resident_mib("VmHWM")
+        if self._before_mib is not None and peak is not None:
+            return peak - self._before_mib, "cpu_resident_growth"
+        held = [*model.parameters(), *model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held) / MIB, "weights"
+
+
+def _ids(model: PreTrainedModel, batch: int, tokens: int, decode_steps: int) -> Tensor:
+    """Tokens within the vocabulary; EfficiencyError where the model has too few positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and tokens + decode_steps > positions:
+        raise EfficiencyError(f"tokens {tokens} and decode_steps {decode_steps} are more than the model's {positions} "
+                              "positions; take fewer")
+    rows = model.get_input_embeddings().weight.shape[0]
+    return (torch.arange(batch * tokens, device=model.device) % rows).view(batch, tokens)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
+    """The device; where a model is in more places than one, these too, as its latency is that of the slowest."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    found = {which: checkpoints.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
+    return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])
+
+
+def _release_freed() -> None:
+    """Give freed memory back to the system (glibc keeps it otherwise), so that a later peak is not hidden in it."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_mib(field: str) -> float | None:
+    """VmRSS or VmHWM of this process; None where there is no /proc."""
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
+
+
+@contextlib.contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """torch's CPU threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,127 @@
+"""The states of one block, ready for fitting: which tokens count, which are held out, and how far apart they are.
+
+Shared by step 1, step 2 and the linear maps, so that all fit and judge on the same tokens.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import Block
+from kdp_core.states.hidden import HiddenStates
+
+MASSIVE = ("bypass", "raw")
+COUNTED = ("raw", "mask")
+"""Massive-activation tokens where nothing can go by: counted like all, or left out."""
+TOKEN_WEIGHTS = ("inverse_norm", "none")
+
+
+class FitError(ValueError):
+    """States or options that a fit cannot work with."""
+
+
+class TrainingFailed(RuntimeError):
+    """A loss that is not a number."""
+
+
+class BlockStates(NamedTuple):
+    """States at the boundaries of a block's layers, split by sequence into training and held-out ones."""
+    h_KSTD: Tensor
+    """float32, K + 1 states of a block of K layers, all sequences."""
+    keep_ST: Tensor
+    """bool: tokens that count."""
+    train: Tensor
+    """Sequence numbers to fit on, int64."""
+    heldout: Tensor
+    """Sequence numbers to judge on."""
+    bypass_above: float | None
+    """Norm of the first state above which a token goes by unchanged in the folded model; None: no token does."""
+
+    def tokens(self, which: Tensor) -> Tensor:
+        """The counted tokens of these sequences, flattened: h_KND."""
+        return self.h_KSTD[:, which][:, self.keep_ST[which]]
+
+    def positions(self, which: Tensor) -> Tensor:
+        """Positions in their sequences of the same tokens, int64 (N,)."""
+        T = self.keep_ST.shape[1]
+        return torch.arange(T).expand(len(which), T)[self.keep_ST[which]]
+
+
+def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(held out, kept): sequence numbers, both ascending and drawn by `seed`; neither empty where there are two."""
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
+    held = min(max(1, round(share * sequences)), sequences - 1)
+    return order[:held].sort().values, order[held:].sort().values
+
+
+def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, seed: int,
+         between: bool = True) -> BlockStates:
+    """States start..stop of a block (only its two ends where `between` is false).
+
+    massive: `raw` fits all tokens alike, as the paper, which is silent about them. `bypass` leaves out tokens that are
+        massive in any state of the block, and in the folded model such tokens, known by the norm of the first state,
+        go by unchanged: between two states they hardly move, and no fit of the others could say where to.
+    heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
+    """
+    if massive not in MASSIVE:
+        raise FitError(f"massive {massive!r}: choose one of {', '.join(MASSIVE)}")
+    start, stop = block
+    layers = list(range(start, stop + 1)) if between else [start, stop]
+    if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
+        raise FitError(f"heldout {heldout} of {hidden.sequences} sequences leaves none on one side; "
+                       "add calibration sequences or change it")
+    keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
+    h_KSTD, bypass_above = torch.stack([hidden.state(k) for k in layers]), None
+    for k, h_STD in zip(layers, h_KSTD, strict=True):
+        if not torch.isfinite(h_STD).all():
+            raise FitError(f"{hidden.path}: state {k} is not finite; extract the hidden states again")
+    if massive == "bypass":
+        # all states of the block count even where only its ends are read: every fit judges on the same tokens
+        keep_ST &= ~hidden.massive([k for k in range(start, stop + 1) if k in hidden.layers])
+        bypass_above = hidden.massive_factor * h_KSTD[0].norm(dim=-1).median().item()
+    held, kept = split(hidden.sequences, heldout, seed)
+    return BlockStates(h_KSTD, keep_ST, kept, held, bypass_above)
+
+
+def lift_input(h: Tensor, kind: str) -> Tensor:
+    """What the lift sees of states (..., D): themselves (`raw`) or themselves at unit root mean square (`rms`)."""
+    if kind not in ("raw", "rms"):
+        raise FitError(f"lift_input {kind!r}: choose raw or rms")
+    if kind == "raw":
+        return h
+    # imported here: the default needs none of it, and transformers' models cost seconds
+    from kdp_core.model.folded import rms_scale
+
+    return rms_scale(h)
+
+
+def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
+    """Sum of squared errors over the variance about the mean: 0 perfect, 1 as good as the constant mean."""
+    # sum |h^ - h|^2 / sum |h - mean h|^2
+    return ((predicted_ND - h_ND).square().sum() / (h_ND - h_ND.mean(0)).square().sum()).item()
+
+
+def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
+    """X'Y in float64, g_FG, from one float32 product of the centred factors.
+
+    Smooth features hardly leave their mean: in a plain float32 product the rounding of the means' part hides the rest,
+    and the matrix has eigenvalues below zero, more than a small ridge lifts. A float64 product costs twice the time.
+    """
+    a_F, b_G = x_NF.mean(0), y_NG.mean(0)
+    sum_x_F, sum_y_G = x_NF.double().sum(0), y_NG.double().sum(0)
+    centred_FG = ((x_NF - a_F).T @ (y_NG - b_G)).double()
+    a_F, b_G = a_F.double(), b_G.double()
+    # X'Y = (X - 1a')'(Y - 1b') + a (1'Y) + (X'1) b' - N a b', for any a and b
+    return centred_FG + a_F.outer(sum_y_G) + sum_x_F.outer(b_G) - len(x_NF) * a_F.outer(b_G)
+
+
+def ridge_solve(gram_FF: Tensor, cross_FD: Tensor, ridge: float) -> Tensor:
+    """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD; raises FitError where G is not definite."""
+    gram_FF = gram_FF.double()
+    level = ridge * gram_FF.diagonal().mean()
+    eye_FF = torch.eye(len(gram_FF), dtype=torch.float64, device=gram_FF.device)
+    factor, failed = torch.linalg.cholesky_ex(gram_FF + level * eye_FF)
+    if failed.item():
+        raise FitError(f"least squares: the Gram matrix is singular with ridge {ridge:g}; "
+                       "raise the ridge or add calibration tokens")
+    return torch.cholesky_solve(cross_FD.double(), factor)

@@ -1,0 +1,338 @@
+"""Hidden states of a model over packed sequences, streamed to Zarr v3.
+
+State k is the input of decoder layer k before its norm; state `layers` is what the last layer returns, before the
+final norm (transformers' own `hidden_states[-1]` is taken after it, so hooks are used). One batch is in memory at a
+time, the output head never runs, and the forward pass ends at the highest layer asked for.
+
+Massive-activation tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first
+position, sometimes at the second, and in its layers 3 to 9 at later ones.
+
+The same pass takes the mean cosine over tokens of the states before and after every attention and every MLP that ran,
+by which LLM-Drop orders them: no method runs the model again for what one pass has seen.
+
+Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token),
+`sublayers` (layer, attention or MLP, sequence), where the first layer ran; attributes: layers, massive_factor,
+provenance. Chunks of states hold one layer of one batch and are not compressed: lossless codecs save less than a tenth
+of float16 states.
+
+Several processes may share the work: each writes a shard, whole batches of the sequences, as a group of its own with
+the same chunks, and `join` puts the chunk files into one group by hard links, under the numbers that they have there.
+So no file has two writers, nothing is seen before it is whole, no state is read or stored twice, and the result has the
+bytes of an extraction that was never split. What is massive depends on all tokens and is decided by `join`.
+"""
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import zarr
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from kdp_core.base import store
+from kdp_core.base.records import Tokens
+
+logger = logging.getLogger(__name__)
+DTYPES = ("auto", "float16", "float32")
+HALF_MAX = 65504.0
+"""Largest finite float16."""
+BESIDE = ["layer", "sequence", "token"]
+"""Axes of what stands beside the states."""
+
+
+class HiddenError(RuntimeError):
+    """Hidden states that cannot be stored or read."""
+
+
+class HalfOverflow(HiddenError):
+    """A state that float16 cannot hold."""
+
+
+class _Enough(Exception):
+    """Ends a forward pass once the highest layer asked for has been seen."""
+
+
+class HiddenStates(NamedTuple):
+    """Stored states, opened for reading; one layer at a time comes into memory."""
+    path: Path
+    layers: list[int]
+    """State numbers stored, ascending."""
+    massive_LST: Tensor
+    """bool: norm above massive_factor times the median norm of that layer."""
+    massive_factor: float
+    sequences: int
+    tokens: int
+    """Tokens of a sequence."""
+    width: int
+    provenance: dict[str, Any]
+
+    def state(self, layer: int) -> Tensor:
+        """State `layer` as h_STD, float32."""
+        array = zarr.open_group(self.path, mode="r")["states"]
+        return torch.from_numpy(array[self.index(layer)]).float()
+
+    def massive(self, layers: list[int]) -> Tensor:
+        """bool_ST: tokens that are massive in any of these states."""
+        return self.massive_LST[[self.index(layer) for layer in layers]].any(dim=0)
+
+    def sublayers(self) -> Tensor:
+        """Cosine of the states before and after each attention and MLP, mean over tokens: c_LPS, float32."""
+        group = zarr.open_group(self.path, mode="r")
+        return torch.from_numpy(group["sublayers"][:]) if "sublayers" in group else torch.zeros(0, 2, self.sequences)
+
+    def index(self, layer: int) -> int:
+        """Where state `layer` stands on the layer axis."""
+        if layer not in self.layers:
+            raise HiddenError(f"{self.path}: state {layer} is not stored (stored: {self.layers}); "
+                              "add it to hidden.layers in the config")
+        return self.layers.index(layer)
+
+
+def read(path: str | Path) -> HiddenStates:
+    """Open what `extract` wrote."""
+    group = zarr.open_group(path, mode="r")
+    _, sequences, tokens, width = group["states"].shape
+    return HiddenStates(Path(path), list(group.attrs["layers"]), torch.from_numpy(group["massive"][:]),
+                        group.attrs["massive_factor"], sequences, tokens, width, dict(group.attrs["provenance"]))
+
+
+def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple[int, int] | None = None, *,
+            layers: list[int] | None = None, batch_sequences: int = 8, dtype: str = "auto",
+            massive_factor: float = 8.0) -> None:
+    """Run `model` over `tokens` and write the states of `layers` (all of them by default) to the Zarr group `path`.
+
+    With `sequences`, the first and one past the last, it is a shard of them, for `join`.
+
+    layers: states to store, 0 to the number of layers; null means all.
+    batch_sequences: sequences of a forward pass.
+    dtype: float16, float32, or auto, which means float16 unless a state exceeds what it holds (65,504), then float32.
+    massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
+    Raises HiddenError for a layer the model lacks, a shard not of whole batches, and states that are not finite.
+    """
+    count = len(_decoder_layers(model))
+    layers = sorted(set(range(count + 1) if layers is None else layers))
+    if not layers or layers[0] < 0 or layers[-1] > count:
+        raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
+    if dtype not in DTYPES:
+        raise HiddenError(f"hidden.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    _check_shard(sequences, len(tokens.ids_ST), batch_sequences)
+    for attempt in (["float16", "float32"] if dtype == "auto" else [dtype]):
+        try:
+            with store.atomic(path) as temporary:
+                _stream(model, tokens, temporary, sequences, layers, batch_sequences, attempt, massive_factor)
+            return
+        except HalfOverflow as overflow:
+            if dtype != "auto":
+                raise
+            logger.warning("%s: storing float32 instead", overflow)
+
+
+def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: float = 8.0) -> None:
+    """Write the group `path` from shards of one extraction, whatever their order.
+
+    massive_factor: as for `extract`.
+    Raises HiddenError for shards that leave sequences out, overlap, or are of different options or precision.
+    """
+    groups = sorted((zarr.open_group(shard, mode="r") for shard in shards), key=lambda group: group.attrs["sequences"])
+    _check_shards(groups)
+    first = groups[0]["states"]
+    with store.atomic(path) as temporary:
+        group = zarr.create_group(temporary, zarr_format=3)
+        states = _create_states(group, (first.shape[0], groups[-1].attrs["sequences"][1], *first.shape[2:]),
+                                first.chunks[1], str(first.dtype))
+        for shard in groups:
+            _link_chunks(shard["states"], states, shard.attrs["sequences"][0] // first.chunks[1])
+        _mark(group, torch.from_numpy(np.concatenate([shard["norm"][:] for shard in groups], axis=1)), massive_factor)
+        if "sublayers" in groups[0]:
+            cosines = [torch.from_numpy(shard["sublayers"][:]) for shard in groups]
+            _keep_sublayers(group, torch.cat(cosines, dim=2))
+        group.attrs.update({"layers": groups[0].attrs["layers"], "massive_factor": massive_factor,
+                            "provenance": groups[0].attrs["provenance"]})
+    logger.info("hidden states: %d shards joined", len(groups))
+
+
+def _check_shard(sequences: tuple[int, int] | None, S: int, batch: int) -> None:
+    start, stop = sequences or (0, S)
+    if not 0 <= start < stop <= S or start % batch or (stop % batch and stop != S):
+        raise HiddenError(f"shard {start} to {stop} of {S} sequences is not of whole batches of {batch}; let it begin "
+                          "and end at multiples of hidden.batch_sequences")
+
+
+def _check_shards(groups: list[zarr.Group]) -> None:
+    """HiddenError where shards, in the order of their sequences, are not one extraction."""
+    places = [tuple(group.attrs["sequences"]) for group in groups]
+    if [start for start, _ in places] != [0, *(stop for _, stop in places[:-1])] or \
+            places[-1][1] != groups[0].attrs["of"]:
+        raise HiddenError(f"shards {_named(places)} are not sequences 0 to {groups[0].attrs['of']}, each once; delete "
+                          "hidden-shards and extract again")
+    half = [place for place, group in zip(places, groups, strict=True) if group["states"].dtype == "float16"]
+    if 0 < len(half) < len(groups):
+        raise HiddenError(f"sequences {_named(place for place in places if place not in half)} hold states above "
+                          f"float16's {HALF_MAX:.0f} and were stored as float32, but {_named(half)} as float16; set "
+                          "hidden.dtype to float32, which extracts all of them again")
+    for place, (one, other) in zip(places[1:], pairwise(groups), strict=True):
+        if any(one.attrs[name] != other.attrs[name] for name in ("of", "layers", "provenance")) or \
+                one["states"].chunks != other["states"].chunks:
+            raise HiddenError(f"shard {_named([place])} was extracted with other options or tokens than the one before "
+                              "it; delete hidden-shards and extract again")
+
+
+def _named(places: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{start}-{stop}" for start, stop in places)
+
+
+def _link_chunks(shard: zarr.Array, states: zarr.Array, before: int) -> None:
+    """Give every chunk file of a shard its name in the whole array, `before` batches later."""
+    for row, batch in np.ndindex(shard.cdata_shape[:2]):
+        source, target = _chunk(shard, row, batch), _chunk(states, row, before + batch)
+        # zarr stores no chunk that is all zeros
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:
+                # some parallel file systems link within one folder only
+                shutil.copyfile(source, target)
+
+
+def _chunk(array: zarr.Array, row: int, batch: int) -> Path:
+    """The file of one layer of one batch."""
+    return array.store.root / array.path / array.metadata.encode_chunk_key((row, batch, 0, 0))
+
+
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    # imported here: most stages only read states, and transformers' models cost seconds
+    from kdp_core.model.folded import decoder_layers
+
+    return decoder_layers(model)
+
+
+def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, int] | None, layers: list[int],
+            batch: int, dtype: str, massive_factor: float) -> None:
+    S, T = tokens.ids_ST.shape
+    start, stop = sequences or (0, S)
+    group = zarr.create_group(path, zarr_format=3)
+    states = _create_states(group, (len(layers), stop - start, T, model.config.hidden_size), min(batch, S), dtype)
+    norm_LST, cosines = torch.zeros(len(layers), stop - start, T), []
+    for first in range(start, stop, batch):
+        here = slice(first - start, min(first + batch, stop) - start)
+        with _sublayers(model) as ran:
+            found = boundary_states(model, tokens.ids_ST[start:stop][here], layers)
+        for row, h_BTD in enumerate(found):
+            _check(h_BTD, layers[row], dtype)
+            norm_LST[row, here] = h_BTD.norm(dim=-1)
+            states[row, here] = h_BTD.to(getattr(torch, dtype)).numpy()
+        cosines += [torch.stack(ran)] if ran else []
+        logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
+    if cosines:
+        _keep_sublayers(group, torch.cat(cosines, dim=2))
+    provenance = {**tokens.provenance, "model_type": model.config.model_type, "dtype": dtype}
+    if sequences is None:
+        _mark(group, norm_LST, massive_factor)
+        group.attrs.update({"layers": layers, "massive_factor": massive_factor, "provenance": provenance})
+    else:
+        _beside(group, "norm", norm_LST)
+        group.attrs.update({"layers": layers, "sequences": [start, stop], "of": S, "provenance": provenance})
+
+
+def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype: str) -> zarr.Array:
+    return group.create_array("states", shape=shape, chunks=(1, batch, *shape[2:]), dtype=dtype, compressors=None,
+                              dimension_names=[*BESIDE, "width"])
+
+
+def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
+    """Store the norms, and which tokens are massive."""
+    median_L11 = norm_LST.flatten(1).median(dim=1).values[:, None, None]
+    _beside(group, "norm", norm_LST)
+    _beside(group, "massive", norm_LST > massive_factor * median_L11)
+
+
+def _beside(group: zarr.Group, name: str, values_LST: Tensor) -> None:
+    values = values_LST.numpy()
+    array = group.create_array(name, shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype,
+                               compressors=None, dimension_names=BESIDE)
+    array[:] = values
+
+
+def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
+    array = group.create_array("sublayers", shape=cos_LPS.shape, chunks=cos_LPS.shape, dtype="float32",
+                               compressors=None, dimension_names=["layer", "part", "sequence"])
+    array[:] = cos_LPS.numpy()
+
+
+@contextmanager
+def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Watch one forward pass: cos_PB of every layer that ran to its end, in their order, mean over tokens."""
+    from kdp_core.model.folded import PARTS
+
+    found: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
+
+    def after(_: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        x_BTD, end_BTD = seen["x"], output[0] if isinstance(output, tuple) else output
+        y_BTD = seen["y"].view(x_BTD.shape)
+        # cos(x, y) and cos(y, x'), y = x + attention(norm x), x' = y + mlp(norm y)
+        found.append(torch.stack([cosine_similarity(one.float(), other.float(), dim=-1).mean(dim=-1).cpu()
+                                  for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
+
+    hooks = []
+    # where norms follow the sum, as in OPT-350M, there is no y
+    if getattr(model.config, "do_layer_norm_before", True):
+        for layer in _decoder_layers(model):
+            # the first module of the MLP part reads y
+            reader = layer.get_submodule(PARTS[model.config.model_type]["mlp"][0][0])
+            hooks += [layer.register_forward_pre_hook(
+                          lambda _, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]),
+                          with_kwargs=True),
+                      reader.register_forward_pre_hook(lambda _, args: seen.update(y=args[0])),
+                      layer.register_forward_hook(after)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
+    largest = h_BTD.abs().max().item()
+    if not largest < float("inf"):
+        raise HiddenError(f"state {layer} is not finite ({largest}): the model's weights or precision are broken; "
+                          "try dtype float32 for the model")
+    if dtype == "float16" and largest > HALF_MAX:
+        raise HalfOverflow(f"state {layer} reaches {largest:.0f}, above float16's {HALF_MAX:.0f}; "
+                           "set hidden.dtype to float32 or auto")
+
+
+@torch.inference_mode()
+def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
+    """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD, float32, on the CPU."""
+    decoder = _decoder_layers(model)
+    found: dict[int, Tensor] = {}
+
+    def before(index: int, args: tuple, kwargs: dict) -> None:
+        found[index] = (args[0] if args else kwargs["hidden_states"]).float().cpu()
+        if index == layers[-1]:
+            raise _Enough
+
+    def after(output: Tensor | tuple) -> None:
+        found[len(decoder)] = (output[0] if isinstance(output, tuple) else output).float().cpu()
+        raise _Enough
+
+    hooks = [decoder[k].register_forward_pre_hook(lambda _, *inputs, k=k: before(k, *inputs), with_kwargs=True)
+             for k in layers if k < len(decoder)]
+    if layers[-1] == len(decoder):
+        hooks.append(decoder[-1].register_forward_hook(lambda _, args, output: after(output)))
+    try:
+        model.model(ids_BT.to(model.device), use_cache=False)
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[k] for k in layers]

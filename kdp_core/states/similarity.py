@@ -1,0 +1,134 @@
+"""Similarity of all pairs of layer states: cosine, angular distance, CKA with a linear and an RBF kernel.
+
+CKA (Kornblith et al. 2019) is estimated from minibatches by the unbiased HSIC (Song et al. 2012; Nguyen et al. 2021):
+    HSIC_1(K, L) = <K~, L~>_F / (n (n - 3)),  K~ the U-centred Gram matrix of n tokens, zero on the diagonal,
+    CKA = sum_b HSIC_1(K_b, L_b) / sqrt(sum_b HSIC_1(K_b, K_b) * sum_b HSIC_1(L_b, L_b)).
+The RBF bandwidth of a layer is the median distance of its first minibatch's tokens, the same for all minibatches.
+With each U-centred Gram matrix flattened to a row of F, the HSIC of all pairs of layers is the one product F F'.
+Minibatches are drawn over all tokens: consecutive tokens of one sequence bias the estimate (by 0.12 on SmolLM2).
+
+Massive-activation tokens, 1.6 % of SmolLM2's, decide a raw linear CKA (every pair of deep layers then reads 0.999).
+`treatment` says what is done: `mask` leaves out tokens that are massive in any stored state, `normalise` scales every
+state to unit norm, `raw` does nothing, as the KDP paper, which does not mention them.
+"""
+import logging
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import Similarity
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+TREATMENTS = ("mask", "normalise", "raw")
+
+
+class SimilarityError(ValueError):
+    """A similarity that cannot be computed from these states."""
+
+
+def similarity(hidden: HiddenStates, *, treatment: str = "mask", tokens: int = 8192, batch: int = 256,
+               seed: int = 0) -> Similarity:
+    """Compare all stored states.
+
+    treatment: of massive-activation tokens: mask, normalise or raw.
+    tokens: to compare on, at most.
+    batch: tokens of a CKA minibatch.
+    seed: of the choice and order of the tokens.
+    """
+    if treatment not in TREATMENTS:
+        raise SimilarityError(f"similarity.treatment {treatment!r}: choose one of {', '.join(TREATMENTS)}")
+    massive_N = hidden.massive(hidden.layers).flatten()
+    keep_N = ~massive_N if treatment == "mask" else torch.ones_like(massive_N)
+    generator = torch.Generator().manual_seed(seed)
+    chosen_N = keep_N.nonzero().flatten()
+    chosen_N = chosen_N[torch.randperm(len(chosen_N), generator=generator)][:tokens]
+    batches = len(chosen_N) // batch
+    if batches < 1 or batch < 4:
+        raise SimilarityError(f"similarity: {len(chosen_N)} tokens do not fill one minibatch of {batch} (at least 4); "
+                              "lower similarity.batch or add calibration sequences")
+    chosen_N = chosen_N[:batches * batch]
+    x_LND, last_LSD = _gathered(hidden, chosen_N)
+    if treatment == "normalise":
+        x_LND = torch.nn.functional.normalize(x_LND, dim=-1)
+    cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch)
+    # D(l, k) = mean over sequences of arccos(cos(x_l, x_k)) / pi, at the last token
+    angular_last_LL = _cosines(last_LSD).arccos().mean(0) / torch.pi
+    return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), treatment,
+                      len(chosen_N), int((~keep_N).sum()))
+
+
+def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every stored state, the chosen tokens and the last of each sequence: x_LND, last_LSD."""
+    chosen, last = [], []
+    for k in hidden.layers:
+        h_STD = hidden.state(k)
+        chosen.append(h_STD.flatten(0, 1)[chosen_N])
+        last.append(h_STD[:, -1].clone())
+    return torch.stack(chosen), torch.stack(last)
+
+
+def _cosines(x_LND: Tensor) -> Tensor:
+    """Cosine of every pair of layers, token by token, cos_NLL, float64."""
+    unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
+    # rounding may leave the interval that arccos knows
+    return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
+
+
+def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean cosine and angular distance, and the summed HSIC of both kernels, over minibatches; float64 throughout."""
+    L, N, _ = x_LND.shape
+    cosine_LL, angular_LL, linear_LL, rbf_LL = (torch.zeros(L, L, dtype=torch.float64) for _ in range(4))
+    sigma_L = median_distance(x_LND[:, :batch].double())
+    # rounding leaves a layer of equal states a Gram matrix of noise, which correlates with itself
+    flat_L = (x_LND == x_LND[:, :1]).all(-1).all(-1)
+    for start in range(0, N, batch):
+        x_LBD = x_LND[:, start:start + batch].double()
+        cos_BLL = _cosines(x_LBD)
+        cosine_LL += cos_BLL.sum(0) / N
+        angular_LL += cos_BLL.arccos().sum(0) / (torch.pi * N)
+        linear_LL += hsic_pairs(x_LBD @ x_LBD.mT)
+        # k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma the layer's median distance
+        rbf_LL += hsic_pairs(torch.exp(-squared_distances(x_LBD) / (2 * sigma_L[:, None, None] ** 2)))
+        logger.info("similarity: %d of %d tokens", start + batch, N)
+    for hsic_LL in (linear_LL, rbf_LL):
+        hsic_LL[flat_L] = hsic_LL[:, flat_L] = 0.0
+    return cosine_LL, angular_LL, linear_LL, rbf_LL
+
+
+def squared_distances(x_LBD: Tensor) -> Tensor:
+    """|x_i - x_j|^2 for all tokens of a batch, d_LBB."""
+    square_LB = x_LBD.square().sum(-1)
+    return (square_LB[:, :, None] + square_LB[:, None, :] - 2 * x_LBD @ x_LBD.mT).clamp_min(0)
+
+
+def median_distance(x_LBD: Tensor) -> Tensor:
+    """Median distance of distinct tokens, a value a layer."""
+    B = x_LBD.shape[1]
+    upper_P = torch.triu_indices(B, B, offset=1)
+    return squared_distances(x_LBD)[:, upper_P[0], upper_P[1]].median(dim=1).values.sqrt().clamp_min(1e-12)
+
+
+def u_centre(gram_LBB: Tensor) -> Tensor:
+    """U-centred Gram matrices (Szekely and Rizzo 2014): zero diagonal, every row sums to zero."""
+    n = gram_LBB.shape[-1]
+    k_LBB = gram_LBB - torch.diag_embed(gram_LBB.diagonal(dim1=-2, dim2=-1))
+    # K~_ij = K_ij - sum_j K / (n - 2) - sum_i K / (n - 2) + sum K / ((n - 1)(n - 2)),  K~_ii = 0
+    row_LB = k_LBB.sum(-1) / (n - 2)
+    total_L = k_LBB.sum((-2, -1)) / ((n - 1) * (n - 2))
+    centred_LBB = k_LBB - row_LB[:, :, None] - row_LB[:, None, :] + total_L[:, None, None]
+    return centred_LBB - torch.diag_embed(centred_LBB.diagonal(dim1=-2, dim2=-1))
+
+
+def hsic_pairs(gram_LBB: Tensor) -> Tensor:
+    """Unbiased HSIC of every pair of layers from their Gram matrices over the same tokens, h_LL."""
+    n = gram_LBB.shape[-1]
+    # HSIC_1(K, L) = <K~, L~> / (n (n - 3))
+    flat_LP = u_centre(gram_LBB).flatten(1)
+    return flat_LP @ flat_LP.mT / (n * (n - 3))
+
+
+def cka(hsic_LL: Tensor) -> Tensor:
+    """CKA from the (summed) HSIC of all pairs; a layer without variance reads NaN, not a made-up number."""
+    own_L = hsic_LL.diagonal().clamp_min(0).sqrt()
+    return hsic_LL / (own_L[:, None] * own_L[None, :])

@@ -1,0 +1,365 @@
+"""What a sweep would cost, before it runs: jobs, accelerator hours and disk, by model and stage, from configurations.
+
+Nothing is downloaded and no weight is made: a model's parameters and multiply-adds are counted on the meta device, from
+the checkpoint converted before, a local folder, the hub's cache on this disk, or the published values in PUBLISHED.
+
+    hours = FLOPs / throughput + jobs * bytes of the models that each loads / rate,
+counting a multiply-add as 2 FLOPs and the backward pass as twice the forward one. For N calibration tokens of width D
+and a block of K layers, KDP's F = 2M features and a width H of the inverse take
+    hidden    N * 2 * (multiply-adds of all layers)
+    kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
+    inverse   epochs * N * 6 H (F + D)
+    evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
+Throughput is what the user says an accelerator sustains; the defaults are a third of what NVIDIA states for an A100 in
+bfloat16, and half of what it states in float32. What no formula here describes is counted as jobs and named.
+"""
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, PretrainedConfig
+
+from kdp_core import methods
+from kdp_core.base.records import ModelFacts
+from kdp_core.methods import method_of
+from kdp_core.methods._select import eligible_layers, enough
+from kdp_core.model import checkpoints
+
+GIB = 2 ** 30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STAGES = ("dense", "tokens", "hidden", "similarity", "search", "blocks", "step", "compose", "fold", "finetune",
+          "score", "evaluate", "efficiency", "diagnose")
+LOADS = {"hidden": 1, "search": 1, "compose": 1, "score": 1, "evaluate": 1, "efficiency": 2, "diagnose": 2,
+         "finetune": 2}
+"""Models that a job of a stage loads onto the accelerator."""
+PASSES = ("hidden", "search", "finetune", "score", "evaluate")
+"""Stages that are forward passes, or nearly."""
+_LLAMA = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
+_LLAMA_3 = {**_LLAMA, "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8}
+_OPT = {"model_type": "opt", "vocab_size": 50272, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "max_position_embeddings": 2048, "tie_word_embeddings": True}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "meta-llama/Llama-2-7b-hf": {**_LLAMA, "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+                                 "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+    "meta-llama/Llama-2-13b-hf": {**_LLAMA, "vocab_size": 32000, "hidden_size": 5120, "intermediate_size": 13824,
+                                  "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40},
+    "meta-llama/Meta-Llama-3-8B": _LLAMA_3,
+    "meta-llama/Llama-3.1-8B": _LLAMA_3,
+    "facebook/opt-2.7b": {**_OPT, "hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560},
+    "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
+}
+"""Sizes of the paper's models (KDP, section 4.1), as their configurations on the hub have them."""
+
+
+class PlanError(ValueError):
+    """A model of which too little is known here."""
+
+
+class Cost(NamedTuple):
+    """One stage of one model."""
+    model: str
+    stage: str
+    jobs: int
+    hours: float
+    """Of the accelerator; of the jobs that are not in `unknown`."""
+    gib: float
+    """Disk that the stage's results take, states and weights only."""
+    unknown: list[str]
+    """Rows whose fit or search no formula describes."""
+
+
+class Sweep(NamedTuple):
+    """A whole grid."""
+    params: dict[str, int]
+    """Of each model."""
+    costs: list[Cost]
+    unreachable: list[str]
+    """Grid points whose ratio the layers that may go cannot reach."""
+    options: dict[str, float]
+    """Of `plan`."""
+
+
+def facts_of(source: str, converted: Path) -> ModelFacts:
+    """Sizes of a model from its configuration alone; PlanError names what is needed where none is here.
+
+    `converted` is where the checkpoint stands once the workflow has made it.
+    """
+    name = source.removeprefix("hf:").split("@")[0]
+    return checkpoints.facts(checkpoints.on_meta(_config(source, name, converted)), source=source, sha256="")
+
+
+def _config(source: str, name: str, converted: Path) -> PretrainedConfig:
+    places = [converted / "config.json", Path(source) / "config.json"]
+    if source.startswith("hf:"):
+        revision = source.split("@")[1] if "@" in source else "main"
+        places.append(Path(try_to_load_from_cache(name, "config.json", revision=revision) or ""))
+    for place in places:
+        if place.is_file():
+            return AutoConfig.from_pretrained(place.parent)
+    if name not in PUBLISHED:
+        raise PlanError(f"{source}: its configuration is not here; convert the model first (snakemake {converted}), "
+                        f"which downloads it, or take one of {', '.join(PUBLISHED)}")
+    return AutoConfig.for_model(**PUBLISHED[name])
+
+
+def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
+         load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
+    """Count a grid: `work` as rules/plumbing.py gives it, `facts` of every model by its name in the config.
+
+    tflops: what an accelerator sustains in forward passes, TFLOP/s.
+    tflops_fit: what it sustains in fits, which are float32, TFLOP/s.
+    load_gib_s: weights read from disk, GiB a second.
+    evaluate_tokens: tokens that go through a model in one evaluation, all tasks together.
+    """
+    options = {"tflops": tflops, "tflops_fit": tflops_fit, "load_gib_s": load_gib_s,
+               "evaluate_tokens": evaluate_tokens}
+    costs, unreachable = [], []
+    for model in dict.fromkeys(point["model"] for point in work["points"]):
+        count = _Count(work, model, facts[model], options)
+        costs += [count.cost(stage) for stage in STAGES]
+        unreachable += count.unreachable
+    return Sweep({model: facts[model].params_total for model in dict.fromkeys(cost.model for cost in costs)}, costs,
+                 unreachable, options)
+
+
+class _Count:
+    """The jobs of one model."""
+
+    def __init__(self, work: dict[str, Any], model: str, facts: ModelFacts, options: dict[str, float]) -> None:
+        self.work, self.model, self.facts, self.options = work, model, facts, options
+        self.bytes = BYTES[work["models"][model]["dtype"]]
+        self.points = [point for point in work["points"] if point["model"] == model]
+        # of a fine-tuned row nothing is fitted but its source's point, whether the grid names that or not
+        keys = ("calib", "method", "ratio", "k_max")
+        made = [{**{key: point[key] for key in keys}, "method": work["rows"][point["method"]]["source"]}
+                for point in self.points]
+        self.fitted = list({tuple(point.values()): point for point in made}.values())
+        self.tuned = [point for point in self.points if "source" in point]
+        self.calibs = list(dict.fromkeys(point["calib"] for point in self.points))
+        self.tokens = {name: one["sequences"] * one["length"] for name, one in work["calibrations"].items()}
+        self.head = facts.width * facts.vocabulary
+        self.layer = (facts.macs_per_token - self.head) / facts.layers
+        self.unreachable: list[str] = []
+
+    def cost(self, stage: str) -> Cost:
+        """Jobs, hours and disk of one stage."""
+        found = getattr(self, f"_{stage}")()
+        jobs, flops, gib, unknown = found if isinstance(found, tuple) else (found, 0.0, 0.0, [])
+        rate = self.options["tflops" if stage in PASSES else "tflops_fit"]
+        weights = self.facts.params_total * self.bytes / GIB
+        loads = self._loading(stage, jobs) * LOADS.get(stage, 0)
+        hours = flops / (rate * 1e12) / 3600 + loads * weights / self.options["load_gib_s"] / 3600
+        return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))
+
+    def _dense(self) -> tuple[int, float, float, list[str]]:
+        return 1, 0.0, self.facts.params_total * self.bytes / GIB, []
+
+    def _tokens(self) -> int:
+        return len(self.calibs)
+
+    def _loading(self, stage: str, jobs: int) -> int:
+        """Jobs of a stage that load its models: what joins shards or single tasks loads none."""
+        if stage == "evaluate" and self.work["split"]:
+            return 0
+        return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
+
+    def _hidden(self) -> tuple[int, float, float, list[str]]:
+        shards = self.work["shards"]
+        jobs = len(self.calibs) * (shards + (shards > 1))
+        tokens = sum(self.tokens[calib] for calib in self.calibs)
+        per_token = len(self._stored()) * (self.facts.width * self.work["state_bytes"] + 5)
+        return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
+
+    def _stored(self) -> list[int]:
+        """Numbers of the states on disk; beside each token stand its norm and whether it is massive, 5 bytes."""
+        return self.work["state_layers"] or list(range(self.facts.layers + 1))
+
+    def _similarity(self) -> int:
+        return len(self.calibs)
+
+    def _search(self) -> tuple[int, float, float, list[str]]:
+        found = {(point["calib"], self._row(point)["search"], point["k_max"]) for point in self.fitted
+                 if self._row(point)["search"]}
+        flops, unknown = 0.0, []
+        for calib, name, _ in sorted(found):
+            row = self.work["rows"][name]
+            function = method_of(row["base"]).search
+            took = SEARCHES.get((function.module, function.name))
+            given = methods.settings(function, row["options"].get("search", {}))
+            flops, unknown = (flops + took(self, calib, given), unknown) if took else (flops, [*unknown, name])
+        return len(found), flops, 0.0, unknown
+
+    def _blocks(self) -> int:
+        return len(self.fitted)
+
+    def _step(self) -> tuple[int, float, float, list[str]]:
+        jobs, flops, unknown = 0, 0.0, []
+        # greedy choices are nested: the blocks of the highest ratio are those of all
+        highest: dict[tuple[str, ...], float] = {}
+        for point in self.fitted:
+            at = (point["calib"], point["method"], point["k_max"])
+            highest[at] = max(highest.get(at, 0.0), float(point["ratio"]))
+            # each ratio by itself, to name those out of reach
+            self._blocks_of(point["method"], int(point["k_max"]), float(point["ratio"]), point["calib"])
+        for (calib, name, k_max), ratio in highest.items():
+            row = self.work["rows"][name]
+            count, layers = self._blocks_of(name, int(k_max), ratio, calib)
+            before: dict[str, Any] = {}
+            for step, function in method_of(row["base"]).steps.items():
+                jobs += count
+                took = FITS.get((function.__module__, function.__name__))
+                given = methods.settings(function, row["options"].get(step, {}))
+                before |= given
+                flops += count * took(self, calib, layers, before) if took else 0.0
+                unknown += [] if took else [name]
+        return jobs, flops, 0.0, unknown
+
+    def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
+        """Blocks that a row of steps replaces for a ratio, and layers of each; what is out of reach is noted."""
+        row = self.work["rows"][name]
+        if not method_of(row["base"]).steps:
+            return 0, 0
+        options = methods.settings(method_of(row["base"]).select, row["options"].get("block", {}))
+        layers = k_max - (options["removes"] == "k_max-1")
+        stand_in = method_of(row["sized"]["method"]).module_params(self.facts, row["sized"]["options"])
+        each = sum(self.facts.params_per_layer) / self.facts.layers * layers - stand_in
+        most = len(eligible_layers(self.facts.layers, options["protect"])) // (
+            k_max if options["apart"] == "context" else layers)
+        shares = [count * each / self.facts.params_total for count in range(most + 1)]
+        if ratio > shares[-1]:
+            point = f"{self.model}, {calib}, {name}: ratio {ratio:g} at K_max {k_max}, at most {shares[-1]:.3f}"
+            self.unreachable += [point] if point not in self.unreachable else []
+            return most, layers
+        return enough(shares, ratio, options["match"]), layers
+
+    def _compose(self) -> tuple[int, float, float, list[str]]:
+        points = [point for point in self.fitted if "compose" in self._row(point)["fits"]]
+        flops, unknown = 0.0, []
+        for point in points:
+            row = self._row(point)
+            function = method_of(row["base"]).compose
+            took = COMPOSES.get((function.module, function.name))
+            given = methods.settings(function, row["options"].get("compose", {}))
+            flops += took(self, point["calib"], given) if took else 0.0
+            unknown += [] if took else [point["method"]]
+        return len(points), flops, 0.0, unknown
+
+    def _fold(self) -> tuple[int, float, float, list[str]]:
+        return len(self.fitted), 0.0, self._checkpoints(self.fitted), []
+
+    def _checkpoints(self, points: list[dict[str, str]]) -> float:
+        return sum((1 - float(point["ratio"])) * self.facts.params_total * self.bytes for point in points) / GIB
+
+    def _finetune(self) -> tuple[int, float, float, list[str]]:
+        flops = 0.0
+        for point in self.tuned:
+            given = {"epochs": 2} | self.work["rows"][point["method"]]["options"]["finetune"]
+            tokens = self.tokens[point["calib"]]
+            # both models' states once; then both heads forward, and the student's backward
+            flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
+        return len(self.tuned), flops, self._checkpoints(self.tuned), []
+
+    def _score(self) -> tuple[int, float, float, list[str]]:
+        # where tasks are not split, `evaluate` scores
+        return (len(self.points) + 1) * self.work["split"], self._scoring() * bool(self.work["split"]), 0.0, []
+
+    def _evaluate(self) -> tuple[int, float, float, list[str]]:
+        return len(self.points) + 1, self._scoring() * (not self.work["split"]), 0.0, []
+
+    def _scoring(self) -> float:
+        """FLOPs of the dense model and of all points on all tasks."""
+        kept = 1 + sum(1 - float(point["ratio"]) for point in self.points)
+        return 2 * self.options["evaluate_tokens"] * self.facts.macs_per_token * kept
+
+    def _efficiency(self) -> int:
+        return len(self.points) + 1
+
+    def _diagnose(self) -> int:
+        return sum(point["model"] == self.model for point in self.work["diagnosed"])
+
+    def _row(self, point: dict[str, str]) -> dict[str, Any]:
+        return self.work["rows"][point["method"]]
+
+
+def _kernel(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
+    N, D, F, K = count.tokens[calib], count.facts.width, given["features"], layers
+    batches = math.ceil(count.work["calibrations"][calib]["sequences"] / given["batch_sequences"])
+    # lift, and back to Omega only: 2 * D F a state; Gram and cross, prediction and its gradient: 4 * 2 F^2 a step
+    return given["epochs"] * (N * ((K + 1) * 2 * D * F + K * 8 * F ** 2) + batches * K * 7 * F ** 3 / 3)
+
+
+def _inverse(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
+    # `given` holds step 1's options too
+    return given["epochs"] * count.tokens[calib] * 6 * given["width"] * (given["features"] + count.facts.width)
+
+
+def _direct(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
+    D = count.facts.width
+    return count.tokens[calib] * 4 * D ** 2 + 7 * D ** 3 / 3
+
+
+def _sequential(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
+    return layers * _direct(count, calib, layers, given)
+
+
+def _streamline(count: _Count, calib: str, given: dict[str, Any]) -> float:
+    return given["epochs"] * count.tokens[calib] * 6 * count.layer
+
+
+def _greedy(count: _Count, calib: str, given: dict[str, Any]) -> float:
+    """SLEB: after each removal every layer left is tried, by the layers after it and the head."""
+    one = count.work["calibrations"][calib]
+    left, removed = count.facts.layers, round(given["largest"] * count.facts.layers)
+    tried = sum((left - gone) * ((left - gone) / 2 * count.layer + count.head) for gone in range(removed))
+    return 2 * min(given["sequences"] or math.inf, one["sequences"]) * one["length"] * tried
+
+
+def _influence(count: _Count, calib: str, given: dict[str, Any]) -> float:
+    """Block influence reads stored states: as good as nothing."""
+    return 0.0
+
+
+FITS: dict[tuple[str, str], Callable[..., float]] = {
+    ("kdp_core.methods.kdp.kernel", "fit"): _kernel, ("kdp_core.methods.kdp.inverse", "fit"): _inverse, ("kdp_core.methods.linear", "direct"): _direct,
+    ("kdp_core.methods.linear", "sequential"): _sequential}
+COMPOSES: dict[tuple[str, str], Callable[..., float]] = {("kdp_core.methods.streamline", "compose"): _streamline}
+SEARCHES: dict[tuple[str, str], Callable[..., float]] = {
+    ("kdp_core.methods.sleb", "greedy"): _greedy, ("kdp_core.methods.shortgpt", "block_influence"): _influence}
+
+
+def table(sweep: Sweep) -> str:
+    """The plan as Markdown: by model, then by stage; what it assumes and what it leaves out."""
+    lines = ["| model | parameters, 10^9 | jobs | accelerator hours | hidden states, GiB | checkpoints, GiB |",
+             "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for model, params in sweep.params.items():
+        lines.append(_line(model, f"{params / 1e9:.2f}", [cost for cost in sweep.costs if cost.model == model]))
+    lines += [_line("all", f"{sum(sweep.params.values()) / 1e9:.2f}", sweep.costs), "",
+              "| stage | " + " | ".join(sweep.params) + " | jobs | accelerator hours |",
+              "| --- |" + " ---: |" * (len(sweep.params) + 2)]
+    for stage in STAGES:
+        costs = [cost for cost in sweep.costs if cost.stage == stage]
+        if any(cost.jobs for cost in costs):
+            lines.append("| " + " | ".join([stage, *(f"{cost.jobs:,}" for cost in costs),
+                                            f"{sum(cost.jobs for cost in costs):,}", _hours(costs)]) + " |")
+    words = {"tflops": "{:g} TFLOP/s in forward passes", "tflops_fit": "{:g} in fits",
+             "load_gib_s": "{:g} GiB a second of weights read", "evaluate_tokens": "{:,} tokens an evaluation"}
+    lines += ["", "Assumed: " + ", ".join(text.format(sweep.options[name]) for name, text in words.items()) + ". "
+              "Steps are those of the highest ratio of a row, with layers of mean size."]
+    unknown = sorted({f"{cost.stage} of {row}" for cost in sweep.costs for row in cost.unknown})
+    lines += [f"No hours are counted but those of loading: {', '.join(unknown)}."] if unknown else []
+    lines += [f"Out of reach: {point}." for point in sweep.unreachable]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, params: str, costs: list[Cost]) -> str:
+    hidden = sum(cost.gib for cost in costs if cost.stage == "hidden")
+    rest = sum(cost.gib for cost in costs if cost.stage in ("dense", "fold", "finetune"))
+    return "| " + " | ".join([name, params, f"{sum(cost.jobs for cost in costs):,}", _hours(costs), f"{hidden:,.1f}",
+                              f"{rest:,.0f}"]) + " |"
+
+
+def _hours(costs: list[Cost]) -> str:
+    return f"{sum(cost.hours for cost in costs):,.1f}"

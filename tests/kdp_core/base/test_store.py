@@ -1,0 +1,234 @@
+"""Records to and from disk: nothing is lost, nothing half written, nothing foreign taken for a record."""
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdp_core.base import records, store
+from kdp_core.base.records import (
+    Composed,
+    Diagnosis,
+    Efficiency,
+    Finetuned,
+    Inverse,
+    KernelMap,
+    LinearMap,
+    ModelFacts,
+    Module,
+    Plan,
+    Probes,
+    PrunedFacts,
+    Score,
+    Scores,
+    Search,
+    Selection,
+    Similarity,
+    Spaces,
+    Theory,
+    Tokens,
+)
+from kdp_core.base.store import StoreError
+
+CURVE = [{"epoch": 0, "loss": 1.5, "operator_norm": [1.0, 0.9]}, {"epoch": 1, "loss": 0.5, "operator_norm": [1.0, 0.8]}]
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def examples():
+    """One of every record, each with its awkward fields filled."""
+    affine = Module((2, 4), "affine", {"width": 3, "bypass_above": None}, {"map.weight": numbers(3, 3)})
+    lift = Module((5, 6), "rff_mlp", {"width": 3, "activation": "silu"},
+                  {"w1.weight": numbers(4, 2), "phase": numbers(2)})
+    score = Score("lastword", "acc", 0.25, None, 64, True, "share")
+    selection = Selection([(1, 3), (5, 7)], [0.9, 0.8], "cosine", 0.2, 0.19, 0.4, 3,
+                          [{"block": (1, 3), "context": (0, 3), "score": 0.9}], 4)
+    inverse = Inverse((1, 3), numbers(5, 8), numbers(5), numbers(3, 5), numbers(3), 0.7, "gelu", CURVE,
+                      {"seconds": 2.5})
+    tensors = {"model.norm.weight": numbers(3), "model.layers.0.mlp.up_proj.weight": numbers(2, 3).bfloat16()}
+    return [
+        ModelFacts("llama", 4, 3, 384, 1000, [10, 20, 30, 40], 900, "hub:a/b", "ab" * 32),
+        Tokens(torch.arange(6).reshape(2, 3), ["news", "notes"], {"seed": 1, "parts": [{"name": "news", "n": 1}]}),
+        Similarity([0, 2], *(numbers(2, 2, seed=k).double() for k in range(5)), "mask", 100, 3),
+        selection, Selection([], [], "cka_rbf", 0.1, 0.0, 0.0, 3, [], 0),
+        KernelMap((1, 3), numbers(3, 4), numbers(4), numbers(2, 8, 8), numbers(2), "rms", 12.5, CURVE, {"ridge": 1e-3}),
+        inverse, LinearMap((1, 3), numbers(3, 3), numbers(3), None, {}), affine,
+        Plan("kdp", [(2, "whole"), (3, "mlp")], [affine, lift], tensors), Plan("shortgpt", [], [], {}),
+        PrunedFacts("kdp", 10, 3, 1000, 800, 40, 0.2, [(2, 4), (5, 6)], [(7, "mlp")], 3), score,
+        Finetuned("adapter", 8, 96, 1, "loss", CURVE, 90, 10, 1143, {"lr": 1e-4}, 12.5),
+        Scores([score, score._replace(stderr=0.1)], 3.5, {"torch": "2"}),
+        Efficiency(1, 2, 3, 4, 128, 1.5, 2.5, 3.5, 4.5, 1.1, 1.2, 500.0, "rss", "cpu", 1, 5),
+        Theory((1, 3), 8, "raw", 0.05, 100, 10, 20, 0.1, [0.1, 0.05], 1.2, [1.2, 0.9], 1.0, 3.0, 9.0,
+               [{"start": 1, "horizon": 1, "samples_needed": None, "vacuous": True}], [{"ridge": 1e-3}],
+               [{"gap": 1, "space": "random", "bandwidth_scale": 3.0}], [{"gap": 1, "holds": True}], {"ridge": 1e-6}),
+        Diagnosis([0, 3], [0.1, 0.2], [0.9, 0.8], [0, 2], 64, 1, [1, 2], 8.0, 63, 0.5, None, 0.7, None, 3.0, None, 3.5,
+                  None, 0.5, None),
+        Search([3, 2, 7], [0.1, 0.15, 0.4], "divergence", 3, {"2": 0.2, "3": 0.1, "7": 0.3}, 12,
+               {"fit_tokens": 96, "seconds": 1.5}),
+        Composed(Plan("kdp_residual", [(2, "whole")], [affine], tensors),
+                 [{"epoch": 0, "seconds": 0.0, "kl": None, "heldout_kl": 0.5}],
+                 [{"block": (2, 4), "heldout_error": 0.1, "params": 9}], {"tokens": 96}),
+        Composed(Plan("linear_prefix", [], [affine], {}), [], [], {}),
+        Probes(1.0, True, 3, [7, 23], [{"layer": 2, "part": "mlp", "kl": 0.1, "kl_stderr": None}],
+               [{"layer": 2, "part": "mlp", "window": 0, "kl": 0.1}], {"seconds": 1.5}),
+        Spaces(1.0, True, 2, 16, 4, [{"history": "own", "step": 1, "same_text": 0.5}], [{"state": 3, "kl": 0.1}],
+               [{"kl": 0.1, "rank": 2}], {"seconds": 1.5}),
+    ]
+
+
+def same(a, b) -> bool:
+    """Equal in value and in kind, tensors in every bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+def has_tensors(record) -> bool:
+    return bool(store._split(record._asdict())[0])
+
+
+def temporaries(folder):
+    return sorted(path.name for path in folder.rglob("*.tmp"))
+
+
+def test_examples_hold_every_record():
+    every = {kind for kind in vars(records).values() if isinstance(kind, type) and hasattr(kind, "_fields")}
+    assert every == {type(record) for record in examples()}
+
+
+@pytest.mark.parametrize("record", examples(), ids=lambda record: type(record).__name__)
+def test_round_trip(tmp_path, record):
+    for suffix in [".safetensors"] if has_tensors(record) else [".json", ".safetensors"]:
+        store.write(tmp_path / f"a/b/record{suffix}", record)
+        assert same(store.read(tmp_path / f"a/b/record{suffix}"), record)
+    assert temporaries(tmp_path) == []
+
+
+@pytest.mark.parametrize("record", [record for record in examples() if has_tensors(record)],
+                         ids=lambda record: type(record).__name__)
+def test_same_record_same_bytes(tmp_path, record):
+    for name in "abcd":
+        store.write(tmp_path / f"{name}.safetensors", record)
+    assert len({(tmp_path / f"{name}.safetensors").read_bytes() for name in "abcd"}) == 1
+
+
+def test_fields_may_share_a_tensor_or_a_storage(tmp_path):
+    base_LL = numbers(4, 4)
+    for fields in ((base_LL,) * 5, (base_LL[:2], base_LL[2:], base_LL, base_LL.mT, base_LL),
+                   (base_LL.mT, base_LL.mT, base_LL, base_LL[:, :2], base_LL[:, 1:])):
+        record = Similarity([0, 1], *fields, "raw", 1, 0)
+        store.write(tmp_path / "s.safetensors", record)
+        assert same(store.read(tmp_path / "s.safetensors"), record)
+
+
+def test_nothing_in_a_dict_is_mistaken_for_structure(tmp_path):
+    provenance = {"head": {"tensor": "none"}, "row": {"record": "gramophone"}, "context": ["a", "b"], "cut": [1, 2]}
+    record = Tokens(torch.zeros(1, 2, dtype=torch.long), ["x"], provenance)
+    store.write(tmp_path / "t.safetensors", record)
+    assert same(store.read(tmp_path / "t.safetensors"), record)
+
+
+def test_not_a_number_becomes_null(tmp_path):
+    values = {"a": math.nan, "b": [1.0, math.inf], "c": np.float64("nan"), "d": np.arange(2),
+              "e": torch.tensor(-math.inf), "f": np.int64(3), "g": True, "h": "café"}
+    store.write_json(tmp_path / "v.json", values)
+    assert store.read_json(tmp_path / "v.json") == {"a": None, "b": [1.0, None], "c": None, "d": [0, 1], "e": None,
+                                                    "f": 3, "g": True, "h": "café"}
+    assert "NaN" not in (tmp_path / "v.json").read_text()
+    store.write(tmp_path / "m.safetensors", LinearMap((0, 1), numbers(2, 2), numbers(2), None, {"error": math.nan}))
+    assert store.read(tmp_path / "m.safetensors").stats == {"error": None}
+
+
+def test_failed_body_leaves_the_old_file(tmp_path):
+    store.write_text(tmp_path / "file", "old")
+    with pytest.raises(KeyError), store.atomic(tmp_path / "file") as temporary:
+        temporary.write_text("half of the n")
+        raise KeyError("broken")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_failed_body_leaves_the_old_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("old")
+    with pytest.raises(KeyError), store.atomic(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "new").write_text("half")
+        raise KeyError("broken")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert temporaries(tmp_path) == []
+
+
+def test_folder_is_replaced_whole(tmp_path):
+    for name in ("old", "new"):
+        with store.atomic(tmp_path / "out") as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert temporaries(tmp_path) == []
+
+
+def test_nothing_at_the_final_path_while_writing(tmp_path):
+    with store.atomic(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "file").exists()
+        assert temporary.parent == tmp_path, "a rename across file systems would not be atomic"
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_refuses_tensors_in_json_and_unknown_suffixes(tmp_path):
+    record = LinearMap((0, 1), numbers(2, 2), numbers(2), None, {})
+    with pytest.raises(StoreError, match=r"LinearMap holds tensors \(bias_D, weight_DD\); use \.safetensors"):
+        store.write(tmp_path / "map.json", record)
+    with pytest.raises(StoreError, match="change the suffix"):
+        store.write(tmp_path / "map.pt", record)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("head, message", [
+    ({"record": "Gramophone", "fields": {}}, "unknown record 'Gramophone'"),
+    ({"record": "Block", "fields": {}}, "unknown record 'Block'"),
+    ({"record": "Scores", "fields": {"scores": [], "seconds": 1.0}}, "fields of Scores differ"),
+    ({"record": "Scores", "fields": {"scores": [], "seconds": 1.0, "versions": {}, "x": 1}}, "fields of Scores differ"),
+    ({"record": "Scores", "fields": {"scores": [{"record": "Score", "task": "a"}], "seconds": 1.0, "versions": {}}},
+     "fields of Score differ"),
+    ({"ppl": 12.5}, "no record of kdp"), ([1, 2], "no record of kdp"),
+])
+def test_refuses_other_json(tmp_path, head, message):
+    (tmp_path / "x.json").write_text(json.dumps(head))
+    with pytest.raises(StoreError, match=message) as error:
+        store.read(tmp_path / "x.json")
+    assert "x.json" in str(error.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_refuses_foreign_safetensors(tmp_path, metadata):
+    save_file({"weight": numbers(2)}, tmp_path / "x.safetensors", metadata=metadata)
+    with pytest.raises(StoreError, match=r"x\.safetensors: no record of kdp"):
+        store.read(tmp_path / "x.safetensors")
+
+
+def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_kept(tmp_path):
+    import os
+    import socket
+    import subprocess
+    import sys
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive, other = (tmp_path / f".x.json.{host}-{pid}-abc.tmp" for host, pid in (
+        (socket.gethostname(), gone.pid), (socket.gethostname(), os.getpid()), ("elsewhere", gone.pid)))
+    dead.mkdir()
+    (dead / "half").write_text("")
+    alive.write_text("")
+    other.write_text("")
+    store.write_json(tmp_path / "x.json", {})
+    assert not dead.exists() and alive.exists() and other.exists()

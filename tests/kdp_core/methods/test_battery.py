@@ -1,0 +1,373 @@
+"""One battery over the table of methods and the families; an exception is a visible flag in CASES."""
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+import torch
+from safetensors import safe_open
+
+from kdp_core import methods
+from kdp_core.base import texts
+from kdp_core.base.records import Composed, ModelFacts, Module, Plan, Selection
+from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
+from kdp_core.model import checkpoints, folded
+from kdp_core.prune.finetune import finetune
+from kdp_core.prune.fold import fold
+from kdp_core.states import hidden
+from kdp_core.states.similarity import similarity
+from tests import pico
+from tests.kdp_core import stored
+
+RATIO, K_MAX = 0.25, 3
+IDS_ST = torch.arange(2, 26).view(2, 12)
+PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class Case(NamedTuple):
+    """How the battery runs a row."""
+    options: dict[str, dict[str, Any]]
+    """By step, small enough for a test."""
+    stand_ins: bool = True
+    """False: nothing takes the place of a dropped block."""
+    fit_chooses: bool = False
+    """True: the selection names no blocks, the fit decides what goes."""
+    keeps_one: bool = False
+    """True: one layer of the run stays, trained to do for all."""
+    zeros: bool = False
+    """True: weights are set to zero instead of going."""
+    refuses: tuple[str, ...] = ()
+    """Families that the method cannot do."""
+
+
+LINEAR = {"heldout": 0.2}
+RESIDUAL = {"search": {"entries": 8, "fit_sequences": 12, "judge_sequences": 4},
+            "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}
+CASES = {
+    "remove": Case({}, stand_ins=False),
+    "linear": Case({"fit": LINEAR}),
+    "linear_sequential": Case({"fit": LINEAR}),
+    "kdp": Case({"kernel": {"features": 32, "rank": 2, "epochs": 2, "heldout": 0.2},
+                 "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
+    "linear_prefix": Case({"compose": LINEAR}),
+    "replaceme_lstsq": Case({"compose": LINEAR}, stand_ins=False, refuses=("gemma3_text",)),
+    "replaceme_cosine": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False, refuses=("gemma3_text",)),
+    "streamline": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False, keeps_one=True),
+    "laco": Case({"compose": {"group": 2, "stride": 1, "sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "sliding_merge": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "shortgpt": Case({}, stand_ins=False),
+    "block_drop": Case({}, stand_ins=False),
+    "sleb": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_ppl": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_taylor": Case({"search": {"sequences": 4}}, stand_ins=False),
+    "shortened_magnitude": Case({}, stand_ins=False),
+    "angular": Case({}, stand_ins=False),
+    "deepest": Case({}, stand_ins=False),
+    "cosine_run": Case({}, stand_ins=False),
+    "lorp": Case({"block": {"clusters": 2}}, stand_ins=False),
+    "attn_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "mlp_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "joint_drop": Case({}, stand_ins=False, fit_chooses=True),
+    "llm_pruner": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
+    "slicegpt": Case({"compose": {"multiple": 1}}, stand_ins=False, fit_chooses=True, refuses=("gemma3_text",)),
+    "magnitude": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
+    "wanda": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
+    "sparsegpt": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
+    "kdp_residual": Case(RESIDUAL),
+}
+
+
+class Dense(NamedTuple):
+    """What every method starts from."""
+    folder: Any
+    hidden: Any
+    tokens: Any
+    similarity: Any
+    facts: Any
+
+
+class Pruned(NamedTuple):
+    """What came of a method."""
+    dense: Dense
+    plan: Any
+    selection: Any
+    facts: Any
+    folder: Any
+
+
+@pytest.fixture(scope="module", params=pico.EVERY)
+def dense(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp(request.param)
+    folder = pico.save(root / "dense", request.param)
+    model = checkpoints.load_model(folder)
+    hidden.extract(model, stored.tokens(), root / "hidden.zarr")
+    states = hidden.read(root / "hidden.zarr")
+    return Dense(folder, states, stored.tokens(), similarity(states, tokens=256, batch=64),
+                 checkpoints.facts(model, source="pico", sha256=""))
+
+
+def run(name, dense):
+    return methods.run(name, dense.folder, dense.hidden, dense.tokens, dense.similarity, dense.facts, ratio=RATIO,
+                       k_max=K_MAX, options=CASES[name].options)
+
+
+def skip_refused(name, dense):
+    if dense.facts.family in CASES[name].refuses:
+        pytest.skip("refused, which a test of its own checks")
+
+
+def selected(name, dense):
+    """The blocks by themselves: of a search where the method has one, else of the similarity."""
+    row, options = METHODS[name], CASES[name].options
+    base = row.search(dense.folder, dense.hidden, dense.tokens, dense.facts, k_max=K_MAX, **options.get("search", {})) \
+        if row.search else dense.similarity
+    return row.select(base, dense.facts, ratio=RATIO, k_max=K_MAX,
+                      module_params=row.module_params(dense.facts, options), **options.get("block", {}))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def pruned(request, dense, tmp_path_factory):
+    skip_refused(request.param, dense)
+    plan, folder = run(request.param, dense), tmp_path_factory.mktemp("pruned") / "checkpoint"
+    return Pruned(dense, plan, selected(request.param, dense), fold(plan, dense.folder, folder), folder)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refuses])
+def test_what_cannot_be_done_is_refused_by_name_before_any_work(dense, name, monkeypatch):
+    if dense.facts.family not in CASES[name].refuses:
+        pytest.skip("not refused")
+    monkeypatch.setattr(checkpoints, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=dense.facts.family):
+        run(name, dense)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS_ST).logits
+
+
+def test_every_row_has_a_case_and_no_case_lacks_a_row():
+    assert set(CASES) == set(METHODS)
+
+
+def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
+    dropped = [(layer, "whole") for start, stop in pruned.selection.blocks for layer in range(start, stop)]
+    if CASES[pruned.plan.method].fit_chooses:
+        assert not dropped and (pruned.plan.drop or pruned.plan.tensors)
+    else:
+        assert pruned.plan.drop == dropped[CASES[pruned.plan.method].keeps_one:] and dropped
+    assert [module.block for module in pruned.plan.modules] == \
+        (pruned.selection.blocks if CASES[pruned.plan.method].stand_ins else [])
+    for module in pruned.plan.modules:
+        assert set(folded.MODULES[module.kind](**module.options).state_dict()) == set(module.tensors)
+        assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in module.tensors.values())
+
+
+def test_ratio_and_parameters_are_as_reported(pruned):
+    facts, count, case = pruned.facts, len(pruned.selection.blocks), CASES[pruned.plan.method]
+    with safe_open(pruned.folder / "model.safetensors", framework="pt") as file:
+        stored_params = sum(file.get_tensor(name).numel() for name in file.keys())
+    assert facts.params_after == stored_params and facts.params_before == pruned.dense.facts.params_total
+    assert facts.params_removed == pytest.approx(1 - (stored_params - facts.params_zeroed) / facts.params_before)
+    assert bool(facts.params_zeroed) == case.zeros
+    row = METHODS[pruned.plan.method]
+    assert facts.params_added == (count * row.module_params(pruned.dense.facts, case.options) if case.stand_ins else 0)
+    assert facts.layers_removed == len(whole_layers(pruned.plan))
+    if case.fit_chooses:
+        assert abs(facts.params_removed - pruned.selection.ratio_planned) < 0.04, "a layer here is a tenth of the model"
+    else:
+        assert facts.params_removed == pytest.approx(pruned.selection.ratio_planned)
+        # neighbours without stand-ins are one run
+        assert layers_in(facts.blocks) == whole_layers(pruned.plan)
+        assert whole_layers(pruned.plan) == layers_in(pruned.selection.blocks)[case.keeps_one:]
+    assert abs(facts.params_removed - RATIO) < 0.12
+
+
+def layers_in(blocks):
+    return [layer for start, stop in blocks for layer in range(start, stop)]
+
+
+def whole_layers(plan):
+    return [layer for layer, part in plan.drop if part == "whole"]
+
+
+def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned):
+    model = checkpoints.load_model(pruned.folder)
+    assert logits(model).isfinite().all()
+    assert len(folded.decoder_layers(model)) == 10 - len(whole_layers(pruned.plan))
+    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+                           do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*runs)
+    assert checkpoints.load_tokenizer(pruned.folder).decode(runs[0][0])
+
+
+def test_checkpoint_saves_and_reloads_with_the_same_bits(pruned, tmp_path):
+    model = checkpoints.load_model(pruned.folder)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(checkpoints.load_model(tmp_path / "again")), logits(model))
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pruned.folder / "model.safetensors").read_bytes()
+
+
+def test_checkpoint_holds_no_pickle(pruned):
+    for path in pruned.folder.iterdir():
+        assert path.suffix in (".json", ".safetensors", ".py", ".jinja", ".txt", ".model"), path
+        assert not path.read_bytes().startswith(PICKLED), path
+
+
+def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
+    """Its dagger variant, by the one stage that all rows share; a head tied and one of its own will do."""
+    if pruned.dense.facts.family not in ("llama", "qwen3"):
+        pytest.skip("another family, same heads")
+    facts, record = finetune(pruned.dense.folder, pruned.folder, tmp_path / "tuned", pruned.dense.tokens, pruned.facts,
+                             rank=2, lr=0.005, epochs=1, kl_weight=1.0, heldout=0.2)
+    model = checkpoints.load_model(tmp_path / "tuned")
+    assert facts.params_after == model.num_parameters() and logits(model).isfinite().all()
+    assert facts.params_zeroed == pruned.facts.params_zeroed
+    first, last = record.curve[0], record.curve[record.epoch]
+    assert last["heldout_kl_nats"] <= first["heldout_kl_nats"]
+    assert not record.epoch or not torch.equal(logits(model), logits(checkpoints.load_model(pruned.folder)))
+
+
+def test_same_bits_twice(pruned):
+    again = run(pruned.plan.method, pruned.dense)
+    assert again.drop == pruned.plan.drop and set(again.tensors) == set(pruned.plan.tensors)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in pruned.plan.tensors.items())
+    for module, other in zip(pruned.plan.modules, again.modules, strict=True):
+        assert (module.block, module.kind, module.options) == (other.block, other.kind, other.options)
+        assert set(module.tensors) == set(other.tensors)
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in module.tensors.items())
+
+
+@pytest.mark.parametrize("name", ["kdp", "kdp_residual"])
+def test_plan_does_not_touch_torchs_own_generator(dense, name):
+    before = torch.random.get_rng_state()
+    run(name, dense)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_sequential", "linear_prefix", "kdp_residual"])
+def test_fitted_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blocks(dense, tmp_path, name):
+    """On text that no fit has seen."""
+    plan = run(name, dense)
+    fold(plan, dense.folder, tmp_path / "filled")
+    fold(plan._replace(modules=[]), dense.folder, tmp_path / "empty")
+    tokens = texts.pack(pico.tokenizer(), [texts.Part("other", pico.documents(20, seed=9), 8)], length=24, seed=0)
+    model = checkpoints.load_model(dense.folder)
+    with torch.no_grad():
+        expected = model(tokens.ids_ST).logits
+        filled, empty = ((checkpoints.load_model(tmp_path / which)(tokens.ids_ST).logits - expected).norm()
+                         for which in ("filled", "empty"))
+    assert filled < 0.95 * empty
+
+
+# options
+
+FUNCTIONS = sorted({function.function if isinstance(function, methods.Lazy) else function
+                    for row in METHODS.values() for function in methods.parts(row).values()},
+                   key=lambda function: (function.__module__, function.__name__))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: f"{function.__module__}.{function.__name__}")
+def test_every_option_has_a_type_a_default_and_a_description(function):
+    schema, defaults = option_schema(function), settings(function, {})
+    assert set(schema["properties"]) == set(arguments(function)) == set(defaults)
+    for name, words in schema["properties"].items():
+        kinds = words.get("anyOf", [words])
+        assert {kind["type"] for kind in kinds} <= {"integer", "number", "string", "boolean", "array", "null"}, name
+        assert len(words["description"]) > 10 and words["description"][-1] == ".", name
+        assert defaults[name] is not inspect.Parameter.empty, name
+    jsonschema.validate(defaults, schema)
+    assert not set(arguments(function)) & set(methods.GRID_ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_schema_of_a_method_takes_its_case_and_refuses_the_rest(name):
+    schema = method_schema(name)
+    assert set(schema["properties"]) == {"block", *METHODS[name].steps,
+                                         *(key for key in ("search", "compose") if getattr(METHODS[name], key))}
+    jsonschema.validate(CASES[name].options, schema)
+    jsonschema.validate({"block": {"sized_as": "kdp"}}, schema)
+    for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"sized_as": 0.2}}, {"block": {"ratio": 0.2}},
+                  *({part: {"colour": 1}} for part in methods.parts(METHODS[name]))):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_settings_are_defaults_overridden_by_what_is_given():
+    fit = METHODS["kdp"].steps["kernel"]
+    defaults = settings(fit, {})
+    assert settings(fit, {"features": 64, "lr": 0.5}) == defaults | {"features": 64, "lr": 0.5}
+    assert defaults["features"] == 1024 and defaults["lr"] == 0.01 and defaults["patience"] == 3
+    with pytest.raises(MethodError, match=r"'gama' is unknown to kdp_core\.kernel\.fit; it knows features, rank"):
+        settings(fit, {"gama": 1})
+
+
+def test_an_unknown_method_is_told_the_known_ones():
+    with pytest.raises(MethodError, match="'prune' is unknown; choose one of remove, linear, linear_sequential, kdp"):
+        method_of("prune")
+
+
+def test_steps_one_by_one_are_the_whole_method(dense):
+    whole, fitted = run("kdp", dense), {}
+    for module in whole.modules:
+        fitted[module.block] = []
+        for step, options in CASES["kdp"].options.items():
+            record = methods.fit_step("kdp", step, dense.hidden, module.block, fitted[module.block], **options)
+            fitted[module.block].append(record)
+    selection = METHODS["kdp"].select(dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX, module_params=0)
+    again = methods.plan("kdp", selection._replace(blocks=[module.block for module in whole.modules]), fitted)
+    assert again.drop == whole.drop
+    for module, other in zip(whole.modules, again.modules, strict=True):
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in module.tensors.items())
+
+
+@pytest.mark.parametrize("name, options, message", [
+    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.linear\.direct; it knows ridge"),
+    ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.blocks\.most_similar"),
+    ("kdp", {"kernl": {}}, "method kdp has no step 'kernl'; it has block, kernel, inverse"),
+    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to kdp_core\.residual\.compose; it knows dict"),
+    ("kdp_residual", {"search": {"k_max": 3}}, r"'k_max' is unknown to kdp_core\.search\.by_divergence"),
+    ("kdp_residual", {"fit": {}}, "method kdp_residual has no step 'fit'; it has block, search, compose"),
+    ("linear_prefix", {"compose": {"epochs": 1}}, r"'epochs' is unknown to kdp_core\.residual\.compose_linear"),
+    ("replaceme_lstsq", {"search": {}}, "method replaceme_lstsq has no step 'search'; it has block, compose"),
+])
+def test_unknown_options_are_refused_before_any_work(name, options, message):
+    with pytest.raises(MethodError, match=message):
+        methods.run(name, None, None, None, None, None, ratio=RATIO, k_max=K_MAX, options=options)
+
+
+# rows that fit a grid point at once
+
+def test_a_lazy_function_is_the_function_and_takes_its_options():
+    from kdp_core.methods.kdp_residual import fit as residual
+
+    lazy = METHODS["kdp_residual"].compose
+    assert lazy.function is residual.compose and arguments(lazy) == arguments(residual.compose)
+    assert settings(lazy, {"entries": 8}) == settings(residual.compose, {"entries": 8})
+    facts = ModelFacts("llama", 1, 32, 384, 1, [1], 0, "made", "")
+    assert METHODS["linear_prefix"].module_params(facts, {}) == residual.linear_params(facts, {}) == 32 * 33
+
+
+def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
+    module = Module((4, 6), "affine", {"width": 2}, {})
+    composed = Composed(Plan("other", [], [module], {"a": torch.zeros(1)}), [], [], {})
+    selection = Selection([(1, 2), (4, 6)], [0.0, 0.0], "divergence", 0.2, 0.2, 0.5, 3, [], 3)
+    plan = methods.whole("linear_prefix", selection, composed)
+    assert plan.method == "linear_prefix" and plan.drop == [(1, "whole"), (4, "whole"), (5, "whole")]
+    assert plan.modules == [module] and plan.tensors is composed.plan.tensors
+
+
+def test_replaceme_adds_no_parameter_and_needs_no_code_of_ours(dense, tmp_path):
+    skip_refused("replaceme_lstsq", dense)
+    facts = fold(run("replaceme_lstsq", dense), dense.folder, tmp_path / "out")
+    assert facts.params_added == 0 and not (tmp_path / "out" / folded.FILE).exists()
+    assert checkpoints.load_model(tmp_path / "out").config.model_type == dense.facts.family
+
+
+def test_importing_the_table_loads_no_transformers():
+    """Rules and most steps read it at every start; the models cost seconds."""
+    code = "import sys, kdp_core.methods; sys.exit(any(name.startswith('transformers') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(methods.__file__).parents[2]).returncode == 0

@@ -1,0 +1,169 @@
+"""Sources: parsing, hashes, wheels through the real pip without network, the hub at its boundary."""
+import hashlib
+import zipfile
+
+import huggingface_hub
+import pytest
+
+from kdp_core.model import assets
+from kdp_core.model.assets import AssetError, HashMismatch, Source, SourceError, fetch, parse_source, sha256_of
+
+DATA = b"first document\nsecond document\n"
+DATA_HASH = hashlib.sha256(DATA).hexdigest()
+
+
+def make_wheel(folder, tag="py3-none-any", name="pocketdata", members=None):
+    """A wheel that pip accepts, with the given members beside its metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-1.2.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.2-{tag}.whl", "w") as archive:
+        for member, content in (members or {f"{name}/texts/lee.cor": DATA}).items():
+            archive.writestr(member, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that is pip's only index."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("hf:org/name@abc123", Source("hf", "org/name", "abc123", "")),
+    ("hf:org/name@refs/pr/3", Source("hf", "org/name", "refs/pr/3", "")),
+    ("hf:gpt2", Source("hf", "gpt2", "main", "")),
+    ("hf-data:org/name", Source("hf-data", "org/name", "main", "")),
+    ("pypi:gensim==4.4.0/gensim/test/test_data/lee.cor",
+     Source("pypi", "gensim", "4.4.0", "gensim/test/test_data/lee.cor")),
+    ("../models/mine", Source("local", "", "", "../models/mine")),
+    ("~/m.gguf", Source("local", "", "", "~/m.gguf")),
+])
+def test_forms(text, expected):
+    assert parse_source(text) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "", "pypi:gensim/gensim/lee.cor", "pypi:gensim==4.4.0", "pypi:gensim==4.*/a", "pypi:--index-url==1/a",
+    "pypi:a==1/../b", "pypi:a==1//etc/passwd", "pypi:a==1/b/../../c", "pypi:a==1/folder/", "hf:", "hf:a/b/c", "hf:a b",
+])
+def test_malformed_sources_name_the_forms(text):
+    with pytest.raises(SourceError) as error:
+        parse_source(text)
+    assert repr(text) in str(error.value) and assets.FORMS in str(error.value)
+
+
+def test_folder_hash_follows_names_and_bytes_and_skips_hidden_files(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two").write_bytes(b"2")
+    (tmp_path / "a").write_bytes(b"1")
+    lines = f"a  {hashlib.sha256(b'1').hexdigest()}\nb/two  {hashlib.sha256(b'2').hexdigest()}\n"
+    before = sha256_of(tmp_path)
+    assert before == hashlib.sha256(lines.encode()).hexdigest()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_bytes(b"x")
+    assert sha256_of(tmp_path) == before
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert sha256_of(tmp_path) != before
+
+
+def test_local_paths(tmp_path, monkeypatch):
+    (tmp_path / "text.cor").write_bytes(DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch("text.cor", sha256=DATA_HASH, cache="cache").read_bytes() == DATA
+    assert fetch("~/text.cor", sha256=DATA_HASH.upper(), cache="cache").read_bytes() == DATA
+    with pytest.raises(AssetError, match=str(tmp_path / "absent")):
+        fetch("absent", sha256=None, cache="cache")
+    with pytest.raises(HashMismatch) as error:
+        fetch("text.cor", sha256="0" * 64, cache="cache")
+    assert all(part in str(error.value) for part in ("text.cor", "0" * 64, DATA_HASH))
+
+
+def test_wheel_member_is_taken_once(index, tmp_path):
+    make_wheel(index)
+    source, cache = "pypi:pocketdata==1.2/pocketdata/texts/lee.cor", tmp_path / "cache"
+    found = fetch(source, sha256=DATA_HASH, cache=cache)
+    assert found == cache / "pocketdata-1.2/pocketdata/texts/lee.cor" and found.read_bytes() == DATA
+    assert [p for p in cache.rglob("*") if p.is_file()] == [found]
+    (index / "pocketdata-1.2-py3-none-any.whl").unlink()
+    assert fetch(source, sha256=DATA_HASH, cache=cache) == found
+    assert fetch(source, sha256=None, cache=cache) == found
+
+
+def test_damaged_cache_is_replaced(index, tmp_path):
+    make_wheel(index)
+    cached = tmp_path / "cache/pocketdata-1.2/pocketdata/texts/lee.cor"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"cut sho")
+    assert fetch("pypi:pocketdata==1.2/pocketdata/texts/lee.cor", sha256=DATA_HASH,
+                 cache=tmp_path / "cache").read_bytes() == DATA
+
+
+def test_wheel_with_the_wrong_content_leaves_nothing(index, tmp_path):
+    make_wheel(index)
+    with pytest.raises(HashMismatch, match=r"pypi:pocketdata==1\.2"):
+        fetch("pypi:pocketdata==1.2/pocketdata/texts/lee.cor", sha256="1" * 64, cache=tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_missing_member_lists_near_names(index, tmp_path):
+    make_wheel(index)
+    with pytest.raises(AssetError, match=r"near it: pocketdata/texts/lee\.cor"):
+        fetch("pypi:pocketdata==1.2/pocketdata/lee.cor", sha256=None, cache=tmp_path / "cache")
+
+
+def test_hostile_members_are_never_written(index, tmp_path):
+    make_wheel(index, members={"../evil": b"x", "../../evil": b"x", "pocketdata/a": b"good"})
+    found = fetch("pypi:pocketdata==1.2/pocketdata/a", sha256=None, cache=tmp_path / "deep/cache")
+    assert found.read_bytes() == b"good"
+    assert not list(tmp_path.rglob("evil"))
+    with pytest.raises(SourceError):
+        fetch("pypi:pocketdata==1.2/../evil", sha256=None, cache=tmp_path / "deep/cache")
+
+
+def test_pip_failure_tells_what_pip_said(index, tmp_path):
+    index.mkdir()
+    with pytest.raises(AssetError, match=r"download absentdata==3\.0: .*No matching distribution.*check the version"):
+        fetch("pypi:absentdata==3.0/a", sha256=None, cache=tmp_path / "cache")
+
+
+def test_wheel_of_another_platform_serves(index, tmp_path):
+    make_wheel(index, tag="cp312-cp312-manylinux_2_28_x86_64")
+    assert fetch("pypi:pocketdata==1.2/pocketdata/texts/lee.cor", sha256=DATA_HASH, cache=tmp_path).is_file()
+
+
+def test_hub_snapshot_takes_no_pickles(tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot_download(repo_id, **options):
+        asked.update(options, repo_id=repo_id)
+        (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert fetch("hf:org/name@abc", sha256=None, cache=tmp_path / "cache") == tmp_path
+    assert (asked["repo_id"], asked["revision"]) == ("org/name", "abc")
+    files = ["config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja",
+             "pytorch_model.bin", "model.pt", "flax_model.msgpack", "original/params.json", "consolidated.safetensors"]
+    taken = list(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=asked["allow_patterns"],
+                                                           ignore_patterns=asked["ignore_patterns"]))
+    assert taken == files[:5]
+    with pytest.raises(HashMismatch):
+        fetch("hf:org/name@abc", sha256="2" * 64, cache=tmp_path / "cache")
+
+
+def test_hub_failure_and_data_sets(tmp_path, monkeypatch):
+    def snapshot_download(repo_id, **options):
+        raise OSError("401 gated repository")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(AssetError, match=r"hf:org/name@main .*gated.*auth login"):
+        fetch("hf:org/name", sha256=None, cache=tmp_path)
+    with pytest.raises(AssetError, match="read_hub_documents"):
+        fetch("hf-data:org/name@main", sha256=None, cache=tmp_path)
