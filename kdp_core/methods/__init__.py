@@ -40,7 +40,7 @@ class Lazy:
 
     def __call__(self, *args: Any, **own: Any) -> Any:
         """As the function."""
-        return self.function(*args, **options)
+        return self.function(*args, **own)
 
 
 class Method(NamedTuple):
