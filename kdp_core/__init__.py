@@ -1,13 +1,31 @@
 """kdp: Kernelized Dynamics Pruning and its neighbours, as a pure PyTorch library.
 
-Folders in the order of the flow; each imports only from itself and from those above it.
-    base     records that pass between stages, their storage, resuming, texts
+The folders stand in the order of the flow; each imports only from itself and from those above it.
+    base     records that pass between stages, their storage, options, resuming, texts
     model    model families, checkpoints, passes through single layers, distillation losses
     states   hidden states, the states of one block, similarity of layers
-    methods  every pruning method, a file each with its row of the table METHODS
-    prune    a plan to a pruned checkpoint, and its fine-tuned variant
+    methods  every pruning method, a file each with its record of the table METHODS
+    prune    a plan to a pruned checkpoint, fine-tuning, and a whole pruning in one call
     score    tasks, benchmarks, scores, costs, diagnosis
     study    theory, kernel-space views, three spaces, published oracles, planner
     results  tables, comparisons, ablations, the paper's tables, the report
     figures  every figure, in one style
+
+A notebook needs few names, and they are here: `prune_model`, `fold`, `load_model`, `load_tokenizer`, `evaluate`,
+`METHODS`. They are imported when they are first used, so that `import kdp_core` takes no time.
 """
+import importlib
+from typing import Any
+
+PUBLIC = {"METHODS": "kdp_core.methods", "evaluate": "kdp_core.score.evaluate", "fold": "kdp_core.prune.fold",
+          "load_model": "kdp_core.model.checkpoints", "load_tokenizer": "kdp_core.model.checkpoints",
+          "prune_model": "kdp_core.prune.pruning"}
+"""Public name -> the module that holds it."""
+__all__ = ["METHODS", "evaluate", "fold", "load_model", "load_tokenizer", "prune_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in PUBLIC:
+        raise AttributeError(f"kdp_core has no {name!r}; its public names are {', '.join(PUBLIC)}")
+    return getattr(importlib.import_module(PUBLIC[name]), name)
