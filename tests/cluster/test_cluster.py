@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.benchmarks.command import load
 from tests.cluster import cluster as module
 from tests.cluster.cluster import NODES
 from tests.cluster.sweep import Sweep
-from tests.test_quality import PATH, load
 
 
 def test_a_sweep_on_three_nodes_equals_the_local_run(prepared, undisturbed):
@@ -29,7 +29,7 @@ def test_a_sweep_on_three_nodes_equals_the_local_run(prepared, undisturbed):
 def test_the_benchmark_runs_a_sweep_here_and_on_the_cluster(cluster, tmp_path):
     start = Sweep(tmp_path / "start", None).make()
     start.config["grid"] |= {"methods": ["remove"], "ratios": [0.1]}
-    found = load(PATH.with_name("cluster_sweep.py")).compare(start, cluster, 2)
+    found = load("cluster_sweep").compare(start, cluster, 2)
     assert found.different == [] and found.files > 20
     # states, similarity, blocks, fold, evaluation
     assert (found.points, found.jobs, found.slurm_jobs) == (1, 5, 5) and found.nodes > 0 and found.ratio > 0

@@ -1,46 +1,13 @@
 """The quality comparison on a pico model: the table it promises, and nothing measured twice."""
-import importlib.util
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
-from tests import pico
-
-PATH = Path(__file__).parents[1] / "benchmarks" / "quality.py"
-PROMISED = {"method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds"}
-
-
-def load(path: Path):
-    """A benchmark as a module; what it imports from beside it is found as when it is run."""
-    spec = importlib.util.spec_from_file_location(path.stem + "_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
-
-
-def write_project(root: Path) -> Path:
-    """What stands at the project's root: a pico model, texts, a config."""
-    pico.save(root / "model")
-    for name, seed in (("news", 0), ("lee", 1)):
-        (root / f"{name}.txt").write_text("\n".join(pico.documents(60, seed=seed)), encoding="utf-8")
-    entry = "{{source: '{}', sha256: null, format: lines, encoding: utf-8}}"
-    (root / "config.yaml").write_text(f"""
-models: {{pico: {{source: '{root}/model', sha256: null}}}}
-texts:
-  news: {entry.format(root / "news.txt")}
-  lee: {entry.format(root / "lee.txt")}
-calibrations: {{few: {{length: 24, seed: 0, mix: {{news: 12}}}}}}
-cache: cache
-""", encoding="utf-8")
-    return root
+from tests.benchmarks.command import PROMISED, load, write_project
 
 
 @pytest.fixture(scope="module")
 def quality(tmp_path_factory):
-    module = load(PATH)
+    module = load("quality")
     patch = pytest.MonkeyPatch()
     patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
     module.ROWS = {name: row._replace(options=small(name, row.options)) for name, row in module.ROWS.items()}

@@ -1,9 +1,9 @@
 """The benchmark of planning: grids of the size asked for, a row each, numbers that fit together."""
 import pytest
 
-from tests.test_quality import PATH, load
+from tests.benchmarks.command import load
 
-grid_scale = load(PATH.with_name("grid_scale.py"))
+grid_scale = load("grid_scale")
 
 
 @pytest.mark.parametrize("jobs, points", [(100, 20), (1_000, 240), (10_000, 2_500)])

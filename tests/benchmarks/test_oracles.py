@@ -1,17 +1,13 @@
 """The check of published choices, on a pico model under the name of a published one."""
-from pathlib import Path
-
 import pytest
 
 from tests import pico
-from tests.test_quality import load, write_project
-
-PATH = Path(__file__).parents[1] / "benchmarks" / "oracles.py"
+from tests.benchmarks.command import load, write_project
 
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
-    module = load(PATH)
+    module = load("oracles")
     monkeypatch.setattr(module.protocol, "ROOT", write_project(tmp_path / "root"))
     return module
 

@@ -12,10 +12,9 @@ from kdp_core.methods.kdp import kernel
 from kdp_core.methods.kdp_residual import fit as residual
 from kdp_core.model import checkpoints
 from kdp_core.prune import fold
+from tests.benchmarks.command import load
 from tests.kdp_core import stored
-from tests.test_quality import load
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "dictionaries.py"
 SMALL = ["--layers", "2", "6", "--features", "4", "9", "--theta-steps", "6", "--neurons", "4", "8", "99",
          "--random-neurons", "4", "--kernel-features", "16", "--kernel-epochs", "2", "--divergence", "2", "--heldout",
          "0.25", "--threads", "1"]
@@ -23,7 +22,7 @@ SMALL = ["--layers", "2", "6", "--features", "4", "9", "--theta-steps", "6", "--
 
 @pytest.fixture(scope="module")
 def dictionaries():
-    return load(PATH)
+    return load("dictionaries")
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,20 @@
 """The comparison of all methods on a pico model: a row a method, refusals told, nothing measured twice."""
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from kdp_core.methods import METHODS
-from tests.kdp_core.test_methods import CASES
-from tests.test_quality import PROMISED, load, write_project
+from tests.benchmarks.command import PROMISED, load, write_project
+from tests.kdp_core.methods.test_battery import CASES
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "methods.py"
 SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
 """One of each kind: the battery runs them all."""
 
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
-    module = load(PATH)
+    module = load("methods")
     patch = pytest.MonkeyPatch()
     patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
     patch.setattr(module, "ROWS", {name: row._replace(options=CASES[name].options)

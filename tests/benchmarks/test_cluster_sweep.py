@@ -6,10 +6,10 @@ import torch
 
 from kdp_core.base import store
 from kdp_core.base.records import LinearMap, Score, Scores
+from tests.benchmarks.command import load
 from tests.cluster.sweep import Sweep
-from tests.test_quality import PATH, load
 
-cluster_sweep = load(PATH.with_name("cluster_sweep.py"))
+cluster_sweep = load("cluster_sweep")
 AT = "results/pico/few/linear/r0.1-k3"
 
 

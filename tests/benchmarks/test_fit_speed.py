@@ -1,6 +1,4 @@
 """The speed comparison: its numbers are those of the fits themselves, its ratios those of its curves."""
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,16 +7,15 @@ from kdp_core.methods import linear
 from kdp_core.methods.kdp import inverse, kernel
 from kdp_core.states import block as states
 from tests import pico
+from tests.benchmarks.command import load
 from tests.kdp_core import stored
-from tests.test_quality import load
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "fit_speed.py"
 SMALL = ["--block", "4-6", "--epochs", "3", "--features", "16", "--width", "8", "--repeats", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def fit_speed():
-    return load(PATH)
+    return load("fit_speed")
 
 
 @pytest.fixture(scope="module")
