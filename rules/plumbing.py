@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
 TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
-TASK_FILES = ROOT / "kdp_core" / "task_files"
+TASK_FILES = ROOT / "kdp_core" / "score" / "task_files"
 
 
 class ConfigError(ValueError):
