@@ -17,7 +17,7 @@ from kdp_core import methods
 from kdp_core.base import store, texts
 from kdp_core.base.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
 from kdp_core.model import assets, checkpoints
-from kdp_core.results import tables
+from kdp_core.results.summary import retained
 from kdp_core.score import evaluate, tasks
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.states import hidden, similarity
@@ -239,7 +239,7 @@ def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
     frame["ppl_ratio"] = frame["ppl"] / dense["ppl"]
     for kind in ("", "real_"):
         if f"{kind}acc" in dense:
-            frame[f"{kind}rp"] = [tables.retained(acc, dense[f"{kind}acc"]) for acc in frame[f"{kind}acc"]]
+            frame[f"{kind}rp"] = [retained(acc, dense[f"{kind}acc"]) for acc in frame[f"{kind}acc"]]
     order = {name: place for place, name in enumerate(["dense", *[n + t for n in names for t in ("", FT)]])}
     frame = frame.sort_values(["ratio", "method", "seed"], key=lambda column: column.map(order)
                               if column.name == "method" else column, na_position="first")

@@ -1,4 +1,4 @@
-"""Rule `comparisons`: all pairs of models of a group, on the same items."""
+"""Rule `comparisons`: compares all pairs of models of a group on the same items."""
 from pathlib import Path
 
 from gather import folder
@@ -6,8 +6,8 @@ from job import job
 
 from kdp_core.base import store
 from kdp_core.results import compare
+from kdp_core.results.columns import DENSE
 from kdp_core.results.compare import Entry, Outcomes
-from kdp_core.results.tables import DENSE
 
 
 def entries(grid: list[dict[str, str]]) -> list[Entry]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdp_core.base import store
-from kdp_core.results.tables import DENSE, Point
+from kdp_core.results.columns import DENSE, Point
 
 
 def folder(point: dict[str, str]) -> Path:

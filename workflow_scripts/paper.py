@@ -1,4 +1,4 @@
-"""Rule `paper`: the other tables of the paper, as far as the run has their numbers, and a list of all."""
+"""Rule `paper`: the tables of the paper whose numbers the run has, and a list of all twelve."""
 from gather import table
 from job import job
 

@@ -8,17 +8,18 @@ from job import job
 
 from kdp_core.base import store
 from kdp_core.results import report
+from kdp_core.results.report_models import FigureEntry
 
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 
 
 def frame(path: str) -> pd.DataFrame:
-    """A CSV file; an empty one is an empty frame."""
+    """A CSV file; an empty file gives an empty frame."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""]) if Path(path).stat().st_size > 1 else pd.DataFrame()
 
 
 def run_times(folder: str) -> pd.DataFrame:
-    """Snakemake's benchmark files, a row a job."""
+    """Snakemake's benchmark files, one row for each job."""
     paths = sorted(Path(folder).rglob("*.tsv"))
     read = [pd.read_csv(path, sep="\t", usecols=["s", "max_rss"]).assign(
         rule=path.relative_to(folder).parts[0].removesuffix(".tsv")) for path in paths]
@@ -26,7 +27,7 @@ def run_times(folder: str) -> pd.DataFrame:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that numbers depend on."""
+    """Versions of the packages on which numbers depend, and the machine."""
     from importlib.metadata import version
 
     return {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads()),
@@ -35,8 +36,8 @@ def versions() -> dict[str, str]:
 
 def write_report(inputs, params, out: str) -> None:
     """Gather tables, figures and the configuration into the page."""
-    entries = [report.FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
-                                  entry["name"].split("/")[0] if "/" in entry["name"] else "")
+    entries = [FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
+                           entry["name"].split("/")[0] if "/" in entry["name"] else "")
                for entry, path in zip(params.figures, inputs.figures, strict=True)]
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,

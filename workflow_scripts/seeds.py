@@ -5,10 +5,10 @@ from gather import table
 from job import job
 
 from kdp_core.base import store
-from kdp_core.results import compare
+from kdp_core.results import seeds
 
 if __name__ == "__main__":
     with job(snakemake):
-        frame = compare.over_seeds(table(snakemake.input[0]), snakemake.params.families)
+        frame = seeds.over_seeds(table(snakemake.input[0]), snakemake.params.families)
         for path in snakemake.output:
-            store.write_text(path, compare.render_seeds(frame, Path(path).suffix[1:]))
+            store.write_text(path, seeds.render(frame, Path(path).suffix[1:]))

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kdp_core.figures.style import DASHES, GREY, PAGE_IN, Drawn, legend_below, look, plain_log, quiet, rows_of
 from kdp_core.results.ablations import Gathered, kept, lines_of
-from kdp_core.results.tables import DENSE, heading
+from kdp_core.results.columns import DENSE, heading
 
 ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "row": "method"}
 """The key that differs along an axis; along an option it is the row's name."""

@@ -3,7 +3,7 @@
 Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026) with error bars and the share of parameters really removed, and
 Figure 4 of LoRP (2026) with attentions and MLPs that go alone. Errors of the states by layer are in neither paper. The
 lines that one panel cannot hold are dealt out to bands of panels by what the methods do; in every band the others stand
-behind in pale grey. Reads the numbers of kdp_core.results.tables and kdp_core.score.diagnose, computes none.
+behind in pale grey. Reads the numbers of kdp_core.results.summary and kdp_core.score.diagnose, computes none.
 """
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ from kdp_core.figures.style import (
     quiet,
     rows_of,
 )
-from kdp_core.results.tables import COLUMNS, DENSE, KEYS, PRIMARY, Column, Point, heading, span
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column, Point, heading, span
 
 Known = Mapping[str, Sequence[Any]]
 """Row of methods -> (place, variant, group), as in kdp_core.figures.style.Row."""
@@ -51,7 +51,7 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
     """Figure 6: scores against the share of parameters really removed, a line a method (and calib, k_max), with one
     standard error; the dense model is the point at 0 and the dotted line. Perplexities stand on a log axis.
 
-    `summary` as from tables.summarise; a line of panels a model. Raises FigureError for an unknown metric or a summary
+    `summary` as from summary.summarise; a line of panels a model. Raises FigureError for an unknown metric or a summary
     without pruned models.
     """
     unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
@@ -66,7 +66,7 @@ def tasks_against_ratio(scores: pd.DataFrame, summary: pd.DataFrame, *, tasks: S
                         rows: Known | None = None, width: float = PAGE_IN, height: float = 1.8) -> Drawn:
     """Figure 7: the main metric of every task against the share of parameters really removed, a panel a task.
 
-    `scores` as from tables.tidy. Raises FigureError for a task that nothing was scored on, or none at all.
+    `scores` as from summary.tidy. Raises FigureError for a task that nothing was scored on, or none at all.
     """
     metrics = [metric for kind in PRIMARY.values() for metric in kind]
     own = scores[scores["metric"].isin(metrics)]

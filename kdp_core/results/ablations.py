@@ -1,61 +1,67 @@
-"""Ablations: the rows, points and numbers of one study of the KDP paper, ready to print and to draw.
+"""Ablations: the variants, points and numbers of one study of the KDP paper, ready to print and to draw.
 
-Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) are all of one kind: some rows of the
-grid, one quantity that differs between them, some scores. Where the paper gives points and bars alone, every score
-here has its standard error and the dense model stands beside it. Reads the summary and the tidy scores only; no model
-is touched.
+Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) are all of one kind: some variants of
+the grid, one quantity that differs between them, and some scores. The paper gives points and bars alone; here every
+score has its standard error, and the dense model is shown beside it. This module reads the summary and the tidy scores
+and loads no model.
 
-Table 11 has two kinds of retained performance: against the dense model (`rp`) and against the standard calibration
-set (`rp_reference`: against the ablation's first point, or the row's own first where rows are lines).
+Table 11 has two kinds of retained performance: against the dense model (`rp`), and against the standard calibration
+set (`rp_reference`). The reference is the ablation's first point, or the first point of each variant if every variant
+is a line of its own.
 """
+import itertools
 import math
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from kdp_core.results import tables
-from kdp_core.results.tables import COLUMNS, DENSE, KEYS, Column, retained
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column
+from kdp_core.results.marks import NOTE
+from kdp_core.results.summary import retained
 
 REFERENCE = "rp_reference"
 METRICS = (*(name for name, column in COLUMNS.items() if column.better), REFERENCE)
-"""Metrics that are no task's own."""
+"""Metrics that are not those of one task."""
 
 OPTIONS = {
-    "kernel.features": Column("Kernel size 2m", "", "Features of the lift.", 0),
+    "kernel.features": Column("Kernel size 2m", "", "Number of features of the lift.", 0),
     "kernel.epochs": Column("Epochs of step 1", "", "Passes over the training tokens.", 0),
     "inverse.epochs": Column("Epochs of step 2", "", "Passes over the training tokens.", 0),
-    "inverse.width": Column("Hidden width of step 2", "", "Of the two-layer network.", 0),
-    "block.clusters": Column("Clusters of layers", "", "That LoRP sorts the layers into.", 0),
+    "inverse.width": Column("Hidden width of step 2", "", "Width of the two-layer network.", 0),
+    "block.clusters": Column("Clusters of layers", "", "Number of clusters into which LoRP sorts the layers.", 0),
 }
-"""Headings of options that ablations vary; any other option is printed under its own name."""
+"""Headings of options that ablations vary. Any other option is printed under its own name."""
 OTHERS = {
     "k_max": Column("K max", "", "Layers of context of a block.", 0),
-    "tokens": Column("Calibration tokens", "", "Sequences times their length.", 0),
-    "method": Column("Row", "", "Row of methods in the config."),
+    "tokens": Column("Calibration tokens", "", "Number of sequences times their length.", 0),
+    "method": Column("Variant", "", "Variant under `methods:` in the configuration."),
     REFERENCE: Column("Retained of first", "%", "Mean accuracy as a percentage of the first point's.", 1, 1, 1,
                       f"{REFERENCE}_stderr"),
 }
+"""Columns that the summary does not have, or not under these headings."""
 QUANTITIES = {"ratio": "params_removed", "row": "method", "k_max": "k_max", "tokens": "tokens"}
-"""What may stand on the axis besides options, and the column that holds it: of the ratio the share really removed."""
+"""What may stand on the axis besides options, and the column that holds it. `row` stands for the variant. The column of
+the ratio is the share that was really removed."""
 
 
 class AblationError(ValueError):
-    """An ablation whose rows, points or metrics do not make a table."""
+    """The variants, points or metrics of an ablation do not make a table."""
 
 
 class Ablation(NamedTuple):
-    """One study: what is on the axis, for which points, judged by what."""
+    """One study: what is on the axis, which points are compared, and by which metrics."""
     name: str
     title: str
     x: list[str]
-    """`ratio`, `k_max`, `tokens`, `row`, or options of the rows as step.option. With several options a row lies on the
-    line of the one in which it differs from the first row; the first row lies on all lines."""
+    """`ratio`, `k_max`, `tokens`, `row`, or options of the variants as step.option. With several options a variant lies
+    on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
     metrics: list[str]
-    """Columns of the summary, `rp_reference`, or tasks: `task` by its main metric, or `task:metric`."""
+    """Columns of the summary, `rp_reference`, or tasks: `task` for its main metric, or `task:metric`."""
     points: list[dict[str, Any]]
     """Keys of every point, in order: model, calib, method, ratio, k_max. The first is the reference."""
     settings: dict[str, dict[str, Any]]
-    """For each row, the values of the options in `x`."""
+    """For each variant, the values of the options in `x`."""
     tokens: dict[str, int]
     """Tokens of each calibration set."""
 
@@ -64,8 +70,8 @@ class Gathered(NamedTuple):
     """The numbers of one ablation."""
     ablation: Ablation
     frame: pd.DataFrame
-    """Dense rows first within their model, then the points by ratio, else in their order; a column an axis and a
-    metric, with stderr."""
+    """The dense row first within each model, then the points by ratio and in their order. Each axis has a column, and
+    each metric has one for itself and one for its standard error."""
     columns: dict[str, Column]
     """How each column of axes and metrics is printed and read."""
     axes: list[str]
@@ -73,10 +79,10 @@ class Gathered(NamedTuple):
 
 
 def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> Gathered:
-    """The points of an ablation from tables.summarise and tables.tidy, as read from their CSV files.
+    """The points of an ablation from summary.summarise and summary.tidy, as read from their CSV files.
 
-    Raises AblationError for a point that the summary lacks, an unknown metric, an option that a row does not set, or
-    a row that differs from the first in two of several options.
+    Raises AblationError for a point that the summary lacks, an unknown metric, an option that a variant does not set,
+    or a variant that differs from the first one in two of several options.
     """
     _check(ablation)
     frame = _points(summary, ablation)
@@ -84,64 +90,67 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
     axes = [QUANTITIES.get(name, name) for name in ablation.x]
     for name in ablation.x:
         if name not in QUANTITIES:
-            values = {row: _plain(ablation.settings[row][name]) for row in rows_of(ablation)}
+            values = {variant: _plain(ablation.settings[variant][name]) for variant in variants_of(ablation)}
             whole = all(isinstance(value, int) for value in values.values())
-            columns[name] = OPTIONS.get(name, Column(name, "", "Option of the row.", 0 if whole else 4))
-            frame[name] = [values.get(row, math.nan) for row in frame["method"]]
+            columns[name] = OPTIONS.get(name, Column(name, "", "Option of the variant.", 0 if whole else 4))
+            frame[name] = [values.get(variant, math.nan) for variant in frame["method"]]
     if "tokens" in ablation.x:
         frame["tokens"] = [ablation.tokens[row.calib] if row.method != DENSE else math.nan
                            for row in frame.itertuples()]
     for metric in ablation.metrics:
         if metric == REFERENCE:
-            # rows on the axis have one reference, rows of their own lines have each their own
-            along_rows = any(name == "row" or name not in QUANTITIES for name in ablation.x)
-            frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_rows else ["model", "method"])
+            # variants on the axis share one reference; variants that are lines have one each
+            along_variants = any(name == "row" or name not in QUANTITIES for name in ablation.x)
+            frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_variants
+                                   else ["model", "method"])
         elif metric not in METRICS:
             frame, columns[metric] = with_task(frame, scores, metric)
     return Gathered(ablation, frame, columns, axes)
 
 
 def _plain(value: Any) -> int | float | str:
-    """An option's value: a number if it is one, its name if not."""
+    """The value of an option: a number as it is, anything else as text."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _check(ablation: Ablation) -> None:
     if not ablation.points:
-        raise AblationError(f"ablation {ablation.name} has no points; name its rows")
+        raise AblationError(f"ablation {ablation.name} has no points; name its variants under `rows`")
     options = [name for name in ablation.x if name not in QUANTITIES]
     if len(ablation.x) > 1 and len(options) < len(ablation.x):
-        raise AblationError(f"ablation {ablation.name}: x {', '.join(ablation.x)}: several axes must all be options of "
-                            f"rows, as step.option")
-    for row, name in ((row, name) for row in rows_of(ablation) for name in options):
-        if name not in ablation.settings.get(row, {}):
-            raise AblationError(f"ablation {ablation.name}: row {row} does not set {name}; write it into the row")
-    for row in rows_of(ablation):
-        if len(options) > 1 and not lines_of(ablation, row):
-            raise AblationError(f"ablation {ablation.name}: row {row} differs from {rows_of(ablation)[0]} in more than "
+        raise AblationError(f"ablation {ablation.name} has the axes {', '.join(ablation.x)}; several axes must all be "
+                            "options of the variants, as step.option")
+    variants = variants_of(ablation)
+    for variant, name in itertools.product(variants, options):
+        if name not in ablation.settings.get(variant, {}):
+            raise AblationError(f"ablation {ablation.name}: variant {variant} does not set {name}; add it to the "
+                                "variant")
+    for variant in variants:
+        if len(options) > 1 and not lines_of(ablation, variant):
+            raise AblationError(f"ablation {ablation.name}: variant {variant} differs from {variants[0]} in more than "
                                 f"one of {', '.join(options)}; vary one at a time")
 
 
-def rows_of(ablation: Ablation) -> list[str]:
-    """The rows of the config in an ablation, in order."""
+def variants_of(ablation: Ablation) -> list[str]:
+    """The variants of an ablation, in order."""
     return list(dict.fromkeys(point["method"] for point in ablation.points))
 
 
-def lines_of(ablation: Ablation, row: str) -> list[str]:
-    """The axes of `x` on whose line a row lies: those that alone may differ from the first row."""
+def lines_of(ablation: Ablation, variant: str) -> list[str]:
+    """The axes of `x` on whose line a variant lies: it differs from the first variant in no other option."""
     if len(ablation.x) == 1:
         return list(ablation.x)
-    own, first = ablation.settings[row], ablation.settings[rows_of(ablation)[0]]
+    own, first = ablation.settings[variant], ablation.settings[variants_of(ablation)[0]]
     return [name for name in ablation.x if all(own[other] == first[other] for other in ablation.x if other != name)]
 
 
 def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
-    """The summary's rows of the dense models and of the ablation's points."""
+    """The rows of the summary for the dense models and the ablation's points."""
     place = {tuple(row): index for index, *row in summary[list(KEYS)].itertuples()}
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
         chosen += list(summary.index[(summary["model"] == model) & (summary["method"] == DENSE)])
-        # by ratio, as tables are grouped, else in their own order
+        # by ratio, because tables are grouped by it, and otherwise in their own order
         own = sorted((p for p in ablation.points if p["model"] == model), key=lambda point: float(point["ratio"]))
         for point in own:
             key = (point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]))
@@ -153,7 +162,10 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
 
 
 def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
-    """With the accuracy retained of the first of the points that are `alike`, held fixed in the standard error."""
+    """The frame with the accuracy retained of the first point among those that are `alike`.
+
+    The standard error takes the first point as fixed.
+    """
     reference = frame.groupby(alike)["acc"].transform("first").where(frame["method"] != DENSE)
     return frame.assign(**{name: [retained(value, base) for value, base in zip(frame[source], reference, strict=True)]
                            for name, source in ((REFERENCE, "acc"), (f"{REFERENCE}_stderr", "acc_stderr"))})
@@ -162,7 +174,7 @@ def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
 # One task's own score -------------------------------------------------------------------------------------------------
 
 def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, Column]:
-    """With the columns <metric> and <metric>_stderr of one task, `task` by its main metric or `task:metric`."""
+    """The frame with the columns <metric> and <metric>_stderr of one task, named `task` or `task:metric`."""
     task, _, wanted = metric.partition(":")
     has = scores[(scores["task"] == task) & (scores["task"] != "efficiency")]
     if has.empty:
@@ -181,8 +193,8 @@ def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[p
 
 
 def _main(task: str, metrics: set[str]) -> str:
-    """A task's main metric: the first of its kind that it has."""
-    for known in (name for kind in tables.PRIMARY.values() for name in kind):
+    """The main metric of a task: the first of PRIMARY that it has."""
+    for known in (name for kind in PRIMARY.values() for name in kind):
         if known in metrics:
             return known
     raise AblationError(f"task {task} has no main metric; name one as {task}:metric from {', '.join(sorted(metrics))}")
@@ -191,7 +203,7 @@ def _main(task: str, metrics: set[str]) -> str:
 # For print ------------------------------------------------------------------------------------------------------------
 
 def shown(gathered: Gathered) -> list[str]:
-    """The columns of an ablation's table: what varies, what was removed, every metric."""
+    """The columns of an ablation's table: what varies, the share removed, and every metric."""
     own = [name for name in gathered.axes if name not in (*KEYS, "params_removed")]
     names = [*own, "params_removed", *(["blocks"] if "k_max" in gathered.axes else []), *gathered.ablation.metrics]
     return list(dict.fromkeys(names))
@@ -199,13 +211,13 @@ def shown(gathered: Gathered) -> list[str]:
 
 def render(gathered: Gathered, format: Literal["csv", "md", "tex"],
            comparisons: pd.DataFrame | None = None) -> str:
-    """An ablation as text, by tables.render: what varies, what was removed, every metric with its standard error."""
+    """An ablation as text, by tables.render, with the columns that `shown` names and the standard errors."""
     return tables.render(gathered.frame, format, columns=shown(gathered), known=gathered.columns,
                          caption=gathered.ablation.title, label=f"tab:{gathered.ablation.name}",
-                         comparisons=comparisons, note=tables.NOTE)
+                         comparisons=comparisons, note=NOTE)
 
 
 def kept(gathered: Gathered) -> list[str]:
-    """The columns that a figure of the ablation shows, errors in, for the CSV file beside it."""
+    """The columns that a figure of the ablation shows, with their errors, for the CSV file beside it."""
     metrics = [column for name in gathered.ablation.metrics for column in (name, gathered.columns[name].stderr)]
     return list(dict.fromkeys([*KEYS, "params_removed", *gathered.axes, *filter(None, metrics)]))

@@ -1,12 +1,13 @@
 """Tables 10 and 12 of the KDP paper (Ma et al., ICLR 2026) from the configurations of its six models alone.
 
-Models are built on the meta device: shapes, no weights, no download. "FLOPs" are the paper's: multiply-adds of the
-linear layers for 128 tokens, output head in, embedding and attention scores out (see `models`). Beside each of our
-counts stands the paper's figure and how the two differ; NOTES says why. Most of Table 10 comes out to the digit once
-it is known how many layers went. Two things do not:
-    its own rows     count the folded block at 2 per multiply-add and the layers at 1, without the projection, and
-                     LLaMA-2-7B's is that of four blocks of two layers, where Table 5 lists five
-    ratios           SliceGPT's rows are 25 % of the width, 15 % of the parameters: no matched comparison
+Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
+in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
+attention scores (see `checkpoints`). Each of our counts has the paper's figure and the difference beside it; NOTES_10
+and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed layers is
+known. Two things are not:
+    KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
+                     row of LLaMA-2-7B is that of four blocks of two layers, while Table 5 lists five
+    ratios           SliceGPT's rows are 25 % of the width, which is 15 % of the parameters: not a matched comparison
 """
 import math
 from collections.abc import Iterator, Mapping
@@ -19,26 +20,27 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
 from kdp_core.model.folded import RffMlp, decoder_layers
-from kdp_core.results import tables
-from kdp_core.results.tables import Column
+from kdp_core.results import columns, tables
+from kdp_core.results.columns import Column
 from kdp_core.study.planner import PUBLISHED
 
 TOKENS = 128
+"""Tokens that the paper counts FLOPs for."""
 FEATURES = 1024
 """2m, appendix B."""
 HIDDEN = 2000
-"""ASSUME: width of the inverse network; printed nowhere, the one that gives Table 12's 2.89 G and 3.4 G."""
+"""ASSUME: width of the inverse network. The paper does not print it; this one gives Table 12's 2.89 G and 3.4 G."""
 PAIRS = 5
-"""Blocks that Table 5 lists for each LLaMA, of two layers each where [17,19] is 17 and 19."""
+"""Blocks that Table 5 lists for each LLaMA. Each has two layers if [17,19] means 17 and 19."""
 SLICED = 0.25
-"""Share of the hidden width that SliceGPT takes out; widths are multiples of 8."""
+"""Share of the hidden width that SliceGPT removes; widths are multiples of 8."""
 
 CONFIGS: Mapping[str, PretrainedConfig] = {
     name: AutoConfig.for_model(**PUBLISHED[repository]) for name, repository in {
         "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
         "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
         "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}.items()}
-"""The paper's models by its names for them."""
+"""The paper's models, by the names that it gives them."""
 
 
 class Printed(NamedTuple):
@@ -66,7 +68,7 @@ TABLE_10: Mapping[tuple[str, str], Printed] = {
     ("LLaMA-3-8B", "ShortGPT"): Printed(ratio_percent=19.0),
     ("LLaMA-3-8B", "KDP, counted alike"): Printed(ratio_percent=25.8),
 }
-"""Table 10, with the ratios of Table 1; the other models have no figures of cost in the paper."""
+"""Table 10, with the ratios of Table 1. The paper has no costs of the other models."""
 
 REMOVED: Mapping[str, Mapping[str, int]] = {
     "LLaMA-2-7B": {"SLEB": 7, "ShortGPT": 9, "Streamline": 10},
@@ -77,9 +79,9 @@ REMOVED: Mapping[str, Mapping[str, int]] = {
     "OPT-2.7B": {"SLEB": 7},
     "OPT-6.7B": {"SLEB": 7},
 }
-"""Layers that each baseline removes, as its FLOPs or its ratio say; rows as in Tables 1, 2 and 6."""
+"""Layers that each baseline removes, found from its FLOPs or its ratio; rows as in Tables 1, 2 and 6."""
 AS_PRINTED: Mapping[str, int] = {"LLaMA-2-7B": 4, "LLaMA-2-13B": 5}
-"""Blocks of two layers that KDP's FLOPs in Table 10 stand for."""
+"""Number of blocks of two layers that agrees with KDP's FLOPs in Table 10."""
 
 TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "LLaMA-2-7B": {"block_gmacs": (51.80, 77.71), "block_mparams": (404.77, 607.15), "fold": (2.89, 12.40),
@@ -87,7 +89,7 @@ TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "LLaMA-2-13B": {"block_gmacs": (81.20, 121.80), "block_mparams": (634.41, 951.61), "fold": (3.4, 14.83),
                     "kept_flops": (4.19, 2.79), "kept_params": (2.34, 1.56)},
 }
-"""Table 12 for k = 2 and k = 3; `fold` is GFLOPs and millions of parameters, the same for both."""
+"""Table 12 for k = 2 and k = 3; `fold` is GFLOPs and millions of parameters, which are the same for both."""
 
 
 # What a model costs ---------------------------------------------------------------------------------------------------
@@ -96,15 +98,15 @@ class Size(NamedTuple):
     """Counts of one model, one of its layers, and one of its folded blocks."""
     params: int
     macs: int
-    """A token."""
+    """Per token, as are the other counts of multiply-adds."""
     layer_params: int
     layer_macs: int
     fold_params: int
     fold_macs: int
     fold_printed: int
-    """What the paper counts of a folded block, 2 a multiply-add: prod A, W1 and W2, without the projection."""
+    """FLOPs of a folded block as the paper counts them: prod A, W1 and W2 at 2 per multiply-add, no projection."""
     sliced_params: int
-    """Of SliceGPT at SLICED; the last layer writes, and the head reads, the whole width, as its code leaves it."""
+    """Of SliceGPT at SLICED. As in its code, the last layer writes the whole width and the head reads it."""
     sliced_macs: int
 
 
@@ -126,7 +128,7 @@ def size(config: PretrainedConfig) -> Size:
 # Table 10 -------------------------------------------------------------------------------------------------------------
 
 def table_10() -> pd.DataFrame:
-    """A row a model and method: what goes, our counts, the paper's figures, and why they differ."""
+    """One row for each model and method: what is removed, our counts, the paper's figures, why they differ."""
     rows = []
     for model, config in CONFIGS.items():
         counts = size(config)
@@ -144,7 +146,7 @@ def table_10() -> pd.DataFrame:
 
 
 def _variants(model: str, counts: Size) -> Iterator[tuple[str, str, int, int, str]]:
-    """(method, what goes, parameters, multiply-adds a token, notes) of every row of one model."""
+    """(method, what is removed, parameters, multiply-adds per token, notes) of every row of one model."""
     yield "dense", "", counts.params, counts.macs, "a"
     for method, layers in REMOVED[model].items():
         note = "b" if method == "SLEB" and model == "LLaMA-2-7B" else "c" if method == "Streamline" else ""
@@ -186,7 +188,7 @@ NOTES_10 = {
 # Table 12 -------------------------------------------------------------------------------------------------------------
 
 def table_12() -> pd.DataFrame:
-    """A row a model and k: k layers beside one folded block, our counts and the paper's figures."""
+    """One row for each model and k: k layers beside one folded block, our counts and the paper's figures."""
     rows = []
     for model, config in CONFIGS.items():
         counts, printed = size(config), TABLE_12.get(model)
@@ -241,7 +243,7 @@ COLUMNS_12 = {
 
 
 def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", "md", "tex"]) -> str:
-    """One of the two tables as text; the CSV file has every figure as it is, with the explanations in full."""
+    """One of the two tables as text. The CSV file has every figure in full precision, and the explanations."""
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     known = COLUMNS_10 if number == 10 else COLUMNS_12
@@ -250,11 +252,11 @@ def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", 
                f"k layers beside one folded block (2m = {FEATURES}, inverse network {HIDDEN} wide): multiply-adds for "
                f"{TOKENS} tokens and parameters; listed: the KDP paper's Table 12.")
     note = " ".join(f"{letter}: {text}" for letter, text in NOTES_10.items()) if number == 10 else NOTE_12
-    head = [tables.escape(text, format) for text in ["Model", *map(tables.heading, known.values())]]
+    head = [tables.escape(text, format) for text in ["Model", *map(columns.heading, known.values())]]
     body, above = [], ""
     for row in frame.to_dict("records"):
         cells = ["" if row["model"] == above else row["model"],
-                 *(tables.number(column, row[name]) for name, column in known.items())]
+                 *(columns.number(column, row[name]) for name, column in known.items())]
         body.append(((row["model"],), [tables.escape(cell, format) for cell in cells]))
         above = row["model"]
     keys = 3 if number == 10 else 1

@@ -1,10 +1,10 @@
-"""The summary in plain words: which method came first for each model and target, by how much, and how sure that is.
+"""The summary in plain words: which variant came first for each model and target, by how much, and how sure that is.
 
-Two rules tell a difference from noise. Where a paired test of the two models on the same items is given, it decides:
-clear below tables.SIGNIFICANT (Holm's correction in), else the two cannot be told apart. Where none is, the distance in
-combined standard errors sqrt(se1^2 + se2^2) does: a tie up to TIE, clear from CLEAR on, suggestive between. That one
-takes both models as independent although they answer the same items, and so errs on the side of caution. No science is
-done here.
+Two rules tell a difference from noise. If a paired test of the two models on the same items is given, it decides: the
+difference is clear if p, with Holm's correction, is below SIGNIFICANT; else the two models cannot be told apart. If no
+test is given, the distance in combined standard errors sqrt(se1^2 + se2^2) decides: a tie up to TIE, clear from CLEAR
+on, suggestive in between. The second rule takes both models as independent although they answer the same items, so it
+errs on the side of caution. This module puts numbers into words and computes no others.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -12,29 +12,30 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from kdp_core.results import tables
-from kdp_core.results.tables import COLUMNS, DENSE
+from kdp_core.results.columns import COLUMNS, DENSE, number
+from kdp_core.results.marks import zeros
+from kdp_core.results.paired import ALL, SIGNIFICANT
 
 TIE, CLEAR = 1.0, 2.0
-"""In combined standard errors: up to TIE apart is a tie, from CLEAR on a clear difference."""
+"""In combined standard errors: a distance up to TIE is a tie, one from CLEAR on is a clear difference."""
 LISTED = 5
-"""Names spelled out in a sentence; where there are more, the last ones are counted."""
+"""Names that a sentence spells out; of a longer list the others are counted."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
 Level = Literal["clear", "suggestive", "tie", "unknown", ""]
 
 
 class Claim(NamedTuple):
-    """One thing that is said."""
+    """One statement."""
     topic: str
     level: Level
-    """How sure a first place is; empty where nothing is compared."""
+    """How sure a first place is; empty if nothing is compared."""
     text: str
     first: str = ""
     """The model that came first, as the text names it."""
 
 
 class Finding(NamedTuple):
-    """All that is said of one model, or of one model and target."""
+    """All statements about one dense model, or about one target of it."""
     model: str
     target: str
     """Such as `10 %`; empty for the dense model."""
@@ -45,31 +46,31 @@ class Verdict(NamedTuple):
     """How two models differ in one metric."""
     level: Level
     apart: float
-    """Distance in combined standard errors, infinite where those are not known."""
+    """Distance in combined standard errors; infinite if those are not known."""
     test: tuple[float, int] | None = None
-    """p and items of the paired test, where there is one."""
+    """p and items of the paired test, if there is one."""
 
 
 Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
-"""Metric and both models' keys -> p, Holm's correction in, and items of a paired test."""
+"""Metric and the keys of both models -> p with Holm's correction, and items, of a paired test."""
 
 
 def headline(summary: pd.DataFrame, *, baseline: str = "remove",
              comparisons: pd.DataFrame | None = None) -> list[Finding]:
     """The summary in plain sentences: one finding for each dense model and one for each target ratio of it.
 
-    comparisons: paired tests, a row a pair of models: the columns KEYS, other, other_calib and other_k_max name it,
-    `against` says whom the method was tested against, the `best` or the `baseline`; metric (acc or ppl), task (those of
-    `all` count), p_holm, items. `baseline` is the method that deletes the chosen layers and puts nothing in their
-    place. Models that only hold more zeros are compared among themselves; where a fine-tuned one comes first, so does
-    what was not fine-tuned.
+    baseline: the variant that removes the selected layers and puts nothing in their place.
+    comparisons: paired tests, as compare.compare gives them. The rows over all tasks against the best and against the
+        baseline are read.
+    Models that only hold more zeros are compared among themselves. If a fine-tuned model comes first, the models that
+    are not fine-tuned are also compared among themselves.
     """
     said, best, floor = [], _paired(comparisons, "best"), _paired(comparisons, "baseline")
     for model in sorted(summary["model"].unique()):
         own = summary[summary["model"] == model]
         dense, pruned = own[own["method"] == DENSE], own[own["method"] != DENSE]
         if not dense.empty:
-            said.append(Finding(model, "", [Claim("Dense", "", f"{_dense_words(dense.iloc[0])}.")]))
+            said.append(Finding(model, "", [Claim("Dense", "", _dense_words(dense.iloc[0]))]))
         for ratio, group in pruned.groupby("ratio", sort=True):
             said.append(Finding(model, f"{100 * float(ratio):g} %", _claims(group, baseline, best, floor)))
     return said
@@ -80,31 +81,31 @@ def number_of(row: pd.Series, name: str) -> str:
     column = COLUMNS[name]
     error = row[column.stderr]
     unit = f" {column.unit}" if column.unit else ""
-    pm = f" ± {tables.number(column, error)}" if known(error) else ""
-    return f"{tables.number(column, row[name])}{pm}{unit}"
+    pm = f" ± {number(column, error)}" if known(error) else ""
+    return f"{number(column, row[name])}{pm}{unit}"
 
 
 def known(value: Any) -> bool:
-    """Whether a cell of a frame holds something."""
+    """Whether a cell of a frame holds a value."""
     return value is not None and not pd.isna(value)
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as one says them."""
+    """A time in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names in a sentence, the last ones counted where they are many."""
+    """Names in a sentence; of a long list the last ones are counted."""
     if len(names) > LISTED + 1:
         names = [*names[:LISTED], f"{len(names) - LISTED} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def span(low: float, high: float, digits: int = 0) -> str:
-    """`7.6 to 15.8`, or one number where both read the same."""
+def interval(low: float, high: float, digits: int = 0) -> str:
+    """`7.6 to 15.8`, or one number if both are printed alike."""
     ends = [f"{end:.{digits}f}" for end in (low, high)]
     return " to ".join(dict.fromkeys(ends))
 
@@ -117,15 +118,16 @@ def counted(number: int | str, word: str) -> str:
 # What is said ---------------------------------------------------------------------------------------------------------
 
 def _dense_words(row: pd.Series) -> str:
-    parts = [f"{number_of(row, name)} {word}" for name, word in (("acc", "mean accuracy"), ("ppl", "perplexity"))
-             if known(row[name])]
-    size = f"; {tables.number(COLUMNS['params_millions'], row['params_millions'])} M parameters" \
-        if known(row["params_millions"]) else ""
-    return (" and ".join(parts) or "Not scored") + size
+    scored = [f"{number_of(row, name)} {word}" for name, word in (("acc", "mean accuracy"), ("ppl", "perplexity"))
+              if known(row[name])]
+    size = [f"{number(COLUMNS['params_millions'], row['params_millions'])} M parameters"] \
+        if known(row["params_millions"]) else []
+    said = f"The dense model has {listing([*scored, *size])}." if scored or size else ""
+    return said if scored else f"{said} The dense model was not scored.".strip()
 
 
 def _claims(group: pd.DataFrame, baseline: str, best: Paired, floor: Paired) -> list[Claim]:
-    names, sparse = _variant_names(group), tables.zeros(group)
+    names, sparse = _variant_names(group), zeros(group)
     said, first = [Claim("Removed", "", _removed_words(group, sparse))], []
     for part, note in ((group[~sparse], ""), (group[sparse], ", zeros only")):
         for metric in (name for name in WORDS if part[name].notna().any()):
@@ -141,16 +143,16 @@ def _claims(group: pd.DataFrame, baseline: str, best: Paired, floor: Paired) -> 
 
 
 def _removed_words(group: pd.DataFrame, sparse: pd.Series) -> str:
-    """How many models, and what they lost."""
+    """How many models there are, and what was removed from them or set to zero."""
     fewer, held = group[~sparse], group[sparse]
     said = []
     if not fewer.empty:
-        share = span(100 * fewer["params_removed"].min(), 100 * fewer["params_removed"].max(), 1)
-        layers = counted(span(fewer["layers_removed"].min(), fewer["layers_removed"].max()), "layer")
-        said.append(f"{share} % of the parameters really removed, {layers} fewer, in {counted(len(fewer), 'model')}.")
+        share = interval(100 * fewer["params_removed"].min(), 100 * fewer["params_removed"].max(), 1)
+        layers = counted(interval(fewer["layers_removed"].min(), fewer["layers_removed"].max()), "layer")
+        said.append(f"{share} % of the parameters and {layers} were removed, in {counted(len(fewer), 'model')}.")
     if not held.empty:
-        share = span(100 * held["params_zeroed"].min(), 100 * held["params_zeroed"].max(), 1)
-        said.append(f"{share} % of the parameters set to zero and kept, in {counted(len(held), 'model')}.")
+        share = interval(100 * held["params_zeroed"].min(), 100 * held["params_zeroed"].max(), 1)
+        said.append(f"{share} % of the parameters were set to zero and kept, in {counted(len(held), 'model')}.")
     return " ".join(said)
 
 
@@ -160,20 +162,20 @@ def _ranked(group: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: Paired, note: str) -> Claim:
-    """Who is first, by how much, and who cannot be told from it."""
+    """Which model is first, by how much, and which others cannot be told from it."""
     column, word = COLUMNS[metric], WORDS[metric]
     topic, first = f"{word.capitalize()}{note}", ranked.iloc[0]
     name, value = names[first.name], f"{number_of(first, metric)}{_beside_dense(first, metric)}"
     if len(ranked) == 1:
-        return Claim(topic, "", f"{name} alone was scored for {word}: {value}.", name)
+        return Claim(topic, "", f"Only {name} was scored for {word}: {value}.", name)
     verdicts = {label: verdict(first, ranked.loc[label], metric, paired) for label in ranked.index[1:]}
     tied = [label for label, found in verdicts.items() if found.level == "tie"]
     if tied:
-        words = (f"{name} reads best ({value}), but {listing([names[label] for label in tied])} cannot be told from it "
-                 f"({_tie_words([verdicts[label] for label in tied])}).")
+        words = (f"{name} has the best value ({value}), but {listing([names[label] for label in tied])} cannot be told "
+                 f"from it ({_tie_words([verdicts[label] for label in tied])}).")
         return Claim(topic, "tie", words, name)
     second = ranked.iloc[1]
-    gap = tables.number(column, abs(first[metric] - second[metric])) + (" points" if column.unit == "%" else "")
+    gap = number(column, abs(first[metric] - second[metric])) + (" points" if column.unit == "%" else "")
     lead = "kept the most accuracy" if metric == "acc" else "had the lowest perplexity"
     found = verdicts[second.name]
     words = (f"{name} {lead} ({value}), {gap} {'ahead of' if metric == 'acc' else 'below'} {names[second.name]} "
@@ -184,21 +186,21 @@ def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: P
 def _apart_words(found: Verdict) -> str:
     if found.test:
         p, items = found.test
-        return f"a clear difference (paired test on the same {items:,} items, {_p_words(p)})"
+        return f"this is a clear difference (paired test on the same {items:,} items, {_p_words(p)})"
     if found.level == "unknown":
-        return "standard errors are not known"
-    sure = "a clear difference" if found.level == "clear" else "suggestive, not clear"
-    return f"{found.apart:.1f} combined standard errors, {sure}"
+        return "the standard errors are not known"
+    sure = "this is a clear difference" if found.level == "clear" else "this is suggestive, but not clear"
+    return f"{sure} ({found.apart:.1f} combined standard errors)"
 
 
 def _tie_words(found: Sequence[Verdict]) -> str:
-    """By which of the two rules."""
+    """By which of the two rules the models cannot be told apart."""
     p_values = [one.test[0] for one in found if one.test]
     if not p_values:
         return "at most one combined standard error apart"
     words = f"paired tests on the same items, p at least {min(p_values):.2g}"
     return words if len(p_values) == len(found) else \
-        f"{words}; where there is none, at most one combined standard error apart"
+        f"{words}; pairs without a test are at most one combined standard error apart"
 
 
 def _p_words(p: float) -> str:
@@ -212,7 +214,7 @@ def _beside_dense(row: pd.Series, metric: str) -> str:
 
 
 def _baseline_claims(group: pd.DataFrame, names: pd.Series, baseline: str, paired: Paired) -> list[Claim]:
-    """Methods beside deleting layers, in accuracy, compared at equal calibration set and k_max."""
+    """Variants compared with plain removal of layers, in accuracy, at equal calibration set and k_max."""
     found: dict[str, list[str]] = {"Clearly more accurate": [], "Perhaps more accurate": [],
                                    "Not told apart in accuracy": [], "Less accurate": []}
     for _, part in group[group["acc"].notna()].groupby(["calib", "k_max"], sort=True):
@@ -229,28 +231,27 @@ def _baseline_claims(group: pd.DataFrame, names: pd.Series, baseline: str, paire
 
 def _cost_words(row: pd.Series) -> str:
     """Search, fit, size and speed of one model."""
-    said = [f"searched in {duration(row['search_seconds'])}"] if known(row["search_seconds"]) else []
-    said.append(f"fitted in {duration(row['fit_seconds'])}" if known(row["fit_seconds"]) else "nothing fitted")
+    said = [f"The search took {duration(row['search_seconds'])}."] if known(row["search_seconds"]) else []
+    said.append(f"The fit took {duration(row['fit_seconds'])}." if known(row["fit_seconds"]) else "Nothing was fitted.")
     if known(row["params_millions"]):
-        said.append(f"{tables.number(COLUMNS['params_millions'], row['params_millions'])} M parameters")
-    said += [f"{phase} {row[f'speedup_{phase}']:.2f} times as fast as dense" for phase in ("prefill", "decode")
+        said.append(f"The model has {number(COLUMNS['params_millions'], row['params_millions'])} M parameters.")
+    speed = [f"{phase} is {row[f'speedup_{phase}']:.2f} times as fast as dense" for phase in ("prefill", "decode")
              if known(row[f"speedup_{phase}"])]
-    sentence = ", ".join(said)
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return " ".join([*said, *([f"{' and '.join(speed).capitalize()}."] if speed else [])])
 
 
 def _fits_claims(group: pd.DataFrame, names: pd.Series) -> list[Claim]:
-    """The quickest and the slowest fit, where there are several."""
+    """The quickest and the slowest fit, if there are several."""
     timed = group[group["fit_seconds"].notna()].sort_values("fit_seconds", kind="stable")
     if len(timed) < 2:
         return []
     low, high = timed.iloc[0], timed.iloc[-1]
-    return [Claim("All fits", "", f"From {duration(low['fit_seconds'])} for {names[low.name]} to "
+    return [Claim("All fits", "", f"The fits took from {duration(low['fit_seconds'])} for {names[low.name]} to "
                                   f"{duration(high['fit_seconds'])} for {names[high.name]}.")]
 
 
 def _variant_names(group: pd.DataFrame) -> pd.Series:
-    """The method, a dagger where it was fine-tuned, and calib and k_max where the group varies in them."""
+    """The variant, a dagger if it was fine-tuned, and calib and k_max if they vary in the group."""
     calibs, k_maxes = group["calib"].nunique() > 1, group["k_max"].nunique() > 1
     extras = [[*([str(row["calib"])] if calibs else []), *([f"k\N{NO-BREAK SPACE}{row['k_max']}"] if k_maxes else [])]
               for _, row in group.iterrows()]
@@ -262,16 +263,16 @@ def _variant_names(group: pd.DataFrame) -> pd.Series:
 # How sure it is -------------------------------------------------------------------------------------------------------
 
 def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Verdict:
-    """How two rows of a summary differ in `acc` or `ppl`: by the paired test if there is one, else by their errors."""
+    """How two rows of a summary differ in `acc` or `ppl`: by their paired test, or else by their standard errors."""
     apart, test = _apart(one, other, metric), paired.get((metric, frozenset((_key(one), _key(other)))))
     if test:
-        return Verdict("clear" if test[0] < tables.SIGNIFICANT else "tie", apart, test)
+        return Verdict("clear" if test[0] < SIGNIFICANT else "tie", apart, test)
     level = "tie" if apart <= TIE else "unknown" if math.isinf(apart) else "clear" if apart >= CLEAR else "suggestive"
     return Verdict(level, apart)
 
 
 def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
-    """Difference in combined standard errors: infinite where none is known and the values differ."""
+    """Difference in combined standard errors; infinite if they are not known and the values differ."""
     gap = abs(one[metric] - other[metric])
     errors = [one[COLUMNS[metric].stderr], other[COLUMNS[metric].stderr]]
     combined = math.hypot(*errors) if all(known(error) for error in errors) else 0.0
@@ -279,10 +280,10 @@ def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
 
 
 def _paired(comparisons: pd.DataFrame | None, against: str) -> Paired:
-    """The tests of all methods against the best, or against the baseline."""
+    """The tests of all models against the best, or against the baseline."""
     if comparisons is None or comparisons.empty:
         return {}
-    tested = (comparisons["task"] == "all") & (comparisons["against"] == against)
+    tested = (comparisons["task"] == ALL) & (comparisons["against"] == against)
     rows = comparisons[tested & comparisons[["p_holm", "items"]].notna().all(axis=1)]
     return {(row["metric"], frozenset((_key(row), _key(row, "other", "other_calib", "other_k_max")))):
             (float(row["p_holm"]), int(row["items"])) for _, row in rows.iterrows()}

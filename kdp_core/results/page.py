@@ -1,14 +1,14 @@
 """Parts of the report's page: sortable tables, its style and its script. All text is escaped.
 
-A table is one of cells: what is shown, and the value by which it sorts. Every column sorts by a click or a key on its
-heading, numbers as numbers, what is missing always last; without JavaScript the page reads the same.
+Each cell of a table has what is shown and the value by which it sorts. A click or a key on a heading sorts by that
+column: numbers as numbers, and missing values always last. Without JavaScript the page shows the same, unsorted.
 """
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 TALL = 20
-"""Rows from which on a table scrolls by itself, its head in sight."""
+"""A table with at least so many rows scrolls by itself, so that its head stays in sight."""
 
 
 class Cell(NamedTuple):
@@ -16,32 +16,33 @@ class Cell(NamedTuple):
     markup: str
     """What is shown, escaped."""
     value: str
-    """What it sorts by; empty for nothing."""
+    """What it sorts by; empty for a missing value."""
 
 
 class Row(NamedTuple):
-    """A row, and its CSS class."""
+    """A row and its CSS class."""
     cells: Sequence[Cell]
     style: str = ""
 
 
 def text(words: Any) -> str:
-    """Escaped for a page."""
+    """Words escaped for the page."""
     return html.escape(str(words), quote=True)
 
 
 def cell(words: str, value: Any = None) -> Cell:
-    """A cell of plain words; it sorts by `value`, or by the number or the words that it shows."""
+    """A cell of plain words. It sorts by `value`, or by the number or the words that it shows."""
     shown = words.replace(",", "")
     return Cell(text(words), str(value) if value is not None else "" if words == "–" else
                 shown if _numeric(shown) else words)
 
 
 def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: str, name: int = 0) -> str:
-    """A sortable table; rows sort within their group, whose words stand above them (none for the group "").
+    """A sortable table. Rows sort within their group; the words of a group stand above its rows, if it has any.
 
-    label: what a screen reader says the table is. name: the column that names a row; it stays in sight where the table
-    is wider than the window. A column is set right if every cell is a number or missing. No rows give no table.
+    label: the name of the table for a screen reader.
+    name: the column that names a row; it stays in sight if the table is wider than the window.
+    A column is set right if every cell is a number or missing. Without rows there is no table.
     """
     rows = [row for group in groups.values() for row in group]
     if not rows:
@@ -59,18 +60,18 @@ def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: st
 
 
 def plain(head: Sequence[str], rows: Sequence[Sequence[str]], *, label: str) -> str:
-    """A table of words and numbers as they are."""
+    """A table of words and numbers as they are given."""
     return table(head, {"": [Row([cell(words) for words in row]) for row in rows]}, label=label)
 
 
 def meanings(words: Mapping[str, str], heading: str = "What the columns mean") -> str:
-    """Terms and what they mean, to unfold."""
+    """Terms with their meanings, folded."""
     said = "".join(f"<dt>{text(term)}</dt><dd>{text(meaning)}</dd>" for term, meaning in words.items())
     return folded(heading, f"<dl>{said}</dl>") if said else ""
 
 
 def folded(heading: str, markup: str) -> str:
-    """Markup that unfolds below its heading."""
+    """Markup that a click on its heading unfolds."""
     return f"<details><summary>{text(heading)}</summary>{markup}</details>\n" if markup else ""
 
 
@@ -80,7 +81,7 @@ def note(words: str) -> str:
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """The page: a title, a lead in words and (heading, anchor, markup) a section; empty ones are left out."""
+    """The page: a title, a lead, and (heading, anchor, markup) of each section; empty sections are left out."""
     kept = [part for part in sections if part[2]]
     links = "".join(f'<a href="#{anchor}">{text(heading)}</a> ' for heading, anchor, _ in kept)
     body = "".join(f'<section id="{anchor}"><h2>{text(heading)}</h2>\n{markup}</section>\n'
@@ -102,7 +103,7 @@ def _row(row: Row, styles: Sequence[str], name: int) -> str:
     made = []
     for place, (one, style) in enumerate(zip(row.cells, styles, strict=True)):
         tag, scope = ("th", ' scope="row"') if place == name else ("td", "")
-        # a cell that shows its value as it is need not repeat it
+        # a cell that shows its value as it is does not repeat it
         value = "" if one.markup == text(one.value) else f' data-value="{text(one.value)}"'
         made.append(f"<{tag}{scope}{_class(style)}{value}>{one.markup}</{tag}>")
     return f"<tr{_class(row.style)}>{''.join(made)}</tr>"
@@ -204,7 +205,7 @@ document.querySelectorAll("table").forEach(table => {
     }
   }));
 });
-// folded parts are printed too
+// folded parts are opened for printing
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];

@@ -1,15 +1,16 @@
-"""Tables 1 to 9 and 11 of the KDP paper (Ma et al., ICLR 2026), as far as a run has their numbers.
+"""Tables 1 to 9 and 11 of the KDP paper (Ma et al., ICLR 2026), made of the numbers of a run.
 
-    1, 6    accuracy by task, mean and retained performance; 6 is that of OPT models
-    2, 7    perplexity by text, ROUGE by task, retained performance of both; 7 is that of OPT models
-    3, 4    linear maps in the original space; max length K_max
-    5       which layers each pruned model lacks
-    8       what each row was trained on
+    1, 6    accuracy by task, mean and retained performance; Table 6 is for OPT models
+    2, 7    perplexity by text, ROUGE by task, retained performance of both; Table 7 is for OPT models
+    3, 4    linear maps in the original space; maximum length K_max
+    5       the layers that were removed from each pruned model
+    8       the data that each variant was trained on
     9, 11   barely trained steps; calibration sets
-3, 4, 9 and 11 are ablations of the config that say which table they are. 10 and 12 need no run: see `costs`. Where the
-paper has points alone, every score here has its standard error; Table 2 has a row a model and method instead of a
-column a model. RP(Rouge) is the ratio of the means over tasks, as RP in Table 1; of RP(PPL) see tables.retained_ppl.
-Table 8 of the paper has no samples for ShortGPT and SLEB; both choose layers on calibration text, which counts here.
+A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 are ablations of the configuration that
+say which table they are. Tables 10 and 12 need no run: see `costs`. The paper gives points alone; here every score has
+its standard error. Table 2 has a row for each model and method instead of a column for each model. RP(Rouge) is the
+ratio of the means over tasks, as RP in Table 1; for RP(PPL) see summary.retained_ppl. Table 8 of the paper lists no
+samples for ShortGPT and SLEB; both select layers on calibration text, which counts here.
 """
 import math
 import re
@@ -20,7 +21,9 @@ import pandas as pd
 
 from kdp_core.results import ablations, tables
 from kdp_core.results.ablations import Ablation
-from kdp_core.results.tables import COLUMNS, DENSE, KEYS, PRIMARY, Column, retained
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column
+from kdp_core.results.marks import NOTE
+from kdp_core.results.summary import retained
 
 ORDER = ("cmnli", "hellaswag", "piqa", "chid", "wsc", "coqa", "boolq", "mmlu", "cmmlu", "race", "sst2", "c3",
          "wikitext", "c4", "xsum")
@@ -28,27 +31,28 @@ ORDER = ("cmnli", "hellaswag", "piqa", "chid", "wsc", "coqa", "boolq", "mmlu", "
 ROUGE = re.compile(r"^rouge[-_]?1")
 """Metrics of Table 2's summaries."""
 OWN = {
-    "layers": Column("Pruned layers", "", "Runs of layers that are gone, the last one included."),
-    "sequences": Column("Sequences", "", "Of the calibration set.", 0),
-    "tokens": Column("Tokens", "", "Of the calibration set.", 0),
+    "layers": Column("Pruned layers", "", "Runs of removed layers; the last layer of each is included."),
+    "sequences": Column("Sequences", "", "Sequences of the calibration set.", 0),
+    "tokens": Column("Tokens", "", "Tokens of the calibration set.", 0),
     "trained": Column("Training", "", "Whether anything is fitted."),
     "tuned": Column("Fine-tuning", "", "Whether the pruned model is fine-tuned as a whole."),
     "rp_rouge": Column("Retained (ROUGE)", "%", "Mean ROUGE-1 as a percentage of the dense model's.", 1, 1, 1,
                        "rp_rouge_stderr"),
 }
+"""Columns that the summary does not have."""
 NEEDS = {
     1: "a model that is not OPT and accuracy tasks under evaluate.tasks",
     2: "a model that is not OPT and perplexity or ROUGE tasks under evaluate.tasks",
     3: "an ablation with `paper: 3`; configs/ablations.yaml has one",
     4: "an ablation with `paper: 4`; configs/ablations.yaml has one",
-    5: "a row that takes whole layers out",
+    5: "a variant that removes whole layers",
     6: "an OPT model under models and grid.models, and accuracy tasks under evaluate.tasks",
     7: "an OPT model under models and grid.models, and perplexity or ROUGE tasks under evaluate.tasks",
-    8: "a pruned row",
+    8: "a variant that prunes a model",
     9: "an ablation with `paper: 9`; configs/ablations.yaml has one",
     11: "an ablation with `paper: 11`; configs/ablations.yaml has one",
 }
-"""What the config must have for each table."""
+"""What the configuration must have for each table."""
 
 
 class Table(NamedTuple):
@@ -63,19 +67,19 @@ class Table(NamedTuple):
 class Run(NamedTuple):
     """All that the tables are made from."""
     summary: pd.DataFrame
-    """From tables.summarise, as read from its CSV file."""
+    """From summary.summarise, as read from its CSV file."""
     scores: pd.DataFrame
-    """From tables.tidy, likewise."""
+    """From summary.tidy, as read from its CSV file."""
     families: Mapping[str, str]
-    """Of each model, such as `opt`."""
+    """Family of each model, such as `opt`."""
     calibrations: Mapping[str, tuple[int, int]]
     """Sequences and tokens of each calibration set."""
     ablations: Mapping[int, Ablation]
-    """Those of the config that are a table of the paper, by its number."""
+    """The ablations of the configuration that are a table of the paper, by its number."""
 
 
 def build(run: Run) -> dict[int, Table]:
-    """The tables that the run has the numbers of, by number; those left out want what NEEDS says."""
+    """The tables whose numbers the run has, by number. NEEDS says what each other table needs."""
     made = {number: make(run, number) for number, make in TABLES.items()}
     return {number: table for number, table in made.items() if table is not None}
 
@@ -105,7 +109,7 @@ def _generation(run: Run, number: int) -> Table | None:
     if rouge:
         frame = _with_rp_rouge(frame, list(rouge))
     last = ["rp_ppl"] * bool(texts) + ["rp_rouge"] * bool(rouge)
-    # of one text, it orders rows as the perplexity does
+    # for one text, it orders rows as the perplexity does
     own = {"rp_ppl": COLUMNS["rp_ppl"]._replace(test=("ppl", "all"))} if len(texts) == 1 else {}
     caption = f"Perplexity and ROUGE-1, and retained performance of both{' of OPT models' * (number == 7)}."
     return Table(number, caption, frame, ["params_removed", *texts, *rouge, *last], COLUMNS | OWN | own | texts | rouge)
@@ -118,12 +122,12 @@ def _rows(run: Run, *, opt: bool) -> pd.DataFrame:
 
 
 def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the dense models in a frame: all others have the same tasks."""
+    """The scores of the dense models in a frame; all other models have the same tasks."""
     return scores[(scores["method"] == DENSE) & scores["model"].isin(frame["model"]) & (scores["task"] != "efficiency")]
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """Tasks with a metric that counts, in the paper's order; members of a group with one are out."""
+    """Tasks with a metric that counts, in the paper's order; the members of such a group are left out."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])
     return sorted((name for name in names if not any(name.startswith(f"{other}/") for other in names)), key=_place)
@@ -142,13 +146,13 @@ def _rouge(scores: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _place(task: str) -> tuple[int, str]:
-    """The paper's place of a task, by the longest of its names that the task's name holds."""
+    """The place of a task in the paper's order, by the longest of the paper's names that the task's name contains."""
     names = [name for name in ORDER if name in task.lower()]
     return (ORDER.index(max(names, key=len)) if names else len(ORDER), task)
 
 
 def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> tuple[pd.DataFrame, Column]:
-    """With one task's score under the task's name."""
+    """The frame with the score of one task under the task's name."""
     full = f"{task}:{metric}"
     frame, column = ablations.with_task(frame, scores, full)
     frame = frame.rename(columns={full: task, f"{full}_stderr": f"{task}_stderr"})
@@ -156,7 +160,10 @@ def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> 
 
 
 def _with_rp_rouge(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """With retained ROUGE in percent; its error takes the tasks as independent and the dense model as fixed."""
+    """The frame with retained ROUGE in percent.
+
+    Its error takes the tasks as independent and the dense model as fixed.
+    """
     mean = frame[list(tasks)].mean(axis=1, skipna=False)
     error = frame[[f"{task}_stderr" for task in tasks]].pow(2).sum(axis=1, skipna=False).pow(0.5) / len(tasks)
     own = frame["method"] == DENSE
@@ -166,7 +173,7 @@ def _with_rp_rouge(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
                         rp_rouge_stderr=[retained(*pair) for pair in zip(error, dense, strict=True)])
 
 
-# What went and on what: Tables 5, 8 -----------------------------------------------------------------------------------
+# Removed layers and data: Tables 5, 8 ---------------------------------------------------------------------------------
 
 def _pruned_layers(run: Run, number: int) -> Table | None:
     frame = run.summary[run.summary["blocks"].notna() & (run.summary["blocks"] != "")].reset_index(drop=True)
@@ -178,7 +185,7 @@ def _pruned_layers(run: Run, number: int) -> Table | None:
 
 
 def _layers(blocks: str) -> str:
-    """`[6,7], [10]` for the half-open runs `6-8 10-11`."""
+    """`[6,7], [10]` for the half-open blocks `6-8 10-11`."""
     runs = [tuple(map(int, block.split("-"))) for block in blocks.split()]
     return ", ".join(f"[{start}]" if stop == start + 1 else f"[{start},{stop - 1}]" for start, stop in runs)
 
@@ -214,21 +221,21 @@ TABLES: dict[int, Callable[[Run, int], Table | None]] = {
 # For print ------------------------------------------------------------------------------------------------------------
 
 def render(table: Table, format: Literal["csv", "md", "tex"], comparisons: pd.DataFrame | None = None) -> str:
-    """One table as text; the CSV file has its columns alone, in full, with their errors."""
+    """One table as text. The CSV file has the columns of the table in full precision, with their errors."""
     if format == "csv":
         errors = {name: table.known[name].stderr for name in table.columns}
         kept = [column for name in table.columns for column in (name, errors[name]) if column]
         return table.frame[list(dict.fromkeys([*KEYS, *kept]))].to_csv(index=False, lineterminator="\n")
     marked = any(table.known[name].better for name in table.columns)
     return tables.render(table.frame, format, columns=table.columns, known=table.known, comparisons=comparisons,
-                         caption=table.caption, label=f"tab:paper-{table.number}", note=tables.NOTE if marked else "",
+                         caption=table.caption, label=f"tab:paper-{table.number}", note=NOTE if marked else "",
                          wide=len(table.columns) > 5)
 
 
 def index(made: Mapping[int, Table], links: Mapping[int, str]) -> str:
-    """A list of all twelve tables in Markdown: a link to each that there is, else what the config lacks.
+    """A list of all twelve tables in Markdown: a link to each that was made, and what the others need.
 
-    `links` leads to each table, those of `costs` too.
+    `links` has the link of each table, with those of `costs`.
     """
     captions = {10: "FLOPs and speed-up of the paper's models, from their configurations.",
                 12: "Folded blocks beside layers of the paper's models, from their configurations.",

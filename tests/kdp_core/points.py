@@ -2,7 +2,7 @@
 import torch
 
 from kdp_core.base.records import Efficiency, Inverse, KernelMap, PrunedFacts, Score, Scores, Similarity
-from kdp_core.results.tables import Point
+from kdp_core.results.columns import Point
 
 
 def scores(ppl: float, acc: float, acc_norm: float, *, stderr: float | None = 0.01) -> Scores:

@@ -5,7 +5,7 @@ import pytest
 from kdp_core.base.records import Diagnosis
 from kdp_core.figures import scores as score_figures
 from kdp_core.figures import style
-from kdp_core.results import tables
+from kdp_core.results.summary import summarise, tidy
 from tests.kdp_core import points
 
 
@@ -23,7 +23,7 @@ def legend(drawn):
 def test_score_against_ratio():
     grid = points.grid()
     other = [point._replace(model="other") for point in grid]
-    drawn = score_figures.score_against_ratio(tables.summarise([*grid, *other]))
+    drawn = score_figures.score_against_ratio(summarise([*grid, *other]))
     axes = labelled(drawn)
     assert len(axes) == 4 and [axis.get_ylabel() for axis in axes] == ["Accuracy (%)", "Perplexity"] * 2
     assert [axis.get_yscale() for axis in axes[:2]] == ["linear", "log"]
@@ -38,13 +38,13 @@ def test_score_against_ratio():
 
 def test_lines_split_by_k_max():
     more = [*points.grid(), points.pruned("kdp", points.scores(24.0, 0.4, 0.6), k_max=5)]
-    drawn = score_figures.score_against_ratio(tables.summarise(more), metrics=("rp",))
+    drawn = score_figures.score_against_ratio(summarise(more), metrics=("rp",))
     assert legend(drawn) == ["kdp, K max 3", "remove, K max 3", "lossy, K max 3", "kdp, K max 5", "dense"]
 
 
 def test_a_panel_a_task():
     grid = points.grid()
-    drawn = score_figures.tasks_against_ratio(tables.tidy(grid), tables.summarise(grid))
+    drawn = score_figures.tasks_against_ratio(tidy(grid), summarise(grid))
     axes = labelled(drawn)
     assert [axis.get_title(loc="left") for axis in axes] == ["text", "lastword", "continuation"]
     assert [axis.get_ylabel() for axis in axes] == ["ppl", "acc (%)", "acc_norm (%)"]
@@ -54,7 +54,7 @@ def test_a_panel_a_task():
     assert list(kdp.get_xdata()) == pytest.approx([19, 38]) and list(kdp.get_ydata()) == pytest.approx([65, 50])
     bar = axes[2].collections[1].get_segments()[0]
     assert bar[:, 1].tolist() == pytest.approx([64, 66])
-    alone = score_figures.tasks_against_ratio(tables.tidy(grid), tables.summarise(grid), tasks=["lastword"])
+    alone = score_figures.tasks_against_ratio(tidy(grid), summarise(grid), tasks=["lastword"])
     assert [axis.get_title(loc="left") for axis in labelled(alone)] == ["lastword"]
     row = alone.data[(alone.data["method"] == "kdp") & (alone.data["ratio"] == 0.2)].iloc[0]
     assert (row["lastword"], row["lastword_stderr"]) == (0.45, 0.01)
@@ -70,7 +70,7 @@ def many():
 
 def test_many_rows_stand_in_bands_with_the_others_behind():
     grid, known = many()
-    drawn = score_figures.score_against_ratio(tables.summarise(grid), metrics=("acc",), rows=known)
+    drawn = score_figures.score_against_ratio(summarise(grid), metrics=("acc",), rows=known)
     bands = drawn.figure.subfigs
     assert [[text.get_text() for text in band.legends[0].get_texts()] for band in bands] == [
         [*(f"row{i}" for i in range(8)), "dense"], [*(f"row{i}" for i in range(8, 15)), "dense"]]
@@ -140,14 +140,14 @@ def test_many_lines_of_errors_are_told_apart():
 
 
 def test_nothing_to_draw():
-    summary = tables.summarise(points.grid())
+    summary = summarise(points.grid())
     with pytest.raises(style.FigureError, match="unknown metric 'beauty'"):
         score_figures.score_against_ratio(summary, metrics=("beauty",))
     with pytest.raises(style.FigureError, match="no pruned model"):
-        score_figures.score_against_ratio(tables.summarise([points.dense()]))
+        score_figures.score_against_ratio(summarise([points.dense()]))
     with pytest.raises(style.FigureError, match="no pruned model"):
         score_figures.pruned_layers([points.dense()])
     with pytest.raises(style.FigureError, match="no error of states"):
         score_figures.error_by_layer({("dense", 3): diagnosis([4], 0.0)})
     with pytest.raises(style.FigureError, match="'winogrande' has no score to draw; choose among"):
-        score_figures.tasks_against_ratio(tables.tidy(points.grid()), summary, tasks=["winogrande"])
+        score_figures.tasks_against_ratio(tidy(points.grid()), summary, tasks=["winogrande"])

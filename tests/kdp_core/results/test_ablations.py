@@ -5,8 +5,9 @@ import math
 import pandas as pd
 import pytest
 
-from kdp_core.results import ablations, tables
+from kdp_core.results import ablations
 from kdp_core.results.ablations import Ablation, AblationError
+from kdp_core.results.summary import summarise, tidy
 from tests.kdp_core import points
 
 
@@ -25,7 +26,7 @@ def read_back(frame):
 
 
 def gathered(ablation, grid):
-    return ablations.gather(read_back(tables.summarise(grid)), read_back(tables.tidy(grid)), ablation)
+    return ablations.gather(read_back(summarise(grid)), read_back(tidy(grid)), ablation)
 
 
 SIZES = {"small": 256, "kdp": 1024, "large": 2048}
@@ -43,7 +44,7 @@ def sizes(metrics=("ppl", "acc")):
                 settings={name: {"kernel.features": value} for name, value in SIZES.items()})
 
 
-def test_an_option_of_the_rows_is_a_column():
+def test_an_option_of_the_variants_is_a_column():
     found = gathered(sizes(), of_sizes())
     assert found.axes == ["kernel.features"] and list(found.frame.method) == ["dense", "kdp", "small", "large"]
     assert found.frame["kernel.features"].tolist()[1:] == [1024, 256, 2048]
@@ -84,25 +85,25 @@ def test_calibration_tokens():
     assert found.frame.tokens.tolist()[1:] == [4000, 500] and found.frame.ppl.tolist()[1:] == pytest.approx([25, 40])
 
 
-def test_rows_that_are_lines_have_each_their_own_first_point():
+def test_variants_that_are_lines_have_each_their_own_first_point():
     accs = {("kdp", "news"): 0.4, ("kdp", "few"): 0.2, ("linear", "news"): 0.5, ("linear", "few"): 0.4}
-    grid = [points.dense(), *(points.pruned(row, points.scores(25.0, acc, acc), calib=calib)
-                              for (row, calib), acc in accs.items())]
-    found = gathered(made(["tokens"], [key(row, calib) for calib in ("news", "few") for row in ("kdp", "linear")],
-                          metrics=["rp_reference"], tokens={"few": 500, "news": 4000}), grid)
+    grid = [points.dense(), *(points.pruned(variant, points.scores(25.0, acc, acc), calib=calib)
+                              for (variant, calib), acc in accs.items())]
+    chosen = [key(variant, calib) for calib in ("news", "few") for variant in ("kdp", "linear")]
+    found = gathered(made(["tokens"], chosen, metrics=["rp_reference"], tokens={"few": 500, "news": 4000}), grid)
     assert found.frame.rp_reference.tolist()[1:] == pytest.approx([100, 100, 50, 80])
 
 
-def test_of_several_options_a_row_lies_where_it_differs_from_the_first():
+def test_of_several_options_a_variant_lies_where_it_differs_from_the_first():
     epochs = {"kdp": (10, 10), "short_1": (1, 10), "short_2": (10, 5), "both": (1, 1)}
     settings = {name: {"kernel.epochs": one, "inverse.epochs": two} for name, (one, two) in epochs.items()}
     ablation = made(["kernel.epochs", "inverse.epochs"], [key(name) for name in ("kdp", "short_1", "short_2")],
                     settings=settings)
-    assert [ablations.lines_of(ablation, row) for row in ablations.rows_of(ablation)] == [
+    assert [ablations.lines_of(ablation, variant) for variant in ablations.variants_of(ablation)] == [
         ["kernel.epochs", "inverse.epochs"], ["kernel.epochs"], ["inverse.epochs"]]
     grid = [points.dense(), *(points.pruned(name, points.scores(30.0, 0.4, 0.6)) for name in epochs)]
     assert gathered(ablation, grid).axes == ["kernel.epochs", "inverse.epochs"]
-    with pytest.raises(AblationError, match="row both differs from kdp in more than one of"):
+    with pytest.raises(AblationError, match="variant both differs from kdp in more than one of"):
         gathered(ablation._replace(points=[key(name) for name in epochs]), grid)
 
 
@@ -138,7 +139,7 @@ def test_options_that_are_no_numbers_are_names():
     ({"points": [key("kdp"), key("absent")], "x": ["row"]}, "the summary lacks tiny/news/absent/0.2/3; run"),
     ({"metrics": ["beauty"]}, r"unknown metric 'beauty'; choose .*rp_reference, continuation, lastword, text"),
     ({"metrics": ["text:acc"]}, "task text has no metric 'acc'; it has ppl"),
-    ({"x": ["kernel.rank"]}, "row kdp does not set kernel.rank"),
+    ({"x": ["kernel.rank"]}, "variant kdp does not set kernel.rank"),
     ({"x": ["kernel.features", "ratio"]}, "several axes must all be options"),
 ])
 def test_refusals(change, words):

@@ -2,13 +2,14 @@
 import pandas as pd
 import pytest
 
-from kdp_core.results import findings, tables
+from kdp_core.results import findings
+from kdp_core.results.summary import summarise
 from tests.kdp_core import points
 
 
 def said(grid, **known) -> dict[str, dict[str, findings.Claim]]:
     """Claims by target and topic; no-break spaces as spaces."""
-    found = findings.headline(tables.summarise(grid), **known)
+    found = findings.headline(summarise(grid), **known)
     return {finding.target: {claim.topic: claim._replace(text=claim.text.replace("\N{NO-BREAK SPACE}", " "))
                              for claim in finding.claims} for finding in found}
 
@@ -25,24 +26,25 @@ def frame(*rows):
 
 def test_a_clear_win_and_a_loss_by_standard_errors():
     found = said(points.grid())
-    assert found[""]["Dense"].text == "60.0 ± 0.7 % mean accuracy and 20.00 ± 0.20 perplexity; 100.0 M parameters."
+    assert found[""]["Dense"].text == (
+        "The dense model has 60.0 ± 0.7 % mean accuracy, 20.00 ± 0.20 perplexity and 100.0 M parameters.")
     # 15 points apart, sqrt(2) * 0.7071 = 1.0 points combined
     assert found["20 %"]["Accuracy"] == ("Accuracy", "clear", (
-        "kdp kept the most accuracy (55.0 ± 0.7 %, 91.7 % of dense), 15.0 points ahead of remove (40.0 ± 0.7 %): 15.0 "
-        "combined standard errors, a clear difference."), "kdp")
+        "kdp kept the most accuracy (55.0 ± 0.7 %, 91.7 % of dense), 15.0 points ahead of remove (40.0 ± 0.7 %): this "
+        "is a clear difference (15.0 combined standard errors)."), "kdp")
     assert found["20 %"]["Perplexity"].text == (
-        "kdp had the lowest perplexity (25.00 ± 0.25, 1.25 times dense), 15.00 below remove (40.00 ± 0.40): 31.8 "
-        "combined standard errors, a clear difference.")
+        "kdp had the lowest perplexity (25.00 ± 0.25, 1.25 times dense), 15.00 below remove (40.00 ± 0.40): this "
+        "is a clear difference (31.8 combined standard errors).")
     assert found["20 %"]["Beside “remove”"].text == "Clearly more accurate: kdp. Less accurate: lossy."
     assert found["20 %"]["Removed"].text == (
-        "19.0 to 21.0 % of the parameters really removed, 4 layers fewer, in 3 models.")
+        "19.0 to 21.0 % of the parameters and 4 layers were removed, in 3 models.")
 
 
 def test_a_tie_by_standard_errors():
     tie = said(points.grid())["40 %"]
     assert tie["Accuracy"][1:] == ("tie", (
-        "kdp reads best (40.0 ± 0.7 %, 66.7 % of dense), but remove cannot be told from it (at most one combined "
-        "standard error apart)."), "kdp")
+        "kdp has the best value (40.0 ± 0.7 %, 66.7 % of dense), but remove cannot be told from it (at most one "
+        "combined standard error apart)."), "kdp")
     assert "Not told apart in accuracy: kdp." in tie["Beside “remove”"].text
 
 
@@ -54,10 +56,10 @@ def test_a_paired_test_overrules_standard_errors_both_ways():
     assert found["20 %"]["Accuracy"].text.endswith(
         "but remove and lossy cannot be told from it (paired tests on the same items, p at least 0.3).")
     assert found["40 %"]["Accuracy"][1:3] == ("clear", (
-        "kdp kept the most accuracy (40.0 ± 0.7 %, 66.7 % of dense), 0.3 points ahead of remove (39.8 ± 0.7 %): a "
-        "clear difference (paired test on the same 96 items, p < 0.001)."))
+        "kdp kept the most accuracy (40.0 ± 0.7 %, 66.7 % of dense), 0.3 points ahead of remove (39.8 ± 0.7 %): "
+        "this is a clear difference (paired test on the same 96 items, p < 0.001)."))
     # perplexity had no test
-    assert found["20 %"]["Perplexity"].text.endswith("31.8 combined standard errors, a clear difference.")
+    assert found["20 %"]["Perplexity"].text.endswith("this is a clear difference (31.8 combined standard errors).")
 
 
 def test_which_tests_count():
@@ -69,7 +71,7 @@ def test_which_tests_count():
     # a task of several, another K max, another metric, no p, nothing at all: not this question's
     for rows in ([compared(0.5, task="lastword")], [compared(0.5, other_k_max=4)], [compared(0.5, metric="ppl")],
                  [compared(0.5, against="baseline")], [compared(None)], []):
-        assert accuracy(*rows).text.endswith("15.0 combined standard errors, a clear difference."), rows
+        assert accuracy(*rows).text.endswith("this is a clear difference (15.0 combined standard errors)."), rows
     both = said(points.grid(), comparisons=frame(compared(0.2, metric="ppl")))
     assert both["20 %"]["Perplexity"].level == "tie" and both["20 %"]["Accuracy"].level == "clear"
 
@@ -85,8 +87,8 @@ def test_the_baseline_has_tests_of_its_own():
 
 @pytest.mark.parametrize("acc, stderr, level, words", [
     # half of 0.03 = 1.5 points apart, 1.0 combined
-    (0.43, 0.01, "suggestive", "1.5 combined standard errors, suggestive, not clear."),
-    (0.43, None, "unknown", "standard errors are not known."),
+    (0.43, 0.01, "suggestive", "this is suggestive, but not clear (1.5 combined standard errors)."),
+    (0.43, None, "unknown", "the standard errors are not known."),
     (0.4, None, "tie", "b cannot be told from it (at most one combined standard error apart)."),
 ])
 def test_between_one_and_two_errors_and_without_errors(acc, stderr, level, words):
@@ -97,13 +99,14 @@ def test_between_one_and_two_errors_and_without_errors(acc, stderr, level, words
 
 def test_one_method_alone_and_its_cost():
     found = said([points.dense(), points.pruned("kdp", points.scores(30.0, 0.4, 0.6), share=0.2)])["20 %"]
-    assert found["Accuracy"][1:3] == ("", "kdp alone was scored for accuracy: 50.0 ± 0.7 %, 83.3 % of dense.")
+    assert found["Accuracy"][1:3] == ("", "Only kdp was scored for accuracy: 50.0 ± 0.7 %, 83.3 % of dense.")
     assert found["Cost of kdp"].text == (
-        "Fitted in 12 s, 80.0 M parameters, prefill 1.25 times as fast as dense, decode 1.25 times as fast as dense.")
+        "The fit took 12 s. The model has 80.0 M parameters. Prefill is 1.25 times as fast as dense and decode is 1.25 "
+        "times as fast as dense.")
     assert "All fits" not in found and "Beside “remove”" not in found
     searched = points.pruned("sleb", points.scores(30.0, 0.4, 0.6))._replace(fit_seconds=None, search_seconds=1995.0)
     cost = said([points.dense(), searched])["20 %"]["Cost of sleb"].text
-    assert cost.startswith("Searched in 33 min, nothing fitted, ")
+    assert cost.startswith("The search took 33 min. Nothing was fitted. ")
 
 
 def test_zeros_are_compared_among_themselves_and_a_fine_tuned_first_place_says_so():
@@ -116,16 +119,16 @@ def test_zeros_are_compared_among_themselves_and_a_fine_tuned_first_place_says_s
     found = said(grid)["20 %"]
     assert found["Accuracy, zeros only"].first == "wanda" and found["Accuracy, zeros only"].level == "clear"
     assert found["Accuracy"].first == "tuned†" and found["Accuracy, not fine-tuned"].first == "kdp"
-    assert "in 3 models. 20.0 % of the parameters set to zero and kept, in 2 models." in found["Removed"].text
+    assert "in 3 models. 20.0 % of the parameters were set to zero and kept, in 2 models." in found["Removed"].text
     assert "wanda" not in found["Beside “remove”"].text
 
 
 def test_names_say_what_varies_and_long_lists_are_counted():
     grid = [points.dense(), points.pruned("kdp", points.scores(30.0, 0.4, 0.6)),
             points.pruned("kdp", points.scores(30.0, 0.4, 0.6), k_max=4)]
-    assert said(grid)["20 %"]["Accuracy"].text.startswith("kdp (k 3) reads best")
+    assert said(grid)["20 %"]["Accuracy"].text.startswith("kdp (k 3) has the best value")
     assert findings.listing(list("abcdef")) == "a, b, c, d, e and f"
     assert findings.listing(list("abcdefg")) == "a, b, c, d, e and 2 others"
     assert [findings.duration(seconds) for seconds in (0.4, 119, 120, 7199, 9000)] == [
         "0 s", "119 s", "2 min", "120 min", "2.5 h"]
-    assert findings.counted(1, "fit") == "1 fit" and findings.counted(findings.span(1, 1), "layer") == "1 layer"
+    assert findings.counted(1, "fit") == "1 fit" and findings.counted(findings.interval(1, 1), "layer") == "1 layer"

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from kdp_core.base.records import Score, Scores
-from kdp_core.results import compare, paper, tables
+from kdp_core.results import compare, marks, paper
 from kdp_core.results.ablations import Ablation
 from kdp_core.results.compare import Entry, Outcomes
+from kdp_core.results.summary import summarise, tidy
 from tests.kdp_core import points
 
 
@@ -32,7 +33,7 @@ def made(*more, **known):
     grid = [points.dense(scores=scores(20.0, 0.6, 0.3, 0.5)), points.pruned("kdp", scores(25.0)),
             points.pruned("remove", scores(40.0, 0.3), blocks=((5, 6), (8, 11)))._replace(fit_seconds=None),
             points.pruned("kdp_tuned", scores(24.0))._replace(finetuned=True), *more]
-    return paper.Run(**{"summary": tables.summarise(grid), "scores": tables.tidy(grid),
+    return paper.Run(**{"summary": summarise(grid), "scores": tidy(grid),
                         "families": {"tiny": "llama", "opt": "opt"}, "calibrations": {"news": (128, 16384)},
                         "ablations": {}} | known)
 
@@ -49,7 +50,7 @@ def test_table_1_has_tasks_in_the_papers_order_and_each_group_once():
     text = paper.render(table, "md")
     assert "| Model | Target (%) | Method | Removed (%) | hellaswag (%) | mmlu (%) |" in text.splitlines()[0]
     assert "| kdp | 19.0 | <u>50.0</u> ± 2.0 |" in text and "kdp_tuned†".replace("_", r"\_") in text
-    assert tables.NOTE.split(".")[0] in text
+    assert marks.NOTE.split(".")[0] in text
 
 
 def test_table_2_has_texts_rouge_and_both_retained_performances():

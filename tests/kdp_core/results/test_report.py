@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from kdp_core.figures import style
-from kdp_core.results import report, tables
+from kdp_core.results import report, report_models
+from kdp_core.results.summary import fits, summarise, tidy
 from tests.kdp_core import points
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -46,13 +47,13 @@ def page(tmp_path_factory):
     grid = [*points.grid(), points.pruned("<b>&odd", points.scores(30.0, 0.4, 0.6))]
     folder = tmp_path_factory.mktemp("figures")
     style.save(style.similarity_maps(points.similarity()), folder / "similarity", dpi=40)
-    entries = [report.FigureEntry("Similarity <1>", "Maps of \"states\".", "similarity_maps",
+    entries = [report_models.FigureEntry("Similarity <1>", "Maps of \"states\".", "similarity_maps",
                                   folder / "similarity.png", "figures/a b/similarity", "tiny"),
-               report.FigureEntry("All", "Of all models.", "overview", folder / "similarity.png")]
+               report_models.FigureEntry("All", "Of all models.", "overview", folder / "similarity.png")]
     benchmarks = pd.DataFrame({"rule": ["kernel", "kernel", "hidden"], "s": [2.0, "4.0", 5.5],
                                "max_rss": ["-", 900, "NA"]})
-    return report.build(summary=tables.summarise(grid), scores=tables.tidy(grid), figures=entries,
-                        fits=tables.fits([({"method": "kdp"}, points.kernel())]),
+    return report.build(summary=summarise(grid), scores=tidy(grid), figures=entries,
+                        fits=fits([({"method": "kdp"}, points.kernel())]),
                         config_yaml="methods: {kdp: <script>alert(1)</script>}\nsource: https://example.org\n",
                         versions={"torch": "2.13"}, seeds={"seed": 7}, benchmarks=benchmarks)
 
@@ -85,27 +86,27 @@ def test_every_method_and_number_of_the_table_is_there(page):
 
 def test_equal_arguments_give_equal_bytes():
     grid = points.grid()
-    made = [report.build(summary=tables.summarise(grid), scores=tables.tidy(grid)) for _ in range(2)]
+    made = [report.build(summary=summarise(grid), scores=tidy(grid)) for _ in range(2)]
     assert made[0] == made[1]
     assert "Figures" not in made[0] and "Run times" not in made[0]
 
 
 def test_refusals(tmp_path):
     grid = points.grid()
-    summary, tidy = tables.summarise(grid), tables.tidy(grid)
-    with pytest.raises(report.ReportError, match=r"'Norms' has no file norms\.png; run rule norms first"):
-        absent = report.FigureEntry("Norms", "", "norms", tmp_path / "norms.png")
-        report.build(summary=summary, scores=tidy, figures=[absent])
-    with pytest.raises(report.ReportError, match="no rows"):
-        report.build(summary=summary.iloc[:0], scores=tidy)
-    with pytest.raises(report.ReportError, match="columns rule and s"):
-        report.build(summary=summary, scores=tidy, benchmarks=pd.DataFrame({"job": []}))
+    summary, scores = summarise(grid), tidy(grid)
+    with pytest.raises(report_models.ReportError, match=r"'Norms' has no file norms\.png; run rule norms first"):
+        absent = report_models.FigureEntry("Norms", "", "norms", tmp_path / "norms.png")
+        report.build(summary=summary, scores=scores, figures=[absent])
+    with pytest.raises(report_models.ReportError, match="no rows"):
+        report.build(summary=summary.iloc[:0], scores=scores)
+    with pytest.raises(report_models.ReportError, match="columns job; give the columns rule and s"):
+        report.build(summary=summary, scores=scores, benchmarks=pd.DataFrame({"job": []}))
 
 
 def test_the_lead_and_the_order_of_sections(page):
     words = "".join(parsed(page).words)
-    assert ("tiny pruned by kdp, remove, lossy and <b>&odd at targets of 20 and 40 % of the parameters: 7 pruned "
-            "models. All jobs together took 12 s.") in words
+    assert ("This run pruned tiny by kdp, remove, lossy and <b>&odd at targets of 20 and 40 % of the parameters, which "
+            "gave 7 pruned models. All jobs together took 12 s.") in words
     assert re.findall(r"<h2>(.+?)</h2>", page) == ["In short", "Summary", "Overview", "tiny", "Tasks", "Configuration",
                                                    "Versions and seeds", "Run times"]
     of_model = page[page.index('<section id="model1">'):]
@@ -120,7 +121,7 @@ def test_figures_say_what_they_are_and_how_large(page):
 
 def test_scores_of_each_task_and_costs_of_each_model():
     grid = points.grid()
-    words = parsed(report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))).words
+    words = parsed(report.build(summary=summarise(grid), scores=tidy(grid))).words
     scores = words[words.index("Scores by task"):words.index("Costs and blocks")]
     # kdp at 20 %: continuation acc and acc_norm, lastword acc and perplexity, text perplexity, with their errors
     at = scores.index("kdp")
@@ -134,7 +135,7 @@ def test_scores_of_each_task_and_costs_of_each_model():
 
 def test_kinds_of_models_stand_apart():
     def kinds(grid):
-        made = report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))
+        made = report.build(summary=summarise(grid), scores=tidy(grid))
         summary = made[made.index('id="summary"'):made.index('id="model1"')]
         return re.findall(r'scope="rowgroup" colspan="\d+"><span>(.+?)</span>', summary)
 
@@ -142,12 +143,12 @@ def test_kinds_of_models_stand_apart():
     zeroed = zeroed._replace(facts=zeroed.facts._replace(params_zeroed=10**7))
     tuned = points.pruned("tuned", points.scores(24.0, 0.55, 0.65))._replace(finetuned=True)
     assert kinds(points.grid()) == []
-    assert kinds([*points.grid(), tuned, zeroed]) == list(report.GROUPS.values())
+    assert kinds([*points.grid(), tuned, zeroed]) == list(report_models.GROUPS.values())
 
 
 def test_a_summary_of_its_own_where_there_are_several_models():
     grid = [*points.grid(), points.dense("small"), points.pruned("kdp", points.scores(25.0, 0.45, 0.65), model="small")]
-    page = report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))
+    page = report.build(summary=summarise(grid), scores=tidy(grid))
     small = page[page.index("<h2>small</h2>"):page.index("<h2>tiny</h2>")]
     assert "Summary of small" in small and "lossy" not in small and "lossy" in page
 
@@ -158,7 +159,7 @@ def test_paired_tests_are_told_and_listed():
               "other_calib": "news", "other_k_max": 3, "against": "best", "metric": "acc", "task": "all",
               "difference": 0.0025, "stderr": 0.0005, "p": 1e-6, "p_holm": 4e-6, "items": 960}
     comparisons = pd.DataFrame([tested, tested | {"task": "lastword"}])
-    with_tests, without = (report.build(summary=tables.summarise(grid), scores=tables.tidy(grid), comparisons=given)
+    with_tests, without = (report.build(summary=summarise(grid), scores=tidy(grid), comparisons=given)
                            for given in (comparisons, None))
     assert "paired test on the same 960 items, p &lt; 0.001" in with_tests and "1 test, item by item" in with_tests
     assert report.PAIRED_RULE in parsed(with_tests).words and report.UNPAIRED_RULE in parsed(without).words
@@ -167,5 +168,5 @@ def test_paired_tests_are_told_and_listed():
 
 def test_the_dense_model_alone():
     grid = [points.dense()]
-    words = parsed(report.build(summary=tables.summarise(grid), scores=tables.tidy(grid))).words
-    assert "tiny: the dense model alone, nothing pruned yet." in words
+    words = parsed(report.build(summary=summarise(grid), scores=tidy(grid))).words
+    assert "tiny: only the dense model was evaluated; nothing is pruned yet." in words

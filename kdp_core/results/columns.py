@@ -1,0 +1,127 @@
+"""Points and columns of the tables of results: what each one holds, and how a value or a heading is printed."""
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kdp_core.base.records import Block, Efficiency, PrunedFacts, Scores, Selection
+
+PRIMARY: Mapping[str, Sequence[str]] = {
+    "acc": ("acc_norm", "acc", "exact_match", "em"),
+    "ppl": ("ppl", "word_perplexity"),
+}
+"""For each kind of score, the metrics that count, first choice first. A task counts once, with the first that it has.
+
+The metrics of accuracy are those of evaluate.PRIMARY; they are repeated here so that tables need not load the
+evaluation harness. Shares of another kind do not count: ROUGE-1 is an overlap, and pass@1 and areas under the curve
+have other scales of chance. The metric `perplexity` of LAMBADA's last words is not a perplexity of text and does not
+count either."""
+DENSE = "dense"
+"""The method of the model that is not pruned."""
+KEYS = ("model", "calib", "method", "ratio", "k_max")
+"""The columns that name a point."""
+
+
+class TableError(ValueError):
+    """The points do not make a table."""
+
+
+class Point(NamedTuple):
+    """One evaluated model: a point of the grid, or the dense model itself."""
+    model: str
+    calib: str
+    """Calibration set; empty for the dense model."""
+    method: str
+    """A variant of the configuration, or `dense`."""
+    ratio: float
+    """Share of all parameters to remove, 0 for the dense model."""
+    k_max: int
+    """Layers of context of a block, 0 for the dense model."""
+    facts: PrunedFacts | None
+    """None for the dense model."""
+    selection: Selection | None
+    scores: Scores
+    efficiency: Efficiency | None
+    fit_seconds: float | None
+    """Seconds spent on fitting the stand-ins and on fine-tuning; None if nothing is fitted."""
+    finetuned: bool = False
+    """Whether the model was fine-tuned after pruning. Its row is printed with a dagger."""
+    search_seconds: float | None = None
+    """Seconds spent on the search, once for all ratios; None if the blocks follow from the similarity of layers."""
+
+
+class Column(NamedTuple):
+    """How a column of a table is printed and read."""
+    header: str
+    unit: str
+    what: str
+    """One plain sentence."""
+    digits: int = 2
+    scale: float = 1.0
+    """Factor from the stored value to the printed one."""
+    better: int = 0
+    """1 if higher is better, -1 if lower is, 0 if neither. Columns with 0 are never marked."""
+    stderr: str = ""
+    """The column of the standard error, if there is one."""
+    test: tuple[str, str] = ("", "")
+    """Metric and task of the paired tests that order rows as this column does, if there are any."""
+
+
+COLUMNS: dict[str, Column] = {
+    "params_removed": Column("Removed", "%", "Share of all parameters removed; the parameters of stand-ins count as "
+                             "put back.", 1, 100),
+    "layers_removed": Column("Layers removed", "", "How many decoder layers fewer the model has than the dense one.",
+                             0),
+    "acc": Column("Accuracy", "%", "Plain mean of the accuracy tasks.", 1, 100, 1, "acc_stderr",
+                  ("acc", "all")),
+    "rp": Column("Retained", "%", "Mean accuracy as a percentage of the dense model's.", 1, 1, 1, "rp_stderr",
+                 ("acc", "all")),
+    "ppl": Column("Perplexity", "", "Perplexity per token on held-out text; lower is better.", 2, 1, -1, "ppl_stderr",
+                  ("ppl", "all")),
+    "ppl_ratio": Column("Perplexity / dense", "", "Perplexity divided by the dense model's.", 2, 1, -1,
+                        "ppl_ratio_stderr", ("ppl", "all")),
+    "rp_ppl": Column("Retained (ppl)", "%", "Mean over texts of the dense perplexity divided by the pruned one.", 1, 1,
+                     1, "rp_ppl_stderr"),
+    "speedup_prefill": Column("Speed-up, prefill", "x", "Median of the dense time divided by the pruned time, measured "
+                              "in pairs, for a whole prompt.", 2, 1, 1),
+    "speedup_decode": Column("Speed-up, decode", "x", "Median of the dense time divided by the pruned time, measured "
+                             "in pairs, for one token after a cached prompt.", 2, 1, 1),
+    "params_millions": Column("Parameters", "M", "All parameters; tied ones are counted once.", 1),
+    "macs_giga": Column("Multiply-adds", "G", "Multiply-adds of the linear layers for one pass over the timed prompt.",
+                        2),
+    "blocks": Column("Blocks", "", "Replaced layers, from the first to one past the last."),
+    "search_seconds": Column("Search", "s", "Time spent on the search, once for all ratios.", 0),
+    "fit_seconds": Column("Fit", "s", "Time spent on fitting the stand-ins.", 0),
+}
+"""The columns of the summary that are printed."""
+RELATIVE = ("rp", "ppl_ratio", "rp_ppl")
+"""Columns printed without their errors, which repeat those of acc and ppl."""
+MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "speedup_prefill", "speedup_decode",
+        "params_millions")
+"""The columns of the printed summary."""
+SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
+           "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
+           "params_millions", "macs_giga", "blocks", "search_seconds", "fit_seconds", "finetuned",
+           "params_zeroed")
+"""All columns of the summary, in order."""
+
+
+def span(block: Block) -> str:
+    """`5-7` for the half-open block (5, 7): layers 5 and 6."""
+    return f"{block[0]}-{block[1]}"
+
+
+def number(column: Column, value: Any) -> str:
+    """A value as printed, without its unit; a missing one is an en dash."""
+    if isinstance(value, str):
+        return value or "–"
+    if value is None or math.isnan(value):
+        return "–"
+    scaled = value * column.scale
+    if abs(scaled) < 1e5:
+        return f"{scaled:.{column.digits}f}"
+    return f"{scaled:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def heading(column: Column) -> str:
+    """Header with its unit, such as `Accuracy (%)`."""
+    return f"{column.header} ({column.unit})" if column.unit else column.header
