@@ -154,7 +154,7 @@ class Module(NamedTuple):
     """What stands in the place of a block in the folded model."""
     block: Block
     kind: str
-    """A key of kdp_core.model.folded.MODULES, such as `rff_mlp` or `linear`."""
+    """A key of kdp_core.model.stand_ins.MODULES, such as `rff_mlp` or `linear`."""
     options: dict[str, Any]
     """The module's shape, as its constructor takes it."""
     tensors: dict[str, Tensor]

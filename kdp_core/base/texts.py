@@ -12,13 +12,15 @@ import logging
 import re
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from kdp_core.base.records import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def read_hub_documents(name: str, *, revision: str, config: str | None, split: s
     return _not_empty(taken, where)
 
 
-def pack(tokenizer: PreTrainedTokenizerBase, parts: list[Part], *, length: int, seed: int, separator: str = "\n",
+def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int, seed: int, separator: str = "\n",
          vocabulary: int | None = None) -> Tokens:
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
@@ -111,7 +113,7 @@ def pack(tokenizer: PreTrainedTokenizerBase, parts: list[Part], *, length: int, 
                    "sha256": hashlib.sha256(ids_ST.numpy().tobytes()).hexdigest()})
 
 
-def windows(tokenizer: PreTrainedTokenizerBase, documents: list[str], *, length: int, separator: str = "\n",
+def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int, separator: str = "\n",
             vocabulary: int | None = None) -> Tensor:
     """ids_ST: all windows of the documents in their order, for held-out perplexity; a remainder is dropped."""
     if length < 1:
@@ -125,7 +127,7 @@ def windows(tokenizer: PreTrainedTokenizerBase, documents: list[str], *, length:
     return ids_ST
 
 
-def _first_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, part: Part) -> Tensor:
+def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part) -> Tensor:
     """First windows of the text's tokens; only a prefix of the text is tokenised, doubled until it is enough."""
     need = part.sequences * length
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
@@ -139,7 +141,7 @@ def _first_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, p
     return _cut(ids_N[:need], length)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
     found = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return torch.tensor(found, dtype=torch.int64)
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import layers_prefix
+from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes, Step
 from kdp_core.states.block import FitError, relative_error
 from kdp_core.states.hidden import HiddenStates
@@ -308,7 +308,7 @@ def _compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, sel
     judge = _Judge(passes, hidden, order[:sequences].sort().values, batch)
     stack, how = _matched(walker, judge.cosine, count, wanted, rounds)
     others = _Judge(passes, hidden, order[sequences:2 * sequences].sort().values, batch)
-    fits, kept, prefix = others.fits(stack), {layer.base for layer in stack}, layers_prefix(model.config.model_type)
+    fits, kept, prefix = others.fits(stack), {layer.base for layer in stack}, family_of(model).prefix
     plan = Plan(method, [(layer, "whole") for layer in range(count) if layer not in kept], [],
                 {f"{prefix}{layer.base}.{name}": tensor.cpu() for layer in stack if layer != _plain(layer.base)
                  for name, tensor in judge.maps(layer).items()})

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import AutoConfig
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._select import ROUNDING, BlockError
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import PARTS, decoder_layers, drop_parts
+from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, norm_of, type_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.surgery import drop_parts
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -79,8 +79,8 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
     began = time.perf_counter()
     _check(method, dense, sequences, hidden.sequences, match)
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
-        checkpoints.on_meta(AutoConfig.from_pretrained(dense))
-    family, total = model.config.model_type, checkpoints.count_params(model)
+        checkpoints.on_meta(checkpoints.config_of(dense))
+    family, total = family_of(model), checkpoints.count_params(model)
     shares = {(layer, part): _params(module, family, part) / total
               for layer, module in enumerate(decoder_layers(model)) for part in parts}
     reachable = sum(shares.values())
@@ -99,7 +99,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
         rows.append({"layer": layer, "part": part, "cosine": scores[unit], "share": gone})
         logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
         if iterative:
-            drop_parts(model, family, {part: [layer]})
+            drop_parts(model, {part: [layer]})
             scores = _cosines(passes, family, start_STD, batch)
     plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
     return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": rows,
@@ -111,10 +111,10 @@ def _check(method: str, dense: Path, sequences: int | None, have: int, match: st
         raise BlockError(f"compose.match {match!r}: choose one of nearest, reach")
     if sequences is not None and not 1 <= sequences <= have:
         raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
-    config = AutoConfig.from_pretrained(dense)
-    if config.model_type not in PARTS or not getattr(config, "do_layer_norm_before", True):
-        raise FitError(f"{method} cannot leave out parts of this {config.model_type} model; it knows pre-norm models "
-                       f"of {', '.join(PARTS)}")
+    config = checkpoints.config_of(dense)
+    if not is_known(config) or not family_of(config).norms_first(config):
+        raise FitError(f"{method} cannot remove parts of this {type_of(config)} model; it knows models of "
+                       f"{', '.join(FAMILIES)} whose norms come before their parts")
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
@@ -124,10 +124,10 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
     return ratio - share <= with_next - ratio
 
 
-def _params(layer: nn.Module, family: str, part: str) -> int:
+def _params(layer: nn.Module, family: Family, part: str) -> int:
     """Parameters that go with a part of a layer."""
-    beside, adding = PARTS[family][part]
-    return sum(checkpoints.count_params(layer.get_submodule(name)) for name in (*beside, adding))
+    own = family.parts[part]
+    return sum(checkpoints.count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
 
 
 def _drops(gone: list[Unit]) -> list[Unit]:
@@ -152,7 +152,7 @@ def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Un
 
 
 @torch.no_grad()
-def _cosines(passes: Passes, family: str, start_STD: Tensor, batch: int) -> dict[Unit, float]:
+def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> dict[Unit, float]:
     """The same of the model as it is now."""
     sums: dict[Unit, float] = {}
     for h_BTD in start_STD.split(batch):
@@ -160,7 +160,7 @@ def _cosines(passes: Passes, family: str, start_STD: Tensor, batch: int) -> dict
         for number, layer in enumerate(passes.layers):
             caught: list[Tensor] = []
             # the first module of the MLP part reads y = x + attention(norm x)
-            reader = layer.get_submodule(PARTS[family]["mlp"][0][0])
+            reader = norm_of(layer, family, "mlp")
             hook = reader.register_forward_pre_hook(lambda _, args, caught=caught: caught.append(args[0]))
             try:
                 after_BTD = passes.layer(number, h_BTD)

@@ -26,20 +26,22 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._select import ROUNDING, BlockError
 from kdp_core.methods.shortened import backward
 from kdp_core.methods.sleb import Judge, judge_of, picked
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import COUPLED, decoder_layers, layers_prefix
+from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, type_of
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +95,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     Raises BlockError for a ratio out of reach and where no layer is left, FitError for other options and models.
     """
     began = time.perf_counter()
-    config = AutoConfig.from_pretrained(dense)
+    config = checkpoints.config_of(dense)
     _check(config, importance, grouping, sequences, batch_sequences)
     pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
-    coupled, total = coupled_of(decoder_layers(blank)[0], config.model_type), checkpoints.count_params(blank)
+    coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), checkpoints.count_params(blank)
     sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, batch_sequences, seed)
@@ -107,7 +109,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     for number, weights, worths in worths_by_layer(judge, pruned, coupled, units, importance, grouping):
         lost = {"attention": cut.groups, "mlp": cut.channels[number - pruned.start]}
         kept = {part: _kept(worths[part], lost[part], number) for part in units}
-        tensors |= {f"{layers_prefix(config.model_type)}{number}.{one.name}":
+        tensors |= {f"{family_of(config).prefix}{number}.{one.name}":
                     narrowed(weight.detach(), one.axis, kept[one.part], units[one.part]).cpu()
                     for one, weight in zip(coupled, weights, strict=True)}
         widths[number] = _width(config, sizes, lost["attention"], lost["mlp"])
@@ -157,7 +159,7 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
     return Cut(lost, [count * (layer + 1) // layers - count * layer // layers for layer in range(layers)])
 
 
-def _sizes(layer: nn.Module, coupled: list[Coupled], config: PretrainedConfig, layers: int) -> Sizes:
+def _sizes(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig", layers: int) -> Sizes:
     groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
     channels = next(layer.get_parameter(one.name) for one in coupled if one.part == "mlp").shape[0]
     params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
@@ -165,7 +167,7 @@ def _sizes(layer: nn.Module, coupled: list[Coupled], config: PretrainedConfig, l
     return Sizes(layers, groups, channels, params["attention"] // groups, params["mlp"] // channels)
 
 
-def _width(config: PretrainedConfig, sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
+def _width(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
     """A layer's entry in the configuration once so much is gone."""
     left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
     return {"heads": left * each, "kv_heads": left, "intermediate": sizes.channels - channels}
@@ -173,13 +175,13 @@ def _width(config: PretrainedConfig, sizes: Sizes, groups: int, channels: int) -
 
 # Units ----------------------------------------------------------------------------------------------------------------
 
-def coupled_of(layer: nn.Module, family: str) -> list[Coupled]:
+def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
     """The tensors of a layer that are cut."""
     found = []
-    for part, (inner, outer) in COUPLED[family].items():
-        found += [Coupled(f"{name}.{kind}", part, 0) for name in inner
+    for part, own in family.parts.items():
+        found += [Coupled(f"{name}.{kind}", part, 0) for name in own.readers
                   for kind, _ in layer.get_submodule(name).named_parameters()]
-        found.append(Coupled(f"{outer}.weight", part, 1))
+        found.append(Coupled(f"{own.writer}.weight", part, 1))
     return found
 
 
@@ -232,12 +234,12 @@ def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
     return tensor.index_select(axis, index.to(tensor.device)).contiguous()
 
 
-def _check(config: PretrainedConfig, importance: str, grouping: str, sequences: int | None, batch: int) -> None:
+def _check(config: "PretrainedConfig", importance: str, grouping: str, sequences: int | None, batch: int) -> None:
     for name, value, known in (("importance", importance, IMPORTANCES), ("grouping", grouping, GROUPINGS)):
         if value not in known:
             raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")
     if (sequences is not None and sequences < 1) or batch < 1:
         raise FitError(f"compose.sequences {sequences} and batch_sequences {batch}: give at least 1 of each")
-    if config.model_type not in COUPLED or not getattr(config, "do_layer_norm_before", True):
-        raise FitError(f"llm_pruner cannot prune this {config.model_type} model; it knows pre-norm models of "
-                       f"{', '.join(COUPLED)}")
+    if not is_known(config) or not family_of(config).norms_first(config):
+        raise FitError(f"llm_pruner cannot prune this {type_of(config)} model; it knows models of "
+                       f"{', '.join(FAMILIES)} whose norms come before their parts")

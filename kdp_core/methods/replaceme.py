@@ -26,19 +26,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers, layers_prefix
+from kdp_core.model.families import FAMILIES, decoder_layers, family_of, type_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-LAST = {"llama": "mlp.down_proj", "mistral": "mlp.down_proj", "qwen3": "mlp.down_proj", "opt": "fc2"}
-"""The last matrix of a layer's MLP; its output is added to the state as it is (in Gemma 3 a norm stands between)."""
 STARTS = ("identity", "lstsq")
 
 
@@ -150,7 +147,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
           batch_sequences: int, heldout: float, seed: int) -> _Case:
     """The checked run with its model loaded."""
-    _check(selection, AutoConfig.from_pretrained(dense).model_type, massive, heldout, hidden.sequences)
+    _check(selection, checkpoints.config_of(dense), massive, heldout, hidden.sequences)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     (start, stop), (held, kept) = selection.blocks[0], split(hidden.sequences, heldout, seed)
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
@@ -163,15 +160,16 @@ def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[
               stats: dict[str, Any], began: float) -> Composed:
     """The record of a fitted T, folded."""
     model = case.passes.model
-    plan = Plan(method, [], [], _absorbed(model, model.config.model_type, case.start - 1, t_DD))
+    plan = Plan(method, [], [], _absorbed(model, case.start - 1, t_DD))
     return Composed(plan, curve, [{"block": (case.start, case.stop), "heldout_error": error, "params": 0}],
                     {"tokens": len(case.kept) * case.hidden.tokens, **stats, "seconds": time.perf_counter() - began})
 
 
-def _check(selection: Selection, family: str, massive: str, heldout: float, sequences: int) -> None:
-    if family not in LAST:
-        raise FitError(f"ReplaceMe cannot be folded into a {family} model: a norm follows its MLPs; it knows "
-                       f"{', '.join(LAST)}")
+def _check(selection: Selection, config: Any, massive: str, heldout: float, sequences: int) -> None:
+    if family_of(config).parts["mlp"].norm_after:
+        fits = [name for name, family in FAMILIES.items() if not family.parts["mlp"].norm_after]
+        raise FitError(f"ReplaceMe cannot be folded into a {type_of(config)} model: a norm follows its MLPs; choose a "
+                       f"model of {', '.join(fits)}")
     if massive not in COUNTED:
         raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
@@ -262,7 +260,7 @@ def _judge(pairs: _Angles, t_DD: Tensor) -> float:
 def _pairs(passes: Passes, hidden: HiddenStates, rows: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
     """The counted tokens of some sequences, float64."""
     caught: list[Tensor] = []
-    last = passes.layers[start - 1].get_submodule(LAST[passes.model.config.model_type])
+    last = passes.layers[start - 1].get_submodule(family_of(passes.model).parts["mlp"].writer)
     hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
     try:
         h_BTD = passes.layer(start - 1, hidden.state(start - 1)[rows].to(passes.device, passes.model.dtype))
@@ -274,10 +272,10 @@ def _pairs(passes: Passes, hidden: HiddenStates, rows: Tensor, keep_ST: Tensor, 
     return _Fit(m_ND, hidden.state(stop)[rows][keep_BT].double() - rest_ND, rest_ND)
 
 
-def _absorbed(model: nn.Module, family: str, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
+def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
     """The MLP's last matrix, and its bias where it has one, with T' before them."""
-    prefix = f"{layers_prefix(family)}{layer}.{LAST[family]}"
-    last: Any = decoder_layers(model)[layer].get_submodule(LAST[family])
+    writer = family_of(model).parts["mlp"].writer
+    prefix, last = f"{family_of(model).prefix}{layer}.{writer}", decoder_layers(model)[layer].get_submodule(writer)
     # down <- T' down
     made = {f"{prefix}.weight": (t_DD.T @ last.weight.detach().cpu().double()).to(last.weight.dtype)}
     if last.bias is not None:

@@ -29,15 +29,13 @@ from kdp_core.methods.shortgpt import RankError, ranked
 from kdp_core.methods.sleb import Judge, judge_of, loss_nats, picked
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import token_losses
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 
 NORMS = ("l1", "l2")
-GAIN_OFFSET = {"gemma3_text": 1.0}
-"""What the norms of a family add to their weight before they multiply by it."""
 
 
 def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
@@ -108,7 +106,7 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFac
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     scores = {}
     for layer in eligible:
-        sizes = (_gain(weight.detach(), facts.family).abs() for weight in _weights(decoder_layers(model)[layer]))
+        sizes = (_gain(weight.detach(), family_of(model)).abs() for weight in _weights(decoder_layers(model)[layer]))
         # I_n = sum_k sum_ij |W_ij|, or W_ij^2
         scores[layer] = sum((size if norm == "l1" else size.square()).sum(dtype=torch.float64).item() for size in sizes)
     return ranked(scores, f"magnitude_{norm}", k_max, 0, {"tokens": 0, "seconds": time.perf_counter() - began})
@@ -127,14 +125,14 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
     return [module.weight for module in layer.modules() if isinstance(getattr(module, "weight", None), nn.Parameter)]
 
 
-def _gain(weight: Tensor, family: str) -> Tensor:
+def _gain(weight: Tensor, family: Family) -> Tensor:
     """What states are multiplied by, float32: of a norm, whose weight has one axis, with what its family adds."""
-    return weight.float() + (GAIN_OFFSET.get(family, 0.0) if weight.ndim == 1 else 0.0)
+    return weight.float() + (family.gain_offset if weight.ndim == 1 else 0.0)
 
 
 def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
     """sum |W dL/dW| of each eligible layer, from the last layer back."""
-    scores, family = {}, judge.passes.model.config.model_type
+    scores, family = {}, family_of(judge.passes.model)
     for layer, weights, gradients, _ in backward(judge, eligible, _weights):
         # I_n = sum_k sum_ij |dL/dW_ij W_ij|, L the mean over all predictions
         products = (gradient * _gain(weight.detach(), family)

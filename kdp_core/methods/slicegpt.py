@@ -27,23 +27,36 @@ import itertools
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._select import ROUNDING, BlockError
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import COUPLED, FOLDED, final_norm, layers_prefix, norm_of, part_output, trunk
+from kdp_core.model.families import (
+    FAMILIES,
+    Family,
+    decoder_layers,
+    family_of,
+    final_norm,
+    is_known,
+    norm_of,
+    output_head,
+    trunk,
+    type_of,
+)
 from kdp_core.model.passes import Passes
+from kdp_core.model.sliced import part_output
 from kdp_core.states.block import COUNTED, FitError, ridge_solve
 from kdp_core.states.hidden import HiddenStates
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("llama", "mistral", "qwen3", "opt")
 PARTS = ("attention", "mlp")
 DAMP = 0.01
 """Added to the diagonal of X'X relative to its mean, as released; it moves no eigenvector."""
@@ -66,7 +79,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     Raises FitError for a model that cannot be sliced, BlockError for a ratio out of reach.
     """
     began = time.perf_counter()
-    config = AutoConfig.from_pretrained(dense)
+    config = checkpoints.config_of(dense)
     _check(config, hidden, massive, sequences, batch_sequences, slicing, multiple)
     width = _nearest(config, selection.ratio_target, multiple, slice_head) if slicing is None else \
         cut(config.hidden_size, slicing, multiple)
@@ -83,16 +96,15 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     return Composed(Plan("slicegpt", [], [], tensors, shape=shape), [], [], stats)
 
 
-def _check(config: PretrainedConfig, hidden: HiddenStates, massive: str, sequences: int | None, batch: int,
+def _check(config: "PretrainedConfig", hidden: HiddenStates, massive: str, sequences: int | None, batch: int,
            slicing: float | None, multiple: int) -> None:
-    family = config.model_type
-    if family not in FAMILIES:
-        why = ": the norms after its parts cannot be moved" if family == "gemma3_text" else ""
-        raise FitError(f"slicegpt cannot slice a {family} model{why}; it knows {', '.join(FAMILIES)}")
-    if family == "opt" and (not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size
-                            or config._remove_final_layer_norm):
-        raise FitError("slicegpt cannot slice this opt model: its norms follow the sum, its embedding is projected or "
-                       "its final norm is missing, as in OPT-350M; choose another size")
+    if not is_known(config) or family_of(config).norms_after:
+        why = ": the norms after its parts cannot be moved" if is_known(config) else ""
+        fits = [name for name, family in FAMILIES.items() if not family.norms_after]
+        raise FitError(f"slicegpt cannot slice a {type_of(config)} model{why}; choose a model of {', '.join(fits)}")
+    if not (family_of(config).norms_first(config) and family_of(config).one_width(config)):
+        raise FitError(f"slicegpt cannot slice this {type_of(config)} model: its norms follow the sum, its embedding "
+                       "is projected or its final norm is missing, as in OPT-350M; choose another size")
     if massive not in COUNTED:
         raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
     if (sequences is not None and not 1 <= sequences <= hidden.sequences) or batch < 1:
@@ -112,7 +124,7 @@ def cut(width: int, slicing: float, multiple: int) -> int:
     return int((1 - slicing) * width + 1e-9) // multiple * multiple
 
 
-def _nearest(config: PretrainedConfig, ratio: float, multiple: int, slice_head: bool) -> int:
+def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head: bool) -> int:
     """The width whose share of all parameters is nearest to the ratio; of two as near the larger."""
     def share(width: int) -> float:
         return _share(config, width, slice_head)
@@ -126,21 +138,24 @@ def _nearest(config: PretrainedConfig, ratio: float, multiple: int, slice_head: 
     return min(widths[max(0, first - 1):first + 1], key=lambda width: (abs(share(width) - ratio), -width))
 
 
-def _shape(config: PretrainedConfig, width: int, slice_head: bool) -> dict[str, Any]:
+def _shape(config: "PretrainedConfig", width: int, slice_head: bool) -> dict[str, Any]:
     """What the folded configuration says of these widths."""
     each = [width] * config.num_hidden_layers
     return {"sliced": {"attention": each, "mlp": each, "final": width if slice_head else config.hidden_size},
             "tie_word_embeddings": False}
 
 
-def sliced_config(config: PretrainedConfig, width: int, slice_head: bool) -> PretrainedConfig:
+def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "PretrainedConfig":
     """The configuration of a model whose states are cut to this width; the head reads the whole one, or that."""
-    config_class, _ = FOLDED[config.model_type]
+    # the folded classes come with transformers' models, whose import takes seconds
+    from kdp_core.model.folded import FOLDED
+
+    config_class, _ = FOLDED[type_of(config)]
     return config_class.from_dict({**config.to_dict(), "model_type": config_class.model_type,
                                    **_shape(config, width, slice_head)})
 
 
-def _share(config: PretrainedConfig, width: int, slice_head: bool) -> float:
+def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
     """Share of all parameters that the sliced model lacks, tied ones counted once; below 0 it has more."""
     sliced = sliced_config(config, width, slice_head)
     return 1 - checkpoints.count_params(checkpoints.on_meta(sliced)) / checkpoints.count_params(checkpoints.on_meta(config))
@@ -152,7 +167,7 @@ def _share(config: PretrainedConfig, width: int, slice_head: bool) -> float:
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """q_DE of every state that a part reads and of the last one, float64, and a row each on what it keeps."""
-    family, steps = passes.model.config.model_type, itertools.product(range(len(passes.layers)), PARTS)
+    family, steps = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, rows = [], []
     for (number, part), width in zip([*steps, (len(passes.layers), "final")], widths, strict=True):
@@ -190,7 +205,7 @@ def _basis(x_STD: Tensor, width: int, massive_factor: float | None, batch: int,
     return q_DE, {"kept": kept, "masked": int((~counted_ST).sum())}
 
 
-def _after(passes: Passes, family: str, number: int, part: str, x_BTD: Tensor, q_DE: Tensor) -> Tensor:
+def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor, q_DE: Tensor) -> Tensor:
     """The state after a part that reads and adds to x Q Q'."""
     x_BTD, q_DE = x_BTD.to(passes.device, passes.model.dtype), q_DE.to(passes.device, passes.model.dtype)
     x_BTD = x_BTD @ q_DE @ q_DE.T
@@ -198,9 +213,9 @@ def _after(passes: Passes, family: str, number: int, part: str, x_BTD: Tensor, q
     return mean_free((x_BTD + added_BTD).float().cpu(), family)
 
 
-def mean_free(x: Tensor, family: str) -> Tensor:
+def mean_free(x: Tensor, family: Family) -> Tensor:
     """Over the last axis, where the norms are layer norms; root-mean-square norms see the mean, so it stays."""
-    return x - x.mean(dim=-1, keepdim=True) if family == "opt" else x
+    return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 
 # The tensors ---------------------------------------------------------------------------------------------------------
@@ -208,24 +223,23 @@ def mean_free(x: Tensor, family: str) -> Tensor:
 @torch.no_grad()
 def _turned(model: nn.Module, bases: list[Tensor]) -> dict[str, Tensor]:
     """All tensors of the sliced model that are not the dense model's, float64, by state-dict name."""
-    family, base = model.config.model_type, trunk(model)
-    prefix, made = layers_prefix(family), {}
-    for number, layer in enumerate(base.layers):
+    family, base = family_of(model), trunk(model)
+    prefix, made = family.prefix, {}
+    for number, layer in enumerate(decoder_layers(model)):
         for index, part in enumerate(PARTS):
             q_DE, next_DE = bases[2 * number + index:2 * number + index + 2]
-            readers, writer = COUPLED[family][part]
-            for name in readers:
+            writer = family.parts[part].writer
+            for name in family.parts[part].readers:
                 made |= _reader(f"{prefix}{number}.{name}", layer.get_submodule(name), norm_of(layer, family, part),
                                 q_DE)
             made |= _writer(f"{prefix}{number}.{writer}", layer.get_submodule(writer), family, next_DE)
             # x' = x Q  ->  x' (Q' Q_next)
             made[f"{prefix}{number}.{part}_shortcut.weight"] = next_DE.T @ q_DE
-    for name in ("embed_tokens", "embed_positions"):
-        if hasattr(base, name):
-            # E <- E Q_0
-            weight_VD = mean_free(getattr(base, name).weight.double(), family)
-            made[f"{prefix.removesuffix('layers.')}{name}.weight"] = weight_VD @ bases[0]
-    return made | _reader("lm_head", model.lm_head, getattr(base, final_norm(model)), bases[-1])
+    for name in family.embeddings:
+        # E <- E Q_0
+        weight_VD = mean_free(getattr(base, name).weight.double(), family)
+        made[f"{family.trunk}.{name}.weight"] = weight_VD @ bases[0]
+    return made | _reader(family.head, output_head(model), final_norm(model), bases[-1])
 
 
 def _reader(path: str, linear: nn.Linear, norm: nn.Module, q_DE: Tensor) -> dict[str, Tensor]:
@@ -240,7 +254,7 @@ def _reader(path: str, linear: nn.Linear, norm: nn.Module, q_DE: Tensor) -> dict
     return made
 
 
-def _writer(path: str, linear: nn.Linear, family: str, q_DE: Tensor) -> dict[str, Tensor]:
+def _writer(path: str, linear: nn.Linear, family: Family, q_DE: Tensor) -> dict[str, Tensor]:
     # W <- Q' W,    b <- Q' b
     made = {f"{path}.weight": q_DE.T @ mean_free(linear.weight.double().T, family).T}
     if linear.bias is not None:
@@ -257,10 +271,10 @@ def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
     A checkpoint need not hold them: what writes to a state stands in the dense model as W and in the sliced one as
     Q' W. As exact as the weights are stored.
     """
-    family, base = dense.config.model_type, trunk(dense)
-    writers = [(base.embed_tokens.weight, trunk(sliced).embed_tokens.weight)]
-    for layer, other in zip(base.layers, trunk(sliced).layers, strict=True):
-        path = COUPLED[family]["mlp"][1]
+    family = family_of(dense)
+    writers = [(dense.get_input_embeddings().weight, sliced.get_input_embeddings().weight)]
+    for layer, other in zip(decoder_layers(dense), decoder_layers(sliced), strict=True):
+        path = family.parts["mlp"].writer
         writers.append((layer.get_submodule(path).weight.T, other.get_submodule(path).weight.T))
     made = []
     for w_FD, w_FE in writers:

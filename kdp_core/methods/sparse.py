@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import layers_prefix
+from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import FitError, gram
 from kdp_core.states.hidden import HiddenStates
@@ -166,7 +166,7 @@ def _opened(dense: Path, selection: Selection, device: str, dtype: str,
 
 def _matrices(model: nn.Module) -> Iterator[_Matrix]:
     """The linear modules of the decoder layers, in the order of the model."""
-    prefix = layers_prefix(model.config.model_type)
+    prefix = family_of(model).prefix
     for path, module in model.named_modules():
         if path.startswith(prefix) and isinstance(module, nn.Linear):
             yield _Matrix(f"{path}.weight", int(path[len(prefix):].split(".")[0]), module)

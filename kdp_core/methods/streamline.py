@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from kdp_core.base.records import Composed, ModelFacts, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import layers_prefix
+from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
 from kdp_core.states.hidden import HiddenStates
@@ -106,7 +106,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     # one layer is trained in float32 whatever the model's precision
     layer = passes.layers[start].float().requires_grad_(True)
     trained = _train(passes, start, data, kept, held, options, resume)
-    prefix = f"{layers_prefix(model.config.model_type)}{start}."
+    prefix = f"{family_of(model).prefix}{start}."
     tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
     error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
     plan = Plan("streamline", [(gone, "whole") for gone in range(start + 1, stop)], [], tensors)

@@ -8,31 +8,27 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gguf import GGUFReader
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, pre_tokenizers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from kdp_core.base.records import ModelFacts
 from kdp_core.base.store import atomic
-from kdp_core.model import folded
 from kdp_core.model.assets import sha256_of
+from kdp_core.model.families import FAMILIES, decoder_layers, family_of, is_known, type_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
 """Device of a model whose layers are spread over several, accelerate's word."""
 JUNK = ("_model_name_or_path", "quantization_config")
@@ -54,12 +50,12 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
     path = Path(path)
     where = _locate(path)
     where["trust_remote_code"] = trust_remote_code
-    _check_config(path, _load(path, AutoConfig, where))
-    tokenizer = _load(path, AutoTokenizer, where)
+    _check_config(path, _load(path, "AutoConfig", where))
+    tokenizer = _load(path, "AutoTokenizer", where)
     if path.suffix == ".gguf":
         _repair_gguf(tokenizer, path)
     logger.info("loading %s as %s", path.name, dtype)
-    model, info = _load(path, AutoModelForCausalLM, where, dtype=torch_dtype(dtype), output_loading_info=True)
+    model, info = _load(path, MODEL, where, dtype=torch_dtype(dtype), output_loading_info=True)
     _check_weights(path, model, info)
     _check_vocabulary(path, model, tokenizer)
     _make_plain(model, tokenizer)
@@ -70,7 +66,7 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
-               trust_remote_code: bool = False) -> PreTrainedModel:
+               trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model of a safetensors folder, dense or pruned, in eval mode; weights go straight to the device.
 
     `balanced` spreads the layers over all GPUs here, as even as they go, then over main memory, and leaves the rest in
@@ -81,23 +77,23 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32
     if _is_spread(device):
         return _load_spread(Path(folder), device, more).eval()
     where = _locate(Path(folder))
-    return _load(Path(folder), AutoModelForCausalLM, where, device_map={"": place}, **more).eval()
+    return _load(Path(folder), MODEL, where, device_map={"": place}, **more).eval()
 
 
 def _is_spread(device: str) -> bool:
     return device.split(":")[0] == SPREAD
 
 
-def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> PreTrainedModel:
+def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> "PreTrainedModel":
     # no folder for what stays on disk: it is read from the checkpoint each time it is needed
-    model = _load(folder, AutoModelForCausalLM, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
+    model = _load(folder, MODEL, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
     if model.get_input_embeddings().weight.is_meta:
         raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
     logger.info("%s is spread over %s", folder, ", ".join(places(model)))
     return model
 
 
-def places(model: PreTrainedModel) -> list[str]:
+def places(model: "PreTrainedModel") -> list[str]:
     """Where a model's weights are, with the number of its parts in each place: `cuda:0 (20)`, `cpu (2)`, `disk (4)`."""
     parts = getattr(model, "hf_device_map", {"": model.device})
     counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values())
@@ -113,9 +109,9 @@ def _limits(device: str) -> dict[int | str, str] | None:
     return {int(place) if place.isdigit() else place: size for place, size in pairs} or None
 
 
-def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint folder."""
-    return _load(Path(folder), AutoTokenizer, {"pretrained_model_name_or_path": folder},
+    return _load(Path(folder), "AutoTokenizer", {"pretrained_model_name_or_path": folder},
                  trust_remote_code=trust_remote_code)
 
 
@@ -149,17 +145,34 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+def _auto(kind: str) -> Any:
+    """A class of transformers by name, with the folded models registered.
+
+    The import takes seconds, and most stages load no model, so it stands here.
+    """
+    import transformers
+
+    from kdp_core.model import folded  # noqa: F401
+
+    return getattr(transformers, kind)
+
+
+def config_of(folder: str | Path) -> "PretrainedConfig":
+    """The configuration of a checkpoint folder, dense or pruned."""
+    return _auto("AutoConfig").from_pretrained(folder)
+
+
+def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
     """The model of a configuration without memory for its weights, to count what a model of any size would have."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return _auto(MODEL).from_config(config)
 
 
-def facts(model: PreTrainedModel, *, source: str, sha256: str) -> ModelFacts:
+def facts(model: "PreTrainedModel", *, source: str, sha256: str) -> ModelFacts:
     """What later stages must know of a model; counts only, so a model on the meta device will do."""
-    layers = folded.decoder_layers(model)
+    layers = decoder_layers(model)
     return ModelFacts(
-        family=model.config.model_type, layers=len(layers), width=model.config.hidden_size,
+        family=type_of(model), layers=len(layers), width=model.config.hidden_size,
         vocabulary=model.get_input_embeddings().weight.shape[0], params_total=count_params(model),
         params_per_layer=[count_params(layer) for layer in layers], macs_per_token=count_macs(model),
         source=source, sha256=sha256)
@@ -199,34 +212,35 @@ def _locate(path: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": path, "use_safetensors": True}
 
 
-def _load(path: Path, kind: Any, where: dict[str, Any], **more: Any) -> Any:
-    """`kind.from_pretrained` with errors in one sentence; only what the kind reads of `where` is passed on."""
-    if kind is not AutoModelForCausalLM:
+def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
+    """`from_pretrained` of a class of transformers, with errors in one sentence; the class gets what it reads of
+    `where`."""
+    if kind != MODEL:
         where = {key: value for key, value in where.items() if key != "use_safetensors"}
     try:
-        return kind.from_pretrained(**where, **more)
+        return _auto(kind).from_pretrained(**where, **more)
     except LOAD_ERRORS as error:
         said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: {kind.__name__} cannot load it ({said}); get the checkpoint again, complete, or "
+        raise ModelError(f"{path}: {kind} cannot load it ({said}); get the checkpoint again, complete, or "
                          "choose another") from error
 
 
-def _check_config(path: Path, config: PretrainedConfig) -> None:
-    family = config.model_type
+def _check_config(path: Path, config: "PretrainedConfig") -> None:
     if config.is_encoder_decoder:
-        raise ModelError(f"{path}: {family} is an encoder-decoder model; choose a decoder-only one, as layers are "
-                         "taken out of one stack here")
-    if family not in folded.FAMILIES:
-        raise ModelError(f"{path}: family {family!r} is not supported; choose one of {', '.join(folded.FAMILIES)}")
-    if not getattr(config, "do_layer_norm_before", True):
-        raise ModelError(f"{path}: this OPT normalises after its layers (do_layer_norm_before is false, as in "
-                         "OPT-350M), so it has no residual stream from layer to layer; choose another size")
+        raise ModelError(f"{path}: {type_of(config)} is an encoder-decoder model; choose a decoder-only one, as "
+                         "layers are removed from one stack here")
+    if not is_known(config):
+        raise ModelError(f"{path}: family {type_of(config)!r} is not supported; choose one of {', '.join(FAMILIES)}")
+    if not family_of(config).norms_first(config):
+        raise ModelError(f"{path}: the norms of this {type_of(config)} model follow the sum "
+                         f"({family_of(config).pre_norm} is false, as in OPT-350M), so no state passes from layer to "
+                         "layer unchanged; choose another size")
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None and path.suffix != ".gguf":
         raise ModelError(f"{path} is quantised; only GGUF is dequantised here, so choose the full-precision checkpoint")
 
 
-def _check_weights(path: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])  # transformers fills these with random numbers and only warns
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get the checkpoint "
@@ -237,14 +251,14 @@ def _check_weights(path: Path, model: PreTrainedModel, info: dict[str, Any]) -> 
                              "checkpoint again or choose a dtype of wider range")
 
 
-def _check_vocabulary(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(f"{path}: vocabulary mismatch, the tokenizer has {len(tokenizer)} entries and the model "
                          f"{rows} embedding rows; use the tokenizer that belongs to the model")
 
 
-def _make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Leave no trace of the file converted from: what is saved is an ordinary full-precision checkpoint."""
     model.hf_quantizer, model.is_quantized = None, False
     for name in JUNK:
@@ -258,7 +272,7 @@ def _make_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
         model.generation_config.do_sample = True
 
 
-def _repair_gguf(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
     """Undo what transformers 5 gets wrong of a GGUF file's tokenizer.
 
     It gives a tokenizer without unknown token, as LLaMA-3's, an entry <|endoftext|> beyond the vocabulary; and it

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from kdp_core.model.families import base_of, family_of, final_norm, output_head, trunk
+
 CHUNK_NUMBERS = 2**24
 """Numbers in one matrix of logits: 64 MiB in float32, of which some five are alive at once."""
 
@@ -60,23 +62,22 @@ class Head(nn.Module):
 
 def head_of(model: nn.Module) -> Head:
     """A model's own head, its weights shared with it."""
-    return Head(model.lm_head, getattr(model.config, "final_logit_softcapping", None))
+    cap = family_of(model).soft_cap
+    return Head(output_head(model), getattr(model.config, cap) if cap else None)
 
 
 def to_head(model: nn.Module, h: Tensor) -> Tensor:
     """What enters the output head, of states before the final norm: OPT projects them where its widths differ."""
-    base = model.model
-    decoder = base.decoder if hasattr(base, "decoder") else base
-    norm = decoder.final_layer_norm if hasattr(decoder, "final_layer_norm") else decoder.norm
-    project_out = getattr(decoder, "project_out", None)
-    h = norm(h.to(model.device, model.dtype))
+    name = family_of(model).project_out
+    project_out = getattr(trunk(model), name) if name else None
+    h = final_norm(model)(h.to(model.device, model.dtype))
     return h if project_out is None else project_out(h)
 
 
 @torch.no_grad()
 def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) -> Tensor:
     """h_STD: what enters the output head, after the final norm; in the model's precision, on the CPU."""
-    return torch.cat([model.model(ids_BT.to(model.device), use_cache=False).last_hidden_state.cpu()
+    return torch.cat([base_of(model)(ids_BT.to(model.device), use_cache=False).last_hidden_state.cpu()
                       for ids_BT in ids_ST.split(batch_sequences)])
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Module
 from kdp_core.model.distil import Head, head_of, to_head
-from kdp_core.model.folded import MODULES, decoder_layers
+from kdp_core.model.families import base_of, decoder_layers
+from kdp_core.model.stand_ins import MODULES
 
 Step = int | Callable[[Tensor], Tensor]
 """A decoder layer by its number, or a stand-in."""
@@ -38,7 +39,7 @@ class Passes:
 
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
         try:
-            self.model.model(torch.zeros(1, length, dtype=torch.int64, device=self.device), use_cache=False)
+            base_of(self.model)(torch.zeros(1, length, dtype=torch.int64, device=self.device), use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -31,6 +31,7 @@ from kdp_core.base.records import Finetuned, PrunedFacts, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
+from kdp_core.model.families import family_of, type_of
 from kdp_core.states.block import split
 
 logger = logging.getLogger(__name__)
@@ -259,9 +260,9 @@ def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> Pre
             put(temporary, change)
         if "head_adapter.a.weight" in change:
             config = store.read_json(temporary / "config.json")
-            names = folded.names_of(config["model_type"])
+            names = folded.class_entries(family_of(config))
             store.write_json(temporary / "config.json", {**config, **names, "head_adapter": rank})
-            shutil.copy(folded.__file__, temporary / folded.FILE)
+            (temporary / folded.FILE).write_text(folded.source(), encoding="utf-8")
         return checkpoints.load_model(temporary)
 
 
@@ -324,9 +325,9 @@ def _check_models(dense: Path, pruned: Path, ids_ST: Tensor, rank: int) -> None:
         if getattr(one, name) != getattr(other, name):
             raise FinetuneError(f"{name} is {getattr(one, name)} in the dense model and {getattr(other, name)} in the "
                                 "pruned one; give the model that the checkpoint was pruned from")
-    if one.model_type != other.model_type.removeprefix(folded.PREFIX):
-        raise FinetuneError(f"the dense model is a {one.model_type}, the pruned one a {other.model_type}; give the "
-                            "model that the checkpoint was pruned from")
+    if type_of(one) != type_of(other):
+        raise FinetuneError(f"the dense model is a {type_of(one)}, the pruned one a {type_of(other)}; give the model "
+                            "that the checkpoint was pruned from")
     if getattr(other, "head_adapter", 0):
         raise FinetuneError(f"{pruned} is fine-tuned already (head_adapter {other.head_adapter}); give the checkpoint "
                             "that fold wrote")

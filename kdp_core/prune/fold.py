@@ -16,11 +16,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from kdp_core.base import store
 from kdp_core.base.records import Plan, PrunedFacts
 from kdp_core.model import checkpoints, folded
+from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_of
 
 LEFT_BEHIND = ("config.json", "model.safetensors.index.json")
 """Files of the dense folder that fold writes anew."""
@@ -33,11 +34,11 @@ class FoldError(ValueError):
 def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> PrunedFacts:
     """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters."""
     dense, out = Path(dense), Path(out)
-    config = AutoConfig.from_pretrained(dense)
+    config = checkpoints.config_of(dense)
     keep = _kept_layers(plan, config)
     with store.atomic(out) as temporary:
         temporary.mkdir()
-        tensors, made = _tensors(plan, dense, config.model_type, keep), _config(plan, config, keep)
+        tensors, made = _tensors(plan, dense, family_of(config), keep), _config(plan, config, keep)
         if plan.shape:
             tensors = _of_shape(plan, tensors, made)
         _write_shards(tensors, temporary, shard_size)
@@ -46,7 +47,7 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
             if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
                 shutil.copy(path, temporary / path.name)
         if _own_class(plan):
-            shutil.copy(folded.__file__, temporary / folded.FILE)
+            (temporary / folded.FILE).write_text(folded.source(), encoding="utf-8")
         facts = _count(plan, config, keep, temporary, _zeroed(plan, dense))
     return facts
 
@@ -61,13 +62,13 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
                         f"the model has layers 0 to {count - 1}, each once (both parts of a layer: drop it whole)")
     if len(dropped) == count:
         raise FoldError(f"plan of {plan.method} drops all {count} layers; at least one must stay")
-    if _own_class(plan) and config.model_type not in folded.FAMILIES:
-        raise FoldError(f"method {plan.method} cannot fold a {config.model_type} model: stand-ins and layers without "
-                        f"a part exist for {', '.join(folded.FAMILIES)}")
+    if not is_known(config):
+        raise FoldError(f"method {plan.method} cannot fold a {type_of(config)} model; choose a model of "
+                        f"{', '.join(FAMILIES)}")
     if plan.shape and (plan.drop or plan.modules):
         raise FoldError(f"plan of {plan.method} changes widths and drops layers too; a plan does one of both")
-    if _parts(plan) and not getattr(config, "do_layer_norm_before", True):
-        raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {config.model_type} model: its "
+    if _parts(plan) and not family_of(config).norms_first(config):
+        raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {type_of(config)} model: its "
                         "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
     for module in plan.modules:
         start, stop = module.block
@@ -117,20 +118,18 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
     if _own_class(plan):
-        config_class, model_class = folded.FOLDED[config.model_type]
-        cut |= {"model_type": config_class.model_type, "architectures": [model_class.__name__],
+        config_class, _ = folded.FOLDED[type_of(config)]
+        cut |= {**folded.class_entries(family_of(config)),
                 "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
                 "dropped_parts": {which: [keep.index(layer) for layer, part in _parts(plan) if part == which]
                                   for which in ("attention", "mlp")},
-                **(plan.shape or {}),
-                "auto_map": {"AutoConfig": f"{Path(folded.FILE).stem}.{config_class.__name__}",
-                             "AutoModelForCausalLM": f"{Path(folded.FILE).stem}.{model_class.__name__}"}}
+                **(plan.shape or {})}
     return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
 
 
-def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str, Tensor]:
+def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[str, Tensor]:
     """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
-    prefix, number = folded.layers_prefix(family), {old: new for new, old in enumerate(keep)}
+    prefix, number = family.prefix, {old: new for new, old in enumerate(keep)}
     gone = _part_prefixes(plan, prefix, family)
     made, replaced = {}, set()
     for path in sorted(dense.glob("*.safetensors")):
@@ -155,7 +154,7 @@ def _tensors(plan: Plan, dense: Path, family: str, keep: list[int]) -> dict[str,
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
     """The tensors that a model of this configuration has; dense ones that it lacks are left out."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
         raise FoldError(f"plan of {plan.method} gives {wrong[0]} the shape {list(tensors[wrong[0]].shape)}; its model "
                         f"has {list(shapes[wrong[0]])}")
@@ -166,10 +165,10 @@ def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) 
     return {name: tensor for name, tensor in tensors.items() if name in shapes}
 
 
-def _part_prefixes(plan: Plan, prefix: str, family: str) -> tuple[str, ...]:
+def _part_prefixes(plan: Plan, prefix: str, family: Family) -> tuple[str, ...]:
     """How the names of the tensors of dropped parts begin."""
     return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
-                 for beside, adding in [folded.PARTS[family][part]] for name in (*beside, adding))
+                 for name in (*family.parts[part].beside, family.parts[part].module))
 
 
 def _replacement(plan: Plan, name: str, before: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def lift_input(h: Tensor, kind: str) -> Tensor:
     if kind == "raw":
         return h
     # imported here: the default needs none of it, and transformers' models cost seconds
-    from kdp_core.model.folded import rms_scale
+    from kdp_core.model.stand_ins import rms_scale
 
     return rms_scale(h)
 

@@ -37,6 +37,7 @@ from torch.nn.functional import cosine_similarity
 
 from kdp_core.base import store
 from kdp_core.base.records import Tokens
+from kdp_core.model.families import base_of, decoder_layers, family_of, norm_of
 
 logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float16", "float32")
@@ -115,7 +116,7 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple
     massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
     Raises HiddenError for a layer the model lacks, a shard not of whole batches, and states that are not finite.
     """
-    count = len(_decoder_layers(model))
+    count = len(decoder_layers(model))
     layers = sorted(set(range(count + 1) if layers is None else layers))
     if not layers or layers[0] < 0 or layers[-1] > count:
         raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
@@ -206,13 +207,6 @@ def _chunk(array: zarr.Array, row: int, batch: int) -> Path:
     return array.store.root / array.path / array.metadata.encode_chunk_key((row, batch, 0, 0))
 
 
-def _decoder_layers(model: nn.Module) -> nn.ModuleList:
-    # imported here: most stages only read states, and transformers' models cost seconds
-    from kdp_core.model.folded import decoder_layers
-
-    return decoder_layers(model)
-
-
 def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, int] | None, layers: list[int],
             batch: int, dtype: str, massive_factor: float) -> None:
     S, T = tokens.ids_ST.shape
@@ -269,8 +263,6 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 @contextmanager
 def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
     """Watch one forward pass: cos_PB of every layer that ran to its end, in their order, mean over tokens."""
-    from kdp_core.model.folded import PARTS
-
     found: list[Tensor] = []
     seen: dict[str, Tensor] = {}
 
@@ -283,10 +275,10 @@ def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
 
     hooks = []
     # where norms follow the sum, as in OPT-350M, there is no y
-    if getattr(model.config, "do_layer_norm_before", True):
-        for layer in _decoder_layers(model):
+    if family_of(model).norms_first(model.config):
+        for layer in decoder_layers(model):
             # the first module of the MLP part reads y
-            reader = layer.get_submodule(PARTS[model.config.model_type]["mlp"][0][0])
+            reader = norm_of(layer, family_of(model), "mlp")
             hooks += [layer.register_forward_pre_hook(
                           lambda _, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]),
                           with_kwargs=True),
@@ -312,7 +304,7 @@ def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
 @torch.inference_mode()
 def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
     """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD, float32, on the CPU."""
-    decoder = _decoder_layers(model)
+    decoder = decoder_layers(model)
     found: dict[int, Tensor] = {}
 
     def before(index: int, args: tuple, kwargs: dict) -> None:
@@ -329,7 +321,7 @@ def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list
     if layers[-1] == len(decoder):
         hooks.append(decoder[-1].register_forward_hook(lambda _, args, output: after(output)))
     try:
-        model.model(ids_BT.to(model.device), use_cache=False)
+        base_of(model)(ids_BT.to(model.device), use_cache=False)
     except _Enough:
         pass
     finally:

@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Probes, Spaces
 from kdp_core.methods import slicegpt
-from kdp_core.model import checkpoints, folded
+from kdp_core.model import checkpoints
 from kdp_core.model.distil import head_of, to_head
+from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.score.diagnose import kept_states
 from kdp_core.states.hidden import boundary_states
@@ -133,7 +134,7 @@ def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | 
     """Both states in the dense model's basis: a sliced model's are turned back, and lack the mean of layer norms."""
     if basis_DE is None:
         return h_ND, other_NE
-    return slicegpt.mean_free(h_ND, dense.config.model_type), other_NE @ basis_DE.T
+    return slicegpt.mean_free(h_ND, family_of(dense)), other_NE @ basis_DE.T
 
 
 def logits(model: nn.Module, h_ND: Tensor, final_norm: bool = True) -> Tensor:
@@ -172,8 +173,8 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[str] | None =
     _check(ids_ST, windows, temperature)
     chosen = spaced(ids_ST.shape[1], positions)
     model = checkpoints.load_model(dense_folder, device=device, dtype=dtype)
-    ids_BT, family = ids_ST[:windows], model.config.model_type
-    passes, layers = Passes(model, ids_ST.shape[1]), len(folded.decoder_layers(model))
+    ids_BT, family = ids_ST[:windows], family_of(model)
+    passes, layers = Passes(model, ids_ST.shape[1]), len(decoder_layers(model))
     h_KBTD = boundary_states(model, ids_BT, list(range(layers + 1)))
     rows, tokens = [], []
     for layer in range(layers):
@@ -194,12 +195,12 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[str] | None =
 
 
 @contextmanager
-def without(layer: nn.Module, family: str, part: str) -> Iterator[None]:
+def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
     """The layer with its attention or its MLP adding nothing; `whole` is for the caller to leave out."""
     if part == "whole":
         yield
         return
-    adding = layer.get_submodule(folded.PARTS[family][part][1])
+    adding = layer.get_submodule(family.parts[part].module)
 
     def nothing(_: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
@@ -248,10 +249,10 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
         raise SpacesError(f"spaces.compare: prompts of {prompt_tokens} tokens and {steps} steps; windows have "
                           f"{ids_ST.shape[1]} tokens, so give 2 to {ids_ST.shape[1]} and at least 1 step")
     dense, pruned = (checkpoints.load_model(folder, device=device, dtype=dtype) for folder in (dense_folder, pruned_folder))
-    states = kept_states(len(folded.decoder_layers(dense)), dropped)
-    if len(states) != len(folded.decoder_layers(pruned)) + 1:
+    states = kept_states(len(decoder_layers(dense)), dropped)
+    if len(states) != len(decoder_layers(pruned)) + 1:
         raise SpacesError(f"dropped names {len(dropped)} layers and the pruned model has "
-                          f"{len(folded.decoder_layers(pruned))} left; give the layers of its own plan")
+                          f"{len(decoder_layers(pruned))} left; give the layers of its own plan")
     prompt_BT = ids_ST[:prompts, :prompt_tokens]
     said_BG, own_BG = (greedy(model, prompt_BT, steps) for model in (dense, pruned))
     rows, depth = _decoding(dense, pruned, prompt_BT, said_BG, own_BG, states, temperature, final_norm)

@@ -34,8 +34,9 @@ from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Sel
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods.kdp_residual import joint, projection
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers, normalised
+from kdp_core.model.families import FAMILIES, Family, activation_of, decoder_layers, family_of, norm_of
 from kdp_core.model.passes import Passes, built
+from kdp_core.model.stand_ins import normalised
 from kdp_core.states.block import TOKEN_WEIGHTS, FitError, relative_error, split
 from kdp_core.states.hidden import HiddenStates
 
@@ -43,11 +44,10 @@ logger = logging.getLogger(__name__)
 DICTIONARIES = ("neurons", "rff", "rff_learned", "none")
 PRODUCT_TOKENS = 4096
 """Tokens whose features are in memory together."""
-GLU_FAMILIES = ("llama", "mistral", "qwen3", "gemma3_text")
 
 
 class Dictionary(NamedTuple):
-    """Entries f(V x + c) of normalised states; see kdp_core.model.folded.Residual."""
+    """Entries f(V x + c) of normalised states; see kdp_core.model.stand_ins.Residual."""
     kind: str
     """glu, mlp or rff."""
     v_RD: Tensor
@@ -91,30 +91,21 @@ class Statistics(NamedTuple):
 
 def neurons(model: nn.Module, block: Block) -> Dictionary:
     """All MLP neurons of a block's layers, the gain and bias of the norm before them multiplied in."""
-    parts = [_neurons_of(model.config.model_type, layer) for layer in decoder_layers(model)[slice(*block)]]
-    kind = "mlp" if model.config.model_type == "opt" else "glu"
+    family = family_of(model)
+    parts = [_neurons_of(family, layer) for layer in decoder_layers(model)[slice(*block)]]
+    kind = "glu" if family.gated else "mlp"
     halves = 2 if kind == "glu" else 1
     v_RD = torch.cat([v_RD.chunk(halves)[half] for half in range(halves) for v_RD, _ in parts])
     c_R = torch.cat([c_R.chunk(halves)[half] for half in range(halves) for _, c_R in parts])
-    return Dictionary(kind, v_RD, c_R, _activation(model))
-
-
-def _activation(model: nn.Module) -> str:
-    config = model.config
-    return next(getattr(config, name) for name in ("hidden_activation", "activation_function", "hidden_act")
-                if getattr(config, name, None))
+    return Dictionary(kind, v_RD, c_R, activation_of(model))
 
 
 @torch.no_grad()
-def _neurons_of(family: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    if family == "opt":
-        norm, linears = layer.final_layer_norm, [layer.fc1]
-        gain_D, bias_D = norm.weight, norm.bias
-    else:
-        norm = layer.pre_feedforward_layernorm if family == "gemma3_text" else layer.post_attention_layernorm
-        linears = [layer.mlp.gate_proj, layer.mlp.up_proj]
-        # Gemma's norms multiply by 1 + weight
-        gain_D, bias_D = norm.weight + (family == "gemma3_text"), torch.zeros_like(norm.weight)
+def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """v_RD and c_R of the neurons of one layer, as they read normalised states."""
+    norm, linears = norm_of(layer, family, "mlp"), [layer.get_submodule(name) for name in family.parts["mlp"].readers]
+    bias_D = getattr(norm, "bias", None)
+    gain_D, bias_D = norm.weight + family.gain_offset, torch.zeros_like(norm.weight) if bias_D is None else bias_D
     # V (g * x + b) + c = (V g) x + (V b + c)
     v_RD = torch.cat([linear.weight for linear in linears]).float()
     c_R = torch.cat([torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.float().cpu()
@@ -252,7 +243,7 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     """Parameters of one stand-in of `compose`, known before any fit."""
     given = {"dictionary": "neurons", "entries": 96, **options.get("compose", {})}
     entries = 0 if given["dictionary"] == "none" else given["entries"]
-    rows = 2 * entries if given["dictionary"] == "neurons" and facts.family in GLU_FAMILIES else entries
+    rows = 2 * entries if given["dictionary"] == "neurons" and FAMILIES[facts.family].gated else entries
     return facts.width * (facts.width + 1) + rows * (facts.width + 1) + entries * facts.width
 
 
@@ -290,7 +281,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     began = time.perf_counter()
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
-    fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, _norm(model), hidden.massive_factor,
+    fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, family_of(model).norm, hidden.massive_factor,
               batch_sequences, seed, theta_steps, theta_lr, model.device)
     _check(fit, hidden, epochs, positions, heldout)
     held, kept = split(hidden.sequences, heldout, seed)
@@ -321,11 +312,6 @@ def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     """
     return compose(dense, hidden, tokens, selection, device=device, dtype=dtype, dictionary="none", ridge=ridge,
                    token_weight=token_weight, prefix=prefix, epochs=0, heldout=heldout, seed=seed)
-
-
-def _norm(model: nn.Module) -> str:
-    """How the family's layers normalise what their MLPs read."""
-    return "layer" if model.config.model_type == "opt" else "rms"
 
 
 def _check(fit: Fit, hidden: HiddenStates, epochs: int, positions: int, heldout: float) -> None:
@@ -371,7 +357,7 @@ def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: T
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: str, entries: int, seed: int) -> Fit:
     """The defaults of `compose` for one stand-in by itself."""
-    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", _norm(model), hidden.massive_factor, 8, seed,
+    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", family_of(model).norm, hidden.massive_factor, 8, seed,
                device=model.device)
 
 

@@ -15,6 +15,8 @@ from kdp_core.base import texts
 from kdp_core.base.records import Composed, ModelFacts, Module, Plan, Selection
 from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
 from kdp_core.model import checkpoints, folded
+from kdp_core.model.families import decoder_layers
+from kdp_core.model.stand_ins import MODULES
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
@@ -162,7 +164,7 @@ def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
     assert [module.block for module in pruned.plan.modules] == \
         (pruned.selection.blocks if CASES[pruned.plan.method].stand_ins else [])
     for module in pruned.plan.modules:
-        assert set(folded.MODULES[module.kind](**module.options).state_dict()) == set(module.tensors)
+        assert set(MODULES[module.kind](**module.options).state_dict()) == set(module.tensors)
         assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in module.tensors.values())
 
 
@@ -197,7 +199,7 @@ def whole_layers(plan):
 def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned):
     model = checkpoints.load_model(pruned.folder)
     assert logits(model).isfinite().all()
-    assert len(folded.decoder_layers(model)) == 10 - len(whole_layers(pruned.plan))
+    assert len(decoder_layers(model)) == 10 - len(whole_layers(pruned.plan))
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs)

@@ -12,7 +12,7 @@ import torch
 from kdp_core.base.records import Selection
 from kdp_core.methods import laco, option_schema
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import layers_prefix
+from kdp_core.model.families import family_of
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError
@@ -302,7 +302,7 @@ def test_layers_and_weights_are_those_of_a_literal_walk(dense, family, method, m
     dropped = {layer for layer, part in plan.drop if part == "whole"}
     kept = [layer for layer in range(LAYERS) if layer not in dropped]
     assert len(kept) == len(expected) == LAYERS - layers
-    own, prefix, used = case.model.state_dict(), layers_prefix(family), set()
+    own, prefix, used = case.model.state_dict(), family_of(family).prefix, set()
     for layer, parameters in zip(kept, expected, strict=True):
         for name, value in parameters.items():
             full = f"{prefix}{layer}.{name}"

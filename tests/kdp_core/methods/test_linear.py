@@ -5,7 +5,7 @@ import scipy.linalg
 import torch
 
 from kdp_core.methods.linear import direct, regress, sequential, to_module
-from kdp_core.model.folded import MODULES
+from kdp_core.model.stand_ins import MODULES
 from kdp_core.states import block as states
 from kdp_core.states.block import FitError
 from tests.kdp_core import stored

@@ -8,7 +8,7 @@ from kdp_core.base.records import Selection
 from kdp_core.methods import llm_drop
 from kdp_core.methods._select import BlockError
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import decoder_layers
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError

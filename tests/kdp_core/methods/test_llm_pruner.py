@@ -13,7 +13,7 @@ from kdp_core.methods._select import BlockError
 from kdp_core.methods.llm_pruner import Sizes, between, cut_for
 from kdp_core.methods.sleb import judge_of, picked
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers, layers_prefix
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
@@ -84,7 +84,7 @@ def literal(model, ids_ST, importance, grouping, groups):
 
     def parts(layer, name, axis):
         """What each row (or column) of a tensor is worth."""
-        name = f"{layers_prefix(family)}{layer}.{name}"
+        name = f"{family_of(family).prefix}{layer}.{name}"
         w, each = model.get_parameter(name).detach().double().numpy(), [one[name] for one in gradients]
         g, a = np.mean(each, axis=0), np.mean(np.square(each), axis=0)
         s = {"first": w * g, "second": w * w * a, "mix": w * g - 0.5 * w * w * a}[importance]
@@ -112,7 +112,7 @@ def test_worths_and_the_choice_are_those_of_loops_over_the_whole_models_gradient
     ids_ST = picked(TOKENS, SEQUENCES, 2, 0)
     expected = literal(dense.model, ids_ST, importance, grouping, dense.groups)
     judge = judge_of(checkpoints.load_model(dense.folder).requires_grad_(False), ids_ST, 2)
-    coupled = llm_pruner.coupled_of(judge.passes.layers[0], dense.model.config.model_type)
+    coupled = llm_pruner.coupled_of(judge.passes.layers[0], family_of(dense.model))
     units = {"attention": dense.groups, "mlp": CHANNELS}
     for layer, _, worths in llm_pruner.worths_by_layer(judge, PRUNED, coupled, units, importance, grouping):
         for part, values in zip(units, expected[layer], strict=True):
@@ -120,7 +120,7 @@ def test_worths_and_the_choice_are_those_of_loops_over_the_whole_models_gradient
             assert worths[part].tolist() == pytest.approx(values, rel=1e-4, abs=1e-6 * max(values))
     found = composed(dense, 0.25, importance=importance, grouping=grouping)
     assert [row["layer"] for row in found.stats["layers"]] == list(PRUNED)
-    prefix, (_, outer) = layers_prefix(dense.model.config.model_type), names(dense.model.config.model_type)
+    prefix, (_, outer) = family_of(dense.model).prefix, names(dense.model.config.model_type)
     for row in found.stats["layers"]:
         attention, mlp = expected[row["layer"]]
         assert row["groups"] == sorted(np.argsort(attention, kind="stable")[:len(row["groups"])]) and row["groups"]
@@ -157,7 +157,7 @@ def test_ties_go_to_the_lowest_number_and_values_that_are_not_finite_are_named()
 def silenced(dense, found):
     """The dense model whose lost heads and channels add nothing: their columns of the output matrices are zero."""
     model, tensors = checkpoints.load_model(dense.folder), found.plan.tensors
-    prefix, ((_, _, out), (_, outer)) = layers_prefix(model.config.model_type), names(dense.model.config.model_type)
+    prefix, ((_, _, out), (_, outer)) = family_of(model).prefix, names(dense.model.config.model_type)
     for row in found.stats["layers"]:
         each = HEADS // dense.groups * HEAD
         lost = [column for group in row["groups"] for column in range(group * each, (group + 1) * each)]

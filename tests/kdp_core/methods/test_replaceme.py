@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kdp_core.base.records import Selection
-from kdp_core.methods.replaceme import LAST, compose, compose_cosine
+from kdp_core.methods.replaceme import compose, compose_cosine
 from kdp_core.model import checkpoints, folded
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, TrainingFailed
@@ -53,8 +53,13 @@ def by_angle(dense, *blocks, **options):
     return compose_cosine(dense.folder, dense.hidden, tokens(), selection(*(blocks or [RUN])), **options)
 
 
+def writer_of(model):
+    """Path below a layer of the last matrix of its MLP."""
+    return family_of(model).parts["mlp"].writer
+
+
 def last_of(model, layer):
-    return decoder_layers(model)[layer].get_submodule(LAST[model.config.model_type])
+    return decoder_layers(model)[layer].get_submodule(writer_of(model))
 
 
 @torch.no_grad()
@@ -88,8 +93,8 @@ def test_the_map_is_the_ridge_solution_and_goes_into_the_last_matrix(dense, ridg
     level = ridge * np.trace(gram_DD) / 32
     rows = np.vstack([m_ND, np.sqrt(level) * np.eye(32)])
     t_DD = np.linalg.lstsq(rows, np.vstack([goal_ND, np.zeros((32, 32))]), rcond=None)[0]
-    last, prefix = last_of(dense.model, 2), folded.layers_prefix(dense.model.config.model_type)
-    name = f"{prefix}2.{LAST[dense.model.config.model_type]}"
+    last, prefix = last_of(dense.model, 2), family_of(dense.model).prefix
+    name = f"{prefix}2.{writer_of(dense.model)}"
     np.testing.assert_allclose(plan.tensors[f"{name}.weight"].numpy(), t_DD.T @ last.weight.detach().double().numpy(),
                                atol=1e-3)
     assert set(plan.tensors) == {f"{name}.weight"} | ({f"{name}.bias"} if last.bias is not None else set())
@@ -113,7 +118,7 @@ def planted(dense, path, *, massive=0):
 
 def recovered(plan, dense, map_DD):
     """Largest error of the fitted matrix beside the planted one."""
-    name = f"{folded.layers_prefix(dense.model.config.model_type)}2.{LAST[dense.model.config.model_type]}.weight"
+    name = f"{family_of(dense.model).prefix}2.{writer_of(dense.model)}.weight"
     return (plan.tensors[name] - map_DD.T @ last_of(dense.model, 2).weight.detach()).abs().max().item()
 
 
@@ -141,7 +146,7 @@ def test_layers_that_do_nothing_go_without_a_trace(dense, tmp_path):
     family = dense.model.config.model_type
     model = pico.lively(pico.model(family, layers=6))
     for layer in range(*RUN):
-        for name in (LAST[family], "self_attn.out_proj" if family == "opt" else "self_attn.o_proj"):
+        for name in (part.writer for part in family_of(model).parts.values()):
             for parameter in decoder_layers(model)[layer].get_submodule(name).parameters():
                 parameter.zero_()
     case = dense_of(tmp_path, model)
@@ -187,7 +192,7 @@ def llama(tmp_path_factory):
 
 
 def weight_of(made, dense):
-    return made.plan.tensors[f"model.layers.2.{LAST['llama']}.weight"].double().numpy()
+    return made.plan.tensors["model.layers.2.mlp.down_proj.weight"].double().numpy()
 
 
 def literal(rows_m_ND, rows_goal_ND, ridge):

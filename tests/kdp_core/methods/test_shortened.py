@@ -10,7 +10,7 @@ from torch import nn
 from kdp_core.methods.shortened import magnitude, perplexity, taylor
 from kdp_core.methods.shortgpt import RankError
 from kdp_core.model import checkpoints, distil
-from kdp_core.model.folded import decoder_layers, layers_prefix
+from kdp_core.model.families import decoder_layers, family_of
 from tests import pico
 from tests.kdp_core import stored
 
@@ -62,7 +62,7 @@ def whole_ppl(model, gone):
 
 def weights(dense, layer):
     """Names and gains of a layer's weights in NumPy, by name: norms of Gemma multiply by 1 + w."""
-    prefix = f"{layers_prefix(dense.facts.family)}{layer}."
+    prefix = f"{family_of(dense.facts.family).prefix}{layer}."
     for name, parameter in dense.model.named_parameters():
         if name.startswith(prefix) and name.endswith(".weight"):
             gain = parameter.detach().numpy().astype(np.float64)

@@ -9,7 +9,7 @@ import torch
 from kdp_core.base.records import ModelFacts
 from kdp_core.methods.shortgpt import RankError, block_influence, ranked
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import decoder_layers
 from kdp_core.states import hidden
 from tests import pico
 from tests.kdp_core import stored

@@ -11,7 +11,7 @@ from kdp_core.methods import sleb
 from kdp_core.methods.shortgpt import RankError
 from kdp_core.methods.sleb import greedy, judge_of, loss_nats, picked
 from kdp_core.model import checkpoints, distil
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import decoder_layers
 from tests import pico
 from tests.kdp_core import stored
 

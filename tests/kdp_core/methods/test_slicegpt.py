@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 from kdp_core.base.records import Selection
 from kdp_core.methods import slicegpt
 from kdp_core.methods._select import BlockError
-from kdp_core.model import checkpoints, folded
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model import checkpoints
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.score import diagnose
@@ -145,7 +145,7 @@ def test_matrices_of_the_first_layer_by_hand(dense):
     h_ND = centred(dense.hidden.state(0), dense.family).flatten(0, 1).double().numpy()
     q_DE = np.linalg.eigh(h_ND.T @ h_ND).eigenvectors[:, ::-1][:, :24]
     q_DE = q_DE * np.sign(q_DE[np.abs(q_DE).argmax(0), np.arange(24)])
-    layer, prefix = decoder_layers(dense.model)[0], folded.layers_prefix(dense.family)
+    layer, prefix = decoder_layers(dense.model)[0], family_of(dense.family).prefix
     norm = layer.self_attn_layer_norm if dense.family == "opt" else layer.input_layernorm
     w_RD, gain_D = (t.detach().double().numpy() for t in (layer.self_attn.q_proj.weight, norm.weight))
     np.testing.assert_allclose(tensors[f"{prefix}0.self_attn.q_proj.weight"], w_RD @ np.diag(gain_D) @ q_DE, atol=1e-5)

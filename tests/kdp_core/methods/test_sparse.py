@@ -9,8 +9,8 @@ from torch import nn
 
 from kdp_core.base.records import Selection
 from kdp_core.methods.sparse import magnitude, sparsegpt, wanda
-from kdp_core.model import checkpoints, folded
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model import checkpoints
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError
@@ -58,7 +58,7 @@ def opt(tmp_path_factory):
 
 def matrices(model):
     """Name and module of all that may lose weights."""
-    prefix = folded.layers_prefix(model.config.model_type)
+    prefix = family_of(model).prefix
     return [(f"{prefix}{number}.{name}.weight", module) for number, layer in enumerate(decoder_layers(model))
             for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
 
@@ -241,7 +241,7 @@ def test_a_layer_is_pruned_on_what_pruned_layers_give(dense, method, rule):
     options = {"block_size": BLOCK} if method is sparsegpt else {}
     made, counts = pruned(method, dense, half(dense), **options).plan.tensors, counts_of(dense.model, half(dense))
     apart = by_hand(dense, rule(S), counts, in_turn=False)
-    prefix = folded.layers_prefix(dense.model.config.model_type)
+    prefix = family_of(dense.model).prefix
     differ = {name: bool(((made[name].numpy() == 0) != (w == 0)).any()) for name, w in apart.items()}
     assert not any(found for name, found in differ.items() if name.startswith(f"{prefix}0."))
     assert all(found for name, found in differ.items() if name.startswith(f"{prefix}1."))

@@ -11,7 +11,8 @@ from kdp_core.base.records import Selection
 from kdp_core.methods import streamline
 from kdp_core.methods.streamline import compose
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import FILE, decoder_layers, layers_prefix
+from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.folded import FILE
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, TrainingFailed
@@ -134,7 +135,7 @@ def beside_literal(case, keep_ST, **options):
     """Compare weights, held-out losses and the kept epoch."""
     best, judged = literal(case, keep_ST, token_weight=options["token_weight"])
     made = composed(case, epochs=2, weight_decay=0.1, clip=0.5, **options)
-    prefix = f"{layers_prefix(case.model.config.model_type)}{RUN[0]}."
+    prefix = f"{family_of(case.model).prefix}{RUN[0]}."
     assert set(made.plan.tensors) == {prefix + name for name in best}
     for name, weight in best.items():
         # a bias of the keys moves all scores of a query alike: its gradient is rounding, which Adam blows up

@@ -2,24 +2,17 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdp_core.model import folded
 from kdp_core.model.checkpoints import count_macs
-from kdp_core.model.folded import (
-    FOLDED,
-    Affine,
-    Residual,
-    RffMlp,
-    SlicedNorm,
-    attach,
-    decoder_layers,
-    layers_prefix,
-    normalised,
-    rms_scale,
-    slice_widths,
-)
+from kdp_core.model.families import FAMILIES, PREFIX, decoder_layers, family_of
+from kdp_core.model.folded import FOLDED
+from kdp_core.model.sliced import SlicedNorm, slice_widths
+from kdp_core.model.stand_ins import Affine, Residual, RffMlp, normalised, rms_scale
+from kdp_core.model.surgery import attach
 from tests import pico
 
 IDS_ST = torch.arange(2, 26).view(2, 12)
@@ -120,8 +113,8 @@ def test_layers_are_found_under_the_prefix_of_the_state_dict(family):
     layers = decoder_layers(model)
     assert len(layers) == 10
     name, tensor = next(iter(layers[3].state_dict().items()))
-    assert torch.equal(model.state_dict()[f"{layers_prefix(family)}3.{name}"], tensor)
-    assert layers_prefix(folded.PREFIX + family) == layers_prefix(family)
+    assert torch.equal(model.state_dict()[f"{family_of(family).prefix}3.{name}"], tensor)
+    assert family_of(PREFIX + family).prefix == family_of(family).prefix
 
 
 @pytest.mark.parametrize("family", pico.FAMILIES)
@@ -155,10 +148,11 @@ def test_attached_maps_act_before_and_after_their_layers_in_order(family):
     assert len(before) == 2 and (logits(model) - logits(pico.model(family))).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", sorted(folded.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_folded_classes_are_registered_subclasses(family):
     config_class, model_class = FOLDED[family]
-    base_config, base_model = folded.FAMILIES[family]
+    base_config, base_model = (getattr(transformers, name) for name in (FAMILIES[family].config_class,
+                                                                          FAMILIES[family].model_class))
     assert issubclass(config_class, base_config) and issubclass(model_class, base_model)
     assert config_class.model_type == f"kdp_{family}" and model_class.config_class is config_class
     assert isinstance(AutoConfig.for_model(config_class.model_type), config_class)
@@ -203,8 +197,8 @@ def test_layers_of_different_widths_have_their_shapes_and_generate_alike_with_ca
     for layer, (heads, kv_heads, channels) in zip(decoder_layers(model), [
             (4, whole(family)["kv_heads"], 64), (2, narrow["kv_heads"], 5), (4, whole(family)["kv_heads"], 7),
             (2, narrow["kv_heads"], 5)], strict=True):
-        parts = {part: [list(layer.get_submodule(name).weight.shape) for name in (*inner, outer)]
-                 for part, (inner, outer) in folded.COUPLED[family].items()}
+        parts = {name: [list(layer.get_submodule(path).weight.shape) for path in (*part.readers, part.writer)]
+                 for name, part in FAMILIES[family].parts.items()}
         assert parts["attention"] == [[8 * heads, 32], [8 * kv_heads, 32], [8 * kv_heads, 32], [32, 8 * heads]]
         assert parts["mlp"] == [[channels, 32]] * (1 if family == "opt" else 2) + [[32, channels]]
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
@@ -220,7 +214,7 @@ def test_sliced_model_has_the_widths_of_its_configuration(family):
     model = pico.lively(pico.model(family, layers=2))
     norm = getattr(decoder_layers(model)[1], "input_layernorm", None) or decoder_layers(model)[1].self_attn_layer_norm
     eps, kind = getattr(norm, "variance_epsilon", 1e-5), type(decoder_layers(model)[1])
-    slice_widths(model, family, SLICED)
+    slice_widths(model, SLICED)
     filled(model)
     with torch.no_grad():
         states = model(IDS_ST, output_hidden_states=True).hidden_states
@@ -238,7 +232,7 @@ def test_sliced_model_has_the_widths_of_its_configuration(family):
 def test_sliced_layer_by_hand(family):
     """What the attention adds is taken from its hook, all else is written out."""
     model, found = pico.model(family, layers=2), {}
-    slice_widths(model, family, SLICED)
+    slice_widths(model, SLICED)
     layer = filled(decoder_layers(filled(model))[1], 1)
     layer.register_forward_pre_hook(lambda _, args: found.update(h=args[0]))
     layer.self_attn.register_forward_hook(

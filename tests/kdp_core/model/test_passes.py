@@ -5,8 +5,9 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import MODULES, decoder_layers
+from kdp_core.model.families import decoder_layers
 from kdp_core.model.passes import Passes, built, path_of
+from kdp_core.model.stand_ins import MODULES
 from kdp_core.prune.fold import fold
 from kdp_core.states.hidden import boundary_states
 from tests import pico

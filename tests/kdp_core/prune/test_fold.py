@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM, Qwen2Config
 
 from kdp_core.base.records import Module, Plan
-from kdp_core.model import checkpoints, folded
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model import checkpoints
+from kdp_core.model.families import FAMILIES, decoder_layers
+from kdp_core.model.folded import FOLDED
 from kdp_core.prune.fold import FoldError, fold
 from tests import pico
 
-FAMILIES = sorted(folded.FAMILIES)
 WIDTH, LAYERS = 32, 10
 IDS_ST = torch.arange(2, 26).view(2, 12)
 EVERYWHERE = dict(blocks=[(0, 2), (3, 5), (5, 7), (8, 10)])
@@ -197,7 +197,7 @@ def test_greedy_tokens_are_the_same_with_and_without_cache(dense, tmp_path, fami
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=10, min_new_tokens=10,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs) and runs[0].shape == (2, 22)
-    if not folded.PREFIX + family == "kdp_opt":
+    if family != "opt":
         assert [layer.self_attn.layer_idx for layer in decoder_layers(model)] == list(range(len(decoder_layers(model))))
 
 
@@ -381,9 +381,9 @@ def test_dropped_parts_add_nothing_and_their_weights_are_gone(dense, tmp_path, f
     pruned = checkpoints.load_model(tmp_path / "out")
     ids_ST = torch.arange(2, 42).view(2, 20)  # longer than the sliding windows
     torch.testing.assert_close(pruned(ids_ST).logits, without_parts(model, family, ids_ST), atol=1e-5, rtol=1e-5)
-    parts = folded.PARTS[family]
+    parts = FAMILIES[family].parts
     gone = sum(checkpoints.count_params(decoder_layers(model)[layer].get_submodule(name))
-               for layer, part in PARTS.drop if part != "whole" for name in (*parts[part][0], parts[part][1]))
+               for layer, part in PARTS.drop if part != "whole" for name in (*parts[part].beside, parts[part].module))
     assert facts.params_before - facts.params_after == gone + checkpoints.count_params(decoder_layers(model)[2])
     assert facts.parts == [drop for drop in PARTS.drop if drop[1] != "whole"] and facts.blocks == [(2, 3)]
     assert facts.layers_removed == 1 and facts.params_zeroed == 0
@@ -427,7 +427,7 @@ SLICED = {"sliced": {"attention": [16] * LAYERS, "mlp": [24] * LAYERS, "final": 
 
 def sliced(family):
     """A plan of reduced width with random tensors: all but what such a model takes over from the dense one."""
-    config_class, model_class = folded.FOLDED[family]
+    config_class, model_class = FOLDED[family]
     config = {**made(family).config.to_dict(), "model_type": config_class.model_type, **SLICED}
     with torch.device("meta"):
         state, kept = model_class(config_class.from_dict(config)).state_dict(), made(family).state_dict()

@@ -12,7 +12,7 @@ import torch
 import zarr
 
 from kdp_core.base.records import Tokens
-from kdp_core.model import folded
+from kdp_core.model.families import decoder_layers
 from kdp_core.states import hidden
 from kdp_core.states.hidden import HalfOverflow, HiddenError, boundary_states, extract, join, read
 from tests import pico
@@ -64,7 +64,7 @@ def test_a_layer_maps_its_state_to_the_next(tmp_path, family):
     states = extracted(tmp_path, model, sample, dtype="float32", layers=[2, 3, LAYERS - 1, LAYERS])
     seen = {}
     for k in (2, LAYERS - 1):
-        folded.decoder_layers(model)[k].register_forward_hook(
+        decoder_layers(model)[k].register_forward_hook(
             lambda _, args, output, k=k: seen.update({k: output[0] if isinstance(output, tuple) else output}))
     model(sample.ids_ST)
     for k, output in seen.items():
@@ -94,14 +94,14 @@ def test_float16_is_float32_rounded(tmp_path):
 def test_only_what_is_asked_for_runs(tmp_path, family):
     model, sample = pico.model(family, layers=LAYERS), tokens()
     ran = []
-    for k, layer in enumerate(folded.decoder_layers(model)):
+    for k, layer in enumerate(decoder_layers(model)):
         layer.self_attn.register_forward_pre_hook(lambda _, args, k=k: ran.append(k))
-    before = [len(layer._forward_pre_hooks) for layer in folded.decoder_layers(model)]
+    before = [len(layer._forward_pre_hooks) for layer in decoder_layers(model)]
     states = extracted(tmp_path, model, sample, layers=[3, 1, 3], dtype="float32")
     assert sorted(set(ran)) == [0, 1, 2], "layer 3's input is known before layer 3 runs"
     assert states.layers == [1, 3]
     assert zarr.open_group(states.path)["states"].shape == (2, 5, 12, 32)
-    assert [len(layer._forward_pre_hooks) for layer in folded.decoder_layers(model)] == before, "hooks were left"
+    assert [len(layer._forward_pre_hooks) for layer in decoder_layers(model)] == before, "hooks were left"
     full = boundary_states(model, sample.ids_ST, list(range(LAYERS + 1)))
     assert torch.equal(states.state(3), full[3]) and torch.equal(states.state(1), full[1])
 

@@ -11,7 +11,7 @@ from kdp_core.base import store
 from kdp_core.base.records import Plan, Selection
 from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import drop_parts
+from kdp_core.model.surgery import drop_parts
 from kdp_core.prune import fold
 from kdp_core.states import hidden
 from kdp_core.study import spaces
@@ -97,7 +97,7 @@ def literal(folder, ids_ST, layer, part, positions):
     for left_out in (False, True):
         model = checkpoints.load_model(folder)
         if left_out and part != "whole":
-            drop_parts(model, model.config.model_type, {part: [layer]})
+            drop_parts(model, {part: [layer]})
         states = {}
         decoder = model.model.decoder if hasattr(model.model, "decoder") else model.model
         # a layer's output is what the next one reads

@@ -10,7 +10,7 @@ from kdp_core.base.records import Inverse, KernelMap
 from kdp_core.methods.kdp import inverse, kernel
 from kdp_core.methods.kdp.inverse import Network, equation_6, to_module
 from kdp_core.methods.kdp.kernel import TrainingDiverged
-from kdp_core.model.folded import MODULES
+from kdp_core.model.stand_ins import MODULES
 from kdp_core.states import block as states
 from kdp_core.states.block import FitError
 from tests.kdp_core import stored

@@ -24,8 +24,9 @@ from kdp_core.methods.kdp_residual.fit import (
     solve,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers, normalised
+from kdp_core.model.families import decoder_layers
 from kdp_core.model.passes import built
+from kdp_core.model.stand_ins import normalised
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, relative_error

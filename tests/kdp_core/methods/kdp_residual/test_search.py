@@ -12,7 +12,7 @@ from kdp_core.methods.kdp_residual import search
 from kdp_core.methods.kdp_residual.fit import closed_form_options, fit_alone
 from kdp_core.methods.kdp_residual.search import SearchError, by_divergence
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import decoder_layers
+from kdp_core.model.families import decoder_layers
 from kdp_core.model.passes import built
 from kdp_core.states import hidden
 from tests import pico

@@ -1,0 +1,92 @@
+"""States of reduced width, each in a basis of its own (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024).
+
+Every norm gives its gain to the matrices that read it, and every part of a layer gets a matrix of its own that turns
+the state from the basis that the part reads to the basis that it writes in.
+"""
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, norm_of, output_head, trunk
+
+
+class SlicedNorm(nn.Module):
+    """h over its root mean square, the mean over the width before slicing; its gain is in the matrices that read it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, h: Tensor) -> Tensor:
+        x = h.float()
+        return (x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) / self.width + self.eps)).to(h.dtype)
+
+
+class SlicedLayer:
+    """Mixed into a family's decoder layer: before a part adds to the state, the state is turned to the part's basis."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        h = hidden_states
+        for part in ("attention", "mlp"):
+            added = part_output(self, FAMILIES[self.family], part, h, **kwargs)
+            added = functional.dropout(added, getattr(self, "dropout", 0.0), self.training)
+            h = getattr(self, f"{part}_shortcut")(h) + added
+        return h
+
+
+def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs: Any) -> Tensor:
+    """What a part of a layer without norms after its parts adds to the state; `kwargs` are the layer's own."""
+    own, x = family.parts[part], norm_of(layer, family, part)(h)
+    module = layer.get_submodule(own.module)
+    if part == "attention":
+        return module(hidden_states=x, **kwargs)[0]
+    if own.module == own.writer:
+        # the MLP has no module of its own: its two matrices lie in the layer
+        reader, = own.readers
+        return module(layer.activation_fn(layer.get_submodule(reader)(x)))
+    return module(x)
+
+
+def slice_widths(model: nn.Module, sliced: dict[str, Any]) -> None:
+    """Build the model with states of these widths: those that the parts of each layer read, and the final one."""
+    family, base, width = family_of(model), trunk(model), model.config.hidden_size
+    states = [*sliced["attention"], sliced["final"]]
+    for layer, into, middle, out in zip(decoder_layers(model), states[:-1], sliced["mlp"], states[1:], strict=True):
+        for part, reads, writes in (("attention", into, middle), ("mlp", middle, out)):
+            own = family.parts[part]
+            for name in own.readers:
+                _of_width(layer.get_submodule(name), columns=reads, bias=_biased(norm_of(layer, family, part)))
+            _of_width(layer.get_submodule(own.writer), rows=writes)
+            _without_gain(layer, own.norm, width)
+            setattr(layer, f"{part}_shortcut", nn.Linear(reads, writes, bias=False))
+        # the class stays a subclass of the family's, of the same name: so transformers records the states of the layer
+        # and never splits it over devices
+        layer.__class__, layer.family = type(type(layer).__name__, (SlicedLayer, type(layer)), {}), family.name
+    for name in family.embeddings:
+        _of_width(getattr(base, name), columns=states[0])
+    _of_width(output_head(model), columns=states[-1], bias=_biased(getattr(base, family.final_norm)))
+    _without_gain(base, family.final_norm, width)
+
+
+def _biased(norm: nn.Module) -> bool:
+    return getattr(norm, "bias", None) is not None
+
+
+def _without_gain(owner: nn.Module, name: str, width: int) -> None:
+    norm = getattr(owner, name)
+    setattr(owner, name, SlicedNorm(width, norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon))
+
+
+def _of_width(module: nn.Linear | nn.Embedding, rows: int | None = None, columns: int | None = None,
+            bias: bool = False) -> None:
+    """Other widths, all weights zero until the checkpoint fills them."""
+    shape = (rows or module.weight.shape[0], columns or module.weight.shape[1])
+    module.weight = nn.Parameter(module.weight.new_zeros(shape))
+    if isinstance(module, nn.Embedding):
+        module.embedding_dim = shape[1]
+        return
+    module.out_features, module.in_features = shape
+    if bias or module.bias is not None:
+        module.bias = nn.Parameter(module.weight.new_zeros(shape[0]))

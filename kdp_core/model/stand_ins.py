@@ -1,0 +1,158 @@
+"""The modules that stand in a pruned model in the place of what was removed.
+
+A stand-in of a block maps the state of each token by itself; massive-activation tokens may bypass it. The other modules
+take the place of an attention or of an MLP, or stand before the output head.
+"""
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class StandIn(nn.Module):
+    """What takes the place of a block: a map of each token's state, which massive-activation tokens may bypass."""
+
+    def __init__(self, bypass_above: float | None) -> None:
+        super().__init__()
+        self.bypass_above = bypass_above
+
+    def forward(self, h: Tensor) -> Tensor:
+        mapped = self.map(h)
+        if self.bypass_above is None:
+            return mapped
+        return torch.where(h.float().norm(dim=-1, keepdim=True) > self.bypass_above, h, mapped)
+
+
+class RffMlp(StandIn):
+    """KDP's folded block: random Fourier features, linear, activation, linear.
+
+    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, x the lift's input made of h. The operators
+    A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (kdp_core.methods.kdp.inverse.to_module).
+    """
+
+    def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str,
+                 bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
+        self.lift_input = lift_input
+        self.omega = nn.Parameter(torch.zeros(frequencies, width))
+        self.phase = nn.Parameter(torch.zeros(frequencies))
+        self.w1 = nn.Linear(2 * frequencies, hidden)
+        self.w2 = nn.Linear(hidden, width)
+        self.act = activation_function(activation)
+        self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
+
+    def map(self, h: Tensor) -> Tensor:
+        # phases are angles of many turns: float32 whatever the model's precision
+        x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
+        angle = functional.linear(x, self.omega.float(), self.phase.float())
+        z = torch.cat((angle.cos(), angle.sin()), dim=-1).to(h.dtype)
+        return self.w2(self.act(self.w1(z)))
+
+
+class Affine(StandIn):
+    """h -> W h + b, for linear maps in the original space."""
+
+    def __init__(self, width: int, bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
+        self.map = nn.Linear(width, width)
+        self.macs_per_token = width * width
+
+
+class Residual(StandIn):
+    """h -> h + W x + b + O f(V x + c), x the state normalised token by token: a linear part, a dictionary, a skip path.
+
+    The dictionary f decides what V holds: `glu`, gated neurons act(V_1 x) * (V_2 x); `mlp`, plain neurons act(V x);
+    `rff`, random Fourier features cos(V x + c). Without entries only the linear part is left.
+    """
+
+    def __init__(self, width: int, entries: int, dictionary: str, activation: str, norm: str,
+                 bypass_above: float | None = None) -> None:
+        super().__init__(bypass_above)
+        self.dictionary, self.norm, self.entries = dictionary, norm, entries
+        self.linear = nn.Linear(width, width)
+        self.act = activation_function(activation)
+        rows = entries * (2 if dictionary == "glu" else 1)
+        if entries:
+            self.inner = nn.Linear(width, rows)
+            self.outer = nn.Linear(entries, width, bias=False)
+        self.macs_per_token = width * (width + rows + entries)
+
+    def map(self, h: Tensor) -> Tensor:
+        x = normalised(h.float(), self.norm).to(h.dtype)
+        step = self.linear(x)
+        return h + (step + self.outer(self.features(x)) if self.entries else step)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The dictionary's entries, (..., entries), of normalised states."""
+        inner = self.inner(x)
+        if self.dictionary == "rff":
+            return inner.cos()
+        if self.dictionary == "mlp":
+            return self.act(inner)
+        gate, up = inner.chunk(2, dim=-1)
+        return self.act(gate) * up
+
+
+class LowRank(nn.Module):
+    """h -> h + B A h: a change of the logits that leaves a tied embedding alone; 2 r D parameters."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, rank, bias=False)
+        self.b = nn.Linear(rank, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.b(self.a(h))
+
+    def before(self, head: nn.Module, args: tuple) -> tuple:
+        """Hook of the output head; a bound method, so that a copied model runs its own copy."""
+        return (self(args[0]), *args[1:])
+
+
+class NoAttention(nn.Module):
+    """In the place of a dropped attention: nothing is added to the state.
+
+    The cache gets one number a token in the place of keys and values, so that its lengths, from which positions and
+    masks are made, hold whichever layer they are asked of.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None,
+                **kwargs: Any) -> tuple[Tensor, None]:
+        if past_key_values is not None:
+            token_B1T1 = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            past_key_values.update(token_B1T1, token_B1T1, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoMlp(nn.Module):
+    """In the place of a dropped MLP: nothing is added to the state."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.zeros_like(h)
+
+
+def activation_function(name: str) -> nn.Module:
+    """The activation that transformers knows by this name, such as `silu`."""
+    # transformers is imported only where a stand-in is built
+    from transformers.activations import ACT2FN
+
+    return ACT2FN[name]
+
+
+MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine, "residual": Residual}
+"""The stand-ins by the `kind` that configurations give."""
+
+
+def rms_scale(h: Tensor) -> Tensor:
+    """h divided by its root mean square over the last axis, float32 in and out; a zero state stays zero."""
+    return h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
+def normalised(h: Tensor, norm: str) -> Tensor:
+    """States as the family's norm leaves them, before its gain and bias: `rms` or `layer` (mean-free), float32."""
+    return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)
