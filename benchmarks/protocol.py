@@ -17,9 +17,10 @@ from kdp_core import methods
 from kdp_core.base import store, texts
 from kdp_core.base.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
 from kdp_core.model import assets, checkpoints
-from kdp_core.results.summary import retained
+from kdp_core.results.summary import main_scores, retained
 from kdp_core.score import evaluate, tasks
 from kdp_core.score.benchmarks import Chosen
+from kdp_core.score.metrics import PRIMARY
 from kdp_core.states import hidden, similarity
 
 logger = logging.getLogger("protocol")
@@ -208,7 +209,7 @@ class Judge(NamedTuple):
 
 def flat(scores: Scores, prefix: str) -> dict[str, Any]:
     """Mean accuracy in percent with its standard error, each accuracy, and the perplexity where there is one."""
-    accuracies = evaluate.primary(scores)
+    accuracies = list(main_scores(scores.scores, PRIMARY["acc"]).values())
     accuracies = [score for score in accuracies if score.metric.startswith("acc")]
     found: dict[str, Any] = {
         f"{prefix}acc": 100 * sum(score.value for score in accuracies) / len(accuracies),

@@ -281,8 +281,8 @@ def build() -> dict[str, Any]:
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},
         "finetune": finetune_block(),
-        "x-benchmarks": {name: {"local": row.local, "shots": row.shots, "fewshot": row.fewshot, "fixed": row.fixed,
-                                "code": row.code} for name, row in benchmarks.BENCHMARKS.items()},
+        "x-benchmarks": {name: {"local": task.local, "shots": task.shots, "fewshot": task.fewshot, "fixed": task.fixed,
+                                "code": task.code} for name, task in benchmarks.BENCHMARKS.items()},
     }
 
 

@@ -34,7 +34,8 @@ from kdp_core.figures.style import (
     quiet,
     rows_of,
 )
-from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column, Point, heading, span
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column, Point, heading, span
+from kdp_core.score.metrics import PRIMARY
 
 Known = Mapping[str, Sequence[Any]]
 """Row of methods -> (place, variant, group), as in kdp_core.figures.style.Row."""

@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from kdp_core.results import tables
-from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column
 from kdp_core.results.marks import NOTE
 from kdp_core.results.summary import retained
+from kdp_core.score.metrics import PRIMARY
 
 REFERENCE = "rp_reference"
 METRICS = (*(name for name, column in COLUMNS.items() if column.better), REFERENCE)

@@ -1,20 +1,9 @@
 """Points and columns of the tables of results: what each one holds, and how a value or a heading is printed."""
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdp_core.base.records import Block, Efficiency, PrunedFacts, Scores, Selection
 
-PRIMARY: Mapping[str, Sequence[str]] = {
-    "acc": ("acc_norm", "acc", "exact_match", "em"),
-    "ppl": ("ppl", "word_perplexity"),
-}
-"""For each kind of score, the metrics that count, first choice first. A task counts once, with the first that it has.
-
-The metrics of accuracy are those of evaluate.PRIMARY; they are repeated here so that tables need not load the
-evaluation harness. Shares of another kind do not count: ROUGE-1 is an overlap, and pass@1 and areas under the curve
-have other scales of chance. The metric `perplexity` of LAMBADA's last words is not a perplexity of text and does not
-count either."""
 DENSE = "dense"
 """The method of the model that is not pruned."""
 KEYS = ("model", "calib", "method", "ratio", "k_max")

@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 
 from kdp_core.base.records import Score, Scores
-from kdp_core.results.columns import DENSE, KEYS, PRIMARY
+from kdp_core.results.columns import DENSE, KEYS
 from kdp_core.results.paired import ALL, DRAWS, Table, accuracies, holm, perplexities
 from kdp_core.results.summary import main_scores
+from kdp_core.score.metrics import PRIMARY
 
 COLUMNS = (*KEYS, "other", "other_calib", "other_k_max", "against", "metric", "task", "difference", "stderr", "p",
            "p_holm", "unit", "test", "items")

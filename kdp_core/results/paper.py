@@ -21,9 +21,10 @@ import pandas as pd
 
 from kdp_core.results import ablations, tables
 from kdp_core.results.ablations import Ablation
-from kdp_core.results.columns import COLUMNS, DENSE, KEYS, PRIMARY, Column
+from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column
 from kdp_core.results.marks import NOTE
 from kdp_core.results.summary import retained
+from kdp_core.score.metrics import PRIMARY
 
 ORDER = ("cmnli", "hellaswag", "piqa", "chid", "wsc", "coqa", "boolq", "mmlu", "cmmlu", "race", "sst2", "c3",
          "wikitext", "c4", "xsum")

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from kdp_core.base.records import Composed, Inverse, KernelMap, LinearMap, Score
-from kdp_core.results.columns import DENSE, KEYS, PRIMARY, SUMMARY, Point, TableError, span
+from kdp_core.results.columns import DENSE, KEYS, SUMMARY, Point, TableError, span
+from kdp_core.score.metrics import PRIMARY
+from kdp_core.score.standard_errors import independent_mean
 
 WORD_PPL = "word_perplexity"
 """The metric of perplexities per word. They are never averaged with those per token."""
@@ -132,7 +134,7 @@ def _summary_row(point: Point, dense: Point) -> dict[str, Any]:
 
 def _accuracy(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[str, float]:
     values, errors = _values(mine), _errors(mine)
-    acc, acc_stderr = _mean(values), _norm(errors)
+    acc, acc_stderr = _mean(values), independent_mean(errors)
     dense = _mean(_values(theirs))
     return {"acc": acc, "acc_stderr": acc_stderr, "rp": retained(acc, dense), "rp_stderr": retained(acc_stderr, dense)}
 
@@ -145,9 +147,10 @@ def _perplexity(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[
     # d (dense / ppl) = dense / ppl * d ppl / ppl
     ratios = [d / p * r for p, d, r in zip(words, dense_words, word_errors, strict=True)]
     mean, dense_mean = _geometric(ppl), _geometric(dense_ppl)
-    return {"ppl": mean, "ppl_stderr": mean * _norm(relative), "ppl_ratio": mean / dense_mean,
-            "ppl_ratio_stderr": mean / dense_mean * _norm(relative),
-            "rp_ppl": retained_ppl(words, dense_words) if words else math.nan, "rp_ppl_stderr": 100 * _norm(ratios)}
+    return {"ppl": mean, "ppl_stderr": mean * independent_mean(relative), "ppl_ratio": mean / dense_mean,
+            "ppl_ratio_stderr": mean / dense_mean * independent_mean(relative),
+            "rp_ppl": retained_ppl(words, dense_words) if words else math.nan,
+            "rp_ppl_stderr": 100 * independent_mean(ratios)}
 
 
 def _relative(mine: Mapping[str, Score], theirs: Mapping[str, Score],
@@ -208,12 +211,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _geometric(values: Sequence[float]) -> float:
     return math.exp(_mean([math.log(value) for value in values])) if values else math.nan
-
-
-def _norm(errors: Sequence[float]) -> float:
-    """Standard error of a mean of independent terms."""
-    # se(mean) = sqrt(sum se^2) / n
-    return math.sqrt(sum(error ** 2 for error in errors)) / len(errors) if errors else math.nan
 
 
 def _check_unique(points: Sequence[Point]) -> None:

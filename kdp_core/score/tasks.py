@@ -4,23 +4,25 @@
     heldout_lastword      the last word of a passage, greedily: the form of LAMBADA (Paperno et al. 2016)
     heldout_continuation  the true continuation among four: the form of HellaSwag (Zellers et al. 2019)
 
-They stand in for the paper's benchmarks where these cannot be had; their numbers compare models on this text only.
+They replace the paper's benchmarks where these are not available; their numbers compare models on this text only.
 Unlike LAMBADA, passages are not filtered for words that need the wide context. Unlike HellaSwag, wrong continuations
-are real text of other articles, not machine-written, which makes them easier to tell apart.
-The folder holds rows as JSONL, a YAML file a task and `heldout.py`, which finds the rows beside it: move it at will.
+are real text of other articles and not machine-written, which makes them easier to tell apart.
+The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`, which finds the items beside it, so
+the folder may be moved.
 """
 import hashlib
 import json
-import math
 import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from datasets import Dataset
 
-from kdp_core.base import store, texts
+from kdp_core.base import options, store, texts
+from kdp_core.base.options import Count, Natural
 from kdp_core.model import checkpoints
 
 FILES = Path(__file__).parent / "task_files"
@@ -32,26 +34,27 @@ CONTINUATION_WORDS = (12, 16)
 CHOICES = 4
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*$")
 LAST_WORD = re.compile(r"^([^\W\d_]{4,})[.!?][\"')\]]*$")
-OVERFLOW = 700.0
-"""Nats per item beyond which exp is no float any more."""
 
 
 class TaskError(ValueError):
     """The text does not give the items that were asked for, or a task folder is incomplete."""
 
 
-def write_tasks(documents: list[str], folder: str | Path, *, window: int = 128, lastword_items: int = 64,
-                continuation_items: int = 32, seed: int = 0) -> dict[str, Any]:
-    """Write the three tasks to `folder` (atomically, replacing it) and return what went in, as `heldout.json` has it.
+def write_tasks(documents: list[str], folder: str | Path, *, window: Annotated[int, Ge(2)] = 128,
+                lastword_items: Count = 64, continuation_items: Count = 32, seed: Natural = 0) -> dict[str, Any]:
+    """Write the three tasks to `folder` (atomically, replacing it) and return the facts that `heldout.json` holds.
 
-    `window` is in tokens of the evaluated model's tokenizer, so windows are cut when the task is read. Raises TaskError
-    before writing where the documents give too few items.
+    window: tokens of a window of heldout_ppl, at least 2. They are tokens of the evaluated model's tokenizer, so the
+        windows are cut when the task is read.
+    lastword_items: items of heldout_lastword.
+    continuation_items: items of heldout_continuation.
+    seed: of the choice of items.
+    Raises OptionError for a value out of range and TaskError for documents that give too few items, before writing.
     """
-    if window < 2:
-        raise TaskError(f"window {window} predicts no token; it must be at least 2 tokens")
-    rows = {"heldout_ppl": [{"documents": documents, "window": window}],
-            "heldout_lastword": lastword_rows(documents, items=lastword_items, seed=seed),
-            "heldout_continuation": continuation_rows(documents, items=continuation_items, seed=seed)}
+    options.check(write_tasks, locals())
+    items = {"heldout_ppl": [{"documents": documents, "window": window}],
+             "heldout_lastword": last_words(documents, items=lastword_items, seed=seed),
+             "heldout_continuation": continuations(documents, items=continuation_items, seed=seed)}
     facts = {"documents": len(documents), "window": window, "lastword_items": lastword_items,
              "continuation_items": continuation_items, "seed": seed,
              "sha256": hashlib.sha256("\n".join(documents).encode()).hexdigest()}
@@ -59,18 +62,19 @@ def write_tasks(documents: list[str], folder: str | Path, *, window: int = 128, 
         temporary.mkdir()
         for name in NAMES:
             shutil.copyfile(FILES / f"{name}.yaml", temporary / f"{name}.yaml")
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows[name]]
+            lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items[name]]
             (temporary / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         shutil.copyfile(FILES / "heldout.py", temporary / "heldout.py")
         store.write_json(temporary / "heldout.json", facts)
     return facts
 
 
-def lastword_rows(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
+def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
     """`items` passages {context, target, document}: the target ends a sentence and is a word of 4 letters or more.
 
-    The context is the shortest run of whole sentences before the target that has at least 30 words, 70 at most. Runs
-    of white space become one space. Passages are drawn without replacement and stand in the order of the text.
+    The context is the shortest run of whole sentences before the target that has at least 30 words, and it has at most
+    70. Runs of white space become one space. Passages are drawn without replacement and keep the order of the text.
+    Raises TaskError for a text with too few.
     """
     found = []
     for number, words in enumerate(_words(documents)):
@@ -84,12 +88,12 @@ def lastword_rows(documents: list[str], *, items: int, seed: int) -> list[dict[s
     return _draw(found, items, "heldout_lastword", random.Random(f"{seed}:lastword"))
 
 
-def continuation_rows(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
-    """`items` rows {context, choices, gold, document}; three choices come from three other documents.
+def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
+    """`items` items {context, choices, gold, document}; three of the four choices come from three other documents.
 
-    A context begins a sentence and has 20 to 30 words; all choices have the same number of words, 12 to 16, and start
-    inside a sentence with a lower-case word, so neither length nor capitals tell them apart. The place of the true one
-    is uniform.
+    A context begins a sentence and has 20 to 30 words. All choices have the same number of words, 12 to 16, and start
+    inside a sentence with a lower-case word, so neither length nor capitals tell them apart. The place of the true one,
+    `gold`, is uniform. Raises TaskError for a text with too few, or with fewer than three other documents.
     """
     rng = random.Random(f"{seed}:continuation")
     words_by_document = _words(documents)
@@ -107,53 +111,35 @@ def continuation_rows(documents: list[str], *, items: int, seed: int) -> list[di
 
 
 def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dataset]:
-    """Rows {ids, text, bytes} of `heldout_ppl`, a window each; `tokenizer` is a folder. In memory, no cache on disk.
+    """Items {ids, text, bytes} of `heldout_ppl`, a window each, in memory; `tokenizer` is a model's folder.
 
-    The documents are joined by newlines and packed without regard to their borders; a remainder is dropped. `bytes`
-    counts UTF-8 bytes of the predicted tokens 2 to end.
+    The documents are joined by newlines and packed without regard to their borders; a remainder shorter than a window
+    is left out. `bytes` counts the UTF-8 bytes of the predicted tokens 2 to end.
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     reader = checkpoints.load_tokenizer(tokenizer)
-    rows = []
+    items = []
     for ids in texts.windows(reader, given["documents"], length=given["window"]).tolist():
         predicted = reader.decode(ids[1:], clean_up_tokenization_spaces=False)
-        rows.append({"ids": ids, "text": reader.decode(ids, clean_up_tokenization_spaces=False),
-                     "bytes": len(predicted.encode())})
-    return {"test": Dataset.from_list(rows)}
+        items.append({"ids": ids, "text": reader.decode(ids, clean_up_tokenization_spaces=False),
+                      "bytes": len(predicted.encode())})
+    return {"test": Dataset.from_list(items)}
 
 
-def read_rows(path: str | Path) -> dict[str, Dataset]:
-    """Rows of a JSONL file as lm-eval's test split, in memory."""
+def read_items(path: str | Path) -> dict[str, Dataset]:
+    """Items of a JSONL file as lm-eval's test split, in memory."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines if line])}
 
 
-def score_window(row: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
-    """lm-eval's `process_results` of `heldout_ppl`: the window's log-likelihood (nats) with its tokens and bytes."""
-    return {"ppl": (results[0], len(row["ids"]) - 1), "bits_per_byte": (results[0], row["bytes"])}
+def score_window(item: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
+    """The window's log-likelihood (nats) with its tokens and with its bytes; `process_results` of heldout_ppl."""
+    return {"ppl": (results[0], len(item["ids"]) - 1), "bits_per_byte": (results[0], item["bytes"])}
 
 
-def score_lastword(row: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """lm-eval's `process_results` of `heldout_lastword`: log-likelihood of the word (nats), and whether greedy hits."""
+def score_lastword(item: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """The word's log-likelihood (nats) and whether greedy decoding gives it; `process_results` of heldout_lastword."""
     return {"acc": float(results[0][1]), "perplexity": results[0][0]}
-
-
-def ppl(items: list[Any]) -> float:
-    """Perplexity of items (log-likelihood, weight), or of log-likelihoods of weight 1; infinite beyond floats."""
-    # ppl = exp(-sum_i ll_i / sum_i n_i)
-    nats = nats_per_unit(items)
-    return math.exp(nats) if not nats > OVERFLOW else math.inf
-
-
-def nats_per_unit(items: list[Any]) -> float:
-    """Mean negative log-likelihood of a unit of weight, the exponent of `ppl`."""
-    pairs = as_pairs(items)
-    return -sum(ll for ll, _ in pairs) / sum(weight for _, weight in pairs)
-
-
-def as_pairs(items: list[Any]) -> list[tuple[float, float]]:
-    """Items as (log-likelihood, weight); a bare number has weight 1."""
-    return [(item[0], item[1]) if isinstance(item, list | tuple) else (float(item), 1.0) for item in items]
 
 
 def _words(documents: list[str]) -> list[list[str]]:
@@ -161,13 +147,13 @@ def _words(documents: list[str]) -> list[list[str]]:
 
 
 def _sentence_starts(words: list[str]) -> list[int]:
-    """Indices of words that begin a sentence: the first, and capitals or quotes after an end mark."""
+    """Indices of the words that begin a sentence: the first word, and capitals or quotes after an end mark."""
     return [i for i, word in enumerate(words)
             if i == 0 or (SENTENCE_END.search(words[i - 1]) and not word[0].islower())]
 
 
 def _inside(words: list[str]) -> list[int]:
-    """Indices at which a lower-case word stands inside a sentence."""
+    """Indices of the lower-case words inside a sentence."""
     return [i for i, word in enumerate(words)
             if i > 0 and word[0].islower() and not SENTENCE_END.search(words[i - 1])]
 
@@ -182,17 +168,17 @@ def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[A
 
 def _continuation(words: list[list[str]], inside: list[list[int]], place: tuple[int, int, int, int],
                   rng: random.Random) -> dict[str, Any]:
-    """The row of one place (document, start, cut, length), with distractors drawn from other documents."""
+    """The item of one place (document, start, cut, length), with distractors drawn from other documents."""
     number, start, cut, length = place
-    options = {other: [i for i in inside[other] if i + length <= len(words[other])]
-               for other in range(len(words)) if other != number}
-    others = [other for other, starts in options.items() if starts]
+    starts_of = {other: [i for i in inside[other] if i + length <= len(words[other])]
+                 for other in range(len(words)) if other != number}
+    others = [other for other, starts in starts_of.items() if starts]
     if len(others) < CHOICES - 1:
         raise TaskError(f"heldout_continuation: {len(others)} other documents are long enough to draw wrong "
-                        f"continuations from, {CHOICES - 1} are needed; give more documents")
+                        f"continuations from, and {CHOICES - 1} are needed; give more documents")
     choices = []
     for other in rng.sample(others, CHOICES - 1):
-        first = rng.choice(options[other])
+        first = rng.choice(starts_of[other])
         choices.append(" ".join(words[other][first:first + length]))
     gold = rng.randrange(CHOICES)
     choices.insert(gold, " ".join(words[number][cut:cut + length]))

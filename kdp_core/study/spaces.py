@@ -23,7 +23,6 @@ Where we differ from the released code (CASE-Lab-UMD/Pruning-on-Representations 
 Position 0, a massive-activation token in most models, is never looked at.
 """
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from kdp_core.model import checkpoints
 from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
+from kdp_core.score import standard_errors
 from kdp_core.score.diagnose import kept_states
 from kdp_core.states.hidden import boundary_states
 
@@ -148,7 +148,7 @@ def averaged(found: dict[str, Tensor], groups: int) -> dict[str, float | None]:
     for name, values_N in found.items():
         mean_G = values_N.view(groups, -1).mean(dim=1)
         row[name] = mean_G.mean().item()
-        row[name + ERRORS] = mean_G.std().item() / math.sqrt(groups) if groups > 1 else None
+        row[name + ERRORS] = standard_errors.mean(mean_G)
     return row
 
 

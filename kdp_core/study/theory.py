@@ -35,6 +35,7 @@ from torch import Tensor
 
 from kdp_core.base.records import KernelMap, Theory
 from kdp_core.methods.kdp.kernel import Lift, chain, features_of, median_distance
+from kdp_core.score import standard_errors
 from kdp_core.states.block import BlockStates, gram, lift_input, load, relative_error, ridge_solve
 from kdp_core.states.hidden import HiddenStates
 
@@ -349,7 +350,7 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
             "train_risk": (y_NF - predicted_NF).square().sum(-1).mean().item(),
             "relative_risk": relative_error(judged_predicted_NF, judged_2NF[1]),
             "state_error": relative_error(decoded_ND, judged_ND),
-            "state_error_stderr": ratio_stderr(error_N, spread_N, sequence_N),
+            "state_error_stderr": standard_errors.ratio(error_N, spread_N, sequence_N),
             "state_median": (error_N / spread_N).median().item(),
             "direct_error": relative_error(_decoded(x_NF, h_ND, judged_2NF[0], ridge), judged_ND),
             "operator_norm": torch.linalg.matrix_norm(a_FF, ord=2).item()}, error_N
@@ -359,7 +360,7 @@ def _excess(above_N: Tensor, judged_ND: Tensor, sequence_N: Tensor) -> dict[str,
     """State error beyond the identity class's on as many tokens; its standard error is of the paired differences."""
     spread_N = (judged_ND - judged_ND.mean(0)).square().sum(-1)
     return {"state_excess": (above_N.sum() / spread_N.sum()).item(),
-            "state_excess_stderr": ratio_stderr(above_N, spread_N, sequence_N)}
+            "state_excess_stderr": standard_errors.ratio(above_N, spread_N, sequence_N)}
 
 
 def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Tensor:
@@ -368,18 +369,6 @@ def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Ten
     centred_NF = z_NF - mean_F
     w_FD = ridge_solve(gram(centred_NF, centred_NF), gram(centred_NF, h_ND - mean_D), ridge).float()
     return (judged_NF - mean_F) @ w_FD + mean_D
-
-
-def ratio_stderr(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
-    """Standard error of sum above / sum below over sequences (linearised); None with one sequence."""
-    names, place_N = sequence_N.unique(return_inverse=True)
-    if len(names) < 2:
-        return None
-    above_S, below_S = (torch.zeros(len(names), dtype=torch.float64, device=place_N.device).index_add_(
-        0, place_N, value_N.double()) for value_N in (above_N, below_N))
-    # sqrt(S / (S - 1) * sum (a - r b)^2) / sum b,  r = sum a / sum b
-    rest_S = above_S - above_S.sum() / below_S.sum() * below_S
-    return (rest_S.square().sum() * len(names) / (len(names) - 1)).sqrt().item() / below_S.sum().item()
 
 
 def _conditions(risks: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,

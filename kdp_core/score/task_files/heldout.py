@@ -1,4 +1,4 @@
-"""Rows of the task files beside this one; copied into every folder of tasks, so that the folder may lie anywhere."""
+"""Items of the task files beside this one; it is copied into every folder of tasks, so that the folder may be moved."""
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ def ppl(**metadata: Any) -> dict[str, Any]:
 
 def lastword(**_: Any) -> dict[str, Any]:
     """Passages without their last word."""
-    return tasks.read_rows(HERE / "heldout_lastword.jsonl")
+    return tasks.read_items(HERE / "heldout_lastword.jsonl")
 
 
 def continuation(**_: Any) -> dict[str, Any]:
     """Contexts with four continuations."""
-    return tasks.read_rows(HERE / "heldout_continuation.jsonl")
+    return tasks.read_items(HERE / "heldout_continuation.jsonl")

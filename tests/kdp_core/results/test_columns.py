@@ -9,8 +9,3 @@ from kdp_core.results import columns
 @pytest.mark.parametrize(("value", "text"), [(0.5512, "55.1"), (math.nan, "–"), (None, "–"), (1e7, "1.0e9")])
 def test_number(value, text):
     assert columns.number(columns.COLUMNS["acc"], value) == text
-
-
-def test_primary_metrics_are_those_of_evaluate():
-    from kdp_core.score import evaluate
-    assert columns.PRIMARY["acc"] == evaluate.PRIMARY

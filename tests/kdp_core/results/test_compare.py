@@ -8,7 +8,7 @@ from kdp_core.base.records import Score, Scores
 from kdp_core.results import compare, marks, tables
 from kdp_core.results.compare import Entry, Outcomes
 from kdp_core.results.summary import summarise
-from kdp_core.score import evaluate
+from kdp_core.score import task_records
 from tests.kdp_core import points
 
 
@@ -102,7 +102,7 @@ def score(task, metric, items, unit="share"):
 def write_samples(folder, samples):
     """As an evaluation writes them."""
     for task, rows in samples.items():
-        (folder / f"{task}.jsonl").write_text("".join(evaluate._sample_lines(rows)), encoding="utf-8")
+        (folder / f"{task}.jsonl").write_text("".join(task_records.sample_lines(rows)), encoding="utf-8")
 
 
 def test_samples_of_tasks_groups_filters_and_windows(tmp_path):

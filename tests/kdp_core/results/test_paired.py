@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from kdp_core.results import paired
-from kdp_core.score import evaluate
+from kdp_core.score import standard_errors
 
 
 @pytest.mark.parametrize("right_alone, wrong_alone", [(9, 2), (2, 9), (5, 5), (1, 0), (0, 0), (30, 12)])
@@ -85,7 +85,7 @@ def test_perplexities_are_paired_and_agree_with_evaluate_and_scipy():
     assert table.difference_JJ[1, 0] == pytest.approx((ll[:, 0] - ll[:, 1]).mean() / 127)
     assert table.p_JJ[0, 1] == pytest.approx(exact.pvalue)
     # against a model of probability 1 only one model's error is left: that of its own score
-    own = evaluate.nats_stderr([(value, 127) for value in ll[:, 0].tolist()])
+    own = standard_errors.nats([(value, 127) for value in ll[:, 0].tolist()])
     assert table.stderr_JJ[0, 2] == pytest.approx(own)
     assert table.stderr_JJ[0, 1] < own / 5
 
@@ -97,7 +97,7 @@ def test_the_error_of_a_ratio_counts_the_lengths():
     table = paired.perplexities({"text": ll}, {"text": tokens}, {"text": "ppl"})["text"]
     d = ll[:, 1] - ll[:, 0]
     # -(ll_0 - ll_1) has the log-likelihood -d
-    assert table.stderr_JJ[0, 1] == pytest.approx(evaluate.nats_stderr(list(zip((-d).tolist(), tokens, strict=True))))
+    assert table.stderr_JJ[0, 1] == pytest.approx(standard_errors.nats(list(zip((-d).tolist(), tokens, strict=True))))
 
 
 def test_several_texts_have_welchs_degrees_of_freedom():

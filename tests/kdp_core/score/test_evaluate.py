@@ -1,20 +1,19 @@
 """Scores by lm-eval against direct computations on pico models."""
 import json
 import math
-import random
 import socket
 import statistics
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from kdp_core.base import store
-from kdp_core.base.records import Score, Scores
+from kdp_core.base.options import OptionError
 from kdp_core.model import checkpoints
-from kdp_core.score import evaluate, tasks
+from kdp_core.results.summary import main_scores
+from kdp_core.score import evaluate, judge, tasks
 from kdp_core.score.benchmarks import Chosen
+from kdp_core.score.metrics import PPL_CEILING, PRIMARY
 from tests import pico
 
 DOCUMENTS = pico.documents(12, seed=3, words=90)
@@ -45,7 +44,7 @@ def _by_name(scores):
     return {(score.task, score.metric): score for score in scores.scores}
 
 
-def _rows(path):
+def _lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -85,8 +84,8 @@ def test_bits_per_byte_counts_predicted_bytes(scored, llama_folder, task_folder)
 
 def test_lastword_score_is_that_of_the_logits(scored, llama_folder, task_folder):
     model, tokenizer = checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder)
-    samples = _rows(scored[1] / "heldout_lastword.jsonl")
-    for row, sample in zip(_rows(task_folder / "heldout_lastword.jsonl"), samples, strict=True):
+    samples = _lines(scored[1] / "heldout_lastword.jsonl")
+    for row, sample in zip(_lines(task_folder / "heldout_lastword.jsonl"), samples, strict=True):
         whole = tokenizer(f"{row['context']} {row['target']}", return_tensors="pt")["input_ids"]
         first = len(tokenizer(row["context"])["input_ids"])
         with torch.no_grad():
@@ -98,70 +97,12 @@ def test_lastword_score_is_that_of_the_logits(scored, llama_folder, task_folder)
 
 
 def test_samples_carry_the_scores(scored):
-    samples = _rows(scored[1] / "heldout_continuation.jsonl")
+    samples = _lines(scored[1] / "heldout_continuation.jsonl")
     for row in samples:
         likelihoods = [ll for ll, _ in row["responses"]]
         assert len(likelihoods) == 4
         assert row["acc"] == float(likelihoods.index(max(likelihoods)) == row["target"])
     assert statistics.mean(row["acc"] for row in samples) == _by_name(scored[0])["heldout_continuation", "acc"].value
-
-
-def test_shared_prefixes_change_nothing(pico_folder):
-    """The cached route against lm-eval's own, on contexts shared by choices of different lengths, and lone ones."""
-    judge = evaluate.Judge(checkpoints.load_model(pico_folder), checkpoints.load_tokenizer(pico_folder), batch_size=3)
-    rng = random.Random(0)
-    draws = [[rng.randrange(2, 384) for _ in range(length)] for length in (9, 2, 12, 1)]
-    requests = [((f"{i}", f"{j}"), context, [rng.randrange(2, 384) for _ in range(1 + (i + j) % 4)])
-                for i, context in enumerate(draws) for j in range(4)]
-    requests.append((("lone", ""), draws[0][:5], [7, 8]))
-    shared, single = judge._by_context(requests)
-    assert sorted(map(len, shared)) == [1, 1, 1, 3, 3, 3] and len(single) == 5
-    ours, theirs = judge._loglikelihood_tokens(requests), HFLM._loglikelihood_tokens(judge, requests, disable_tqdm=True)
-    assert [ll for ll, _ in ours] == pytest.approx([ll for ll, _ in theirs], rel=1e-4)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-
-
-def test_fewer_sequences_at_a_time_where_their_logits_would_be_too_large(llama_folder, monkeypatch):
-    judge, seen = evaluate.Judge(checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder)), []
-    requests = [(("", str(i)), [5, 9, 200, 31 + i], [7 + i]) for i in range(9)]
-    judge.model.register_forward_hook(lambda _, args, output: seen.append(len(output.logits)))
-    at_once = judge._loglikelihood_tokens(requests)
-    # two rows of five tokens
-    monkeypatch.setattr(evaluate, "LOGITS_BYTES", 2 * 5 * 4 * judge.model.config.vocab_size)
-    few = judge._loglikelihood_tokens(requests)
-    assert seen == [8, 1, 2, 2, 2, 2, 1] and judge.batch_size == 8
-    assert [ll for ll, _ in few] == pytest.approx([ll for ll, _ in at_once], rel=1e-4)
-
-
-def test_greedy_is_found_on_the_shared_route(llama_folder):
-    judge = evaluate.Judge(checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder))
-    context = [5, 9, 200, 31]
-    best = judge.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=None)
-    greedy = best[0, len(context):].tolist()
-    found = judge._continuations(context, [greedy, [greedy[0], (greedy[1] + 1) % 384]])
-    assert [hit for _, hit in found] == [True, False]
-
-
-def test_text_rows_are_left_to_lm_eval(llama_folder):
-    judge = evaluate.Judge(checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder))
-    requests = [Instance("loglikelihood_rolling", doc, (DOCUMENTS[0][:40],), 0) for doc in ({}, {"ids": [4, 5, 6]})]
-    text, window = judge.loglikelihood_rolling(requests)
-    assert text == pytest.approx(HFLM.loglikelihood_rolling(judge, requests[:1])[0], rel=1e-5)
-    assert window == pytest.approx(judge._windows([[4, 5, 6]])[0])
-
-
-def test_stderr_agrees_with_the_bootstrap():
-    rng = random.Random(1)
-    weights = [rng.randint(5, 40) for _ in range(60)]
-    items = [(-weight * rng.gauss(2.0, 0.3), weight) for weight in weights]
-    draws = [tasks.ppl(rng.choices(items, k=len(items))) for _ in range(4000)]
-    assert evaluate.ppl_stderr(items) == pytest.approx(statistics.stdev(draws), rel=0.1)
-
-
-def test_stderr_of_bare_likelihoods_is_that_of_a_mean():
-    items = [-1.0, -2.5, -0.5, -4.0]
-    assert evaluate.nats_stderr(items) == pytest.approx(statistics.stdev(items) / 2)
-    assert evaluate.nats_stderr([(-1.0, 3)]) is None and evaluate.ppl_stderr([-1.0]) is None
 
 
 def test_scores_repeat(scored, llama_folder, task_folder):
@@ -181,8 +122,8 @@ def test_a_broken_model_stands_at_the_ceiling(llama_folder, task_folder, monkeyp
     monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: model)
     found = _by_name(evaluate.evaluate(llama_folder, tasks=["heldout_ppl"], task_folders=[task_folder],
                                        samples_folder=tmp_path))
-    assert found["heldout_ppl", "ppl"][2:4] == (evaluate.PPL_CEILING, None)
-    assert _rows(tmp_path / "heldout_ppl.jsonl")[0]["ppl"] == [None, 15]
+    assert found["heldout_ppl", "ppl"][2:4] == (PPL_CEILING, None)
+    assert _lines(tmp_path / "heldout_ppl.jsonl")[0]["ppl"] == [None, 15]
 
 
 def test_groups_give_their_aggregate_and_named_members(llama_folder, task_folder, tmp_path):
@@ -195,22 +136,24 @@ def test_groups_give_their_aggregate_and_named_members(llama_folder, task_folder
     whole = by_name["both", "acc"]
     assert whole.items == 20 and whole.stderr is not None
     assert whole.value == pytest.approx(sum(member.value * member.items for member in members) / 20)
-    assert evaluate.primary(found) == [whole]
-
-
-def test_primary_prefers_the_normalised_accuracy():
-    scores = [Score("a", "acc", 0.1, None, 4, True, "share"), Score("a", "acc_norm", 0.2, None, 4, True, "share"),
-              Score("b", "ppl", 9.0, None, 4, False, "ppl"), Score("c", "acc", 0.3, None, 4, True, "share")]
-    assert evaluate.primary(Scores(scores, 0.0, {})) == [scores[1], scores[3]]
+    assert list(main_scores(found.scores, PRIMARY["acc"]).values()) == [whole]
 
 
 @pytest.mark.parametrize(("wrong", "match"), [
     ({"tasks": []}, "no list of task names"), ({"tasks": "heldout_ppl"}, "no list of task names"),
-    ({"batch_size": 0}, "batch_size 0"), ({"limit": 0}, "limit 0"), ({"task_folders": ["/nowhere"]}, "/nowhere")])
+    ({"task_folders": ["/nowhere"]}, "/nowhere")])
 def test_wrong_arguments_are_refused_before_the_model_is_loaded(wrong, match, tmp_path):
     given = {"tasks": ["heldout_ppl"], "task_folders": []} | wrong
     with pytest.raises(evaluate.EvaluationError, match=match):
         evaluate.evaluate(tmp_path / "no model here", **given)
+
+
+@pytest.mark.parametrize(("wrong", "match"), [
+    ({"batch_size": 0}, "batch_size is 0; give a number at least 1"), ({"limit": 0}, "limit is 0"),
+    ({"fewshot": -1}, "fewshot is -1; give a number at least 0"), ({"max_length": 0}, "max_length is 0")])
+def test_numbers_out_of_range_are_refused_before_the_model_is_loaded(wrong, match, tmp_path):
+    with pytest.raises(OptionError, match=match):
+        evaluate.evaluate(tmp_path / "no model here", tasks=["heldout_ppl"], **wrong)
 
 
 def test_unknown_tasks_name_their_neighbours(tmp_path, task_folder):
@@ -383,7 +326,7 @@ def test_a_changed_data_file_is_seen(llama_folder, data, tmp_path, loads):
 
 
 def test_long_tasks_say_how_far_they_are(llama_folder, data, monkeypatch, caplog):
-    monkeypatch.setattr(evaluate, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(judge, "PROGRESS_SECONDS", 0.0)
     with caplog.at_level("INFO", logger="kdp_core"):
         evaluate.evaluate(llama_folder, tasks=[], chosen=Chosen(["piqa", "wikitext"], data=str(data)), batch_size=2)
     said = [record.getMessage() for record in caplog.records]
@@ -394,7 +337,7 @@ def test_long_tasks_say_how_far_they_are(llama_folder, data, monkeypatch, caplog
 
 def test_answers_count_once_in_the_progress(llama_folder, data, monkeypatch):
     counts = {}
-    monkeypatch.setattr(evaluate._Progress, "step", lambda self, requests: counts.update(
+    monkeypatch.setattr(judge.Progress, "advance", lambda self, requests: counts.update(
         {self._label: counts.get(self._label, 0) + requests}))
     evaluate.evaluate(llama_folder, tasks=[], chosen=Chosen(["piqa", "wikitext", "xsum"], data=str(data), limit=3))
     assert list(counts.values()) == [6, 3, 3]

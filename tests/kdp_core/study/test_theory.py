@@ -243,19 +243,6 @@ def test_conditions_say_what_needs_no_fit(tmp_path, fitted):
     assert found["large"]["better_state"] == found["small"]["better_state"]
 
 
-def test_ratio_stderr_by_jackknife():
-    generator = torch.Generator().manual_seed(0)
-    sequence_N = torch.arange(4000) // 20
-    below_N = 1 + torch.rand(4000, generator=generator)
-    above_N = below_N * (0.2 + 0.05 * torch.randn(200, generator=generator)[sequence_N])
-    above, below = (t.double().reshape(200, 20).sum(1).numpy() for t in (above_N, below_N))
-    left = np.array([np.delete(above, s).sum() / np.delete(below, s).sum() for s in range(200)])
-    assert theory.ratio_stderr(above_N, below_N, sequence_N) == pytest.approx(
-        np.sqrt(199 / 200 * np.sum((left - left.mean()) ** 2)), rel=0.01)
-    assert theory.ratio_stderr(2 * below_N, below_N, sequence_N) == pytest.approx(0, abs=1e-7)
-    assert theory.ratio_stderr(above_N, below_N, torch.zeros(4000, dtype=torch.int64)) is None
-
-
 @pytest.mark.parametrize("options, words", [
     ({"delta": 1.0}, "theory.delta 1.0"), ({"gaps": [5]}, "1 to 4 layers"), ({"gaps": [0]}, "theory.gaps"),
     ({"feature_counts": [7]}, "must be even"), ({"bandwidth_scales": [0.0]}, "above 0"),

@@ -1,0 +1,128 @@
+"""Records of scored tasks on disk: what one task of one checkpoint gave, in a JSONL file of its own.
+
+The first line holds the scores, the lines after it hold the items (`sample_lines`). A file's name ends in a hash of all
+that the scores depend on (`key`), so a record that is found under its name holds what would be scored again. Several
+evaluations of one checkpoint may share a folder at the same time.
+"""
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from kdp_core.base import store
+from kdp_core.base.records import Score
+from kdp_core.model import assets
+
+PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
+
+
+class Record(NamedTuple):
+    """What one task gave, as its file holds it."""
+    task: str
+    scores: list[Score]
+    metrics: dict[str, Any]
+    """lm-eval's own figures, from which groups are put together."""
+    higher_is_better: dict[str, bool]
+    version: str
+    data: str
+    """Hash of the scored items."""
+    seconds: float
+    samples: list[str]
+    """A line of JSON an item, as `sample_lines` makes them."""
+
+
+def path_of(folder: str | Path, task: Any, name: str, settings: Mapping[str, Any]) -> Path:
+    """Where the record of lm-eval's `task`, with its requests built, is or will be; `settings` as for `key`."""
+    return Path(folder) / f"{_file_name(name)}-{key(task, settings)}.jsonl"
+
+
+def write(path: Path, record: Record) -> None:
+    """Write a record, then remove the records of the same task that hold something else."""
+    head = record._replace(scores=[score._asdict() for score in record.scores], samples=[])._asdict()
+    store.write_text(path, "".join([json.dumps(head, ensure_ascii=False, default=float) + "\n", *record.samples]))
+    for stale in path.parent.glob(f"{_file_name(record.task)}-{'[0-9a-f]' * 16}.jsonl"):
+        if stale != path:
+            stale.unlink(missing_ok=True)
+
+
+def read(path: Path | None) -> Record | None:
+    """The record in a file; None where there is no file."""
+    if path is None or not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="\n") as file:
+        head, samples = json.loads(file.readline()), list(file)
+    return Record(**head | {"scores": [Score(**score) for score in head["scores"]], "samples": samples})
+
+
+def _file_name(task: str) -> str:
+    """A file name that no other task shares: the removal of old records must not reach another task's."""
+    return quote(task, safe="")
+
+
+def key(task: Any, settings: Mapping[str, Any]) -> str:
+    """Hash of all that a task's scores depend on, 16 hexadecimal digits.
+
+    It covers the settings (the checkpoint's files, precision, device, batch, code); the items and every prompt as the
+    model reads it, which depend on the data, their revision, the limit and the examples; the task's definition with the
+    source of its functions and of the files that they stand in; and the versions of the packages.
+    """
+    definition = {key: value for key, value in task.dump_config().items()
+                  # these hold paths of this run; the items hold what the paths lead to
+                  if key not in ("metadata", "dataset_kwargs", "custom_dataset", "include")}
+    parts = {"settings": settings, "definition": definition, "version": str(task.VERSION), "files": _sources(task),
+             "packages": _packages(), "requests": [[one.request_type, one.arguments] for one in task.instances],
+             "items": data_hash(task)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_named).encode()).hexdigest()[:16]
+
+
+def data_hash(task: Any) -> str:
+    """Hash of the items that are scored, from the requests that were built of them, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for one in task.instances:
+        digest.update(json.dumps(one.doc, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def versions(found: Sequence[Record]) -> dict[str, str]:
+    """Versions of the packages and of each task, and a hash of each task's items."""
+    ordered = sorted(found, key=lambda record: record.task)
+    return (_packages() | {f"task:{record.task}": record.version for record in ordered}
+            | {f"data:{record.task}": record.data for record in ordered})
+
+
+def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line of JSON for each item and filter of lm-eval's samples.
+
+    It holds doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
+    """
+    return [_line({"doc_id": sample["doc_id"], "target": sample["target"], "responses": sample["filtered_resps"],
+                   "filter": sample["filter"], **{metric: sample[metric] for metric in sample["metrics"]},
+                   "doc_hash": sample["doc_hash"], "prompt_hash": sample["prompt_hash"]}) for sample in samples]
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """Compact JSON in which NaN and infinities, which json.dumps would print as such, are null."""
+    text = json.dumps(fields, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False) + "\n"
+
+
+def _named(value: Any) -> Any:
+    """A value that JSON cannot hold, without the address in memory that `str` would print."""
+    if callable(value):
+        return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
+    return vars(value) if hasattr(value, "__dict__") else str(value)
+
+
+def _sources(task: Any) -> dict[str, str]:
+    """Hashes of the Python files that a task uses: the file of its class, and those beside its definition."""
+    beside = Path(task.config.metadata["config_source"]).parent.glob("*.py")
+    files = {Path(inspect.getfile(type(task))), *beside}
+    return {file.name: assets.sha256_of(file) for file in sorted(files)}
+
+
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
