@@ -1,24 +1,26 @@
 """Hidden states of a model over packed sequences, streamed to Zarr v3.
 
-State k is the input of decoder layer k before its norm; state `layers` is what the last layer returns, before the
-final norm (transformers' own `hidden_states[-1]` is taken after it, so hooks are used). One batch is in memory at a
-time, the output head never runs, and the forward pass ends at the highest layer asked for.
+State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the
+final norm; transformers' own `hidden_states[-1]` is taken after that norm, so hooks are used. One batch is in memory at
+a time, the output head never runs, and the forward pass ends at the highest layer asked for.
 
-Massive-activation tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first
-position, sometimes at the second, and in its layers 3 to 9 at later ones.
+Massive tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first position,
+sometimes at the second, and in its layers 3 to 9 at later ones.
 
-The same pass takes the mean cosine over tokens of the states before and after every attention and every MLP that ran,
-by which LLM-Drop orders them: no method runs the model again for what one pass has seen.
+The same pass takes the cosine of the states before and after every attention and every MLP that ran, as the mean over
+tokens. LLM-Drop orders the parts by it, so no method runs the model again for it.
 
-Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token),
-`sublayers` (layer, attention or MLP, sequence), where the first layer ran; attributes: layers, massive_factor,
-provenance. Chunks of states hold one layer of one batch and are not compressed: lossless codecs save less than a tenth
-of float16 states.
+Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token), and
+`sublayers` (layer, attention or MLP, sequence) if the first layer ran; attributes: layers, massive_factor, provenance.
+Chunks of states hold one layer of one batch. They are not compressed: lossless codecs save less than a tenth of float16
+states.
 
-Several processes may share the work: each writes a shard, whole batches of the sequences, as a group of its own with
-the same chunks, and `join` puts the chunk files into one group by hard links, under the numbers that they have there.
-So no file has two writers, nothing is seen before it is whole, no state is read or stored twice, and the result has the
-bytes of an extraction that was never split. What is massive depends on all tokens and is decided by `join`.
+Several processes may share the work. Each writes a shard, which is whole batches of the sequences, as a group of its
+own with the same chunks. `join` puts the chunk files into one group by hard links, under the numbers that they have
+there. So no file has two writers, no group is visible before it is complete, no state is read or stored twice, and the
+result has the bytes of an extraction that was never split. Which tokens are massive depends on all tokens; `join`
+decides it.
+Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
 import os
@@ -27,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,24 +37,24 @@ import zarr
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from kdp_core.base import store
+from kdp_core.base import options, store
+from kdp_core.base.options import Count, Positive
 from kdp_core.base.records import Tokens
 from kdp_core.model.families import base_of, decoder_layers, family_of, norm_of
 
 logger = logging.getLogger(__name__)
-DTYPES = ("auto", "float16", "float32")
 HALF_MAX = 65504.0
 """Largest finite float16."""
 BESIDE = ["layer", "sequence", "token"]
-"""Axes of what stands beside the states."""
+"""Axes of the arrays that have one number for each state."""
 
 
 class HiddenError(RuntimeError):
-    """Hidden states that cannot be stored or read."""
+    """The hidden states cannot be stored or read."""
 
 
 class HalfOverflow(HiddenError):
-    """A state that float16 cannot hold."""
+    """A state exceeds what float16 can hold."""
 
 
 class _Enough(Exception):
@@ -60,12 +62,12 @@ class _Enough(Exception):
 
 
 class HiddenStates(NamedTuple):
-    """Stored states, opened for reading; one layer at a time comes into memory."""
+    """Stored states, opened for reading; one layer at a time is read into memory."""
     path: Path
     layers: list[int]
-    """State numbers stored, ascending."""
+    """Numbers of the stored states, ascending."""
     massive_LST: Tensor
-    """bool: norm above massive_factor times the median norm of that layer."""
+    """bool: whether the norm is above massive_factor times the median norm of that layer."""
     massive_factor: float
     sequences: int
     tokens: int
@@ -74,21 +76,21 @@ class HiddenStates(NamedTuple):
     provenance: dict[str, Any]
 
     def state(self, layer: int) -> Tensor:
-        """State `layer` as h_STD, float32."""
+        """State `layer`, float32 (S, T, D). Raises HiddenError if it is not stored."""
         array = zarr.open_group(self.path, mode="r")["states"]
         return torch.from_numpy(array[self.index(layer)]).float()
 
     def massive(self, layers: list[int]) -> Tensor:
-        """bool_ST: tokens that are massive in any of these states."""
+        """Which tokens are massive in any of these states, bool (S, T)."""
         return self.massive_LST[[self.index(layer) for layer in layers]].any(dim=0)
 
     def sublayers(self) -> Tensor:
-        """Cosine of the states before and after each attention and MLP, mean over tokens: c_LPS, float32."""
+        """Cosine of the states before and after each attention and MLP, mean over tokens, float32 (L, P, S)."""
         group = zarr.open_group(self.path, mode="r")
         return torch.from_numpy(group["sublayers"][:]) if "sublayers" in group else torch.zeros(0, 2, self.sequences)
 
     def index(self, layer: int) -> int:
-        """Where state `layer` stands on the layer axis."""
+        """The place of state `layer` on the layer axis."""
         if layer not in self.layers:
             raise HiddenError(f"{self.path}: state {layer} is not stored (stored: {self.layers}); "
                               "add it to hidden.layers in the config")
@@ -96,7 +98,7 @@ class HiddenStates(NamedTuple):
 
 
 def read(path: str | Path) -> HiddenStates:
-    """Open what `extract` wrote."""
+    """Open the group that `extract` or `join` wrote."""
     group = zarr.open_group(path, mode="r")
     _, sequences, tokens, width = group["states"].shape
     return HiddenStates(Path(path), list(group.attrs["layers"]), torch.from_numpy(group["massive"][:]),
@@ -104,24 +106,24 @@ def read(path: str | Path) -> HiddenStates:
 
 
 def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple[int, int] | None = None, *,
-            layers: list[int] | None = None, batch_sequences: int = 8, dtype: str = "auto",
-            massive_factor: float = 8.0) -> None:
+            layers: list[int] | None = None, batch_sequences: Count = 8,
+            dtype: Literal["auto", "float16", "float32"] = "auto", massive_factor: Positive = 8.0) -> None:
     """Run `model` over `tokens` and write the states of `layers` (all of them by default) to the Zarr group `path`.
 
-    With `sequences`, the first and one past the last, it is a shard of them, for `join`.
+    With `sequences`, (the first, one past the last), the group is a shard of these sequences, for `join`.
 
     layers: states to store, 0 to the number of layers; null means all.
     batch_sequences: sequences of a forward pass.
     dtype: float16, float32, or auto, which means float16 unless a state exceeds what it holds (65,504), then float32.
     massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
-    Raises HiddenError for a layer the model lacks, a shard not of whole batches, and states that are not finite.
+    Raises OptionError for a value that is not allowed, and HiddenError for a layer that the model lacks, a shard that
+    is not of whole batches, and states that are not finite.
     """
+    options.check(extract, locals())
     count = len(decoder_layers(model))
     layers = sorted(set(range(count + 1) if layers is None else layers))
     if not layers or layers[0] < 0 or layers[-1] > count:
-        raise HiddenError(f"hidden.layers {layers}: the model has states 0 to {count}")
-    if dtype not in DTYPES:
-        raise HiddenError(f"hidden.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+        raise HiddenError(f"hidden.layers is {layers}, but the model has states 0 to {count}; name some of these")
     _check_shard(sequences, len(tokens.ids_ST), batch_sequences)
     for attempt in (["float16", "float32"] if dtype == "auto" else [dtype]):
         try:
@@ -134,12 +136,13 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple
             logger.warning("%s: storing float32 instead", overflow)
 
 
-def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: float = 8.0) -> None:
-    """Write the group `path` from shards of one extraction, whatever their order.
+def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: Positive = 8.0) -> None:
+    """Write the group `path` from the shards of one extraction, in any order.
 
     massive_factor: as for `extract`.
-    Raises HiddenError for shards that leave sequences out, overlap, or are of different options or precision.
+    Raises HiddenError for shards that lack sequences, overlap, or differ in options or precision.
     """
+    options.check(join, locals())
     groups = sorted((zarr.open_group(shard, mode="r") for shard in shards), key=lambda group: group.attrs["sequences"])
     _check_shards(groups)
     first = groups[0]["states"]
@@ -166,7 +169,7 @@ def _check_shard(sequences: tuple[int, int] | None, S: int, batch: int) -> None:
 
 
 def _check_shards(groups: list[zarr.Group]) -> None:
-    """HiddenError where shards, in the order of their sequences, are not one extraction."""
+    """Raise HiddenError if the shards, in the order of their sequences, are not one extraction."""
     places = [tuple(group.attrs["sequences"]) for group in groups]
     if [start for start, _ in places] != [0, *(stop for _, stop in places[:-1])] or \
             places[-1][1] != groups[0].attrs["of"]:
@@ -189,9 +192,9 @@ def _named(places: Iterable[tuple[int, int]]) -> str:
 
 
 def _link_chunks(shard: zarr.Array, states: zarr.Array, before: int) -> None:
-    """Give every chunk file of a shard its name in the whole array, `before` batches later."""
-    for row, batch in np.ndindex(shard.cdata_shape[:2]):
-        source, target = _chunk(shard, row, batch), _chunk(states, row, before + batch)
+    """Link every chunk file of a shard to its name in the whole array, `before` batches later."""
+    for layer, batch in np.ndindex(shard.cdata_shape[:2]):
+        source, target = _chunk(shard, layer, batch), _chunk(states, layer, before + batch)
         # zarr stores no chunk that is all zeros
         if source.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -202,13 +205,14 @@ def _link_chunks(shard: zarr.Array, states: zarr.Array, before: int) -> None:
                 shutil.copyfile(source, target)
 
 
-def _chunk(array: zarr.Array, row: int, batch: int) -> Path:
-    """The file of one layer of one batch."""
-    return array.store.root / array.path / array.metadata.encode_chunk_key((row, batch, 0, 0))
+def _chunk(array: zarr.Array, layer: int, batch: int) -> Path:
+    """The file of one batch at one place of the layer axis."""
+    return array.store.root / array.path / array.metadata.encode_chunk_key((layer, batch, 0, 0))
 
 
 def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, int] | None, layers: list[int],
             batch: int, dtype: str, massive_factor: float) -> None:
+    """Write the states of all sequences, or of a shard, batch by batch."""
     S, T = tokens.ids_ST.shape
     start, stop = sequences or (0, S)
     group = zarr.create_group(path, zarr_format=3)
@@ -218,10 +222,10 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
         here = slice(first - start, min(first + batch, stop) - start)
         with _sublayers(model) as ran:
             found = boundary_states(model, tokens.ids_ST[start:stop][here], layers)
-        for row, h_BTD in enumerate(found):
-            _check(h_BTD, layers[row], dtype)
-            norm_LST[row, here] = h_BTD.norm(dim=-1)
-            states[row, here] = h_BTD.to(getattr(torch, dtype)).numpy()
+        for place, h_BTD in enumerate(found):
+            _check(h_BTD, layers[place], dtype)
+            norm_LST[place, here] = h_BTD.norm(dim=-1)
+            states[place, here] = h_BTD.to(getattr(torch, dtype)).numpy()
         cosines += [torch.stack(ran)] if ran else []
         logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
     if cosines:
@@ -241,7 +245,7 @@ def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype:
 
 
 def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
-    """Store the norms, and which tokens are massive."""
+    """Store the norms and which tokens are massive."""
     median_L11 = norm_LST.flatten(1).median(dim=1).values[:, None, None]
     _beside(group, "norm", norm_LST)
     _beside(group, "massive", norm_LST > massive_factor * median_L11)
@@ -262,7 +266,7 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 
 @contextmanager
 def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Watch one forward pass: cos_PB of every layer that ran to its end, in their order, mean over tokens."""
+    """Watch one forward pass: the list gets cos_PB, the mean over tokens, of every layer that ran to its end."""
     found: list[Tensor] = []
     seen: dict[str, Tensor] = {}
 
@@ -274,7 +278,7 @@ def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
                                   for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
 
     hooks = []
-    # where norms follow the sum, as in OPT-350M, there is no y
+    # if norms follow the sum, as in OPT-350M, there is no y
     if family_of(model).norms_first(model.config):
         for layer in decoder_layers(model):
             # the first module of the MLP part reads y
@@ -303,7 +307,7 @@ def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
 
 @torch.inference_mode()
 def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
-    """The states of `layers` (ascending) for one batch of sequences without padding: h_BTD, float32, on the CPU."""
+    """The states of `layers` (ascending) for one batch of unpadded sequences, each float32 (B, T, D) on the CPU."""
     decoder = decoder_layers(model)
     found: dict[int, Tensor] = {}
 

@@ -4,48 +4,53 @@ CKA (Kornblith et al. 2019) is estimated from minibatches by the unbiased HSIC (
     HSIC_1(K, L) = <K~, L~>_F / (n (n - 3)),  K~ the U-centred Gram matrix of n tokens, zero on the diagonal,
     CKA = sum_b HSIC_1(K_b, L_b) / sqrt(sum_b HSIC_1(K_b, K_b) * sum_b HSIC_1(L_b, L_b)).
 The RBF bandwidth of a layer is the median distance of its first minibatch's tokens, the same for all minibatches.
-With each U-centred Gram matrix flattened to a row of F, the HSIC of all pairs of layers is the one product F F'.
+If each U-centred Gram matrix is flattened to a row of F, the HSIC of all pairs of layers is one product, F F'.
 Minibatches are drawn over all tokens: consecutive tokens of one sequence bias the estimate (by 0.12 on SmolLM2).
 
-Massive-activation tokens, 1.6 % of SmolLM2's, decide a raw linear CKA (every pair of deep layers then reads 0.999).
-`treatment` says what is done: `mask` leaves out tokens that are massive in any stored state, `normalise` scales every
-state to unit norm, `raw` does nothing, as the KDP paper, which does not mention them.
+Massive tokens, 1.6 % of SmolLM2's tokens, decide a raw linear CKA: every pair of deep layers then reads 0.999.
+`treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state, `normalise`
+scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them.
+Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width, P pairs.
 """
 import logging
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from kdp_core.base import options
+from kdp_core.base.options import Count
 from kdp_core.base.records import Similarity
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-TREATMENTS = ("mask", "normalise", "raw")
 
 
 class SimilarityError(ValueError):
-    """A similarity that cannot be computed from these states."""
+    """The similarity cannot be computed from these states."""
 
 
-def similarity(hidden: HiddenStates, *, treatment: str = "mask", tokens: int = 8192, batch: int = 256,
-               seed: int = 0) -> Similarity:
-    """Compare all stored states.
+def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", "raw"] = "mask", tokens: Count = 8192,
+               batch: Annotated[int, Ge(4)] = 256, seed: int = 0) -> Similarity:
+    """Compare all pairs of stored states: matrices (L, L), float64.
 
-    treatment: of massive-activation tokens: mask, normalise or raw.
-    tokens: to compare on, at most.
+    treatment: what is done with massive tokens: mask, normalise or raw.
+    tokens: most tokens to compare on.
     batch: tokens of a CKA minibatch.
     seed: of the choice and order of the tokens.
+    Cosines and CKA are at most 1; angular distances are in units of pi, 0 to 1. Raises OptionError for a value that is
+    not allowed, and SimilarityError for tokens that do not fill one minibatch.
     """
-    if treatment not in TREATMENTS:
-        raise SimilarityError(f"similarity.treatment {treatment!r}: choose one of {', '.join(TREATMENTS)}")
+    options.check(similarity, locals())
     massive_N = hidden.massive(hidden.layers).flatten()
     keep_N = ~massive_N if treatment == "mask" else torch.ones_like(massive_N)
     generator = torch.Generator().manual_seed(seed)
     chosen_N = keep_N.nonzero().flatten()
     chosen_N = chosen_N[torch.randperm(len(chosen_N), generator=generator)][:tokens]
     batches = len(chosen_N) // batch
-    if batches < 1 or batch < 4:
-        raise SimilarityError(f"similarity: {len(chosen_N)} tokens do not fill one minibatch of {batch} (at least 4); "
+    if batches < 1:
+        raise SimilarityError(f"similarity: {len(chosen_N)} tokens do not fill one minibatch of {batch}; "
                               "lower similarity.batch or add calibration sequences")
     chosen_N = chosen_N[:batches * batch]
     x_LND, last_LSD = _gathered(hidden, chosen_N)
@@ -59,7 +64,7 @@ def similarity(hidden: HiddenStates, *, treatment: str = "mask", tokens: int = 8
 
 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every stored state, the chosen tokens and the last of each sequence: x_LND, last_LSD."""
+    """The chosen tokens and the last token of each sequence, in every stored state: x_LND, last_LSD."""
     chosen, last = [], []
     for k in hidden.layers:
         h_STD = hidden.state(k)
@@ -71,16 +76,16 @@ def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
 def _cosines(x_LND: Tensor) -> Tensor:
     """Cosine of every pair of layers, token by token, cos_NLL, float64."""
     unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
-    # rounding may leave the interval that arccos knows
+    # rounding can exceed the interval on which arccos is defined
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
 def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean cosine and angular distance, and the summed HSIC of both kernels, over minibatches; float64 throughout."""
+    """Mean cosine, mean angular distance, and the HSIC of both kernels summed over minibatches, each (L, L) float64."""
     L, N, _ = x_LND.shape
     cosine_LL, angular_LL, linear_LL, rbf_LL = (torch.zeros(L, L, dtype=torch.float64) for _ in range(4))
     sigma_L = median_distance(x_LND[:, :batch].double())
-    # rounding leaves a layer of equal states a Gram matrix of noise, which correlates with itself
+    # if all states of a layer are equal, its Gram matrix is rounding noise, which correlates with itself
     flat_L = (x_LND == x_LND[:, :1]).all(-1).all(-1)
     for start in range(0, N, batch):
         x_LBD = x_LND[:, start:start + batch].double()
@@ -97,20 +102,23 @@ def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def squared_distances(x_LBD: Tensor) -> Tensor:
-    """|x_i - x_j|^2 for all tokens of a batch, d_LBB."""
+    """|x_i - x_j|^2 of all pairs of tokens of a batch, (L, B, B), in squared units of the states."""
     square_LB = x_LBD.square().sum(-1)
     return (square_LB[:, :, None] + square_LB[:, None, :] - 2 * x_LBD @ x_LBD.mT).clamp_min(0)
 
 
 def median_distance(x_LBD: Tensor) -> Tensor:
-    """Median distance of distinct tokens, a value a layer."""
+    """Median distance of the pairs of distinct tokens, one value for each layer (L,), in the units of the states.
+
+    It is at least 1e-12, so that it can divide.
+    """
     B = x_LBD.shape[1]
     upper_P = torch.triu_indices(B, B, offset=1)
     return squared_distances(x_LBD)[:, upper_P[0], upper_P[1]].median(dim=1).values.sqrt().clamp_min(1e-12)
 
 
 def u_centre(gram_LBB: Tensor) -> Tensor:
-    """U-centred Gram matrices (Szekely and Rizzo 2014): zero diagonal, every row sums to zero."""
+    """U-centred Gram matrices (Szekely and Rizzo 2014), (L, B, B): the diagonal is zero, and every row sums to zero."""
     n = gram_LBB.shape[-1]
     k_LBB = gram_LBB - torch.diag_embed(gram_LBB.diagonal(dim1=-2, dim2=-1))
     # K~_ij = K_ij - sum_j K / (n - 2) - sum_i K / (n - 2) + sum K / ((n - 1)(n - 2)),  K~_ii = 0
@@ -121,7 +129,7 @@ def u_centre(gram_LBB: Tensor) -> Tensor:
 
 
 def hsic_pairs(gram_LBB: Tensor) -> Tensor:
-    """Unbiased HSIC of every pair of layers from their Gram matrices over the same tokens, h_LL."""
+    """Unbiased HSIC of every pair of layers (L, L) from their Gram matrices over the same tokens (Song et al. 2012)."""
     n = gram_LBB.shape[-1]
     # HSIC_1(K, L) = <K~, L~> / (n (n - 3))
     flat_LP = u_centre(gram_LBB).flatten(1)
@@ -129,6 +137,6 @@ def hsic_pairs(gram_LBB: Tensor) -> Tensor:
 
 
 def cka(hsic_LL: Tensor) -> Tensor:
-    """CKA from the (summed) HSIC of all pairs; a layer without variance reads NaN, not a made-up number."""
+    """CKA (L, L) from the summed HSIC of all pairs; a layer without variance reads NaN."""
     own_L = hsic_LL.diagonal().clamp_min(0).sqrt()
     return hsic_LL / (own_L[:, None] * own_L[None, :])

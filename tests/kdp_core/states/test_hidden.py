@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from kdp_core.base.options import OptionError
 from kdp_core.base.records import Tokens
 from kdp_core.model.families import decoder_layers
 from kdp_core.states import hidden
@@ -128,7 +129,7 @@ def test_layers_the_model_lacks(tmp_path, layers):
 def test_unknown_dtype_is_told_before_the_model_runs(tmp_path):
     model = pico.model("llama", layers=2)
     model.model.forward = lambda *_, **__: pytest.fail("the model ran")
-    with pytest.raises(HiddenError, match=r"'bfloat16': choose one of auto, float16, float32"):
+    with pytest.raises(OptionError, match="dtype is 'bfloat16'; choose one of auto, float16, float32"):
         extract(model, tokens(), tmp_path / "h.zarr", dtype="bfloat16")
 
 
@@ -205,7 +206,7 @@ import os, sys, torch
 sys.path.insert(0, {root!r})
 from kdp_core.states import hidden
 from tests import pico
-from tests.kdp_core.test_hidden import tokens
+from tests.kdp_core.states.test_hidden import tokens
 torch.set_num_threads(1)
 inner, calls = hidden.boundary_states, []
 def slow(*args):

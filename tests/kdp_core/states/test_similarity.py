@@ -4,6 +4,7 @@ import pytest
 import torch
 import zarr
 
+from kdp_core.base.options import OptionError
 from kdp_core.states import hidden
 from kdp_core.states.similarity import (
     SimilarityError,
@@ -213,12 +214,19 @@ def test_only_stored_states_are_compared(tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"treatment": "clip"}, r"similarity\.treatment 'clip': choose one of mask, normalise, raw"),
     ({"tokens": 20, "batch": 32}, r"20 tokens do not fill one minibatch of 32"),
     ({"batch": 100}, r"64 tokens do not fill one minibatch of 100"),
-    ({"batch": 3}, r"minibatch of 3 \(at least 4\)"),
 ])
-def test_refusals(tmp_path, options, message):
+def test_too_few_tokens(tmp_path, options, message):
     states = stored.write(tmp_path / "h.zarr", layers_of(sequences=4, length=16))
     with pytest.raises(SimilarityError, match=message):
+        similarity(states, **options)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"treatment": "clip"}, "treatment is 'clip'; choose one of mask, normalise, raw"),
+    ({"batch": 3}, "batch is 3; give a number at least 4"), ({"tokens": 0}, "tokens is 0; give a number at least 1")])
+def test_values_that_are_not_allowed(tmp_path, options, message):
+    states = stored.write(tmp_path / "h.zarr", layers_of(sequences=4, length=16))
+    with pytest.raises(OptionError, match=message):
         similarity(states, **options)
