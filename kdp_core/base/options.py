@@ -76,6 +76,10 @@ def unmet(hint: Any, value: Any) -> str:
     if typing.get_origin(hint) is Literal:
         known = typing.get_args(hint)
         return "" if value in known else f"choose one of {', '.join(map(str, known))}"
+    if typing.get_origin(hint) is list:
+        kind, = typing.get_args(hint)
+        return next(filter(None, (unmet(kind, entry) for entry in value)), "") if isinstance(value, list) \
+            else "give a list"
     if typing.get_origin(hint) in UNIONS:
         demands = [unmet(part, value) for part in typing.get_args(hint)]
         return "" if "" in demands else demands[0]

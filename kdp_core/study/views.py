@@ -1,20 +1,22 @@
-"""Numbers behind the pictures of the kernel space and of the states' paths through the layers.
+"""Numbers for the figures of the kernel space and of the states' paths through the layers.
 
-Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) beside true phi(h_{l+k}), rows 0, 25 and 50 of a
-sequence) and Figure 10 (t-SNE of 100 samples at every layer, said to show "a strong linear trend").
+Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) beside true phi(h_{l+k}) at positions 0, 25 and
+50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer, said to show "a strong linear trend").
 
-Where the paper is silent, or where its picture would flatter:
-- Its sequence is one that "a sample from CMMLU" makes; here it is one that no step was fitted on.
-- At a wide kernel all features hardly leave their mean: on SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
-  that even a prediction of no change is within 1 %. Rows are therefore shown less the mean of the true features over
-  the training tokens (`centre`), and errors are given against both.
-- Position 0 is often a massive-activation token, which goes by the folded block; the next counted one stands in.
-- A sample's state is that of one token at every layer: its last one, where the text that was read is longest.
-- t-SNE keeps neighbours, not lines, and with the layer as third axis every path looks drawn out. `straightness`
-  measures in the space of the states itself, and in both spaces beside walks whose steps have the same lengths and
-  unrelated directions. On SmolLM2 the cosine of a step with the next is 0.05 in the states and 0.87 in the plane of
-  t-SNE, where the unrelated walks reach 0.96: the linear trend is t-SNE's. In a wide space such walks look orderly in
-  other ways too (the first principal axis holds 6/pi^2 of the variance), hence a baseline for every measure.
+Choices on points that the paper leaves open, or on which its figure would mislead:
+- The paper's sequence is "a sample from CMMLU"; here it is one that no step was fitted on.
+- At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
+  that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is therefore
+  taken off (`centre`), and errors are given with and without it.
+- Position 0 is often a massive token, which bypasses the stand-in; the next counted position takes its place.
+- The state of a sample is that of one token at every layer: the last token, which has read the longest text.
+- t-SNE keeps neighbours, not lines, and with the layer as third axis every path looks straight. `straightness` is
+  therefore also measured on the states themselves, and in both spaces beside walks whose steps have the same lengths
+  and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in the
+  plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space such walks
+  look orderly in other ways too (the first principal axis holds 6/pi^2 of the variance), so every measure has its
+  value for these walks beside it.
+Here a step is the change of a state from one layer to the next.
 """
 import itertools
 import logging
@@ -23,23 +25,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural, Positive
 from kdp_core.base.records import Block, KernelMap
 from kdp_core.methods.kdp.kernel import chain, features_of
 from kdp_core.states.block import BlockStates, lift_input, load
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
+SEED = 0
+"""Of t-SNE and of the unrelated walks."""
 
 
 class ViewError(ValueError):
-    """Nothing to look at, or not what was asked for."""
+    """The states have nothing to show, or not what was asked for."""
 
 
 class KernelView(NamedTuple):
-    """Rows of the kernel space for one held-out sequence: P positions."""
+    """Features of one held-out sequence at P positions."""
     block: Block
     sequence: int
-    """Number of the sequence among all that are stored."""
+    """Number of the sequence among all stored sequences."""
     positions: list[int]
     """Ascending."""
     predicted_PF: Tensor
@@ -47,21 +53,21 @@ class KernelView(NamedTuple):
     true_PF: Tensor
     """phi(h_{l+k}), less `mean_F`."""
     mean_F: Tensor
-    """What was taken off: mean of phi(h_{l+k}) over the training tokens, or zero."""
+    """What was taken off: the mean of phi(h_{l+k}) over the training tokens, or zero."""
     error_P: list[float]
-    """|predicted - true|^2 / |true - mean|^2: 0 perfect, 1 as good as the mean."""
+    """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
     error_raw_P: list[float]
-    """|predicted - true|^2 / |true|^2, mean and all."""
+    """|predicted - true|^2 / |true|^2, without taking the mean off."""
     error: float
-    """error_P's ratio of sums over all held-out tokens."""
+    """The error of error_P over all held-out tokens, as a ratio of sums."""
     error_unchanged: float
-    """The same of the prediction phi(h_l): what no map at all would reach."""
+    """The same error for the prediction phi(h_l), which is that of no map at all."""
     mean_share: float
-    """Share of |phi|^2, all held-out tokens, that lies in the mean."""
+    """Share of |phi|^2 over all held-out tokens that lies in the mean."""
 
 
 class Paths(NamedTuple):
-    """States of S samples at L layers, and where t-SNE puts them; the same of unrelated walks."""
+    """States of S samples at L layers and their places in t-SNE, and the same for unrelated walks."""
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
@@ -69,40 +75,38 @@ class Paths(NamedTuple):
     h_SLD: Tensor
     xz_SL2: Tensor
     walk_SLD: Tensor
-    """From the same first states by steps of the same lengths, each in a direction of its own."""
+    """Walks from the same first states, with steps of the same lengths, each in a random direction."""
     walk_xz_SL2: Tensor
 
 
 class Straightness(NamedTuple):
-    """How straight paths are, means over samples; 1 is a straight line in each."""
+    """How straight paths are: means over samples; in each field 1 is a straight line."""
     chord: float
-    """Distance of the ends over the length of the path."""
+    """Distance of the two ends, divided by the length of the path."""
     turn: float
-    """Cosine of a step with the next."""
+    """Mean cosine of a step with the next one."""
     axis: float
-    """Share of the variance of a path's points about their mean on its own first principal axis."""
+    """Share of the variance of a path's points that lies on their first principal axis."""
 
 
 def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, seed: int = 0, *,
-                positions: list[int] | None = None, sequence: int = 0, centre: bool = True) -> KernelView:
-    """Predicted and true features after a trained block, for one sequence that step 1 did not fit.
+                positions: list[Natural] | None = None, centre: bool = True) -> KernelView:
+    """Predicted and true features after a trained block, for the first sequence that step 1 did not fit.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
-    positions: rows to show, the first counted token at or after each, none twice; null means 0, 25 and 50.
-    sequence: which of the held-out sequences, counted from 0.
-    centre: take off the mean of the true features over the training tokens.
-    Raises ViewError for a sequence or positions that are not there.
+    positions: positions to show; the first counted token at or after each is taken, and none twice; null means 0, 25
+        and 50.
+    centre: whether the mean of the true features over the training tokens is taken off.
+    Raises OptionError for a negative position, ViewError if no counted token is at or after one of the positions.
     """
+    options.check(kernel_view, locals())
     massive = "raw" if kernel.bypass_above is None else "bypass"
     states = load(hidden, kernel.block, massive=massive, heldout=heldout, seed=seed, between=False)
-    if not 0 <= sequence < len(states.heldout):
-        raise ViewError(f"views.heatmaps.sequence {sequence}: there are {len(states.heldout)} held-out sequences; "
-                        f"choose 0 to {len(states.heldout) - 1}")
-    which = states.heldout[sequence]
+    which = states.heldout[0]
     shown = _counted(states.keep_ST[which], [0, 25, 50] if positions is None else positions)
     mean_F = _features(kernel, states.tokens(states.train)[-1]).mean(0)
     first_PD, last_PD = states.h_KSTD[[0, -1], which][:, shown]
-    # A_k ... A_1 phi(h_l) against phi(h_{l+k})
+    # A_k ... A_1 phi(h_l) beside phi(h_{l+k})
     predicted_PF = _features(kernel, first_PD) @ chain(kernel.operators_KFF).float().T
     true_PF, off_F = _features(kernel, last_PD), mean_F if centre else torch.zeros_like(mean_F)
     miss_P = (predicted_PF - true_PF).square().sum(-1)
@@ -112,13 +116,13 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """The first counted position at or after each one asked for; those beyond the sequence are left out."""
+    """The first counted position at or after each of `positions`; those beyond the sequence are left out."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))
     if not shown:
-        raise ViewError(f"views.heatmaps.positions {positions}: the sequence has {len(keep_T)} tokens and none of "
-                        "those at or after these counts; name earlier ones or another sequence")
+        raise ViewError(f"views.heatmaps.positions is {positions}, but the sequence has {len(keep_T)} tokens, and none "
+                        "of those at or after these positions counts; give earlier positions")
     return shown
 
 
@@ -127,7 +131,7 @@ def _features(kernel: KernelMap, h_ND: Tensor) -> Tensor:
 
 
 def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[float, float, float]:
-    """Error, error of no change, and the mean's share, over all held-out tokens."""
+    """Error, error of no change, and the share of the mean, over all held-out tokens."""
     before_NF, after_NF = (_features(kernel, h_ND) for h_ND in states.tokens(states.heldout))
     variance = (after_NF - mean_F).square().sum()
     misses = [(guess_NF - after_NF).square().sum() / variance
@@ -135,30 +139,31 @@ def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[fl
     return misses[0].item(), misses[1].item(), (mean_F.square().sum() / after_NF.square().sum(-1).mean()).item()
 
 
-def paths(hidden: HiddenStates, *, samples: int = 100, perplexity: float = 30.0, seed: int = 0) -> Paths:
-    """States of one token a sequence at every stored layer, and their place in one t-SNE of all layers together.
+def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Paths:
+    """States of one token of each sequence at every stored layer, and their places in one t-SNE of all layers.
 
-    A second t-SNE, of unrelated walks, tells what of the picture is t-SNE's own.
+    A second t-SNE, of unrelated walks, shows what t-SNE itself adds to the picture.
 
-    samples: sequences, the first ones; fewer where fewer are stored.
-    perplexity: of t-SNE, about the number of neighbours that count.
-    seed: of t-SNE and of the walks.
-    Raises ViewError for too few points and for a sequence without a token that is ordinary at every layer.
+    samples: number of sequences; the first ones are taken, or all if fewer are stored.
+    perplexity: perplexity of t-SNE, which is about the number of neighbours that count.
+    Raises OptionError for a value out of range, ViewError for too few points and for a sequence without a token that is
+    ordinary at every layer.
     """
+    options.check(paths, locals())
     S = min(samples, hidden.sequences)
     if S * len(hidden.layers) <= 3 * perplexity:
-        raise ViewError(f"views.trajectories.perplexity {perplexity:g}: {S} samples at {len(hidden.layers)} layers are "
-                        "too few points; lower it below a third of them")
+        raise ViewError(f"views.trajectories.perplexity is {perplexity:g}, but {S} samples at {len(hidden.layers)} "
+                        f"layers are {S * len(hidden.layers)} points; give less than a third of them")
     tokens_S = _last_ordinary(hidden)[:S]
     h_SLD = torch.stack([hidden.state(layer)[torch.arange(S), tokens_S] for layer in hidden.layers], dim=1)
-    walk_SLD = unrelated_walk(h_SLD, torch.Generator().manual_seed(seed))
+    walk_SLD = unrelated_walk(h_SLD, torch.Generator().manual_seed(SEED))
     logger.info("t-SNE of %d points, twice", S * len(hidden.layers))
-    xz_SL2, walk_xz_SL2 = (_tsne(points_SLD, perplexity, seed) for points_SLD in (h_SLD, walk_SLD))
+    xz_SL2, walk_xz_SL2 = (_tsne(points_SLD, perplexity) for points_SLD in (h_SLD, walk_SLD))
     return Paths(list(hidden.layers), list(range(S)), tokens_S.tolist(), h_SLD, xz_SL2, walk_SLD, walk_xz_SL2)
 
 
 def _last_ordinary(hidden: HiddenStates) -> Tensor:
-    """For each sequence the last position that is massive at no layer, int64 (S,)."""
+    """The last position of each sequence that is massive at no layer, int64 (S,)."""
     ordinary_ST = ~hidden.massive(hidden.layers)
     if not ordinary_ST.any(-1).all():
         raise ViewError(f"{hidden.path}: sequence {int((~ordinary_ST.any(-1)).nonzero()[0])} has no token that is "
@@ -166,24 +171,24 @@ def _last_ordinary(hidden: HiddenStates) -> Tensor:
     return ordinary_ST.shape[1] - 1 - ordinary_ST.flip(-1).int().argmax(-1)
 
 
-def _tsne(points_SLD: Tensor, perplexity: float, seed: int) -> Tensor:
+def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
     """Places xz_SL2 of all points together."""
-    # imported here: scikit-learn costs seconds, and nothing else of the library needs it
+    # imported here, because scikit-learn takes seconds to load and nothing else in the library needs it
     from sklearn.manifold import TSNE
 
-    # the start from the principal axes keeps the order of the layers; a random one would not
-    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    # a start from the principal axes keeps the order of the layers; a random start would not
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED)
     xz_N2 = torch.from_numpy(tsne.fit_transform(points_SLD.flatten(0, 1).numpy()))
     return xz_N2.unflatten(0, points_SLD.shape[:2])
 
 
 def straightness(h_SLD: Tensor) -> Straightness:
-    """How straight the paths of S samples through L points are, in whatever space the points are in.
+    """How straight the paths of S samples through L points are, in a space of any width.
 
-    Raises ViewError below three points.
+    Raises ViewError for fewer than three points.
     """
     if h_SLD.shape[1] < 3:
-        raise ViewError(f"straightness: a path of {h_SLD.shape[1]} points has no bend to measure; give three or more")
+        raise ViewError(f"a path of {h_SLD.shape[1]} points has no bend to measure; give three or more points")
     h_SLD = h_SLD.double()
     steps_SKD = h_SLD.diff(dim=1)
     # |h_L - h_0| / sum |h_{l+1} - h_l|
@@ -196,7 +201,7 @@ def straightness(h_SLD: Tensor) -> Straightness:
 
 
 def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
-    """Paths h_SLD with the starts and the step lengths of the given ones, every step in a direction of its own."""
+    """Paths h_SLD with the starts and the step lengths of the given paths; every step has a random direction."""
     lengths_SK1 = h_SLD.diff(dim=1).norm(dim=-1, keepdim=True)
     random_SKD = torch.randn(h_SLD[:, 1:].shape, generator=generator, dtype=h_SLD.dtype)
     steps_SKD = lengths_SK1 * random_SKD / random_SKD.norm(dim=-1, keepdim=True)
@@ -204,10 +209,11 @@ def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
-    """Straightness of paths and of unrelated walks, a row a space and run of layers.
+    """Straightness of paths and of unrelated walks, one row for each space and run of layers.
 
-    Spaces: `states`, and `t-SNE` (its plane, without the layer axis). Runs: all layers, the paper's eligible ones
-    (a tenth left out at either end), and, over those, every run of 3 to 6 steps (the paper's K_max), averaged.
+    The spaces are `states` and `t-SNE` (its plane, without the axis of the layers). The runs are all layers, the layers
+    that the paper may remove (without a tenth at each end), and among these the mean over every run of 3 to 6 steps
+    (the paper's K_max).
     """
     edge = round(0.1 * (len(found.layers) - 1))
     inner = slice(edge, len(found.layers) - edge)
@@ -225,7 +231,7 @@ def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
 
 
 def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
-    """Of whole paths, or the mean over every run of so many steps."""
+    """Straightness of whole paths, or its mean over every run of `length` steps."""
     if length is None:
         return straightness(points_SLD)
     parts = [straightness(part_SDL.mT) for part_SDL in points_SLD.unfold(1, length + 1, 1).unbind(1)]
@@ -233,7 +239,7 @@ def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
 
 
 def own_neighbour(found: Paths) -> float:
-    """Share of points whose nearest other point, over all samples and layers, is of the same sample (in the states)."""
+    """Share of states whose nearest other state, among all samples and layers, is one of the same sample."""
     S, L, D = found.h_SLD.shape
     h_ND, owner_N = found.h_SLD.reshape(S * L, D), torch.arange(S).repeat_interleave(L)
     nearest = []

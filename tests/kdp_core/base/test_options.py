@@ -6,12 +6,12 @@ import pytest
 from annotated_types import Ge, Le
 
 from kdp_core.base import options
-from kdp_core.base.options import Count, Edge, OptionError, Share
+from kdp_core.base.options import Count, Edge, OptionError, Positive, Share
 
 
 def made(data, *, loss: Literal["chain", "local"] = "chain", epochs: Count = 2, heldout: Share = 0.1,
          protect: Edge = 0.1, sequences: Count | None = None, steps: Annotated[int, Ge(2), Le(8)] = 4,
-         ridges: list[float] | None = None, keep: bool = True, device: str = "cpu"):
+         ridges: list[Positive] | None = None, keep: bool = True, device: str = "cpu"):
     """Something.
 
     loss: of what, told on
@@ -34,7 +34,9 @@ VALUES = [("loss", "local", "chian", "loss is 'chian'; choose one of chain, loca
           ("heldout", 0.5, 0, "heldout is 0; give a number above 0"),
           ("protect", 0, 0.5, r"protect is 0\.5; give a number below 0\.5"),
           ("sequences", None, 0, "sequences is 0; give a number at least 1"),
-          ("steps", 8, 9, "steps is 9; give a number at most 8")]
+          ("steps", 8, 9, "steps is 9; give a number at most 8"),
+          ("ridges", [0.1, 1], [0.1, 0.0], r"ridges is \[0\.1, 0\.0\]; give a number above 0"),
+          ("ridges", None, 0.1, r"ridges is 0\.1; give a list")]
 
 
 @pytest.mark.parametrize("name, right, wrong, message", VALUES)
@@ -58,7 +60,8 @@ def test_schema_holds_types_ranges_and_words():
     assert found["properties"]["protect"] == {"type": "number", "minimum": 0, "exclusiveMaximum": 0.5,
                                               "description": "share of the ends."}
     assert found["properties"]["sequences"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"type": "null"}]
-    assert found["properties"]["ridges"]["anyOf"] == [{"type": "array", "items": {"type": "number"}}, {"type": "null"}]
+    assert found["properties"]["ridges"]["anyOf"] == [
+        {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}}, {"type": "null"}]
 
 
 def test_settings_are_defaults_overridden_by_what_is_given():

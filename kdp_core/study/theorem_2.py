@@ -1,0 +1,182 @@
+"""Theorem 2 of KDP as numbers: the risk of a linear map of features beside that of a linear map of states.
+
+Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 22 to 37).
+
+Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2: errors in two spaces, of two units. The first is below
+R_phi^2 = 1 with A = 0, and it goes to 0 as the bandwidth goes to infinity, whatever is learned. Each class is therefore
+measured in its own space, absolutely and relative to the variance there. The classes are compared by the state: one
+ridge decoder with an intercept, fitted on training tokens, rebuilds the held-out state from the prediction.
+Equation 4 asks n to exceed a difference of complexities, while its proof (equation 36) needs n to exceed each of them;
+both numbers are reported.
+Axes: N tokens, D hidden width, F features (or D for states), S sequences, 2 the states before and after.
+"""
+import logging
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import KernelMap
+from kdp_core.methods.kdp.kernel import Lift, features_of, median_distance
+from kdp_core.score import standard_errors
+from kdp_core.states.block import gram, lift_input, relative_error, ridge_solve
+
+logger = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """Training or held-out tokens of a run of layers."""
+    h_KND: Tensor
+    """K + 1 states."""
+    sequence_N: Tensor
+    """Number of the sequence of each token, int64."""
+
+
+class Design(NamedTuple):
+    """One class of maps, fitted on a share of the training sequences."""
+    space: str
+    """`identity` (linear maps of states), or `rff` with features `random` or `learned`."""
+    features: int
+    bandwidth_scale: float | None
+    """Width of the kernel of random features, in median distances of two tokens."""
+    share: float
+
+
+def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width: int, delta: float,
+                     margin: float) -> tuple[float, float] | None:
+    """The n that Theorem 2 asks for at C = c = 1, as printed (equation 4) and as its proof needs it (equation 36).
+
+    `margin` is Delta, the difference by which the RFF class is better. If it is not positive, the theorem claims
+    nothing and the result is None.
+    """
+    if margin <= 0:
+        return None
+    m = features / 2
+    # R_phi^2 sqrt(2m log(2cm / delta)) and R_h^2 sqrt(d log(cd / delta))
+    kernel = r_phi ** 2 * math.sqrt(features * math.log(2 * m / delta))
+    plain = r_h ** 2 * math.sqrt(width * math.log(width / delta))
+    printed = 16 * (b_a ** 2 * max(kernel - plain, 0.0)) ** 2 / margin ** 2
+    # C B_A^2 R_phi^2 sqrt(2m log(4cm / delta) / n) <= Delta / 4, and the same with R_h, d, log(2cd / delta)
+    kernel = r_phi ** 2 * math.sqrt(features * math.log(4 * m / delta))
+    plain = r_h ** 2 * math.sqrt(width * math.log(2 * width / delta))
+    return printed, 16 * (b_a ** 2 * max(kernel, plain)) ** 2 / margin ** 2
+
+
+def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[float], shares: list[float],
+            seed: int) -> list[tuple[Design, Tensor | None, Tensor | None]]:
+    """Each class with its frequencies omega_DM and phases b_M, which the identity class does not have.
+
+    Classes of random features differ in one thing from the base: the kernel's 2m, the first width, the largest share.
+    """
+    width, base, everything = kernel.omega_DM.shape[0], 2 * len(kernel.b_M), max(shares)
+    x_ND = lift_input(train.h_KND[0], kernel.lift_input).cpu()
+    unit = median_distance(x_ND, torch.Generator().manual_seed(seed))
+    chosen = [Design("identity", width, None, share) for share in shares]
+    random = [(base, scales[0], share) for share in shares]
+    random += [(count, scales[0], everything) for count in counts] + [(base, scale, everything) for scale in scales]
+    chosen += [Design("random", *change) for change in dict.fromkeys(random)]
+    made: list[tuple[Design, Tensor | None, Tensor | None]] = []
+    for design in chosen:
+        if design.space == "identity":
+            made.append((design, None, None))
+            continue
+        # the rank does not matter: the low-rank factor is zero until it is learned
+        lift = Lift(width, design.features, 1, design.bandwidth_scale * unit, torch.Generator().manual_seed(seed))
+        made.append((design, lift.omega().detach(), lift.b_M))
+    # the learned frequencies were fitted on all training sequences, so smaller shares make no sense
+    return [*made, (Design("learned", base, None, everything), kernel.omega_DM, kernel.b_M)]
+
+
+def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | None]], train: Part, judged: Part,
+          gap: int, ridge: float, seed: int) -> list[dict[str, Any]]:
+    """Risks of every class from the first state of the run to the state `gap` layers later, one row for each class."""
+    sequences = int(train.sequence_N.max()) + 1
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed)).to(train.sequence_N.device)
+    rows, plain = [], {}
+    for design, omega_DM, b_M in chosen:
+        fitted_N = torch.isin(train.sequence_N, order[:max(1, round(design.share * sequences))])
+        h_2ND, judged_2ND = train.h_KND[[0, gap]][:, fitted_N], judged.h_KND[[0, gap]]
+        if omega_DM is None:
+            z_2NF, judged_2NF = h_2ND, judged_2ND
+        else:
+            z_2NF, judged_2NF = (features_of(lift_input(h, kernel.lift_input), omega_DM.to(h.device), b_M.to(h.device))
+                                 for h in (h_2ND, judged_2ND))
+        found, error_N = risk(z_2NF, h_2ND[1], judged_2NF, judged_2ND[1], judged.sequence_N, ridge)
+        # the identity classes come first, so that of the same share is always there
+        plain.setdefault(design.share, error_N)
+        rows.append({"gap": gap, **design._asdict(), "tokens": h_2ND.shape[1], **found,
+                     **_excess(error_N - plain[design.share], judged_2ND[1], judged.sequence_N)})
+        logger.info("theorem 2: gap %d, %s %d of %d tokens: risk %.4g, state %.4g", gap, design.space, design.features,
+                    h_2ND.shape[1], rows[-1]["risk"], rows[-1]["state_error"])
+    return rows
+
+
+def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, sequence_N: Tensor,
+         ridge: float) -> tuple[dict[str, float], Tensor]:
+    """Risks of the linear map A from z_2NF[0] to z_2NF[1], without an intercept, as the classes have none.
+
+    z_2NF, judged_2NF: features (or states) before and after, on training and held-out tokens.
+    h_ND, judged_ND: states after, which the decoder rebuilds.
+    sequence_N: sequences of the held-out tokens.
+    Returns risk and train_risk (mean squared error, units of the space squared), relative_risk (divided by the variance
+    in that space), state_error (relative squared error of the state decoded from A z) with its standard error over
+    sequences, direct_error (the same, decoded from z itself), state_median (median over tokens of the squared error
+    divided by that of the mean state) and operator_norm of A; and the squared error of each held-out token's decoded
+    state.
+    """
+    x_NF, y_NF = z_2NF
+    # A = argmin sum |y - A x|^2 + ridge
+    a_FF = ridge_solve(gram(x_NF, x_NF), gram(x_NF, y_NF), ridge).T.float()
+    predicted_NF, judged_predicted_NF = x_NF @ a_FF.T, judged_2NF[0] @ a_FF.T
+    decoded_ND = _decoded(predicted_NF, h_ND, judged_predicted_NF, ridge)
+    error_N, spread_N = (d.square().sum(-1) for d in (decoded_ND - judged_ND, judged_ND - judged_ND.mean(0)))
+    return {"risk": (judged_2NF[1] - judged_predicted_NF).square().sum(-1).mean().item(),
+            "train_risk": (y_NF - predicted_NF).square().sum(-1).mean().item(),
+            "relative_risk": relative_error(judged_predicted_NF, judged_2NF[1]),
+            "state_error": relative_error(decoded_ND, judged_ND),
+            "state_error_stderr": standard_errors.ratio(error_N, spread_N, sequence_N),
+            "state_median": (error_N / spread_N).median().item(),
+            "direct_error": relative_error(_decoded(x_NF, h_ND, judged_2NF[0], ridge), judged_ND),
+            "operator_norm": torch.linalg.matrix_norm(a_FF, ord=2).item()}, error_N
+
+
+def _excess(above_N: Tensor, judged_ND: Tensor, sequence_N: Tensor) -> dict[str, float | None]:
+    """State error less that of the identity class on as many tokens, with the standard error of the differences."""
+    spread_N = (judged_ND - judged_ND.mean(0)).square().sum(-1)
+    return {"state_excess": (above_N.sum() / spread_N.sum()).item(),
+            "state_excess_stderr": standard_errors.ratio(above_N, spread_N, sequence_N)}
+
+
+def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Tensor:
+    """Held-out states, decoded by a ridge regression with an intercept that is fitted on training tokens."""
+    mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
+    centred_NF = z_NF - mean_F
+    w_FD = ridge_solve(gram(centred_NF, centred_NF), gram(centred_NF, h_ND - mean_D), ridge).float()
+    return (judged_NF - mean_F) @ w_FD + mean_D
+
+
+def conditions(found: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,
+               delta: float) -> list[dict[str, Any]]:
+    """Theorem 2 itself: its inequality, its margin and the samples that it asks for, a row for each RFF class and gap.
+
+    found: the rows of `risks`.
+    """
+    # R_h = max |h| over the states that the identity class maps from and to
+    r_h = max(part.h_KND.norm(dim=-1).max().item() for part in (train, judged))
+    plain = {(row["gap"], row["tokens"]): row for row in found if row["space"] == "identity"}
+    rows = []
+    for row in found:
+        if row["space"] == "identity":
+            continue
+        other = plain[row["gap"], row["tokens"]]
+        b_a, margin = max(row["operator_norm"], other["operator_norm"]), other["risk"] - row["risk"]
+        asked = sample_condition(b_a, r_phi, r_h, row["features"], train.h_KND.shape[-1], delta, margin)
+        rows.append({key: row[key] for key in ("gap", "space", "features", "bandwidth_scale", "tokens")} | {
+            "risk": row["risk"], "identity_risk": other["risk"], "margin": margin, "b_a": b_a, "r_h": r_h,
+            "samples_printed": asked[0] if asked else None, "samples_proof": asked[1] if asked else None,
+            # A = 0 has the risk E|phi|^2 <= R_phi^2
+            "holds": margin >= 0, "holds_without_fit": r_phi ** 2 <= other["risk"],
+            "better_state": row["state_excess"] < 0, "state_excess": row["state_excess"],
+            "state_excess_stderr": row["state_excess_stderr"]})
+    return rows
