@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
-from kdp_core.model.folded import RffMlp, decoder_layers
+from kdp_core.model.families import decoder_layers
+from kdp_core.model.stand_ins import RffMlp
 from kdp_core.results import columns, tables
 from kdp_core.results.columns import Column
 from kdp_core.study.planner import PUBLISHED
