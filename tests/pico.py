@@ -1,28 +1,31 @@
-"""Pico models of three families with a tokenizer of their own, made on the spot: the same code path as real ones."""
+"""Pico models of every family with their own tokenizer, made on the spot. Real models run through the same code."""
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
+
+from kdp_core.model import families
 
 WORDS = ("the council met on monday and said that rain would reach the coast by night while farmers in the north "
          "asked for more water the minister told reporters she had seen the plan and would answer before winter"
          ).split()
-FAMILIES = ("llama", "opt", "qwen3")
-EVERY = (*FAMILIES, "mistral", "gemma3_text")
-"""All families that `model` makes; the last two attend to a window of 8 tokens, Gemma in five layers of six."""
+_GATED = {"intermediate_size": 64, "num_key_value_heads": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_GATED, "tie_word_embeddings": True},
+    "opt": {"ffn_dim": 64, "init_std": 0.2},
+    "qwen3": {**_GATED, "head_dim": 8, "tie_word_embeddings": False},
+    "mistral": {**_GATED, "sliding_window": 8},
+    "gemma3_text": {**_GATED, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0},
+}
+"""What the configuration of each family has beside the entries that all share. Mistral and Gemma attend to a window of
+8 tokens, Gemma in five layers of six."""
+EVERY = tuple(CONFIGS)
+"""All families."""
+FAMILIES = EVERY[:3]
+"""Families for tests that take long: tied and untied heads, root-mean-square and layer norms, gated and plain MLPs."""
 
 
 def documents(count: int, seed: int = 0, words: int = 60) -> list[str]:
@@ -55,24 +58,13 @@ def model(family: str, layers: int = 10, width: int = 32, seed: int = 0) -> torc
     """An untrained model of `layers` decoder layers, float32, in eval mode; the same seed gives the same bits."""
     common = dict(vocab_size=384, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
                   max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.2)
+    if family not in CONFIGS:
+        raise ValueError(f"no pico model of family {family!r}; choose one of {', '.join(EVERY)}")
+    record = families.FAMILIES[family]
+    config = getattr(transformers, record.config_class)(**common, **CONFIGS[family])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if family == "llama":
-            made = LlamaForCausalLM(LlamaConfig(**common, intermediate_size=64, num_key_value_heads=2,
-                                                tie_word_embeddings=True))
-        elif family == "qwen3":
-            made = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=64, num_key_value_heads=2, head_dim=8,
-                                                tie_word_embeddings=False))
-        elif family == "opt":
-            made = OPTForCausalLM(OPTConfig(**common, ffn_dim=64, word_embed_proj_dim=width, init_std=0.2))
-        elif family == "mistral":
-            made = MistralForCausalLM(MistralConfig(**common, intermediate_size=64, num_key_value_heads=2,
-                                                    sliding_window=8))
-        elif family == "gemma3_text":
-            made = Gemma3ForCausalLM(Gemma3TextConfig(**common, intermediate_size=64, num_key_value_heads=2, head_dim=8,
-                                                      sliding_window=8, final_logit_softcapping=5.0))
-        else:
-            raise ValueError(f"no pico model of family {family!r}; choose one of {', '.join(EVERY)}")
+        made = getattr(transformers, record.model_class)(config)
     return made.float().eval()
 
 

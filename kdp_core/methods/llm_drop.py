@@ -23,6 +23,7 @@ from kdp_core.methods._select import ROUNDING, BlockError
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, norm_of, type_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
 from kdp_core.model.surgery import drop_parts
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
@@ -80,7 +81,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
     _check(method, dense, sequences, hidden.sequences, match)
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
         checkpoints.on_meta(checkpoints.config_of(dense))
-    family, total = family_of(model), checkpoints.count_params(model)
+    family, total = family_of(model), count_params(model)
     shares = {(layer, part): _params(module, family, part) / total
               for layer, module in enumerate(decoder_layers(model)) for part in parts}
     reachable = sum(shares.values())
@@ -127,7 +128,7 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
 def _params(layer: nn.Module, family: Family, part: str) -> int:
     """Parameters that go with a part of a layer."""
     own = family.parts[part]
-    return sum(checkpoints.count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
+    return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
 
 
 def _drops(gone: list[Unit]) -> list[Unit]:

@@ -37,6 +37,7 @@ from kdp_core.methods.shortened import backward
 from kdp_core.methods.sleb import Judge, judge_of, picked
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, type_of
+from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -98,7 +99,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     _check(config, importance, grouping, sequences, batch_sequences)
     pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
-    coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), checkpoints.count_params(blank)
+    coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), count_params(blank)
     sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, batch_sequences, seed)

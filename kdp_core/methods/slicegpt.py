@@ -48,6 +48,7 @@ from kdp_core.model.families import (
     type_of,
 )
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
 from kdp_core.model.sliced import part_output
 from kdp_core.states.block import COUNTED, FitError, ridge_solve
 from kdp_core.states.hidden import HiddenStates
@@ -158,7 +159,7 @@ def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "
 def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
     """Share of all parameters that the sliced model lacks, tied ones counted once; below 0 it has more."""
     sliced = sliced_config(config, width, slice_head)
-    return 1 - checkpoints.count_params(checkpoints.on_meta(sliced)) / checkpoints.count_params(checkpoints.on_meta(config))
+    return 1 - count_params(checkpoints.on_meta(sliced)) / count_params(checkpoints.on_meta(config))
 
 
 # The bases -----------------------------------------------------------------------------------------------------------

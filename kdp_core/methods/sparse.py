@@ -34,6 +34,7 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError, gram
 from kdp_core.states.hidden import HiddenStates
 
@@ -174,7 +175,7 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
     """Weights to zero, by name of the matrix."""
-    total, scope = checkpoints.count_params(model), sum(matrix.module.weight.numel() for matrix in matrices)
+    total, scope = count_params(model), sum(matrix.module.weight.numel() for matrix in matrices)
     if groups:
         zeros, columns = groups
         for name, _, module in matrices:
@@ -308,4 +309,4 @@ def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dic
     scope = sum(tensor.numel() for tensor in tensors.values())
     return Composed(Plan(method, [], [], tensors, sparse=True), [], [],
                     {**stats, "zeros": zeros, "share_of_scope": zeros / scope,
-                     "share_of_all": zeros / checkpoints.count_params(model)})
+                     "share_of_all": zeros / count_params(model)})

@@ -33,6 +33,7 @@ from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
 from kdp_core.states.block import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
 from kdp_core.states.hidden import HiddenStates
 
@@ -111,7 +112,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
     plan = Plan("streamline", [(gone, "whole") for gone in range(start + 1, stop)], [], tensors)
     return Composed(plan, trained.curve, [{"block": (start, stop), "heldout_error": error,
-                                           "params": checkpoints.count_params(layer)}],
+                                           "params": count_params(layer)}],
                     {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
                      "heldout_loss": trained.curve[trained.epoch]["heldout_loss"],
                      "seconds": time.perf_counter() - began + resume.earlier_s})

@@ -1,8 +1,6 @@
-"""Dense checkpoints: converted once to plain Hugging Face safetensors, loaded, counted.
+"""Checkpoints: a dense model is converted once to plain Hugging Face safetensors; dense and pruned ones are loaded.
 
-Counts follow the KDP paper (ICLR 2026), Table 10: its "FLOPs" are multiply-adds of the linear layers for 128 tokens,
-the output head in, embedding and attention scores out. Its dense rows come out to the digit: LLaMA-2-7B 845.71 G,
-13B 1645.01 G. Parameters are counted with tied ones once, which the paper leaves open.
+transformers is imported when a model, a tokenizer or a configuration is loaded, since its import takes seconds.
 """
 import json
 import logging
@@ -14,12 +12,12 @@ import torch
 from gguf import GGUFReader
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, pre_tokenizers
-from torch import nn
 
 from kdp_core.base.records import ModelFacts
 from kdp_core.base.store import atomic
 from kdp_core.model.assets import sha256_of
 from kdp_core.model.families import FAMILIES, decoder_layers, family_of, is_known, type_of
+from kdp_core.model.sizes import count_macs, count_params
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -178,24 +176,6 @@ def facts(model: "PreTrainedModel", *, source: str, sha256: str) -> ModelFacts:
         source=source, sha256=sha256)
 
 
-def count_params(module: nn.Module) -> int:
-    """All parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_macs(model: nn.Module) -> int:
-    """Multiply-adds for one token: in * out over all linear layers, output head in even where it is tied.
-
-    A module with an attribute `macs_per_token` reports its own and is not looked into.
-    """
-    own = getattr(model, "macs_per_token", None)
-    if own is not None:
-        return int(own)
-    if isinstance(model, nn.Linear):
-        return model.in_features * model.out_features
-    return sum(count_macs(child) for child in model.children())
-
-
 def _locate(path: Path) -> dict[str, Any]:
     """Arguments that lead transformers to the checkpoint; ModelError where its form does not serve."""
     if path.suffix == ".gguf":
@@ -233,8 +213,8 @@ def _check_config(path: Path, config: "PretrainedConfig") -> None:
         raise ModelError(f"{path}: family {type_of(config)!r} is not supported; choose one of {', '.join(FAMILIES)}")
     if not family_of(config).norms_first(config):
         raise ModelError(f"{path}: the norms of this {type_of(config)} model follow the sum "
-                         f"({family_of(config).pre_norm} is false, as in OPT-350M), so no state passes from layer to "
-                         "layer unchanged; choose another size")
+                         f"({family_of(config).pre_norm} is false, as in OPT-350M), so it has no residual stream; "
+                         "choose another size")
     quantised = getattr(config, "quantization_config", None)
     if quantised is not None and path.suffix != ".gguf":
         raise ModelError(f"{path} is quantised; only GGUF is dequantised here, so choose the full-precision checkpoint")

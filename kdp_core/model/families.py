@@ -168,27 +168,25 @@ FAMILIES: dict[str, Family] = {record.name: record for record in _RECORDS}
 # The family of a model ------------------------------------------------------------------------------------------------
 
 def type_of(model: Any) -> str:
-    """transformers' model type of a model, of a configuration (object or mapping) or of itself; of a folded model that
-    of its family."""
+    """transformers' model type of a model or of a configuration (object or mapping); a string is one itself."""
     if isinstance(model, str):
-        found = model
-    elif isinstance(model, Mapping):
-        found = str(model.get("model_type", ""))
-    else:
-        found = getattr(model, "config", model).model_type
-    return found.removeprefix(PREFIX)
+        return model
+    if isinstance(model, Mapping):
+        return str(model.get("model_type", ""))
+    return getattr(model, "config", model).model_type
 
 
 def is_known(model: Any) -> bool:
-    """Whether the family of a model (what `type_of` takes) has a record."""
+    """Whether a model (what `type_of` takes) is of a family that has a record, and is not folded."""
     return type_of(model) in FAMILIES
 
 
 def family_of(model: Any) -> Family:
-    """The record of a model's family, of what `type_of` takes; FamilyError where it has none."""
-    if not is_known(model):
-        raise FamilyError(f"family {type_of(model)!r} is not supported; choose a model of {', '.join(FAMILIES)}")
-    return FAMILIES[type_of(model)]
+    """The record of the family of a dense or folded model (what `type_of` takes); FamilyError where it has none."""
+    name = type_of(model).removeprefix(PREFIX)
+    if name not in FAMILIES:
+        raise FamilyError(f"family {name!r} is not supported; choose a model of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 # Where things lie in a model (a causal language model of transformers) ------------------------------------------------

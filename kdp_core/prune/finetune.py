@@ -32,6 +32,7 @@ from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
 from kdp_core.model.families import family_of, type_of
+from kdp_core.model.sizes import count_params
 from kdp_core.states.block import split
 
 logger = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ def put(folder: Path, change: dict[str, Tensor]) -> None:
 
 def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFacts:
     """The facts of the fine-tuned checkpoint, counted on itself."""
-    after = model.num_parameters()
+    after = count_params(model)
     if after != facts.params_after + added:
         raise FinetuneError(f"the fine-tuned model has {after} parameters, not the {facts.params_after} of its facts "
                             f"and {added} of the adapter; give the facts of the very checkpoint that is fine-tuned")
@@ -325,7 +326,7 @@ def _check_models(dense: Path, pruned: Path, ids_ST: Tensor, rank: int) -> None:
         if getattr(one, name) != getattr(other, name):
             raise FinetuneError(f"{name} is {getattr(one, name)} in the dense model and {getattr(other, name)} in the "
                                 "pruned one; give the model that the checkpoint was pruned from")
-    if type_of(one) != type_of(other):
+    if family_of(one) != family_of(other):
         raise FinetuneError(f"the dense model is a {type_of(one)}, the pruned one a {type_of(other)}; give the model "
                             "that the checkpoint was pruned from")
     if getattr(other, "head_adapter", 0):

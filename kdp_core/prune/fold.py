@@ -22,6 +22,7 @@ from kdp_core.base import store
 from kdp_core.base.records import Plan, PrunedFacts
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_of
+from kdp_core.model.sizes import count_params
 
 LEFT_BEHIND = ("config.json", "model.safetensors.index.json")
 """Files of the dense folder that fold writes anew."""
@@ -209,8 +210,8 @@ def _zeroed(plan: Plan, dense: Path) -> int:
 def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) -> PrunedFacts:
     """Load the new checkpoint as users will, and count."""
     pruned = checkpoints.load_model(folder)
-    before = checkpoints.on_meta(config).num_parameters()
-    after = pruned.num_parameters()
+    before = count_params(checkpoints.on_meta(config))
+    after = count_params(pruned)
     added = sum(parameter.numel() for name, parameter in pruned.named_parameters() if ".stand_in" in name)
     broken = [name for name, tensor in pruned.named_parameters() if not torch.isfinite(tensor).all()]
     if broken:

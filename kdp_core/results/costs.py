@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
+from kdp_core.model.sizes import count_macs, count_params
 from kdp_core.model.stand_ins import RffMlp
 from kdp_core.results import columns, tables
 from kdp_core.results.columns import Column
@@ -121,9 +122,9 @@ def size(config: PretrainedConfig) -> Size:
     layer = decoder_layers(model)[0]
     # 2 ((2m)^2 + 2m H + H D) = 2 ((2m)^2 + H (2m + D))
     printed = 2 * (FEATURES ** 2 + HIDDEN * (FEATURES + config.hidden_size))
-    return Size(checkpoints.count_params(model), checkpoints.count_macs(model), checkpoints.count_params(layer),
-                checkpoints.count_macs(layer), checkpoints.count_params(fold), checkpoints.count_macs(fold), printed,
-                checkpoints.count_params(sliced), checkpoints.count_macs(sliced))
+    return Size(count_params(model), count_macs(model), count_params(layer),
+                count_macs(layer), count_params(fold), count_macs(fold), printed,
+                count_params(sliced), count_macs(sliced))
 
 
 # Table 10 -------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from kdp_core.base.records import Efficiency
 from kdp_core.model import checkpoints
+from kdp_core.model.sizes import count_macs, count_params
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int 
         logger.info("prefill %.1f ms, dense %.1f ms; peak %.0f MiB (%s)", times["prefill_ms"],
                     times["prefill_dense_ms"], peak_mib, kind)
         return Efficiency(
-            params=checkpoints.count_params(pruned), params_dense=checkpoints.count_params(dense),
-            macs=checkpoints.count_macs(pruned) * tokens, macs_dense=checkpoints.count_macs(dense) * tokens, tokens=tokens,
+            params=count_params(pruned), params_dense=count_params(dense),
+            macs=count_macs(pruned) * tokens, macs_dense=count_macs(dense) * tokens, tokens=tokens,
             peak_memory_mib=peak_mib, peak_memory_kind=kind, device=_name(meter.device, pruned, dense),
             threads=torch.get_num_threads(), repeats=repeats, **times)
 

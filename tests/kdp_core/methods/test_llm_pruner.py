@@ -15,6 +15,7 @@ from kdp_core.methods.sleb import judge_of, picked
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_macs, count_params
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.score import diagnose
@@ -197,10 +198,10 @@ def test_states_parameters_and_multiply_adds_are_those_of_the_narrow_layers(dens
     found, facts, model = folded(dense, 0.25, tmp_path / "out")
     gone = {name: dense.model.get_parameter(name).numel() - tensor.numel()
             for name, tensor in found.plan.tensors.items()}
-    assert facts.params_before - facts.params_after == sum(gone.values()) == checkpoints.count_params(dense.model) \
-        - checkpoints.count_params(model)
+    assert facts.params_before - facts.params_after == sum(gone.values()) == count_params(dense.model) \
+        - count_params(model)
     assert facts.params_removed == pytest.approx(found.stats["share"])
-    assert checkpoints.count_macs(dense.model) - checkpoints.count_macs(model) == \
+    assert count_macs(dense.model) - count_macs(model) == \
         sum(count for name, count in gone.items() if not name.endswith("bias"))
     passes = Passes(model, IDS_ST.shape[1])
     first, last = hidden.boundary_states(model, IDS_ST, [0, LAYERS])
@@ -229,7 +230,7 @@ def test_it_can_be_fine_tuned(tmp_path, family):
                              lr=0.005, kl_weight=0.9, batch_sequences=4, heldout=0.25)
     tuned = checkpoints.load_model(tmp_path / "tuned")
     assert record.epoch > 0 and record.curve[record.epoch]["heldout_loss"] < record.curve[0]["heldout_loss"]
-    assert after.params_after == checkpoints.count_params(tuned) == facts.params_after + record.params_added
+    assert after.params_after == count_params(tuned) == facts.params_after + record.params_added
     assert tuned.config.widths == pruned.config.widths and not torch.equal(logits(tuned), logits(pruned))
 
 

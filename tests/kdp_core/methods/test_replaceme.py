@@ -10,6 +10,7 @@ from kdp_core.base.records import Selection
 from kdp_core.methods.replaceme import compose, compose_cosine
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.sizes import count_params
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, TrainingFailed
@@ -156,7 +157,7 @@ def test_layers_that_do_nothing_go_without_a_trace(dense, tmp_path):
     torch.testing.assert_close(pruned(IDS_ST).logits, model(IDS_ST).logits, atol=0.02, rtol=0.01)
     assert type(pruned) is type(model) and facts.params_added == 0 and len(decoder_layers(pruned)) == 4
     assert not (tmp_path / "out" / folded.FILE).exists()
-    assert facts.params_after == facts.params_before - 2 * checkpoints.count_params(decoder_layers(model)[3])
+    assert facts.params_after == facts.params_before - 2 * count_params(decoder_layers(model)[3])
 
 
 @pytest.mark.parametrize("blocks, options, message", [

@@ -14,6 +14,7 @@ from kdp_core.methods import slicegpt
 from kdp_core.methods._select import BlockError
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.sizes import count_macs
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.score import diagnose
@@ -241,7 +242,7 @@ def test_width_is_the_multiple_nearest_to_the_ratio(dense, tmp_path, ratio, slic
     assert facts.params_after == literal(dense.model.config, width, width if slice_head else D)
     assert abs(facts.params_removed - ratio) < 0.05
     model = checkpoints.load_model(tmp_path / "out")
-    assert checkpoints.count_macs(model) == sum(module.weight.numel() for module in model.modules()
+    assert count_macs(model) == sum(module.weight.numel() for module in model.modules()
                                            if isinstance(module, torch.nn.Linear))
 
 

@@ -13,6 +13,7 @@ from kdp_core.methods.streamline import compose
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.folded import FILE
+from kdp_core.model.sizes import count_params
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, TrainingFailed
@@ -187,7 +188,7 @@ def test_the_checkpoint_is_plain_and_does_what_was_judged(dense, tmp_path):
     facts, pruned = fold(made.plan, dense.folder, tmp_path / "out"), checkpoints.load_model(tmp_path / "out")
     assert type(pruned) is type(dense.model) and not (tmp_path / "out" / FILE).exists()
     assert facts.params_added == 0 and facts.layers_removed == 2 and len(decoder_layers(pruned)) == 6
-    per_layer = checkpoints.count_params(decoder_layers(dense.model)[0])
+    per_layer = count_params(decoder_layers(dense.model)[0])
     assert facts.params_before - facts.params_after == 2 * per_layer == 2 * made.fits[0]["params"]
     if (types := getattr(dense.model.config, "layer_types", None)) is not None:
         assert pruned.config.layer_types == [*types[:5], types[7]]
@@ -250,7 +251,7 @@ def test_the_layer_is_trained_in_single_precision_whatever_the_models(dense):
 
 def test_its_parameters_are_those_of_a_layer(llama):
     facts = checkpoints.facts(llama.model, source="pico", sha256="")
-    assert streamline.module_params(facts, {}) == checkpoints.count_params(decoder_layers(llama.model)[3])
+    assert streamline.module_params(facts, {}) == count_params(decoder_layers(llama.model)[3])
 
 
 @pytest.mark.parametrize("options, message", [

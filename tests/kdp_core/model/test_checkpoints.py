@@ -11,7 +11,8 @@ from transformers import AutoConfig, LlamaConfig, OPTConfig, T5Config
 
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.assets import sha256_of
-from kdp_core.model.checkpoints import ModelError, convert, count_macs, facts, load_model, load_tokenizer, on_meta
+from kdp_core.model.checkpoints import ModelError, convert, facts, load_model, load_tokenizer, on_meta
+from kdp_core.model.sizes import count_macs, count_params
 from tests import pico
 
 IDS_ST = torch.arange(2, 26).view(2, 12)
@@ -226,7 +227,7 @@ def test_folded_checkpoints_load_and_are_counted(llama_folder, tmp_path):
     pruned = load_model(tmp_path / "folded")
     assert type(pruned) is model_class and not pruned.training
     assert count_macs(pruned) - count_macs(dense) == 32 * 32
-    assert checkpoints.count_params(pruned) - checkpoints.count_params(dense) == 32 * 32 + 32
+    assert count_params(pruned) - count_params(dense) == 32 * 32 + 32
 
 
 def test_modules_that_report_their_own_macs():

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdp_core.model import folded
-from kdp_core.model.checkpoints import count_macs
 from kdp_core.model.families import FAMILIES, PREFIX, decoder_layers, family_of
 from kdp_core.model.folded import FOLDED
+from kdp_core.model.sizes import count_macs
 from kdp_core.model.sliced import SlicedNorm, slice_widths
 from kdp_core.model.stand_ins import Affine, Residual, RffMlp, normalised, rms_scale
 from kdp_core.model.surgery import attach

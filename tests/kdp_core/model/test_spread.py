@@ -10,12 +10,14 @@ import torch
 from kdp_core.methods import shortgpt
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.checkpoints import ModelError
+from kdp_core.model.families import decoder_layers
+from kdp_core.model.sizes import count_params
 from kdp_core.prune import fold
 from kdp_core.score import diagnose, efficiency, evaluate, tasks
 from kdp_core.states import hidden
 from tests import pico
 from tests.kdp_core import stored
-from tests.kdp_core.test_fold import affine, plan, rff_mlp
+from tests.kdp_core.prune.test_fold import affine, plan, rff_mlp
 
 IDS_ST = stored.tokens(6, 12).ids_ST
 
@@ -30,19 +32,20 @@ def some_on_disk(folder, layers_held=4) -> str:
     """A device with room for the embedding, the head, so many layers, and one more that comes from disk."""
     model = checkpoints.load_model(folder)
     outside = model.get_input_embeddings().weight.numel() * (1 if model.config.tie_word_embeddings else 2)
-    layers = max(map(checkpoints.count_params, hidden._decoder_layers(model)))
+    layers = max(map(count_params, decoder_layers(model)))
     return f"balanced:cpu={4 * (outside + (layers_held + 1) * layers) // 1024}KiB"
 
 
 def held(model) -> dict[str, int]:
     """Layers in main memory and on disk."""
-    on_disk = [any(parameter.is_meta for parameter in layer.parameters()) for layer in hidden._decoder_layers(model)]
+    on_disk = [any(parameter.is_meta for parameter in layer.parameters()) for layer in decoder_layers(model)]
     return {"cpu": on_disk.count(False), "disk": on_disk.count(True)}
 
 
 @torch.inference_mode()
 def test_states_and_outputs_keep_their_bits(any_folder):
-    plain, spread = checkpoints.load_model(any_folder), checkpoints.load_model(any_folder, device=some_on_disk(any_folder))
+    plain = checkpoints.load_model(any_folder)
+    spread = checkpoints.load_model(any_folder, device=some_on_disk(any_folder))
     assert min(held(spread).values()) >= 2 and any(place.startswith("disk") for place in checkpoints.places(spread))
     for layers in ([0, 3, 10], [9]):
         # twice: what the first pass fetched from disk is put back
@@ -82,7 +85,7 @@ def test_evaluation_diagnosis_and_costs_of_a_spread_model(llama_folder, tmp_path
                   for where in ("cpu", device))
     assert one == other
     costs = efficiency.measure(llama_folder, pruned, tokens=8, decode_steps=1, repeats=1, device=device)
-    assert costs.params == checkpoints.count_params(checkpoints.load_model(pruned))
+    assert costs.params == count_params(checkpoints.load_model(pruned))
     assert costs.device.startswith("cpu; pruned on cpu (") and ", disk (" in costs.device.split("; dense on ")[1]
 
 

@@ -13,6 +13,7 @@ from kdp_core.base import store
 from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import distillation_loss, final_states, head_of
+from kdp_core.model.sizes import count_macs
 from kdp_core.prune import finetune as tuned
 from kdp_core.prune.finetune import FinetuneError, finetune, learning_rate
 from kdp_core.prune.fold import fold
@@ -90,7 +91,7 @@ def test_parameters_are_counted_on_the_new_model(made, case):
     assert after.params_added == facts.params_added + added
     assert after.params_removed == pytest.approx(1 - after.params_after / facts.params_before)
     assert (after.blocks, after.layers_removed) == (facts.blocks, facts.layers_removed)
-    macs = [checkpoints.count_macs(checkpoints.load_model(root / name)) for name in ("pruned", "tuned")]
+    macs = [count_macs(checkpoints.load_model(root / name)) for name in ("pruned", "tuned")]
     assert macs[1] - macs[0] == added
 
 

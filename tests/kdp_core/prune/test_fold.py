@@ -14,6 +14,7 @@ from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, decoder_layers
 from kdp_core.model.folded import FOLDED
+from kdp_core.model.sizes import count_params
 from kdp_core.prune.fold import FoldError, fold
 from tests import pico
 
@@ -382,9 +383,9 @@ def test_dropped_parts_add_nothing_and_their_weights_are_gone(dense, tmp_path, f
     ids_ST = torch.arange(2, 42).view(2, 20)  # longer than the sliding windows
     torch.testing.assert_close(pruned(ids_ST).logits, without_parts(model, family, ids_ST), atol=1e-5, rtol=1e-5)
     parts = FAMILIES[family].parts
-    gone = sum(checkpoints.count_params(decoder_layers(model)[layer].get_submodule(name))
+    gone = sum(count_params(decoder_layers(model)[layer].get_submodule(name))
                for layer, part in PARTS.drop if part != "whole" for name in (*parts[part].beside, parts[part].module))
-    assert facts.params_before - facts.params_after == gone + checkpoints.count_params(decoder_layers(model)[2])
+    assert facts.params_before - facts.params_after == gone + count_params(decoder_layers(model)[2])
     assert facts.parts == [drop for drop in PARTS.drop if drop[1] != "whole"] and facts.blocks == [(2, 3)]
     assert facts.layers_removed == 1 and facts.params_zeroed == 0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdp_core.methods import METHODS
-from kdp_core.model import checkpoints
+from kdp_core.model.sizes import count_params
 from kdp_core.study import planner
 from tests import pico
 from tests.kdp_core import stored
@@ -53,7 +53,7 @@ def test_published_models_have_their_published_sizes(name, params, macs):
 def test_a_local_folder_and_a_converted_checkpoint_are_read(tmp_path):
     folder = pico.save(tmp_path / "model", "qwen3", layers=3)
     facts = planner.facts_of(str(folder), NOWHERE)
-    assert facts.params_total == checkpoints.count_params(pico.model("qwen3", layers=3)) and facts.layers == 3
+    assert facts.params_total == count_params(pico.model("qwen3", layers=3)) and facts.layers == 3
     # once it is converted, the checkpoint says what the model is, whatever the source
     assert planner.facts_of("pypi:some==1/model.gguf", folder)._replace(source="") == facts._replace(source="")
     assert planner.facts_of("hf:meta-llama/Llama-2-7b-hf@main", folder).layers == 3

@@ -1,0 +1,98 @@
+"""How large a model is: parameters and multiply-adds, of a module, or from a configuration alone.
+
+Parameters that are tied count once; the KDP paper (ICLR 2026) does not say how it counts them. Its "FLOPs" (Table 10)
+are the multiply-adds of the linear layers for 128 tokens, with the output head and without embeddings and attention
+scores. These counts give its rows of dense models to the digit: LLaMA-2-7B 845.71 G, 13B 1645.01 G.
+
+This module imports torch only where a module is counted, so that a workflow can ask for `params_of` at no cost.
+"""
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, Family, Part, family_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def count_params(module: "nn.Module") -> int:
+    """All parameters of a module, tied ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: "nn.Module") -> int:
+    """Multiply-adds for one token: the sum of in * out over all linear maps, a tied output head included.
+
+    A module with an attribute `macs_per_token` gives its own number, and its parts are not counted.
+    """
+    from torch import nn
+
+    own = getattr(module, "macs_per_token", None)
+    if own is not None:
+        return int(own)
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    return sum(count_macs(child) for child in module.children())
+
+
+def params_of(config: Mapping[str, Any]) -> int:
+    """All parameters of the dense model that a config.json describes, tied ones once, by arithmetic.
+
+    The number is that of `count_params` for the model of this configuration. Entries that are left out have the default
+    of the family. Raises FamilyError for a family without a record, and KeyError where a size is missing.
+    """
+    config = {**config, **config.get("text_config", {})}
+    family = family_of(config)
+    D, V = config["hidden_size"], config["vocab_size"]
+    # the embedding may be narrower than the states, with a projection at both ends
+    W = config.get(family.embedding_width) or D
+    projections = 0 if W == D else 2 * W * D
+    positions = 0 if family.extra_positions is None else \
+        (_entry(config, family, "max_position_embeddings") + family.extra_positions) * D
+    head = 0 if _entry(config, family, "tie_word_embeddings") else V * W
+    return (V * W + projections + positions + config["num_hidden_layers"] * _layer_params(config, family)
+            + _final_norm_params(config, family) + head)
+
+
+def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
+    """An entry by LLaMA's name, or the family's default where it is left out."""
+    return config.get(family.names.get(name, name), family.defaults.get(name))
+
+
+def _layer_params(config: Mapping[str, Any], family: Family) -> int:
+    """Parameters of one decoder layer."""
+    heads = config["num_attention_heads"]
+    length = _entry(config, family, "head_dim") or config["hidden_size"] // heads
+    kv_heads = _entry(config, family, "num_key_value_heads") or heads
+    inner = _entry(config, family, "intermediate_size")
+    rows = {HEADS: heads * length, KV_HEADS: kv_heads * length, CHANNELS: inner}
+    parts = sum(_part_params(config, family, part, rows) for part in family.parts.values())
+    # queries and keys have a norm each, which all heads share
+    return parts + (2 * length if family.head_norms else 0)
+
+
+def _part_params(config: Mapping[str, Any], family: Family, part: Part, rows: dict[str, int]) -> int:
+    """Parameters of the attention or the MLP of a layer, with the norms that belong to it."""
+    D = config["hidden_size"]
+    read = sum(rows[kind] for kinds in part.readers.values() for kind in kinds)
+    columns = rows[HEADS if part is family.parts["attention"] else CHANNELS]
+    norms = sum(_norm_params(config, family) for name in (part.norm, part.norm_after) if name)
+    return (read * (D + _flag(config, family, part.reader_bias)) + columns * D
+            + D * _flag(config, family, part.writer_bias) + norms)
+
+
+def _flag(config: Mapping[str, Any], family: Family, flag: str | bool) -> bool:
+    """A bias, which is there or not, or which an entry of the configuration decides."""
+    return flag if isinstance(flag, bool) else bool(_entry(config, family, flag))
+
+
+def _norm_params(config: Mapping[str, Any], family: Family) -> int:
+    """Gain and, of a layer norm, bias over the width of a state."""
+    affine = not family.norm_affine or config.get(family.norm_affine, True)
+    return config["hidden_size"] * (2 if family.mean_free else 1) if affine else 0
+
+
+def _final_norm_params(config: Mapping[str, Any], family: Family) -> int:
+    missing = bool(family.lacks_final_norm and config.get(family.lacks_final_norm))
+    follows = bool(family.pre_norm and not config.get(family.pre_norm, True))
+    return 0 if missing or follows else _norm_params(config, family)
