@@ -18,7 +18,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from kdp_core.methods import slicegpt
-from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
 from kdp_core.model.sizes import count_macs, count_params
 from kdp_core.model.stand_ins import RffMlp
