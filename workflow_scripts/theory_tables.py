@@ -1,17 +1,17 @@
-"""Rule `theory_tables`: both theorems of every model and calibration set, as one CSV file and for reading."""
+"""Rule `theory_tables`: both theorems for every model and calibration set, as a CSV file and in Markdown."""
 from pathlib import Path
 
 from job import job
 
 from kdp_core.base import store
-from kdp_core.figures import theory as theory_figures
+from kdp_core.results import theory
 
 
 def write_tables(paths: list[str], csv: str, md: str) -> None:
     """Gather the records by the folders that they lie in."""
     records = {(Path(path).parts[-3], Path(path).parts[-2]): store.read(path) for path in paths}
-    store.write_text(csv, theory_figures.tidy(records).to_csv(index=False, lineterminator="\n"))
-    store.write_text(md, theory_figures.markdown(records))
+    store.write_text(csv, theory.tidy(records).to_csv(index=False, lineterminator="\n"))
+    store.write_text(md, theory.markdown(records))
 
 
 if __name__ == "__main__":

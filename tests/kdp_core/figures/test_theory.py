@@ -1,5 +1,4 @@
-"""Figure and tables of Theorems 1 and 2: what is drawn equals the record, and a bound that says nothing is said so."""
-import pandas as pd
+"""Figure of Theorems 1 and 2: what is drawn equals the record."""
 import pytest
 
 from kdp_core.base.records import Theory
@@ -81,32 +80,3 @@ def test_the_same_bytes_twice(tmp_path):
 def test_a_record_without_rows_is_refused():
     with pytest.raises(FigureError, match="run the stage again"):
         theory_figures.theory(record()._replace(horizons=[]))
-
-
-def test_tidy_holds_every_row_of_every_record():
-    frame = theory_figures.tidy({("a", "news"): record(), ("b", "news"): record()})
-    assert len(frame) == 2 * (3 + 1 + 9 + 1)
-    assert list(frame["what"].unique()) == ["horizon", "ridge", "risk", "condition"]
-    row = frame[(frame["model"] == "b") & (frame["what"] == "condition")].iloc[0]
-    assert row["samples_proof"] == 3e9 and row["theorem"] == 2 and pd.isna(row["horizon"])
-
-
-def test_markdown_says_where_a_bound_is_vacuous():
-    page = theory_figures.markdown({("a", "news"): record()})
-    tables = [line for line in page.splitlines() if line.startswith("|")]
-    columns = [theory_figures.HORIZON_COLUMNS, theory_figures.RIDGE_COLUMNS, theory_figures.RISK_COLUMNS,
-               theory_figures.CONDITION_COLUMNS]
-    assert {line.count("|") for line in tables} == {len(names) + 1 for names in columns}
-    assert "L_ERM = 0.01" in page and "n = 1,000 tokens of 40 sequences" in page
-    first, second = (line for line in tables[2:4])
-    assert first.endswith("| below the error of a constant | above the error of a constant |")
-    assert second.endswith("| below the error of a constant | nothing: vacuous |")
-    assert "| 2 | random | 32 | 3 | 1,000 | 0.01 | 40 | yes | yes | no | 0.1 | 0.02 | 0 | 3e+09 |" in page
-
-
-@pytest.mark.parametrize("value, words", [
-    (0.3, "below the error of a constant"), (0.4, "above the error of a constant"),
-    (1.9, "above the error of a constant"), (2.0, "nothing: vacuous"),
-])
-def test_words_for_a_bound(value, words):
-    assert theory_figures._worth(ERRORS | {"bound": value}, "bound") == words
