@@ -34,8 +34,8 @@ from tests.cluster.cluster import Cluster, missing
 from tests.cluster.sweep import Sweep
 from tests.workflow.project import ROOT
 
-sys.path.insert(0, str(ROOT / "rules"))
-import plumbing
+sys.path.insert(0, str(ROOT / "workflow_scripts"))
+from planning import grid
 
 
 class Compared(NamedTuple):
@@ -77,7 +77,7 @@ def compare(start: Sweep, cluster: Cluster, cores: int, keep: bool = False) -> C
     here, there = (_run(start, name, on, cores, keep) for name, on in (("local", None), ("cluster", cluster)))
     # the controller remembers jobs for ten minutes
     nodes = {fields["NodeList"] for fields in cluster.jobs().values() if fields["WorkDir"] == str(there.folder)}
-    return Compared(len(plumbing.points(start.config)), cores, here.jobs, there.said.count("SLURM jobid"), len(nodes),
+    return Compared(len(grid.points(start.config)), cores, here.jobs, there.said.count("SLURM jobid"), len(nodes),
                     here.seconds, there.seconds, len(here.bits | there.bits), different(here.bits, there.bits))
 
 
@@ -88,7 +88,7 @@ def different(here: dict[str, list], there: dict[str, list]) -> list[str]:
 
 def _given(config: dict[str, Any]) -> list[str]:
     """What both runs start from."""
-    calibrated = plumbing.calibrated(config)
+    calibrated = grid.calibrated(config)
     return [*(f"results/{model}/dense" for model, _ in calibrated),
             *(f"results/{model}/{calib}/tokens.safetensors" for model, calib in calibrated), "results/tasks"]
 
@@ -109,13 +109,13 @@ def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: boo
     shutil.copytree(start.folder, folder, symlinks=True)
     made = Sweep(folder, cluster)
     made.config = start.config
-    targets = [f"{plumbing.point_dir(point)}/scores.json" for point in plumbing.points(start.config)]
+    targets = [f"{grid.folder(point)}/scores.json" for point in grid.points(start.config)]
     began = time.perf_counter()
     # the cluster's cores are those of its nodes
     said = made.run(*targets, *([] if cluster else ["--cores", str(cores)]))
     seconds = time.perf_counter() - began
     jobs = int(re.findall(r"^(\d+) of \1 steps \(100%\) done", said, flags=re.MULTILINE)[-1])
-    bits = {key: value for model, calib in plumbing.calibrated(start.config)
+    bits = {key: value for model, calib in grid.calibrated(start.config)
             for key, value in made.bits(f"results/{model}/{calib}").items()}
     if not keep:
         shutil.rmtree(folder)

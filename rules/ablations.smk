@@ -29,12 +29,12 @@ rule ablation:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        ablation=lambda wildcards: plumbing.ablation(config, wildcards.ablation),
-        rows=lambda wildcards: plumbing.looks(
-            config, plumbing.ablation_points(config, wildcards.ablation)
+        ablation=lambda wildcards: grid.ablation(config, wildcards.ablation),
+        rows=lambda wildcards: figures.looks(
+            config, grid.ablation_points(config, wildcards.ablation)
         ),
         dpi=DPI,
-        code=plumbing.code("ablations"),
+        code=code.of_script("ablations"),
     message:
         "Tabulating and drawing the ablation {wildcards.ablation}"
     script:

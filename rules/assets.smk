@@ -16,7 +16,7 @@ rule text:
     params:
         entry=lambda wildcards: config["texts"][wildcards.text],
         cache=config.get("cache", ".cache/assets"),
-        code=plumbing.code("text"),
+        code=code.of_script("text"),
     message:
         "Fetching text {wildcards.text}"
     script:
@@ -43,7 +43,7 @@ rule dense:
             if key not in ("device", "gpus", "max_memory")
         },
         cache=config.get("cache", ".cache/assets"),
-        code=plumbing.code("dense"),
+        code=code.of_script("dense"),
     message:
         "Fetching and converting model {wildcards.model}"
     script:
@@ -71,7 +71,7 @@ rule tokens:
         runtime=minutes(30),
     params:
         calibration=lambda wildcards: config["calibrations"][wildcards.calib],
-        code=plumbing.code("tokens"),
+        code=code.of_script("tokens"),
     message:
         "Packing calibration {wildcards.calib} for {wildcards.model}"
     script:

@@ -6,11 +6,11 @@ checkpoint blocks:
         basis=basis_of,
         facts="results/{model}/facts.json",
     output:
-        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
+        f"{POINT}/plan.json",
     log:
-        "results/logs/blocks/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/blocks/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/blocks/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/blocks/{POINT_NAME}.tsv"
     conda:
         environment()
     resources:
@@ -21,11 +21,11 @@ checkpoint blocks:
             "ratio": float(wildcards.ratio),
             "k_max": int(wildcards.k_max),
         },
-        row=selection_row,
-        sized_as=lambda wildcards: plumbing.sized_as(config, wildcards.method),
-        code=lambda wildcards: plumbing.blocks_code(
-            plumbing.base_of(config, wildcards.method),
-            plumbing.sized_as(config, wildcards.method)["method"],
+        row=lambda wildcards: variants.selection(config, wildcards.method),
+        sized_as=lambda wildcards: variants.sized_as(config, wildcards.method),
+        code=lambda wildcards: code.of_blocks(
+            method_of(wildcards),
+            variants.sized_as(config, wildcards.method)["method"],
         ),
     message:
         "Selecting blocks: {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"

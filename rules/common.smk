@@ -1,32 +1,31 @@
-"""Config check, wildcards and input functions shared by all stages."""
+"""Config check, wildcards, and the input functions and resources that need Snakemake; the rest is in planning."""
 
-import json
 import os
 import re
 import sys
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, f"{workflow.basedir}/rules")
+sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
-import plumbing
+from planning import code, evaluation, figures, grid, resources, variants
+from planning.config import check
+from planning.grid import BLOCK, POINT, POINT_NAME, SEARCH
+from planning.messages import ConfigError
 
 try:
-    plumbing.check(config)
-except plumbing.ConfigError as error:
+    check(config)
+except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-FAMILIES = plumbing.seed_families(config)
-config.update(plumbing.with_seeds_apart(config))
-POINTS = plumbing.points(config)
-GRID = plumbing.grid_points(config)
-FINETUNED = [
-    name for name in config["methods"] if plumbing.source_of(config, name) != name
-]
-STEPS = {name: plumbing.fits(config, name) for name in plumbing.rows(config)}
+FAMILIES = grid.seed_families(config)
+config.update(grid.with_seeds_apart(config))
+POINTS = grid.points(config)
+GRID = grid.grid_points(config)
+STEPS = {name: variants.fits(config, name) for name in grid.run_variants(config)}
 SPLIT = config["evaluate"].get("split", False)
 DPI = config.get("figures", {}).get("dpi", 200)
-FIGURES = plumbing.figure_entries(config)
+FIGURES = figures.figure_entries(config)
 
 
 wildcard_constraints:
@@ -39,7 +38,12 @@ wildcard_constraints:
     start=r"\d+",
     stop=r"\d+",
     step=r"[a-z_]+",
-    task="|".join(map(re.escape, plumbing.evaluated(config))),
+    task="|".join(map(re.escape, evaluation.evaluated(config))),
+
+
+def one_of(names):
+    """A constraint of a wildcard to these names; without any it matches nothing."""
+    return "|".join(map(re.escape, names)) or r"(?!)"
 
 
 def model_of(wildcards):
@@ -53,22 +57,41 @@ def dtype_of(wildcards):
 
 
 def device_of(wildcards):
-    """Where a model runs."""
-    return plumbing.device(config, wildcards.model)
+    """The device of a model."""
+    return resources.device(config, wildcards.model)
+
+
+def method_of(wildcards):
+    """The method that a variant stands on."""
+    return variants.base_of(config, wildcards.method)
+
+
+def options_of(part):
+    """A variant's options of a part, such as `search`, or of the step that the wildcard names."""
+    return lambda wildcards: variants.options(config, wildcards.method).get(
+        wildcards.step if part == "step" else part, {}
+    )
+
+
+def code_of(part):
+    """Hash of the library code of a part of a variant's method, or of the step that the wildcard names."""
+    return lambda wildcards: code.of_part(
+        method_of(wildcards), wildcards.step if part == "step" else part
+    )
 
 
 def one_task(wildcards):
-    """The config's `evaluate` with one task in the place of all."""
-    return plumbing.one_task(config["evaluate"], wildcards.task)
+    """The config's `evaluate` with a single task."""
+    return evaluation.one_task(config["evaluate"], wildcards.task)
 
 
 def of_tasks(folder):
-    """A model's records of single tasks, where each task is a job of its own."""
-    names = plumbing.evaluated(config) if SPLIT else []
+    """A model's records of single tasks, if each task is a job of its own."""
+    names = evaluation.evaluated(config) if SPLIT else []
     return [f"{folder}/{name}.json" for name in names]
 
 
-def options_of(section, names):
+def known_options(section, names):
     """Those of a section's options that a rule knows."""
     return {name: value for name, value in section.items() if name in names}
 
@@ -79,7 +102,7 @@ def environment(name="cpu"):
 
 
 def kept_or_not(states):
-    """The states as they are, or deleted once the last job that reads them is through."""
+    """The states; they are deleted after the last job that reads them if the config says `keep: false`."""
     return (
         directory(states)
         if config.get("hidden", {}).get("keep", True)
@@ -92,66 +115,44 @@ def shards_of(wildcards):
     folder = "results/{model}/{calib}/hidden-shards".format(**wildcards)
     return [
         f"{folder}/{start}-{stop}"
-        for start, stop in plumbing.shards(config, wildcards.calib)
+        for start, stop in resources.shards(config, wildcards.calib)
     ]
 
 
 def memory_mb(base, weights=0, states=0):
-    """Megabytes: `base`, some copies of the model's weights, some states of all tokens; half as much more an attempt."""
+    """Megabytes: `base`, copies of the model's weights, and states of all tokens; each attempt asks for 1.5 times more.
+
+    `states` is a number, or a function of the wildcards.
+    """
 
     def asked(wildcards, attempt):
         size = base
         if weights:
-            size += weights * plumbing.weights_mb(config, wildcards.model)
+            size += weights * resources.weights_mb(config, wildcards.model)
         if states:
             count = states(wildcards) if callable(states) else states
-            size += count * plumbing.state_mb(config, wildcards.model, wildcards.calib)
+            size += count * resources.state_mb(config, wildcards.model, wildcards.calib)
         return int(size * 1.5 ** (attempt - 1))
 
     return asked
 
 
 def minutes(base, per_billion=0):
-    """Minutes: `base` and some for each billion of the model's parameters; twice as many an attempt."""
+    """Minutes: `base`, and some for each billion of the model's parameters; each attempt asks for twice as many."""
 
     def asked(wildcards, attempt):
         time = base
         if per_billion:
-            params = plumbing.size_of(config, wildcards.model)["params"]
+            params = resources.size_of(config, wildcards.model)["params"]
             time += per_billion * params / 1e9
         return int(time * 2 ** (attempt - 1))
 
     return asked
 
 
-def block_states(wildcards):
-    """States that a fit of a block holds: those at its layers' ends, as read, stacked and split."""
-    return 3 * (int(wildcards.stop) - int(wildcards.start) + 1)
-
-
-def norm_states(wildcards):
-    """Norms of all states, as read, put together and compared, in units of one state."""
-    size = plumbing.size_of(config, wildcards.model)
-    return 4 * (size["layers"] + 1) / max(size["width"], 1)
-
-
-def theory_states(wildcards):
-    """States that the measurement of the theorems holds."""
-    start, stop = config["theory"]["run"]
-    return 3 * (stop - start + 1)
-
-
-def gathered_states(wildcards):
-    """States that the similarity holds: one as read and converted, and the chosen tokens of all, twice."""
-    return plumbing.gathered_states(config, wildcards.model, wildcards.calib)
-
-
 def gpus(wildcards):
-    """GPUs that a job on its model's device takes, all of them that the model is spread over."""
-    device = device_of(wildcards).split(":")[0]
-    return {"balanced": model_of(wildcards).get("gpus", 1), "auto": 1, "cuda": 1}.get(
-        device, 0
-    )
+    """GPUs of a job on the device of its model."""
+    return resources.gpus(config, wildcards.model)
 
 
 def one_gpu(wildcards):
@@ -160,22 +161,22 @@ def one_gpu(wildcards):
 
 
 def one_node(wildcards):
-    """Several GPUs are on one node; None where a job takes one or none."""
+    """One node for several GPUs; None if a job takes one GPU or none."""
     return 1 if gpus(wildcards) > 1 else None
 
 
 def on_gpu(name, otherwise=None):
-    """A default resource of the profile that only jobs with a GPU get; None is no resource."""
+    """A default resource of the profile for jobs with a GPU, and `otherwise` for the others; None is no resource."""
     return lambda wildcards: site(name) if gpus(wildcards) else otherwise
 
 
 def site(name):
-    """A default resource of the profile, as it stands there; None where it has none."""
+    """A default resource of the profile as it is written there; None if the profile has none of this name."""
     given = workflow.resource_settings.default_resources or {}
     return given[name].raw if name in given else None
 
 
-# what jobs on the device of their model ask for; where they run is the profile's to say
+# what jobs on the device of their model ask for; the profile says where they run
 GPU = {"gpu": gpus, "nodes": one_node}
 if site("gpu_type"):
     GPU["gpu_model"] = on_gpu("gpu_type")
@@ -185,35 +186,28 @@ ONE_GPU = GPU | {"gpu": one_gpu}
 
 
 def records_of(point):
-    """What fold reads of a grid point: its composed record, or those of every step of every block, block by block."""
-    keys = ("model", "calib", "method", "ratio", "k_max")
-    point = {key: point[key] for key in keys}
-    point["method"] = plumbing.source_of(config, point["method"])
-    if plumbing.has(config, point["method"], "compose"):
-        return [f"{plumbing.point_dir(point)}/composed.safetensors"]
-    plan = checkpoints.blocks.get(**point).output[0]
-    with open(plan) as file:
-        blocks = json.load(file)["fields"]["blocks"]
-    folder = "results/{model}/{calib}/{method}/blocks".format(**point)
-    return [
-        f"{folder}/{start}-{stop}/{step}.safetensors"
-        for start, stop in blocks
-        for step in plumbing.steps(config, point["method"])
-    ]
+    """The records that `fold` reads of a grid point: what its variant composed, or every step of every block."""
+    source = variants.source_of(config, point["method"])
+    point = {key: point[key] for key in grid.KEYS} | {"method": source}
+    if not variants.has(config, source, "compose"):
+        # raises until the blocks are selected
+        checkpoints.blocks.get(**point)
+    return grid.fitted_files(point, variants.fits(config, source))
 
 
 def of_points(name):
     """A file of every grid point."""
-    return [f"{plumbing.point_dir(point)}/{name}" for point in POINTS]
+    return [f"{grid.folder(point)}/{name}" for point in POINTS]
 
 
 def of_source(name):
-    """A file of the row that a fine-tuned one starts from."""
-    return lambda wildcards: (
-        "results/{model}/{calib}/{source}/r{ratio}-k{k_max}/{name}".format(
-            source=plumbing.source_of(config, wildcards.method), name=name, **wildcards
-        )
-    )
+    """A file of the variant that a fine-tuned one starts from."""
+
+    def file(wildcards):
+        source = variants.source_of(config, wildcards.method)
+        return f"{grid.folder(dict(wildcards) | {'method': source})}/{name}"
+
+    return file
 
 
 def all_records(wildcards=None):
@@ -221,65 +215,37 @@ def all_records(wildcards=None):
     return list(dict.fromkeys(path for point in POINTS for path in records_of(point)))
 
 
-def rows_with(part):
-    """The rows whose method has a `search` or a `compose`, as a constraint; a name that nothing has where none does."""
-    found = [name for name in config["methods"] if plumbing.has(config, name, part)]
-    return "|".join(found) or r"(?!)"
-
-
 def basis_of(wildcards):
-    """What a row selects its blocks by: a search, its own or one that it shares, or the similarity."""
-    if plumbing.has(config, wildcards.method, "search"):
-        return "results/{model}/{calib}/{row}/search-k{k_max}.json".format(
-            row=plumbing.search_row(config, wildcards.method), **wildcards
-        )
+    """What a variant's blocks are selected by: a search, its own or one that it shares, or the similarity."""
+    search = variants.search_of(config, wildcards.method)
+    if search:
+        return SEARCH.format(**dict(wildcards) | {"method": search})
     return "results/{model}/{calib}/similarity.safetensors".format(**wildcards)
-
-
-def selection_row(wildcards):
-    """The method that selects, and its options."""
-    options = plumbing.options(config, wildcards.method).get("block", {})
-    options = {key: value for key, value in options.items() if key != "sized_as"}
-    return {"method": plumbing.base_of(config, wildcards.method), "options": options}
 
 
 def steps_before(wildcards):
     """Records of the method's earlier steps on the same block."""
-    names = plumbing.steps(config, wildcards.method)
-    folder = "results/{model}/{calib}/{method}/blocks/{start}-{stop}".format(
-        **wildcards
-    )
+    names = variants.steps(config, wildcards.method)
     return [
-        f"{folder}/{name}.safetensors" for name in names[: names.index(wildcards.step)]
-    ]
-
-
-def points_like(wildcards, points=POINTS):
-    """The points that share these wildcards."""
-    return [
-        point
-        for point in points
-        if all(point.get(key, value) == value for key, value in wildcards.items())
+        f"{BLOCK.format(**wildcards)}/{name}.safetensors"
+        for name in names[: names.index(wildcards.step)]
     ]
 
 
 def trained(wildcards, step):
-    """One step's records of every block that a row has trained on a calibration set, by first layer."""
-    found = {path for point in points_like(wildcards) for path in records_of(point)}
-    paths = [path for path in found if path.endswith(f"{step}.safetensors")]
-    return sorted(
-        paths,
-        key=lambda path: [int(layer) for layer in path.split(os.sep)[-2].split("-")],
-    )
+    """One step's records of every block that a variant has trained on a calibration set, by first layer."""
+    points = grid.points_like(POINTS, wildcards)
+    found = {path for point in points for path in records_of(point)}
+    return grid.by_layer(path for path in found if os.path.basename(path) == f"{step}.safetensors")
 
 
 def viewed(wildcards):
-    """Step 1's records of a row: of the blocks that `views` names, else of all that the grid trains."""
+    """Step 1's records of a variant: of the blocks that `views` names, else of all that the grid trains."""
     blocks = config.get("views", {}).get("blocks")
     if blocks is None:
         return trained(wildcards, "kernel")
-    folder = "results/{model}/{calib}/{method}/blocks".format(**wildcards)
-    return [f"{folder}/{block}/kernel.safetensors" for block in blocks]
+    runs = [dict(zip(("start", "stop"), block.split("-"))) for block in blocks]
+    return [f"{BLOCK.format(**wildcards, **run)}/kernel.safetensors" for run in runs]
 
 
 def dense_measured():
@@ -291,28 +257,15 @@ def dense_measured():
     ]
 
 
-def searches():
-    """What the points whose layers are searched were searched by."""
-    return list(
-        dict.fromkeys(
-            "results/{model}/{calib}/{search}/search-k{k_max}.json".format(**point)
-            for point in POINTS
-            if "search" in point
-        )
-    )
-
-
 def everything_measured(wildcards):
     """All that tables and the overview figures read."""
     names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
+    tuned = [point for point in POINTS if "source" in point]
+    searches = dict.fromkeys(filter(None, map(grid.search_file, POINTS)))
     return (
         [path for name in names for path in of_points(name)]
-        + [
-            f"{plumbing.point_dir(point)}/finetuned.json"
-            for point in POINTS
-            if "source" in point
-        ]
-        + searches()
+        + [f"{grid.folder(point)}/finetuned.json" for point in tuned]
+        + list(searches)
         + all_records()
         + dense_measured()
     )
@@ -326,35 +279,29 @@ def theories(wildcards=None):
         )
     return [
         f"results/{model}/{calib}/theory.json"
-        for model in config["grid"]["models"]
-        for calib in config["grid"]["calibrations"]
+        for model, calib in grid.calibrated(config)
     ]
 
 
 def theory_wanted():
-    """The tables of both theorems, where the config asks for them."""
+    """The tables of both theorems, if the config asks for them."""
     return ["results/tables/theory.csv"] if "theory" in config else []
 
 
-def rows_and_k_max(points):
-    """Row and K max of points, by which figures know them."""
-    return [[point["method"], int(point["k_max"])] for point in points]
-
-
 def tables_wanted():
-    """The paper's tables, and that of calibration seeds where there are several."""
+    """The paper's tables, and that of calibration seeds if there are several."""
     seeds = ["results/tables/seeds.csv"] if FAMILIES else []
     return ["results/tables/paper/index.md", *seeds]
 
 
 def drawn(name):
-    """The three files of a figure, in snakemake's report under the figure's title."""
+    """The three files of a figure, which Snakemake's report shows under the figure's title."""
 
     def labels(suffix):
         return lambda wildcards: {"figure": title(wildcards), "file": suffix}
 
     def title(wildcards):
-        found = plumbing.entry_of(FIGURES, name.format(**wildcards))["title"]
+        found = figures.entry_of(FIGURES, name.format(**wildcards))["title"]
         # snakemake would take braces for wildcards
         return found.replace("{", "").replace("}", "")
 
@@ -373,7 +320,7 @@ def drawn(name):
 def caption_of(png):
     """The caption of a figure by its file, for captions/figure.rst: the words of the report's page."""
     name = png.removeprefix("results/figures/").removesuffix(".png")
-    return plumbing.as_rst(plumbing.entry_of(FIGURES, name)["caption"])
+    return figures.as_rst(figures.entry_of(FIGURES, name)["caption"])
 
 
 TABLE_FORMS = ("csv", "md", "tex")
@@ -388,7 +335,7 @@ def paper_table(name):
 
 
 def listed(path, name, caption="summary"):
-    """A table in snakemake's report, by its name and kind of file."""
+    """A table in Snakemake's report, by its name and kind of file."""
     return report(
         path,
         caption=f"captions/{caption}.rst",

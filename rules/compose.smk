@@ -6,15 +6,15 @@ rule compose:
         dense="results/{model}/dense",
         hidden="results/{model}/{calib}/hidden.zarr",
         tokens="results/{model}/{calib}/tokens.safetensors",
-        plan="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
+        plan=f"{POINT}/plan.json",
     output:
-        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/composed.safetensors",
+        f"{POINT}/composed.safetensors",
     log:
-        "results/logs/compose/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/compose/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/compose/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/compose/{POINT_NAME}.tsv"
     wildcard_constraints:
-        method=rows_with("compose"),
+        method=one_of(variants.having(config, "compose")),
     conda:
         environment()
     resources:
@@ -22,15 +22,11 @@ rule compose:
         mem_mb=memory_mb(4000, weights=3, states=8),
         runtime=minutes(60, per_billion=30),
     params:
-        method=lambda wildcards: plumbing.base_of(config, wildcards.method),
-        options=lambda wildcards: plumbing.options(config, wildcards.method).get(
-            "compose", {}
-        ),
+        method=method_of,
+        options=options_of("compose"),
         dtype=dtype_of,
         device=device_of,
-        code=lambda wildcards: plumbing.step_code(
-            plumbing.base_of(config, wildcards.method), "compose"
-        ),
+        code=code_of("compose"),
     message:
         "Composing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:

@@ -5,15 +5,15 @@ rule diagnose:
     input:
         dense="results/{model}/dense",
         facts="results/{model}/facts.json",
-        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
-        pruned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/pruned.json",
+        checkpoint=f"{POINT}/checkpoint",
+        pruned=f"{POINT}/pruned.json",
         text=f"results/texts/{config['evaluate']['text']}.jsonl",
     output:
-        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/diagnosis.json",
+        f"{POINT}/diagnosis.json",
     log:
-        "results/logs/diagnose/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/diagnose/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/diagnose/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/diagnose/{POINT_NAME}.tsv"
     conda:
         environment()
     resources:
@@ -25,7 +25,7 @@ rule diagnose:
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=config.get("diagnose", {}),
-        code=plumbing.code("diagnose"),
+        code=code.of_script("diagnose"),
     message:
         "Diagnosing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:

@@ -22,8 +22,8 @@ rule tasks:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        options=options_of(config["evaluate"], OWN_TASKS),
-        code=plumbing.code("tasks"),
+        options=known_options(config["evaluate"], OWN_TASKS),
+        code=code.of_script("tasks"),
     message:
         "Making tasks from held-out text {config[evaluate][text]}"
     script:
@@ -32,15 +32,15 @@ rule tasks:
 
 rule score:
     input:
-        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
+        checkpoint=f"{POINT}/checkpoint",
         tasks="results/tasks",
-        data=lambda wildcards: plumbing.benchmark_files(one_task(wildcards)),
+        data=lambda wildcards: evaluation.benchmark_files(one_task(wildcards)),
     output:
-        scores="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scored/{task}.json",
+        scores=f"{POINT}/scored/{{task}}.json",
     log:
-        "results/logs/score/{model}-{calib}-{method}-r{ratio}-k{k_max}-{task}.log",
+        f"results/logs/score/{POINT_NAME}-{{task}}.log",
     benchmark:
-        "results/benchmarks/score/{model}-{calib}-{method}-r{ratio}-k{k_max}-{task}.tsv"
+        f"results/benchmarks/score/{POINT_NAME}-{{task}}.tsv"
     conda:
         environment()
     resources:
@@ -52,11 +52,11 @@ rule score:
         dtype=dtype_of,
         device=device_of,
         task_folders=config["evaluate"].get("task_folders", []),
-        options=lambda wildcards: options_of(one_task(wildcards), SCORING),
+        options=lambda wildcards: known_options(one_task(wildcards), SCORING),
         benchmarks=lambda wildcards: one_task(wildcards).get("benchmarks", {}),
         records=lambda wildcards, output: os.path.dirname(output.scores),
-        definitions=plumbing.task_files(),
-        code=plumbing.code("evaluate"),
+        definitions=evaluation.task_files(),
+        code=code.of_script("evaluate"),
     message:
         "Scoring {wildcards.task} of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
@@ -67,7 +67,7 @@ use rule score as score_dense with:
     input:
         checkpoint="results/{model}/dense",
         tasks="results/tasks",
-        data=lambda wildcards: plumbing.benchmark_files(one_task(wildcards)),
+        data=lambda wildcards: evaluation.benchmark_files(one_task(wildcards)),
     output:
         scores="results/{model}/scored/{task}.json",
     log:
@@ -80,17 +80,17 @@ use rule score as score_dense with:
 
 rule evaluate:
     input:
-        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
+        checkpoint=f"{POINT}/checkpoint",
         tasks="results/tasks",
-        data=plumbing.benchmark_files(config["evaluate"]),
-        scored=of_tasks("results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scored"),
+        data=evaluation.benchmark_files(config["evaluate"]),
+        scored=of_tasks(f"{POINT}/scored"),
     output:
-        scores="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/scores.json",
-        samples=directory("results/{model}/{calib}/{method}/r{ratio}-k{k_max}/samples"),
+        scores=f"{POINT}/scores.json",
+        samples=directory(f"{POINT}/samples"),
     log:
-        "results/logs/evaluate/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/evaluate/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/evaluate/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/evaluate/{POINT_NAME}.tsv"
     # jobs that only put together are small, and go together where they are many
     group:
         "evaluate" if SPLIT else None
@@ -105,12 +105,12 @@ rule evaluate:
         dtype=dtype_of,
         device=device_of,
         task_folders=config["evaluate"].get("task_folders", []),
-        options=options_of(config["evaluate"], SCORING),
+        options=known_options(config["evaluate"], SCORING),
         benchmarks=config["evaluate"].get("benchmarks", {}),
         # what a task gave stays here when the job fails, or when another task is asked for
         records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
-        definitions=plumbing.task_files(),
-        code=plumbing.code("evaluate"),
+        definitions=evaluation.task_files(),
+        code=code.of_script("evaluate"),
     message:
         "Evaluating {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
@@ -121,7 +121,7 @@ use rule evaluate as evaluate_dense with:
     input:
         checkpoint="results/{model}/dense",
         tasks="results/tasks",
-        data=plumbing.benchmark_files(config["evaluate"]),
+        data=evaluation.benchmark_files(config["evaluate"]),
         scored=of_tasks("results/{model}/scored"),
     output:
         scores="results/{model}/scores.json",
@@ -137,13 +137,13 @@ use rule evaluate as evaluate_dense with:
 rule efficiency:
     input:
         dense="results/{model}/dense",
-        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
+        checkpoint=f"{POINT}/checkpoint",
     output:
-        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/efficiency.json",
+        f"{POINT}/efficiency.json",
     log:
-        "results/logs/efficiency/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/efficiency/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/efficiency/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/efficiency/{POINT_NAME}.tsv"
     conda:
         environment()
     resources:
@@ -154,7 +154,7 @@ rule efficiency:
         dtype=dtype_of,
         device=device_of,
         options=config.get("efficiency", {}),
-        code=plumbing.code("efficiency"),
+        code=code.of_script("efficiency"),
     message:
         "Timing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}, beside the dense model"
     script:

@@ -1,9 +1,9 @@
 """Figures, each as PDF and PNG with its data as CSV: docs/figures.md says which figure of which paper each is."""
 
-SHOWN = plumbing.chosen_points(config, "figures")
-LOOKS = plumbing.looks(config, GRID)
-MODELS = plumbing.calibrated(config)
-MODEL_LABELS = plumbing.labels(MODELS)
+SHOWN = grid.chosen_points(config, "figures")
+LOOKS = figures.looks(config, GRID)
+MODELS = grid.calibrated(config)
+MODEL_LABELS = grid.labels(MODELS)
 COLORMAP = config.get("figures", {}).get("colormap", "viridis")
 
 
@@ -25,7 +25,7 @@ rule figure_similarity:
         kind="similarity",
         colormap=COLORMAP,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the similarity of layers of {wildcards.model}"
     script:
@@ -46,7 +46,7 @@ use rule figure_similarity as figure_models with:
         labels=MODEL_LABELS,
         colormap=COLORMAP,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the similarity of layers of all models"
 
@@ -69,7 +69,7 @@ rule figure_training:
     params:
         kind="training",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the training curves of {wildcards.method}"
     script:
@@ -89,7 +89,7 @@ use rule figure_training as figure_locality with:
         kind="locality",
         labels=MODEL_LABELS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the similarity of layers by distance"
 
@@ -106,7 +106,7 @@ use rule figure_training as figure_operators with:
     params:
         kind="operators",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the operator norms of {wildcards.method}"
 
@@ -114,8 +114,8 @@ use rule figure_training as figure_operators with:
 use rule figure_training as figure_joint with:
     input:
         lambda wildcards: [
-            f"{plumbing.point_dir(point)}/composed.safetensors"
-            for point in points_like(wildcards, GRID)
+            f"{grid.folder(point)}/composed.safetensors"
+            for point in grid.points_like(GRID, wildcards)
         ],
     output:
         **drawn("{model}/{calib}/{method}-joint"),
@@ -127,10 +127,10 @@ use rule figure_training as figure_joint with:
         kind="joint",
         labels=lambda wildcards: [
             f"ratio {p['ratio']}, K max {p['k_max']}"
-            for p in points_like(wildcards, GRID)
+            for p in grid.points_like(GRID, wildcards)
         ],
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the joint training of {wildcards.method}"
 
@@ -138,8 +138,8 @@ use rule figure_training as figure_joint with:
 use rule figure_training as figure_errors with:
     input:
         lambda wildcards: [
-            f"{plumbing.point_dir(point)}/diagnosis.json"
-            for point in points_like(wildcards, SHOWN)
+            f"{grid.folder(point)}/diagnosis.json"
+            for point in grid.points_like(SHOWN, wildcards)
         ],
     output:
         **drawn("{model}/{calib}/errors-r{ratio}"),
@@ -149,10 +149,10 @@ use rule figure_training as figure_errors with:
         "results/benchmarks/figures/{model}-{calib}-errors-r{ratio}.tsv"
     params:
         kind="errors",
-        labels=lambda wildcards: rows_and_k_max(points_like(wildcards, SHOWN)),
+        labels=lambda wildcards: grid.variants_and_k_max(grid.points_like(SHOWN, wildcards)),
         rows=LOOKS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the errors of states at ratio {wildcards.ratio}"
 
@@ -172,7 +172,7 @@ use rule figure_training as figure_score_ratio with:
         grid=SHOWN,
         rows=LOOKS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing scores against the ratio"
 
@@ -193,7 +193,7 @@ use rule figure_training as figure_tasks with:
         rows=LOOKS,
         tasks=config.get("figures", {}).get("tasks"),
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing every task against the ratio"
 
@@ -213,6 +213,6 @@ use rule figure_training as figure_layers with:
         steps=STEPS,
         rows=LOOKS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing the replaced layers"

@@ -14,19 +14,17 @@ rule finetune:
         pruned=of_source("pruned.json"),
         plan=of_source("plan.json"),
     output:
-        checkpoint=directory(
-            "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint"
-        ),
-        pruned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/pruned.json",
-        plan="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/plan.json",
-        finetuned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/finetuned.json",
+        checkpoint=directory(f"{POINT}/checkpoint"),
+        pruned=f"{POINT}/pruned.json",
+        plan=f"{POINT}/plan.json",
+        finetuned=f"{POINT}/finetuned.json",
     log:
-        "results/logs/finetune/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/finetune/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/finetune/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/finetune/{POINT_NAME}.tsv"
     wildcard_constraints:
         # without such rows a name that nothing has
-        method="|".join(FINETUNED) or r"(?!)",
+        method=one_of(variants.finetuned(config)),
     conda:
         environment()
     resources:
@@ -36,8 +34,8 @@ rule finetune:
     params:
         dtype=dtype_of,
         device=device_of,
-        options=lambda wildcards: plumbing.options(config, wildcards.method)["finetune"],
-        code=plumbing.code("finetune"),
+        options=lambda wildcards: variants.options(config, wildcards.method)["finetune"],
+        code=code.of_script("finetune"),
     message:
         "Fine-tuning {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:

@@ -37,7 +37,7 @@ rule hidden:
         dtype=dtype_of,
         device=device_of,
         options=EXTRACTION,
-        code=plumbing.code("hidden"),
+        code=code.of_script("hidden"),
     message:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}"
     script:
@@ -60,7 +60,7 @@ use rule hidden as hidden_join with:
     input:
         shards_of,
     resources:
-        mem_mb=memory_mb(2000, states=norm_states),
+        mem_mb=memory_mb(2000, states=lambda wildcards: resources.norm_states(config, wildcards.model)),
         runtime=minutes(30),
     message:
         "Joining hidden states of {wildcards.model} over {wildcards.calib}"

@@ -21,7 +21,7 @@ rule comparisons:
         runtime=minutes(30),
     params:
         grid=POINTS,
-        code=plumbing.code("comparisons"),
+        code=code.of_script("comparisons"),
     message:
         "Comparing models item by item"
     script:
@@ -47,7 +47,7 @@ rule seeds:
         runtime=minutes(10),
     params:
         families=FAMILIES,
-        code=plumbing.code("seeds"),
+        code=code.of_script("seeds"),
     message:
         "Tabulating calibration seeds"
     script:
@@ -68,7 +68,7 @@ rule paper_costs:
         mem_mb=memory_mb(2000),
         runtime=minutes(10),
     params:
-        code=plumbing.code("costs"),
+        code=code.of_script("costs"),
     message:
         "Counting what the paper's models cost, from their configurations"
     script:
@@ -98,9 +98,9 @@ rule paper:
         runtime=minutes(10),
     params:
         models=config["grid"]["models"],
-        calibrations=plumbing.calibration_sizes(config),
-        ablations=plumbing.paper_ablations(config),
-        code=plumbing.code("paper"),
+        calibrations=grid.calibration_sizes(config),
+        ablations=grid.paper_ablations(config),
+        code=code.of_script("paper"),
     message:
         "Writing the paper's tables"
     script:

@@ -19,9 +19,9 @@ rule plan:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        work=plumbing.workload(config),
+        work=resources.workload(config),
         options=config.get("plan", {}),
-        code=plumbing.code("plan"),
+        code=code.of_script("plan"),
     message:
         "Planning the grid"
     script:

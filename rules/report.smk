@@ -26,7 +26,7 @@ rule tables:
     params:
         grid=POINTS,
         steps=STEPS,
-        code=plumbing.code("tables"),
+        code=code.of_script("tables"),
     message:
         "Writing tables"
     script:
@@ -59,11 +59,11 @@ rule report:
     params:
         # functions, since snakemake takes braces in strings for wildcards
         figures=lambda wildcards: FIGURES,
-        seeds=plumbing.seeds(config),
+        seeds=grid.seeds(config),
         config_yaml=lambda wildcards: yaml.safe_dump(
             config, sort_keys=False, allow_unicode=True
         ),
-        code=plumbing.code("report"),
+        code=code.of_script("report"),
     message:
         "Writing the report"
     script:

@@ -8,13 +8,13 @@ rule search:
         hidden="results/{model}/{calib}/hidden.zarr",
         tokens="results/{model}/{calib}/tokens.safetensors",
     output:
-        "results/{model}/{calib}/{method}/search-k{k_max}.json",
+        SEARCH,
     log:
         "results/logs/search/{model}-{calib}-{method}-k{k_max}.log",
     benchmark:
         "results/benchmarks/search/{model}-{calib}-{method}-k{k_max}.tsv"
     wildcard_constraints:
-        method=rows_with("search"),
+        method=one_of(variants.having(config, "search")),
     conda:
         environment()
     resources:
@@ -22,15 +22,11 @@ rule search:
         mem_mb=memory_mb(4000, weights=2, states=6),
         runtime=minutes(60, per_billion=60),
     params:
-        method=lambda wildcards: plumbing.base_of(config, wildcards.method),
-        options=lambda wildcards: plumbing.options(config, wildcards.method).get(
-            "search", {}
-        ),
+        method=method_of,
+        options=options_of("search"),
         dtype=dtype_of,
         device=device_of,
-        code=lambda wildcards: plumbing.step_code(
-            plumbing.base_of(config, wildcards.method), "search"
-        ),
+        code=code_of("search"),
     message:
         "Searching which layers go: {wildcards.method}, K_max {wildcards.k_max}"
     script:

@@ -14,11 +14,11 @@ rule similarity:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000, states=gathered_states),
+        mem_mb=memory_mb(3000, states=lambda wildcards: resources.gathered_states(config, wildcards.model, wildcards.calib)),
         runtime=minutes(20, per_billion=6),
     params:
         options=config.get("similarity", {}),
-        code=plumbing.code("similarity"),
+        code=code.of_script("similarity"),
     message:
         "Comparing the layers of {wildcards.model}"
     script:

@@ -1,7 +1,7 @@
 """States, logits and probabilities beside the dense model's, where the config has `spaces`."""
 
 SPACES = config.get("spaces", {})
-LOOKED_INTO = plumbing.chosen_points(config, "spaces")
+LOOKED_INTO = grid.chosen_points(config, "spaces")
 
 
 rule spaces_probe:
@@ -26,7 +26,7 @@ rule spaces_probe:
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=SPACES.get("probe", {}),
-        code=plumbing.code("spaces"),
+        code=code.of_script("spaces"),
     message:
         "Leaving out the layers of {wildcards.model} one by one"
     script:
@@ -37,22 +37,22 @@ use rule spaces_probe as spaces with:
     input:
         dense="results/{model}/dense",
         facts="results/{model}/facts.json",
-        checkpoint="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/checkpoint",
-        pruned="results/{model}/{calib}/{method}/r{ratio}-k{k_max}/pruned.json",
+        checkpoint=f"{POINT}/checkpoint",
+        pruned=f"{POINT}/pruned.json",
         text=f"results/texts/{config['evaluate']['text']}.jsonl",
         tasks="results/tasks",
     output:
-        "results/{model}/{calib}/{method}/r{ratio}-k{k_max}/spaces.json",
+        f"{POINT}/spaces.json",
     log:
-        "results/logs/spaces/{model}-{calib}-{method}-r{ratio}-k{k_max}.log",
+        f"results/logs/spaces/{POINT_NAME}.log",
     benchmark:
-        "results/benchmarks/spaces/{model}-{calib}-{method}-r{ratio}-k{k_max}.tsv"
+        f"results/benchmarks/spaces/{POINT_NAME}.tsv"
     params:
         dtype=dtype_of,
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=SPACES.get("compare", {}),
-        code=plumbing.code("spaces"),
+        code=code.of_script("spaces"),
     message:
         "Three spaces of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
 
@@ -69,7 +69,7 @@ use rule figure_training as figure_spaces_layers with:
     params:
         kind="by_layer",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing how layers left out change states, logits and probabilities of {wildcards.model}"
 
@@ -86,7 +86,7 @@ use rule figure_training as figure_spaces_split with:
     params:
         kind="split_by_layer",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing changes along and across states and logits of {wildcards.model}"
 
@@ -103,7 +103,7 @@ use rule figure_training as figure_spaces_estimates with:
     params:
         kind="estimates",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing estimates of changes beside the changes of {wildcards.model}"
 
@@ -111,8 +111,8 @@ use rule figure_training as figure_spaces_estimates with:
 use rule figure_training as figure_spaces_steps with:
     input:
         lambda wildcards: [
-            f"{plumbing.point_dir(point)}/spaces.json"
-            for point in points_like(wildcards, LOOKED_INTO)
+            f"{grid.folder(point)}/spaces.json"
+            for point in grid.points_like(LOOKED_INTO, wildcards)
         ],
     output:
         **drawn("{model}/{calib}/spaces-steps-r{ratio}"),
@@ -122,10 +122,10 @@ use rule figure_training as figure_spaces_steps with:
         "results/benchmarks/figures/{model}-{calib}-spaces-steps-r{ratio}.tsv"
     params:
         kind="by_step",
-        labels=lambda wildcards: rows_and_k_max(points_like(wildcards, LOOKED_INTO)),
+        labels=lambda wildcards: grid.variants_and_k_max(grid.points_like(LOOKED_INTO, wildcards)),
         rows=LOOKS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing decoding step by step at ratio {wildcards.ratio}"
 
@@ -133,8 +133,8 @@ use rule figure_training as figure_spaces_steps with:
 use rule figure_training as figure_spaces_choices with:
     input:
         lambda wildcards: [
-            f"{plumbing.point_dir(point)}/spaces.json"
-            for point in points_like(wildcards, LOOKED_INTO)
+            f"{grid.folder(point)}/spaces.json"
+            for point in grid.points_like(LOOKED_INTO, wildcards)
         ],
     output:
         **drawn("{model}/{calib}/spaces-choices-r{ratio}"),
@@ -144,9 +144,9 @@ use rule figure_training as figure_spaces_choices with:
         "results/benchmarks/figures/{model}-{calib}-spaces-choices-r{ratio}.tsv"
     params:
         kind="choices",
-        labels=lambda wildcards: rows_and_k_max(points_like(wildcards, LOOKED_INTO)),
+        labels=lambda wildcards: grid.variants_and_k_max(grid.points_like(LOOKED_INTO, wildcards)),
         rows=LOOKS,
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing letters beside all tokens at ratio {wildcards.ratio}"

@@ -7,7 +7,7 @@ rule step:
         hidden="results/{model}/{calib}/hidden.zarr",
         before=steps_before,
     output:
-        "results/{model}/{calib}/{method}/blocks/{start}-{stop}/{step}.safetensors",
+        f"{BLOCK}/{{step}}.safetensors",
     log:
         "results/logs/step/{model}-{calib}-{method}-{start}-{stop}-{step}.log",
     benchmark:
@@ -16,17 +16,15 @@ rule step:
         environment()
     resources:
         **ONE_GPU,
-        mem_mb=memory_mb(3000, states=block_states),
+        mem_mb=memory_mb(3000, states=lambda wildcards: resources.block_states(
+            int(wildcards.start), int(wildcards.stop)
+        )),
         runtime=minutes(60, per_billion=30),
     params:
-        method=lambda wildcards: plumbing.base_of(config, wildcards.method),
-        options=lambda wildcards: plumbing.options(config, wildcards.method).get(
-            wildcards.step, {}
-        ),
+        method=method_of,
+        options=options_of("step"),
         device=device_of,
-        code=lambda wildcards: plumbing.step_code(
-            plumbing.base_of(config, wildcards.method), wildcards.step
-        ),
+        code=code_of("step"),
     message:
         "Fitting {wildcards.method} on layers {wildcards.start}-{wildcards.stop}: {wildcards.step}"
     script:

@@ -14,14 +14,14 @@ rule theory:
         environment()
     resources:
         **ONE_GPU,
-        mem_mb=memory_mb(4000, states=theory_states),
+        mem_mb=memory_mb(4000, states=lambda wildcards: resources.block_states(*config["theory"]["run"])),
         runtime=minutes(20, per_billion=6),
     params:
         run=config.get("theory", {}).get("run"),
-        kernel=plumbing.theory_kernel(config),
-        options=plumbing.theory_options(config),
+        kernel=variants.theory_kernel(config),
+        options=variants.theory_options(config),
         device=device_of,
-        code=plumbing.code("theory"),
+        code=code.of_script("theory"),
     message:
         "Measuring Theorems 1 and 2 on {wildcards.model}"
     script:
@@ -44,7 +44,7 @@ rule theory_tables:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        code=plumbing.code("theory_tables"),
+        code=code.of_script("theory_tables"),
     message:
         "Writing the tables of Theorems 1 and 2"
     script:
@@ -63,6 +63,6 @@ use rule figure_training as figure_theory with:
     params:
         kind="theory",
         dpi=DPI,
-        code=plumbing.code("figure"),
+        code=code.of_script("figure"),
     message:
         "Drawing Theorems 1 and 2 of {wildcards.model}"

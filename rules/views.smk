@@ -21,12 +21,12 @@ rule views_heatmaps:
     params:
         kind="heatmaps",
         options=VIEWS.get("heatmaps", {}),
-        fitted=lambda wildcards: plumbing.options(config, wildcards.method).get(
+        fitted=lambda wildcards: variants.options(config, wildcards.method).get(
             "kernel", {}
         ),
         colormap=config.get("figures", {}).get("colormap", "viridis"),
         dpi=DPI,
-        code=plumbing.code("views"),
+        code=code.of_script("views"),
     message:
         "Drawing the kernel space of {wildcards.method}"
     script:
@@ -53,7 +53,7 @@ rule views_trajectories:
         options=VIEWS.get("trajectories", {}),
         colormap=config.get("figures", {}).get("colormap", "viridis"),
         dpi=DPI,
-        code=plumbing.code("views"),
+        code=code.of_script("views"),
     message:
         "Drawing the paths of states of {wildcards.model}"
     script:

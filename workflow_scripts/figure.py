@@ -1,7 +1,7 @@
 """All rules of rules/figures.smk: one figure as PDF and PNG, its data beside it as CSV."""
 from pathlib import Path
 
-from gather import of_grid, points, table
+from gather import of_points, points, table
 from job import job
 
 from kdp_core.base import store
@@ -38,9 +38,9 @@ def draw(kind: str, inputs, params) -> style.Drawn:
     if kind == "joint":
         return style.joint_training(labelled(inputs, params.labels))
     if kind == "score_ratio":
-        return score_figures.score_against_ratio(of_grid(table(inputs.summary), params.grid), rows=params.rows)
+        return score_figures.score_against_ratio(of_points(table(inputs.summary), params.grid), rows=params.rows)
     if kind == "tasks":
-        return score_figures.tasks_against_ratio(table(inputs.scores), of_grid(table(inputs.summary), params.grid),
+        return score_figures.tasks_against_ratio(table(inputs.scores), of_points(table(inputs.summary), params.grid),
                                                  tasks=params.tasks, rows=params.rows)
     if kind == "theory":
         return theory_figures.theory(store.read(inputs[0]))

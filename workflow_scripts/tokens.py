@@ -9,8 +9,9 @@ def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out:
     """Tokenise and pack the texts of a calibration mix."""
     parts = [texts.Part(name, texts.read_documents(documents[name], format="jsonl"), count)
              for name, count in calibration["mix"].items()]
-    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"],
-                        separator=calibration.get("separator", "\n"), vocabulary=store.read(facts).vocabulary)
+    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
+                        seed=calibration["seed"], separator=calibration.get("separator", "\n"),
+                        vocabulary=store.read(facts).vocabulary)
     store.write(out, tokens)
 
 

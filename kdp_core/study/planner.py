@@ -107,7 +107,7 @@ def _config(source: str, name: str, converted: Path) -> PretrainedConfig:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Count a grid: `work` as rules/plumbing.py gives it, `facts` of every model by its name in the config.
+    """Count a grid: `work` as workflow_scripts/planning gives it, `facts` of every model by its name in the config.
 
     tflops: what an accelerator sustains in forward passes, TFLOP/s.
     tflops_fit: what it sustains in fits, which are float32, TFLOP/s.

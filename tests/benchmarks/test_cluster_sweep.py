@@ -15,8 +15,7 @@ AT = "results/pico/few/linear/r0.1-k3"
 
 def test_the_sweep_is_four_methods_at_two_ratios_and_two_k_max():
     config = cluster_sweep.sweep_config()
-    cluster_sweep.plumbing.check(config)
-    points = cluster_sweep.plumbing.points(config)
+    points = cluster_sweep.grid.points(config)
     assert len(points) == 16 and {point["method"] for point in points} == {"remove", "linear", "kdp", "shortgpt"}
     assert cluster_sweep._given(config) == [
         "results/smollm2-135m/dense", "results/smollm2-135m/news/tokens.safetensors", "results/tasks"]

@@ -11,6 +11,8 @@ import yaml
 from tests import pico
 
 ROOT = Path(__file__).resolve().parents[2]
+# the rules find planning there too
+sys.path.append(str(ROOT / "workflow_scripts"))
 CONFIG = {
     "models": {"pico": {"source": "model"}},
     "texts": {"made": {"source": "made.txt", "format": "lines"},

@@ -1,15 +1,15 @@
 """Three spaces through the workflow, where the config has `spaces`; looks of rows; wrong names are refused at once."""
 import copy
-import sys
 
 import pandas as pd
 import pytest
+from planning import figures, grid
+from planning.config import check
+from planning.messages import ConfigError
+from planning.schema import schema
 
 from kdp_core.base import store
-from tests.workflow.project import CONFIG, ROOT
-
-sys.path.insert(0, str(ROOT / "rules"))
-import plumbing
+from tests.workflow.project import CONFIG
 
 SPACES = {"rows": ["remove", "linear"], "probe": {"windows": 2, "positions": 3, "parts": ["mlp"]},
           "compare": {"prompts": 2, "prompt_tokens": 8, "steps": 3, "choices": 4}}
@@ -35,7 +35,7 @@ def test_records_and_figures_of_finished_points(copied):
 
 
 def test_they_are_figures_of_the_report_where_the_config_has_them():
-    names = [[entry["name"] for entry in plumbing.figure_entries(config)] for config in (CONFIG, with_spaces())]
+    names = [[entry["name"] for entry in figures.figure_entries(config)] for config in (CONFIG, with_spaces())]
     new = [name for name in names[1] if name not in names[0]]
     assert new == [f"pico/few/spaces-{name}" for name in ("layers", "split", "estimates", "steps-r0.1", "choices-r0.1")]
 
@@ -47,31 +47,31 @@ def test_they_are_figures_of_the_report_where_the_config_has_them():
     ({"compare": {"dropped": [3]}}, "unknown key 'dropped' at spaces.compare"),
 ])
 def test_what_cannot_be_looked_into_is_refused(spaces, message):
-    with pytest.raises(plumbing.ConfigError, match=message):
-        plumbing.check(with_spaces(**spaces))
+    with pytest.raises(ConfigError, match=message):
+        check(with_spaces(**spaces))
 
 
 def test_rows_of_figures_are_rows_of_the_grid():
-    with pytest.raises(plumbing.ConfigError, match=r"figures\.rows names 'linear_sequential'"):
-        plumbing.check(copy.deepcopy(CONFIG) | {"figures": {"rows": ["linear_sequential"]}})
+    with pytest.raises(ConfigError, match=r"figures\.rows names 'linear_sequential'"):
+        check(copy.deepcopy(CONFIG) | {"figures": {"rows": ["linear_sequential"]}})
     config = copy.deepcopy(CONFIG) | {"figures": {"rows": ["kdp"]}}
-    plumbing.check(config)
-    assert [point["method"] for point in plumbing.chosen_points(config, "figures")] == ["kdp"]
-    assert len(plumbing.chosen_points(config, "spaces")) == 3
+    check(config)
+    assert [point["method"] for point in grid.chosen_points(config, "figures")] == ["kdp"]
+    assert len(grid.chosen_points(config, "spaces")) == 3
 
 
 def test_looks_come_from_the_table_not_from_the_run():
     config = copy.deepcopy(CONFIG)
     config["methods"] |= {"small": {"base": "kdp"}, "tuned": {"base": "small", "finetune": {}}, "own": {"base": "lorp"}}
     config["grid"]["methods"] = ["tuned", "small", "kdp", "own"]
-    methods = list(plumbing.schema()["methods"])
+    methods = list(schema()["methods"])
     kdp = methods.index("kdp")
-    assert plumbing.looks(config, plumbing.grid_points(config)) == {
+    assert figures.looks(config, grid.grid_points(config)) == {
         "tuned": [kdp, 2, "fine-tuned"], "small": [kdp, 1, "layers replaced or merged"],
         "kdp": [kdp, 0, "layers replaced or merged"], "own": [methods.index("lorp"), 1, "layers removed"]}
-    assert plumbing.schema()["methods"]["wanda"]["x-group"] == "inside the layers"
+    assert schema()["methods"]["wanda"]["x-group"] == "inside the layers"
 
 
 def test_models_are_named_with_their_calibration_where_there_are_several():
-    assert plumbing.labels([("a", "news"), ("b", "news")]) == ["a", "b"]
-    assert plumbing.labels([("a", "news"), ("a", "more")]) == ["a, news", "a, more"]
+    assert grid.labels([("a", "news"), ("b", "news")]) == ["a", "b"]
+    assert grid.labels([("a", "news"), ("a", "more")]) == ["a, news", "a, more"]

@@ -1,15 +1,14 @@
 """Theorems 1 and 2 through the workflow, where the config has `theory`; what cannot be measured is refused at once."""
 import copy
-import sys
 
 import pandas as pd
 import pytest
+from planning import figures, variants
+from planning.config import check
+from planning.messages import ConfigError
 
 from kdp_core.base import store
-from tests.workflow.project import CONFIG, ROOT, Project
-
-sys.path.insert(0, str(ROOT / "rules"))
-import plumbing
+from tests.workflow.project import CONFIG, Project
 
 THEORY = {"method": "kdp", "run": [3, 6], "kernel": {"epochs": 1, "heldout": 0.2}, "gaps": [1, 3],
           "feature_counts": [16], "operator_ridges": [0.01]}
@@ -36,17 +35,17 @@ def test_record_tables_and_figure(tmp_path):
 def test_tables_and_a_figure_of_the_report_where_the_config_has_theory(tmp_path):
     text = Project(tmp_path).run("--dry-run", "results/tables/theory.csv", check=False)
     assert "no `theory`" in text and "configs/theory.yaml" in text
-    names = [[entry["name"] for entry in plumbing.figure_entries(config)]
+    names = [[entry["name"] for entry in figures.figure_entries(config)]
              for config in (CONFIG, with_theory(**THEORY))]
     assert "pico/few/theory" not in names[0] and "pico/few/theory" in names[1]
 
 
 def test_step_1_takes_the_options_of_the_row_and_its_own_over_them():
     config = with_theory(**THEORY)
-    plumbing.check(config)
-    assert plumbing.theory_kernel(config) == {"features": 32, "epochs": 1, "batch_sequences": 20, "heldout": 0.2}
-    assert set(plumbing.theory_options(config)) == {"gaps", "feature_counts", "operator_ridges"}
-    assert plumbing.theory_kernel(CONFIG) == plumbing.theory_options(CONFIG) == {}
+    check(config)
+    assert variants.theory_kernel(config) == {"features": 32, "epochs": 1, "batch_sequences": 20, "heldout": 0.2}
+    assert set(variants.theory_options(config)) == {"gaps", "feature_counts", "operator_ridges"}
+    assert variants.theory_kernel(CONFIG) == variants.theory_options(CONFIG) == {}
 
 
 @pytest.mark.parametrize("change, message", [
@@ -58,5 +57,5 @@ def test_step_1_takes_the_options_of_the_row_and_its_own_over_them():
     ({"seed": 1}, "unknown key 'seed' at theory"),
 ])
 def test_what_cannot_be_measured_is_refused(change, message):
-    with pytest.raises(plumbing.ConfigError, match=message):
-        plumbing.check(with_theory(**THEORY | change))
+    with pytest.raises(ConfigError, match=message):
+        check(with_theory(**THEORY | change))

@@ -1,14 +1,13 @@
 """Heat maps and paths through the workflow, on a block that no grid point selects; wrong names are refused at once."""
 import copy
-import sys
 
 import pandas as pd
 import pytest
+from planning import figures
+from planning.config import check
+from planning.messages import ConfigError
 
-from tests.workflow.project import CONFIG, ROOT, Project
-
-sys.path.insert(0, str(ROOT / "rules"))
-import plumbing
+from tests.workflow.project import CONFIG, Project
 
 VIEWS = {"rows": ["kdp"], "blocks": ["2-4"], "heatmaps": {"positions": [0, 7]},
          "trajectories": {"samples": 12, "perplexity": 5.0}}
@@ -32,10 +31,10 @@ def test_views_of_a_named_block(tmp_path):
 
 
 def test_views_are_figures_of_the_report_where_the_config_has_them():
-    names = [entry["name"] for entry in plumbing.figure_entries(with_views(**VIEWS))]
+    names = [entry["name"] for entry in figures.figure_entries(with_views(**VIEWS))]
     assert {"pico/few/trajectories", "pico/few/kdp-heatmaps"} <= set(names)
     assert not any("heatmaps" in entry["name"] or "trajectories" in entry["name"]
-                   for entry in plumbing.figure_entries(CONFIG))
+                   for entry in figures.figure_entries(CONFIG))
 
 
 @pytest.mark.parametrize("views, message", [
@@ -46,14 +45,14 @@ def test_views_are_figures_of_the_report_where_the_config_has_them():
     ({"heatmaps": {"seed": 3}}, "unknown key 'seed' at views.heatmaps"),
 ])
 def test_wrong_views_are_refused(views, message):
-    with pytest.raises(plumbing.ConfigError, match=message):
-        plumbing.check(with_views(**views))
+    with pytest.raises(ConfigError, match=message):
+        check(with_views(**views))
 
 
 def test_a_row_outside_the_grid_needs_blocks():
     config = with_views(rows=["wide"])
     config["methods"]["wide"] = {"base": "kdp", "kernel": {"bandwidth_scale": 9.0}}
-    with pytest.raises(plumbing.ConfigError, match=r"'wide', of which .*views\.blocks"):
-        plumbing.check(config)
+    with pytest.raises(ConfigError, match=r"'wide', of which .*views\.blocks"):
+        check(config)
     config["views"]["blocks"] = ["2-4"]
-    plumbing.check(config)
+    check(config)

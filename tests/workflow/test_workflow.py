@@ -2,17 +2,13 @@
 import html
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
+from planning.figures import figure_entries
 
 from kdp_core.base import store
 from kdp_core.states import hidden
-from tests.workflow.project import ROOT
-
-sys.path.insert(0, str(ROOT / "rules"))
-import plumbing
 
 POINT = "results/pico/few/kdp/r0.1-k3"
 
@@ -66,7 +62,7 @@ def test_snakemakes_own_report_has_captions_categories_and_labels(copied):
     assert set(categories) == {"Report", "Tables", "Figures"}
     assert list(categories["Figures"]) == ["All models", "pico, few"]
     figures = {path.removeprefix("results/figures/"): found for path, found in results.items() if "/figures/" in path}
-    shown = {entry["name"]: entry for entry in plumbing.figure_entries(copied.config)}
+    shown = {entry["name"]: entry for entry in figure_entries(copied.config)}
     assert set(figures) == {f"{name}.{suffix}" for name in shown for suffix in ("png", "pdf", "csv")}
     for name, entry in shown.items():
         found = figures[f"{name}.png"]

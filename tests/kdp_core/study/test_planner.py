@@ -20,7 +20,7 @@ def row(base, source=None, fits=(), search=None, **options):
 
 
 def work_of(rows, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
-    """A workload as rules/plumbing.py gives it: one model, one calibration set."""
+    """A workload as workflow_scripts/planning gives it: one model, one calibration set."""
     made = [{"model": model, "calib": "c", "method": name, "ratio": f"{ratio:g}", "k_max": str(k),
              **({"source": one["source"]} if one["source"] else {})}
             for name, one in rows.items() for ratio in ratios for k in k_max]

@@ -1,0 +1,15 @@
+"""What is known of a run before any job: the checked configuration, the grid, resources, hashes of code, figures.
+
+The rules import these modules. They import neither torch nor kdp_core, so that planning stays quick; what they must
+know of the methods stands in the schema (schema.py), which is made from the signatures of the library.
+
+    schema       the JSON schema of the configuration
+    messages     ConfigError, and the words of its messages
+    variants     the variants of `methods:`: method, options, steps, and what they share with each other
+    grid         points, result folders, calibration seeds, ablations
+    evaluation   tasks and benchmarks
+    resources    sizes of models, memory, devices, shards, and what the planner counts
+    config       the check of a configuration
+    code         hashes of the library code that a script runs
+    figures      the figures of the report: titles, captions, looks
+"""

@@ -1,0 +1,179 @@
+"""The check of a configuration before any job: keys, types, values, and the names that refer to each other."""
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from planning import grid, variants
+from planning.evaluation import benchmark_files
+from planning.messages import ConfigError, refuse, require
+from planning.resources import batch_sequences, batches_of
+from planning.schema import schema
+
+RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
+"""Names of result folders that no model may have."""
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise ConfigError for an unknown key, a wrong type or value, or a name that nothing defines."""
+    refuse(schema(), config, [])
+    for name, variant in config["methods"].items():
+        own = {key: value for key, value in (variant or {}).items() if key not in ("base", "finetune")}
+        refuse(schema()["methods"][variants.base_of(config, name)], own, ["methods", name])
+        _check_finetune(config, name)
+    _check_grid(config)
+    _check_methods(config)
+    _check_theory(config)
+    _check_views(config)
+    for section in ("figures", "spaces"):
+        require(f"{section}.rows", config.get(section, {}).get("rows", []), dict.fromkeys(config["grid"]["methods"]),
+                "name a variant of grid.methods, or add it there")
+    _check_ablations(config)
+    _check_shards(config)
+    _check_devices(config)
+    _check_benchmarks(config)
+
+
+def _check_finetune(config: dict[str, Any], name: str) -> None:
+    """A fine-tuned variant shares blocks, steps and checkpoint with its base, so it sets nothing but `finetune`."""
+    variant = config["methods"][name] or {}
+    base = config["methods"].get(variant.get("base")) or {}
+    if "finetune" not in variant:
+        if "finetune" in base:
+            raise ConfigError(f"config: methods.{name} stands on {variant['base']!r}, which is fine-tuned; give it a "
+                              "`finetune` of its own, or the variant below as `base`")
+        return
+    if variant.get("base") not in config["methods"]:
+        raise ConfigError(f"config: methods.{name}.finetune starts from the checkpoint of a variant; name one of "
+                          f"methods as `base` ({variant.get('base')!r} is none)")
+    if more := sorted(set(variant) - {"base", "finetune"}):
+        raise ConfigError(f"config: methods.{name} is fine-tuned and sets {more[0]!r} too; set that in a variant of "
+                          "its own and take it as `base`")
+    refuse(schema()["finetune"], variant["finetune"], ["methods", name, "finetune"])
+
+
+def _check_grid(config: dict[str, Any]) -> None:
+    for key in ("models", "calibrations", "methods"):
+        require(f"grid.{key}", config["grid"][key], config[key], f"add it under {key}")
+    for name, calibration in config["calibrations"].items():
+        require(f"calibrations.{name}.mix", calibration["mix"], config["texts"], "add it under texts")
+    for name, sets in grid.seed_sets(config).items():
+        if taken := [made for made in sets if made != name and made in config["calibrations"]]:
+            raise ConfigError(f"config: calibrations.{name}.seeds makes a set {taken[0]!r}, which is there already; "
+                              "rename that one")
+    require("evaluate.text", [config["evaluate"]["text"]], config["texts"], "add it under texts")
+    for name in config["models"]:
+        if name in RESERVED:
+            raise ConfigError(f"config: models.{name}: results/{name} is a folder of the workflow itself; "
+                              "choose another name")
+
+
+def _check_methods(config: dict[str, Any]) -> None:
+    for name in config["methods"]:
+        sized = variants.options(config, name).get("block", {}).get("sized_as")
+        require(f"methods.{name}.block.sized_as", [sized] if sized else [], config["methods"],
+                "name a variant of methods")
+
+
+def _check_theory(config: dict[str, Any]) -> None:
+    if "theory" not in config:
+        return
+    method, run = config["theory"]["method"], config["theory"]["run"]
+    require("theory.method", [method], config["methods"], "name a variant of methods")
+    if "kernel" not in variants.steps(config, method):
+        raise ConfigError(f"config: theory.method {method!r} has no step `kernel`; name a variant that stands on kdp")
+    if run[0] >= run[1]:
+        raise ConfigError(f"config: theory.run is {run}, an empty run; give the first layer and one past the last")
+
+
+def _check_views(config: dict[str, Any]) -> None:
+    views = config.get("views", {})
+    require("views.rows", views.get("rows", []), config["methods"], "name a variant of methods")
+    for name in views.get("rows", []):
+        first = variants.method_schema(config, name)["properties"].get("kernel", {})
+        if first.get("x-module") != "kdp_core.methods.kdp.kernel":
+            raise ConfigError(f"config: views.rows names {name!r}, which trains no kernel; name a variant that stands "
+                              "on kdp")
+        if "blocks" not in views and name not in config["grid"]["methods"]:
+            raise ConfigError(f"config: views.rows names {name!r}, of which the grid trains no block; add it to "
+                              "grid.methods or name views.blocks")
+    for block in views.get("blocks", []):
+        start, stop = map(int, block.split("-"))
+        if start >= stop:
+            raise ConfigError(f"config: views.blocks names {block!r}, an empty run; give the first layer and one past "
+                              "the last")
+
+
+def _check_ablations(config: dict[str, Any]) -> None:
+    numbered: dict[int, str] = {}
+    for name, ablation in config.get("ablations", {}).items():
+        if ablation.get("paper") in numbered:
+            raise ConfigError(f"config: ablations.{name}.paper is {ablation['paper']}, and so is that of "
+                              f"{numbered[ablation['paper']]}; take it from one of them")
+        numbered |= {ablation["paper"]: name} if "paper" in ablation else {}
+    for name, ablation in config.get("ablations", {}).items():
+        at = f"ablations.{name}"
+        require(f"{at}.rows", ablation["rows"], config["methods"], "add it under methods")
+        require(f"{at}.calibrations", ablation.get("calibrations", []), config["calibrations"],
+                "add it under calibrations")
+        for variant, option in itertools.product(ablation["rows"], (x for x in ablation["x"] if "." in x)):
+            part, key = option.split(".")
+            if key not in variants.options(config, variant).get(part, {}):
+                raise ConfigError(f"config: {at}.x is {option}, which methods.{variant} does not set; "
+                                  "write it into the variant")
+
+
+def _check_shards(config: dict[str, Any]) -> None:
+    count = config.get("hidden", {}).get("shards", 1)
+    for calib in dict.fromkeys(point["calib"] for point in grid.points(config)):
+        if (batches := batches_of(config, calib)) < count:
+            raise ConfigError(f"config: hidden.shards is {count}, but calibrations.{calib} has {batches} batches of "
+                              f"hidden.batch_sequences {batch_sequences(config)}; take at most {batches} shards, or "
+                              "smaller batches")
+
+
+def _check_devices(config: dict[str, Any]) -> None:
+    for name, own in config["models"].items():
+        device, gpus = own.get("device", "cpu"), own.get("gpus", 1)
+        for key in ("gpus", "max_memory"):
+            if key in own and device != "balanced":
+                raise ConfigError(f"config: models.{name}.{key} is {own[key]}, but device {device} is one place; set "
+                                  f"device to balanced, or leave {key} out")
+        for place in own.get("max_memory", {}):
+            if place != "cpu" and not (str(place).isdigit() and int(place) < gpus):
+                raise ConfigError(f"config: models.{name}.max_memory names {place!r}; name cpu, or a GPU by its "
+                                  f"number, below models.{name}.gpus, which is {gpus}")
+    spread = [name for name in config["grid"]["models"] if config["models"][name].get("device") == "balanced"]
+    run = map(partial(_needs_one_device, config), grid.run_variants(config))
+    for needs in [*run, "`spaces`" if "spaces" in config else ""]:
+        if spread and needs:
+            raise ConfigError(f"config: models.{spread[0]}.device is balanced, but {needs} needs a model on one "
+                              "device; leave it out, or set a device that holds the model")
+
+
+def _needs_one_device(config: dict[str, Any], variant: str) -> str:
+    """The part of a variant that runs single layers of the model, trains or changes it; empty if it reads states."""
+    parts = variants.method_schema(config, variant)["properties"]
+    reads = parts.get("search", {"x-module": "kdp_core.methods.shortgpt"})["x-module"] == "kdp_core.methods.shortgpt"
+    tuned = variants.source_of(config, variant) != variant
+    found = [part for part, there in (("finetune", tuned), ("compose", "compose" in parts), ("search", not reads))
+             if there]
+    return f"`{found[0]}` of variant {variant!r}" if found else ""
+
+
+def _check_benchmarks(config: dict[str, Any]) -> None:
+    chosen = config["evaluate"].get("benchmarks", {})
+    named = chosen.get("tasks", [])
+    require("evaluate.benchmarks.limits", chosen.get("limits", {}), dict.fromkeys(named), "add it to its tasks")
+    for name in named:
+        if name in config["evaluate"]["tasks"]:
+            raise ConfigError(f"config: {name!r} stands in evaluate.tasks and in evaluate.benchmarks.tasks; name it "
+                              "once")
+        if schema()["x-benchmarks"][name]["code"] and not chosen.get("allow_code"):
+            raise ConfigError(f"config: evaluate.benchmarks.tasks names {name!r}, which runs programs that the model "
+                              "writes; set evaluate.benchmarks.allow_code to true to run them with limits, or leave "
+                              "it out")
+    for file in benchmark_files(config["evaluate"]):
+        if not Path(file).is_file():
+            raise ConfigError(f"config: evaluate.benchmarks.data: {file} does not exist; put it there, take "
+                              "`data: hub`, or leave its task out")

@@ -1,0 +1,178 @@
+"""The grid: its points, the folders of their results, calibration seeds, and the points that ablations add.
+
+A point is one combination of model, calibration set, variant (`method`), ratio and K max, each as the text of its
+wildcard. A point of a fine-tuned variant also has `source`, the variant that it starts from; a point whose layers are
+searched also has `search`, the variant whose search it reads.
+"""
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from planning import variants
+from planning.schema import schema
+
+KEYS = ("model", "calib", "method", "ratio", "k_max")
+"""The wildcards that name a point."""
+POINT = "results/{model}/{calib}/{method}/r{ratio}-k{k_max}"
+"""The folder of a point's results."""
+POINT_NAME = "{model}-{calib}-{method}-r{ratio}-k{k_max}"
+"""The name of a point in the names of log and benchmark files."""
+BLOCK = "results/{model}/{calib}/{method}/blocks/{start}-{stop}"
+"""The folder of what a variant fits for one block; all points with this block share it."""
+SEARCH = "results/{model}/{calib}/{method}/search-k{k_max}.json"
+"""The file of a variant's search; all ratios share it."""
+
+
+def folder(point: dict[str, Any]) -> str:
+    """The folder of a point's results."""
+    return POINT.format(**point)
+
+
+def source_point(point: dict[str, Any]) -> dict[str, Any]:
+    """The point whose blocks, fits and search a point shares: of a fine-tuned variant the one that it starts from."""
+    return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
+
+
+def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
+    """The records that a point is folded from, block by block; the file of its plan must exist where it has steps."""
+    point = source_point(point)
+    if fits == ["compose"]:
+        return [f"{folder(point)}/composed.safetensors"]
+    fields = json.loads(Path(folder(point), "plan.json").read_text(encoding="utf-8"))["fields"]
+    return [f"{BLOCK.format(**point, start=start, stop=stop)}/{step}.safetensors"
+            for start, stop in fields["blocks"] for step in fits]
+
+
+def search_file(point: dict[str, Any]) -> str | None:
+    """The search that a point's layers were selected by; None where they were not searched."""
+    return SEARCH.format(**point | {"method": point["search"]}) if "search" in point else None
+
+
+def points(config: dict[str, Any]) -> list[dict[str, str]]:
+    """All points that are pruned and measured: those of the grid, then those that ablations add."""
+    made = [*grid_points(config), *(point for name in config.get("ablations", {})
+                                    for point in ablation_points(config, name))]
+    return list({tuple(point.values()): point for point in made}.values())
+
+
+def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
+    """The grid's own points, in the order of the configuration."""
+    return _product(config, config["grid"], config["grid"]["methods"])
+
+
+def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
+    """The points of an ablation: its variants at its own calibration sets, ratios and K max, else at the grid's."""
+    return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["rows"])
+
+
+def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> list[dict[str, str]]:
+    more = {}
+    for name in names:
+        source = variants.source_of(config, name)
+        search = variants.search_of(config, source)
+        more[name] = ({"source": source} if source != name else {}) | ({"search": search} if search else {})
+    return [dict(model=model, calib=calib, method=name, ratio=f"{ratio:g}", k_max=str(k_max), **more[name])
+            for model, calib, name, ratio, k_max in itertools.product(
+                grid["models"], grid["calibrations"], names, grid["ratios"], grid["k_max"])]
+
+
+def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
+    """The grid's points of the variants that a section of the configuration chooses; all of them where it does not."""
+    chosen = config.get(section, {}).get("rows", config["grid"]["methods"])
+    return [point for point in grid_points(config) if point["method"] in chosen]
+
+
+def points_like(points: list[dict[str, str]], wildcards: dict[str, str]) -> list[dict[str, str]]:
+    """Those of the points that have the values of these wildcards."""
+    return [point for point in points if all(point.get(key, value) == value for key, value in wildcards.items())]
+
+
+def variants_and_k_max(points: list[dict[str, str]]) -> list[list[Any]]:
+    """Variant and K max of points, by which figures know them."""
+    return [[point["method"], int(point["k_max"])] for point in points]
+
+
+def by_layer(files: Iterable[str]) -> list[str]:
+    """Files of blocks in the order of their blocks: by first layer, then by the end."""
+    return sorted(files, key=lambda file: [int(layer) for layer in Path(file).parent.name.split("-")])
+
+
+def run_variants(config: dict[str, Any]) -> list[str]:
+    """The variants that are run, those of the grid first."""
+    return list(dict.fromkeys(point["method"] for point in points(config)))
+
+
+def calibrated(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every model and calibration set of the grid."""
+    return list(itertools.product(config["grid"]["models"], config["grid"]["calibrations"]))
+
+
+def labels(calibrated: list[tuple[str, str]]) -> list[str]:
+    """Names of models in figures; the calibration set stands beside them if there are several."""
+    several = len({calib for _, calib in calibrated}) > 1
+    return [f"{model}, {calib}" if several else model for model, calib in calibrated]
+
+
+def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Sequences and tokens of each calibration set."""
+    return {name: (sum(own["mix"].values()), own["length"] * sum(own["mix"].values()))
+            for name, own in config["calibrations"].items()}
+
+
+def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """For each calibration set with `seeds`, the sets that it stands for and their seeds; its own comes first."""
+    return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
+            for name, own in config["calibrations"].items() if "seeds" in own}
+
+
+def seed_families(config: dict[str, Any]) -> dict[str, str]:
+    """For every calibration set that is one of several seeds, the set that names the seeds."""
+    return {made: name for name, sets in seed_sets(config).items() if len(sets) > 1 for made in sets}
+
+
+def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a calibration set for every seed, run wherever the set that names the seeds is run."""
+    sets = seed_sets(config)
+    calibrations = {made: {key: value for key, value in own.items() if key != "seeds"} | {"seed": seed}
+                    for name, own in config["calibrations"].items()
+                    for made, seed in sets.get(name, {name: own["seed"]}).items()}
+
+    def apart(part: dict[str, Any]) -> dict[str, Any]:
+        if "calibrations" not in part:
+            return part
+        return part | {"calibrations": [made for name in part["calibrations"] for made in sets.get(name, [name])]}
+
+    studies = {name: apart(own) for name, own in config.get("ablations", {}).items()}
+    return config | {"calibrations": calibrations, "grid": apart(config["grid"])} | (
+        {"ablations": studies} if studies else {})
+
+
+def seeds(config: dict[str, Any]) -> dict[str, int]:
+    """Every seed that the grid uses."""
+    made = {f"calibration {point['calib']}": config["calibrations"][point["calib"]]["seed"]
+            for point in points(config)}
+    made["evaluation"] = config["evaluate"].get("seed", 0)
+    for name in run_variants(config):
+        own = schema()["methods"][variants.base_of(config, name)]["properties"] \
+            if variants.source_of(config, name) == name else ["finetune"]
+        made |= {f"{name}, {part}": variants.options(config, name).get(part, {}).get("seed", 0) for part in own
+                 if part != "block"}
+    return made
+
+
+def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """An ablation as `kdp_core.results.ablations.Ablation` takes it."""
+    own = config["ablations"][name]
+    varied = {variant: variants.options(config, variant) for variant in own["rows"]}
+    tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
+    return {"name": f"ablation-{name}", "title": own["title"], "x": own["x"],
+            "metrics": own.get("metrics", ["ppl", "acc"]), "points": ablation_points(config, name), "tokens": tokens,
+            "settings": {variant: {option: varied[variant][part][key] for option in own["x"] if "." in option
+                                   for part, key in [option.split(".")]} for variant in own["rows"]}}
+
+
+def paper_ablations(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The ablations that are tables of the KDP paper, by the number of the table, as `ablation` gives them."""
+    return {own["paper"]: ablation(config, name) for name, own in config.get("ablations", {}).items() if "paper" in own}

@@ -1,0 +1,130 @@
+"""What jobs need: sizes of models and states, devices and shards; and the numbers that the planner counts with."""
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from planning import variants
+from planning.evaluation import evaluated
+from planning.grid import grid_points, points, run_variants
+from planning.schema import schema
+
+
+def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
+    """Parameters, width of the states and number of layers of a model, as far as they are known.
+
+    They are read from the model's facts. Before it is fetched they are read from the config.json of a local folder, or
+    the parameters alone from the source's name, as in hf:meta-llama/Llama-2-7b-hf. Unknown numbers are 0.
+    """
+    facts = Path(f"results/{model}/facts.json")
+    if facts.is_file():
+        fields = json.loads(facts.read_text(encoding="utf-8"))["fields"]
+        return {"params": fields["params_total"], "width": fields["width"], "layers": fields["layers"]}
+    source = config["models"][model]["source"]
+    if (described := Path(source) / "config.json").is_file():
+        return _size_of_config(json.loads(described.read_text(encoding="utf-8")))
+    named = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", source.lower())
+    return {"params": float(named[1]) * {"m": 1e6, "b": 1e9}[named[2]] if named else 0, "width": 0, "layers": 0}
+
+
+def _size_of_config(config: dict[str, Any]) -> dict[str, float]:
+    """The size of a model of this configuration if no weights are tied or shared: at least its true size."""
+    config = config | config.get("text_config", {})
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    inner = config.get("intermediate_size") or config.get("ffn_dim") or 4 * width
+    heads = config["num_attention_heads"] * config.get("head_dim", width // config["num_attention_heads"])
+    # embedding and head; queries, keys, values, output; gate, up, down
+    params = 2 * config["vocab_size"] * width + layers * (4 * width * heads + 3 * width * inner)
+    return {"params": params, "width": width, "layers": layers}
+
+
+def weights_mb(config: dict[str, Any], model: str) -> float:
+    """Megabytes of a model's weights at its precision."""
+    precision = config["models"][model].get("dtype", "float32")
+    return size_of(config, model)["params"] * (4 if precision == "float32" else 2) / 1e6
+
+
+def calibration_tokens(config: dict[str, Any], calib: str) -> int:
+    """Tokens of a calibration set."""
+    return sum(config["calibrations"][calib]["mix"].values()) * config["calibrations"][calib]["length"]
+
+
+def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
+    """Megabytes of one state of all calibration tokens, float32."""
+    return calibration_tokens(config, calib) * size_of(config, model)["width"] * 4 / 1e6
+
+
+def block_states(start: int, stop: int) -> int:
+    """States that the fit of a block holds: those at the ends of its layers, as read, stacked and split."""
+    return 3 * (stop - start + 1)
+
+
+def norm_states(config: dict[str, Any], model: str) -> float:
+    """Norms of all states, as read, joined and compared, in units of one state."""
+    size = size_of(config, model)
+    return 4 * (size["layers"] + 1) / max(size["width"], 1)
+
+
+def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
+    """What the similarity holds, in units of one state: a state as stored and converted, and the chosen tokens of all
+    states twice."""
+    tokens = calibration_tokens(config, calib)
+    chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
+    return 2 + 2 * (size_of(config, model)["layers"] + 1) * chosen / tokens
+
+
+def device(config: dict[str, Any], model: str) -> str:
+    """The device of a model as `kdp_core.model.checkpoints.load_model` takes it, with the limits of `balanced`."""
+    own = config["models"][model]
+    limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
+    return ":".join(filter(None, (own.get("device", "cpu"), limits)))
+
+
+def gpus(config: dict[str, Any], model: str) -> int:
+    """GPUs that a job on the device of its model takes: all that the model is spread over."""
+    kind = device(config, model).split(":")[0]
+    return {"balanced": config["models"][model].get("gpus", 1), "auto": 1, "cuda": 1}.get(kind, 0)
+
+
+def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
+    """The sequences of each shard of an extraction, [first, last + 1).
+
+    A shard is a number of whole batches; the numbers differ by at most one.
+    """
+    sequences, batch = sum(config["calibrations"][calib]["mix"].values()), batch_sequences(config)
+    count, batches = config.get("hidden", {}).get("shards", 1), batches_of(config, calib)
+    borders = [min(batches * shard // count * batch, sequences) for shard in range(count + 1)]
+    return list(itertools.pairwise(borders))
+
+
+def batch_sequences(config: dict[str, Any]) -> int:
+    """Sequences of a batch of the extraction."""
+    default = schema()["properties"]["hidden"]["properties"]["batch_sequences"]["default"]
+    return config.get("hidden", {}).get("batch_sequences", default)
+
+
+def batches_of(config: dict[str, Any], calib: str) -> int:
+    """Batches of a calibration set; the last one may be smaller."""
+    return -(-sum(config["calibrations"][calib]["mix"].values()) // batch_sequences(config))
+
+
+def workload(config: dict[str, Any]) -> dict[str, Any]:
+    """What the planner counts: the points with their variants, and all sizes that the configuration knows."""
+    run = list(dict.fromkeys(name for variant in run_variants(config)
+                             for name in (variant, variants.source_of(config, variant))))
+    # a variant may read the search of one that is not run
+    run += [search for name in run if (search := variants.search_of(config, name)) and search not in run]
+    hidden = config.get("hidden", {})
+    return {"points": points(config), "diagnosed": grid_points(config),
+            "rows": {name: {"base": variants.base_of(config, name), "options": variants.options(config, name),
+                            "fits": variants.fits(config, name), "search": variants.search_of(config, name),
+                            "source": variants.source_of(config, name), "sized": variants.sized_as(config, name)}
+                     for name in run},
+            "models": {name: {"source": one["source"], "dtype": one.get("dtype", "float32")}
+                       for name, one in config["models"].items()},
+            "calibrations": {name: {"sequences": sum(one["mix"].values()), "length": one["length"]}
+                             for name, one in config["calibrations"].items()},
+            "split": len(evaluated(config)) if config["evaluate"].get("split") else 0,
+            "state_bytes": 4 if hidden.get("dtype") == "float32" else 2, "state_layers": hidden.get("layers"),
+            "shards": hidden.get("shards", 1)}

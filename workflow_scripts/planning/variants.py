@@ -1,0 +1,134 @@
+"""The variants, the entries under `methods:` in the configuration: the method and the options of each.
+
+A variant may stand on another one (`base`), whose options it takes over key by key. Variants with the same options of
+`search` share one search, and a fine-tuned variant shares the checkpoint of the variant that it stands on.
+"""
+from typing import Any
+
+from planning.messages import ConfigError
+from planning.schema import schema
+
+
+def base_of(config: dict[str, Any], name: str) -> str:
+    """The method that a variant stands on, through the `base` of all variants below it."""
+    seen, variant = [name], name
+    while "base" in (config["methods"].get(variant) or {}):
+        variant = config["methods"][variant]["base"]
+        if variant in seen:
+            raise ConfigError(f"config: methods.{name} stands on itself ({' -> '.join([*seen, variant])}); change its "
+                              "`base`")
+        if variant not in config["methods"] and variant not in schema()["methods"]:
+            raise ConfigError(f"config: methods.{seen[-1]}.base is {variant!r}, which is neither a variant nor a "
+                              f"method; methods are {', '.join(schema()['methods'])}")
+        seen.append(variant)
+        if variant not in config["methods"]:
+            break
+    if variant not in schema()["methods"]:
+        raise ConfigError(f"config: methods.{variant} is not a method; give it a `base` from "
+                          f"{', '.join(schema()['methods'])}")
+    return variant
+
+
+def source_of(config: dict[str, Any], name: str) -> str:
+    """The variant whose checkpoint a variant starts from: the first one below it without `finetune`, often itself."""
+    while "finetune" in (config["methods"].get(name) or {}):
+        name = config["methods"][name]["base"]
+    return name
+
+
+def finetuned(config: dict[str, Any]) -> list[str]:
+    """The fine-tuned variants of the configuration."""
+    return [name for name in config["methods"] if source_of(config, name) != name]
+
+
+def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """A variant's options by part (`block`, `search`, its steps, `compose`, `finetune`).
+
+    Its own options override those of the variants that it stands on.
+    """
+    variant = config["methods"].get(name) or {}
+    below = options(config, variant["base"]) if "base" in variant else {}
+    own = {part: given for part, given in variant.items() if part != "base"}
+    return {part: below.get(part, {}) | own.get(part, {}) for part in [*below, *(p for p in own if p not in below)]}
+
+
+def method_schema(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the schema says about the method of a variant."""
+    return schema()["methods"][base_of(config, name)]
+
+
+def steps(config: dict[str, Any], name: str) -> list[str]:
+    """The steps that a variant fits for each block, in order."""
+    return method_schema(config, name)["x-steps"]
+
+
+def has(config: dict[str, Any], name: str, part: str) -> bool:
+    """Whether a variant's method has a part: a step, `search` or `compose`."""
+    return part in method_schema(config, name)["properties"]
+
+
+def having(config: dict[str, Any], part: str) -> list[str]:
+    """The variants of the configuration whose method has a part."""
+    return [name for name in config["methods"] if has(config, name, part)]
+
+
+def fits(config: dict[str, Any], name: str) -> list[str]:
+    """The names of what a variant fits: its steps, or `compose`."""
+    return ["compose"] if has(config, name, "compose") else steps(config, name)
+
+
+def search_of(config: dict[str, Any], name: str) -> str | None:
+    """The variant whose search a variant reads; None where its method has no search.
+
+    It is the lowest of the variants that it stands on which searches with the same options.
+    """
+    if not has(config, name, "search"):
+        return None
+    base = (config["methods"].get(name) or {}).get("base")
+    mine = options(config, name).get("search", {})
+    same = base in config["methods"] and options(config, base).get("search", {}) == mine
+    return search_of(config, base) if same else name
+
+
+def selection(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The method that selects a variant's blocks, and the options of the selection."""
+    given = options(config, name).get("block", {})
+    return {"method": base_of(config, name), "options": {key: one for key, one in given.items() if key != "sized_as"}}
+
+
+def sized_as(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The method whose stand-ins are counted when a variant's blocks are selected, and the options that size them."""
+    variant = options(config, name).get("block", {}).get("sized_as", name)
+    return {"method": base_of(config, variant), "options": size_options(config, variant)}
+
+
+def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Those of a variant's options that decide how many parameters its stand-ins have."""
+    sizing = method_schema(config, name)["x-size"]
+    return {part: {option: value for option, value in given.items() if f"{part}.{option}" in sizing}
+            for part, given in options(config, name).items() if part not in ("block", "search", "finetune")}
+
+
+def learned(config: dict[str, Any]) -> list[str]:
+    """The grid's variants that train a kernel and its inverse; a variant of no epochs has no curves to draw."""
+    return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
+            and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
+
+
+def jointly(config: dict[str, Any]) -> list[str]:
+    """The grid's variants whose stand-ins are trained together for at least one epoch."""
+    trains = {name for name, method in schema()["methods"].items()
+              if "kl_weight" in method["properties"].get("compose", {}).get("properties", {})}
+    return [name for name in config["grid"]["methods"] if base_of(config, name) in trains
+            and options(config, name).get("compose", {}).get("epochs") != 0 and source_of(config, name) == name]
+
+
+def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of step 1 on the run of `theory`: those of the variant that it names, overridden by its own."""
+    theory = config.get("theory", {})
+    return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})
+
+
+def theory_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of `theory` without those that say which kernel is fitted where."""
+    return {key: value for key, value in config.get("theory", {}).items() if key not in ("method", "kernel", "run")}
