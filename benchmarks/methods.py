@@ -33,9 +33,9 @@ from protocol import CKA, FREE, FT, KDP, RESIDUAL, Ground, Row
 from kdp_core.base import store
 from kdp_core.base.records import PrunedFacts
 from kdp_core.methods import METHODS
+from kdp_core.methods._judge import RankError
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.kdp_residual.search import SearchError
-from kdp_core.methods.shortgpt import RankError
 from kdp_core.prune import finetune, fold
 from kdp_core.prune.fold import FoldError
 from kdp_core.score import efficiency

@@ -14,7 +14,6 @@ from kdp_core.methods import (
     shortgpt,
     sparse,
 )
-from kdp_core.methods._runs import no_layer
 from kdp_core.methods.kdp import kernel
 from kdp_core.methods.kdp_residual import fit as residual
 from kdp_core.prune import finetune
@@ -198,12 +197,6 @@ def spaces_block() -> dict[str, Any]:
 def method_block(name: str) -> dict[str, Any]:
     """Options of a method by part, the function that counts the parameters of its stand-ins, and what it does."""
     made = method_schema(name)
-    row = METHODS[name]
-    made["x-group"] = ("inside the layers" if row.select is no_layer else
-                       "layers replaced or merged" if row.steps or row.compose else "layers removed")
-    # a Lazy names its function without importing it; here it is looked up
-    params = getattr(METHODS[name].module_params, "function", METHODS[name].module_params)
-    made["x-params"] = f"{params.__module__}.{params.__name__}"
     for part in ("search", "compose"):
         given = made["properties"].get(part, {"properties": {}})["properties"]
         for option, limits in LIMITS.items():

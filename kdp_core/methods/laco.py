@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import as_many
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes, Step
@@ -326,3 +328,13 @@ def _check(merge: str, rounds: int, sequences: int, have: int) -> None:
     if not 1 <= sequences < have:
         raise FitError(f"compose.sequences {sequences} of {have} leaves none on one side: some judge candidates, "
                        "others the result; change it or add calibration sequences")
+
+
+METHODS = (
+    Method("laco", "Yang et al. 2024, LaCo: layers merged into the one before them while the last state keeps its "
+                   "direction", "layers merged", as_many, compose=laco,
+           example={"compose": {"group": 2, "stride": 1, "sequences": 4}}),
+    Method("sliding_merge", "Sliding Layer Merging 2025: windows of layers merged, as wide as the last state keeps its "
+                            "direction", "layers merged", as_many, compose=sliding,
+           example={"compose": {"sequences": 4}}),
+)

@@ -7,12 +7,15 @@ identity (`residual`). With ridge 0, token_weight none and massive raw this is o
 """
 import itertools
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kdp_core.base.records import Block, LinearMap, ModelFacts, Module
+from kdp_core.methods._method import Method, Sizes
+from kdp_core.methods._select import most_similar
 from kdp_core.states.block import TOKEN_WEIGHTS, BlockStates, FitError, load, relative_error, ridge_solve
 from kdp_core.states.hidden import HiddenStates
 
@@ -99,3 +102,20 @@ def to_module(linear: LinearMap) -> Module:
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     """Parameters of that stand-in."""
     return facts.width * (facts.width + 1)
+
+
+def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    return sizes.tokens * 4 * sizes.width ** 2 + 7 * sizes.width ** 3 / 3
+
+
+def _flops_sequential(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    return sizes.block_layers * _flops(sizes, given)
+
+
+METHODS = (
+    Method("linear", "KDP (ICLR 2026), `Direct OLS` of Table 3", "layers replaced", most_similar, {"fit": direct},
+           to_module, module_params, flops={"fit": _flops}, example={"fit": {"heldout": 0.2}}),
+    Method("linear_sequential", "KDP (ICLR 2026), `Sequential OLS` of Table 3", "layers replaced", most_similar,
+           {"fit": sequential}, to_module, module_params, flops={"fit": _flops_sequential},
+           example={"fit": {"heldout": 0.2}}),
+)

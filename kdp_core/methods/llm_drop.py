@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods._select import ROUNDING, BlockError
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, norm_of, type_of
 from kdp_core.model.passes import Passes
@@ -173,3 +174,13 @@ def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> d
                 sums[number, part] = sums.get((number, part), 0.0) + cos_BT.sum().item()
             h_BTD = after_BTD
     return {unit: value / (start_STD.shape[0] * start_STD.shape[1]) for unit, value in sums.items()}
+
+
+METHODS = (
+    Method("attn_drop", "He et al. 2024, LLM-Drop: attentions removed by the cosine around them", "parts removed",
+           no_layer, compose=attention),
+    Method("mlp_drop", "He et al. 2024, LLM-Drop: MLPs removed by the cosine around them", "parts removed",
+           no_layer, compose=mlp),
+    Method("joint_drop", "He et al. 2024, LLM-Drop: attentions and MLPs from one list", "parts removed", no_layer,
+           compose=joint),
+)

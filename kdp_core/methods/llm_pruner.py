@@ -19,7 +19,7 @@ Where we differ from the released code (horseee/LLM-Pruner 128a07d):
     Of grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K; the model shares
         a key-value head between consecutive query heads, which here go together.
     It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences.
-    It keeps gradients of the whole model; here one layer's at a time (kdp_core.methods.shortened). It knows no OPT.
+    It keeps gradients of the whole model; here one layer's at a time (kdp_core.methods._judge). It knows no OPT.
     Its fine-tuning of all layers on instructions is left out: fine-tuned variants are those of every row.
 """
 import logging
@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods._select import ROUNDING, BlockError
-from kdp_core.methods.shortened import backward
-from kdp_core.methods.sleb import Judge, judge_of, picked
+from kdp_core.methods._judge import Judge, backward, judge_of, picked
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, type_of
 from kdp_core.model.sizes import count_params
@@ -244,3 +244,10 @@ def _check(config: "PretrainedConfig", importance: str, grouping: str, sequences
     if not is_known(config) or not family_of(config).norms_first(config):
         raise FitError(f"llm_pruner cannot prune this {type_of(config)} model; it knows models of "
                        f"{', '.join(FAMILIES)} whose norms come before their parts")
+
+
+METHODS = (
+    Method("llm_pruner", "Ma et al. 2023, LLM-Pruner: heads and MLP channels removed by what they are worth to the "
+                         "loss", "heads and channels removed", no_layer, compose=compose,
+           example={"compose": {"sequences": 4}}),
+)

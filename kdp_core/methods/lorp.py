@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kdp_core.base.records import ModelFacts, Search, Selection, Similarity
+from kdp_core.methods._method import Method
 from kdp_core.methods._select import BlockError, check, in_order
 
 PROTECTED = 1
@@ -103,3 +104,9 @@ def _alike(s_LL: Tensor, group: list[int]) -> float:
     """Mean S of all pairs; -inf where there are none."""
     pairs = [s_LL[a, b].item() for place, a in enumerate(group) for b in group[place + 1:]]
     return sum(pairs) / len(pairs) if pairs else -math.inf
+
+
+METHODS = (
+    Method("lorp", "LoRP 2026, locality-aware redundancy pruning: each cluster of layers loses one in turn",
+           "layers removed", spread, example={"block": {"clusters": 2}}),
+)

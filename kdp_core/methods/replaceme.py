@@ -29,8 +29,10 @@ from torch.nn import functional
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import one_run
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, decoder_layers, family_of, type_of
+from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, type_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
 from kdp_core.states.hidden import HiddenStates
@@ -166,8 +168,8 @@ def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[
 
 
 def _check(selection: Selection, config: Any, massive: str, heldout: float, sequences: int) -> None:
-    if family_of(config).parts["mlp"].norm_after:
-        fits = [name for name, family in FAMILIES.items() if not family.parts["mlp"].norm_after]
+    if _norm_follows(family_of(config)):
+        fits = [name for name, family in FAMILIES.items() if not _norm_follows(family)]
         raise FitError(f"ReplaceMe cannot be folded into a {type_of(config)} model: a norm follows its MLPs; choose a "
                        f"model of {', '.join(fits)}")
     if massive not in COUNTED:
@@ -281,3 +283,17 @@ def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
     if last.bias is not None:
         made[f"{prefix}.bias"] = (t_DD.T @ last.bias.detach().cpu().double()).to(last.bias.dtype)
     return made
+
+
+def _norm_follows(family: Family) -> bool:
+    return bool(family.parts["mlp"].norm_after)
+
+
+METHODS = (
+    Method("replaceme_lstsq", "Shopkhoev et al. 2025, ReplaceMe, least squares: a run of layers absorbed into the MLP "
+                              "before it", "layers replaced", one_run, compose=compose, refuses=_norm_follows,
+           example={"compose": {"heldout": 0.2}}),
+    Method("replaceme_cosine", "Shopkhoev et al. 2025, ReplaceMe, cosine: the same matrix trained on the angle of the "
+                               "states", "layers replaced", one_run, compose=compose_cosine, refuses=_norm_follows,
+           example={"compose": {"epochs": 2, "heldout": 0.2}}),
+)

@@ -18,19 +18,17 @@ backward pass over all sequences, but made layer by layer from kept states, so t
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import ModelFacts, Search, Tokens
-from kdp_core.methods.shortgpt import RankError, ranked
-from kdp_core.methods.sleb import Judge, judge_of, loss_nats, picked
+from kdp_core.methods._judge import Judge, RankError, backward, judge_of, loss_nats, picked, ranked
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import in_order
 from kdp_core.model import checkpoints
-from kdp_core.model.distil import token_losses
 from kdp_core.model.families import Family, decoder_layers, family_of
-from kdp_core.model.passes import Passes
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -143,58 +141,11 @@ def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
     return {layer: scores[layer] for layer in eligible}
 
 
-def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]],
-             squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
-    """One backward pass of the loss summed over all predictions; only one layer's gradients stand in memory.
-
-    Of each of `layers`, the last first: its number, the weights that `weights_of` names, their gradients and, where
-    `squared`, the sums over sequences of the squared gradients of each, else none.
-    """
-    # squares are of single sequences, so these go one by one
-    judge = judge._replace(batch_sequences=1) if squared else judge
-    passes, last = judge.passes, len(judge.passes.layers) - 1
-    final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
-    goal_STD = torch.cat([_head_gradient(passes, h_BTD, ids_BT) for h_BTD, ids_BT in
-                          zip(final_STD.split(judge.batch_sequences), judge.ids_ST.split(judge.batch_sequences),
-                              strict=True)])
-    for layer in range(last, layers.start - 1, -1):
-        weights = weights_of(passes.layers[layer]) if layer in layers else []
-        goal_STD, gradients, squares = _layer_gradients(judge, layer, weights, goal_STD, squared)
-        if layer in layers:
-            yield layer, weights, gradients, squares
-
-
-def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-    """d(summed loss)/d(last state) of a batch, float32 on the CPU.
-
-    The sum, not the mean: half precision would lose gradients divided by thousands of tokens.
-    """
-    h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
-    x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
-    loss = token_losses(x_ND, x_ND.detach(), ids_BT[:, 1:].flatten(), passes.head, passes.head, kl_weight=0.0).loss
-    gradient, = torch.autograd.grad(loss * len(x_ND), h_BTD)
-    return gradient.float().cpu()
-
-
-def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
-                     squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """From d/d(state after a layer) those of the state before it and, summed over all batches, of its weights; and
-    the sums of their squares."""
-    passes, before = judge.passes, []
-    summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    squares = [torch.zeros_like(total) for total in summed] if squared else []
-    for weight in weights:
-        weight.requires_grad_(True)
-    for h_BTD, goal_BTD in zip(judge.states[layer].split(judge.batch_sequences),
-                               goal_STD.split(judge.batch_sequences), strict=True):
-        h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
-        after_BTD = passes.layer(layer, h_BTD)
-        state, *found = torch.autograd.grad(after_BTD, [h_BTD, *weights], goal_BTD.to(after_BTD))
-        before.append(state.float().cpu())
-        for total, gradient in zip(summed, found, strict=True):
-            total += gradient
-        for total, gradient in zip(squares, found, strict=squared):
-            total += gradient.float().square()
-    for weight in weights:
-        weight.requires_grad_(False)
-    return torch.cat(before), summed, squares
+METHODS = (
+    Method("shortened_ppl", "Kim et al. 2024, Shortened LLaMA: layers by the perplexity without each",
+           "layers removed", in_order, search=perplexity, example={"search": {"sequences": 4}}),
+    Method("shortened_taylor", "Kim et al. 2024, Shortened LLaMA: layers by sum |W g|", "layers removed", in_order,
+           search=taylor, example={"search": {"sequences": 4}}),
+    Method("shortened_magnitude", "Kim et al. 2024, Shortened LLaMA: layers by sum |W|", "layers removed", in_order,
+           search=magnitude),
+)

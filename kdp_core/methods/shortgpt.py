@@ -11,8 +11,8 @@ the lowest goes first. Its order for LLaMA-2-7B differs from the paper's, its se
 
 The rankings of other papers use what is public here beside `block_influence`.
 """
-import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import ModelFacts, Search, Tokens
-from kdp_core.methods._select import eligible_layers
+from kdp_core.methods._judge import RankError, ranked
+from kdp_core.methods._method import Method, Sizes
+from kdp_core.methods._select import eligible_layers, in_order
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import to_head
 from kdp_core.states.block import COUNTED
@@ -29,10 +31,6 @@ from kdp_core.states.hidden import HiddenStates
 LAST_STATES = ("pre_norm", "final_norm")
 BATCH = 8
 """Sequences that are compared at once, in float64."""
-
-
-class RankError(ValueError):
-    """Options or states that no ranking of layers can work with."""
 
 
 class _Influence(NamedTuple):
@@ -101,10 +99,14 @@ def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tenso
     return _Influence(1 - total / counted, keep_ST.numel() - kept, kept - counted)
 
 
-def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
-    """A ranking made once: the lowest score goes first, of equal ones the lowest layer."""
-    if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
-        raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
-    order = sorted(scores, key=lambda layer: (scores[layer], layer))
-    return Search(order, [scores[layer] for layer in order], criterion, k_max,
-                  {str(layer): score for layer, score in scores.items()}, evaluations, stats)
+def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    # reading stored states costs next to nothing
+    return 0.0
+
+
+METHODS = (
+    Method("shortgpt", "Men et al. 2024, ShortGPT: the layers of least block influence", "layers removed", in_order,
+           search=block_influence, flops={"search": _flops}, needs="states"),
+    Method("block_drop", "He et al. 2024, LLM-Drop: whole layers by the cosine around them, which is block influence",
+           "layers removed", in_order, search=block_influence, flops={"search": _flops}, needs="states"),
+)

@@ -15,30 +15,18 @@ the layers after j alone: the same losses for half the work. `Judge` serves the 
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import Any
 
 from kdp_core.base.records import ModelFacts, Search, Tokens
-from kdp_core.methods.shortgpt import RankError
+from kdp_core.methods._judge import Judge, RankError, judge_of, loss_nats, picked
+from kdp_core.methods._method import Method, Sizes
+from kdp_core.methods._select import in_order
 from kdp_core.model import checkpoints
-from kdp_core.model.passes import Passes
-from kdp_core.states.hidden import HiddenStates, boundary_states
+from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-
-
-class Judge(NamedTuple):
-    """A model and the sequences that it is judged on."""
-    passes: Passes
-    ids_ST: Tensor
-    states: dict[int, Tensor]
-    """h_STD, float32 on the CPU, before each layer of the model as pruned so far."""
-    batch_sequences: int
 
 
 def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
@@ -81,50 +69,6 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
                    "seconds": time.perf_counter() - began})
 
 
-def picked(tokens: Tokens, sequences: int | None, batch_sequences: int, seed: int) -> Tensor:
-    """The ids of so many sequences, drawn by `seed`, in their own order; all where there are fewer or None is given."""
-    S, T = tokens.ids_ST.shape
-    if (sequences is not None and sequences < 1) or batch_sequences < 1:
-        raise RankError(f"search.sequences {sequences} and batch_sequences {batch_sequences}: give at least 1 of each")
-    if T < 2:
-        raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
-    rows = torch.randperm(S, generator=torch.Generator().manual_seed(seed))[:sequences].sort().values
-    return tokens.ids_ST[rows]
-
-
-def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
-    """The dense model with its own states of the sequences."""
-    passes = Passes(model, ids_ST.shape[1])
-    numbers = list(range(len(passes.layers)))
-    batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
-    return Judge(passes, ids_ST, {number: torch.cat([batch[number] for batch in batches]) for number in numbers},
-                 batch_sequences)
-
-
-@torch.no_grad()
-def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
-    """Mean loss of the next token once the states before layer `start` have gone through the layers of `path`."""
-    passes, total = judge.passes, 0.0
-    for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
-                             judge.ids_ST.split(judge.batch_sequences), strict=True):
-        last_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
-        total += _summed_nats(passes, last_BTD, ids_BT)
-    loss = total / judge.ids_ST[:, 1:].numel()
-    if not math.isfinite(loss):
-        raise RankError(f"the loss from layer {start} through {len(path)} layers is {loss}; try dtype float32 for the "
-                        "model")
-    return loss
-
-
-def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
-    """Sum over all tokens that have a next one; logits of a chunk of tokens at a time, (C, V)."""
-    x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
-    next_N = ids_BT[:, 1:].flatten().to(x_ND.device)
-    # -sum_t log q(x_t+1 | x_1 .. x_t)
-    return sum(functional.cross_entropy(passes.head(x_CD), next_C, reduction="sum").item()
-               for x_CD, next_C in zip(x_ND.split(passes.head.chunk()), next_N.split(passes.head.chunk()), strict=True))
-
-
 def _advance(judge: Judge, left: list[int], gone: int) -> None:
     """The states before the layers left, now that one more is gone."""
     h_STD, later = judge.states.pop(gone), [layer for layer in left if layer > gone]
@@ -132,3 +76,16 @@ def _advance(judge: Judge, left: list[int], gone: int) -> None:
         judge.states[layer] = h_STD
         if following is not None:
             h_STD = judge.passes.run_batches(h_STD, [layer], judge.batch_sequences)
+
+
+def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    # after each removal every remaining layer is tried, by the layers after it and the head
+    left, removed = sizes.layers, round(given["largest"] * sizes.layers)
+    tried = sum((left - gone) * ((left - gone) / 2 * sizes.layer_macs + sizes.head_macs) for gone in range(removed))
+    return 2 * min(given["sequences"] or math.inf, sizes.sequences) * sizes.length * tried
+
+
+METHODS = (
+    Method("sleb", "Song et al. 2024, SLEB: greedily the layer whose removal costs least, scored again after each",
+           "layers removed", in_order, search=greedy, flops={"search": _flops}, example={"search": {"sequences": 4}}),
+)

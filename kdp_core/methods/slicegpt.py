@@ -26,6 +26,7 @@ import bisect
 import itertools
 import logging
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods._select import ROUNDING, BlockError
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import (
     FAMILIES,
@@ -283,3 +285,10 @@ def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
         # W'W Q = W' (W Q); a layer norm's states lack one direction, which the ridge sets to 0
         made.append(ridge_solve(w_FD.T @ w_FD, w_FD.T @ w_FE, RIDGE).float())
     return made
+
+
+METHODS = (
+    Method("slicegpt", "Ashkboos et al. 2024, SliceGPT: the width of the states cut to their principal components",
+           "states narrowed", no_layer, compose=compose, refuses=attrgetter("norms_after"),
+           example={"compose": {"multiple": 1}}),
+)

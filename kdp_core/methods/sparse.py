@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
@@ -310,3 +312,13 @@ def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dic
     return Composed(Plan(method, [], [], tensors, sparse=True), [], [],
                     {**stats, "zeros": zeros, "share_of_scope": zeros / scope,
                      "share_of_all": zeros / count_params(model)})
+
+
+METHODS = (
+    Method("magnitude", "weights of least magnitude set to zero, the baseline of Wanda and SparseGPT",
+           "weights set to zero", no_layer, compose=magnitude),
+    Method("wanda", "Sun et al. 2024, Wanda: weights set to zero by magnitude times the norm of their input",
+           "weights set to zero", no_layer, compose=wanda),
+    Method("sparsegpt", "Frantar and Alistarh 2023, SparseGPT: weights set to zero, the others changed to compensate",
+           "weights set to zero", no_layer, compose=sparsegpt),
+)

@@ -22,6 +22,7 @@ model. Held-out sequences choose among them.
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, ModelFacts, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._method import Method, Sizes
+from kdp_core.methods._select import most_alike
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
@@ -235,3 +238,16 @@ def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tens
 
 def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
     return [weight.detach().clone() for weight in weights]
+
+
+def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    return given["epochs"] * sizes.tokens * 6 * sizes.layer_macs
+
+
+METHODS = (
+    Method("streamline", "Chen et al. 2025, LLM-Streamline: a run of layers replaced by one trained layer",
+           "layers replaced", most_alike, module_params=module_params, compose=compose, flops={"compose": _flops},
+           keeps=1, example={"compose": {"epochs": 2, "heldout": 0.2}}),
+    Method("cosine_run", "Chen et al. 2025, LLM-Streamline's selection alone, as LoRP compares with it",
+           "layers removed", most_alike),
+)

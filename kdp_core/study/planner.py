@@ -13,8 +13,6 @@ and a block of K layers, KDP's F = 2M features and a width H of the inverse take
 Throughput is what the user says an accelerator sustains; the defaults are a third of what NVIDIA states for an A100 in
 bfloat16, and half of what it states in float32. What no formula here describes is counted as jobs and named.
 """
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from transformers import AutoConfig, PretrainedConfig
 from kdp_core import methods
 from kdp_core.base.records import ModelFacts
 from kdp_core.methods import method_of
+from kdp_core.methods._method import Sizes
 from kdp_core.methods._select import eligible_layers, enough
 from kdp_core.model import checkpoints
 
@@ -154,6 +153,12 @@ class _Count:
         hours = flops / (rate * 1e12) / 3600 + loads * weights / self.options["load_gib_s"] / 3600
         return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))
 
+    def _sizes(self, calib: str, block_layers: int = 0) -> Sizes:
+        """What the formulas of the methods read."""
+        one = self.work["calibrations"][calib]
+        return Sizes(one["sequences"], one["length"], self.facts.width, self.facts.layers, self.layer, self.head,
+                     block_layers)
+
     def _dense(self) -> tuple[int, float, float, list[str]]:
         return 1, 0.0, self.facts.params_total * self.bytes / GIB, []
 
@@ -186,10 +191,10 @@ class _Count:
         flops, unknown = 0.0, []
         for calib, name, _ in sorted(found):
             row = self.work["rows"][name]
-            function = method_of(row["base"]).search
-            took = SEARCHES.get((function.module, function.name))
-            given = methods.settings(function, row["options"].get("search", {}))
-            flops, unknown = (flops + took(self, calib, given), unknown) if took else (flops, [*unknown, name])
+            method = method_of(row["base"])
+            took = method.flops.get("search")
+            given = methods.settings(method.search, row["options"].get("search", {}))
+            flops, unknown = (flops + took(self._sizes(calib), given), unknown) if took else (flops, [*unknown, name])
         return len(found), flops, 0.0, unknown
 
     def _blocks(self) -> int:
@@ -208,12 +213,13 @@ class _Count:
             row = self.work["rows"][name]
             count, layers = self._blocks_of(name, int(k_max), ratio, calib)
             before: dict[str, Any] = {}
-            for step, function in method_of(row["base"]).steps.items():
+            method = method_of(row["base"])
+            for step, function in method.steps.items():
                 jobs += count
-                took = FITS.get((function.__module__, function.__name__))
+                took = method.flops.get(step)
                 given = methods.settings(function, row["options"].get(step, {}))
                 before |= given
-                flops += count * took(self, calib, layers, before) if took else 0.0
+                flops += count * took(self._sizes(calib, layers), before) if took else 0.0
                 unknown += [] if took else [name]
         return jobs, flops, 0.0, unknown
 
@@ -240,10 +246,10 @@ class _Count:
         flops, unknown = 0.0, []
         for point in points:
             row = self._row(point)
-            function = method_of(row["base"]).compose
-            took = COMPOSES.get((function.module, function.name))
-            given = methods.settings(function, row["options"].get("compose", {}))
-            flops += took(self, point["calib"], given) if took else 0.0
+            method = method_of(row["base"])
+            took = method.flops.get("compose")
+            given = methods.settings(method.compose, row["options"].get("compose", {}))
+            flops += took(self._sizes(point["calib"]), given) if took else 0.0
             unknown += [] if took else [point["method"]]
         return len(points), flops, 0.0, unknown
 
@@ -282,52 +288,6 @@ class _Count:
 
     def _row(self, point: dict[str, str]) -> dict[str, Any]:
         return self.work["rows"][point["method"]]
-
-
-def _kernel(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
-    N, D, F, K = count.tokens[calib], count.facts.width, given["features"], layers
-    batches = math.ceil(count.work["calibrations"][calib]["sequences"] / given["batch_sequences"])
-    # lift, and back to Omega only: 2 * D F a state; Gram and cross, prediction and its gradient: 4 * 2 F^2 a step
-    return given["epochs"] * (N * ((K + 1) * 2 * D * F + K * 8 * F ** 2) + batches * K * 7 * F ** 3 / 3)
-
-
-def _inverse(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
-    # `given` holds step 1's options too
-    return given["epochs"] * count.tokens[calib] * 6 * given["width"] * (given["features"] + count.facts.width)
-
-
-def _direct(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
-    D = count.facts.width
-    return count.tokens[calib] * 4 * D ** 2 + 7 * D ** 3 / 3
-
-
-def _sequential(count: _Count, calib: str, layers: int, given: dict[str, Any]) -> float:
-    return layers * _direct(count, calib, layers, given)
-
-
-def _streamline(count: _Count, calib: str, given: dict[str, Any]) -> float:
-    return given["epochs"] * count.tokens[calib] * 6 * count.layer
-
-
-def _greedy(count: _Count, calib: str, given: dict[str, Any]) -> float:
-    """SLEB: after each removal every layer left is tried, by the layers after it and the head."""
-    one = count.work["calibrations"][calib]
-    left, removed = count.facts.layers, round(given["largest"] * count.facts.layers)
-    tried = sum((left - gone) * ((left - gone) / 2 * count.layer + count.head) for gone in range(removed))
-    return 2 * min(given["sequences"] or math.inf, one["sequences"]) * one["length"] * tried
-
-
-def _influence(count: _Count, calib: str, given: dict[str, Any]) -> float:
-    """Block influence reads stored states: as good as nothing."""
-    return 0.0
-
-
-FITS: dict[tuple[str, str], Callable[..., float]] = {
-    ("kdp_core.methods.kdp.kernel", "fit"): _kernel, ("kdp_core.methods.kdp.inverse", "fit"): _inverse, ("kdp_core.methods.linear", "direct"): _direct,
-    ("kdp_core.methods.linear", "sequential"): _sequential}
-COMPOSES: dict[tuple[str, str], Callable[..., float]] = {("kdp_core.methods.streamline", "compose"): _streamline}
-SEARCHES: dict[tuple[str, str], Callable[..., float]] = {
-    ("kdp_core.methods.sleb", "greedy"): _greedy, ("kdp_core.methods.shortgpt", "block_influence"): _influence}
 
 
 def table(sweep: Sweep) -> str:

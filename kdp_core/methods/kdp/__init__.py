@@ -1,1 +1,29 @@
 """KDP's two steps: the kernel space (step 1) and the network back from it (step 2)."""
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kdp_core.methods._method import Method, Sizes
+from kdp_core.methods._select import most_similar
+from kdp_core.methods.kdp import inverse, kernel
+
+
+def _kernel_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    N, D, F, K = sizes.tokens, sizes.width, given["features"], sizes.block_layers
+    batches = math.ceil(sizes.sequences / given["batch_sequences"])
+    # lift, and back to Omega only: 2 * D F a state; Gram and cross, prediction and its gradient: 4 * 2 F^2 a step
+    return given["epochs"] * (N * ((K + 1) * 2 * D * F + K * 8 * F ** 2) + batches * K * 7 * F ** 3 / 3)
+
+
+def _inverse_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
+    # `given` holds the options of step 1 too
+    return given["epochs"] * sizes.tokens * 6 * given["width"] * (given["features"] + sizes.width)
+
+
+METHODS = (
+    Method("kdp", "KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6", "layers replaced", most_similar,
+           {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params,
+           ("kernel.features", "inverse.width"), flops={"kernel": _kernel_flops, "inverse": _inverse_flops},
+           example={"kernel": {"features": 32, "rank": 2, "epochs": 2, "heldout": 0.2},
+                    "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
+)

@@ -1,4 +1,4 @@
-"""One battery over the table of methods and the families; an exception is a visible flag in CASES."""
+"""Every method on every family. What to expect of a method is derived from its record."""
 import inspect
 import subprocess
 import sys
@@ -12,10 +12,20 @@ from safetensors import safe_open
 
 from kdp_core import methods
 from kdp_core.base import texts
-from kdp_core.base.records import Composed, ModelFacts, Module, Plan, Selection
-from kdp_core.methods import METHODS, MethodError, arguments, method_of, method_schema, option_schema, settings
+from kdp_core.base.records import Composed, Module, Plan, Selection
+from kdp_core.methods import (
+    METHODS,
+    MethodError,
+    arguments,
+    method_of,
+    method_schema,
+    option_schema,
+    settings,
+)
+from kdp_core.methods._method import no_family, no_params
+from kdp_core.methods._select import as_many, no_layer
 from kdp_core.model import checkpoints, folded
-from kdp_core.model.families import decoder_layers
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.stand_ins import MODULES
 from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
@@ -29,57 +39,19 @@ IDS_ST = torch.arange(2, 26).view(2, 12)
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-class Case(NamedTuple):
-    """How the battery runs a row."""
-    options: dict[str, dict[str, Any]]
-    """By step, small enough for a test."""
-    stand_ins: bool = True
-    """False: nothing takes the place of a dropped block."""
-    fit_chooses: bool = False
-    """True: the selection names no blocks, the fit decides what goes."""
-    keeps_one: bool = False
-    """True: one layer of the run stays, trained to do for all."""
-    zeros: bool = False
-    """True: weights are set to zero instead of going."""
-    refuses: tuple[str, ...] = ()
-    """Families that the method cannot do."""
+def stand_ins(method):
+    """Whether something new takes the place of each block."""
+    return method.module_params is not no_params and not method.keeps
 
 
-LINEAR = {"heldout": 0.2}
-RESIDUAL = {"search": {"entries": 8, "fit_sequences": 12, "judge_sequences": 4},
-            "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}
-CASES = {
-    "remove": Case({}, stand_ins=False),
-    "linear": Case({"fit": LINEAR}),
-    "linear_sequential": Case({"fit": LINEAR}),
-    "kdp": Case({"kernel": {"features": 32, "rank": 2, "epochs": 2, "heldout": 0.2},
-                 "inverse": {"width": 16, "epochs": 2, "heldout": 0.2}}),
-    "linear_prefix": Case({"compose": LINEAR}),
-    "replaceme_lstsq": Case({"compose": LINEAR}, stand_ins=False, refuses=("gemma3_text",)),
-    "replaceme_cosine": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False, refuses=("gemma3_text",)),
-    "streamline": Case({"compose": {"epochs": 2, "heldout": 0.2}}, stand_ins=False, keeps_one=True),
-    "laco": Case({"compose": {"group": 2, "stride": 1, "sequences": 4}}, stand_ins=False, fit_chooses=True),
-    "sliding_merge": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
-    "shortgpt": Case({}, stand_ins=False),
-    "block_drop": Case({}, stand_ins=False),
-    "sleb": Case({"search": {"sequences": 4}}, stand_ins=False),
-    "shortened_ppl": Case({"search": {"sequences": 4}}, stand_ins=False),
-    "shortened_taylor": Case({"search": {"sequences": 4}}, stand_ins=False),
-    "shortened_magnitude": Case({}, stand_ins=False),
-    "angular": Case({}, stand_ins=False),
-    "deepest": Case({}, stand_ins=False),
-    "cosine_run": Case({}, stand_ins=False),
-    "lorp": Case({"block": {"clusters": 2}}, stand_ins=False),
-    "attn_drop": Case({}, stand_ins=False, fit_chooses=True),
-    "mlp_drop": Case({}, stand_ins=False, fit_chooses=True),
-    "joint_drop": Case({}, stand_ins=False, fit_chooses=True),
-    "llm_pruner": Case({"compose": {"sequences": 4}}, stand_ins=False, fit_chooses=True),
-    "slicegpt": Case({"compose": {"multiple": 1}}, stand_ins=False, fit_chooses=True, refuses=("gemma3_text",)),
-    "magnitude": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
-    "wanda": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
-    "sparsegpt": Case({}, stand_ins=False, fit_chooses=True, zeros=True),
-    "kdp_residual": Case(RESIDUAL),
-}
+def fit_chooses(method):
+    """Whether the selection names no blocks and the fit decides what is removed."""
+    return method.select in (as_many, no_layer)
+
+
+def zeros(method):
+    """Whether weights are set to zero and the shape of the model stays."""
+    return method.group == "weights set to zero"
 
 
 class Dense(NamedTuple):
@@ -113,17 +85,17 @@ def dense(request, tmp_path_factory):
 
 def run(name, dense):
     return methods.run(name, dense.folder, dense.hidden, dense.tokens, dense.similarity, dense.facts, ratio=RATIO,
-                       k_max=K_MAX, options=CASES[name].options)
+                       k_max=K_MAX, options=METHODS[name].example)
 
 
 def skip_refused(name, dense):
-    if dense.facts.family in CASES[name].refuses:
+    if METHODS[name].refuses(family_of(dense.facts.family)):
         pytest.skip("refused, which a test of its own checks")
 
 
 def selected(name, dense):
     """The blocks by themselves: of a search where the method has one, else of the similarity."""
-    row, options = METHODS[name], CASES[name].options
+    row, options = METHODS[name], METHODS[name].example
     base = row.search(dense.folder, dense.hidden, dense.tokens, dense.facts, k_max=K_MAX, **options.get("search", {})) \
         if row.search else dense.similarity
     return row.select(base, dense.facts, ratio=RATIO, k_max=K_MAX,
@@ -137,9 +109,9 @@ def pruned(request, dense, tmp_path_factory):
     return Pruned(dense, plan, selected(request.param, dense), fold(plan, dense.folder, folder), folder)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refuses])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.refuses is not no_family])
 def test_what_cannot_be_done_is_refused_by_name_before_any_work(dense, name, monkeypatch):
-    if dense.facts.family not in CASES[name].refuses:
+    if not METHODS[name].refuses(family_of(dense.facts.family)):
         pytest.skip("not refused")
     monkeypatch.setattr(checkpoints, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     with pytest.raises(ValueError, match=dense.facts.family):
@@ -151,40 +123,37 @@ def logits(model):
         return model(IDS_ST).logits
 
 
-def test_every_row_has_a_case_and_no_case_lacks_a_row():
-    assert set(CASES) == set(METHODS)
-
-
 def test_plan_drops_the_selected_blocks_and_fills_each(pruned):
     dropped = [(layer, "whole") for start, stop in pruned.selection.blocks for layer in range(start, stop)]
-    if CASES[pruned.plan.method].fit_chooses:
+    method = METHODS[pruned.plan.method]
+    if fit_chooses(method):
         assert not dropped and (pruned.plan.drop or pruned.plan.tensors)
     else:
-        assert pruned.plan.drop == dropped[CASES[pruned.plan.method].keeps_one:] and dropped
+        assert pruned.plan.drop == dropped[method.keeps:] and dropped
     assert [module.block for module in pruned.plan.modules] == \
-        (pruned.selection.blocks if CASES[pruned.plan.method].stand_ins else [])
+        (pruned.selection.blocks if stand_ins(method) else [])
     for module in pruned.plan.modules:
         assert set(MODULES[module.kind](**module.options).state_dict()) == set(module.tensors)
         assert all(tensor.isfinite().all() and not tensor.requires_grad for tensor in module.tensors.values())
 
 
 def test_ratio_and_parameters_are_as_reported(pruned):
-    facts, count, case = pruned.facts, len(pruned.selection.blocks), CASES[pruned.plan.method]
+    facts, count, method = pruned.facts, len(pruned.selection.blocks), METHODS[pruned.plan.method]
     with safe_open(pruned.folder / "model.safetensors", framework="pt") as file:
         stored_params = sum(file.get_tensor(name).numel() for name in file.keys())
     assert facts.params_after == stored_params and facts.params_before == pruned.dense.facts.params_total
     assert facts.params_removed == pytest.approx(1 - (stored_params - facts.params_zeroed) / facts.params_before)
-    assert bool(facts.params_zeroed) == case.zeros
-    row = METHODS[pruned.plan.method]
-    assert facts.params_added == (count * row.module_params(pruned.dense.facts, case.options) if case.stand_ins else 0)
+    assert bool(facts.params_zeroed) == zeros(method)
+    assert facts.params_added == (count * method.module_params(pruned.dense.facts, method.example)
+                                   if stand_ins(method) else 0)
     assert facts.layers_removed == len(whole_layers(pruned.plan))
-    if case.fit_chooses:
+    if fit_chooses(method):
         assert abs(facts.params_removed - pruned.selection.ratio_planned) < 0.04, "a layer here is a tenth of the model"
     else:
         assert facts.params_removed == pytest.approx(pruned.selection.ratio_planned)
         # neighbours without stand-ins are one run
         assert layers_in(facts.blocks) == whole_layers(pruned.plan)
-        assert whole_layers(pruned.plan) == layers_in(pruned.selection.blocks)[case.keeps_one:]
+        assert whole_layers(pruned.plan) == layers_in(pruned.selection.blocks)[method.keeps:]
     assert abs(facts.params_removed - RATIO) < 0.12
 
 
@@ -267,8 +236,7 @@ def test_fitted_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blo
 
 # options
 
-FUNCTIONS = sorted({function.function if isinstance(function, methods.Lazy) else function
-                    for row in METHODS.values() for function in methods.parts(row).values()},
+FUNCTIONS = sorted({function for row in METHODS.values() for function in methods.parts(row).values()},
                    key=lambda function: (function.__module__, function.__name__))
 
 
@@ -290,7 +258,7 @@ def test_schema_of_a_method_takes_its_case_and_refuses_the_rest(name):
     schema = method_schema(name)
     assert set(schema["properties"]) == {"block", *METHODS[name].steps,
                                          *(key for key in ("search", "compose") if getattr(METHODS[name], key))}
-    jsonschema.validate(CASES[name].options, schema)
+    jsonschema.validate(METHODS[name].example, schema)
     jsonschema.validate({"block": {"sized_as": "kdp"}}, schema)
     for wrong in ({"blok": {}}, {"block": {"protekt": 0.2}}, {"block": {"sized_as": 0.2}}, {"block": {"ratio": 0.2}},
                   *({part: {"colour": 1}} for part in methods.parts(METHODS[name]))):
@@ -303,12 +271,12 @@ def test_settings_are_defaults_overridden_by_what_is_given():
     defaults = settings(fit, {})
     assert settings(fit, {"features": 64, "lr": 0.5}) == defaults | {"features": 64, "lr": 0.5}
     assert defaults["features"] == 1024 and defaults["lr"] == 0.01 and defaults["patience"] == 3
-    with pytest.raises(MethodError, match=r"'gama' is unknown to kdp_core\.kernel\.fit; it knows features, rank"):
+    with pytest.raises(MethodError, match=r"'gama' is unknown to kdp_core\.methods\.kdp\.kernel\.fit; it knows fea"):
         settings(fit, {"gama": 1})
 
 
 def test_an_unknown_method_is_told_the_known_ones():
-    with pytest.raises(MethodError, match="'prune' is unknown; choose one of remove, linear, linear_sequential, kdp"):
+    with pytest.raises(MethodError, match="'prune' is unknown; choose one of angular, deepest, lorp, remove"):
         method_of("prune")
 
 
@@ -316,7 +284,7 @@ def test_steps_one_by_one_are_the_whole_method(dense):
     whole, fitted = run("kdp", dense), {}
     for module in whole.modules:
         fitted[module.block] = []
-        for step, options in CASES["kdp"].options.items():
+        for step, options in METHODS["kdp"].example.items():
             record = methods.fit_step("kdp", step, dense.hidden, module.block, fitted[module.block], **options)
             fitted[module.block].append(record)
     selection = METHODS["kdp"].select(dense.similarity, dense.facts, ratio=RATIO, k_max=K_MAX, module_params=0)
@@ -327,14 +295,14 @@ def test_steps_one_by_one_are_the_whole_method(dense):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.linear\.direct; it knows ridge"),
-    ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.blocks\.most_similar"),
-    ("kdp", {"kernl": {}}, "method kdp has no step 'kernl'; it has block, kernel, inverse"),
-    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to kdp_core\.residual\.compose; it knows dict"),
-    ("kdp_residual", {"search": {"k_max": 3}}, r"'k_max' is unknown to kdp_core\.search\.by_divergence"),
-    ("kdp_residual", {"fit": {}}, "method kdp_residual has no step 'fit'; it has block, search, compose"),
-    ("linear_prefix", {"compose": {"epochs": 1}}, r"'epochs' is unknown to kdp_core\.residual\.compose_linear"),
-    ("replaceme_lstsq", {"search": {}}, "method replaceme_lstsq has no step 'search'; it has block, compose"),
+    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.methods\.linear\.direct; it knows ridge"),
+    ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.methods\._select\.most_similar"),
+    ("kdp", {"kernl": {}}, "method kdp has no part 'kernl'; it has block, kernel, inverse"),
+    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to .*kdp_residual\.fit\.compose; it knows d"),
+    ("kdp_residual", {"search": {"k_max": 3}}, r"'k_max' is unknown to .*kdp_residual\.search\.by_divergence"),
+    ("kdp_residual", {"fit": {}}, "method kdp_residual has no part 'fit'; it has block, search, compose"),
+    ("linear_prefix", {"compose": {"epochs": 1}}, r"'epochs' is unknown to .*kdp_residual\.fit\.compose_linear"),
+    ("replaceme_lstsq", {"search": {}}, "method replaceme_lstsq has no part 'search'; it has block, compose"),
 ])
 def test_unknown_options_are_refused_before_any_work(name, options, message):
     with pytest.raises(MethodError, match=message):
@@ -342,16 +310,6 @@ def test_unknown_options_are_refused_before_any_work(name, options, message):
 
 
 # rows that fit a grid point at once
-
-def test_a_lazy_function_is_the_function_and_takes_its_options():
-    from kdp_core.methods.kdp_residual import fit as residual
-
-    lazy = METHODS["kdp_residual"].compose
-    assert lazy.function is residual.compose and arguments(lazy) == arguments(residual.compose)
-    assert settings(lazy, {"entries": 8}) == settings(residual.compose, {"entries": 8})
-    facts = ModelFacts("llama", 1, 32, 384, 1, [1], 0, "made", "")
-    assert METHODS["linear_prefix"].module_params(facts, {}) == residual.linear_params(facts, {}) == 32 * 33
-
 
 def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
     module = Module((4, 6), "affine", {"width": 2}, {})

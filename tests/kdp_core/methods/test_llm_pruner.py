@@ -9,9 +9,9 @@ import torch
 from kdp_core.base import store
 from kdp_core.base.records import Selection
 from kdp_core.methods import llm_pruner
+from kdp_core.methods._judge import judge_of, picked
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.llm_pruner import Sizes, between, cut_for
-from kdp_core.methods.sleb import judge_of, picked
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes

@@ -9,7 +9,7 @@ from sklearn.cluster import SpectralClustering
 from kdp_core.base.records import Similarity
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.lorp import labels, locality, ordered, spread
-from tests.kdp_core.test_blocks import facts
+from tests.kdp_core.methods.test_select import facts
 
 
 def cosines(layers: int, seed: int = 0, decay: float = 6.0) -> torch.Tensor:

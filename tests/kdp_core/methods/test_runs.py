@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from kdp_core.base.records import Similarity
-from kdp_core.methods import _runs as runs
-from kdp_core.methods._runs import one_run
-from kdp_core.methods._select import BlockError
-from tests.kdp_core.test_blocks import OUTSIDE, facts, of_random
+from kdp_core.methods import _select as runs
+from kdp_core.methods import gromov
+from kdp_core.methods._select import BlockError, one_run
+from tests.kdp_core.methods.test_select import OUTSIDE, facts, of_random
 
 
 def run_of(similarity, layers, ratio, module_params=0, **options):
@@ -69,7 +69,7 @@ def chosen(rule, similarity, layers, length, **options):
 def test_angular_is_the_run_over_which_last_tokens_turn_least_any_layer_in(length):
     for seed in range(6):
         similarity = of_random(12, seed)
-        found = chosen(runs.angular, similarity, 12, length)
+        found = chosen(gromov.angular, similarity, 12, length)
         distance = {start: similarity.angular_last_LL[start, start + length].item() for start in range(13 - length)}
         best = min(distance, key=distance.get)
         assert found.blocks == [(best, best + length)] and found.scores == [distance[best]]
@@ -89,15 +89,15 @@ def test_most_alike_has_the_highest_cosine_and_leaves_both_ends(length):
 def test_ties_of_runs_go_to_the_lowest_layer():
     flat_LL = torch.full((13, 13), 0.25, dtype=torch.float64)
     similarity = Similarity(list(range(13)), *[flat_LL] * 5, "raw", 1, 0)
-    assert chosen(runs.angular, similarity, 12, 3).blocks == [(0, 3)]
+    assert chosen(gromov.angular, similarity, 12, 3).blocks == [(0, 3)]
     assert chosen(runs.most_alike, similarity, 12, 3).blocks == [(1, 4)]
 
 
 @pytest.mark.parametrize("length", [1, 3, 11])
 def test_deepest_keeps_the_last_layer(length):
-    found = chosen(runs.deepest, of_random(12), 12, length)
+    found = chosen(gromov.deepest, of_random(12), 12, length)
     assert found.blocks == [(11 - length, 11)]
-    assert chosen(runs.deepest, of_random(12), 12, 2, keep_last=3).blocks == [(7, 9)]
+    assert chosen(gromov.deepest, of_random(12), 12, 2, keep_last=3).blocks == [(7, 9)]
 
 
 def test_a_run_that_one_layer_replaces_is_one_layer_longer():
@@ -117,10 +117,11 @@ def test_rows_that_choose_in_their_fit_get_a_number():
 
 
 @pytest.mark.parametrize("rule, ratio, options, message", [
-    (runs.angular, 0.8, {}, r"ratio 0\.8 is too high: .* remove at most 0\.7058 of all parameters"),
+    (gromov.angular, 0.8, {}, r"ratio 0\.8 is too high: .* remove at most 0\.7058 of all parameters"),
     (runs.most_alike, 0.6, {}, r"in layers 1 to 10 remove at most 0\.5882"),
-    (runs.angular, 0.2, {"keep_first": 6, "keep_last": 6}, r"keep_first 6 and keep_last 6 of 12 layers leave none"),
-    (runs.deepest, 0.2, {"keep_last": -1}, "keep_last -1"), (runs.angular, 1.5, {}, r"ratio 1\.5: must lie between"),
+    (gromov.angular, 0.2, {"keep_first": 6, "keep_last": 6}, r"keep_first 6 and keep_last 6 of 12 layers leave none"),
+    (gromov.deepest, 0.2, {"keep_last": -1}, "keep_last -1"),
+    (gromov.angular, 1.5, {}, r"ratio 1\.5: must lie between"),
     (runs.one_run, 0.2, {"criterion": "cka"}, r"block\.criterion 'cka': choose one of angular, angular_last"),
     (runs.no_layer, 0.75, {}, r"ratio 0\.75 is too high: all decoder layers together hold 0\.7059"),
 ])

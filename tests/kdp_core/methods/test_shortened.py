@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdp_core.methods._judge import RankError
 from kdp_core.methods.shortened import magnitude, perplexity, taylor
-from kdp_core.methods.shortgpt import RankError
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.families import decoder_layers, family_of
 from tests import pico

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kdp_core.base.records import ModelFacts
-from kdp_core.methods.shortgpt import RankError, block_influence, ranked
+from kdp_core.methods._judge import RankError, ranked
+from kdp_core.methods.shortgpt import block_influence
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
 from kdp_core.states import hidden
@@ -32,7 +33,8 @@ def dense(request, tmp_path_factory):
     model = pico.lively(pico.model(request.param, layers=LAYERS))
     model.save_pretrained(root / "model")
     hidden.extract(model, TOKENS, root / "h.zarr", dtype="float32")
-    return Dense(root / "model", model, hidden.read(root / "h.zarr"), checkpoints.facts(model, source="pico", sha256=""))
+    facts = checkpoints.facts(model, source="pico", sha256="")
+    return Dense(root / "model", model, hidden.read(root / "h.zarr"), facts)
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from kdp_core.methods import sleb
-from kdp_core.methods.shortgpt import RankError
-from kdp_core.methods.sleb import greedy, judge_of, loss_nats, picked
+from kdp_core.methods._judge import RankError, judge_of, loss_nats, picked
+from kdp_core.methods.sleb import greedy
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.families import decoder_layers
 from tests import pico

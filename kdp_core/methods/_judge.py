@@ -1,0 +1,144 @@
+"""What rankings of layers share: the loss of the next token without some layers, its gradients, and a ranking.
+
+    L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next one.
+
+A `Judge` keeps the states before every layer of the model as pruned so far. The states are taken once from the model
+itself, since stored ones may be rounded to half precision. A candidate that differs from layer j on runs the layers
+from j on alone: the same losses as those of the whole model for half the work. Gradients are those of one backward
+pass over all sequences, made layer by layer from kept states, so that only one layer's gradients stand in memory.
+"""
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdp_core.base.records import Search, Tokens
+from kdp_core.model.distil import token_losses
+from kdp_core.model.passes import Passes
+from kdp_core.states.hidden import boundary_states
+
+
+class RankError(ValueError):
+    """Options or states that no ranking of layers can work with."""
+
+
+class Judge(NamedTuple):
+    """A model and the sequences that it is judged on."""
+    passes: Passes
+    ids_ST: Tensor
+    states: dict[int, Tensor]
+    """h_STD, float32 on the CPU, before each layer of the model as pruned so far."""
+    batch_sequences: int
+
+
+def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
+    """A ranking made once: the lowest score goes first, of equal ones the lowest layer."""
+    if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
+        raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
+    order = sorted(scores, key=lambda layer: (scores[layer], layer))
+    return Search(order, [scores[layer] for layer in order], criterion, k_max,
+                  {str(layer): score for layer, score in scores.items()}, evaluations, stats)
+
+
+def picked(tokens: Tokens, sequences: int | None, batch_sequences: int, seed: int) -> Tensor:
+    """The ids of so many sequences, drawn by `seed`, in their own order; all where there are fewer or None is given."""
+    S, T = tokens.ids_ST.shape
+    if (sequences is not None and sequences < 1) or batch_sequences < 1:
+        raise RankError(f"search.sequences {sequences} and batch_sequences {batch_sequences}: give at least 1 of each")
+    if T < 2:
+        raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
+    rows = torch.randperm(S, generator=torch.Generator().manual_seed(seed))[:sequences].sort().values
+    return tokens.ids_ST[rows]
+
+
+def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
+    """The dense model with its own states of the sequences."""
+    passes = Passes(model, ids_ST.shape[1])
+    numbers = list(range(len(passes.layers)))
+    batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
+    return Judge(passes, ids_ST, {number: torch.cat([batch[number] for batch in batches]) for number in numbers},
+                 batch_sequences)
+
+
+@torch.no_grad()
+def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
+    """Mean loss of the next token once the states before layer `start` have gone through the layers of `path`."""
+    passes, total = judge.passes, 0.0
+    for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
+                             judge.ids_ST.split(judge.batch_sequences), strict=True):
+        last_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
+        total += _summed_nats(passes, last_BTD, ids_BT)
+    loss = total / judge.ids_ST[:, 1:].numel()
+    if not math.isfinite(loss):
+        raise RankError(f"the loss from layer {start} through {len(path)} layers is {loss}; try dtype float32 for the "
+                        "model")
+    return loss
+
+
+def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
+    """Sum over all tokens that have a next one; logits of a chunk of tokens at a time, (C, V)."""
+    x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
+    next_N = ids_BT[:, 1:].flatten().to(x_ND.device)
+    # -sum_t log q(x_t+1 | x_1 .. x_t)
+    return sum(functional.cross_entropy(passes.head(x_CD), next_C, reduction="sum").item()
+               for x_CD, next_C in zip(x_ND.split(passes.head.chunk()), next_N.split(passes.head.chunk()), strict=True))
+
+
+def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]],
+             squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
+    """One backward pass of the loss summed over all predictions; only one layer's gradients stand in memory.
+
+    Of each of `layers`, the last first: its number, the weights that `weights_of` names, their gradients and, where
+    `squared`, the sums over sequences of the squared gradients of each, else none.
+    """
+    # squares are of single sequences, so these go one by one
+    judge = judge._replace(batch_sequences=1) if squared else judge
+    passes, last = judge.passes, len(judge.passes.layers) - 1
+    final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
+    goal_STD = torch.cat([_head_gradient(passes, h_BTD, ids_BT) for h_BTD, ids_BT in
+                          zip(final_STD.split(judge.batch_sequences), judge.ids_ST.split(judge.batch_sequences),
+                              strict=True)])
+    for layer in range(last, layers.start - 1, -1):
+        weights = weights_of(passes.layers[layer]) if layer in layers else []
+        goal_STD, gradients, squares = _layer_gradients(judge, layer, weights, goal_STD, squared)
+        if layer in layers:
+            yield layer, weights, gradients, squares
+
+
+def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+    """d(summed loss)/d(last state) of a batch, float32 on the CPU.
+
+    The sum, not the mean: half precision would lose gradients divided by thousands of tokens.
+    """
+    h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
+    x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
+    loss = token_losses(x_ND, x_ND.detach(), ids_BT[:, 1:].flatten(), passes.head, passes.head, kl_weight=0.0).loss
+    gradient, = torch.autograd.grad(loss * len(x_ND), h_BTD)
+    return gradient.float().cpu()
+
+
+def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
+                     squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """From d/d(state after a layer) those of the state before it and, summed over all batches, of its weights; and
+    the sums of their squares."""
+    passes, before = judge.passes, []
+    summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    squares = [torch.zeros_like(total) for total in summed] if squared else []
+    for weight in weights:
+        weight.requires_grad_(True)
+    for h_BTD, goal_BTD in zip(judge.states[layer].split(judge.batch_sequences),
+                               goal_STD.split(judge.batch_sequences), strict=True):
+        h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
+        after_BTD = passes.layer(layer, h_BTD)
+        state, *found = torch.autograd.grad(after_BTD, [h_BTD, *weights], goal_BTD.to(after_BTD))
+        before.append(state.float().cpu())
+        for total, gradient in zip(summed, found, strict=True):
+            total += gradient
+        for total, gradient in zip(squares, found, strict=squared):
+            total += gradient.float().square()
+    for weight in weights:
+        weight.requires_grad_(False)
+    return torch.cat(before), summed, squares

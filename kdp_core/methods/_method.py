@@ -1,0 +1,136 @@
+"""The record of a pruning method, and what is derived from it alone.
+
+A method is one file of this folder. The file holds plain functions and ends with `METHODS`, a tuple of records. The
+positional arguments of the functions are stored records, hence the inputs of workflow rules. Their keyword-only
+arguments are the options that the configuration may set, and the schema of the configuration is made from their
+signatures. A method does not evaluate, save or print.
+"""
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from kdp_core.base import options
+from kdp_core.base.records import Composed, ModelFacts, Module, Search, Selection
+from kdp_core.model.families import Family
+
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype", "resume")
+"""Keyword-only arguments that the grid or the workflow fills in; the configuration does not set them."""
+
+GROUPS: dict[str, str] = {
+    "layers removed": "layers removed",
+    "layers merged": "layers replaced or merged",
+    "layers replaced": "layers replaced or merged",
+    "parts removed": "inside the layers",
+    "heads and channels removed": "inside the layers",
+    "states narrowed": "inside the layers",
+    "weights set to zero": "inside the layers",
+}
+"""What a method does to the model, in the order of the list of methods -> the group of its marks in figures."""
+
+Given = Mapping[str, Mapping[str, Any]]
+"""Options by part: `{"kernel": {"epochs": 2}}`."""
+
+NOTHING: Mapping[str, Any] = {}
+
+MethodError = options.OptionError
+"""An unknown method, step or option."""
+
+
+class Sizes(NamedTuple):
+    """What the number of floating-point operations of a part depends on."""
+    sequences: int
+    """Of the calibration set."""
+    length: int
+    """Tokens of a sequence."""
+    width: int
+    """Of the states."""
+    layers: int
+    """Of the dense model."""
+    layer_macs: float
+    """Multiply-adds of one layer for one token."""
+    head_macs: int
+    """Multiply-adds of the output head for one token."""
+    block_layers: int = 0
+    """Layers of the block that a step fits; 0 for `search` and `compose`."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the calibration set."""
+        return self.sequences * self.length
+
+
+Flops = Callable[[Sizes, Mapping[str, Any]], float]
+"""(sizes, options of the part and of the steps before it) -> floating-point operations."""
+
+
+def no_params(facts: ModelFacts, options: Given) -> int:
+    """Parameters of a stand-in where there is none."""
+    return 0
+
+
+def no_family(family: Family) -> bool:
+    """The `refuses` of a method that prunes models of every family."""
+    return False
+
+
+class Method(NamedTuple):
+    """A pruning method. The files of this folder list their records in `METHODS`."""
+    name: str
+    """Its key in METHODS and in the configuration, and the {method} of result paths."""
+    paper: str
+    """Reference, with equation or table numbers."""
+    group: str
+    """A key of GROUPS."""
+    select: Callable[..., Selection]
+    """(similarity or search, facts, *, ratio, k_max, module_params, ...) -> Selection."""
+    steps: Mapping[str, Callable[..., Any]] = NOTHING
+    """In order. The first takes (hidden, block), a later one (hidden, record of the step before)."""
+    module: Callable[..., Module] | None = None
+    """Records of all steps -> stand-in. None: the method has no steps."""
+    module_params: Callable[[ModelFacts, Given], int] = no_params
+    """(facts, options by part) -> parameters of one stand-in, which are known before any fit."""
+    size_options: tuple[str, ...] = ()
+    """The options that `module_params` reads, as part.option. Only they can change which blocks are selected."""
+    search: Callable[..., Search] | None = None
+    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search; `select` then reads it, not the similarity."""
+    compose: Callable[..., Composed] | None = None
+    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. It fits a whole grid point at once. A method with
+    `compose` has no steps and no `module`."""
+    flops: Mapping[str, Flops] = NOTHING
+    """Part -> its floating-point operations, for the planner. The planner names a part without a formula."""
+    needs: Literal["model", "states"] = "model"
+    """`model`: `search` runs the whole model on one device. `states`: it reads stored states only."""
+    refuses: Callable[[Family], bool] = no_family
+    """(family) -> whether the method cannot prune its models."""
+    keeps: int = 0
+    """Layers of each selected block that `compose` keeps, with other weights."""
+    example: Given = NOTHING
+    """Options by part that are small enough for a test."""
+
+
+def parts(method: Method) -> dict[str, Callable[..., Any]]:
+    """The functions of a method whose options the configuration may set, by key."""
+    whole = {"search": method.search, "compose": method.compose}
+    return {"block": method.select, **method.steps, **{key: part for key, part in whole.items() if part is not None}}
+
+
+def one_device(method: Method) -> str:
+    """The part that runs the whole model on one device: `compose`, `search`, or an empty string for none."""
+    if method.compose:
+        return "compose"
+    return "search" if method.search and method.needs == "model" else ""
+
+
+def arguments(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, inspect.Parameter]:
+    """The options of a function that the configuration may set."""
+    return options.arguments(function, filled)
+
+
+def settings(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a function: its defaults, overridden by `given`."""
+    return options.settings(function, given, GRID_ARGUMENTS)
+
+
+def option_schema(function: Callable[..., Any], filled: tuple[str, ...] = GRID_ARGUMENTS) -> dict[str, Any]:
+    """JSON schema of a function's options."""
+    return options.schema(function, filled)

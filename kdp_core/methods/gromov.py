@@ -1,0 +1,49 @@
+"""Gromov et al. 2024, "The unreasonable ineffectiveness of the deeper layers": one run of layers is removed.
+
+angular     l* = argmin_l D(l, n), D(l, n) = mean over sequences of arccos(cos(x_l, x_l+n)) / pi at the last token,
+            l = 0 .. N - n as in the paper.
+deepest     the paper's rule without data: the deepest n layers but the last one, N - n - 1 .. N - 2.
+
+The released PruneMe never removes layer 0 (`keep_first: 1`) and takes its last state after the final norm. Its
+sequences end where a document or a chat turn ends; packed sequences end anywhere.
+"""
+from kdp_core.base.records import ModelFacts, Selection, Similarity
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import best_run, between, check, deepest_run
+
+
+def angular(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+            keep_first: int = 0, keep_last: int = 0, match: str = "nearest") -> Selection:
+    """The run over which the last token's state turns least.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: not read: the run is as long as the ratio asks.
+    module_params: parameters of what takes the run's place.
+    keep_first: layers at the start that stay.
+    keep_last: layers at the end that stay.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    eligible = between(facts.layers, keep_first, keep_last)
+    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
+    return best_run(-similarity.angular_last_LL, similarity, facts, eligible, ratio, k_max, module_params, match,
+                 "angular_last", -1.0)
+
+
+def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
+            keep_last: int = 1, match: str = "nearest") -> Selection:
+    """The deepest layers but the last.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: not read: the run is as long as the ratio asks.
+    module_params: parameters of what takes the run's place.
+    keep_last: layers at the end that stay.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    """
+    return deepest_run(facts, ratio, k_max, module_params, match, keep_last)
+
+
+METHODS = (
+    Method("angular", "Gromov et al. 2024, The unreasonable ineffectiveness of the deeper layers: the run of least "
+                      "angular distance, at the last token", "layers removed", angular),
+    Method("deepest", "Gromov et al. 2024: the deepest layers but the last", "layers removed", deepest),
+)
