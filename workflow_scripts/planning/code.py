@@ -76,7 +76,7 @@ def of_part(method: str, step: str) -> str:
 
 def of_blocks(method: str, sized: str) -> str:
     """Hash of the library code that selects blocks for a method with the stand-ins of the method `sized`."""
-    return of_script("blocks", method, ("block",)) + function_code(schema()["methods"][sized]["x-params"])
+    return of_script("blocks") + of_part(method, "block") + function_code(schema()["methods"][sized]["x-params"])
 
 
 @cache

@@ -153,12 +153,9 @@ def _check_devices(config: dict[str, Any]) -> None:
 
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
     """The part of a variant that runs single layers of the model, trains or changes it; empty if it reads states."""
-    parts = variants.method_schema(config, variant)["properties"]
-    reads = parts.get("search", {"x-module": "kdp_core.methods.shortgpt"})["x-module"] == "kdp_core.methods.shortgpt"
     tuned = variants.source_of(config, variant) != variant
-    found = [part for part, there in (("finetune", tuned), ("compose", "compose" in parts), ("search", not reads))
-             if there]
-    return f"`{found[0]}` of variant {variant!r}" if found else ""
+    part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]
+    return f"`{part}` of variant {variant!r}" if part else ""
 
 
 def _check_benchmarks(config: dict[str, Any]) -> None:
