@@ -130,6 +130,36 @@ def test_no_snakemake_no_printing_no_pickle(path):
                                   for word in node.keywords}
 
 
+MODEL_TYPES = CORE / "model/families.py"
+"""The one module that names model types."""
+NAMES_OF_OTHERS = {CORE / "study/planner.py": "configurations as they were published",
+                   CORE / "results/paper.py": "the paper prints OPT models in tables of their own"}
+"""Modules that name a model type all the same, with the reason."""
+WORDS = {"clip"}
+"""Model types that are names of other things here."""
+
+
+def family_faults(tree: ast.AST, types: set[str]) -> list[str]:
+    """Model types that a module names as strings, and comparisons of a model's type."""
+    named = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in types]
+    compared = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Compare)
+                for one in (node.left, *node.comparators) if ast.unparse(one).endswith(".model_type")]
+    return [*named, *compared]
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative(modules()))
+def test_only_families_names_model_types(path):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if path != MODEL_TYPES and path not in NAMES_OF_OTHERS:
+        assert family_faults(parsed(path), set(CONFIG_MAPPING_NAMES) - WORDS) == []
+
+
+def test_a_named_model_type_is_seen():
+    tree = ast.parse('a = "llama"\nb = config.model_type != other.config.model_type\nc = "a llama"\n')
+    assert family_faults(tree, {"llama"}) == ["llama", *["config.model_type != other.config.model_type"] * 2]
+
+
 def missing_annotations(function: ast.FunctionDef) -> list[str]:
     """Arguments without a type, and `return`."""
     spec = function.args

@@ -52,7 +52,8 @@ from kdp_core.model.families import (
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.model.sliced import part_output
-from kdp_core.states.block import COUNTED, FitError, ridge_solve
+from kdp_core.states.bases import mean_free
+from kdp_core.states.block import COUNTED, FitError
 from kdp_core.states.hidden import HiddenStates
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ logger = logging.getLogger(__name__)
 PARTS = ("attention", "mlp")
 DAMP = 0.01
 """Added to the diagonal of X'X relative to its mean, as released; it moves no eigenvector."""
-RIDGE = 1e-12
-"""Relative to the mean diagonal, where a basis is solved for."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -216,11 +215,6 @@ def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor
     return mean_free((x_BTD + added_BTD).float().cpu(), family)
 
 
-def mean_free(x: Tensor, family: Family) -> Tensor:
-    """Over the last axis, where the norms are layer norms; root-mean-square norms see the mean, so it stays."""
-    return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
-
-
 # The tensors ---------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
@@ -262,28 +256,6 @@ def _writer(path: str, linear: nn.Linear, family: Family, q_DE: Tensor) -> dict[
     made = {f"{path}.weight": q_DE.T @ mean_free(linear.weight.double().T, family).T}
     if linear.bias is not None:
         made[f"{path}.bias"] = q_DE.T @ mean_free(linear.bias.double(), family)
-    return made
-
-
-# Back to the dense model's basis -------------------------------------------------------------------------------------
-
-@torch.no_grad()
-def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
-    """q_DE, float32, of the state before each layer and of the last: x ~ x' Q', x mean-free for layer norms.
-
-    A checkpoint need not hold them: what writes to a state stands in the dense model as W and in the sliced one as
-    Q' W. As exact as the weights are stored.
-    """
-    family = family_of(dense)
-    writers = [(dense.get_input_embeddings().weight, sliced.get_input_embeddings().weight)]
-    for layer, other in zip(decoder_layers(dense), decoder_layers(sliced), strict=True):
-        path = family.parts["mlp"].writer
-        writers.append((layer.get_submodule(path).weight.T, other.get_submodule(path).weight.T))
-    made = []
-    for w_FD, w_FE in writers:
-        w_FD, w_FE = mean_free(w_FD.double().cpu(), family), w_FE.double().cpu()
-        # W'W Q = W' (W Q); a layer norm's states lack one direction, which the ridge sets to 0
-        made.append(ridge_solve(w_FD.T @ w_FD, w_FD.T @ w_FE, RIDGE).float())
     return made
 
 

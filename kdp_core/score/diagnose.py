@@ -26,10 +26,10 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from kdp_core.base.records import Diagnosis
-from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.states.bases import bases_of, mean_free
 from kdp_core.states.hidden import boundary_states
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
     _check_windows(ids_ST, S, batch, massive_factor, dense.config.vocab_size)
     states = kept_states(len(decoder_layers(dense)), dropped)
     own, sums, outputs = list(range(len(states))), None, []
-    bases = slicegpt.bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else []
+    bases = bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else []
     for start in range(0, S, batch):
         ids_BT = ids_ST[start:start + batch]
         h_KBTD, other_KBTD = boundary_states(dense, ids_BT, states), boundary_states(pruned, ids_BT, own)
@@ -88,7 +88,7 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
         _check_finite(other_KBTD, states, "pruned")
         outputs.append(compare_outputs(dense, pruned, h_KBTD[-1], other_KBTD[-1], ids_BT))
         if bases:
-            h_KBTD = [slicegpt.mean_free(h_BTD, family_of(dense)) for h_BTD in h_KBTD]
+            h_KBTD = [mean_free(h_BTD, family_of(dense)) for h_BTD in h_KBTD]
             other_KBTD = [other_BTE @ q_DE.T for other_BTE, q_DE in zip(other_KBTD, bases, strict=True)]
         more = state_sums(h_KBTD, other_KBTD, massive_factor)
         sums = more if sums is None else StateSums(*(a + b for a, b in zip(sums, more, strict=True)))

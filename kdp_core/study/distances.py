@@ -14,10 +14,10 @@ Axes: N tokens, D hidden width of the dense model, E that of a sliced one, V voc
 import torch
 from torch import Tensor, nn
 
-from kdp_core.methods import slicegpt
 from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import family_of
 from kdp_core.score import standard_errors
+from kdp_core.states.bases import mean_free
 
 ERRORS = "_stderr"
 TOPS = (5, 10)
@@ -96,7 +96,7 @@ def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | 
     """
     if basis_DE is None:
         return h_ND, other_NE
-    return slicegpt.mean_free(h_ND, family_of(dense)), other_NE @ basis_DE.T
+    return mean_free(h_ND, family_of(dense)), other_NE @ basis_DE.T
 
 
 def logits(model: nn.Module, h_ND: Tensor, final_norm: bool = True) -> Tensor:

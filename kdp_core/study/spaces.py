@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Positive
 from kdp_core.base.records import Probes, Spaces
-from kdp_core.methods import slicegpt
 from kdp_core.model import checkpoints
 from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.score.diagnose import kept_states
+from kdp_core.states.bases import bases_of
 from kdp_core.states.hidden import boundary_states
 from kdp_core.study.distances import averaged, compared, restricted, turned
 
@@ -191,7 +191,7 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
     forced_KBTD = boundary_states(pruned, torch.cat((prompt_BT, said_BG[:, :-1]), dim=1), own)
     free_BTD, = boundary_states(pruned, torch.cat((prompt_BT, own_BG[:, :-1]), dim=1), own[-1:])
     last_ND = _picked(dense_KBTD[-1], at)
-    bases = slicegpt.bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else [None] * len(states)
+    bases = bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else [None] * len(states)
     rows = []
     for history, other_BTD in (("dense", forced_KBTD[-1]), ("own", free_BTD)):
         found = compared(dense, pruned, last_ND, _picked(other_BTD, at), temperature, basis_DE=bases[-1])

@@ -140,5 +140,5 @@ def test_a_model_whose_norms_follow_the_sum_is_refused(tmp_path):
     model.config.do_layer_norm_before = False
     model.save_pretrained(tmp_path / "model")
     hidden.extract(checkpoints.load_model(tmp_path / "model"), stored.tokens(), tmp_path / "h.zarr")
-    with pytest.raises(FitError, match="attn_drop cannot leave out parts of this opt model"):
+    with pytest.raises(FitError, match="attn_drop cannot remove parts of this opt model"):
         llm_drop.attention(tmp_path / "model", hidden.read(tmp_path / "h.zarr"), stored.tokens(), selection(0.1))

@@ -317,5 +317,5 @@ def test_a_model_whose_norms_follow_the_sum_is_refused(tmp_path):
     model = pico.model("opt", layers=LAYERS)
     model.config.do_layer_norm_before = False
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(FitError, match="llm_pruner cannot prune this opt model; it knows pre-norm models of llama"):
+    with pytest.raises(FitError, match="llm_pruner cannot prune this opt model; it knows models of llama"):
         composed(Dense(tmp_path / "model", None, HEADS), 0.2)

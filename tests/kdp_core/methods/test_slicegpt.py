@@ -19,6 +19,7 @@ from kdp_core.prune.finetune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.score import diagnose
 from kdp_core.states import hidden
+from kdp_core.states.bases import bases_of
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import boundary_states
 from tests import pico
@@ -280,7 +281,7 @@ def test_a_share_of_the_width_leaves_the_ratio_unread_and_may_add_parameters(den
 def test_bases_are_read_off_the_weights(dense, tmp_path):
     _, model = sliced_model(dense, tmp_path / "out", slicing=0.25)
     _, bases = walked(dense, 24)
-    found = slicegpt.bases_of(dense.model, model)
+    found = bases_of(dense.model, model)
     assert [q_DE.shape for q_DE in found] == [(D, 24)] * LAYERS + [(D, D)]
     for q_DE, expected in zip(found[:-1], bases[::2], strict=False):
         torch.testing.assert_close(q_DE.T @ q_DE, torch.eye(24), atol=1e-3, rtol=0)
@@ -340,8 +341,8 @@ def test_the_most_that_can_go_is_reached(dense):
 
 
 @pytest.mark.parametrize("family, config, message", [
-    ("gemma3_text", {}, "slicegpt cannot slice a gemma3_text model: the norms after its parts cannot be moved; it "
-                        "knows llama, mistral, qwen3, opt"),
+    ("gemma3_text", {}, "slicegpt cannot slice a gemma3_text model: the norms after its parts cannot be moved; "
+                        "choose a model of llama, mistral, qwen3, opt"),
     ("opt", {"do_layer_norm_before": False}, "slicegpt cannot slice this opt model: its norms follow the sum"),
     ("opt", {"word_embed_proj_dim": 16}, "its embedding is projected or its final norm is missing, as in OPT-350M"),
 ])

@@ -1,0 +1,40 @@
+"""The bases of a model whose states are sliced (SliceGPT), found again from its weights.
+
+A sliced checkpoint need not store its bases Q. What writes to a state is W in the dense model and Q' W in the sliced
+one, so Q solves a least-squares problem in the weights:
+    W' W Q = W' (W Q),    W the transposed matrix that writes (the embedding, or the last matrix of an MLP).
+
+Axes beside those of kdp_core.base.records: E kept directions.
+"""
+import torch
+from torch import Tensor, nn
+
+from kdp_core.model.families import Family, decoder_layers, family_of
+from kdp_core.states.block import ridge_solve
+
+RIDGE = 1e-12
+"""Relative to the mean of the diagonal of W' W."""
+
+
+def mean_free(x: Tensor, family: Family) -> Tensor:
+    """x less its mean over the last axis in families of layer norms, whose norms subtract it; otherwise x as it is."""
+    return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
+
+
+@torch.no_grad()
+def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
+    """q_DE, float32, of the state before each layer and of the last state: x ~ x' Q', x mean-free for layer norms.
+
+    The bases are as exact as the precision in which the weights are stored.
+    """
+    family = family_of(dense)
+    writers = [(dense.get_input_embeddings().weight, sliced.get_input_embeddings().weight)]
+    for layer, other in zip(decoder_layers(dense), decoder_layers(sliced), strict=True):
+        path = family.parts["mlp"].writer
+        writers.append((layer.get_submodule(path).weight.T, other.get_submodule(path).weight.T))
+    made = []
+    for w_FD, w_FE in writers:
+        w_FD, w_FE = mean_free(w_FD.double().cpu(), family), w_FE.double().cpu()
+        # W'W Q = W' (W Q); the states of a layer norm lack one direction, which the ridge sets to 0
+        made.append(ridge_solve(w_FD.T @ w_FD, w_FD.T @ w_FE, RIDGE).float())
+    return made
