@@ -2,7 +2,7 @@
 
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
-attention scores (see `checkpoints`). Each of our counts has the paper's figure and the difference beside it; NOTES_10
+attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference beside it; NOTES_10
 and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed layers is
 known. Two things are not:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from kdp_core.methods import slicegpt
 from kdp_core.model.families import decoder_layers
@@ -36,12 +35,11 @@ PAIRS = 5
 SLICED = 0.25
 """Share of the hidden width that SliceGPT removes; widths are multiples of 8."""
 
-CONFIGS: Mapping[str, PretrainedConfig] = {
-    name: AutoConfig.for_model(**PUBLISHED[repository]) for name, repository in {
-        "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
-        "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
-        "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}.items()}
-"""The paper's models, by the names that it gives them."""
+MODELS: Mapping[str, str] = {
+    "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
+    "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
+    "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}
+"""The paper's models by the names that it gives them, and their names on the hub."""
 
 
 class Printed(NamedTuple):
@@ -111,19 +109,22 @@ class Size(NamedTuple):
     sliced_macs: int
 
 
-def size(config: PretrainedConfig) -> Size:
-    """Counts of a model with this configuration, built without weights."""
+def size(model: str) -> Size:
+    """Counts of one of MODELS, built without weights from its published configuration."""
+    # imported here, because it takes seconds
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**PUBLISHED[MODELS[model]])
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        dense = AutoModelForCausalLM.from_config(config)
         fold = RffMlp(config.hidden_size, FEATURES // 2, HIDDEN, "gelu", "rms")
         sliced = AutoModelForCausalLM.from_config(
             slicegpt.sliced_config(config, slicegpt.cut(config.hidden_size, SLICED, 8), slice_head=False))
-    layer = decoder_layers(model)[0]
+    layer = decoder_layers(dense)[0]
     # 2 ((2m)^2 + 2m H + H D) = 2 ((2m)^2 + H (2m + D))
     printed = 2 * (FEATURES ** 2 + HIDDEN * (FEATURES + config.hidden_size))
-    return Size(count_params(model), count_macs(model), count_params(layer),
-                count_macs(layer), count_params(fold), count_macs(fold), printed,
-                count_params(sliced), count_macs(sliced))
+    return Size(count_params(dense), count_macs(dense), count_params(layer), count_macs(layer), count_params(fold),
+                count_macs(fold), printed, count_params(sliced), count_macs(sliced))
 
 
 # Table 10 -------------------------------------------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def size(config: PretrainedConfig) -> Size:
 def table_10() -> pd.DataFrame:
     """One row for each model and method: what is removed, our counts, the paper's figures, why they differ."""
     rows = []
-    for model, config in CONFIGS.items():
-        counts = size(config)
+    for model in MODELS:
+        counts = size(model)
         for method, what, params, macs, note in _variants(model, counts):
             printed = TABLE_10.get((model, method), Printed())
             flops = TOKENS * macs / 1e9
@@ -191,8 +192,8 @@ NOTES_10 = {
 def table_12() -> pd.DataFrame:
     """One row for each model and k: k layers beside one folded block, our counts and the paper's figures."""
     rows = []
-    for model, config in CONFIGS.items():
-        counts, printed = size(config), TABLE_12.get(model)
+    for model in MODELS:
+        counts, printed = size(model), TABLE_12.get(model)
         for place, k in enumerate((2, 3)):
             block, fold = k * counts.layer_macs, counts.fold_macs
             listed = {name: values[place] if name != "fold" else values for name, values in printed.items()} \

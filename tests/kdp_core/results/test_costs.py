@@ -28,11 +28,11 @@ def row(frame, model, **keys):
     ("LLaMA-2-7B", 6_738_415_616), ("LLaMA-2-13B", 13_015_864_320), ("LLaMA-3-8B", 8_030_261_248),
     ("LLaMA-3.1-8B", 8_030_261_248), ("OPT-2.7B", 2_651_596_800), ("OPT-6.7B", 6_658_473_984)])
 def test_parameters_are_those_of_the_published_checkpoints(model, params):
-    assert costs.size(costs.CONFIGS[model]).params == params
+    assert costs.size(model).params == params
 
 
 def test_counts_of_a_llama_layer_by_its_shapes():
-    counts = costs.size(costs.CONFIGS["LLaMA-3-8B"])
+    counts = costs.size("LLaMA-3-8B")
     attention, mlp = 2 * 4096 * 4096 + 2 * 4096 * 1024, 3 * 4096 * 14336
     assert counts.layer_macs == attention + mlp and counts.layer_params == attention + mlp + 2 * 4096
     assert counts.macs == 32 * (attention + mlp) + 4096 * 128256
@@ -65,7 +65,7 @@ def test_the_rows_that_do_not_are_explained(table_10):
 
 
 def test_what_the_notes_say_is_what_the_numbers_say(table_10):
-    seven = costs.size(costs.CONFIGS["LLaMA-2-7B"])
+    seven = costs.size("LLaMA-2-7B")
     share = seven.layer_params / seven.params
     assert [round(100 * n * share, 1) for n in (7, 6)] == [21.0, 18.0]
     assert round(100 * 9 * share, 1) == 27.0
@@ -79,7 +79,7 @@ def test_what_the_notes_say_is_what_the_numbers_say(table_10):
     assert round(row(table_10, "LLaMA-2-7B", method="KDP, counted alike")["removed_percent"]) == 29
     five = 845.7059 - 128e-9 * (10 * seven.layer_macs - 5 * seven.fold_printed)
     assert round(five, 1) == 601.1 and "601.1 G" in costs.NOTES_10["h"]
-    thirteen = costs.size(costs.CONFIGS["LLaMA-2-13B"])
+    thirteen = costs.size("LLaMA-2-13B")
     assert round(100 * 9 * thirteen.layer_params / thirteen.params, 1) == 21.9 and "21.9 %" in costs.NOTES_10["c"]
 
 
@@ -103,7 +103,7 @@ def test_table_12(table_12):
 
 
 def test_every_model_has_its_rows(table_10, table_12):
-    assert list(dict.fromkeys(table_10["model"])) == list(dict.fromkeys(table_12["model"])) == list(costs.CONFIGS)
+    assert list(dict.fromkeys(table_10["model"])) == list(dict.fromkeys(table_12["model"])) == list(costs.MODELS)
     assert (table_10.groupby("model")["speedup"].first() == 1).all() and len(table_12) == 12
     listed = table_10[table_10["printed_ratio_percent"].notna()]
     assert len(listed) == len(costs.TABLE_10)
