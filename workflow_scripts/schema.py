@@ -86,7 +86,6 @@ CALIBRATION = block("A calibration set.", {
                                                      "<name>-s<seed>, run wherever this one is; tables/seeds has mean "
                                                      "and spread."),
     "mix": named("Sequences from each text.", count("Sequences.")),
-    "separator": text("Put between documents."),
 }, ("length", "seed", "mix"))
 
 GRID = block("All combinations of these are run.", {

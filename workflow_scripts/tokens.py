@@ -10,8 +10,7 @@ def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out:
     parts = [texts.Part(name, texts.read_documents(documents[name], format="jsonl"), count)
              for name, count in calibration["mix"].items()]
     tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
-                        seed=calibration["seed"], separator=calibration.get("separator", "\n"),
-                        vocabulary=store.read(facts).vocabulary)
+                        seed=calibration["seed"], vocabulary=store.read(facts).vocabulary)
     store.write(out, tokens)
 
 

@@ -1,10 +1,12 @@
 """Documents, calibration mixes and packed sequences.
 
-Packing: documents joined by a separator, tokenised without special tokens, cut into windows of equal length. There is
-no padding and no token at the start of a window, so a window's first token takes the part of the attention sink.
-A mix takes a fixed number of windows from each part, as the KDP paper (section 3.1) takes 500 samples from each of its
-data sets with at most 128 tokens; it does not say whether samples are packed, cut or padded. Here they are packed.
-Orders come from (seed, name of the part) through SHA-256: adding a part leaves the others' windows as they were.
+Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
+There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
+sink. A mix takes a fixed number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most
+128 tokens from each of its data sets. The paper does not say whether samples are packed, cut or padded; here they are
+packed. Orders follow from (seed, name of the part) through SHA-256, so a new part does not change the windows of the
+others.
+Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib
 import json
@@ -12,11 +14,12 @@ import logging
 import re
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kdp_core.base import options
 from kdp_core.base.records import Tokens
 
 if TYPE_CHECKING:
@@ -24,18 +27,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("lines", "text", "jsonl")
+SEPARATOR = "\n"
+"""It stands between two documents."""
 MARGIN = 64
-"""Tokens beyond those needed: cutting a text changes tokens only near the cut, and these are thrown away."""
+"""Tokens beyond those needed. A cut in a text changes only the tokens near it, and these are thrown away."""
 CHARACTERS_PER_TOKEN = 6
-"""First guess of the text needed, above the 4 to 5 of English; a wrong guess costs a second tokenisation."""
-
+"""First guess of the text that is needed, above the 4 to 5 of English; a low guess costs a second tokenisation."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class TextError(ValueError):
-    """A text cannot be read, or does not give the sequences asked for."""
+    """A text cannot be read, or gives fewer sequences than are asked for."""
 
 
 class Part(NamedTuple):
@@ -46,14 +49,16 @@ class Part(NamedTuple):
     """Windows to take."""
 
 
-def read_documents(path: str | Path, *, format: str, encoding: str = "utf-8", field: str = "text") -> list[str]:
+def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"], encoding: str = "utf-8",
+                   field: str = "text") -> list[str]:
     """Documents of a file, in its order; empty ones are left out.
 
-    `lines`: every line is a document; `text`: the file is one; `jsonl`: `field` of the object on every line, or a
-    template of several fields such as `{question} {answer}`. Raises TextError naming the file and line where it cannot.
+    format: lines (every line is a document), text (the file is one document), or jsonl (every line is an object).
+    encoding: of the file, such as utf-8 or latin-1.
+    field: for jsonl, the field that holds the text, or a template of several fields such as `{question} {answer}`.
+    Raises OptionError for an unknown format, and TextError with the file and line for a text that cannot be read.
     """
-    if format not in FORMATS:
-        raise TextError(f"format {format!r} of {path} is unknown; choose one of {', '.join(FORMATS)}")
+    options.check(read_documents, locals())
     try:
         text = Path(path).read_text(encoding=encoding)
     except (OSError, LookupError) as error:
@@ -62,25 +67,27 @@ def read_documents(path: str | Path, *, format: str, encoding: str = "utf-8", fi
         raise TextError(f"{path} is not {encoding} ({error.reason} at byte {error.start}); "
                         "set the text's encoding, such as latin-1") from error
     # not splitlines(): it also cuts at \x85 and \u2028, which are characters of a line here
-    rows = [text] if format == "text" else text.split("\n")
+    lines = [text] if format == "text" else text.split("\n")
     if format == "jsonl":
-        rows = [_field(row, field, f"{path}, line {n}") for n, row in enumerate(rows, start=1) if row.strip()]
-    return _not_empty(rows, str(path))
+        lines = [_field(line, field, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+    return _not_empty(lines, str(path))
 
 
 def read_hub_documents(name: str, *, revision: str, config: str | None, split: str, field: str,
                        cache: str | Path | None = None, limit: int | None = None) -> list[str]:
     """The first `limit` documents (None: all) of a hub data set, streamed in its own order; empty ones are left out.
 
-    `config` is the data set's configuration, such as `wikitext-2-raw-v1`; `field` as in `read_documents`. Raises
-    TextError.
+    config: the data set's configuration, such as `wikitext-2-raw-v1`.
+    field: as in `read_documents`.
+    cache: the folder of the data set's cache; None takes the one of `datasets`.
+    Raises TextError for a data set or document that cannot be read.
     """
     import datasets  # takes seconds to import, and only hub texts need it
     where = f"hf-data:{name}@{revision}, split {split}"
     try:
-        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True,
-                                     cache_dir=None if cache is None else str(cache))
-        taken = [_pick(row, field, f"{where}, row {n}") for n, row in enumerate(islice(rows, limit))]
+        items = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True,
+                                      cache_dir=None if cache is None else str(cache))
+        taken = [_pick(item, field, f"{where}, item {n}") for n, item in enumerate(islice(items, limit))]
     except TextError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -89,18 +96,19 @@ def read_hub_documents(name: str, *, revision: str, config: str | None, split: s
     return _not_empty(taken, where)
 
 
-def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int, seed: int, separator: str = "\n",
+def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int, seed: int,
          vocabulary: int | None = None) -> Tokens:
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
-    The documents of a part are shuffled, joined by `separator`, and give their first windows. `vocabulary` is the
-    number of embedding rows that all ids must fit. Raises TextError where a part is too short or ids do not fit.
+    The documents of a part are shuffled and joined, and the part's windows are the first ones of that text. The ids are
+    int64 (S, T). `vocabulary` is the number of embedding rows, which all ids must be below (None: unchecked). Raises
+    TextError for a part that is too short, or for ids that are too large.
     """
     _check_parts(parts, length)
     ids, sources = [], []
     for part in parts:
         order = torch.randperm(len(part.documents), generator=_generator(seed, part.name)).tolist()
-        text = separator.join(part.documents[i] for i in order)
+        text = SEPARATOR.join(part.documents[i] for i in order)
         ids.append(_first_windows(tokenizer, text, length, part))
         sources += [part.name] * part.sequences
     order = torch.randperm(len(sources), generator=_generator(seed, "/windows"))
@@ -109,16 +117,20 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
     logger.info("packed %d sequences of %d tokens from %d texts", *ids_ST.shape, len(parts))
     kept = {part.name: {"documents": len(part.documents), "sequences": part.sequences} for part in parts}
     return Tokens(ids_ST, [sources[i] for i in order.tolist()],
-                  {"length": length, "seed": seed, "separator": separator, "parts": kept,
+                  {"length": length, "seed": seed, "separator": SEPARATOR, "parts": kept,
                    "sha256": hashlib.sha256(ids_ST.numpy().tobytes()).hexdigest()})
 
 
-def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int, separator: str = "\n",
+def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int,
             vocabulary: int | None = None) -> Tensor:
-    """ids_ST: all windows of the documents in their order, for held-out perplexity; a remainder is dropped."""
+    """All windows of the documents in their order, for held-out perplexity, int64 (S, T).
+
+    A remainder shorter than `length` tokens is left out. `vocabulary` as in `pack`. Raises TextError for a text shorter
+    than one window, or for ids that are too large.
+    """
     if length < 1:
-        raise TextError(f"length {length} is no window length; it must be at least 1 token")
-    ids_N = _tokenise(tokenizer, separator.join(documents))
+        raise TextError(f"a window of {length} tokens is not possible; give a length of at least 1 token")
+    ids_N = _tokenise(tokenizer, SEPARATOR.join(documents))
     if len(ids_N) < length:
         raise TextError(f"the text gives {len(ids_N)} tokens, less than one window of {length}; "
                         "give more text or shorter windows")
@@ -128,7 +140,7 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
 
 
 def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part) -> Tensor:
-    """First windows of the text's tokens; only a prefix of the text is tokenised, doubled until it is enough."""
+    """First windows of the text's tokens; a prefix of the text is tokenised, and doubled until it is long enough."""
     need = part.sequences * length
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
     ids_N = _tokenise(tokenizer, text[:size])
@@ -142,17 +154,19 @@ def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int,
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
+    """Token ids without special tokens, int64 (N,)."""
     found = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return torch.tensor(found, dtype=torch.int64)
 
 
 def _cut(ids_N: Tensor, length: int) -> Tensor:
+    """All whole windows (S, T); the remainder is left out."""
     count = len(ids_N) // length
     return ids_N[:count * length].view(count, length)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    """The same numbers for (seed, name) in every process, unlike hash()."""
+    """A generator that is the same for (seed, name) in every process, unlike one from hash()."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -174,26 +188,26 @@ def _check_vocabulary(ids_ST: Tensor, vocabulary: int | None) -> None:
                         "embedding rows; use the model's own tokenizer")
 
 
-def _field(row: str, field: str, where: str) -> str:
+def _field(line: str, field: str, where: str) -> str:
     try:
-        return _pick(json.loads(row), field, where)
+        return _pick(json.loads(line), field, where)
     except json.JSONDecodeError as error:
         raise TextError(f"{where}: not JSON ({error.msg}); every line must be one object") from error
 
 
-def _pick(row: Any, field: str, where: str) -> str:
-    """The text of a row: of one field, or of several put into a template such as `{question} {answer}`."""
+def _pick(item: Any, field: str, where: str) -> str:
+    """The text of an item: one field, or several fields in a template such as `{question} {answer}`."""
     names = _SLOT.findall(field) or [field]
-    found = {name: _text(row.get(name)) for name in names} if isinstance(row, dict) else {}
+    found = {name: _text(item.get(name)) for name in names} if isinstance(item, dict) else {}
     for name in names:
         if found.get(name) is None:
-            has = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
+            has = ", ".join(sorted(item)) if isinstance(item, dict) else type(item).__name__
             raise TextError(f"{where}: no text in field {name!r}, it has {has}; set the text's field")
     return _SLOT.sub(lambda slot: found[slot[1]], field) if _SLOT.search(field) else found[field]
 
 
 def _text(value: Any) -> str | None:
-    """A string, or a list of strings (answers, turns of a dialogue) joined by spaces; None for anything else."""
+    """A string, or a list of strings (answers, turns of a dialogue) joined by spaces; None for any other value."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return " ".join(value)
     return value if isinstance(value, str) else None

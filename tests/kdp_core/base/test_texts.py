@@ -1,4 +1,4 @@
-"""Documents and packing: what a window holds, what the order follows, and what is refused."""
+"""Documents and packing: what a window holds, what the order depends on, and what is refused."""
 import json
 from collections import Counter
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kdp_core.base import texts
+from kdp_core.base.options import OptionError
 from kdp_core.base.texts import Part, TextError, pack, read_documents, read_hub_documents, windows
 from tests import pico
 
@@ -44,13 +45,17 @@ def test_several_fields_make_one_document(tmp_path):
     (b"caf\xe9", {"format": "lines"}, "not utf-8 .* at byte 3.*set the text's encoding"),
     (b"a", {"format": "lines", "encoding": "no-such"}, "no-such"),
     (b" \n\n", {"format": "lines"}, "holds no text"),
-    (b"a", {"format": "csv"}, "'csv' .* unknown; choose one of lines, text, jsonl"),
 ])
 def test_unreadable_texts_name_file_and_line(tmp_path, content, options, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(TextError, match=message):
         read_documents(path, **options)
+
+
+def test_unknown_format(tmp_path):
+    with pytest.raises(OptionError, match="format is 'csv'; choose one of lines, text, jsonl"):
+        read_documents(tmp_path / "a.txt", format="csv")
 
 
 def test_absent_file(tmp_path):
@@ -74,16 +79,16 @@ def test_hub_documents_are_streamed_to_the_limit(monkeypatch, tmp_path):
                      "cache_dir": str(tmp_path)}
 
 
-@pytest.mark.parametrize("rows, message", [
+@pytest.mark.parametrize("items, message", [
     (ConnectionError("offline"), r"hf-data:org/data@main, split train cannot be read: offline"),
-    ([{"text": "a"}, {"body": "b"}], r"row 1: no text in field 'text', it has body"),
+    ([{"text": "a"}, {"body": "b"}], r"item 1: no text in field 'text', it has body"),
     ([], "holds no text"),
 ])
-def test_hub_failures(monkeypatch, rows, message):
+def test_hub_failures(monkeypatch, items, message):
     def load_dataset(name, config, **options):
-        if isinstance(rows, Exception):
-            raise rows
-        return rows
+        if isinstance(items, Exception):
+            raise items
+        return items
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(TextError, match=message):
@@ -115,7 +120,7 @@ def test_a_tokenised_prefix_gives_the_tokens_of_the_whole_text(tokenizer, monkey
 
 @pytest.mark.parametrize("guess", [2, 3, 4])
 def test_a_cut_within_a_word_does_not_show(tokenizer, monkeypatch, guess):
-    """Prefixes of every length end within words too; what the cut does to the last tokens must not come through."""
+    """Prefixes of every length end within words too; the cut must not change the tokens that are kept."""
     monkeypatch.setattr(texts, "CHARACTERS_PER_TOKEN", guess)
     document = "".join(pico.documents(20))
     whole = tokenizer(document, add_special_tokens=False)["input_ids"]
@@ -124,18 +129,17 @@ def test_a_cut_within_a_word_does_not_show(tokenizer, monkeypatch, guess):
         assert made.ids_ST[0].tolist() == whole[:count]
 
 
-@pytest.mark.parametrize("separator", ["\n", "\n\n", " </s> "])
-def test_documents_are_joined_by_the_separator(tokenizer, separator):
+def test_documents_are_joined_by_newlines(tokenizer):
     documents = pico.documents(2)
-    either = [tokenizer(separator.join(pair), add_special_tokens=False)["input_ids"]
+    either = [tokenizer("\n".join(pair), add_special_tokens=False)["input_ids"]
               for pair in (documents, documents[::-1])]
     length = len(either[0])
-    made = pack(tokenizer, [Part("two", documents, 1)], length=length, seed=0, separator=separator)
+    made = pack(tokenizer, [Part("two", documents, 1)], length=length, seed=0)
     assert made.ids_ST[0].tolist() in either
 
 
 def test_every_document_is_used_once(tokenizer):
-    """Windows of one token over the whole text: each document's tokens, and a separator between two."""
+    """Windows of one token over the whole text: each document's tokens, and a newline between two."""
     documents = [f"{word} {number}" for number in range(40) for word in ("rain", "water")]
     tokens = Counter(i for text in documents for i in tokenizer(text, add_special_tokens=False)["input_ids"])
     tokens.update(tokenizer("\n", add_special_tokens=False)["input_ids"] * (len(documents) - 1))
@@ -167,13 +171,13 @@ def test_order_is_pinned_across_processes(tokenizer):
     assert made.sources == ["notes", "notes", "news", "notes", "news", "news", "news", "notes"]
 
 
-def test_mix_takes_its_count_of_each_and_parts_do_not_touch_each_other(tokenizer):
+def test_mix_takes_its_count_of_each_and_parts_do_not_change_each_other(tokenizer):
     made = pack(tokenizer, parts(6, 3), length=32, seed=0)
     assert made.ids_ST.shape == (9, 32) and Counter(made.sources) == {"news": 6, "notes": 3}
     assert made.sources != sorted(made.sources)
     alone = pack(tokenizer, parts(6, 3)[:1], length=32, seed=0)
-    news = {tuple(row) for row, name in zip(made.ids_ST.tolist(), made.sources, strict=True) if name == "news"}
-    assert news == {tuple(row) for row in alone.ids_ST.tolist()}
+    news = {tuple(ids) for ids, name in zip(made.ids_ST.tolist(), made.sources, strict=True) if name == "news"}
+    assert news == {tuple(ids) for ids in alone.ids_ST.tolist()}
     assert made.provenance["parts"]["notes"] == {"documents": 30, "sequences": 3}
 
 
