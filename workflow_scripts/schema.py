@@ -252,7 +252,7 @@ def build() -> dict[str, Any]:
             "ablations": named("Studies by name.", ABLATION),
             "evaluate": EVALUATE,
             "efficiency": block("Latency and memory.", {
-                "tokens": count("Of a prefill."), "batch": count("Sequences of a prefill."),
+                "tokens": count("Of the prompt."),
                 "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count."),
                 "threads": count("CPU threads of the timed runs.")}),
             "diagnose": block("Pruned beside dense, on held-out windows.", {

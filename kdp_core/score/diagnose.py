@@ -1,46 +1,56 @@
-"""What pruning did to the states and to the outputs of a model, beside the dense model on held-out windows.
+"""The effect of pruning on the states and the outputs of a model, compared with the dense model on held-out windows.
 
-States: the pruned model is compared at every boundary it has, that is, at what each of its layers reads and at the
-state before the final norm, with the dense model's state of the same number. A layer that follows a stand-in reads
-the stand-in's output, so a kept layer's error is what it inherits from all replaced blocks below it. Numbers are the
-dense model's, so that methods which drop different layers share one axis.
+States: the pruned model is compared with the dense model at each of its boundaries, which are the inputs of its layers
+and the state before the final norm. A layer that follows a stand-in reads the stand-in's output, so the error at a kept
+layer is inherited from all replaced blocks below it. States have the dense model's numbers, so methods that remove
+different layers share one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
-States of a sliced model (kdp_core.methods.slicegpt) are turned back to the dense model's basis first, where the directions cut
-are zero; where the norms are layer norms both models' states are compared without their mean, which nothing reads.
-Tokens whose dense state is massive (norm above a factor times the median norm of its window in that state) are left
-out of both and counted: a few of them would be nearly all of either sum. kdp_core.states.hidden takes the median over all
-windows; here it is each window's, so that states need not be kept or computed twice.
+The error is kdp_core.states.block.relative_error, from sums over batches, since all states do not fit into memory.
+States of a sliced model (kdp_core.states.bases) are first turned back to the dense model's basis, in which the removed
+directions are zero. If the norms are layer norms, the states of both models are compared without their mean,
+which no layer reads.
+Massive tokens, whose dense state has a norm above a factor times the median norm of its window in that state, are left
+out of both figures and counted: a few of them would be nearly all of either sum. kdp_core.states.hidden takes the
+median over all windows. Here each window has its own, so that states need not be stored or computed twice.
 
-Outputs: KL(p || p'), agreement of the most likely token and negative log-likelihood, over all tokens that have a next
-one in their window, with standard errors over windows. Not in the KDP paper, which reports task scores alone.
+Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, over all tokens that have a next
+one in their window, with standard errors over windows. The KDP paper has none of these figures; it reports task scores.
+Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
+V vocabulary.
 """
 import logging
-import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig
 
+from kdp_core.base import options
+from kdp_core.base.options import Count
 from kdp_core.base.records import Diagnosis
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.score import standard_errors
 from kdp_core.states.bases import bases_of, mean_free
 from kdp_core.states.hidden import boundary_states
 
 logger = logging.getLogger(__name__)
 
+MassiveFactor = Annotated[float, Gt(1)]
+"""A factor on a median norm; at 1 or below it would leave out half of all tokens."""
+
 
 class DiagnoseError(ValueError):
-    """Models, windows or options that cannot be compared."""
+    """The models, windows or states cannot be compared."""
 
 
 class StateSums(NamedTuple):
-    """Sums over counted tokens, one entry a state, float64; batches add up."""
+    """Sums over the counted tokens, one entry for each state, float64; those of batches are added."""
     error_K: Tensor
     """Of |h' - h|^2."""
     square_K: Tensor
@@ -48,36 +58,45 @@ class StateSums(NamedTuple):
     state_KD: Tensor
     """Of h."""
     cosine_K: Tensor
+    """Of cos(h', h)."""
     counted_K: Tensor
-    """Tokens."""
+    """Number of counted tokens."""
 
 
 def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor, *, dropped: list[int],
-             windows: int = 8, batch: int = 4, massive_factor: float = 8.0, device: str = "cpu",
-             dtype: str = "float32", trust_remote_code: bool = False) -> Diagnosis:
+             windows: Count = 8, batch: Count = 4, massive_factor: MassiveFactor = 8.0, device: str = "cpu",
+             dtype: str = "float32") -> Diagnosis:
     """Compare two checkpoints on the first `windows` sequences of `ids_ST` (int64, no padding).
 
-    dropped: layers of the dense model that the pruned one lacks, as in Plan.drop.
-    batch: windows at a time; in memory are the states of one batch in both models and a chunk of their logits.
-    massive_factor: a token is left out of a state where its dense norm exceeds this times its window's median norm.
-    Raises DiagnoseError before loading where layers, widths, vocabularies or windows do not fit.
+    dropped: layers of the dense model that the pruned model lacks, as in Plan.drop.
+    windows: windows to compare on, the first ones.
+    batch: windows at a time; memory holds the states of one batch in both models and a chunk of their logits.
+    massive_factor: a token is left out of a state if its dense norm exceeds this times its window's median norm.
+    Log-likelihoods and KL are in nats; standard errors are over windows, and None with one window. Before a model is
+    loaded, OptionError is raised for a value out of range, and DiagnoseError for layers, widths, vocabularies or
+    windows that do not fit.
     """
-    dense_config, pruned_config = (AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-                                   for folder in (dense_folder, pruned_folder))
+    options.check(diagnose, locals())
+    dense_config, pruned_config = (AutoConfig.from_pretrained(folder) for folder in (dense_folder, pruned_folder))
     _check_configs(dense_config, pruned_config, dropped)
-    _check_windows(ids_ST, windows, batch, massive_factor, dense_config.vocab_size)
-    dense, pruned = (checkpoints.load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    _check_windows(ids_ST, windows, dense_config.vocab_size)
+    dense, pruned = (checkpoints.load_model(folder, device=device, dtype=dtype)
                      for folder in (dense_folder, pruned_folder))
     return compare(dense, pruned, ids_ST[:windows], dropped=dropped, batch=batch, massive_factor=massive_factor)
 
 
 @torch.inference_mode()
-def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: list[int], batch: int = 4,
-            massive_factor: float = 8.0) -> Diagnosis:
-    """As `diagnose`, for two loaded models in eval mode and all windows of `ids_ST`. Raises DiagnoseError."""
+def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: list[int], batch: Count = 4,
+            massive_factor: MassiveFactor = 8.0) -> Diagnosis:
+    """As `diagnose`, for two loaded models in eval mode and all windows of `ids_ST`.
+
+    Raises OptionError and DiagnoseError as `diagnose` does, and DiagnoseError for states that are not finite or that
+    are equal for all tokens.
+    """
+    options.check(compare, locals())
     _check_configs(dense.config, pruned.config, dropped)
     S, T = ids_ST.shape
-    _check_windows(ids_ST, S, batch, massive_factor, dense.config.vocab_size)
+    _check_windows(ids_ST, S, dense.config.vocab_size)
     states = kept_states(len(decoder_layers(dense)), dropped)
     own, sums, outputs = list(range(len(states))), None, []
     bases = bases_of(dense, pruned) if getattr(pruned.config, "sliced", None) else []
@@ -97,27 +116,27 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """Dense numbers of the pruned model's states, ascending: its layers' and the last. A stand-in's output counts."""
+    """Dense numbers of the pruned model's states, ascending: the inputs of its layers, and the last state."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 
 def state_sums(h_KBTD: list[Tensor], other_KBTD: list[Tensor], massive_factor: float) -> StateSums:
-    """Sums of one batch over the tokens whose dense state h is not massive; float32 states, float64 sums."""
-    rows = []
+    """Sums of one batch over the tokens whose dense state h is not massive, from float32 states (B, T, D)."""
+    found = []
     for h_BTD, other_BTD in zip(h_KBTD, other_KBTD, strict=True):
         norm_BT = h_BTD.norm(dim=-1)
         counted_BT = norm_BT <= massive_factor * norm_BT.median(dim=1, keepdim=True).values
         h_ND, other_ND = h_BTD[counted_BT].double(), other_BTD[counted_BT].double()
-        rows.append(((other_ND - h_ND).square().sum(), h_ND.square().sum(), h_ND.sum(dim=0),
-                     functional.cosine_similarity(h_ND, other_ND).clamp(-1, 1).sum(), counted_BT.sum().double()))
-    return StateSums(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        found.append(((other_ND - h_ND).square().sum(), h_ND.square().sum(), h_ND.sum(dim=0),
+                      functional.cosine_similarity(h_ND, other_ND).clamp(-1, 1).sum(), counted_BT.sum().double()))
+    return StateSums(*(torch.stack(sums) for sums in zip(*found, strict=True)))
 
 
 def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     """KL, agreement, dense and pruned negative log-likelihood, each window's mean over its T - 1 predictions.
 
-    Takes the states before the final norm; returns float64 (4, B), on the CPU. A chunk of tokens goes through both
-    heads at a time, so that a vocabulary of 128k never stands in memory for a whole batch.
+    Takes the states before the final norm and returns float64 (4, B) on the CPU, in nats and shares. Both heads read
+    one chunk of tokens at a time, so that memory never holds a vocabulary of 128k for a whole batch.
     """
     B, T = ids_BT.shape
     h_ND, other_ND, next_N = h_BTD[:, :-1].flatten(0, 1), other_BTD[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
@@ -134,14 +153,14 @@ def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
     # KL(p || q) = sum_v p_v (log p_v - log q_v)
     kl_C = (logp_CV.exp() * (logp_CV - logq_CV)).sum(dim=1)
     same_C = logp_CV.argmax(dim=1) == logq_CV.argmax(dim=1)
-    return torch.stack([row_C.double().cpu() for row_C in
+    return torch.stack([value_C.double().cpu() for value_C in
                         (kl_C, same_C, -logp_CV.gather(1, next_C1)[:, 0], -logq_CV.gather(1, next_C1)[:, 0])])
 
 
 def log_probabilities(model: nn.Module, h_CD: Tensor) -> Tensor:
-    """From states before the final norm to log-probabilities of the next token, float32 (C, V), on the model's device.
+    """Log-probabilities of the next token from states before the final norm, float32 (C, V), on the model's device.
 
-    What the families do after their last layer stands in kdp_core.model.distil.
+    kdp_core.model.distil holds what the families do after their last layer.
     """
     return head_of(model)(to_head(model, h_CD)).log_softmax(dim=-1)
 
@@ -150,7 +169,7 @@ def _record(states: list[int], dropped: list[int], sums: StateSums, outputs_4S: 
             massive_factor: float) -> Diagnosis:
     # sum |h - mean h|^2 = sum |h|^2 - |sum h|^2 / N
     spread_K = sums.square_K - sums.state_KD.square().sum(dim=1) / sums.counted_K
-    # what rounding leaves of a spread of zero
+    # rounding turns a spread of zero into a small one
     flat = [state for state, bad in zip(states, (spread_K <= 1e-10 * sums.square_K).tolist(), strict=True) if bad]
     if flat:
         raise DiagnoseError(f"state {flat[0]} of the dense model is the same for all counted tokens, so no error is "
@@ -169,9 +188,8 @@ def _record(states: list[int], dropped: list[int], sums: StateSums, outputs_4S: 
 
 
 def _mean(values_S: Tensor) -> tuple[float, float | None]:
-    """Mean over windows and its standard error, which one window does not give."""
-    error = values_S.std().item() / math.sqrt(len(values_S)) if len(values_S) > 1 else None
-    return values_S.mean().item(), error
+    """Mean over windows and its standard error."""
+    return values_S.mean().item(), standard_errors.mean(values_S)
 
 
 def _check_configs(dense: AutoConfig, pruned: AutoConfig, dropped: list[int]) -> None:
@@ -188,18 +206,12 @@ def _check_configs(dense: AutoConfig, pruned: AutoConfig, dropped: list[int]) ->
                                 "the pruned one; only models of the same width and vocabulary can be compared")
 
 
-def _check_windows(ids_ST: Tensor, windows: int, batch: int, massive_factor: float, vocabulary: int) -> None:
+def _check_windows(ids_ST: Tensor, windows: int, vocabulary: int) -> None:
     S, T = ids_ST.shape
-    if not 1 <= windows <= S:
-        raise DiagnoseError(f"windows {windows}: there are {S} held-out windows; give a number from 1 to {S}, or more "
-                            "text")
+    if windows > S:
+        raise DiagnoseError(f"windows is {windows}, but there are {S} held-out windows; give at most {S}, or more text")
     if T < 2:
-        raise DiagnoseError(f"windows of {T} token have no next token to predict; give at least 2 tokens a window")
-    if batch < 1:
-        raise DiagnoseError(f"batch {batch}: give at least 1 window at a time")
-    if not massive_factor > 1:
-        raise DiagnoseError(f"massive_factor {massive_factor}: half of all tokens would be left out; give more than 1, "
-                            "such as 8")
+        raise DiagnoseError(f"windows of {T} token have no next token to predict; give windows of at least 2 tokens")
     if not 0 <= int(ids_ST.min()) <= int(ids_ST.max()) < vocabulary:
         raise DiagnoseError(f"token ids run from {int(ids_ST.min())} to {int(ids_ST.max())} and the vocabulary has "
                             f"{vocabulary}; tokenise the windows with this model's tokenizer")
@@ -209,4 +221,4 @@ def _check_finite(h_KBTD: list[Tensor], states: list[int], which: str) -> None:
     for state, h_BTD in zip(states, h_KBTD, strict=True):
         if not torch.isfinite(h_BTD).all():
             raise DiagnoseError(f"state {state} (dense number) of the {which} model is not finite; compare in dtype "
-                                "float32, and if it stays so the model is broken: fold it again")
+                                "float32, and fold the model again if it is not finite there either")

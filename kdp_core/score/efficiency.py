@@ -1,16 +1,19 @@
-"""What a pruned model costs beside the dense one: parameters, multiply-adds, latency, memory.
+"""Costs of a pruned model beside the dense one: parameters, multiply-adds, latency, memory.
 
-"FLOPs" are those of the KDP paper's Table 10: multiply-adds of the linear layers for 128 tokens (see `models`).
-Latency is measured in turns, dense and pruned, in one process, the first of the two changing each time: a machine that
-slows down for a while slows both, so the median of the paired ratios is steadier than the ratio of two runs.
-Memory is that of the pruned model alone, which is loaded and run before the dense one is there:
-    cuda_allocated       peak of torch's allocator over the runs, weights in; of a model spread over several GPUs the
-                         sum of their peaks
-    cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded (libraries
-                         that the first model of a process pulls in count, tens of MiB). Linux can
-                         reset the peak, so the loading itself does not count; freed memory goes back to the system
-                         first, so what ran in the process before does not count either
-    weights              bytes of parameters and buffers, a lower bound, where neither can be had
+"FLOPs" are those of the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
+(kdp_core.model.sizes.count_macs).
+Latency is measured in turns, dense and pruned, in one process, and the model that runs first changes each time. A
+machine that is slow for a while slows both models, so the median of the paired ratios is steadier than the ratio of two
+runs.
+Memory is that of the pruned model alone, which is loaded and run before the dense model is loaded:
+    cuda_allocated       peak of torch's allocator over the runs, with the weights; the sum of the peaks if the model is
+                         spread over several GPUs
+    cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded. Linux can
+                         reset the peak, so the loading does not count. Freed memory is first given back to the system,
+                         so what ran in the process before does not count. Libraries that the first model of a process
+                         loads do count, tens of MiB
+    weights              bytes of parameters and buffers, a lower bound, if neither of the others can be measured
+Axes: S sequences (one here), T tokens.
 """
 import contextlib
 import ctypes
@@ -28,6 +31,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kdp_core.base import options
+from kdp_core.base.options import Count
 from kdp_core.base.records import Efficiency
 from kdp_core.model import checkpoints
 from kdp_core.model.sizes import count_macs, count_params
@@ -38,44 +43,43 @@ MIB = 2 ** 20
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Written to clear_refs, it sets the peak resident set to the present one (man 5 proc)."""
+"""Written to clear_refs, it sets the peak resident set to the current one (man 5 proc)."""
 
 
 class EfficiencyError(ValueError):
-    """Nothing can be measured with these settings."""
+    """The models cannot be measured with these settings."""
 
 
 class Latency(NamedTuple):
     """One turn of one model, in milliseconds."""
     prefill_ms: float
     decode_ms: float
-    """Median of the turn's cached steps."""
+    """Median over the cached decoding of single tokens in the turn."""
 
 
-def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int = 128, batch: int = 1,
-            decode_steps: int = 8, repeats: int = 3, device: str = "cpu", dtype: str = "float32",
-            threads: int | None = None) -> Efficiency:
-    """Costs of the checkpoint in `pruned_folder` beside that in `dense_folder`.
+def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Count = 128,
+            decode_steps: Count = 8, repeats: Count = 3, device: str = "cpu", dtype: str = "float32",
+            threads: Count | None = None) -> Efficiency:
+    """Costs of the checkpoint in `pruned_folder` beside those of the checkpoint in `dense_folder`.
 
-    A turn is a forward pass over `batch` sequences of `tokens` tokens (all logits, as the multiply-adds count them)
-    and `decode_steps` cached steps after it; `repeats` turns of each model count, after one of each that does not.
-    `threads` is for the CPU; None leaves torch's setting. Latencies are for the whole batch. Raises EfficiencyError
-    where a number is below 1 or the sequence longer than the models'.
+    tokens: of the prompt, a single sequence.
+    decode_steps: tokens that are decoded one by one, with the cache, after the prompt.
+    repeats: turns of each model that count.
+    threads: of the CPU; None keeps torch's setting.
+    A turn is a forward pass over the prompt, with all logits, as the multiply-adds count them, and the decoding after
+    it. One turn of each model precedes those that count. Latencies are in milliseconds, memory in MiB. Raises
+    OptionError for a number below 1, and EfficiencyError for a prompt that is longer than the models allow.
     """
-    numbers = {"tokens": tokens, "batch": batch, "decode_steps": decode_steps, "repeats": repeats,
-               "threads": 1 if threads is None else threads}
-    for name, number in numbers.items():
-        if number < 1:
-            raise EfficiencyError(f"{name} is {number}; it must be at least 1")
+    options.check(measure, locals())
     with _threads(threads), torch.inference_mode():
         meter = Meter(checkpoints.resolve_device(device))
         pruned = checkpoints.load_model(pruned_folder, device=device, dtype=dtype)
         meter.start_runs(pruned)
-        ids_ST = _ids(pruned, batch, tokens, decode_steps)
+        ids_ST = _ids(pruned, tokens, decode_steps)
         latency(pruned, ids_ST, decode_steps)
         peak_mib, kind = meter.peak_mib(pruned)
         dense = checkpoints.load_model(dense_folder, device=device, dtype=dtype)
-        _ids(dense, batch, tokens, decode_steps)
+        _ids(dense, tokens, decode_steps)
         latency(dense, ids_ST, decode_steps)
         times = paired(in_turns(dense, pruned, ids_ST, decode_steps=decode_steps, repeats=repeats))
         logger.info("prefill %.1f ms, dense %.1f ms; peak %.0f MiB (%s)", times["prefill_ms"],
@@ -88,7 +92,7 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: int 
 
 
 def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latency:
-    """One turn: the forward pass that fills the cache, and single-token steps on it. The tokens do not matter."""
+    """One turn: the forward pass that fills the cache, and the decoding of single tokens on it. Any tokens will do."""
     started = _now(ids_ST.device)
     cache = model(ids_ST, use_cache=True).past_key_values
     times = [_now(ids_ST.device)]
@@ -102,7 +106,7 @@ def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latenc
 
 def in_turns(dense: PreTrainedModel, pruned: PreTrainedModel, ids_ST: Tensor, *, decode_steps: int,
              repeats: int) -> list[tuple[Latency, Latency]]:
-    """`repeats` pairs (dense, pruned); every second one runs the pruned model first."""
+    """`repeats` pairs of turns (dense, pruned); in every second pair the pruned model runs first."""
     pairs = []
     for repeat in range(repeats):
         order = (dense, pruned) if repeat % 2 == 0 else (pruned, dense)
@@ -112,7 +116,7 @@ def in_turns(dense: PreTrainedModel, pruned: PreTrainedModel, ids_ST: Tensor, *,
 
 
 def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
-    """Medians over turns (dense, pruned), and medians of the turns' ratios dense / pruned, by Efficiency's names."""
+    """Medians over turns (dense, pruned) in ms, and medians of the ratios dense / pruned, by Efficiency's names."""
     found = {}
     for name in ("prefill", "decode"):
         dense = [getattr(turn[0], f"{name}_ms") for turn in turns]
@@ -124,7 +128,7 @@ def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
 
 
 class Meter:
-    """Peak memory of one model's runs; made before the model is loaded, read before another one is."""
+    """Peak memory of one model's runs; it is made before the model is loaded, and read before another one is loaded."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -135,7 +139,7 @@ class Meter:
             self._before_mib = resident_mib("VmRSS")
 
     def start_runs(self, model: PreTrainedModel) -> None:
-        """From here on the peak counts."""
+        """Start to count the peak."""
         gc.collect()
         if self.device.type == "cuda":
             self._gpus = sorted({parameter.device for parameter in model.parameters() if parameter.is_cuda}, key=str)
@@ -148,7 +152,7 @@ class Meter:
                 self._before_mib = None
 
     def peak_mib(self, model: PreTrainedModel) -> tuple[float, str]:
-        """(MiB, kind), as the module's docstring names the kinds."""
+        """(peak in MiB, its kind); the module's docstring names the kinds."""
         if self.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / MIB, "cuda_allocated"
         peak = resident_mib("VmHWM")
@@ -158,14 +162,14 @@ class Meter:
         return sum(tensor.numel() * tensor.element_size() for tensor in held) / MIB, "weights"
 
 
-def _ids(model: PreTrainedModel, batch: int, tokens: int, decode_steps: int) -> Tensor:
-    """Tokens within the vocabulary; EfficiencyError where the model has too few positions."""
+def _ids(model: PreTrainedModel, tokens: int, decode_steps: int) -> Tensor:
+    """One sequence of tokens of the vocabulary, int64 (1, T); EfficiencyError if the model has too few positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and tokens + decode_steps > positions:
         raise EfficiencyError(f"tokens {tokens} and decode_steps {decode_steps} are more than the model's {positions} "
                               "positions; take fewer")
-    rows = model.get_input_embeddings().weight.shape[0]
-    return (torch.arange(batch * tokens, device=model.device) % rows).view(batch, tokens)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return (torch.arange(tokens, device=model.device) % vocabulary).view(1, tokens)
 
 
 def _now(device: torch.device) -> float:
@@ -175,21 +179,21 @@ def _now(device: torch.device) -> float:
 
 
 def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
-    """The device; where a model is in more places than one, these too, as its latency is that of the slowest."""
+    """The device, with all places of a model that is in more than one: the slowest place decides its latency."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {which: checkpoints.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
     return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])
 
 
 def _release_freed() -> None:
-    """Give freed memory back to the system (glibc keeps it otherwise), so that a later peak is not hidden in it."""
+    """Give freed memory back to the system, which glibc does not do by itself, so that it cannot hide a later peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_mib(field: str) -> float | None:
-    """VmRSS or VmHWM of this process; None where there is no /proc."""
+    """VmRSS or VmHWM of this process in MiB; None on a system without /proc."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -199,7 +203,7 @@ def resident_mib(field: str) -> float | None:
 
 @contextlib.contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
-    """torch's CPU threads within the block."""
+    """Set torch's CPU threads while the body runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:

@@ -1,9 +1,9 @@
-"""Python programs in a process of their own, with limits on time, memory and files: what pass@1 of code tasks rests on.
+"""Python programs in a process of their own, with limits on time, memory and files; pass@1 of code tasks uses it.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
-output, and its whole process group is killed in the end. This keeps accidents small (endless loops, full disks, stray
-children). It is no jail: the program has the user's rights and the network. Run models that you do not trust in a
-container. Needs a POSIX system.
+output, and its whole process group is killed at the end. This limits accidents: endless loops, full disks, processes
+that stay. It does not stop an attack: the program has the user's rights and the network. Run models that you do not
+trust in a container. A POSIX system is needed.
 """
 import contextlib
 import os
@@ -14,7 +14,7 @@ import tempfile
 from typing import NamedTuple
 
 PASSED = 87
-"""Exit status of a program that ran to its end: none that leaves by itself, as with sys.exit(0), gets it by chance."""
+"""Exit status of a program that ran to its end. A program that exits by itself, as with sys.exit(0), has another."""
 RUNNER = """
 import os, resource, sys
 for name, value in {limits}:
@@ -29,14 +29,14 @@ except BaseException:
 os._exit({passed})
 """
 QUIET_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Numerical libraries otherwise reserve memory for each core, which the limit would refuse."""
+"""Without these, numerical libraries reserve memory for each core, and the limit refuses it."""
 
 
 class Limits(NamedTuple):
-    """What a program may use. Time is meant to be cut by the processor's clock, which other jobs do not move."""
+    """What a program may use. The processor's clock, which other jobs do not change, should be what ends a slow one."""
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
-    """Ends programs that wait instead of compute."""
+    """This ends programs that wait and do not compute."""
     memory_mib: int = 2048
     """Address space, libraries included."""
     file_mib: int = 16
@@ -47,7 +47,7 @@ class Limits(NamedTuple):
 
 def passes(program: str, limits: Limits = Limits()) -> bool:  # noqa: B008  an immutable default
     """Whether the program runs to its end, without an error and within the limits."""
-    # output is dropped: nothing the program says decides, and a flood of it costs no memory
+    # the output does not decide, so it is discarded, and a flood of it takes no memory
     with tempfile.TemporaryDirectory(prefix="kdp-program-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _runner(limits)], cwd=folder, env=dict(QUIET_THREADS), stdin=subprocess.PIPE,
@@ -69,8 +69,8 @@ def _runner(limits: Limits) -> str:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill what is left of the process and of its children."""
-    # an empty group is no process, or on some systems not ours
+    """Kill the process and its children, if they still run."""
+    # an empty group is reported as no process, or on some systems as not ours
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -9,10 +9,12 @@ from scipy.special import log_softmax, rel_entr
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from kdp_core.base import store
+from kdp_core.base.options import OptionError
 from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints, distil
 from kdp_core.prune import fold
 from kdp_core.score import diagnose
+from kdp_core.states.block import relative_error
 from tests import pico
 
 LAYERS, WIDTH, MASSIVE_ID = 10, 32, 7
@@ -121,6 +123,16 @@ def test_error_of_one_is_the_constant_mean():
     assert diagnose._record([4], [], sums, outputs_4S, 3, 8, 8.0).error == pytest.approx([1.0], rel=1e-6)
 
 
+def test_error_from_sums_over_batches_is_the_relative_error_of_all_tokens():
+    h_BTD, noise_BTD = torch.randn(2, 6, 8, 16, generator=torch.Generator().manual_seed(2))
+    h_BTD, other_BTD = h_BTD + 3, h_BTD + 3 + 0.2 * noise_BTD
+    parts = [diagnose.state_sums([h_BTD[at:at + 2]], [other_BTD[at:at + 2]], 8.0) for at in (0, 2, 4)]
+    sums = diagnose.StateSums(*(sum(values) for values in zip(*parts, strict=True)))
+    found = diagnose._record([4], [], sums, torch.zeros(4, 6, dtype=torch.float64), 6, 8, 8.0)
+    whole = relative_error(other_BTD.flatten(0, 1).double(), h_BTD.flatten(0, 1).double())
+    assert found.error == pytest.approx([whole], rel=1e-9)
+
+
 def test_massive_tokens_are_left_out_and_counted(tmp_path):
     model = pico.model("llama")
     with torch.no_grad():
@@ -191,10 +203,7 @@ def test_diagnosis_to_disk_and_back(llama_folder, tmp_path):
     ({"dropped": [3, 10]}, r"dropped \[3, 10\]: the dense model has layers 0 to 9"),
     ({"dropped": [3, 3]}, "each once"),
     ({"dropped": [3]}, "dropped names 1 of 10 layers and the pruned model has 8, not 9"),
-    ({"windows": 7}, "windows 7: there are 6"),
-    ({"windows": 0}, "windows 0"),
-    ({"batch": 0}, "batch 0"),
-    ({"massive_factor": 1.0}, "massive_factor 1.0"),
+    ({"windows": 7}, "windows is 7, but there are 6"),
     ({"ids_ST": ids(6, 1)}, "no next token"),
     ({"ids_ST": ids() + 100}, "the vocabulary has 384"),
 ])
@@ -204,6 +213,14 @@ def test_what_does_not_fit_is_refused_before_loading(llama_folder, tmp_path, mon
     options = {"ids_ST": ids(), "dropped": [3, 4], "windows": 6} | change
     with pytest.raises(diagnose.DiagnoseError, match=message):
         diagnose.diagnose(llama_folder, out, options.pop("ids_ST"), **options)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"windows": 0}, "windows is 0; give a number at least 1"), ({"batch": 0}, "batch is 0; give a number at least 1"),
+    ({"massive_factor": 1.0}, "massive_factor is 1.0; give a number above 1")])
+def test_values_out_of_range_are_refused(tmp_path, change, message):
+    with pytest.raises(OptionError, match=message):
+        diagnose.diagnose(tmp_path / "none", tmp_path / "none", ids(), dropped=[], **change)
 
 
 def test_models_of_other_shape_are_refused(llama_folder, tmp_path):
