@@ -15,7 +15,8 @@ import yaml
 
 from kdp_core import methods
 from kdp_core.base import store, texts
-from kdp_core.base.records import ModelFacts, PrunedFacts, Scores, Search, Selection, Similarity, Tokens
+from kdp_core.base.measurements import Scores
+from kdp_core.base.records import ModelFacts, PrunedFacts, Search, Selection, Similarity, Tokens
 from kdp_core.model import assets, checkpoints
 from kdp_core.results.summary import main_scores, retained
 from kdp_core.score import evaluate, tasks

@@ -22,13 +22,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdp_core.base import records
+from kdp_core.base import measurements, records
 
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
 PAIRS = {"block", "context", "blocks", "drop", "parts"}
 """Names under which blocks and (layer, part) pairs stand: tuples in memory, lists in JSON."""
-RECORDS = {name: kind for name, kind in vars(records).items() if hasattr(kind, "_fields")}
+RECORDS = {name: kind for module in (records, measurements) for name, kind in vars(module).items()
+           if hasattr(kind, "_fields")}
 
 
 class StoreError(ValueError):
@@ -79,7 +80,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write(path: str | Path, record: NamedTuple) -> None:
-    """Write a record of kdp_core.base.records; the suffix must be .json (no tensors) or .safetensors."""
+    """Write a record of base.records or base.measurements; the suffix must be .json (no tensors) or .safetensors."""
     tensors, plain = _split(record._asdict())
     head = {"record": type(record).__name__, "fields": _plain(plain)}
     if Path(path).suffix not in (".json", ".safetensors"):

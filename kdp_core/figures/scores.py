@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from kdp_core.base.records import Diagnosis, PrunedFacts
+from kdp_core.base.measurements import Diagnosis
+from kdp_core.base.records import PrunedFacts
 from kdp_core.figures.style import (
     GREY,
     PAGE_IN,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from kdp_core.base.records import Probes, Spaces
+from kdp_core.base.measurements import Probes, Spaces
 from kdp_core.figures.scores import Known, banded
 from kdp_core.figures.style import (
     COLORS,

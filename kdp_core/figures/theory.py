@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from kdp_core.base.records import Theory
+from kdp_core.base.measurements import Theory
 from kdp_core.figures.style import COLORS, DASHES, GREY, PAGE_IN, Drawn, FigureError, quiet
 
 BOUNDS: dict[str, tuple[str, Any, str]] = {

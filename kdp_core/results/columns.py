@@ -2,7 +2,8 @@
 import math
 from typing import Any, NamedTuple
 
-from kdp_core.base.records import Block, Efficiency, PrunedFacts, Scores, Selection
+from kdp_core.base.measurements import Efficiency, Scores
+from kdp_core.base.records import Block, PrunedFacts, Selection
 
 DENSE = "dense"
 """The method of the model that is not pruned."""

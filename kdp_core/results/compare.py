@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kdp_core.base.records import Score, Scores
+from kdp_core.base.measurements import Score, Scores
 from kdp_core.results.columns import DENSE, KEYS
 from kdp_core.results.paired import ALL, DRAWS, Table, accuracies, holm, perplexities
 from kdp_core.results.summary import main_scores

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from kdp_core.base.records import Composed, Inverse, KernelMap, LinearMap, Score
+from kdp_core.base.measurements import Score
+from kdp_core.base.records import Composed, Inverse, KernelMap, LinearMap
 from kdp_core.results.columns import DENSE, KEYS, SUMMARY, Point, TableError, span
 from kdp_core.score.metrics import PRIMARY
 from kdp_core.score.standard_errors import independent_mean

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdp_core.base.records import Theory
+from kdp_core.base.measurements import Theory
 from kdp_core.results import tables
 
 HORIZON_COLUMNS = {

@@ -28,8 +28,8 @@ from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
 from kdp_core.base import options, store
+from kdp_core.base.measurements import Scores
 from kdp_core.base.options import Count, Natural
-from kdp_core.base.records import Scores
 from kdp_core.model import assets, checkpoints
 from kdp_core.score import benchmark_data, benchmark_scores, benchmarks, metrics, task_records
 from kdp_core.score import tasks as heldout_tasks

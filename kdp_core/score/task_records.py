@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kdp_core.base import store
-from kdp_core.base.records import Score
+from kdp_core.base.measurements import Score
 from kdp_core.model import assets
 
 PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_eval.evaluator_utils import EvalAcc, aggregate_groups
 
-from kdp_core.base.records import Score
+from kdp_core.base.measurements import Score
 from kdp_core.score import standard_errors
 from kdp_core.score.metrics import PERPLEXITIES, PPL_CEILING, unit_of
 from kdp_core.score.task_records import Record

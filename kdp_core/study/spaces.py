@@ -27,8 +27,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from kdp_core.base import options
+from kdp_core.base.measurements import Probes, Spaces
 from kdp_core.base.options import Count, Natural, Positive
-from kdp_core.base.records import Probes, Spaces
 from kdp_core.model import checkpoints
 from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes

@@ -11,8 +11,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from kdp_core.base import options
+from kdp_core.base.measurements import Theory
 from kdp_core.base.options import Count, NotNegative, Positive, Share
-from kdp_core.base.records import KernelMap, Theory
+from kdp_core.base.records import KernelMap
 from kdp_core.states.block import BlockStates, load
 from kdp_core.states.hidden import HiddenStates
 from kdp_core.study import theorem_1, theorem_2

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kdp_core.base import store
-from kdp_core.base.records import LinearMap, Score, Scores
+from kdp_core.base.measurements import Score, Scores
+from kdp_core.base.records import LinearMap
 from tests.benchmarks.command import load
 from tests.cluster.sweep import Sweep
 

@@ -1,7 +1,8 @@
 """Made-up results for the tests of tables, figures and report: every number chosen by hand."""
 import torch
 
-from kdp_core.base.records import Efficiency, Inverse, KernelMap, PrunedFacts, Score, Scores, Similarity
+from kdp_core.base.measurements import Efficiency, Score, Scores
+from kdp_core.base.records import Inverse, KernelMap, PrunedFacts, Similarity
 from kdp_core.results.columns import Point
 
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdp_core.base import records, store
+from kdp_core.base import measurements, records, store
+from kdp_core.base.measurements import Diagnosis, Efficiency, Probes, Score, Scores, Spaces, Theory
 from kdp_core.base.records import (
     Composed,
-    Diagnosis,
-    Efficiency,
     Finetuned,
     Inverse,
     KernelMap,
@@ -19,15 +18,10 @@ from kdp_core.base.records import (
     ModelFacts,
     Module,
     Plan,
-    Probes,
     PrunedFacts,
-    Score,
-    Scores,
     Search,
     Selection,
     Similarity,
-    Spaces,
-    Theory,
     Tokens,
 )
 from kdp_core.base.store import StoreError
@@ -100,7 +94,8 @@ def temporaries(folder):
 
 
 def test_examples_hold_every_record():
-    every = {kind for kind in vars(records).values() if isinstance(kind, type) and hasattr(kind, "_fields")}
+    every = {kind for module in (records, measurements) for kind in vars(module).values()
+             if isinstance(kind, type) and hasattr(kind, "_fields")}
     assert every == {type(record) for record in examples()}
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from kdp_core.base.records import Diagnosis
+from kdp_core.base.measurements import Diagnosis
 from kdp_core.figures import scores as score_figures
 from kdp_core.figures import style
 from kdp_core.results.summary import summarise, tidy

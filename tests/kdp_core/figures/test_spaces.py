@@ -1,7 +1,7 @@
 """Three spaces drawn: lines, bands and points are the numbers of the records; many rows stand in bands."""
 import pytest
 
-from kdp_core.base.records import Probes, Spaces
+from kdp_core.base.measurements import Probes, Spaces
 from kdp_core.figures import spaces as spaces_figures
 from kdp_core.figures.style import COLORS, FigureError
 

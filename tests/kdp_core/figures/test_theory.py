@@ -1,7 +1,7 @@
 """Figure of Theorems 1 and 2: what is drawn equals the record."""
 import pytest
 
-from kdp_core.base.records import Theory
+from kdp_core.base.measurements import Theory
 from kdp_core.figures import style
 from kdp_core.figures import theory as theory_figures
 from kdp_core.figures.style import FigureError

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from kdp_core.base.records import Score, Scores
+from kdp_core.base.measurements import Score, Scores
 from kdp_core.results import compare, marks, tables
 from kdp_core.results.compare import Entry, Outcomes
 from kdp_core.results.summary import summarise

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from kdp_core.base.records import Score, Scores
+from kdp_core.base.measurements import Score, Scores
 from kdp_core.results import compare, marks, paper
 from kdp_core.results.ablations import Ablation
 from kdp_core.results.compare import Entry, Outcomes

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from kdp_core.base.records import Score, Scores
+from kdp_core.base.measurements import Score, Scores
 from kdp_core.results import tables
 from kdp_core.results.columns import TableError
 from kdp_core.results.summary import fits, retained, retained_ppl, summarise, tidy

@@ -1,0 +1,181 @@
+"""Records of what is measured on models: scores, costs, diagnosis, theory, and the comparison in three spaces.
+
+Each record is a NamedTuple; each field has its meaning, axes and unit. Axes and blocks are those of base.records.
+"""
+from typing import Any, NamedTuple
+
+from kdp_core.base.records import Block
+
+
+class Score(NamedTuple):
+    """One measured number."""
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    """Standard error over the task's items, in the unit of the value; None where it has none."""
+    items: int
+    higher_is_better: bool
+    unit: str
+
+
+class Scores(NamedTuple):
+    """All that one model scored."""
+    scores: list[Score]
+    seconds: float
+    versions: dict[str, str]
+
+
+class Efficiency(NamedTuple):
+    """Costs of one model beside the dense one, measured in turns in one process."""
+    params: int
+    params_dense: int
+    macs: int
+    """Multiply-adds of the linear layers for `tokens` tokens (the paper's FLOPs)."""
+    macs_dense: int
+    tokens: int
+    prefill_ms: float
+    """Median latency of a forward pass over `tokens` tokens."""
+    prefill_dense_ms: float
+    decode_ms: float
+    """Median latency of one cached decoding step."""
+    decode_dense_ms: float
+    speedup_prefill: float
+    """Median of the paired ratios dense / pruned."""
+    speedup_decode: float
+    peak_memory_mib: float
+    """Peak resident memory (CPU) or allocated memory (GPU) of the pruned model's runs."""
+    peak_memory_kind: str
+    device: str
+    threads: int
+    repeats: int
+
+
+class Diagnosis(NamedTuple):
+    """What pruning did to states and outputs, on held-out windows beside the dense model.
+
+    Standard errors are over windows, None where there is one window only.
+    """
+    states: list[int]
+    """The dense model's numbers of the states that the pruned one has, ascending: of its layers, and the last."""
+    error: list[float]
+    """For each of `states`, sum |h' - h|^2 / sum |h - mean h|^2: 0 perfect, 1 as good as the constant mean."""
+    cosine: list[float]
+    """For each of `states`, mean over tokens of cos(h', h)."""
+    masked: list[int]
+    """For each of `states`, massive-activation tokens left out of error and cosine."""
+    tokens: int
+    """Tokens of all windows, massive ones in."""
+    windows: int
+    dropped: list[int]
+    """Layers of the dense model that the pruned one lacks, ascending."""
+    massive_factor: float
+    """A token is massive where its dense norm exceeds this times its window's median norm."""
+    predictions: int
+    """Tokens with a next one in their window: what the outputs are judged on."""
+    kl_nats: float
+    """Mean KL(dense || pruned) in nats per token."""
+    kl_nats_stderr: float | None
+    agreement: float
+    """Share of predictions with the same most likely token."""
+    agreement_stderr: float | None
+    nll_dense_nats: float
+    """Mean negative log-likelihood of the next token, nats per token."""
+    nll_dense_nats_stderr: float | None
+    nll_pruned_nats: float
+    nll_pruned_nats_stderr: float | None
+    nll_increase_nats: float
+    """Pruned less dense."""
+    nll_increase_nats_stderr: float | None
+    """Of the paired differences, window by window: both models read the same text."""
+
+
+class Theory(NamedTuple):
+    """Theorems 1 and 2 of KDP measured on a run of layers; errors are norms in the kernel space unless named."""
+    block: Block
+    """The run: one linear step a layer."""
+    features: int
+    """Dimension of the kernel space, the paper's 2m."""
+    lift_input: str
+    """As in KernelMap."""
+    delta: float
+    """Probability with which the bounds may fail."""
+    tokens: int
+    """Training tokens, the theorems' n."""
+    sequences: int
+    """Training sequences that they come from."""
+    heldout_tokens: int
+    l_erm: float
+    """Largest over steps of the mean squared error of one step on training tokens."""
+    step_mse: list[float]
+    """That error of each step."""
+    b_a: float
+    """Largest operator norm of a step."""
+    operator_norms: list[float]
+    r_phi: float
+    """Largest norm of features, training and held-out."""
+    generalisation: float
+    """Second term under the root of equation 3, C = 1."""
+    generalisation_equation_9: float
+    """The same with the constants of equation 9."""
+    horizons: list[dict[str, Any]]
+    """Theorem 1, a row a start and horizon: start (state), horizon, accumulation; errors train_rms, and held-out rms,
+    p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13), bound_steps (14),
+    bound_erm (16 without the term in n), bound (16, C = 1), bound_equation_9, trivial ((1 + B_A^k) R_phi);
+    beyond (share of held-out tokens above bound_erm), samples_needed (n for bound < trivial; None: no n will do),
+    vacuous (bound >= trivial), vacuous_erm, uninformative (bound >= constant)."""
+    ridges: list[dict[str, Any]]
+    """Theorem 1 over the whole run with operators solved anew, a row a ridge: ridge, l_erm, b_a, and of the fields of
+    `horizons` accumulation, train_rms, rms, constant, bound_erm, bound, trivial, vacuous, vacuous_erm."""
+    risks: list[dict[str, Any]]
+    """Theorem 2, a row a class and gap: gap (layers), space (identity, random, learned), features, bandwidth_scale,
+    share, tokens, risk (held-out mean squared error, units of the space squared), train_risk, relative_risk,
+    state_error (relative squared error of the decoded state), state_error_stderr, state_median, direct_error,
+    operator_norm, state_excess (state_error less the identity class's) and its paired state_excess_stderr."""
+    conditions: list[dict[str, Any]]
+    """Theorem 2's own inequality, a row an RFF class and gap: risk, identity_risk, margin (Delta), b_a, r_h,
+    samples_printed (equation 4, C = c = 1) and samples_proof (equation 36), None where the margin is not positive;
+    holds, holds_without_fit (by A = 0 already), better_state (the decoded state is better too), state_excess and
+    state_excess_stderr as in `risks`."""
+    stats: dict[str, Any]
+
+
+class Probes(NamedTuple):
+    """One part of one layer left out at a time: what changes after that layer in states, logits and probabilities.
+
+    Measures are means over tokens, each with its `_stderr` over windows (None where there is one): angle_h, angle_z,
+    angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of the change, relative to the dense
+    norm), kl (KL(dense || other), nats), agreement of the most likely token; estimates of second order estimate_h,
+    estimate_z, estimate_p, estimate_kl; and of the same unit with other weights estimate_uniform, estimate_top5,
+    estimate_top10.
+    """
+    temperature: float
+    final_norm: bool
+    """Whether inner states pass the final norm before the head."""
+    windows: int
+    positions: list[int]
+    """Of each window."""
+    layers: list[dict[str, Any]]
+    """A row a layer and part: layer, part (attention, mlp or whole), the measures."""
+    tokens: list[dict[str, Any]]
+    """A row a layer, part and window, its last token alone: angle_p, estimate_p, kl, estimate_kl."""
+    stats: dict[str, Any]
+
+
+class Spaces(NamedTuple):
+    """A pruned model beside the dense one in states, logits and probabilities; measures as in Probes, over prompts."""
+    temperature: float
+    final_norm: bool
+    prompts: int
+    prompt_tokens: int
+    steps: int
+    decoding: list[dict[str, Any]]
+    """A row a history and step: history (`dense`: both read what the dense model says; `own`: each reads what it says
+    itself), step, same_text (share of prompts whose two texts are still the same), the measures of the last state."""
+    depth: list[dict[str, Any]]
+    """A row a state (the dense model's number) on the dense model's text: state, the measures over about 8 steps."""
+    choices: list[dict[str, Any]]
+    """A row a multiple-choice item: angle_p, kl, agreement over all tokens, the same with `_candidates` over the
+    candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
+    candidate among all tokens, dense)."""
+    stats: dict[str, Any]
