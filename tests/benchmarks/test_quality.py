@@ -68,7 +68,7 @@ def test_nothing_is_measured_twice(quality, done, monkeypatch):
 
 
 def test_accuracies_are_weighed_alike_and_in_percent(quality):
-    from kdp_core.base.records import Score, Scores
+    from kdp_core.base.measurements import Score, Scores
 
     scores = Scores([Score("a", "acc", 0.5, 0.03, 10, True, "share"), Score("b", "acc", 0.3, 0.04, 10, True, "share"),
                      Score("heldout_ppl", "ppl", 40.0, 2.0, 10, False, "ppl")], 1.0, {})
@@ -78,7 +78,7 @@ def test_accuracies_are_weighed_alike_and_in_percent(quality):
 
 
 def test_real_sets_stand_apart_from_the_held_out_tasks(quality, tmp_path, monkeypatch):
-    from kdp_core.base.records import Score, Scores
+    from kdp_core.base.measurements import Score, Scores
 
     asked = {}
 
