@@ -30,8 +30,8 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from kdp_core.base import options
-from kdp_core.base.options import Count
 from kdp_core.base.measurements import Diagnosis
+from kdp_core.base.options import Count
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import decoder_layers, family_of

@@ -32,8 +32,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kdp_core.base import options
-from kdp_core.base.options import Count
 from kdp_core.base.measurements import Efficiency
+from kdp_core.base.options import Count
 from kdp_core.model import checkpoints
 from kdp_core.model.sizes import count_macs, count_params
 
