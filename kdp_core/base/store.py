@@ -1,9 +1,9 @@
-"""Records to and from disk: safetensors where a record holds tensors, JSON where it does not.
+"""Records on disk: a record with tensors is a safetensors file, and a record without is a JSON file.
 
-A tensor field becomes a tensor of the file; all other fields stand as JSON in the file's metadata, under one key, as
-safetensors writes several keys in an order of its own each time: the same record gives the same bytes. Every write
-goes to a temporary name in the same folder and is renamed, so a killed process leaves the old file or none (and its
-temporary, hidden and named .tmp, which may be deleted).
+A tensor field becomes a tensor of the file. All other fields are JSON in the file's metadata, under one key:
+safetensors writes several keys in an order that changes, and with one key the same record gives the same bytes. Every
+write uses a temporary name in the same folder and then renames, so a killed process leaves the old file or none, and a
+temporary file, hidden and named .tmp, which may be deleted.
 """
 import glob
 import json
@@ -27,18 +27,19 @@ from kdp_core.base import measurements, records
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
 PAIRS = {"block", "context", "blocks", "drop", "parts"}
-"""Names under which blocks and (layer, part) pairs stand: tuples in memory, lists in JSON."""
+"""Names of the fields that hold blocks or (layer, part) pairs: tuples in memory, lists in JSON."""
 RECORDS = {name: kind for module in (records, measurements) for name, kind in vars(module).items()
            if hasattr(kind, "_fields")}
+"""The types of records by name."""
 
 
 class StoreError(ValueError):
-    """A file is not the record that was asked for."""
+    """A file is not a record that can be read, or a record cannot be written to it."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `path` (file or folder, made by the caller), renamed to `path` when the body succeeds."""
+    """A temporary path beside `path` for a file or folder that the body makes; if the body succeeds, it is renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
@@ -56,7 +57,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what processes of this machine left behind when they were killed while writing `path`."""
+    """Delete the temporaries of processes of this machine that were killed while they wrote `path`."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
         pid = int(stale.name.rsplit("-", 2)[1])
         if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
@@ -70,7 +71,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, two spaces of indent; NaN and infinity become null, as JSON has no word for them."""
+    """Write JSON atomically, indented by two spaces; NaN and infinity become null, as JSON cannot hold them."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -80,11 +81,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def write(path: str | Path, record: NamedTuple) -> None:
-    """Write a record of base.records or base.measurements; the suffix must be .json (no tensors) or .safetensors."""
+    """Write a record of base.records or base.measurements atomically, as .json (without tensors) or .safetensors.
+
+    Raises StoreError for another suffix, or for a record with tensors as .json.
+    """
     tensors, plain = _split(record._asdict())
     head = {"record": type(record).__name__, "fields": _plain(plain)}
     if Path(path).suffix not in (".json", ".safetensors"):
-        raise StoreError(f"{path}: a record goes into .json or .safetensors; change the suffix")
+        raise StoreError(f"{path}: a record is stored as .json or .safetensors; change the suffix")
     if Path(path).suffix == ".json":
         if tensors:
             raise StoreError(f"{path}: {head['record']} holds tensors ({', '.join(sorted(tensors))}); use .safetensors")
@@ -95,7 +99,7 @@ def write(path: str | Path, record: NamedTuple) -> None:
 
 
 def read(path: str | Path) -> Any:
-    """Read back what `write` wrote, as the record it was."""
+    """Read back the record that `write` wrote. Raises StoreError for a file that is no record of this version."""
     if Path(path).suffix == ".json":
         return _join(path, read_json(path), {})
     with safe_open(path, framework="pt") as file:
@@ -105,31 +109,31 @@ def read(path: str | Path) -> Any:
 
 
 def write_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write nested dicts and lists of tensors and plain values, as safetensors; numbers keep all their bits."""
+    """Write nested dicts and lists of tensors and plain values as safetensors; numbers keep all their bits."""
     tensors, plain = _split(state)
     with atomic(path) as temporary:
         save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(plain)})
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Read back what `write_state` wrote, tuples as lists; StoreError where it is something else."""
+    """Read back what `write_state` wrote, with lists in place of tuples. Raises StoreError for any other file."""
     with safe_open(path, framework="pt") as file:
         plain = json.loads((file.metadata() or {}).get(KEY, "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if not isinstance(plain, dict):
-        raise StoreError(f"{path}: no state of kdp; it was written by something else")
+        raise StoreError(f"{path} is no state of kdp, since something else wrote it; delete it and run again")
     return _fill(path, plain, tensors)
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file, and what processes that were killed while writing it left behind; it may be gone."""
+    """Delete a file, if it exists, and the temporaries of processes that were killed while they wrote it."""
     path = Path(path)
     for left in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
         left.unlink(missing_ok=True)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors in the order of their names; one that another field already holds is copied."""
+    """Contiguous tensors in the order of their names; one that shares its storage with an earlier tensor is copied."""
     seen: set[int] = set()
     made = {}
     for name, tensor in sorted(tensors.items()):
@@ -140,7 +144,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Tensors by dotted path, and the rest with {"tensor": path} in their place."""
+    """The tensors by dotted path, and the other fields with {"tensor": path} in the place of each tensor."""
     if isinstance(fields, Tensor):
         return {prefix: fields.detach().cpu()}, {"tensor": prefix}
     if hasattr(fields, "_asdict"):
@@ -156,7 +160,7 @@ def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_split` took apart, with tensors, records and blocks in their places."""
+    """The fields that `_split` took apart, with tensors, records and blocks in their places."""
     if isinstance(value, list):
         return [_fill(path, item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -171,7 +175,7 @@ def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists only: a pair that begins with a layer number becomes a tuple again, alone or in a list."""
+    """Pairs that begin with a layer number become tuples again, alone or in a list, since JSON has lists only."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
         return tuple(value)
     return [_tuples(item) for item in value] if isinstance(value, list) else value
@@ -180,21 +184,21 @@ def _tuples(value: Any) -> Any:
 def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
     fields = {key: value for key, value in fields.items() if key != "record"}
     if set(fields) != set(RECORDS[name]._fields):
-        raise StoreError(f"{path}: fields of {name} differ from this version's; delete it and run again")
+        raise StoreError(f"{path}: the fields of {name} differ from those of this version; delete it and run again")
     return RECORDS[name](**fields)
 
 
 def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(head, dict) or not {"record", "fields"} <= set(head):
-        raise StoreError(f"{path}: no record of kdp; it was written by something else")
+        raise StoreError(f"{path} is no record of kdp, since something else wrote it; delete it and run again")
     if head["record"] not in RECORDS:
-        raise StoreError(f"{path}: unknown record {head['record']!r}; it was written by another version, "
+        raise StoreError(f"{path} holds the unknown record {head['record']!r} of another version; "
                          "delete it and run again")
     return _build(path, head["record"], _fill(path, head["fields"], tensors))
 
 
 def _plain(value: Any) -> Any:
-    """JSON without NaN: numbers of NumPy and torch become Python's, non-finite ones None."""
+    """The value as JSON can hold it: numbers of NumPy and torch become Python's, and those that are not finite None."""
     if hasattr(value, "_asdict"):
         return {"record": type(value).__name__, **_plain(value._asdict())}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Records to and from disk: nothing is lost, nothing half written, nothing foreign taken for a record."""
+"""Records on disk: nothing is lost, no file is half written, and no other file is taken for a record."""
 import json
 import math
 
@@ -207,7 +207,7 @@ def test_refuses_other_json(tmp_path, head, message):
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_refuses_foreign_safetensors(tmp_path, metadata):
     save_file({"weight": numbers(2)}, tmp_path / "x.safetensors", metadata=metadata)
-    with pytest.raises(StoreError, match=r"x\.safetensors: no record of kdp"):
+    with pytest.raises(StoreError, match=r"x\.safetensors is no record of kdp"):
         store.read(tmp_path / "x.safetensors")
 
 

@@ -76,33 +76,34 @@ def test_ppl_is_that_of_the_logits(scored, llama_folder):
 
 
 def test_bits_per_byte_counts_predicted_bytes(scored, llama_folder, task_folder):
-    rows = tasks.read_windows(task_folder / "heldout_ppl.jsonl", tokenizer=str(llama_folder))["test"]
-    nats = math.log(_by_name(scored[0])["heldout_ppl", "ppl"].value) * 15 * len(rows)
-    expected = nats / math.log(2) / sum(rows["bytes"])
+    windows = tasks.read_windows(task_folder / "heldout_ppl.jsonl", tokenizer=str(llama_folder))["test"]
+    nats = math.log(_by_name(scored[0])["heldout_ppl", "ppl"].value) * 15 * len(windows)
+    expected = nats / math.log(2) / sum(windows["bytes"])
     assert _by_name(scored[0])["heldout_ppl", "bits_per_byte"].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_lastword_score_is_that_of_the_logits(scored, llama_folder, task_folder):
     model, tokenizer = checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder)
     samples = _lines(scored[1] / "heldout_lastword.jsonl")
-    for row, sample in zip(_lines(task_folder / "heldout_lastword.jsonl"), samples, strict=True):
-        whole = tokenizer(f"{row['context']} {row['target']}", return_tensors="pt")["input_ids"]
-        first = len(tokenizer(row["context"])["input_ids"])
+    for item, sample in zip(_lines(task_folder / "heldout_lastword.jsonl"), samples, strict=True):
+        whole = tokenizer(f"{item['context']} {item['target']}", return_tensors="pt")["input_ids"]
+        first = len(tokenizer(item["context"])["input_ids"])
         with torch.no_grad():
             logits_TV = model(whole).logits[0, first - 1:-1]
         ll = logits_TV.log_softmax(-1).gather(-1, whole[0, first:, None]).sum().item()
         assert sample["perplexity"] == pytest.approx(ll, rel=1e-4)
         assert sample["acc"] == float((logits_TV.argmax(-1) == whole[0, first:]).all())
-        assert sample["target"] == f" {row['target']}"
+        assert sample["target"] == f" {item['target']}"
 
 
 def test_samples_carry_the_scores(scored):
     samples = _lines(scored[1] / "heldout_continuation.jsonl")
-    for row in samples:
-        likelihoods = [ll for ll, _ in row["responses"]]
+    for sample in samples:
+        likelihoods = [ll for ll, _ in sample["responses"]]
         assert len(likelihoods) == 4
-        assert row["acc"] == float(likelihoods.index(max(likelihoods)) == row["target"])
-    assert statistics.mean(row["acc"] for row in samples) == _by_name(scored[0])["heldout_continuation", "acc"].value
+        assert sample["acc"] == float(likelihoods.index(max(likelihoods)) == sample["target"])
+    mean = statistics.mean(sample["acc"] for sample in samples)
+    assert mean == _by_name(scored[0])["heldout_continuation", "acc"].value
 
 
 def test_scores_repeat(scored, llama_folder, task_folder):
@@ -287,13 +288,13 @@ def test_a_record_is_found_whatever_else_is_asked_for(llama_folder, task_folder,
 def data(tmp_path):
     """Local files of three benchmarks."""
     words = pico.documents(6, seed=4, words=24)
-    rows = {"piqa_val": [{"goal": text[:40], "sol1": text[40:70], "sol2": text[70:95], "label": i % 2}
-                         for i, text in enumerate(words)],
-            "wikitext2_test": [{"page": text} for text in words], "humaneval_test": [],
-            "xsum_dev": [{"document": text, "summary": text[:30]} for text in words]}
+    items = {"piqa_val": [{"goal": text[:40], "sol1": text[40:70], "sol2": text[70:95], "label": i % 2}
+                          for i, text in enumerate(words)],
+             "wikitext2_test": [{"page": text} for text in words], "humaneval_test": [],
+             "xsum_dev": [{"document": text, "summary": text[:30]} for text in words]}
     (tmp_path / "data" / "eval").mkdir(parents=True)
-    for name, lines in rows.items():
-        (tmp_path / "data" / "eval" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    for name, own in items.items():
+        (tmp_path / "data" / "eval" / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in own))
     return tmp_path / "data"
 
 

@@ -194,9 +194,9 @@ def test_massive_tokens(tmp_path):
     states = extracted(tmp_path, model, sample, dtype="float32", massive_factor=8.0)
     expected_ST = sample.ids_ST == 7
     assert torch.equal(states.massive([0]), expected_ST)
-    for row, k in enumerate(states.layers):
+    for place, k in enumerate(states.layers):
         norm_ST = states.state(k).norm(dim=-1)
-        assert torch.equal(states.massive_LST[row], norm_ST > 8.0 * norm_ST.median())
+        assert torch.equal(states.massive_LST[place], norm_ST > 8.0 * norm_ST.median())
     assert torch.equal(states.massive(states.layers), states.massive_LST.any(0))
     assert not extracted(tmp_path, model, sample, massive_factor=1e6).massive_LST.any()
 

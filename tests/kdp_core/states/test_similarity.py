@@ -86,10 +86,10 @@ def test_u_centred_rows_sum_to_zero():
 def test_distances_against_numpy():
     x_LND = normal(2, 11, 3)
     apart = [np.array([np.linalg.norm(x[i] - x[j]) for i in range(11) for j in range(i)]) for x in x_LND.numpy()]
-    for row in range(2):
-        found_P = squared_distances(x_LND)[row][tuple(torch.tril_indices(11, 11, offset=-1))].sqrt()
-        np.testing.assert_allclose(found_P.numpy(), apart[row], atol=1e-9)
-        assert median_distance(x_LND)[row].item() == pytest.approx(np.median(apart[row]))
+    for layer in range(2):
+        found_P = squared_distances(x_LND)[layer][tuple(torch.tril_indices(11, 11, offset=-1))].sqrt()
+        np.testing.assert_allclose(found_P.numpy(), apart[layer], atol=1e-9)
+        assert median_distance(x_LND)[layer].item() == pytest.approx(np.median(apart[layer]))
 
 
 @pytest.mark.parametrize("batch", [32, 256])
