@@ -2,9 +2,9 @@
 
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
-attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference beside it; NOTES_10
-and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed layers is
-known. Two things are not:
+attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference beside it;
+NOTES_10 and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed
+layers is known. Two things are not:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
                      row of LLaMA-2-7B is that of four blocks of two layers, while Table 5 lists five
     ratios           SliceGPT's rows are 25 % of the width, which is 15 % of the parameters: not a matched comparison

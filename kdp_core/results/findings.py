@@ -149,10 +149,10 @@ def _removed_words(group: pd.DataFrame, sparse: pd.Series) -> str:
     if not fewer.empty:
         share = interval(100 * fewer["params_removed"].min(), 100 * fewer["params_removed"].max(), 1)
         layers = counted(interval(fewer["layers_removed"].min(), fewer["layers_removed"].max()), "layer")
-        said.append(f"{share} % of the parameters and {layers} were removed, in {counted(len(fewer), 'model')}.")
+        said.append(f"{share} % of the parameters and {layers} were removed in {counted(len(fewer), 'model')}.")
     if not held.empty:
         share = interval(100 * held["params_zeroed"].min(), 100 * held["params_zeroed"].max(), 1)
-        said.append(f"{share} % of the parameters were set to zero and kept, in {counted(len(held), 'model')}.")
+        said.append(f"{share} % of the parameters were set to zero and kept in {counted(len(held), 'model')}.")
     return " ".join(said)
 
 

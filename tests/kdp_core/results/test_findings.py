@@ -37,7 +37,7 @@ def test_a_clear_win_and_a_loss_by_standard_errors():
         "is a clear difference (31.8 combined standard errors).")
     assert found["20 %"]["Beside “remove”"].text == "Clearly more accurate: kdp. Less accurate: lossy."
     assert found["20 %"]["Removed"].text == (
-        "19.0 to 21.0 % of the parameters and 4 layers were removed, in 3 models.")
+        "19.0 to 21.0 % of the parameters and 4 layers were removed in 3 models.")
 
 
 def test_a_tie_by_standard_errors():
@@ -119,7 +119,7 @@ def test_zeros_are_compared_among_themselves_and_a_fine_tuned_first_place_says_s
     found = said(grid)["20 %"]
     assert found["Accuracy, zeros only"].first == "wanda" and found["Accuracy, zeros only"].level == "clear"
     assert found["Accuracy"].first == "tuned†" and found["Accuracy, not fine-tuned"].first == "kdp"
-    assert "in 3 models. 20.0 % of the parameters were set to zero and kept, in 2 models." in found["Removed"].text
+    assert "in 3 models. 20.0 % of the parameters were set to zero and kept in 2 models." in found["Removed"].text
     assert "wanda" not in found["Beside “remove”"].text
 
 
