@@ -6,13 +6,9 @@ from typing import Any
 from kdp_core.methods import (
     METHODS,
     arguments,
-    laco,
     method_schema,
     option_schema,
     replaceme,
-    shortened,
-    shortgpt,
-    sparse,
 )
 from kdp_core.methods.kdp import kernel
 from kdp_core.methods.kdp_residual import fit as residual
@@ -207,11 +203,9 @@ def method_block(name: str) -> dict[str, Any]:
 LIMITS: dict[str, dict[str, Any]] = {
     "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(states.TOKEN_WEIGHTS)},
     "massive": {"enum": list(states.COUNTED)}, "start": {"enum": list(replaceme.STARTS)},
-    "merge": {"enum": list(laco.MERGES)}, "last_state": {"enum": list(shortgpt.LAST_STATES)},
-    "norm": {"enum": list(shortened.NORMS)}, "sequences": {"minimum": 1}, "rounds": {"minimum": 1},
-    "pattern": {"enum": list(sparse.PATTERNS)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
+    "sequences": {"minimum": 1},
+    "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
     "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
-    "multiple": {"minimum": 1}, "slicing": {"minimum": 0, "exclusiveMaximum": 1},
     "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},
     "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}

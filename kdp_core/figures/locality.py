@@ -2,7 +2,8 @@
 
 Figure 1 of the KDP paper (Ma et al., ICLR 2026), which has several models side by side, and Figures 1 and 2 of LoRP
 (2026). Cosines are means over tokens as the similarity stage has them: massive-activation tokens left out unless its
-treatment says otherwise, which LoRP does not do. RLS is kdp_core.methods.lorp.locality. Reads numbers of the similarity stage.
+treatment says otherwise, which LoRP does not do. RLS is kdp_core.states.similarity.locality. Reads numbers of the
+similarity stage.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor
 
 from kdp_core.base.records import Similarity
 from kdp_core.figures.style import COLORS, COLUMN_IN, DASHES, MARKERS, PAGE_IN, Drawn, FigureError, legend_below, quiet
-from kdp_core.methods import lorp
-from kdp_core.methods._select import BlockError
+from kdp_core.states import similarity
 
 MAPS = {"cosine_LL": "Cosine", "cka_linear_LL": "CKA, linear"}
 
@@ -52,10 +52,7 @@ def side_by_side(similarities: Mapping[str, Similarity], *, colormap: str = "vir
 
 def locality(own: Similarity) -> float | None:
     """RLS of the layers' inputs, None where it is not defined."""
-    try:
-        return lorp.locality(_inputs(own))
-    except BlockError:
-        return None
+    return similarity.locality(_inputs(own))
 
 
 def _inputs(own: Similarity) -> Tensor:

@@ -43,11 +43,9 @@ def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: in
                   {str(layer): score for layer, score in scores.items()}, evaluations, stats)
 
 
-def picked(tokens: Tokens, sequences: int | None, batch_sequences: int, seed: int) -> Tensor:
+def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
     """The ids of so many sequences, drawn by `seed`, in their own order; all where there are fewer or None is given."""
     S, T = tokens.ids_ST.shape
-    if (sequences is not None and sequences < 1) or batch_sequences < 1:
-        raise RankError(f"search.sequences {sequences} and batch_sequences {batch_sequences}: give at least 1 of each")
     if T < 2:
         raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
     rows = torch.randperm(S, generator=torch.Generator().manual_seed(seed))[:sequences].sort().values

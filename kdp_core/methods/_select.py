@@ -14,14 +14,20 @@ a smaller K_max and lets each block grow at its end. `given` names the blocks, a
 """
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Edge, Natural, Share
 from kdp_core.base.records import Block, ModelFacts, Search, Selection, Similarity
 
-CRITERIA = ("cka_linear", "cka_rbf", "cosine")
-ANGLES = ("angular", "angular_last")
+Criterion = Literal["cka_linear", "cka_rbf", "cosine"]
+"""Similarity of two states, by the name of its matrix."""
+Angle = Literal["angular", "angular_last"]
+"""Angle of two states: over all counted tokens, or over the last token of each sequence."""
+Match = Literal["nearest", "reach"]
+"""How a choice meets a ratio: the nearest share, or the first one that is not below it."""
 ROUNDING = 1e-12
 """A ratio this little above a share of the parameters is that share."""
 
@@ -30,9 +36,10 @@ class BlockError(ValueError):
     """A ratio, K_max or criterion that cannot be met."""
 
 
-def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-                 criterion: str = "cka_linear", protect: float = 0.1, removes: str = "k_max-1", apart: str = "context",
-                 match: str = "nearest", expand_from: int | None = None,
+def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+                 criterion: Criterion = "cka_linear", protect: Edge = 0.1,
+                 removes: Literal["k_max-1", "k_max"] = "k_max-1", apart: Literal["context", "removed"] = "context",
+                 match: Match = "nearest", expand_from: Count | None = None,
                  given: list[list[int]] | None = None) -> Selection:
     """The non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
 
@@ -48,7 +55,9 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
         would grow into the protected end are no candidates.
     given: blocks to replace, each [start, stop) in layers, instead of choosing; ratio, k_max and protect do not count.
     """
-    check(ratio, k_max, criterion, protect, removes, apart, match)
+    options.check(most_similar, locals())
+    if k_max == 1 and removes == "k_max-1":
+        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise it")
     if given is not None:
         return _given(similarity, facts, given, ratio, k_max, module_params, criterion, removes)
     candidates = _candidates(similarity, facts.layers, _initial(k_max, expand_from, removes), criterion, protect,
@@ -64,8 +73,8 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_m
                      k_max, candidates, layers_of(blocks))
 
 
-def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-             match: str = "nearest") -> Selection:
+def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+             match: Match = "nearest") -> Selection:
     """The first layers of a search's order that remove `ratio` of all parameters, each a block with its own stand-in.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -73,7 +82,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: float, k_max: int, mod
     module_params: parameters of the stand-in that each layer receives.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
-    check(ratio, k_max, "cka_linear", 0.0, "k_max-1", "context", match)
+    options.check(in_order, locals())
     if search.k_max != k_max:
         raise BlockError(f"k_max {k_max}: the search was made for {search.k_max}; search again")
     blocks = [(layer, layer + 1) for layer in search.order]
@@ -95,20 +104,6 @@ def enough(shares: list[float], ratio: float, match: str) -> int:
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
-
-
-def check(ratio: float, k_max: int, criterion: str, protect: float, removes: str, apart: str, match: str) -> None:
-    """BlockError for options that no selection takes."""
-    if not 0 < ratio < 1:
-        raise BlockError(f"ratio {ratio}: must lie between 0 and 1, the share of all parameters to remove")
-    if k_max < (2 if removes == "k_max-1" else 1):
-        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise it")
-    if not 0 <= protect < 0.5:
-        raise BlockError(f"block.protect {protect}: must be at least 0 and below 0.5, the share that stays at each end")
-    for name, value, known in (("criterion", criterion, CRITERIA), ("removes", removes, ("k_max-1", "k_max")),
-                               ("apart", apart, ("context", "removed")), ("match", match, ("nearest", "reach"))):
-        if value not in known:
-            raise BlockError(f"block.{name} {value!r}: choose one of {', '.join(known)}")
 
 
 def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
@@ -223,8 +218,8 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
                          f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")
 
 
-def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-            criterion: str = "angular", protect: float = 0.1, match: str = "nearest") -> Selection:
+def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+            criterion: Angle = "angular", protect: Edge = 0.1, match: Match = "nearest") -> Selection:
     """The run of consecutive layers over which states turn least, as long as `ratio` asks; the first layer stays.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -234,17 +229,15 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: i
     protect: share of the layers that stay at each end, rounded to whole layers.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
-    if criterion not in ANGLES:
-        raise BlockError(f"block.criterion {criterion!r}: choose one of {', '.join(ANGLES)}")
-    check(ratio, k_max, "cosine", protect, "k_max-1", "context", match)
+    options.check(one_run, locals())
     # at least the first layer stays: ReplaceMe folds the run into the layer before it
     eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
     return best_run(-getattr(similarity, f"{criterion}_LL"), similarity, facts, eligible, ratio, k_max, module_params,
                  match, criterion, -1.0)
 
 
-def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-               keep_first: int = 1, keep_last: int = 1, match: str = "nearest") -> Selection:
+def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+               keep_first: Natural = 1, keep_last: Natural = 1, match: Match = "nearest") -> Selection:
     """The run whose two ends have the highest mean cosine.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -254,14 +247,14 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max
     keep_last: layers at the end that stay.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
+    options.check(most_alike, locals())
     eligible = between(facts.layers, keep_first, keep_last)
-    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
     return best_run(similarity.cosine_LL, similarity, facts, eligible, ratio, k_max, module_params, match, "cosine",
                     1.0)
 
 
-def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-            match: str = "nearest") -> Selection:
+def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+            match: Match = "nearest") -> Selection:
     """No layers, but how many go, for a fit that chooses them itself.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -269,18 +262,19 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: i
     module_params: parameters put back.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
+    options.check(as_many, locals())
     found = deepest_run(facts, ratio, k_max, module_params, match, keep_last=1)
     return found._replace(blocks=[], scores=[], criterion="fit")
 
 
-def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int) -> Selection:
+def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
     """No layer goes; the fit takes the ratio from inside the layers.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
     module_params: parameters put back.
     """
-    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", "nearest")
+    options.check(no_layer, locals())
     largest = sum(facts.params_per_layer) / facts.params_total
     if ratio >= largest:
         raise BlockError(f"ratio {ratio} is too high: all decoder layers together hold {largest:.4f} of all "
@@ -292,7 +286,6 @@ def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int,
                 keep_last: int) -> Selection:
     """The deepest layers but the last `keep_last` ones."""
     eligible = between(facts.layers, 0, keep_last)
-    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
     # layers N - n - keep_last .. N - keep_last - 1
     runs = [(eligible.stop - n, eligible.stop) for n in range(1, len(eligible) + 1)]
     return of_length(runs, [0.0] * len(runs), facts, ratio, k_max, module_params, match, "deepest")
@@ -300,9 +293,9 @@ def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int,
 
 def between(layers: int, keep_first: int, keep_last: int) -> range:
     """Layers that may go."""
-    if keep_first < 0 or keep_last < 0 or keep_first + keep_last >= layers:
+    if keep_first + keep_last >= layers:
         raise BlockError(f"block.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
-                         "may go; lower them")
+                         "may be removed; lower them")
     return range(keep_first, layers - keep_last)
 
 

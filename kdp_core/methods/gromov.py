@@ -7,13 +7,15 @@ deepest     the paper's rule without data: the deepest n layers but the last one
 The released PruneMe never removes layer 0 (`keep_first: 1`) and takes its last state after the final norm. Its
 sequences end where a document or a chat turn ends; packed sequences end anywhere.
 """
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural, Share
 from kdp_core.base.records import ModelFacts, Selection, Similarity
 from kdp_core.methods._method import Method
-from kdp_core.methods._select import best_run, between, check, deepest_run
+from kdp_core.methods._select import Match, best_run, between, deepest_run
 
 
-def angular(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-            keep_first: int = 0, keep_last: int = 0, match: str = "nearest") -> Selection:
+def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+            keep_first: Natural = 0, keep_last: Natural = 0, match: Match = "nearest") -> Selection:
     """The run over which the last token's state turns least.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -23,14 +25,14 @@ def angular(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: i
     keep_last: layers at the end that stay.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
+    options.check(angular, locals())
     eligible = between(facts.layers, keep_first, keep_last)
-    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
     return best_run(-similarity.angular_last_LL, similarity, facts, eligible, ratio, k_max, module_params, match,
                  "angular_last", -1.0)
 
 
-def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-            keep_last: int = 1, match: str = "nearest") -> Selection:
+def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+            keep_last: Natural = 1, match: Match = "nearest") -> Selection:
     """The deepest layers but the last.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -39,6 +41,7 @@ def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: i
     keep_last: layers at the end that stay.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
+    options.check(deepest, locals())
     return deepest_run(facts, ratio, k_max, module_params, match, keep_last)
 
 

@@ -12,15 +12,18 @@ attention's output); here y is what is really added to. Equal scores go to the l
 """
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from kdp_core.base import options
+from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method
-from kdp_core.methods._select import ROUNDING, BlockError, no_layer
+from kdp_core.methods._select import ROUNDING, BlockError, Match, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, norm_of, type_of
 from kdp_core.model.passes import Passes
@@ -34,52 +37,32 @@ Unit = tuple[int, str]
 """(layer, `attention` or `mlp`)."""
 
 
-def attention(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-              dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
-              match: str = "nearest") -> Composed:
-    """Leave out attentions.
+def removing(method: str, *parts: str) -> Callable[..., Composed]:
+    """The `compose` of a method that removes these parts of layers: `attention`, `mlp` or both."""
 
-    iterative: score again after every drop instead of once.
-    sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    """
-    return _drop("attn_drop", ("attention",), dense, hidden, selection, device, dtype, iterative, sequences,
-                 batch_sequences, match)
+    def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+                dtype: str = "float32", iterative: bool = False, sequences: Count | None = None,
+                batch_sequences: Count = 8, match: Match = "nearest") -> Composed:
+        """Remove the parts of highest cosine, one by one.
 
+        iterative: score again after every removal instead of once.
+        sequences: calibration sequences that score; null means all.
+        batch_sequences: sequences of a forward pass; only `iterative` runs any.
+        match: `nearest` share to the ratio, or `reach` it at least.
+        Raises BlockError for a ratio out of reach, FitError for too many sequences and for a model whose norms follow
+        the sum.
+        """
+        options.check(compose, locals())
+        return _drop(method, parts, dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
+                     match)
 
-def mlp(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-        dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
-        match: str = "nearest") -> Composed:
-    """Leave out MLPs.
-
-    iterative: score again after every drop instead of once.
-    sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    """
-    return _drop("mlp_drop", ("mlp",), dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
-                 match)
-
-
-def joint(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-          dtype: str = "float32", iterative: bool = False, sequences: int | None = None, batch_sequences: int = 8,
-          match: str = "nearest") -> Composed:
-    """Leave out attentions and MLPs, from one list.
-
-    iterative: score again after every drop instead of once.
-    sequences: of the calibration, that score; null means all.
-    batch_sequences: sequences of a forward pass, of which only `iterative` has any.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    """
-    return _drop("joint_drop", ("attention", "mlp"), dense, hidden, selection, device, dtype, iterative, sequences,
-                 batch_sequences, match)
+    return compose
 
 
 def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates, selection: Selection, device: str,
           dtype: str, iterative: bool, sequences: int | None, batch: int, match: str) -> Composed:
     began = time.perf_counter()
-    _check(method, dense, sequences, hidden.sequences, match)
+    _check(method, dense, sequences, hidden.sequences)
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
         checkpoints.on_meta(checkpoints.config_of(dense))
     family, total = family_of(model), count_params(model)
@@ -108,9 +91,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
                                    "seconds": time.perf_counter() - began})
 
 
-def _check(method: str, dense: Path, sequences: int | None, have: int, match: str) -> None:
-    if match not in ("nearest", "reach"):
-        raise BlockError(f"compose.match {match!r}: choose one of nearest, reach")
+def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
     if sequences is not None and not 1 <= sequences <= have:
         raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
     config = checkpoints.config_of(dense)
@@ -178,9 +159,9 @@ def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> d
 
 METHODS = (
     Method("attn_drop", "He et al. 2024, LLM-Drop: attentions removed by the cosine around them", "parts removed",
-           no_layer, compose=attention),
+           no_layer, compose=removing("attn_drop", "attention")),
     Method("mlp_drop", "He et al. 2024, LLM-Drop: MLPs removed by the cosine around them", "parts removed",
-           no_layer, compose=mlp),
+           no_layer, compose=removing("mlp_drop", "mlp")),
     Method("joint_drop", "He et al. 2024, LLM-Drop: attentions and MLPs from one list", "parts removed", no_layer,
-           compose=joint),
+           compose=removing("joint_drop", "attention", "mlp")),
 )

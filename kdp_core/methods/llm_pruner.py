@@ -26,11 +26,13 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._judge import Judge, backward, judge_of, picked
 from kdp_core.methods._method import Method
@@ -46,8 +48,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMPORTANCES = ("first", "second", "mix")
-GROUPINGS = ("element", "vector")
+Importance = Literal["first", "second", "mix"]
+"""Order of the expansion of the loss."""
+Grouping = Literal["element", "vector"]
+"""What is added up to the worth of a unit: single weights, or rows and columns."""
 
 
 class Coupled(NamedTuple):
@@ -80,8 +84,9 @@ class Cut(NamedTuple):
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", importance: str = "first", grouping: str = "element", sequences: int | None = 10,
-            keep_first: int | None = None, keep_last: int | None = None, batch_sequences: int = 8,
+            dtype: str = "float32", importance: Importance = "first", grouping: Grouping = "element",
+            sequences: Count | None = 10,
+            keep_first: Natural | None = None, keep_last: Natural | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
     """Cut heads and MLP channels out of layers.
 
@@ -95,14 +100,15 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     seed: of the choice of sequences.
     Raises BlockError for a ratio out of reach and where no layer is left, FitError for other options and models.
     """
+    options.check(compose, locals())
     began = time.perf_counter()
     config = checkpoints.config_of(dense)
-    _check(config, importance, grouping, sequences, batch_sequences)
+    _check(config)
     pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
     coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), count_params(blank)
     sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
-    ids_ST = picked(tokens, sequences, batch_sequences, seed)
+    ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     judge = judge_of(model, ids_ST, batch_sequences)
     units = {"attention": sizes.groups, "mlp": sizes.channels}
@@ -130,9 +136,9 @@ def between(layers: int, keep_first: int | None, keep_last: int | None) -> range
     """Layers that are pruned; BlockError where none is left."""
     first = min(4, round(layers / 8)) if keep_first is None else keep_first
     last = min(2, round(layers / 16)) if keep_last is None else keep_last
-    if first < 0 or last < 0 or first + last >= layers:
+    if first + last >= layers:
         raise BlockError(f"compose.keep_first {first} and keep_last {last} of {layers} layers leave none to prune; "
-                         "lower them, not below 0")
+                         "lower them")
     return range(first, layers - last)
 
 
@@ -235,12 +241,7 @@ def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
     return tensor.index_select(axis, index.to(tensor.device)).contiguous()
 
 
-def _check(config: "PretrainedConfig", importance: str, grouping: str, sequences: int | None, batch: int) -> None:
-    for name, value, known in (("importance", importance, IMPORTANCES), ("grouping", grouping, GROUPINGS)):
-        if value not in known:
-            raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")
-    if (sequences is not None and sequences < 1) or batch < 1:
-        raise FitError(f"compose.sequences {sequences} and batch_sequences {batch}: give at least 1 of each")
+def _check(config: "PretrainedConfig") -> None:
     if not is_known(config) or not family_of(config).norms_first(config):
         raise FitError(f"llm_pruner cannot prune this {type_of(config)} model; it knows models of "
                        f"{', '.join(FAMILIES)} whose norms come before their parts")

@@ -14,12 +14,14 @@ with a candidate gives it up. Equal r go to the lowest layer, equal clusters to 
 """
 import math
 
-import torch
 from torch import Tensor
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Share
 from kdp_core.base.records import ModelFacts, Search, Selection, Similarity
 from kdp_core.methods._method import Method
-from kdp_core.methods._select import BlockError, check, in_order
+from kdp_core.methods._select import BlockError, Match, in_order
+from kdp_core.states.similarity import locality
 
 PROTECTED = 1
 """Layers at each end that stay."""
@@ -28,19 +30,8 @@ THRESHOLDS = ((1.0, 2), (0.7, 3))
 MOST_CLUSTERS = 4
 
 
-def locality(s_LL: Tensor) -> float:
-    """RLS of the cosines of all layers; BlockError where their mean is not positive."""
-    upper = torch.triu(torch.ones_like(s_LL, dtype=torch.bool), diagonal=1)
-    mean = s_LL[upper].mean().item()
-    if mean <= 0:
-        raise BlockError(f"lorp: the mean cosine of all pairs of layers is {mean:.3f}; its score needs it positive; "
-                         "try similarity.treatment raw")
-    # RLS = -log2(mean_{i<j} S_ij)
-    return -math.log2(mean)
-
-
-def spread(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: int, module_params: int,
-           clusters: int | None = None, seed: int = 0, match: str = "nearest") -> Selection:
+def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+           clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
     """LoRP's layers for a ratio.
 
     ratio: share of all parameters to remove, 0 to 1.
@@ -50,16 +41,18 @@ def spread(similarity: Similarity, facts: ModelFacts, *, ratio: float, k_max: in
     seed: of the clustering.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
-    check(ratio, k_max, "cosine", 0.0, "k_max-1", "context", match)
+    options.check(spread, locals())
     missing = [layer for layer in range(facts.layers) if layer not in similarity.layers]
     if missing:
         raise BlockError(f"similarity lacks state {missing[0]}; set hidden.layers to all")
     rows = [similarity.layers.index(layer) for layer in range(facts.layers)]
     s_LL = similarity.cosine_LL[rows][:, rows].double()
     rls = locality(s_LL)
+    if rls is None:
+        raise BlockError("lorp needs a positive mean cosine of all pairs of layers; try similarity.treatment raw")
     count = clusters if clusters is not None else next((k for bound, k in THRESHOLDS if rls >= bound), MOST_CLUSTERS)
-    if not 1 <= count < facts.layers:
-        raise BlockError(f"block.clusters {count}: must lie between 1 and the number of layers, {facts.layers}")
+    if count >= facts.layers:
+        raise BlockError(f"block.clusters {count}: must be below the number of layers, {facts.layers}")
     order, redundancy = ordered(s_LL, labels(s_LL, count, seed))
     found = Search(order, [redundancy[layer] for layer in order], "redundancy", k_max, {}, 0, {})
     return in_order(found, facts, ratio=ratio, k_max=k_max, module_params=module_params, match=match)

@@ -19,10 +19,13 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._judge import Judge, RankError, backward, judge_of, loss_nats, picked, ranked
 from kdp_core.methods._method import Method
@@ -33,12 +36,11 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 
-NORMS = ("l1", "l2")
 
 
 def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
-               device: str = "cpu", dtype: str = "float32", keep_first: int = 4, keep_last: int = 2,
-               sequences: int | None = 10, batch_sequences: int = 8, seed: int = 0) -> Search:
+               device: str = "cpu", dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2,
+               sequences: Count | None = 10, batch_sequences: Count = 8, seed: int = 0) -> Search:
     """Rank layers by the perplexity of the model without each.
 
     k_max: not read: neighbours may go.
@@ -49,9 +51,10 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
     seed: of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """
+    options.check(perplexity, locals())
     began = time.perf_counter()
     eligible = _eligible(facts.layers, keep_first, keep_last)
-    ids_ST = picked(tokens, sequences, batch_sequences, seed)
+    ids_ST = picked(tokens, sequences, seed)
     judge = judge_of(checkpoints.load_model(dense, device=device, dtype=dtype), ids_ST, batch_sequences)
     scores = {}
     for layer in eligible:
@@ -65,8 +68,8 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
 
 
 def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
-           dtype: str = "float32", keep_first: int = 4, keep_last: int = 2, sequences: int | None = 10,
-           batch_sequences: int = 8, seed: int = 0) -> Search:
+           dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2, sequences: Count | None = 10,
+           batch_sequences: Count = 8, seed: int = 0) -> Search:
     """Rank layers by the sum of |weight times gradient| over their linear and norm weights; biases do not count.
 
     k_max: not read: neighbours may go.
@@ -77,9 +80,10 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     seed: of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a score that is not finite.
     """
+    options.check(taylor, locals())
     began = time.perf_counter()
     eligible = _eligible(facts.layers, keep_first, keep_last)
-    ids_ST = picked(tokens, sequences, batch_sequences, seed)
+    ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     scores = _first_order(judge_of(model, ids_ST, batch_sequences), eligible)
     stats = {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "seconds": time.perf_counter() - began}
@@ -87,8 +91,8 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
 
 
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
-              device: str = "cpu", dtype: str = "float32", norm: str = "l1", keep_first: int = 4,
-              keep_last: int = 2) -> Search:
+              device: str = "cpu", dtype: str = "float32", norm: Literal["l1", "l2"] = "l1", keep_first: Natural = 4,
+              keep_last: Natural = 2) -> Search:
     """Rank layers by the size of their linear and norm weights; biases do not count, no data is read.
 
     k_max: not read: neighbours may go.
@@ -97,10 +101,9 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFac
     keep_last: layers at the end that stay.
     Raises RankError for options out of range.
     """
+    options.check(magnitude, locals())
     began = time.perf_counter()
     eligible = _eligible(facts.layers, keep_first, keep_last)
-    if norm not in NORMS:
-        raise RankError(f"search.norm {norm!r}: choose one of {', '.join(NORMS)}")
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     scores = {}
     for layer in eligible:
@@ -112,9 +115,9 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFac
 
 def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
     """Layers that may go."""
-    if keep_first < 0 or keep_last < 0 or keep_first + keep_last >= layers:
+    if keep_first + keep_last >= layers:
         raise RankError(f"search.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
-                        "may go; lower them, not below 0")
+                        "may be removed; lower them")
     return range(keep_first, layers - keep_last)
 
 

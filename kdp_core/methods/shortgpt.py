@@ -14,21 +14,24 @@ The rankings of other papers use what is public here beside `block_influence`.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base import options
+from kdp_core.base.options import Edge
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._judge import RankError, ranked
 from kdp_core.methods._method import Method, Sizes
 from kdp_core.methods._select import eligible_layers, in_order
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import to_head
-from kdp_core.states.block import COUNTED
+from kdp_core.states.block import Counted
 from kdp_core.states.hidden import HiddenStates
 
-LAST_STATES = ("pre_norm", "final_norm")
+LastState = Literal["pre_norm", "final_norm"]
+"""Whether the last state is taken before or after the final norm."""
 BATCH = 8
 """Sequences that are compared at once, in float64."""
 
@@ -43,8 +46,8 @@ class _Influence(NamedTuple):
 
 
 def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
-                    device: str = "cpu", dtype: str = "float32", last_state: str = "pre_norm", massive: str = "raw",
-                    protect: float = 0.0) -> Search:
+                    device: str = "cpu", dtype: str = "float32", last_state: LastState = "pre_norm",
+                    massive: Counted = "raw", protect: Edge = 0.0) -> Search:
     """Rank layers by block influence, from stored states; all eligible ones are ordered.
 
     k_max: not read: neighbours may go.
@@ -54,14 +57,12 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
     protect: share of the layers that stay at each end, rounded to whole layers; 0 in the paper.
     Raises RankError for unknown options and where no layer may go, HiddenError for a state that is not stored.
     """
+    options.check(block_influence, locals())
     began = time.perf_counter()
-    for name, value, known in (("last_state", last_state, LAST_STATES), ("massive", massive, COUNTED)):
-        if value not in known:
-            raise RankError(f"search.{name} {value!r}: choose one of {', '.join(known)}")
     eligible = eligible_layers(facts.layers, protect)
-    if not 0 <= protect < 0.5 or not eligible:
-        raise RankError(f"search.protect {protect}: no layer of {facts.layers} may go; give a share from 0 to below "
-                        "0.5, the share that stays at each end")
+    if not eligible:
+        raise RankError(f"search.protect {protect}: no layer of {facts.layers} may be removed; give a smaller "
+                        "share of the layers at each end")
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if last_state == "final_norm" else None
     before_STD, found = hidden.state(eligible.start), {}
     for layer in eligible:

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, Share
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._judge import Judge, RankError, judge_of, loss_nats, picked
 from kdp_core.methods._method import Method, Sizes
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
-           dtype: str = "float32", sequences: int | None = 80, largest: float = 0.5, batch_sequences: int = 8,
+           dtype: str = "float32", sequences: Count | None = 80, largest: Share = 0.5, batch_sequences: Count = 8,
            seed: int = 0) -> Search:
     """Order layers by the loss that removing them causes, until `largest` of all layers have gone.
 
@@ -41,14 +43,13 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     seed: of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """
+    options.check(greedy, locals())
     began = time.perf_counter()
-    if not 0 < largest < 1:
-        raise RankError(f"search.largest {largest}: must lie between 0 and 1, the share of layers to order")
     most = min(round(largest * facts.layers), facts.layers - 2)
     if most < 1:
         raise RankError(f"search.largest {largest} of {facts.layers} layers: none may go, as the first and the last "
                         "one stay; raise it or take a deeper model")
-    ids_ST = picked(tokens, sequences, batch_sequences, seed)
+    ids_ST = picked(tokens, sequences, seed)
     judge = judge_of(checkpoints.load_model(dense, device=device, dtype=dtype), ids_ST, batch_sequences)
     current = dense_nats = loss_nats(judge, facts.layers - 1, [facts.layers - 1])
     left, order, rises, single, tried = list(range(facts.layers)), [], [], {}, 0

@@ -28,11 +28,14 @@ import logging
 import time
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from kdp_core.base import options
+from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
@@ -53,7 +56,7 @@ from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.model.sliced import part_output
 from kdp_core.states.bases import mean_free
-from kdp_core.states.block import COUNTED, FitError
+from kdp_core.states.block import Counted, FitError
 from kdp_core.states.hidden import HiddenStates
 
 if TYPE_CHECKING:
@@ -61,14 +64,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Slicing = Annotated[float, Ge(0), Lt(1)]
+"""Share of the width that is removed."""
 PARTS = ("attention", "mlp")
 DAMP = 0.01
 """Added to the diagonal of X'X relative to its mean, as released; it moves no eigenvector."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", slicing: float | None = None, multiple: int = 8, slice_head: bool = False,
-            massive: str = "raw", sequences: int | None = None, batch_sequences: int = 8) -> Composed:
+            dtype: str = "float32", slicing: Slicing | None = None, multiple: Count = 8, slice_head: bool = False,
+            massive: Counted = "raw", sequences: Count | None = None, batch_sequences: Count = 8) -> Composed:
     """Slice the states of a model to the width that removes the ratio of all parameters.
 
     slicing: share of the width to cut instead, rounded so that at least this much goes; the ratio is then not read.
@@ -80,9 +85,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     batch_sequences: sequences of a forward pass.
     Raises FitError for a model that cannot be sliced, BlockError for a ratio out of reach.
     """
+    options.check(compose, locals())
     began = time.perf_counter()
     config = checkpoints.config_of(dense)
-    _check(config, hidden, massive, sequences, batch_sequences, slicing, multiple)
+    _check(config, hidden, sequences, slicing, multiple)
     width = _nearest(config, selection.ratio_target, multiple, slice_head) if slicing is None else \
         cut(config.hidden_size, slicing, multiple)
     shape = _shape(config, width, slice_head)
@@ -98,8 +104,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     return Composed(Plan("slicegpt", [], [], tensors, shape=shape), [], [], stats)
 
 
-def _check(config: "PretrainedConfig", hidden: HiddenStates, massive: str, sequences: int | None, batch: int,
-           slicing: float | None, multiple: int) -> None:
+def _check(config: "PretrainedConfig", hidden: HiddenStates, sequences: int | None, slicing: float | None,
+           multiple: int) -> None:
     if not is_known(config) or family_of(config).norms_after:
         why = ": the norms after its parts cannot be moved" if is_known(config) else ""
         fits = [name for name, family in FAMILIES.items() if not family.norms_after]
@@ -107,15 +113,13 @@ def _check(config: "PretrainedConfig", hidden: HiddenStates, massive: str, seque
     if not (family_of(config).norms_first(config) and family_of(config).one_width(config)):
         raise FitError(f"slicegpt cannot slice this {type_of(config)} model: its norms follow the sum, its embedding "
                        "is projected or its final norm is missing, as in OPT-350M; choose another size")
-    if massive not in COUNTED:
-        raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
-    if (sequences is not None and not 1 <= sequences <= hidden.sequences) or batch < 1:
-        raise FitError(f"compose.sequences {sequences} in batches of {batch}: there are {hidden.sequences}; give 1 to "
-                       "that, or null for all, and batches of at least 1")
-    if not 1 <= multiple <= config.hidden_size:
-        raise FitError(f"compose.multiple {multiple}: give 1 to the width of the model, {config.hidden_size}")
-    if slicing is not None and not 0 <= slicing <= 1 - multiple / config.hidden_size:
-        raise FitError(f"compose.slicing {slicing}: give a share from 0 to {1 - multiple / config.hidden_size:.4f}, "
+    if sequences is not None and sequences > hidden.sequences:
+        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences}; give at most that, or null for "
+                       "all")
+    if multiple > config.hidden_size:
+        raise FitError(f"compose.multiple {multiple}: give at most the width of the model, {config.hidden_size}")
+    if slicing is not None and slicing > 1 - multiple / config.hidden_size:
+        raise FitError(f"compose.slicing {slicing}: give a share of at most {1 - multiple / config.hidden_size:.4f}, "
                        f"which leaves {multiple} of {config.hidden_size}")
 
 

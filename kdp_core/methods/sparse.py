@@ -25,11 +25,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base import options
+from kdp_core.base.options import Count, NotNegative
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import no_layer
@@ -42,6 +44,8 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 
+Pattern = Literal["unstructured", "2:4", "4:8"]
+"""Where the zeros of a matrix lie: anywhere, or as many in each group of columns."""
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
 """Zeros of each group of so many columns. Other N:M are left out: papers count what stays, released code what goes."""
 DAMP_LARGEST = 0.1
@@ -68,12 +72,13 @@ Rule = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-              dtype: str = "float32", pattern: str = "unstructured") -> Composed:
+              dtype: str = "float32", pattern: Pattern = "unstructured") -> Composed:
     """Zero the weights of least magnitude, matrix by matrix; no calibration text is read.
 
     pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
     Raises FitError for a ratio that the linear modules of the layers cannot give.
     """
+    options.check(magnitude, locals())
     began = time.perf_counter()
     model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
     with torch.no_grad():
@@ -85,8 +90,8 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
 
 def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-          dtype: str = "float32", pattern: str = "unstructured", sequences: int | None = None,
-          batch_sequences: int = 8, seed: int = 0) -> Composed:
+          dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
+          batch_sequences: Count = 8, seed: int = 0) -> Composed:
     """Zero in each row the weights of least magnitude times norm of their input.
 
     pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
@@ -95,6 +100,7 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
     seed: of the choice of sequences.
     Raises FitError for a ratio that the linear modules of the layers cannot give.
     """
+    options.check(wanda, locals())
     began = time.perf_counter()
     given = _calibration(hidden, sequences, batch_sequences, seed)
     model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
@@ -113,8 +119,8 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 
 
 def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-              dtype: str = "float32", pattern: str = "unstructured", sequences: int | None = None,
-              batch_sequences: int = 8, damp: float = 0.01, block_size: int = 128, seed: int = 0) -> Composed:
+              dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
+              batch_sequences: Count = 8, damp: NotNegative = 0.01, block_size: Count = 128, seed: int = 0) -> Composed:
     """Zero the weights that cost a matrix's outputs least, and let the columns to their right make up for them.
 
     pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
@@ -125,11 +131,12 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     seed: of the choice of sequences.
     Raises FitError for a ratio that the linear modules of the layers cannot give, and for H singular at every damp.
     """
+    options.check(sparsegpt, locals())
     began = time.perf_counter()
     given, groups = _calibration(hidden, sequences, batch_sequences, seed), PATTERNS.get(pattern)
-    if damp < 0 or block_size < 1 or (groups and block_size % groups[1]):
-        raise FitError(f"compose.damp {damp} and block_size {block_size} with pattern {pattern}: damp must not be "
-                       "negative, block_size a multiple of the pattern's columns and at least 1")
+    if groups and block_size % groups[1]:
+        raise FitError(f"compose.block_size {block_size} with pattern {pattern}: give a multiple of {groups[1]}, the "
+                       "columns of the pattern")
     model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
     damps: list[float] = []
 
@@ -150,9 +157,9 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
     """State 0 of the sequences asked for, drawn by `seed`, in their order."""
     wanted = hidden.sequences if sequences is None else sequences
-    if not 1 <= wanted <= hidden.sequences or batch < 1:
-        raise FitError(f"compose.sequences {sequences} in batches of {batch}: there are {hidden.sequences} calibration "
-                       "sequences, and a batch holds at least one; change compose or add sequences")
+    if wanted > hidden.sequences:
+        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
+                       "or add sequences")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     return _Calibration(hidden.state(0)[order[:wanted].sort().values], batch)
 
@@ -160,8 +167,6 @@ def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: 
 def _opened(dense: Path, selection: Selection, device: str, dtype: str,
             pattern: str) -> tuple[nn.Module, list[_Matrix], dict[str, int]]:
     """The model, its matrices in scope and how many weights each of them loses."""
-    if pattern not in PATTERNS:
-        raise FitError(f"compose.pattern {pattern!r}: choose one of {', '.join(PATTERNS)}")
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     matrices = list(_matrices(model))
     return model, matrices, _counts(model, matrices, selection.ratio_target, PATTERNS[pattern])

@@ -2,7 +2,7 @@
 
 Shared by step 1, step 2 and the linear maps, so that all fit and judge on the same tokens.
 """
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from kdp_core.base.records import Block
 from kdp_core.states.hidden import HiddenStates
 
 MASSIVE = ("bypass", "raw")
-COUNTED = ("raw", "mask")
-"""Massive-activation tokens where nothing can go by: counted like all, or left out."""
+Counted = Literal["raw", "mask"]
+"""How a fit without a bypass treats massive tokens: it counts them like all others, or masks them."""
+COUNTED = get_args(Counted)
 TOKEN_WEIGHTS = ("inverse_norm", "none")
 
 

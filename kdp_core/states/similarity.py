@@ -13,6 +13,7 @@ scales every state to unit norm, and `raw` does nothing, as in the KDP paper, wh
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width, P pairs.
 """
 import logging
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -140,3 +141,14 @@ def cka(hsic_LL: Tensor) -> Tensor:
     """CKA (L, L) from the summed HSIC of all pairs; a layer without variance reads NaN."""
     own_L = hsic_LL.diagonal().clamp_min(0).sqrt()
     return hsic_LL / (own_L[:, None] * own_L[None, :])
+
+
+def locality(s_LL: Tensor) -> float | None:
+    """RLS, LoRP's score of how local redundancy is, from the cosines of all layers; None if it is not defined.
+
+    It is not defined if the mean cosine is not positive.
+    """
+    upper = torch.triu(torch.ones_like(s_LL, dtype=torch.bool), diagonal=1)
+    mean = s_LL[upper].mean().item()
+    # RLS = -log2(mean_{i<j} S_ij)
+    return -math.log2(mean) if mean > 0 else None

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
-from kdp_core.methods import llm_drop
+from kdp_core.methods import METHODS, llm_drop
 from kdp_core.methods._select import BlockError
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
@@ -17,6 +18,8 @@ from tests.kdp_core import stored
 
 ADDING = {"llama": ("self_attn", "mlp"), "opt": ("self_attn", "fc2"),
           "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm")}
+
+ATTN_DROP, MLP_DROP, JOINT_DROP = (METHODS[name].compose for name in ("attn_drop", "mlp_drop", "joint_drop"))
 
 
 class Dense(NamedTuple):
@@ -73,8 +76,8 @@ def literal(model, ids_ST, gone=()):
     return found
 
 
-@pytest.mark.parametrize("parts, method", [(("attention",), llm_drop.attention), (("mlp",), llm_drop.mlp),
-                                           (("attention", "mlp"), llm_drop.joint)])
+@pytest.mark.parametrize("parts, method", [(("attention",), ATTN_DROP), (("mlp",), MLP_DROP),
+                                           (("attention", "mlp"), JOINT_DROP)])
 def test_the_most_redundant_go_first(dense, parts, method):
     scores = {unit: value for unit, value in literal(dense.model, stored.tokens().ids_ST).items() if unit[1] in parts}
     found = dropped(dense, method, 0.1)
@@ -86,7 +89,7 @@ def test_the_most_redundant_go_first(dense, parts, method):
 def test_one_shot_takes_what_the_extraction_saw_and_loads_no_weights(dense, monkeypatch):
     monkeypatch.setattr(checkpoints, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     half = literal(dense.model, stored.tokens().ids_ST[:8])
-    row = dropped(dense, llm_drop.joint, 0.05, sequences=8).stats["order"][0]
+    row = dropped(dense, JOINT_DROP, 0.05, sequences=8).stats["order"][0]
     assert (row["layer"], row["part"]) == max(half, key=lambda unit: (half[unit], -unit[0]))
     assert row["cosine"] == pytest.approx(half[row["layer"], row["part"]], abs=1e-5)
 
@@ -95,12 +98,12 @@ def test_states_that_end_before_the_last_layer_are_refused(dense, tmp_path):
     hidden.extract(dense.model, stored.tokens(), tmp_path / "h.zarr", layers=[0, 4])
     few = dense._replace(hidden=hidden.read(tmp_path / "h.zarr"))
     with pytest.raises(FitError, match=r"has the sublayers of the first 4 of 6 layers; set hidden\.layers"):
-        dropped(few, llm_drop.mlp, 0.1)
+        dropped(few, MLP_DROP, 0.1)
 
 
 def test_iterative_scores_what_is_left_of_the_model(dense):
     ids_ST, gone = stored.tokens().ids_ST, []
-    for row in dropped(dense, llm_drop.joint, 0.3, iterative=True).stats["order"]:
+    for row in dropped(dense, JOINT_DROP, 0.3, iterative=True).stats["order"]:
         scores = {unit: value for unit, value in literal(dense.model, ids_ST, gone).items() if unit not in gone}
         assert (row["layer"], row["part"]) == max(scores, key=lambda unit: (scores[unit], -unit[0]))
         assert row["cosine"] == pytest.approx(scores[row["layer"], row["part"]], abs=1e-5)
@@ -109,7 +112,7 @@ def test_iterative_scores_what_is_left_of_the_model(dense):
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.15, 0.2])
-@pytest.mark.parametrize("method", [llm_drop.attention, llm_drop.mlp, llm_drop.joint])
+@pytest.mark.parametrize("method", [ATTN_DROP, MLP_DROP, JOINT_DROP])
 def test_the_folded_share_is_as_near_as_one_more_or_less_allows(dense, tmp_path, method, ratio):
     found, rows = dropped(dense, method, ratio), None
     rows = found.stats["order"]
@@ -127,11 +130,11 @@ def test_a_layer_that_loses_both_parts_goes_whole():
 
 def test_refusals(dense):
     with pytest.raises(BlockError, match=r"ratio 0\.6 is too high: all that attn_drop can leave out is 0\.\d+ of all"):
-        dropped(dense, llm_drop.attention, 0.6)
-    with pytest.raises(BlockError, match=r"compose\.match 'exact'"):
-        dropped(dense, llm_drop.mlp, 0.1, match="exact")
+        dropped(dense, ATTN_DROP, 0.6)
+    with pytest.raises(OptionError, match="match is 'exact'; choose one of nearest, reach"):
+        dropped(dense, MLP_DROP, 0.1, match="exact")
     with pytest.raises(FitError, match=r"compose\.sequences 17: there are 16"):
-        dropped(dense, llm_drop.mlp, 0.1, sequences=17)
+        dropped(dense, MLP_DROP, 0.1, sequences=17)
 
 
 def test_a_model_whose_norms_follow_the_sum_is_refused(tmp_path):
@@ -141,4 +144,4 @@ def test_a_model_whose_norms_follow_the_sum_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "model")
     hidden.extract(checkpoints.load_model(tmp_path / "model"), stored.tokens(), tmp_path / "h.zarr")
     with pytest.raises(FitError, match="attn_drop cannot remove parts of this opt model"):
-        llm_drop.attention(tmp_path / "model", hidden.read(tmp_path / "h.zarr"), stored.tokens(), selection(0.1))
+        ATTN_DROP(tmp_path / "model", hidden.read(tmp_path / "h.zarr"), stored.tokens(), selection(0.1))

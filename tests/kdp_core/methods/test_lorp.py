@@ -8,7 +8,8 @@ from sklearn.cluster import SpectralClustering
 
 from kdp_core.base.records import Similarity
 from kdp_core.methods._select import BlockError
-from kdp_core.methods.lorp import labels, locality, ordered, spread
+from kdp_core.methods.lorp import labels, ordered, spread
+from kdp_core.states.similarity import locality
 from tests.kdp_core.methods.test_select import facts
 
 
@@ -99,11 +100,11 @@ def test_once_no_cluster_has_two_left_the_first_with_a_candidate_gives():
 
 @pytest.mark.parametrize("options, message", [
     ({"ratio": 0.7}, r"the 10 layers that the search ordered remove at most 0\.588"),
-    ({"clusters": 12}, r"block\.clusters 12: must lie between 1 and the number of layers, 12"),
-    ({"ratio": -0.1}, r"ratio -0\.1: must lie between 0 and 1"), ({"match": "over"}, r"block\.match 'over'"),
+    ({"clusters": 12}, r"block\.clusters 12: must be below the number of layers, 12"),
+    ({"ratio": -0.1}, r"ratio is -0\.1; give a number above 0"), ({"match": "over"}, "match is 'over'; choose one of nearest, reach"),
 ])
 def test_refusals(options, message):
-    with pytest.raises(BlockError, match=message):
+    with pytest.raises(ValueError, match=message):
         spread(of(cosines(12)), facts(12), **{"ratio": 0.3, "k_max": 3, "module_params": 0, **options})
 
 
@@ -111,5 +112,5 @@ def test_a_missing_state_and_a_mean_below_zero_are_told():
     short = of(cosines(12))._replace(layers=[0, *range(2, 14)])
     with pytest.raises(BlockError, match=r"lacks state 1; set hidden\.layers to all"):
         spread(short, facts(12), ratio=0.3, k_max=3, module_params=0)
-    with pytest.raises(BlockError, match=r"the mean cosine of all pairs of layers is -0\.200"):
-        locality(torch.full((4, 4), -0.2, dtype=torch.float64))
+    with pytest.raises(BlockError, match="lorp needs a positive mean cosine of all pairs of layers"):
+        spread(of(torch.full((4, 4), -0.2, dtype=torch.float64)), facts(4), ratio=0.3, k_max=3, module_params=0)

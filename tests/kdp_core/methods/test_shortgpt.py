@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdp_core.base.options import OptionError
 from kdp_core.base.records import ModelFacts
 from kdp_core.methods._judge import RankError, ranked
 from kdp_core.methods.shortgpt import block_influence
@@ -138,14 +139,19 @@ def test_a_token_without_direction_is_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"last_state": "post"}, r"search\.last_state 'post': choose one of pre_norm, final_norm"),
-    ({"massive": "bypass"}, r"search\.massive 'bypass': choose one of raw, mask"),
-    ({"protect": 0.5}, r"search\.protect 0\.5: no layer of 5 may go"),
-    ({"protect": -0.2}, r"search\.protect -0\.2: no layer of 5 may go"),
+    ({"last_state": "post"}, "last_state is 'post'; choose one of pre_norm, final_norm"),
+    ({"massive": "bypass"}, "massive is 'bypass'; choose one of raw, mask"),
+    ({"protect": 0.5}, r"protect is 0\.5; give a number below 0\.5"),
+    ({"protect": -0.2}, r"protect is -0\.2; give a number at least 0"),
 ])
 def test_options_that_cannot_be_are_named(dense, options, message):
-    with pytest.raises(RankError, match=message):
+    with pytest.raises(OptionError, match=message):
         block_influence(None, dense.hidden, TOKENS, dense.facts, k_max=3, **options)
+
+
+def test_a_model_of_protected_layers_alone_is_refused(dense):
+    with pytest.raises(RankError, match=r"search\.protect 0\.3: no layer of 2 may be removed"):
+        block_influence(None, dense.hidden, TOKENS, dense.facts._replace(layers=2), k_max=3, protect=0.3)
 
 
 def test_a_score_that_is_no_number_is_refused():

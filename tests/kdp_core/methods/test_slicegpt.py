@@ -323,13 +323,14 @@ def test_fine_tuned_variant_changes_the_head_alone(dense, tmp_path, slice_head):
 def test_refusals(dense):
     with pytest.raises(BlockError, match=r"ratio 0\.99 is too high: all that slicegpt can remove, at width 8, is 0\."):
         composed(dense, 0.99)
-    for options, message in [({"slicing": 0.9}, r"compose\.slicing 0\.9: give a share from 0 to 0\.7500, which leaves"),
-                             ({"slicing": -0.1}, r"compose\.slicing -0\.1"), ({"multiple": 0}, r"compose\.multiple 0"),
-                             ({"multiple": 33}, r"compose\.multiple 33: give 1 to the width of the model, 32"),
-                             ({"sequences": 17}, r"compose\.sequences 17 in batches of 8: there are 16"),
-                             ({"batch_sequences": 0}, r"compose\.sequences None in batches of 0"),
-                             ({"massive": "bypass"}, r"compose\.massive 'bypass': choose one of raw, mask")]:
-        with pytest.raises(FitError, match=message):
+    for options, message in [({"slicing": 0.9}, r"compose\.slicing 0\.9: give a share of at most 0\.7500, which"),
+                             ({"slicing": -0.1}, r"slicing is -0\.1; give a number at least 0"),
+                             ({"multiple": 0}, "multiple is 0; give"),
+                             ({"multiple": 33}, r"compose\.multiple 33: give at most the width of the model, 32"),
+                             ({"sequences": 17}, r"compose\.sequences 17: there are 16"),
+                             ({"batch_sequences": 0}, "batch_sequences is 0; give a number at least 1"),
+                             ({"massive": "bypass"}, "massive is 'bypass'; choose one of raw, mask")]:
+        with pytest.raises(ValueError, match=message):
             composed(dense, **options)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdp_core.base.records import Selection
-from kdp_core.methods import laco, option_schema
+from kdp_core.methods import _merging, laco, option_schema, sliding_merge
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.prune.fold import fold
@@ -21,7 +21,7 @@ from tests.kdp_core import stored
 
 LAYERS = 8
 MERGES = ("paper", "as_released")
-BOTH = {"laco": laco.laco, "sliding_merge": laco.sliding}
+BOTH = {"laco": laco.laco, "sliding_merge": sliding_merge.sliding}
 
 
 class Dense(NamedTuple):
@@ -116,7 +116,7 @@ class Case(NamedTuple):
         return (len(bases) / self.count) ** 0.5 + noise - 0.1
 
     def walker(self):
-        return partial(laco._laco if self.options else laco._sliding, merge=self.merge, **self.options)
+        return partial(laco._laco if self.options else sliding_merge._sliding, merge=self.merge, **self.options)
 
     def ours(self, stack):
         return self.score_of(tuple(layer.base for layer in stack))
@@ -165,7 +165,7 @@ def test_walks_are_the_literal_ones_at_every_threshold():
     seen = set()
     for case in cases():
         for threshold in (-1.0, 0.2, 0.5, 0.7, 0.9):
-            walk = laco._walk(case.walker(), case.ours, case.count, threshold, case.count)
+            walk = _merging.walked(case.walker(), case.ours, case.count, threshold, case.count)
             assert case.values(walk.stack) == case.literal(threshold), case
             assert all(sum(share for _, share in layer.shares) == 1 for layer in walk.stack)
             seen.add((bool(case.options), case.count - len(walk.stack)))
@@ -174,19 +174,19 @@ def test_walks_are_the_literal_ones_at_every_threshold():
 
 def test_all_thresholds_between_refused_and_accepted_walk_alike():
     for case in cases():
-        walk = laco._walk(case.walker(), case.ours, case.count, 0.6, case.count)
+        walk = _merging.walked(case.walker(), case.ours, case.count, 0.6, case.count)
         assert walk.refused <= 0.6 < walk.accepted
         within = [max(walk.refused, -1.0), math.nextafter(min(walk.accepted, 2.0), -1.0)]
         for threshold in within:
-            assert laco._walk(case.walker(), case.ours, case.count, threshold, case.count).stack == walk.stack
+            assert _merging.walked(case.walker(), case.ours, case.count, threshold, case.count).stack == walk.stack
 
 
 def test_as_many_layers_go_as_are_wanted():
     ends = {}
     for case in cases():
-        most = laco._walk(case.walker(), lambda stack: 1.0, case.count, -1.0, case.count).reached
+        most = _merging.walked(case.walker(), lambda stack: 1.0, case.count, -1.0, case.count).reached
         for wanted in range(1, most + 1):
-            stack, how = laco._matched(case.walker(), case.ours, case.count, wanted, 12)
+            stack, how = _merging.matched(case.walker(), case.ours, case.count, wanted, 12)
             assert case.count - len(stack) == wanted and len(how["walks"]) <= 12
             literal = case.literal(how["threshold"])
             if how["ended"] == "exact":
@@ -204,43 +204,43 @@ def by_count(stack):
 
 def test_where_the_number_jumps_the_last_merge_is_shortened():
     walker = partial(laco._laco, merge="paper", group=4, stride=4, lowest=0, highest=None)
-    stack, how = laco._matched(walker, by_count, 12, 4, 12)
+    stack, how = _merging.matched(walker, by_count, 12, 4, 12)
     # 7 8 9 10 become one layer, then of 3 4 5 6 the first two
     assert [layer.base for layer in stack] == [0, 1, 2, 3, 5, 6, 7, 11]
     assert stack[3].shares == ((4, 1),) and stack[6].shares == ((7, -2), (8, 1), (9, 1), (10, 1))
     assert how["ended"] == "jump" and how["threshold"] < 0.4
     # nothing passes but at 0.7 (3 gone) and 0.4 (6 gone): three walks close the bracket, and none of them is cut
     assert how["walks"] == [[0.0, 6], [pytest.approx(0.7), 0], [pytest.approx(0.55), 3]]
-    assert laco._matched(walker, by_count, 12, 4, 1)[1]["ended"] == "rounds"
+    assert _merging.matched(walker, by_count, 12, 4, 1)[1]["ended"] == "rounds"
 
 
 def test_merged_layers_are_merged_again_as_they_are():
-    plain = tuple(map(laco._plain, range(6)))
-    once = laco._merged(plain, 2, 4, "paper")
+    plain = tuple(map(_merging.plain, range(6)))
+    once = _merging.merged(plain, 2, 4, "paper")
     assert once[2] == (2, ((2, -1), (3, 1), (4, 1)))
     # W_1 + (W' - W_1) + (W_5 - W_1), W' the merged layer
-    assert laco._merged(once, 1, 3, "paper")[1] == (1, ((1, -1), (2, -1), (3, 1), (4, 1), (5, 1)))
-    assert laco._merged(once, 1, 2, "paper")[1] == (1, ((2, -1), (3, 1), (4, 1)))
-    released = laco._merged(plain, 2, 4, "as_released")
-    assert released[2] == (2, ((4, 1),)) and laco._merged(released, 1, 2, "as_released")[1] == (1, ((4, 1),))
+    assert _merging.merged(once, 1, 3, "paper")[1] == (1, ((1, -1), (2, -1), (3, 1), (4, 1), (5, 1)))
+    assert _merging.merged(once, 1, 2, "paper")[1] == (1, ((2, -1), (3, 1), (4, 1)))
+    released = _merging.merged(plain, 2, 4, "as_released")
+    assert released[2] == (2, ((4, 1),)) and _merging.merged(released, 1, 2, "as_released")[1] == (1, ((4, 1),))
 
 
 @pytest.mark.parametrize("merge, bases", [("paper", [0, 5]), ("as_released", list(range(6)))])
 def test_a_window_that_reaches_the_first_layer_is_merged_by_paper_alone(merge, bases):
-    walk = laco._walk(partial(laco._sliding, merge=merge), lambda stack: 1.0, 6, 0.5, 6)
+    walk = _merging.walked(partial(sliding_merge._sliding, merge=merge), lambda stack: 1.0, 6, 0.5, 6)
     assert [layer.base for layer in walk.stack] == bases and walk.reached == 4
 
 
 def test_the_released_walk_still_serves_where_its_window_is_never_merged():
     """Every threshold leaves the window open or nothing merged: it is merged once it holds enough."""
-    stack, how = laco._matched(partial(laco._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12)
+    stack, how = _merging.matched(partial(sliding_merge._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12)
     assert [layer.base for layer in stack] == [0, 1, 5] and stack[1] == (1, ((4, 1),)) and how["ended"] == "jump"
 
 
 def test_outputs_that_are_not_finite_pass_no_threshold():
-    walker = partial(laco._sliding, merge="paper")
+    walker = partial(sliding_merge._sliding, merge="paper")
     with pytest.raises(FitError, match="only 0 layers go, 2 are wanted; the other candidates have no finite outputs"):
-        laco._matched(walker, lambda stack: float("nan"), 6, 2, 12)
+        _merging.matched(walker, lambda stack: float("nan"), 6, 2, 12)
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -358,8 +358,8 @@ def test_the_same_bits_twice_and_no_matter_the_batches(dense):
 
 def test_candidates_are_run_once_and_from_their_first_merged_layer_on(dense, monkeypatch):
     runs = []
-    real = laco.Passes.run_batches
-    monkeypatch.setattr(laco.Passes, "run_batches", lambda self, *args: runs.append(args) or real(self, *args))
+    real = _merging.Passes.run_batches
+    monkeypatch.setattr(_merging.Passes, "run_batches", lambda self, *args: runs.append(args) or real(self, *args))
     stats = composed(dense(), "laco", 3).stats
     assert not any(isinstance(path[0], int) for _, path, _ in runs[:stats["evaluations"]]), "layers that stay are run"
     # the last ones: each layer of the result on the other sequences, and its cosine there
@@ -378,19 +378,19 @@ def test_the_stored_states_stay_with_the_sequences_judged(dense):
 
 
 @pytest.mark.parametrize("method, layers, options, message", [
-    ("laco", 2, {"merge": "mean"}, r"compose\.merge 'mean': choose one of paper, as_released"),
-    ("sliding_merge", 2, {"rounds": 0}, r"compose\.rounds 0: a threshold takes at least 1 walk"),
+    ("laco", 2, {"merge": "mean"}, "merge is 'mean'; choose one of paper, as_released"),
+    ("sliding_merge", 2, {"rounds": 0}, "rounds is 0; give a number at least 1"),
     ("sliding_merge", 2, {"sequences": 16}, r"compose\.sequences 16 of 16 leaves none on one side"),
-    ("laco", 2, {"group": 1}, r"compose\.group 1 and stride 2: at least 2 layers are merged"),
-    ("laco", 2, {"stride": 0}, r"compose\.group 4 and stride 0: .* at least 1 is gone down"),
-    ("laco", 2, {"highest": 8}, r"compose\.lowest 0 and highest 8: the model has layers 0 to 7"),
-    ("laco", 2, {"lowest": -1}, r"compose\.lowest -1 and highest 7: the model has layers 0 to 7"),
+    ("laco", 2, {"group": 1}, "group is 1; give a number at least 2"),
+    ("laco", 2, {"stride": 0}, "stride is 0; give a number at least 1"),
+    ("laco", 2, {"highest": 8}, r"compose\.highest 8: the model has layers 0 to 7"),
+    ("laco", 2, {"lowest": -1}, "lowest is -1; give a number at least 0"),
     ("laco", 4, {"stride": 4}, r"laco: 4 of 8 layers are to go, but these options let 1 to 3 go"),
     ("sliding_merge", 7, {}, r"sliding_merge: 7 of 8 layers are to go, but these options let 1 to 6 go"),
     ("sliding_merge", 0, {}, r"sliding_merge: 0 of 8 layers are to go"),
 ])
 def test_what_cannot_be_is_named(dense, method, layers, options, message):
-    with pytest.raises(FitError, match=message):
+    with pytest.raises(ValueError, match=message):
         composed(dense(), method, layers, **options)
 
 

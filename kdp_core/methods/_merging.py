@@ -1,0 +1,235 @@
+"""What LaCo and sliding-window merging share: merged layers, walks with a threshold, and the judge of candidates.
+
+Both methods replace layers l .. l+m by layer l with the linear maps
+    W_l + sum_{k=1..m} (W_{l+k} - W_l)
+and accept a candidate if cos(original, candidate) of the states after the final norm is above a threshold T. The
+cosine takes all tokens of a sequence as one vector and is averaged over sequences.
+
+Merged are the linear maps of a layer and their biases (OPT). All norms stay those of layer l, including the norms of
+queries and keys in Qwen3 and Gemma 3, and so does its attention type (window or full).
+
+Paper and released code disagree. The code subtracts W_l as changed so far, so the sum telescopes to W_{l+m}: the last
+layer's maps under the first layer's norms (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the
+merge; `as_released` computes what the code computes. If a merged layer is merged again (LaCo with stride < group - 1),
+its merged maps enter. Every layer is thus a sum of the dense model's layers with whole-number shares, and is made of
+them afresh. Walks are arithmetic on lists of such sums, and no model is copied.
+
+Neither method can be asked for a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All
+thresholds between the highest refused cosine and the lowest accepted one walk alike. If they close the bracket, no T
+is left: the number of removed layers jumps. Then, or once `rounds` walks are spent, the walk at the highest tried T
+that removes more layers is ended as soon as enough layers are removed. The last accepted merge is shortened to fit.
+"""
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Composed, Plan, Selection
+from kdp_core.model import checkpoints
+from kdp_core.model.families import family_of
+from kdp_core.model.passes import Passes, Step
+from kdp_core.states.block import FitError, relative_error
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+Merge = Literal["paper", "as_released"]
+"""How the differences of a merge are formed."""
+
+
+class Merged(NamedTuple):
+    """A layer of the shortened model."""
+    base: int
+    """The dense layer whose norms it has."""
+    shares: tuple[tuple[int, int], ...]
+    """(dense layer, how often its linear maps enter the sum), ascending, without zeros; adds up to 1."""
+
+
+Stack = tuple[Merged, ...]
+"""The layers of a shortened model, from the first to the last."""
+Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
+"""(layers of the dense model, does this candidate pass?, most layers to remove) -> what is left and the layers gone;
+a window that the released walk leaves unmerged is counted as gone."""
+
+
+class Walk(NamedTuple):
+    """One walk; every threshold from `refused` up to below `accepted` gives the same."""
+    stack: Stack
+    reached: int
+    refused: float
+    """Highest cosine that did not pass."""
+    accepted: float
+    """Lowest cosine that passed."""
+
+
+def plain(layer: int) -> Merged:
+    return Merged(layer, ((layer, 1),))
+
+
+def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
+    """Places low .. high of the list as one layer."""
+    base, *others = stack[low:high + 1]
+    if merge == "as_released":
+        # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, W_l changing on the way: W_{l+m} is left
+        shares = stack[high].shares
+    else:
+        # W_l + sum_{k=1..m} (W_{l+k} - W_l) = (1 - m) W_l + sum_k W_{l+k}
+        total = Counter({layer: (1 - len(others)) * share for layer, share in base.shares})
+        for other in others:
+            total.update(dict(other.shares))
+        shares = tuple(sorted((layer, share) for layer, share in total.items() if share))
+    return (*stack[:low], Merged(base.base, shares), *stack[high + 1:])
+
+
+def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshold: float, most: int) -> Walk:
+    accepted, refused = [float("inf")], [-float("inf")]
+
+    def passes(candidate: Stack) -> bool:
+        cosine = score(candidate)
+        (accepted if cosine > threshold else refused).append(cosine)
+        return cosine > threshold
+
+    stack, reached = walker(tuple(map(plain, range(count))), passes, most)
+    return Walk(stack, reached, max(refused), min(accepted))
+
+
+def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int,
+             rounds: int) -> tuple[Stack, dict[str, Any]]:
+    """The layers left of `count` when exactly `wanted` are to go, and how they were found."""
+    low, high, best, tried, ended = -1.0, 1.0, -1.0, [], "rounds"
+    while len(tried) < rounds:
+        if not low < high:
+            ended = "jump"
+            break
+        threshold = (low + high) / 2
+        walk = walked(walker, score, count, threshold, count)
+        gone = count - len(walk.stack)
+        tried.append([threshold, gone])
+        logger.info("threshold %.4f: %d of %d layers go, %d wanted", threshold, gone, count, wanted)
+        if gone == wanted:
+            return walk.stack, {"threshold": threshold, "ended": "exact", "walks": tried}
+        if walk.reached >= wanted:
+            best, low = threshold, walk.accepted
+        else:
+            high = walk.refused
+    walk = walked(walker, score, count, best, wanted)
+    if count - len(walk.stack) != wanted:
+        raise FitError(f"merging: at threshold {best} only {count - len(walk.stack)} layers go, {wanted} are wanted; "
+                       "the other candidates have no finite outputs: use dtype float32 or ask for less")
+    return walk.stack, {"threshold": best, "ended": ended, "walks": tried}
+
+
+def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """What is merged, by name below the layer: weights and biases of its linear maps."""
+    return {f"{name}.{which}": parameter for name, module in layer.named_modules() if isinstance(module, nn.Linear)
+            for which, parameter in module.named_parameters()}
+
+
+@contextmanager
+def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
+    """A layer with other maps for a while; its own are kept, not copied."""
+    own = {name: parameter.data for name, parameter in layer.items()}
+    for name, parameter in layer.items():
+        parameter.data = tensors[name]
+    try:
+        yield
+    finally:
+        for name, parameter in layer.items():
+            parameter.data = own[name]
+
+
+class Judge:
+    """Shortened models run on some sequences, from the first layer that differs on."""
+
+    def __init__(self, passes: Passes, hidden: HiddenStates, rows: Tensor, batch: int) -> None:
+        self.passes, self.hidden, self.rows, self.batch = passes, hidden, rows, batch
+        self.linear = [_linear(layer) for layer in passes.layers]
+        self.known: dict[Stack, float] = {}
+        self._made: dict[Merged, dict[str, Tensor]] = {}
+        self._states: dict[int, Tensor] = {}
+        self._outputs_STD = self._outputs(self.state(len(self.linear)))
+
+    def state(self, layer: int) -> Tensor:
+        """The dense model's state of the sequences, h_STD."""
+        if layer not in self._states:
+            self._states[layer] = self.hidden.state(layer)[self.rows]
+        return self._states[layer]
+
+    def maps(self, layer: Merged) -> dict[str, Tensor]:
+        """sum_j c_j W_j of the dense layers' maps, in the model's precision."""
+        return {name: sum(share * self.linear[number][name].detach().float() for number, share in layer.shares)
+                .to(parameter.dtype) for name, parameter in self.linear[layer.base].items()}
+
+    def steps(self, stack: Stack) -> list[Step]:
+        """A path through the layers."""
+        # maps of this candidate's merged layers alone stay in memory
+        self._made = {layer: self._made.get(layer) or self.maps(layer) for layer in stack
+                      if layer != plain(layer.base)}
+        return [partial(self._run, layer.base, self._made[layer]) if layer in self._made else layer.base
+                for layer in stack]
+
+    def cosine(self, stack: Stack) -> float:
+        """Mean over sequences of the cosine of all final states, dense and shortened; each candidate is run once."""
+        if stack not in self.known:
+            start = next((place for place, layer in enumerate(stack) if layer != plain(place)), len(stack))
+            h_STD = self.passes.run_batches(self.state(start), self.steps(stack)[start:], self.batch)
+            # mean_s cos(flatten h_s, flatten h'_s)
+            cosine_S = torch.cosine_similarity(self._outputs_STD.flatten(1).double(),
+                                               self._outputs(h_STD).flatten(1).double())
+            self.known[stack] = cosine_S.mean().item()
+        return self.known[stack]
+
+    def fits(self, stack: Stack) -> list[dict[str, Any]]:
+        """A row a merged layer: how far it ends from where the last of its dense layers ends."""
+        ends = [layer.base for layer in stack[1:]] + [len(self.linear)]
+        h_STD, rows = self.state(0), []
+        for layer, step, end in zip(stack, self.steps(stack), ends, strict=True):
+            h_STD = self.passes.run_batches(h_STD, [step], self.batch)
+            if layer in self._made:
+                error = relative_error(h_STD.flatten(0, 1).double(), self.state(end).flatten(0, 1).double())
+                rows.append({"block": (layer.base, end), "heldout_error": error, "params": 0})
+        return rows
+
+    def _run(self, layer: int, maps: dict[str, Tensor], h_BTD: Tensor) -> Tensor:
+        with _wearing(self.linear[layer], maps):
+            return self.passes.layer(layer, h_BTD.to(self.passes.model.dtype))
+
+    @torch.no_grad()
+    def _outputs(self, h_STD: Tensor) -> Tensor:
+        """After the final norm, float32, on the CPU."""
+        return torch.cat([self.passes.to_head(h_BTD).float().cpu() for h_BTD in h_STD.split(self.batch)])
+
+
+def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, selection: Selection, *, device: str,
+             dtype: str, rounds: int, sequences: int, batch: int, seed: int) -> Composed:
+    began = time.perf_counter()
+    if sequences >= hidden.sequences:
+        raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side: some judge "
+                       "candidates, others the result; change it or add calibration sequences")
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    passes = Passes(model, hidden.tokens)
+    count, wanted = len(passes.layers), selection.layers
+    # nothing runs yet: a walk that accepts whatever it meets
+    most = walked(walker, lambda _: 1.0, count, -1.0, count).reached
+    if not 1 <= wanted <= most:
+        raise FitError(f"{method}: {wanted} of {count} layers are to go, but these options let 1 to {most} go; change "
+                       "the ratio, or the range, group and stride of LaCo")
+    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    judge = Judge(passes, hidden, order[:sequences].sort().values, batch)
+    stack, how = matched(walker, judge.cosine, count, wanted, rounds)
+    others = Judge(passes, hidden, order[sequences:2 * sequences].sort().values, batch)
+    fits, kept, prefix = others.fits(stack), {layer.base for layer in stack}, family_of(model).prefix
+    plan = Plan(method, [(layer, "whole") for layer in range(count) if layer not in kept], [],
+                {f"{prefix}{layer.base}.{name}": tensor.cpu() for layer in stack if layer != plain(layer.base)
+                 for name, tensor in judge.maps(layer).items()})
+    stats = {**how, "evaluations": len(judge.known), "cosine": judge.cosine(stack),
+             "heldout_cosine": others.cosine(stack), "tokens": sequences * hidden.tokens,
+             "seconds": time.perf_counter() - began}
+    return Composed(plan, [], fits, stats)

@@ -1,0 +1,61 @@
+"""Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
+
+A window of layers grows downwards and is merged once one layer more would be too much. The merge and the threshold are
+those of kdp_core.methods._merging. Two more things are known of the released code: a window that still grows when the
+walk passes the first layer is never merged (`merge: paper` merges it), and its weight of the differences is 1.
+"""
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from kdp_core.base import options
+from kdp_core.base.options import Count
+from kdp_core.base.records import Composed, Selection, Tokens
+from kdp_core.methods._merging import Merge, Stack, compose, merged
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import as_many
+from kdp_core.states.hidden import HiddenStates
+
+
+def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, sequences: Count = 10,
+            batch_sequences: Count = 8, seed: int = 0) -> Composed:
+    """Merge sliding windows until `selection.layers` layers have gone; the last layer is never in a window.
+
+    merge: `paper` adds differences to the base layer as it stood and merges the window that reaches the first layer,
+        `as_released` is the code's, the last layer's maps, and leaves that window.
+    rounds: walks to find a threshold with; candidates judged before are not run again.
+    sequences: calibration sequences that candidates are judged on.
+    batch_sequences: sequences of a forward pass.
+    seed: of the choice of sequences.
+    Raises FitError for options out of range and where that many layers cannot go.
+    """
+    options.check(sliding, locals())
+    return compose("sliding_merge", partial(_sliding, merge=merge), dense, hidden, selection, device=device,
+                    dtype=dtype, rounds=rounds, sequences=sequences, batch=batch_sequences, seed=seed)
+
+
+def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str) -> tuple[Stack, int]:
+    """A window low .. high grows downwards while it passes; then what passed is merged and the next one begins."""
+    count = len(stack)
+    high, low = count - 2, count - 3
+    while low >= 0:
+        if passes(merged(stack, low, high, merge)):
+            if count - len(stack) + high - low == most:
+                return merged(stack, low, high, merge), most
+            low -= 1
+        elif low + 1 < high:
+            # the next candidate is the single layer `low`: nothing changes, it passes, and the window grows from there
+            stack, high = merged(stack, low + 1, high, merge), low
+        else:
+            high, low = high - 1, low - 1
+    # the window 0 .. high has passed but no candidate has ended it; the released code leaves it as it is
+    reached = count - len(stack) + max(high, 0)
+    return (merged(stack, 0, high, merge) if merge == "paper" and high > 0 else stack), reached
+
+
+METHODS = (
+    Method("sliding_merge", "Sliding Layer Merging 2025: windows of layers merged, as wide as the last state keeps its "
+                            "direction", "layers merged", as_many, compose=sliding,
+           example={"compose": {"sequences": 4}}),
+)
