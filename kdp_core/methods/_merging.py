@@ -70,6 +70,7 @@ class Walk(NamedTuple):
 
 
 def plain(layer: int) -> Merged:
+    """A layer of the dense model."""
     return Merged(layer, ((layer, 1),))
 
 
@@ -89,6 +90,7 @@ def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
 
 
 def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshold: float, most: int) -> Walk:
+    """One walk over `count` dense layers, which accepts candidates whose score is above the threshold."""
     accepted, refused = [float("inf")], [-float("inf")]
 
     def passes(candidate: Stack) -> bool:
@@ -209,6 +211,7 @@ class Judge:
 
 def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, selection: Selection, *, device: str,
              dtype: str, rounds: int, sequences: int, batch: int, seed: int) -> Composed:
+    """Merge layers by a walk until `selection.layers` layers are removed, judged on some calibration sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:
         raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side: some judge "

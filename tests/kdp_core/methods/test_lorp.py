@@ -101,7 +101,8 @@ def test_once_no_cluster_has_two_left_the_first_with_a_candidate_gives():
 @pytest.mark.parametrize("options, message", [
     ({"ratio": 0.7}, r"the 10 layers that the search ordered remove at most 0\.588"),
     ({"clusters": 12}, r"block\.clusters 12: must be below the number of layers, 12"),
-    ({"ratio": -0.1}, r"ratio is -0\.1; give a number above 0"), ({"match": "over"}, "match is 'over'; choose one of nearest, reach"),
+    ({"ratio": -0.1}, r"ratio is -0\.1; give a number above 0"),
+    ({"match": "over"}, "match is 'over'; choose one of nearest, reach"),
 ])
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
