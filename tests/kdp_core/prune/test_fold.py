@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM, Qwen2Config
+from transformers import Qwen2Config
 
 from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints
@@ -53,16 +53,8 @@ def plan(dropped=(), blocks=(), make=affine, tensors=None):
 
 
 def made(family):
-    """A pico model of any family that can be folded."""
-    if family in pico.FAMILIES:
-        return pico.model(family, layers=LAYERS, width=WIDTH)
-    common = dict(vocab_size=384, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=256,
-                  sliding_window=6, bos_token_id=0, eos_token_id=1, pad_token_id=1, initializer_range=0.2)
-    torch.manual_seed(0)
-    model = (MistralForCausalLM(MistralConfig(**common)) if family == "mistral"
-             else Gemma3ForCausalLM(Gemma3TextConfig(**common)))
-    return model.float().eval()
+    """A pico model of a family."""
+    return pico.model(family, layers=LAYERS, width=WIDTH)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +102,9 @@ def by_hand(model, steps):
             h = h[0] if isinstance(h, tuple) else h
         base = model.model
         norm = base.decoder.final_layer_norm if hasattr(base, "decoder") else base.norm
-        return model.lm_head(norm(h))
+        logits_STV = model.lm_head(norm(h))
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        return logits_STV if cap is None else cap * torch.tanh(logits_STV / cap)
 
 
 def steps_of(the_plan):
@@ -215,6 +209,8 @@ def test_save_load_save_changes_nothing(dense, tmp_path, family, given):
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] == weights[2]
     assert config_of(tmp_path / "a") == config_of(tmp_path / "b") == config_of(tmp_path / "c")
+    for path in (tmp_path / "a").glob("*.py"):
+        assert {(tmp_path / name / path.name).read_bytes() for name in "bc"} == {path.read_bytes()}
     assert len({frozenset(path.name for path in (tmp_path / name).iterdir()) - {"generation_config.json"}
                 for name in "abc"}) == 1
 
@@ -303,6 +299,8 @@ def test_counts_are_dense_less_layers_plus_modules(dense, tmp_path, family, make
 ALONE = '''
 import sys
 from pathlib import Path
+
+sys.modules["kdp_core"] = None  # any import of it fails
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -323,7 +321,11 @@ for folder in stands:
         found[folder.name] = model(ids).logits.contiguous()
         found[folder.name + "-tokens"] = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4,
                                                         min_new_tokens=4, do_sample=False)
-assert not any(name.split(".")[0] == "kdp_core" for name in sys.modules)
+    if stands[folder]:
+        model.save_pretrained(folder / "again")
+        files = [(where / "modeling_kdp.py").read_bytes() for where in (folder, folder / "again")]
+        assert files[0] == files[1], f"{folder} is saved with another file"
+assert not any(name.startswith("kdp_core.") for name in sys.modules)
 save_file(found, root / "found.safetensors")
 '''
 

@@ -1,0 +1,76 @@
+"""Changes of a model in place: stand-ins at their layers, layers with fewer heads and channels."""
+import pytest
+import torch
+from torch import nn
+
+from kdp_core.model.families import FAMILIES, decoder_layers
+from kdp_core.model.folded import FOLDED
+from kdp_core.model.surgery import attach
+from tests import pico
+from tests.kdp_core.model.random_weights import IDS_ST, filled, logits
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_attached_maps_act_before_and_after_their_layers_in_order(family):
+    """Beside a model whose layers are wrapped by hand."""
+    model, plain = pico.model(family), pico.model(family)
+    entries = [{"layer": 2, "after": False}, {"layer": 2, "after": False}, {"layer": 9, "after": True}]
+    attach(model, [entry | {"kind": "affine", "options": {"width": 32}} for entry in entries])
+    before, after = decoder_layers(model)[2].stand_in, decoder_layers(model)[9].stand_in_after
+    for seed, module in enumerate([*before, *after]):
+        filled(module, seed)
+
+    class Wrapped(nn.Module):
+        def __init__(self, layer, first=(), last=()):
+            super().__init__()
+            self.layer, self.first, self.last = layer, first, last
+            self.attention_type = getattr(layer, "attention_type", None)
+
+        def forward(self, h, *args, **kwargs):
+            for w_DD, b_D in self.first:
+                h = h @ w_DD.T + b_D
+            h = self.layer(h, *args, **kwargs)
+            for w_DD, b_D in self.last:
+                h = h @ w_DD.T + b_D
+            return h
+
+    layers = decoder_layers(plain)
+    layers[2] = Wrapped(layers[2], first=[(m.map.weight, m.map.bias) for m in before])
+    layers[9] = Wrapped(layers[9], last=[(m.map.weight, m.map.bias) for m in after])
+    torch.testing.assert_close(logits(model), logits(plain), atol=1e-4, rtol=1e-4)
+    assert len(before) == 2 and (logits(model) - logits(pico.model(family))).abs().max() > 0.1
+
+
+def with_widths(base, widths):
+    config_class, model_class = FOLDED[base.config.model_type]
+    given = {key: value for key, value in base.config.to_dict().items() if key != "model_type"}
+    return model_class(config_class(**given, widths=widths)).eval()
+
+
+def whole(family, channels=64):
+    return {"heads": 4, "kv_heads": 4 if family == "opt" else 2, "intermediate": channels}
+
+
+@pytest.mark.parametrize("family", pico.EVERY)
+def test_all_heads_and_channels_are_the_base_class(family):
+    base = pico.model(family, layers=3)
+    folded = with_widths(base, [whole(family)] * 3)
+    folded.load_state_dict(base.state_dict())
+    assert torch.equal(logits(folded), logits(base))
+
+
+@pytest.mark.parametrize("family", pico.EVERY)
+def test_layers_of_different_widths_have_their_shapes_and_generate_alike_with_cache(family):
+    """Text longer than the sliding windows; the cache holds another number of heads in each layer."""
+    narrow = {"heads": 2, "kv_heads": 2 if family == "opt" else 1, "intermediate": 5}
+    model = pico.lively(with_widths(pico.model(family, layers=4), [whole(family), narrow, whole(family, 7), narrow]))
+    for layer, (heads, kv_heads, channels) in zip(decoder_layers(model), [
+            (4, whole(family)["kv_heads"], 64), (2, narrow["kv_heads"], 5), (4, whole(family)["kv_heads"], 7),
+            (2, narrow["kv_heads"], 5)], strict=True):
+        parts = {name: [list(layer.get_submodule(path).weight.shape) for path in (*part.readers, part.writer)]
+                 for name, part in FAMILIES[family].parts.items()}
+        assert parts["attention"] == [[8 * heads, 32], [8 * kv_heads, 32], [8 * kv_heads, 32], [32, 8 * heads]]
+        assert parts["mlp"] == [[channels, 32]] * (1 if family == "opt" else 2) + [[32, channels]]
+    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+                           do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*runs)
