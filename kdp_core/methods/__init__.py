@@ -30,7 +30,12 @@ __all__ = ["GRID_ARGUMENTS", "GROUPS", "METHODS", "Method", "MethodError", "argu
 def find() -> dict[str, Method]:
     """The methods of this package by name. Two methods of one name raise MethodError."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    records = [method for name in names for method in importlib.import_module(f"{__name__}.{name}").METHODS]
+    records: list[Method] = []
+    for module in (importlib.import_module(f"{__name__}.{name}") for name in names):
+        if not hasattr(module, "METHODS"):
+            raise MethodError(f"{module.__name__} has no METHODS; end it with its records, or let its name begin with "
+                              "an underscore")
+        records += module.METHODS
     groups = list(GROUPS)
     found: dict[str, Method] = {}
     # the sort is stable: within a group by file name, then as in the file
