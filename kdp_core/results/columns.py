@@ -7,6 +7,8 @@ from kdp_core.base.records import Block, PrunedFacts, Selection
 
 DENSE = "dense"
 """The method of the model that is not pruned."""
+BASELINE = "remove"
+"""The variant that removes the selected layers and puts nothing in their place; all others are compared with it."""
 KEYS = ("model", "calib", "method", "ratio", "k_max")
 """The columns that name a point."""
 

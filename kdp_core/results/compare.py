@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from kdp_core.base.measurements import Score, Scores
-from kdp_core.results.columns import DENSE, KEYS
+from kdp_core.results.columns import BASELINE, DENSE, KEYS
 from kdp_core.results.paired import ALL, DRAWS, Table, accuracies, holm, perplexities
 from kdp_core.results.summary import main_scores
 from kdp_core.score.metrics import PRIMARY
@@ -105,13 +105,13 @@ def _read_part(path: Path, metric: str) -> Iterator[tuple[str, tuple[float, floa
 
 # Comparisons ----------------------------------------------------------------------------------------------------------
 
-def compare(entries: Sequence[Entry], *, baseline: str = "remove", draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """One row for each pair of pruned models of one dense model, ratio and kind of pruning, on each metric and task.
 
     Columns as in COLUMNS. Pairs with the dense model are rows too.
     difference  the row's model less the other: share of items, or nats per token (below 0 is better)
-    against     `best` by this metric and task, `baseline` (the same calib and k_max), `dense`, or empty: any other
-                pair, without p_holm
+    against     `best` by this metric and task, `baseline` (BASELINE with the same calib and k_max), `dense`, or empty: any
+                other pair, without p_holm
     Raises CompareError if two of the models did not answer the same items.
     """
     rows: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def compare(entries: Sequence[Entry], *, baseline: str = "remove", draws: int = 
         for kind in PRIMARY:
             tested = _test(own, kind, _pairs(own), draws, seed)
             for task, table in tested.items():
-                rows += _rows(own, kind if task == ALL else table.metric, task, table, baseline)
+                rows += _rows(own, kind if task == ALL else table.metric, task, table)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -173,7 +173,7 @@ def _name(entry: Entry) -> str:
 
 # As rows --------------------------------------------------------------------------------------------------------------
 
-def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table, baseline: str) -> list[dict[str, Any]]:
+def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table) -> list[dict[str, Any]]:
     """The pairs of every group of one dense model, on one task."""
     places = {entry.key: place for place, entry in enumerate(entries)}
     dense = next((place for place, entry in enumerate(entries) if entry.key[2] == DENSE), None)
@@ -187,8 +187,8 @@ def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table, baseli
         best = min(group, key=lambda place: better * table.means_J[place])
         questions = {"best": [(place, best) for place in group if place != best],
                      "baseline": [(place, other) for place in group
-                                  if entries[place].key[2] != baseline and
-                                  (other := places.get(_with_method(entries[place].key, baseline))) in group],
+                                  if entries[place].key[2] != BASELINE and
+                                  (other := places.get(_with_method(entries[place].key, BASELINE))) in group],
                      "dense": [(place, dense) for place in group if dense is not None]}
         taken = {frozenset(pair) for pairs in questions.values() for pair in pairs}
         questions[""] = [pair for pair in itertools.combinations(group, 2) if frozenset(pair) not in taken]

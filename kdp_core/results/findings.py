@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from kdp_core.results.columns import COLUMNS, DENSE, number
+from kdp_core.results.columns import BASELINE, COLUMNS, DENSE, number
 from kdp_core.results.marks import zeros
 from kdp_core.results.paired import ALL, SIGNIFICANT
 
@@ -55,11 +55,9 @@ Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
 """Metric and the keys of both models -> p with Holm's correction, and items, of a paired test."""
 
 
-def headline(summary: pd.DataFrame, *, baseline: str = "remove",
-             comparisons: pd.DataFrame | None = None) -> list[Finding]:
+def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> list[Finding]:
     """The summary in plain sentences: one finding for each dense model and one for each target ratio of it.
 
-    baseline: the variant that removes the selected layers and puts nothing in their place.
     comparisons: paired tests, as compare.compare gives them. The rows over all tasks against the best and against the
         baseline are read.
     Models that only hold more zeros are compared among themselves. If a fine-tuned model comes first, the models that
@@ -72,7 +70,7 @@ def headline(summary: pd.DataFrame, *, baseline: str = "remove",
         if not dense.empty:
             said.append(Finding(model, "", [Claim("Dense", "", _dense_words(dense.iloc[0]))]))
         for ratio, group in pruned.groupby("ratio", sort=True):
-            said.append(Finding(model, f"{100 * float(ratio):g} %", _claims(group, baseline, best, floor)))
+            said.append(Finding(model, f"{100 * float(ratio):g} %", _claims(group, best, floor)))
     return said
 
 
@@ -126,7 +124,7 @@ def _dense_words(row: pd.Series) -> str:
     return said if scored else f"{said} The dense model was not scored.".strip()
 
 
-def _claims(group: pd.DataFrame, baseline: str, best: Paired, floor: Paired) -> list[Claim]:
+def _claims(group: pd.DataFrame, best: Paired, floor: Paired) -> list[Claim]:
     names, sparse = _variant_names(group), zeros(group)
     said, first = [Claim("Removed", "", _removed_words(group, sparse))], []
     for part, note in ((group[~sparse], ""), (group[sparse], ", zeros only")):
@@ -137,7 +135,7 @@ def _claims(group: pd.DataFrame, baseline: str, best: Paired, floor: Paired) -> 
             untuned = ranked[~ranked["finetuned"].astype(bool)]
             if ranked.iloc[0]["finetuned"] and not untuned.empty:
                 said.append(_metric_claim(untuned, names, metric, best, f"{note}, not fine-tuned"))
-    said += _baseline_claims(group[~sparse], names, baseline, floor)
+    said += _baseline_claims(group[~sparse], names, floor)
     costs = [Claim(f"Cost of {names[label]}", "", _cost_words(group.loc[label])) for label in dict.fromkeys(first)]
     return said + costs + _fits_claims(group, names)
 
@@ -213,20 +211,20 @@ def _beside_dense(row: pd.Series, metric: str) -> str:
     return f", {row['ppl_ratio']:.2f} times dense" if known(row["ppl_ratio"]) else ""
 
 
-def _baseline_claims(group: pd.DataFrame, names: pd.Series, baseline: str, paired: Paired) -> list[Claim]:
+def _baseline_claims(group: pd.DataFrame, names: pd.Series, paired: Paired) -> list[Claim]:
     """Variants compared with plain removal of layers, in accuracy, at equal calibration set and k_max."""
     found: dict[str, list[str]] = {"Clearly more accurate": [], "Perhaps more accurate": [],
                                    "Not told apart in accuracy": [], "Less accurate": []}
     for _, part in group[group["acc"].notna()].groupby(["calib", "k_max"], sort=True):
-        plain = part[part["method"] == baseline]
-        for label, row in part[part["method"] != baseline].iterrows() if len(plain) else ():
+        plain = part[part["method"] == BASELINE]
+        for label, row in part[part["method"] != BASELINE].iterrows() if len(plain) else ():
             level = verdict(row, plain.iloc[0], "acc", paired).level
             word = ("Not told apart in accuracy" if level == "tie" else
                     "Less accurate" if row["acc"] < plain.iloc[0]["acc"] else
                     "Clearly more accurate" if level == "clear" else "Perhaps more accurate")
             found[word].append(names[label])
     said = " ".join(f"{word}: {listing(methods)}." for word, methods in found.items() if methods)
-    return [Claim(f"Beside “{baseline}”", "", said)] if said else []
+    return [Claim(f"Beside “{BASELINE}”", "", said)] if said else []
 
 
 def _cost_words(row: pd.Series) -> str:

@@ -16,6 +16,7 @@ from kdp_core.results.page import text
 from kdp_core.results.paired import SIGNIFICANT
 from kdp_core.results.report_models import FigureEntry, ReportError, figure, of_model, summary_table
 
+TITLE = "Kernelized Dynamics Pruning: results"
 READING = {
     "Standard error (±)": "How far a score would move by chance if other items of the same kind had been drawn. About "
                           "two thirds of the time the score would move less than this. The standard error of a mean "
@@ -44,21 +45,19 @@ LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unk
 def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry] = (),
           fits: pd.DataFrame | None = None, comparisons: pd.DataFrame | None = None, config_yaml: str = "",
           versions: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
-          benchmarks: pd.DataFrame | None = None, title: str = "Kernelized Dynamics Pruning: results",
-          baseline: str = "remove") -> str:
+          benchmarks: pd.DataFrame | None = None) -> str:
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
     comparisons: paired tests, as findings.headline takes them, or none.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
-    baseline: the variant that removes the selected layers and puts nothing in their place.
     Raises ReportError for an empty summary or a figure without its file.
     """
     if summary.empty:
         raise ReportError("the summary has no rows; evaluate at least the dense model before you build the report")
-    said = findings.headline(summary, baseline=baseline, comparisons=comparisons)
+    said = findings.headline(summary, comparisons=comparisons)
     models = list(dict.fromkeys(summary["model"]))
-    return page.document(title, _lead(summary, benchmarks), [
+    return page.document(TITLE, _lead(summary, benchmarks), [
         ("In short", "short", _glance(said, models, comparisons)),
         ("Summary", "summary", summary_table(summary, comparisons)),
         ("Overview", "figures", "".join(figure(entry) for entry in figures if entry.model not in models)),
