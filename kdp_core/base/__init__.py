@@ -1,1 +1,1 @@
-"""What passes between stages, how it is stored and resumed, and the texts that everything starts from."""
+"""Records that stages pass on, their storage, the resumption of trainings, options, and texts."""

@@ -1,1 +1,1 @@
-"""What a pruned model is worth: tasks, benchmarks, costs, and where it differs from the dense model."""
+"""Scores, costs and diagnosis of pruned models: tasks, benchmarks, evaluation, latency and memory, states and outputs."""

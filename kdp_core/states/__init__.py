@@ -1,1 +1,1 @@
-"""Hidden states: extracted to Zarr, the states of one block, and how alike the states of all layers are."""
+"""Hidden states: their extraction to Zarr, the states of one block, and the similarity of all layers."""
