@@ -1,1 +1,1 @@
-"""Scores, costs and diagnosis of pruned models: tasks, benchmarks, evaluation, latency and memory, states and outputs."""
+"""Scores, costs and diagnosis of pruned models: tasks, benchmarks, latency and memory, states and outputs."""
