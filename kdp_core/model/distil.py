@@ -3,11 +3,12 @@
     L = lambda tau^2 KL(p || q) + (1 - lambda) CE,    p, q = softmax(logits / tau) of dense and pruned model
 
 KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et al. 2015) keeps the
-gradients of the two terms comparable; the paper does not say whether it is there, and at its tau it makes no
-difference. Cross-entropy is always at temperature 1. Both terms are means over tokens that have a next one.
+gradients of the two terms comparable. The paper does not say whether it has this factor; at its tau the factor is 1.
+Cross-entropy is always at temperature 1. Both terms are means over tokens that have a next one.
 
-Works on the states that enter the output heads, so that the dense model's can be stored once, (S, T, D), and its
-logits made again a chunk of tokens at a time: no (N, V) ever stands in memory. Axis C: tokens of a chunk.
+The loss reads the states that enter the output heads. So the states of the dense model are stored once, (S, T, D), and
+its logits are computed again for one chunk of tokens at a time: no matrix (N, V) is in memory. Axis C: tokens of a
+chunk.
 """
 from typing import NamedTuple
 
@@ -19,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from kdp_core.model.families import base_of, family_of, final_norm, output_head, trunk
 
 CHUNK_NUMBERS = 2**24
-"""Numbers in one matrix of logits: 64 MiB in float32, of which some five are alive at once."""
+"""Numbers in one matrix of logits: 64 MiB in float32; about five such matrices are in memory at once."""
 
 
 class DistilError(ValueError):
-    """States, ids or weights that make no loss."""
+    """States, ids or options from which no loss can be computed."""
 
 
 class Losses(NamedTuple):
@@ -38,7 +39,7 @@ class Losses(NamedTuple):
 class Head(nn.Module):
     """From the states that enter the output head, (..., D), to float32 logits, (..., V).
 
-    What the families do there: an adapter where one is given, the output head, Gemma's soft cap.
+    The states pass an adapter if there is one, the output head, and the soft cap of families that have one.
     """
 
     def __init__(self, linear: nn.Module, soft_cap: float | None = None, adapter: nn.Module | None = None) -> None:
@@ -56,18 +57,18 @@ class Head(nn.Module):
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def chunk(self) -> int:
-        """Tokens whose logits stand in memory together."""
+        """Number of tokens whose logits are in memory together."""
         return max(1, CHUNK_NUMBERS // self.linear.weight.shape[0])
 
 
 def head_of(model: nn.Module) -> Head:
-    """A model's own head, its weights shared with it."""
+    """The head of a model, with the model's own weights."""
     cap = family_of(model).soft_cap
     return Head(output_head(model), getattr(model.config, cap) if cap else None)
 
 
 def to_head(model: nn.Module, h: Tensor) -> Tensor:
-    """What enters the output head, of states before the final norm: OPT projects them where its widths differ."""
+    """What enters the output head, from states before the final norm; some OPT models project them to another width."""
     name = family_of(model).project_out
     project_out = getattr(trunk(model), name) if name else None
     h = final_norm(model)(h.to(model.device, model.dtype))
@@ -83,10 +84,10 @@ def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) 
 
 def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: Head, head_teacher: Head,
                       ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
-    """The loss of the module's head, over one batch of sequences without padding.
+    """The loss at the top of this module, over one batch of sequences without padding.
 
-    Gradients flow into the student's states and head, never into the teacher's. Where there are several chunks each is
-    computed again in the backward pass rather than kept: memory stays that of one chunk, time grows by two thirds.
+    Gradients flow into the student's states and head, never into the teacher's. If there are several chunks, each is
+    computed again in the backward pass: memory stays that of one chunk, and time grows by two thirds.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.
@@ -98,8 +99,8 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
 
 def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head, head_teacher: Head, *,
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
-    """The same over any tokens, each with the id that comes next."""
-    chunks = [rows.split(head_student.chunk()) for rows in (student_ND, teacher_ND, next_N)]
+    """The same loss over any tokens, each with the id that comes next."""
+    chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
     for student_CD, teacher_CD, next_C in zip(*chunks, strict=True):

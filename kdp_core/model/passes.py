@@ -1,9 +1,9 @@
 """A dense model taken apart: single decoder layers run on stored states, and its outputs made from the last state.
 
-Search and prefix fitting try many ways through the same layers; running a layer on states that are already there saves
-the layers before it. What a layer needs beside its states (positions, masks, rotary tables) differs by family and
-depends on the shape of the batch alone: it is taken once from the model's own forward pass over one sequence of that
-length, without padding, and used again. A path is a list of layer numbers and of stand-ins, in order.
+Searches and fits on the pruned prefix try many ways through the same layers. A layer that runs on stored states saves
+the run of all layers before it. What a layer needs beside its states (positions, masks, rotary tables) differs by
+family and depends only on the shape of the batch. It is taken once from the model's own forward pass over one sequence
+of that length, without padding, and used again. A path is a list of layer numbers and stand-ins, in order.
 """
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class Passes:
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
         self.head: Head = head_of(model)
         self.context = self._captured(length)
-        """For each layer, (positional, keyword) arguments beside the states."""
+        """The arguments of each layer beside its states, (positional, keyword)."""
 
     @torch.no_grad()
     def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
@@ -60,18 +60,18 @@ class Passes:
 
     @torch.no_grad()
     def run_batches(self, h_STD: Tensor, path: Sequence[Step], batch_sequences: int) -> Tensor:
-        """The same without a graph, a few sequences at a time; on the CPU."""
+        """The same without a graph, a few sequences at a time; the result is on the CPU."""
         return torch.cat([self.run(h_BTD.to(self.device, self.model.dtype), path).float().cpu()
                           for h_BTD in h_STD.split(batch_sequences)])
 
     def to_head(self, h_BTD: Tensor) -> Tensor:
-        """What enters the output head, of last states."""
+        """What enters the output head, from last states."""
         return to_head(self.model, h_BTD)
 
 
 def built(module: Module) -> nn.Module:
-    """The stand-in of a record, to run; its weights are copies."""
-    # on meta no weight is drawn: torch's own generator stays as it is
+    """The stand-in of a record as a module in eval mode; its weights are copies."""
+    # on the meta device no weight is drawn, so torch's random generator does not advance
     with torch.device("meta"):
         made = MODULES[module.kind](**module.options)
     made.load_state_dict({name: tensor.clone() for name, tensor in module.tensors.items()}, assign=True)
@@ -79,7 +79,7 @@ def built(module: Module) -> nn.Module:
 
 
 def path_of(modules: Sequence[Module], stand_ins: Sequence[nn.Module], start: int, layers: int) -> list[Step]:
-    """From state `start` to the last one: layers, and stand-ins in the place of their blocks."""
+    """The path from state `start` to the last state: layers, and stand-ins in the place of their blocks."""
     at, path = start, []
     for module, stand_in in zip(modules, stand_ins, strict=True):
         path += [*range(at, module.block[0]), stand_in]

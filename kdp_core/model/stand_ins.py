@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class StandIn(nn.Module):
-    """What takes the place of a block: a map of each token's state, which massive-activation tokens may bypass."""
+    """A module in the place of a block: it maps the state of each token; massive-activation tokens may bypass it."""
 
     def __init__(self, bypass_above: float | None) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class StandIn(nn.Module):
 
 
 class RffMlp(StandIn):
-    """KDP's folded block: random Fourier features, linear, activation, linear.
+    """KDP's folded block: random Fourier features, a linear map, an activation, a linear map.
 
-    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, x the lift's input made of h. The operators
-    A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (kdp_core.methods.kdp.inverse.to_module).
+    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, where x is the lift's input computed from h. The
+    operators A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (methods.kdp.inverse.to_module).
     """
 
     def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str,
@@ -43,7 +43,7 @@ class RffMlp(StandIn):
         self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
 
     def map(self, h: Tensor) -> Tensor:
-        # phases are angles of many turns: float32 whatever the model's precision
+        # phases are angles of many turns, so they are computed in float32 whatever the model's precision
         x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
         angle = functional.linear(x, self.omega.float(), self.phase.float())
         z = torch.cat((angle.cos(), angle.sin()), dim=-1).to(h.dtype)
@@ -51,7 +51,7 @@ class RffMlp(StandIn):
 
 
 class Affine(StandIn):
-    """h -> W h + b, for linear maps in the original space."""
+    """h -> W h + b, a linear map in the original space."""
 
     def __init__(self, width: int, bypass_above: float | None = None) -> None:
         super().__init__(bypass_above)
@@ -60,10 +60,10 @@ class Affine(StandIn):
 
 
 class Residual(StandIn):
-    """h -> h + W x + b + O f(V x + c), x the state normalised token by token: a linear part, a dictionary, a skip path.
+    """h -> h + W x + b + O f(V x + c), a skip path, a linear part and a dictionary; x is h normalised token by token.
 
     The dictionary f decides what V holds: `glu`, gated neurons act(V_1 x) * (V_2 x); `mlp`, plain neurons act(V x);
-    `rff`, random Fourier features cos(V x + c). Without entries only the linear part is left.
+    `rff`, random Fourier features cos(V x + c). Without entries there is only the linear part.
     """
 
     def __init__(self, width: int, entries: int, dictionary: str, activation: str, norm: str,
@@ -95,7 +95,7 @@ class Residual(StandIn):
 
 
 class LowRank(nn.Module):
-    """h -> h + B A h: a change of the logits that leaves a tied embedding alone; 2 r D parameters."""
+    """h -> h + B A h: it changes the logits and not an embedding that is tied to the head; 2 r D parameters."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -106,15 +106,15 @@ class LowRank(nn.Module):
         return h + self.b(self.a(h))
 
     def before(self, head: nn.Module, args: tuple) -> tuple:
-        """Hook of the output head; a bound method, so that a copied model runs its own copy."""
+        """The hook of the output head. It is a bound method, so that a copied model runs its own copy."""
         return (self(args[0]), *args[1:])
 
 
 class NoAttention(nn.Module):
-    """In the place of a dropped attention: nothing is added to the state.
+    """In the place of a removed attention: nothing is added to the state.
 
-    The cache gets one number a token in the place of keys and values, so that its lengths, from which positions and
-    masks are made, hold whichever layer they are asked of.
+    The cache gets one number for each token in the place of keys and values. So its length, from which positions and
+    masks are computed, is right in every layer.
     """
 
     def __init__(self, layer_idx: int) -> None:
@@ -130,7 +130,7 @@ class NoAttention(nn.Module):
 
 
 class NoMlp(nn.Module):
-    """In the place of a dropped MLP: nothing is added to the state."""
+    """In the place of a removed MLP: nothing is added to the state."""
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.zeros_like(h)
@@ -154,5 +154,5 @@ def rms_scale(h: Tensor) -> Tensor:
 
 
 def normalised(h: Tensor, norm: str) -> Tensor:
-    """States as the family's norm leaves them, before its gain and bias: `rms` or `layer` (mean-free), float32."""
+    """States after the norm of a family, without its gain and bias: `rms` or `layer` (mean-free); float32."""
     return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)

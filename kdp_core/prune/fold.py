@@ -1,10 +1,10 @@
-"""A plan to a pruned checkpoint, for every method: layers dropped, stand-ins put in, tensors replaced.
+"""A plan and the dense checkpoint become a pruned checkpoint: layers removed, stand-ins added, tensors replaced.
 
-Works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. Remaining layers are
-renumbered without gaps and every per-layer list of the configuration (`layer_types`, ...) is cut with the same
-indices. A plan that drops whole layers and replaces tensors gives a checkpoint of the model's own class; one with
-stand-ins, or without the attention or MLP of some layers, a class of kdp_core.model.folded, whose file goes into the
-checkpoint too.
+The module works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. The layers
+that stay are renumbered without gaps, and every per-layer list of the configuration (`layer_types`, ...) is cut with
+the same indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A
+plan with stand-ins, without the attention or MLP of some layers, or of other shapes gives a class of
+kdp_core.model.folded, and the file that defines the class is written into the checkpoint.
 """
 import itertools
 import shutil
@@ -57,7 +57,7 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
     count, touched = config.num_hidden_layers, sorted(layer for layer, _ in plan.drop)
     dropped = sorted(layer for layer, part in plan.drop if part == "whole")
     if unknown := sorted({part for _, part in plan.drop} - {"whole", "attention", "mlp"}):
-        raise FoldError(f"plan of {plan.method} drops {unknown[0]!r} of a layer; a part is whole, attention or mlp")
+        raise FoldError(f"plan of {plan.method} removes {unknown[0]!r} of a layer; a part is whole, attention or mlp")
     if len(set(touched)) != len(touched) or any(not 0 <= layer < count for layer in touched):
         raise FoldError(f"plan of {plan.method} drops layers {touched}; "
                         f"the model has layers 0 to {count - 1}, each once (both parts of a layer: drop it whole)")
@@ -82,7 +82,7 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
 
 
 def _parts(plan: Plan) -> list[tuple[int, str]]:
-    """What is dropped of layers that stay."""
+    """The parts that are removed from layers that stay."""
     return sorted((layer, part) for layer, part in plan.drop if part != "whole")
 
 
@@ -92,7 +92,7 @@ def _own_class(plan: Plan) -> bool:
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
-    """Where a stand-in for layers up to `stop` goes: (new number of the layer it belongs to, whether after it)."""
+    """The place of a stand-in for layers up to `stop`: (new number of its layer, whether it is after that layer)."""
     later = [new for new, old in enumerate(keep) if old >= stop]
     return (later[0], False) if later else (len(keep) - 1, True)
 
@@ -115,7 +115,7 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
     cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
            for key, value in config.to_dict().items()}
     cut["num_hidden_layers"] = len(keep)
-    # a window that starts at a layer number means other layers after the cut; layer_types carries the truth
+    # the layer number at which windows start means another layer after the cut; layer_types says which layers have one
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
     if _own_class(plan):
@@ -153,7 +153,7 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
 
 
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """The tensors that a model of this configuration has; dense ones that it lacks are left out."""
+    """The tensors that a model of this configuration has; dense tensors that it lacks are left out."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
@@ -167,7 +167,7 @@ def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) 
 
 
 def _part_prefixes(plan: Plan, prefix: str, family: Family) -> tuple[str, ...]:
-    """How the names of the tensors of dropped parts begin."""
+    """How the names of the tensors of removed parts begin."""
     return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
                  for name in (*family.parts[part].beside, family.parts[part].module))
 
@@ -181,7 +181,7 @@ def _replacement(plan: Plan, name: str, before: Tensor) -> Tensor:
 
 
 def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
-    """A tensor's name after renumbering; None for a dropped layer's."""
+    """A tensor's name after renumbering; None for a tensor of a removed layer."""
     if not name.startswith(prefix):
         return name
     old, rest = name[len(prefix):].split(".", 1)
@@ -198,7 +198,7 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> 
 
 
 def _zeroed(plan: Plan, dense: Path) -> int:
-    """Weights that a sparse plan's tensors set to zero and that were not before."""
+    """Number of weights that the tensors of a sparse plan set to zero and that were not zero before."""
     found = 0
     for path in sorted(dense.glob("*.safetensors")) if plan.sparse else []:
         with safe_open(path, framework="pt") as file:
