@@ -1,8 +1,8 @@
 """Choices of layers that papers and their released code published, and how far a selection of ours agrees with them.
 
-Only choices that are given in full, or whose beginning is: sets and orders of layers. They hang on calibration text
-that is not always known, in precisions from 4 bits to 16: expect neighbours with near-equal scores to swap. Layers are
-numbered from 0. `python benchmarks/oracles.py` checks those of a model that is at hand.
+Listed are choices whose whole set or order of layers is published, or the beginning of the order. They depend on
+calibration text that is not always known, and on precisions from 4 bits to 16: layers with nearly equal scores may
+swap. Layers are numbered from 0. `python benchmarks/oracles.py` checks the choices for a model on this machine.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +17,20 @@ class Oracle(NamedTuple):
     """A published choice."""
     model: str
     method: str
-    """Row of the table of methods that makes the same choice."""
+    """Method that makes the same choice."""
     source: str
     layers: list[int]
-    """In the order in which they go, or ascending where only the set is known."""
+    """In the order in which they are removed, or ascending if only the set is known."""
     ordered: bool
     options: dict[str, dict[str, int | str]]
-    """Of the row, by part, where the publication differs from our default."""
+    """Options of the method, by part, in which the publication differs from our default."""
 
 
 LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B = "LLaMA-2-7B", "LLaMA-2-13B", "LLaMA-3-8B"
 MISTRAL, MISTRAL_INSTRUCT = "Mistral-7B", "Mistral-7B-Instruct-v0.2"
 SHORTENED, DROP = "Nota-NetsPresso/shortened-llm 4031a92", "CASE-Lab-UMD/LLM-Drop 28b5dd1"
 K_MAX = 3
-"""Rows with a published choice do not read it."""
+"""No method with a published choice reads it."""
 _UNPROTECTED = {"search": {"keep_first": 0, "keep_last": 0}}
 ORACLES = (
     Oracle(LLAMA_2_7B, "shortgpt", "Men et al. 2024", [27, 26, 25, 28, 24, 29, 23, 21, 22], True, {}),
@@ -58,14 +58,14 @@ ORACLES = (
 class Agreement(NamedTuple):
     """Of one oracle and one choice of as many layers."""
     shared: float
-    """Share of the published layers that are chosen too."""
+    """Share of the published layers that are chosen here too."""
     same_order: bool | None
-    """None where the publication has no order."""
+    """None if the publication gives no order."""
     chosen: list[int]
 
 
 def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
-    """How far a choice agrees; `chosen` in the order in which layers go, longer orders are cut."""
+    """How far a choice agrees. `chosen` is in the order in which layers are removed; only its beginning is compared."""
     first = list(chosen[:len(oracle.layers)])
     shared = len(set(first) & set(oracle.layers)) / len(oracle.layers)
     return Agreement(shared, first == oracle.layers if oracle.ordered else None, first)
@@ -73,15 +73,15 @@ def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
 
 def choose(oracle: Oracle, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity,
            facts: ModelFacts, *, device: str = "cpu", dtype: str = "float32") -> list[int]:
-    """The layers that our row chooses, in the order in which they go, ascending where it takes them all at once."""
-    row, options = METHODS[oracle.method], oracle.options
+    """The layers that our method chooses: in order of removal, or ascending if it selects them all at once."""
+    method, options = METHODS[oracle.method], oracle.options
     where = {"device": device, "dtype": dtype}
-    if row.search:
-        return row.search(dense, hidden, tokens, facts, k_max=K_MAX, **where, **options.get("search", {})).order
-    # as many layers as published; of parts of layers, which are smaller, this takes more than as many, best first
+    if method.search:
+        return method.search(dense, hidden, tokens, facts, k_max=K_MAX, **where, **options.get("search", {})).order
+    # as many layers as published; parts of layers are smaller, so more parts than published are chosen, best first
     ratio = sum(facts.params_per_layer[layer] for layer in oracle.layers) / facts.params_total
-    selection = row.select(similarity, facts, ratio=ratio, k_max=K_MAX, module_params=0, **options.get("block", {}))
-    if row.compose:
-        composed = row.compose(dense, hidden, tokens, selection, **where, **options.get("compose", {}))
+    selection = method.select(similarity, facts, ratio=ratio, k_max=K_MAX, module_params=0, **options.get("block", {}))
+    if method.compose:
+        composed = method.compose(dense, hidden, tokens, selection, **where, **options.get("compose", {}))
         return [one["layer"] for one in composed.stats["order"]]
     return [layer for start, stop in selection.blocks for layer in range(start, stop)]

@@ -1,4 +1,4 @@
-"""What a sweep would cost, before it runs: jobs, accelerator hours and disk, by model and stage, from configurations.
+"""The cost of a sweep, estimated before any job runs: jobs, accelerator hours and disk, by model and stage.
 
 Nothing is downloaded and no weight is made: a model's parameters and multiply-adds are counted on the meta device, from
 the checkpoint converted before, a local folder, the hub's cache on this disk, or the published values in PUBLISHED.
@@ -10,8 +10,9 @@ and a block of K layers, KDP's F = 2M features and a width H of the inverse take
     kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
     inverse   epochs * N * 6 H (F + D)
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
-Throughput is what the user says an accelerator sustains; the defaults are a third of what NVIDIA states for an A100 in
-bfloat16, and half of what it states in float32. What no formula here describes is counted as jobs and named.
+The user states the throughput that an accelerator sustains; the defaults are a third of what NVIDIA states for an A100
+in bfloat16, and half of what it states in float32. The formulas of fits and searches stand in the records of the
+methods. A part without a formula is counted in jobs and named.
 """
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class PlanError(ValueError):
-    """A model of which too little is known here."""
+    """The sizes of a model are not known on this machine."""
 
 
 class Cost(NamedTuple):
@@ -67,7 +68,7 @@ class Cost(NamedTuple):
     gib: float
     """Disk that the stage's results take, states and weights only."""
     unknown: list[str]
-    """Rows whose fit or search no formula describes."""
+    """Variants with a fit or search that no formula describes."""
 
 
 class Sweep(NamedTuple):
@@ -76,13 +77,13 @@ class Sweep(NamedTuple):
     """Of each model."""
     costs: list[Cost]
     unreachable: list[str]
-    """Grid points whose ratio the layers that may go cannot reach."""
+    """Grid points whose ratio the removable layers cannot reach."""
     options: dict[str, float]
     """Of `plan`."""
 
 
 def facts_of(source: str, converted: Path) -> ModelFacts:
-    """Sizes of a model from its configuration alone; PlanError names what is needed where none is here.
+    """Sizes of a model from its configuration alone. If no configuration is found, PlanError names the remedy.
 
     `converted` is where the checkpoint stands once the workflow has made it.
     """
@@ -224,7 +225,7 @@ class _Count:
         return jobs, flops, 0.0, unknown
 
     def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
-        """Blocks that a row of steps replaces for a ratio, and layers of each; what is out of reach is noted."""
+        """Blocks that a variant with steps replaces for a ratio, and layers of each. Points out of reach are noted."""
         row = self.work["rows"][name]
         if not method_of(row["base"]).steps:
             return 0, 0
