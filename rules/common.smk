@@ -14,7 +14,7 @@ from planning.grid import BLOCK, POINT, POINT_NAME, SEARCH
 from planning.messages import ConfigError
 
 try:
-    check(config)
+    config.update(check(config))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -75,8 +75,8 @@ def options_of(part):
 
 def code_of(part):
     """Hash of the library code of a part of a variant's method, or of the step that the wildcard names."""
-    return lambda wildcards: code.of_part(
-        method_of(wildcards), wildcards.step if part == "step" else part
+    return lambda wildcards: code.of_method(
+        part, method_of(wildcards), wildcards.step if part == "step" else part
     )
 
 

@@ -20,7 +20,9 @@ rule fold:
         runtime=minutes(10, per_billion=3),
     params:
         method=method_of,
-        code=lambda wildcards: code.of_script("fold", method_of(wildcards)),
+        code=lambda wildcards: code.of_method(
+            "fold", method_of(wildcards), "module"
+        ),
     message:
         "Folding {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:

@@ -17,7 +17,7 @@ from kdp_core.figures.style import DASHES, GREY, PAGE_IN, Drawn, legend_below, l
 from kdp_core.results.ablations import Gathered, kept, lines_of
 from kdp_core.results.columns import DENSE, heading
 
-ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "row": "method"}
+ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "variant": "method"}
 """The key that differs along an axis; along an option it is the row's name."""
 WIDE = 8.0
 """An axis is logarithmic where its largest number is at least this many times its smallest."""

@@ -74,7 +74,6 @@ def method_schema(name: str) -> dict[str, Any]:
                                          "removed, so that both variants replace the same blocks."}
     return {"type": "object", "additionalProperties": False, "x-size": list(method.size_options),
             "x-steps": list(method.steps), "x-group": GROUPS[method.group],
-            "x-params": f"{method.module_params.__module__}.{method.module_params.__name__}",
             "x-one-device": one_device(method), "properties": made}
 
 

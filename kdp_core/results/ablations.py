@@ -41,8 +41,8 @@ OTHERS = {
                       f"{REFERENCE}_stderr"),
 }
 """Columns that the summary does not have, or not under these headings."""
-QUANTITIES = {"ratio": "params_removed", "row": "method", "k_max": "k_max", "tokens": "tokens"}
-"""What may stand on the axis besides options, and the column that holds it. `row` stands for the variant. The column of
+QUANTITIES = {"ratio": "params_removed", "variant": "method", "k_max": "k_max", "tokens": "tokens"}
+"""What may stand on the axis besides options, and the column that holds it. `variant` is the variant itself. The column of
 the ratio is the share that was really removed."""
 
 
@@ -55,7 +55,7 @@ class Ablation(NamedTuple):
     name: str
     title: str
     x: list[str]
-    """`ratio`, `k_max`, `tokens`, `row`, or options of the variants as step.option. With several options a variant lies
+    """`ratio`, `k_max`, `tokens`, `variant`, or options of the variants as step.option. With several options a variant lies
     on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
     metrics: list[str]
     """Columns of the summary, `rp_reference`, or tasks: `task` for its main metric, or `task:metric`."""
@@ -101,7 +101,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
     for metric in ablation.metrics:
         if metric == REFERENCE:
             # variants on the axis share one reference; variants that are lines have one each
-            along_variants = any(name == "row" or name not in QUANTITIES for name in ablation.x)
+            along_variants = any(name == "variant" or name not in QUANTITIES for name in ablation.x)
             frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_variants
                                    else ["model", "method"])
         elif metric not in METRICS:

@@ -5,7 +5,7 @@ from tests.workflow.project import CONFIG
 def with_ablation(**own):
     rows = {"kdp_8": {"base": "kdp", "kernel": {"features": 8}}}
     return {**CONFIG, "methods": CONFIG["methods"] | rows, "ablations": {
-        "size": {"title": "Size", "caption": "Sizes.", "x": ["kernel.features"], "rows": ["kdp", "kdp_8"], **own}}}
+        "size": {"title": "Size", "caption": "Sizes.", "x": ["kernel.features"], "variants": ["kdp", "kdp_8"], **own}}}
 
 
 def with_seeds(*seeds, **more):

@@ -36,8 +36,8 @@ def test_costs_of_the_papers_models_need_no_model(tmp_path):
 
 
 def test_a_table_that_no_longer_has_its_numbers_goes(copied):
-    copied.config["ablations"] = {"maps": {"title": "Maps", "caption": "Side by side.", "x": ["row"], "paper": 3,
-                                           "rows": ["kdp", "linear"], "metrics": ["ppl"]}}
+    copied.config["ablations"] = {"maps": {"title": "Maps", "caption": "Side by side.", "x": ["variant"], "paper": 3,
+                                           "variants": ["kdp", "linear"], "metrics": ["ppl"]}}
     copied.run("results/tables/paper/index.md")
     table = copied.folder / "results/tables/paper/measured/table3.csv"
     assert pd.read_csv(table)["method"].tolist() == ["dense", "kdp", "linear"]

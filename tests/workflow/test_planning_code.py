@@ -1,4 +1,5 @@
-"""Hashes of library code: what an edit of the library reruns."""
+"""Hashes of library code: what an edit of the library reruns, on a copy of it."""
+import re
 import shutil
 
 import pytest
@@ -9,83 +10,87 @@ from tests.workflow.project import ROOT
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A copy of the library that plumbing hashes instead of the real one."""
+    """A copy of the library, which is hashed instead of the real one."""
     for name in ("kdp_core", "workflow_scripts"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(code, "ROOT", tmp_path)
-    monkeypatch.setattr(code, "TABLE", tmp_path / "kdp_core/methods/__init__.py")
-    fresh(monkeypatch)
+    forget()
     yield tmp_path
-    fresh(monkeypatch)
+    forget()
 
 
-def fresh(monkeypatch):
-    for name in ("_imports", "of_script", "of_part", "function_code"):
-        getattr(code, name).cache_clear()
+def forget():
+    for function in (code.of_script, code._parsed, code._method_files):
+        function.cache_clear()
 
 
 def hashes():
-    return {"hidden": code.of_script("hidden"), "figure": code.of_script("figure"),
-            "kernel": code.of_part("kdp", "kernel"), "inverse": code.of_part("kdp", "inverse"),
-            "fit": code.of_part("linear", "fit"), "blocks": code.of_blocks("kdp", "kdp"),
-            "fold remove": code.of_script("fold", "remove"), "fold kdp": code.of_script("fold", "kdp")}
+    """The hash of every kind of job, by its name."""
+    made = {name: code.of_script(name) for name in ("hidden", "similarity", "evaluate", "plan", "tables")}
+    made |= {f"step {method} {step}": code.of_method("step", method, step)
+             for method, step in (("kdp", "kernel"), ("kdp", "inverse"), ("linear", "fit"))}
+    made |= {f"search {method}": code.of_method("search", method, "search") for method in ("sleb", "kdp_residual")}
+    made |= {f"compose {method}": code.of_method("compose", method, "compose")
+             for method in ("kdp_residual", "replaceme_lstsq")}
+    made |= {f"blocks {method}": code.of_blocks(method, method) for method in ("remove", "linear", "kdp", "sleb")}
+    made["blocks linear as kdp"] = code.of_blocks("linear", "kdp")
+    made["blocks remove as kdp_residual"] = code.of_blocks("remove", "kdp_residual")
+    return made | {f"fold {method}": code.of_method("fold", method, "module") for method in ("remove", "kdp", "sleb")}
 
 
-def changed_by(library, monkeypatch, file, old, new):
-    before = hashes()
-    text = (library / file).read_text(encoding="utf-8")
-    assert old in text
-    (library / file).write_text(text.replace(old, new, 1), encoding="utf-8")
-    fresh(monkeypatch)
+def reruns(library, file, old, new):
+    """The jobs whose hash changes by an edit; `old` is a regular expression."""
+    before, path = hashes(), library / "kdp_core" / file
+    text = path.read_text(encoding="utf-8")
+    assert re.search(old, text), f"{file} no longer holds {old}"
+    path.write_text(re.sub(old, new, text, count=1), encoding="utf-8")
+    forget()
     return {name for name, value in hashes().items() if value != before[name]}
 
 
-def test_comments_and_docstrings_rerun_nothing(library, monkeypatch):
-    for file, old, new in (("kernel", '"""Step 1 of KDP', '"""Words, step 1 of KDP'),
-                           ("hidden", "HALF_MAX = 65504.0", "# words\nHALF_MAX = 65504.0")):
-        assert changed_by(library, monkeypatch, f"kdp_core/{file}.py", old, new) == set()
+SIZED_AS_KDP = {"blocks kdp", "blocks linear as kdp"}
+"""The choices of blocks that count KDP's stand-ins, whose options are those of both steps."""
 
 
-def test_an_edit_reruns_the_stages_that_import_the_module(library, monkeypatch):
-    assert changed_by(library, monkeypatch, "kdp_core/methods/linear.py", "1e-12", "1e-13") == {"fit"}
-    assert changed_by(library, monkeypatch, "kdp_core/methods/kdp/inverse.py", "1e-12", "1e-13") == {"inverse", "fold kdp"}
-    assert changed_by(library, monkeypatch, "kdp_core/methods/kdp/kernel.py", "1e-3", "2e-3") == {"kernel", "inverse", "fold kdp"}
-    # figures print the score of LoRP, which selects blocks
-    assert changed_by(library, monkeypatch, "kdp_core/methods/_select.py", "0.5", "0.6") == {"blocks", "fold remove", "fold kdp",
-                                                                                   "figure"}
-    assert changed_by(library, monkeypatch, "kdp_core/figures/style.py", "#0072B2", "#0072B3") == {"figure"}
-
-
-def composed_hashes():
-    return {"search": code.of_part("kdp_residual", "search"),
-            **{f"compose {row}": code.of_part(row, "compose")
-               for row in ("kdp_residual", "linear_prefix", "replaceme_lstsq")},
-            **{f"blocks {row}": code.of_blocks(row, row)
-               for row in ("kdp", "kdp_residual", "linear_prefix", "replaceme_lstsq")},
-            "blocks linear, sized as kdp_residual": code.of_blocks("linear", "kdp_residual"),
-            "kernel": code.of_part("kdp", "kernel"), "fold": code.of_script("fold", "kdp_residual")}
-
-
-@pytest.mark.parametrize("file, old, new, reruns", [
-    ("residual", "clamp_min(1e-12)", "clamp_min(1e-13)", {"search", "compose kdp_residual", "compose linear_prefix"}),
-    # how many parameters a stand-in has counts for the choice of blocks, wherever it stands
-    ("residual", 'return facts.width * (facts.width + 1) + rows', 'return 1 + facts.width * (facts.width + 1) + rows',
-     {"search", "compose kdp_residual", "compose linear_prefix", "blocks kdp_residual",
-      "blocks linear, sized as kdp_residual"}),
-    ("inverse", "F // 2 * (facts", "F // 3 * (facts", {"blocks kdp"}),
-    ("search", "round(largest", "int(largest", {"search"}),
-    ("joint", "WARMUP = 8", "WARMUP = 9", {"search", "compose kdp_residual", "compose linear_prefix"}),
-    ("replaceme", 'STARTS = ("identity", "lstsq")', 'STARTS = ("lstsq", "identity")', {"compose replaceme_lstsq"}),
+@pytest.mark.parametrize("file, old, new, expected", [
+    ("methods/kdp/kernel.py", '"""', '"""Words. ', set()),
+    ("states/hidden.py", "HALF_MAX = 65504.0", "# words\nHALF_MAX = 65504.0", set()),
+    # a default that only the count of parameters reads, by the name of the function
+    ("methods/kdp/kernel.py", r"features: (\w+) = 1024", r"features: \1 = 512",
+     {"step kdp kernel", "step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
+    ("methods/kdp/inverse.py", r"width: (\w+) = 1024", r"width: \1 = 512",
+     {"step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
+    ("methods/linear.py", "1e-12", "1e-13", {"step linear fit", "blocks linear", "plan"}),
+    ("methods/kdp_residual/search.py", r"round\(largest", "int(largest", {"search kdp_residual", "plan"}),
 ])
-def test_an_edit_of_a_whole_point_fit_reruns_what_calls_it(library, monkeypatch, file, old, new, reruns):
-    before, path = composed_hashes(), library / f"kdp_core/{file}.py"
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    fresh(monkeypatch)
-    assert {name for name, value in composed_hashes().items() if value != before[name]} == reruns
+def test_an_edit_reruns_the_jobs_that_import_the_module(library, file, old, new, expected):
+    assert reruns(library, file, old, new) == expected
 
 
-def test_a_new_row_of_the_table_reruns_no_other(library, monkeypatch):
-    row = '    "mine": Method("", blocks.most_similar, {}, None, _no_params),\n}'
-    assert changed_by(library, monkeypatch, "kdp_core/methods/__init__.py", "\n}\n", f"\n{row}\n") == set()
+def test_a_new_method_and_an_edit_of_another_rerun_no_method(library):
+    before = hashes()
+    (library / "kdp_core/methods/mine.py").write_text("METHODS = ()\n", encoding="utf-8")
+    forget()
+    assert {name for name, value in hashes().items() if value != before[name]} == {"plan"}
+    assert reruns(library, "methods/sleb.py", r"METHODS = \(", "MORE = 1\nMETHODS = (") == {"search sleb", "plan"}
+
+
+def test_what_all_methods_share_reruns_all_of_them(library):
+    changed = reruns(library, "methods/_method.py", r"GRID_ARGUMENTS = \(", "MORE = 1\nGRID_ARGUMENTS = (")
+    assert changed >= {name for name in hashes() if name.split()[0] in ("step", "search", "compose", "blocks", "fold")}
+    assert not changed & {"hidden", "similarity", "evaluate"}
+
+
+def test_a_helper_of_scripts_counts_and_how_jobs_run_does_not(library):
+    before = hashes()
+    for name, changed in (("job.py", set()), ("planning/grid.py", set()), ("gather.py", {"tables"})):
+        path = library / "workflow_scripts" / name
+        path.write_text(path.read_text(encoding="utf-8") + "\nMORE = 1\n", encoding="utf-8")
+        forget()
+        assert {name for name, value in hashes().items() if value != before[name]} == changed
+
+
+def test_another_function_of_the_same_module_is_another_hash():
+    assert code.of_blocks("kdp", "kdp") != code.of_blocks("shortgpt", "kdp")
+    assert code.of_script("step", ("kdp_core.methods.linear.direct",)) != \
+        code.of_script("step", ("kdp_core.methods.linear.sequential",))

@@ -21,7 +21,6 @@ def test_every_config_is_valid(path):
 
 @pytest.mark.parametrize("rows, words", [
     ({"linear": {"finetune": {}}}, "finetune starts from the checkpoint of a variant; name one of methods as `base`"),
-    ({"linear": None, "a": {"base": "kdp", "finetune": {}}}, "('kdp' is none)"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {}, "fit": {}}}, "a is fine-tuned and sets 'fit' too"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {}}, "b": {"base": "a"}}, "'a', which is fine-tuned"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {"ranks": 2}}}, "'ranks' at methods.a.finetune"),
@@ -35,12 +34,12 @@ def test_a_fine_tuned_row_is_refused_where_it_is_more_or_less_than_that(rows, wo
 
 
 @pytest.mark.parametrize("own, words", [
-    ({"rows": ["kdp", "kdp_9"]}, "ablations.size.rows names 'kdp_9', which is not defined; did you mean 'kdp_8'"),
+    ({"variants": ["kdp", "kdp_9"]}, "variants names 'kdp_9', which is not defined; did you mean 'kdp_8'"),
     ({"calibrations": ["fewer"]}, "ablations.size.calibrations names 'fewer'"),
-    ({"x": ["kernel.rank"]}, "ablations.size.x is kernel.rank, which methods.kdp does not set; write it into the variant"),
+    ({"x": ["kernel.rank"]}, "x is kernel.rank, which methods.kdp does not set; write it into the variant"),
     ({"x": ["features"]}, "ablations.size.x.0 is 'features', but must match"),
     ({"metrics": []}, "ablations.size.metrics is"),
-    ({"row": ["kdp"]}, "unknown key 'row' at ablations.size; did you mean 'rows'"),
+    ({"rows": ["kdp"]}, "unknown key 'rows' at ablations.size; did you mean 'variants'"),
 ])
 def test_an_ablation_is_checked_with_the_config(own, words):
     with pytest.raises(ConfigError) as error:
@@ -62,7 +61,7 @@ def test_seeds_that_cannot_be_run_are_refused(seeds, more, words):
 
 
 def test_more_shards_than_batches_are_refused_before_any_job():
-    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "calibrations": ["small"]}
+    study = {"title": "A", "caption": "B", "variants": ["kdp"], "x": ["variant"], "calibrations": ["small"]}
     config = {**CONFIG, "hidden": {"shards": 5},
               "calibrations": {**CONFIG["calibrations"], "small": {"length": 24, "seed": 0, "mix": {"made": 9}}}}
     # 40 sequences are 5 batches of 8; a set that nothing runs does not count
@@ -86,8 +85,8 @@ def test_more_shards_than_batches_are_refused_before_any_job():
     (with_model(device="balanced", max_memory={"cpu": "1 gig"}), "max_memory.cpu is '1 gig', but must match"),
     (with_model(device="balanced", max_memory={"cpu": 1}), "must be of type string"),
     (with_model(device="balanced", gpus=0), "models.pico.gpus is 0, but must be at least 1"),
-    (with_model(device="balanced", methods=["wanda"]), "models.pico.device is balanced, but `compose` of variant 'wanda' "
-                                                       "needs a model on one device; leave it out, or set a device"),
+    (with_model(device="balanced", methods=["wanda"]), "pico.device is balanced, but `compose` of variant 'wanda' needs "
+                                                       "a model on one device; leave it out, or set a device"),
     (with_model(device="balanced", methods=["sleb"]), "`search` of variant 'sleb'"),
     (with_model({"models": ["other"]}, methods=["kdp_residual"]), "models.other.device is balanced, but `compose` of"),
     (with_model(device="balanced") | {"spaces": {}}, "but `spaces` needs a model on one device"),

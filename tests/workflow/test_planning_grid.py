@@ -24,7 +24,7 @@ def test_an_ablation_names_points_and_settings():
 
 
 def test_seeds_become_calibration_sets_of_their_own():
-    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"]}
+    study = {"title": "A", "caption": "B", "variants": ["kdp"], "x": ["variant"]}
     config = with_seeds(0, 1, 7, ablations={"own": {**study, "calibrations": ["other", "few"]}, "grids": study})
     check(config)
     assert grid.seed_families(config) == {"few": "few", "few-s1": "few", "few-s7": "few"}
@@ -52,7 +52,7 @@ def test_one_seed_is_no_axis():
 
 
 def test_ablations_name_the_papers_tables_once_each():
-    study = {"title": "A", "caption": "B", "rows": ["kdp"], "x": ["row"], "paper": 3}
+    study = {"title": "A", "caption": "B", "variants": ["kdp"], "x": ["variant"], "paper": 3}
     config = {**CONFIG, "ablations": {"a": study, "b": {**study, "paper": 4}, "c": {**study, "paper": 11}}}
     check(config)
     assert {number: own["name"] for number, own in grid.paper_ablations(config).items()} == {

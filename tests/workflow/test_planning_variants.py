@@ -1,6 +1,8 @@
 """Variants on variants: options, steps, searches and sources."""
+import pytest
 from planning import figures, grid, variants
 from planning.config import check
+from planning.messages import ConfigError
 
 from tests.workflow.project import CONFIG
 
@@ -52,3 +54,15 @@ def test_only_rows_that_train_have_curves_to_draw():
               "grid": CONFIG["grid"] | {"methods": ["linear", "kdp", "still"]}}
     assert variants.learned(config) == ["kdp"]
     assert not any("still" in entry["name"] for entry in figures.figure_entries(config))
+
+
+def test_a_method_needs_no_variant():
+    config = {**CONFIG, "grid": CONFIG["grid"] | {"methods": ["linear", "sleb"]},
+              "methods": CONFIG["methods"] | {"tuned": {"base": "laco", "finetune": {}}}}
+    made = check(config)
+    assert {name: own for name, own in made["methods"].items() if name not in config["methods"]} == {
+        "sleb": {}, "laco": {}}
+    assert [point["method"] for point in grid.points(made)] == ["linear", "sleb"]
+    assert "sleb" not in CONFIG["methods"], "the given config stays as it is"
+    with pytest.raises(ConfigError, match=r"grid\.methods names 'slebs', which is not defined"):
+        check({**config, "grid": CONFIG["grid"] | {"methods": ["slebs"]}})

@@ -11,7 +11,7 @@ from planning.schema import schema
 from kdp_core.base import store
 from tests.workflow.project import CONFIG
 
-SPACES = {"rows": ["remove", "linear"], "probe": {"windows": 2, "positions": 3, "parts": ["mlp"]},
+SPACES = {"variants": ["remove", "linear"], "probe": {"windows": 2, "positions": 3, "parts": ["mlp"]},
           "compare": {"prompts": 2, "prompt_tokens": 8, "steps": 3, "choices": 4}}
 
 
@@ -41,8 +41,8 @@ def test_they_are_figures_of_the_report_where_the_config_has_them():
 
 
 @pytest.mark.parametrize("spaces, message", [
-    ({"rows": ["kpd"]}, "spaces.rows names 'kpd'.*did you mean 'kdp'"),
-    ({"rows": ["linear_sequential"]}, "spaces.rows names 'linear_sequential'"),
+    ({"variants": ["kpd"]}, "spaces.variants names 'kpd'.*did you mean 'kdp'"),
+    ({"variants": ["linear_sequential"]}, "spaces.variants names 'linear_sequential'"),
     ({"probe": {"part": ["mlp"]}}, "unknown key 'part' at spaces.probe; did you mean 'parts'"),
     ({"compare": {"dropped": [3]}}, "unknown key 'dropped' at spaces.compare"),
 ])
@@ -52,9 +52,9 @@ def test_what_cannot_be_looked_into_is_refused(spaces, message):
 
 
 def test_rows_of_figures_are_rows_of_the_grid():
-    with pytest.raises(ConfigError, match=r"figures\.rows names 'linear_sequential'"):
-        check(copy.deepcopy(CONFIG) | {"figures": {"rows": ["linear_sequential"]}})
-    config = copy.deepcopy(CONFIG) | {"figures": {"rows": ["kdp"]}}
+    with pytest.raises(ConfigError, match=r"figures\.variants names 'linear_sequential'"):
+        check(copy.deepcopy(CONFIG) | {"figures": {"variants": ["linear_sequential"]}})
+    config = copy.deepcopy(CONFIG) | {"figures": {"variants": ["kdp"]}}
     check(config)
     assert [point["method"] for point in grid.chosen_points(config, "figures")] == ["kdp"]
     assert len(grid.chosen_points(config, "spaces")) == 3

@@ -9,7 +9,7 @@ from planning.messages import ConfigError
 
 from tests.workflow.project import CONFIG, Project
 
-VIEWS = {"rows": ["kdp"], "blocks": ["2-4"], "heatmaps": {"positions": [0, 7]},
+VIEWS = {"variants": ["kdp"], "blocks": ["2-4"], "heatmaps": {"positions": [0, 7]},
          "trajectories": {"samples": 12, "perplexity": 5.0}}
 
 
@@ -38,10 +38,10 @@ def test_views_are_figures_of_the_report_where_the_config_has_them():
 
 
 @pytest.mark.parametrize("views, message", [
-    ({"rows": ["kpd"]}, "views.rows names 'kpd'.*did you mean 'kdp'"),
-    ({"rows": ["linear"]}, "'linear', which trains no kernel"),
-    ({"rows": ["kdp"], "blocks": ["4-4"]}, "'4-4', an empty run"),
-    ({"rows": ["kdp"], "blocks": ["4"]}, "views.blocks.0 is '4', but must match"),
+    ({"variants": ["kpd"]}, "views.variants names 'kpd'.*did you mean 'kdp'"),
+    ({"variants": ["linear"]}, "'linear', which trains no kernel"),
+    ({"variants": ["kdp"], "blocks": ["4-4"]}, "'4-4', an empty run"),
+    ({"variants": ["kdp"], "blocks": ["4"]}, "views.blocks.0 is '4', but must match"),
     ({"heatmaps": {"seed": 3}}, "unknown key 'seed' at views.heatmaps"),
 ])
 def test_wrong_views_are_refused(views, message):

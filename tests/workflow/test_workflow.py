@@ -53,8 +53,8 @@ def embedded(page, part):
 
 
 def test_snakemakes_own_report_has_captions_categories_and_labels(copied):
-    copied.config["ablations"] = {"rows": {"title": "Rows in {braces}", "caption": "Side *by* side_.", "x": ["row"],
-                                           "rows": ["linear", "remove"]}}
+    copied.config["ablations"] = {"rows": {"title": "Rows in {braces}", "caption": "Side *by* side_.", "x": ["variant"],
+                                           "variants": ["linear", "remove"]}}
     copied.run()
     copied.run("--report", "own.html")
     page = (copied.folder / "own.html").read_text(encoding="utf-8")
@@ -93,8 +93,8 @@ def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
 
 
 def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
-    copied.config["ablations"] = {"rows": {"title": "Rows", "caption": "Side by side.", "x": ["row"],
-                                           "rows": ["kdp", "linear", "remove"],
+    copied.config["ablations"] = {"rows": {"title": "Rows", "caption": "Side by side.", "x": ["variant"],
+                                           "variants": ["kdp", "linear", "remove"],
                                            "metrics": ["ppl", "heldout_lastword"]}}
     assert copied.planned() == {"all": 1, "ablation": 1, "report": 1}
     copied.run("results/tables/ablation-rows.md")
@@ -109,7 +109,7 @@ def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
 def test_an_ablation_adds_its_own_points_and_no_others(copied):
     copied.config["methods"]["kdp_expanded"] = {"base": "kdp", "block": {"expand_from": 3}}
     copied.config["ablations"] = {"k_max": {"title": "K max", "caption": "Chosen anew or grown.", "x": ["k_max"],
-                                            "rows": ["kdp", "kdp_expanded"], "k_max": [3, 4]}}
+                                            "variants": ["kdp", "kdp_expanded"], "k_max": [3, 4]}}
     planned = copied.planned()
     # kdp at 3 is there; what only an ablation asks for is not diagnosed
     assert planned["blocks"] == planned["fold"] == planned["evaluate"] == 3 and planned["ablation"] == 1

@@ -1,6 +1,11 @@
 """Hashes of the library code that a job runs, so that an edit of the library reruns the jobs that run it.
 
-Snakemake sees the script of a rule, not what the script imports. Every rule takes such a hash as its param `code`.
+Snakemake sees the script of a rule, not what the script imports. Every rule therefore has such a hash as its param
+`code`. It covers all modules of kdp_core that the script imports, directly or not, without comments and docstrings.
+
+A script that takes a function from the table of methods imports, by `kdp_core.methods`, the files of all methods. There
+the hash covers the modules of the functions that the job runs instead, so that an edit of one method, or a new one,
+reruns no job of another.
 """
 import ast
 import hashlib
@@ -9,111 +14,88 @@ from pathlib import Path
 
 from planning.schema import ROOT, schema
 
-TABLE = ROOT / "kdp_core" / "methods" / "__init__.py"
+OWN = ("job", "planning")
+"""What scripts share about how jobs run; no result depends on it."""
 
 
 @cache
-def _imports(path: Path) -> tuple[str, frozenset[Path]]:
-    """A module's code without docstrings and comments, and the files of kdp_core that it imports.
+def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
+    """Hash of the library code of a workflow script.
 
-    Of the table of methods only the functions count as its code: a new row must not rerun the others.
+    `functions` names the functions of methods that the job runs, as module.name. None stands for those of all methods.
     """
-    tree = _bare(ast.parse(path.read_text(encoding="utf-8")))
-    found: set[Path] = set()
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {file for name in names if name.startswith("kdp_core.") and (file := _file(name))}
-    if path == TABLE:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom | ast.AnnAssign)]
-    return ast.dump(tree), frozenset(found)
+    start = [ROOT / "workflow_scripts" / f"{script}.py"]
+    seen = _closure([*start, *(_file(name.rpartition(".")[0]) for name in functions or ())])
+    if functions is None and _table() in seen:
+        seen = _closure([*start, *_method_files()])
+    library = sorted((str(path.relative_to(ROOT)), _parsed(path)[0]) for path in seen if path not in start)
+    return hashlib.sha256(repr((library, functions)).encode()).hexdigest()[:16]
 
 
-def _file(name: str) -> Path | None:
-    base = ROOT.joinpath(*name.split("."))
-    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+def of_method(script: str, method: str, *parts: str) -> str:
+    """Hash of the library code of a script that runs some parts of a method.
 
-
-def _modules(method: str, steps: tuple[str, ...] | None = None) -> set[Path]:
-    """The files that hold a method's functions (of some of its steps)."""
-    parts = schema()["methods"][method]["properties"]
-    return {_file(part["x-module"]) for name, part in parts.items() if steps is None or name in steps}
-
-
-def _hash(start: Path, left_out: frozenset[Path] = frozenset()) -> str:
-    todo, seen = [start], {}
-    while todo:
-        path = todo.pop()
-        if path not in seen:
-            seen[path], more = _imports(path)
-            todo += [other for other in more if path != TABLE or other not in left_out]
-    library = {str(path.relative_to(ROOT)): text for path, text in seen.items()
-               if path.parent.name != "workflow_scripts"}
-    return hashlib.sha256(repr(sorted(library.items())).encode()).hexdigest()[:16]
-
-
-@cache
-def of_script(script: str, method: str | None = None, steps: tuple[str, ...] | None = None) -> str:
-    """Hash of the library code that a workflow script runs: the modules it imports, and theirs.
-
-    Snakemake sees the script, not what it imports. As a param this reruns the rule when the library's code changes,
-    and not when a comment or a docstring does. With a method (and some of its steps), modules of other methods that
-    the table imports are left out.
+    A part is `block`, a step, `search`, `compose`, `module` or `module_params`; one that the method lacks is ignored.
     """
-    others = {file for name in schema()["methods"] for file in _modules(name)}
-    left_out = others - _modules(method, steps) if method else set()
-    return _hash(ROOT / "workflow_scripts" / f"{script}.py", frozenset(left_out))
-
-
-@cache
-def of_part(method: str, step: str) -> str:
-    """Hash of the library code of one step of a method, or of its search or compose."""
-    return _hash(_file(schema()["methods"][method]["properties"][step]["x-module"]))
+    functions = schema()["methods"][method]["x-functions"]
+    return of_script(script, tuple(functions[part] for part in parts if part in functions))
 
 
 def of_blocks(method: str, sized: str) -> str:
-    """Hash of the library code that selects blocks for a method with the stand-ins of the method `sized`."""
-    return of_script("blocks") + of_part(method, "block") + function_code(schema()["methods"][sized]["x-params"])
+    """Hash of the library code that selects blocks for a method and counts the stand-ins of the method `sized`."""
+    functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]
+    return of_script("blocks", (functions[0]["block"], functions[1]["module_params"]))
+
+
+def _closure(start: list[Path]) -> set[Path]:
+    """These files and all that they import, directly or not; from the table of methods, no method is followed."""
+    todo, seen, methods = list(start), set(), _method_files()
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += [other for other in _parsed(path)[1] if path != _table() or other not in methods]
+    return seen
+
+
+def _table() -> Path:
+    return ROOT / "kdp_core" / "methods" / "__init__.py"
 
 
 @cache
-def function_code(name: str) -> str:
-    """Hash of one function, and of the constants it names and functions it calls in its module: no edit beside it
-    counts."""
-    module, function = name.rsplit(".", 1)
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    known = {part: node for node in tree.body for part in _defined(node)}
-    todo, seen = [function], {}
-    while todo:
-        part = todo.pop()
-        if part not in seen:
-            seen[part] = known[part]
-            todo += [name for name in _used(known[part]) if name in known]
-    text = [(part, ast.dump(_bare(node))) for part, node in sorted(seen.items())]
-    return hashlib.sha256(repr(text).encode()).hexdigest()[:16]
+def _method_files() -> frozenset[Path]:
+    """The files of methods: those in the folder of the table, and in its folders, without a leading underscore."""
+    return frozenset(path for path in _table().parent.rglob("*.py") if path != _table()
+                     and not path.relative_to(_table().parent).parts[0].startswith("_"))
 
 
-def _used(node: ast.stmt) -> list[str]:
-    """Constants that a statement names and functions that it calls; one that it only names is not run."""
-    names = [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
-    called = {part.func.id for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
-    return [name for name in names if name in called or not name.islower()]
+@cache
+def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
+    """A module's code without docstrings and comments, and the files that it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[Path | None] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {_file(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # a module of the package by its own file, anything else by the package's
+            found |= {_file(f"{node.module}.{alias.name}") or _file(node.module) for alias in node.names}
+    return ast.dump(_bare(tree)), frozenset(found - {None})
 
 
-def _defined(node: ast.stmt) -> list[str]:
-    """Names that a statement of a module gives a meaning."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def _file(name: str) -> Path | None:
+    """The file of a module of the library or of the workflow scripts; None for any other module."""
+    top, *inner = name.split(".")
+    if top in OWN:
+        return None
+    base = ROOT.joinpath(top, *inner) if top == "kdp_core" else ROOT.joinpath("workflow_scripts", top, *inner)
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
 def _bare(tree: ast.AST) -> ast.AST:
-    """The tree, its docstrings gone."""
+    """The tree without docstrings and other statements that are only a text."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+                                                     and isinstance(one.value.value, str))]
     return tree

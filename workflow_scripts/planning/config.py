@@ -14,9 +14,13 @@ RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts
 """Names of result folders that no model may have."""
 
 
-def check(config: dict[str, Any]) -> None:
-    """Raise ConfigError for an unknown key, a wrong type or value, or a name that nothing defines."""
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a variant for every method that it names without one.
+
+    Raises ConfigError for an unknown key, a wrong type or value, or a name that nothing defines.
+    """
     refuse(schema(), config, [])
+    config = variants.completed(config)
     for name, variant in config["methods"].items():
         own = {key: value for key, value in (variant or {}).items() if key not in ("base", "finetune")}
         refuse(schema()["methods"][variants.base_of(config, name)], own, ["methods", name])
@@ -26,12 +30,13 @@ def check(config: dict[str, Any]) -> None:
     _check_theory(config)
     _check_views(config)
     for section in ("figures", "spaces"):
-        require(f"{section}.rows", config.get(section, {}).get("rows", []), dict.fromkeys(config["grid"]["methods"]),
-                "name a variant of grid.methods, or add it there")
+        require(f"{section}.variants", config.get(section, {}).get("variants", []),
+                dict.fromkeys(config["grid"]["methods"]), "name a variant of grid.methods, or add it there")
     _check_ablations(config)
     _check_shards(config)
     _check_devices(config)
     _check_benchmarks(config)
+    return config
 
 
 def _check_finetune(config: dict[str, Any], name: str) -> None:
@@ -88,14 +93,14 @@ def _check_theory(config: dict[str, Any]) -> None:
 
 def _check_views(config: dict[str, Any]) -> None:
     views = config.get("views", {})
-    require("views.rows", views.get("rows", []), config["methods"], "name a variant of methods")
-    for name in views.get("rows", []):
+    require("views.variants", views.get("variants", []), config["methods"], "name a variant of methods")
+    for name in views.get("variants", []):
         first = variants.method_schema(config, name)["properties"].get("kernel", {})
         if first.get("x-module") != "kdp_core.methods.kdp.kernel":
-            raise ConfigError(f"config: views.rows names {name!r}, which trains no kernel; name a variant that stands "
-                              "on kdp")
+            raise ConfigError(f"config: views.variants names {name!r}, which trains no kernel; name a variant that "
+                              "stands on kdp")
         if "blocks" not in views and name not in config["grid"]["methods"]:
-            raise ConfigError(f"config: views.rows names {name!r}, of which the grid trains no block; add it to "
+            raise ConfigError(f"config: views.variants names {name!r}, of which the grid trains no block; add it to "
                               "grid.methods or name views.blocks")
     for block in views.get("blocks", []):
         start, stop = map(int, block.split("-"))
@@ -113,10 +118,10 @@ def _check_ablations(config: dict[str, Any]) -> None:
         numbered |= {ablation["paper"]: name} if "paper" in ablation else {}
     for name, ablation in config.get("ablations", {}).items():
         at = f"ablations.{name}"
-        require(f"{at}.rows", ablation["rows"], config["methods"], "add it under methods")
+        require(f"{at}.variants", ablation["variants"], config["methods"], "add it under methods")
         require(f"{at}.calibrations", ablation.get("calibrations", []), config["calibrations"],
                 "add it under calibrations")
-        for variant, option in itertools.product(ablation["rows"], (x for x in ablation["x"] if "." in x)):
+        for variant, option in itertools.product(ablation["variants"], (x for x in ablation["x"] if "." in x)):
             part, key = option.split(".")
             if key not in variants.options(config, variant).get(part, {}):
                 raise ConfigError(f"config: {at}.x is {option}, which methods.{variant} does not set; "

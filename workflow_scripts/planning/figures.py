@@ -75,10 +75,10 @@ def _view_entries(config: dict[str, Any], at: str, of: str) -> list[dict[str, st
                    "One token a sample through the layers, its place in a t-SNE of all layers across. Beside it, how "
                    "straight the paths are: 1 is a straight line; dashed are walks whose steps have the same lengths "
                    "and unrelated directions, and a t-SNE of theirs. KDP paper, Figure 10."),
-            *(_entry(f"{at}/{row}-heatmaps", f"Kernel space: {row}, {of}", "views_heatmaps",
+            *(_entry(f"{at}/{name}-heatmaps", f"Kernel space: {name}, {of}", "views_heatmaps",
                      "Predicted and true features after each block at a few positions of a held-out sequence, on one "
                      "colour range, and their difference on its own. KDP paper, Figures 4 and 9.")
-              for row in config["views"].get("rows", []))]
+              for name in config["views"].get("variants", []))]
 
 
 def _spaces_entries(config: dict[str, Any], at: str, of: str) -> list[dict[str, str]]:

@@ -64,7 +64,7 @@ def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
 
 def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
     """The points of an ablation: its variants at its own calibration sets, ratios and K max, else at the grid's."""
-    return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["rows"])
+    return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["variants"])
 
 
 def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> list[dict[str, str]]:
@@ -80,7 +80,7 @@ def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> 
 
 def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
     """The grid's points of the variants that a section of the configuration chooses; all of them where it does not."""
-    chosen = config.get(section, {}).get("rows", config["grid"]["methods"])
+    chosen = config.get(section, {}).get("variants", config["grid"]["methods"])
     return [point for point in grid_points(config) if point["method"] in chosen]
 
 
@@ -165,12 +165,12 @@ def seeds(config: dict[str, Any]) -> dict[str, int]:
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
     """An ablation as `kdp_core.results.ablations.Ablation` takes it."""
     own = config["ablations"][name]
-    varied = {variant: variants.options(config, variant) for variant in own["rows"]}
+    varied = {variant: variants.options(config, variant) for variant in own["variants"]}
     tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
     return {"name": f"ablation-{name}", "title": own["title"], "x": own["x"],
             "metrics": own.get("metrics", ["ppl", "acc"]), "points": ablation_points(config, name), "tokens": tokens,
             "settings": {variant: {option: varied[variant][part][key] for option in own["x"] if "." in option
-                                   for part, key in [option.split(".")]} for variant in own["rows"]}}
+                                   for part, key in [option.split(".")]} for variant in own["variants"]}}
 
 
 def paper_ablations(config: dict[str, Any]) -> dict[int, dict[str, Any]]:

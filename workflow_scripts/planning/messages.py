@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import jsonschema
 
 
+RENAMED = {"rows": "variants"}
+"""Keys of earlier configurations and their names of today."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one sentence with the value and the remedy."""
 
@@ -47,7 +51,7 @@ def _unknown_key(error: "jsonschema.ValidationError", place: str) -> str:
     patterns = error.schema.get("patternProperties", {})
     unknown = next(key for key in error.instance
                    if key not in known and not any(re.search(pattern, str(key)) for pattern in patterns))
-    near = difflib.get_close_matches(str(unknown), known, n=1)
+    near = [RENAMED[unknown]] if RENAMED.get(unknown) in known else difflib.get_close_matches(str(unknown), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}" if known else (
         "names hold letters, digits, '_', '.' and '-'")
     return f"config: unknown key {unknown!r} at {place}; {hint}"
@@ -56,6 +60,8 @@ def _unknown_key(error: "jsonschema.ValidationError", place: str) -> str:
 def _demand(error: "jsonschema.ValidationError") -> str:
     """What a value must be, in words."""
     limit = error.validator_value
+    if error.validator == "anyOf":
+        return " or ".join(dict.fromkeys(map(_demand, error.context)))
     return {"type": f"must be of type {limit}", "enum": f"must be one of {limit}",
             "minimum": f"must be at least {limit}", "maximum": f"must be at most {limit}",
             "exclusiveMinimum": f"must be above {limit}", "exclusiveMaximum": f"must be below {limit}",

@@ -1,13 +1,79 @@
-"""The JSON schema of the configuration, from which planning also learns what the methods are."""
+"""The JSON schema of the configuration, from which planning also learns what the methods are.
+
+It follows from the signatures of the library and is not committed. The first call after an edit of the library builds
+it in a process of its own (signatures.py), which takes seconds, and keeps it in .cache/schema/ under the hash of its
+sources; later calls read that file. For an editor, or to see it: `python workflow_scripts/planning/schema.py`.
+"""
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".cache" / "schema"
+BESIDE = ("figures", "results")
+"""Folders of kdp_core that no option of the configuration comes from."""
+KEPT = 8
+"""Schemas that stay in the cache, the newest ones."""
+
+
+class SchemaError(RuntimeError):
+    """The schema could not be built; the message holds the end of what the process printed."""
 
 
 @cache
 def schema() -> dict[str, Any]:
-    """The schema: of the whole configuration, of each method's options (`methods`), and of fine-tuning (`finetune`)."""
-    return json.loads((ROOT / "config.schema.json").read_text(encoding="utf-8"))
+    """The schema of the whole configuration, of each method's options (`methods`), and of fine-tuning (`finetune`)."""
+    return json.loads(schema_file().read_text(encoding="utf-8"))
+
+
+def schema_file() -> Path:
+    """The file of the schema in the cache; it is built if it is not there. Raises SchemaError."""
+    file = FOLDER / f"{sources()}.json"
+    if not file.is_file():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        # several processes may build at once: each writes a file of its own, and the last to rename it stays
+        made = file.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            _build(made)
+            os.replace(made, file)
+        finally:
+            made.unlink(missing_ok=True)
+        _remove_old()
+    return file
+
+
+def sources() -> str:
+    """Hash of all files that the schema may depend on."""
+    core = ROOT / "kdp_core"
+    files = [path for path in sorted(core.rglob("*.py")) if path.relative_to(core).parts[0] not in BESIDE]
+    files += [ROOT / "workflow_scripts" / "planning" / name for name in ("sections.py", "signatures.py")]
+    made = hashlib.sha256()
+    for path in files:
+        made.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return made.hexdigest()[:16]
+
+
+def _build(file: Path) -> None:
+    paths = [str(ROOT), str(ROOT / "workflow_scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run([sys.executable, "-m", "planning.signatures", str(file)], text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SchemaError(f"the schema of the configuration could not be built with {sys.executable}; run `python "
+                          f"workflow_scripts/planning/schema.py` with a Python that has the packages of kdp_core. "
+                          f"It printed:\n{done.stdout[-2000:]}")
+
+
+def _remove_old() -> None:
+    files = sorted(FOLDER.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files[KEPT:]:
+        file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema_file().read_text(encoding="utf-8"))

@@ -9,6 +9,20 @@ from planning.messages import ConfigError
 from planning.schema import schema
 
 
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with an empty variant for every method that it names and has no variant for."""
+    given = config["methods"]
+    named = [*config["grid"]["methods"], *config.get("views", {}).get("variants", [])]
+    named += [name for own in config.get("ablations", {}).values() for name in own["variants"]]
+    named += [config["theory"]["method"]] if "theory" in config else []
+    for variant in filter(None, given.values()):
+        # only what is fine-tuned needs its base as a variant
+        named += [variant.get("base")] if "finetune" in variant else []
+        named += [(variant.get("block") or {}).get("sized_as")]
+    more = {name: {} for name in named if name in schema()["methods"] and name not in given}
+    return config | {"methods": given | more}
+
+
 def base_of(config: dict[str, Any], name: str) -> str:
     """The method that a variant stands on, through the `base` of all variants below it."""
     seen, variant = [name], name

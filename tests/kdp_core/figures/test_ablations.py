@@ -77,7 +77,7 @@ def test_several_options_have_a_line_each():
 
 
 def test_rows_stand_side_by_side_without_lines():
-    drawn = ablation_figures.against(gathered(made(["row"], [key(name) for name in ("kdp", "remove", "lossy")]),
+    drawn = ablation_figures.against(gathered(made(["variant"], [key(name) for name in ("kdp", "remove", "lossy")]),
                                               points.grid()))
     axis = panels(drawn)[0]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["kdp", "remove", "lossy"]

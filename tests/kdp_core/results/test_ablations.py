@@ -136,7 +136,7 @@ def test_options_that_are_no_numbers_are_names():
 
 @pytest.mark.parametrize("change, words", [
     ({"points": []}, "ablation-made has no points"),
-    ({"points": [key("kdp"), key("absent")], "x": ["row"]}, "the summary lacks tiny/news/absent/0.2/3; run"),
+    ({"points": [key("kdp"), key("absent")], "x": ["variant"]}, "the summary lacks tiny/news/absent/0.2/3; run"),
     ({"metrics": ["beauty"]}, r"unknown metric 'beauty'; choose .*rp_reference, continuation, lastword, text"),
     ({"metrics": ["text:acc"]}, "task text has no metric 'acc'; it has ppl"),
     ({"x": ["kernel.rank"]}, "variant kdp does not set kernel.rank"),

@@ -1,0 +1,191 @@
+"""Builds the schema of the configuration from the signatures and docstrings of the library.
+
+schema.py runs this module in a process of its own, since it imports the library: `python -m planning.signatures FILE`.
+"""
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from kdp_core.methods import (
+    METHODS,
+    arguments,
+    method_schema,
+    option_schema,
+    parts,
+)
+from kdp_core.methods.kdp import kernel
+from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.prune import finetune
+from kdp_core.score import benchmarks
+from kdp_core.states import block as states
+from kdp_core.states import hidden, similarity
+from kdp_core.study import planner, spaces, theory, views
+from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TEXT, block, count, named, some, text
+
+
+def signature_block(description: str, function: Any, filled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A section of the config that is a function's keyword-only options, but for those that the workflow fills in."""
+    return {**option_schema(function, filled), "description": description}
+
+
+def hidden_block() -> dict[str, Any]:
+    """How states are stored, and for how long."""
+    made = signature_block("Hidden states.", hidden.extract)
+    batch = arguments(hidden.extract)["batch_sequences"]
+    made["properties"]["batch_sequences"] |= {"minimum": 1, "default": batch.default}
+    made["properties"]["shards"] = count("Jobs that share the extraction of a calibration set, each a run of whole "
+                                         "batches; the states do not depend on it. 1 unless set.")
+    made["properties"]["keep"] = {
+        "type": "boolean", "description": "false deletes a model's states when the last job that reads them has "
+                                          "ended; a variant added later extracts them again, and all that reads them "
+                                          "runs again. True unless set."}
+    return made
+
+
+def theory_block() -> dict[str, Any]:
+    """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
+    measured = option_schema(theory.measure)["properties"]
+    return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
+        "method": text("Variant whose options of step `kernel` are taken."),
+        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the variant's."},
+        "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
+                "description": "First layer of the run, and one past the last; the horizon grows over its layers."},
+        **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
+
+
+def views_block() -> dict[str, Any]:
+    """Which kernel spaces to draw, and how."""
+    return block("Kernel-space heat maps and paths of the states; left out, they are not drawn.", {
+        "variants": some({"type": "string"}, "Variants that stand on kdp, whose trained blocks are drawn."),
+        "blocks": some({"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
+                       "First layer and one past the last, such as 14-16, fitted where they are not; left out, all "
+                       "blocks that the grid trains."),
+        "heatmaps": signature_block("Features of a held-out sequence.", views.kernel_view),
+        "trajectories": signature_block("Paths of the states.", views.paths)})
+
+
+def spaces_block() -> dict[str, Any]:
+    """Which pruned models to look at in three spaces, and how closely."""
+    filled = ("device", "dtype", "dropped")
+    return block("States, logits and probabilities beside the dense model's; left out, they are not measured.", {
+        "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
+        "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled),
+        "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled)})
+
+
+def method_block(name: str) -> dict[str, Any]:
+    """Options of a method by part, and the names of the functions that its jobs run."""
+    made, method = method_schema(name), METHODS[name]
+    functions = {**parts(method), "module_params": method.module_params,
+                 **({"module": method.module} if method.module else {})}
+    made["x-functions"] = {part: f"{one.__module__}.{one.__name__}" for part, one in functions.items()}
+    for part in ("search", "compose"):
+        given = made["properties"].get(part, {"properties": {}})["properties"]
+        for option in set(given) & set(LIMITS) if name in ("kdp_residual", "linear_prefix") else ():
+            given[option] = LIMITS[option] | given[option]
+    return made
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(states.TOKEN_WEIGHTS)},
+    "massive": {"enum": list(states.COUNTED)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
+    "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
+    "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},
+    "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}
+"""The ranges of options of kdp_residual whose signatures do not give them."""
+
+
+def plan_block() -> dict[str, Any]:
+    """What the planner assumes of the machines."""
+    made = signature_block("What `snakemake plan` assumes.", planner.plan)
+    for entry in made["properties"].values():
+        entry["exclusiveMinimum"] = 0
+    return made
+
+
+def finetune_block() -> dict[str, Any]:
+    """Options of fine-tuning, with their limits."""
+    made = signature_block("Low-rank fine-tuning of the output head of the checkpoint of the variant named by `base`.",
+                           finetune.finetune)
+    for name in ("rank", "epochs", "batch_sequences"):
+        made["properties"][name]["minimum"] = 1
+    made["properties"]["judge"]["enum"] = list(finetune.JUDGES)
+    return made
+
+
+def evaluate_block() -> dict[str, Any]:
+    """How models are scored: tasks, and the benchmarks that the library knows."""
+    chosen = block("Benchmarks of docs/benchmarks.md, scored beside `tasks`; left out, none are.", {
+        "tasks": some({"type": "string", "enum": list(benchmarks.BENCHMARKS)}, "Names of docs/benchmarks.md."),
+        "data": text("hub, or a folder with the local files that docs/benchmarks.md names."),
+        "limit": count("Items a task at most, the first ones."),
+        "limits": named("The same for single tasks.", count("Items.")),
+        "fewshot": count("Examples a prompt, of tasks that leave it open.", 0),
+        "allow_code": {"type": "boolean", "description": "Run programs that the model writes (humaneval, mbpp), in "
+                                                         "processes with limits; off unless set."},
+    })
+    return block("Evaluation by lm-eval.", {
+        "text": text("Name under texts of the held-out text from which the heldout_ tasks are made."),
+        "window": count("Tokens of a window of heldout_ppl.", 2),
+        "lastword_items": count("Items of heldout_lastword."),
+        "continuation_items": count("Items of heldout_continuation."),
+        "seed": count("Of the choice of items.", 0),
+        "tasks": some({"type": "string"}, "lm-eval tasks, groups or tags; heldout_ppl, heldout_lastword and "
+                                          "heldout_continuation are made from the held-out text."),
+        "task_folders": some({"type": "string"}, "Folders with further lm-eval task files."),
+        "limit": count("Items a task at most, the first ones."),
+        "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
+        "batch_size": count("Sequences a forward pass."),
+        "max_length": count("Tokens a sequence at most."),
+        "split": {"type": "boolean", "description": "A job for each task of each model, each with a device of its own; "
+                                                    "off unless set: one job a model. No score depends on it."},
+        "benchmarks": chosen,
+    }, ("text", "tasks"))
+
+
+def build() -> dict[str, Any]:
+    """The whole schema; variants are checked against `methods` by the method that they stand on."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **block("Config of kdp.", {
+            "models": named("Dense models by name.", MODEL),
+            "texts": named("Texts by name.", TEXT),
+            "calibrations": named("Calibration sets by name.", CALIBRATION),
+            "grid": GRID,
+            "hidden": hidden_block(),
+            "similarity": signature_block("Similarity of layers.", similarity.similarity),
+            "methods": named("Variants by name; `base` names the variant or method that a variant stands on.",
+                             {"type": ["object", "null"]}),
+            "ablations": named("Studies by name.", ABLATION),
+            "evaluate": evaluate_block(),
+            "efficiency": block("Latency and memory.", {
+                "tokens": count("Of the prompt."),
+                "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count."),
+                "threads": count("CPU threads of the timed runs.")}),
+            "diagnose": block("Pruned beside dense, on held-out windows.", {
+                "windows": count("Windows of held-out text.", 2)}),
+            "theory": theory_block(),
+            "views": views_block(),
+            "spaces": spaces_block(),
+            "training": block("Trainings, all of them.", {
+                "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
+                                      "0 saves after every step. No result depends on it.", 0)}),
+            "plan": plan_block(),
+            "figures": block("Look of the figures.", {
+                "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50),
+                "variants": some({"type": "string"}, "Variants of grid.methods in figures of many variants; all of "
+                                                     "them unless set."),
+                "tasks": some({"type": "string"}, "Tasks of the figure of scores by task; all of them unless set.")}),
+            "cache": text("Folder for downloaded files."),
+        }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
+        "methods": {name: method_block(name) for name in METHODS},
+        "finetune": finetune_block(),
+        "x-benchmarks": {name: {"local": task.local, "shots": task.shots, "fewshot": task.fewshot, "fixed": task.fixed,
+                                "code": task.code} for name, task in benchmarks.BENCHMARKS.items()},
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(build(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
