@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from gather import table
 from job import job
 
 from kdp_core.base import store
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "p
 
 def frame(path: str) -> pd.DataFrame:
     """A CSV file; an empty file gives an empty frame."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""]) if Path(path).stat().st_size > 1 else pd.DataFrame()
+    return table(path) if Path(path).stat().st_size > 1 else pd.DataFrame()
 
 
 def run_times(folder: str) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def test_more_shards_than_batches_are_refused_before_any_job():
     (with_model(device="balanced", max_memory={"cpu": "1 gig"}), "max_memory.cpu is '1 gig', but must match"),
     (with_model(device="balanced", max_memory={"cpu": 1}), "must be of type string"),
     (with_model(device="balanced", gpus=0), "models.pico.gpus is 0, but must be at least 1"),
-    (with_model(device="balanced", methods=["wanda"]), "pico.device is balanced, but `compose` of variant 'wanda' needs "
+    (with_model(device="balanced", methods=["wanda"]), "device is balanced, but `compose` of variant 'wanda' needs "
                                                        "a model on one device; leave it out, or set a device"),
     (with_model(device="balanced", methods=["sleb"]), "`search` of variant 'sleb'"),
     (with_model({"models": ["other"]}, methods=["kdp_residual"]), "models.other.device is balanced, but `compose` of"),

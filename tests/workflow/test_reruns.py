@@ -43,9 +43,8 @@ ELSEWHERE = {
                          "test_compose.py::test_a_row_on_a_row_shares_its_search_unless_it_searches_otherwise"],
     "`compose` options": ["test_compose.py::test_the_learning_rate_reruns_compose_and_later_only",
                           "test_compose.py::test_the_entries_of_a_stand_in_choose_blocks_anew_from_the_same_search"],
-    "code of a library module": ["test_planning_code.py::test_an_edit_reruns_the_stages_that_import_the_module",
-                                 "test_planning_code.py::test_an_edit_of_a_whole_point_fit_reruns_what_calls_it"],
-    "a comment or a docstring": ["test_planning_code.py::test_comments_and_docstrings_rerun_nothing"],
+    "code of a library module": ["test_planning_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
+    "a comment or a docstring": ["test_planning_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
 }
 """Rows whose tests need another project, a real run, or a library to edit."""
 
