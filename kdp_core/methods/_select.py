@@ -1,13 +1,17 @@
 """Which blocks of layers to replace for a ratio: KDP, Algorithm 1 line 2 and section 3.1.
 
-The paper is not of one mind about a block. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers,
-such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the block's context, whose first layer stays and
-whose other K_max - 1 layers go; contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; LLaMA-2-13B's
-[7, 8] [9, 10] share one). `removes` and `apart` name the other readings.
+The paper describes a block in two ways. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers,
+such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the context of the block: its first layer is kept
+and its other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; the
+blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). `removes` and `apart` name the other readings.
 
-The first and last 10 % of the layers stay. Blocks are taken by descending score, ties to the lowest layer, until the
-share of ALL parameters removed, the stand-ins' own put back, is what was asked for. Greedy choices are nested: a block
-trained for one ratio serves the higher ones.
+The first and last 10 % of the layers are kept. Blocks are taken by descending score, and of equal scores the lowest
+layer first, until the share of ALL parameters removed is the ratio; the parameters of stand-ins count as put back.
+Greedy choices are nested: a block trained for one ratio serves the higher ratios.
+
+Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `deepest_run`). Runs of different lengths
+are chosen anew, so they need not be nested. If two scores are equal, the lower layers are taken. Other methods let the
+fit choose what is removed; `as_many` and `no_layer` then count only.
 
 Table 4 sets blocks chosen anew for each K_max against "expanding a fixed initial block": `expand_from` chooses as for
 a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper does.
@@ -47,7 +51,7 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
     k_max: layers of a block's context.
     module_params: parameters of the stand-in that each block receives.
     criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
-    protect: share of the layers that stay at each end, rounded to whole layers.
+    protect: share of the layers kept at each end, rounded to whole layers.
     removes: `k_max-1` (the context's first layer stays) or `k_max` (Algorithm 1 to the letter).
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
     match: `nearest` share to the ratio, or `reach` it at least.
@@ -78,7 +82,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     """The first layers of a search's order that remove `ratio` of all parameters, each a block with its own stand-in.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: of the search, which let at most k_max - 1 consecutive layers go.
+    k_max: of the search, which let at most k_max - 1 consecutive layers be removed.
     module_params: parameters of the stand-in that each layer receives.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
@@ -113,7 +117,7 @@ def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> lis
 
 
 def eligible_layers(layers: int, protect: float) -> range:
-    """Layers that may go: without the first and last `protect` share, rounded half up to whole layers."""
+    """Layers that may be removed: all but the first and last `protect` share, rounded half up to whole layers."""
     edge = math.floor(protect * layers + 0.5)
     return range(edge, layers - edge)
 
@@ -203,7 +207,7 @@ def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]
 
 
 def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: range) -> None:
-    """BlockError where the shares, from none to all that may go, do not come up to the ratio."""
+    """Raise BlockError if the shares, from no block to all blocks, do not reach the ratio."""
     if len(shares) == 1:
         raise BlockError(f"k_max {k_max}: no block fits in layers {eligible.start} to {eligible.stop - 1} with finite "
                          "similarity; lower k_max or block.protect")
@@ -220,13 +224,13 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
 
 def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             criterion: Angle = "angular", protect: Edge = 0.1, match: Match = "nearest") -> Selection:
-    """The run of consecutive layers over which states turn least, as long as `ratio` asks; the first layer stays.
+    """The run of consecutive layers over which states turn least. The first layer is kept.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read: the run is as long as the ratio asks.
-    module_params: parameters of what takes the run's place.
-    criterion: `angular`, the mean angle over all counted tokens, or `angular_last`, over last tokens (ReplaceMe).
-    protect: share of the layers that stay at each end, rounded to whole layers.
+    k_max: not read; the ratio determines the length of the run.
+    module_params: parameters of what replaces the run.
+    criterion: `angular`, the mean angle over all counted tokens, or `angular_last`, over the last token of sequences.
+    protect: share of the layers kept at each end, rounded to whole layers.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(one_run, locals())
@@ -241,10 +245,10 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
     """The run whose two ends have the highest mean cosine.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read: the run is as long as the ratio asks.
-    module_params: parameters of what takes the run's place.
-    keep_first: layers at the start that stay; the code of LLM-Streamline lets them go, LoRP keeps one.
-    keep_last: layers at the end that stay.
+    k_max: not read; the ratio determines the length of the run.
+    module_params: parameters of what replaces the run.
+    keep_first: layers at the start that are kept; the code of LLM-Streamline keeps none, LoRP keeps one.
+    keep_last: layers at the end that are kept.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(most_alike, locals())
@@ -255,7 +259,7 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
 
 def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             match: Match = "nearest") -> Selection:
-    """No layers, but how many go, for a fit that chooses them itself.
+    """No layers, only their number, for a fit that chooses the layers itself.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
@@ -268,7 +272,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 
 def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
-    """No layer goes; the fit takes the ratio from inside the layers.
+    """No layers are removed; the fit takes the ratio from inside the layers.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
@@ -292,7 +296,7 @@ def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int,
 
 
 def between(layers: int, keep_first: int, keep_last: int) -> range:
-    """Layers that may go."""
+    """Layers that may be removed."""
     if keep_first + keep_last >= layers:
         raise BlockError(f"block.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
                          "may be removed; lower them")
@@ -316,10 +320,10 @@ def of_length(runs: list[Block], scores: list[float], facts: ModelFacts, ratio: 
               module_params: int, match: str, criterion: str) -> Selection:
     """The run whose length suits the ratio; `runs` holds one a length, ascending."""
     saved = [shares_of([run], facts, module_params)[-1] for run in runs]
-    # a run no larger than what takes its place is no candidate
+    # a run no larger than what replaces it is no candidate
     fitting = [index for index, share in enumerate(saved) if share > 0]
     shares = [0.0, *(saved[index] for index in fitting)]
-    # the longest run holds all layers that may go
+    # the longest run holds all layers that may be removed
     check_reachable(ratio, shares, k_max, range(*runs[-1]))
     chosen = fitting[enough(shares, ratio, match) - 1]
     return Selection([runs[chosen]], [scores[chosen]], criterion, ratio, saved[chosen], shares[-1], k_max, [],

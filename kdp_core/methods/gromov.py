@@ -19,10 +19,10 @@ def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     """The run over which the last token's state turns least.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read: the run is as long as the ratio asks.
-    module_params: parameters of what takes the run's place.
-    keep_first: layers at the start that stay.
-    keep_last: layers at the end that stay.
+    k_max: not read; the ratio determines the length of the run.
+    module_params: parameters of what replaces the run.
+    keep_first: layers at the start that are kept.
+    keep_last: layers at the end that are kept.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(angular, locals())
@@ -36,9 +36,9 @@ def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     """The deepest layers but the last.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read: the run is as long as the ratio asks.
-    module_params: parameters of what takes the run's place.
-    keep_last: layers at the end that stay.
+    k_max: not read; the ratio determines the length of the run.
+    module_params: parameters of what replaces the run.
+    keep_last: layers at the end that are kept.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(deepest, locals())

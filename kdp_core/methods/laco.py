@@ -28,7 +28,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
          dtype: str = "float32", merge: Merge = "paper", group: AtLeastTwo = 4, stride: Count = 2, lowest: Natural = 0,
          highest: Natural | None = None, rounds: Count = 12, sequences: Count = 10, batch_sequences: Count = 8,
          seed: int = 0) -> Composed:
-    """Collapse layers as LaCo does until `selection.layers` of them have gone.
+    """Collapse layers as LaCo does until `selection.layers` of them are removed.
 
     merge: `paper` adds differences to the base layer as it stood, `as_released` is the code's, the last layer's maps.
     group: the paper's C, layers that one merge makes one of; at least 2.
@@ -39,7 +39,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
     sequences: calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: of the choice of sequences.
-    Raises FitError for options out of range and where that many layers cannot go.
+    Raises FitError if the options do not fit the model, or do not let that many layers be removed.
     """
     options.check(laco, locals())
     walker = partial(_laco, merge=merge, group=group, stride=stride, lowest=lowest, highest=highest)

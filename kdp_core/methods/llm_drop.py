@@ -1,14 +1,15 @@
-"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both left out, one by one.
+"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both are removed, one by one.
 
 The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
-What is most redundant goes, its norms with it, until the ratio is met; the state passes unchanged. `joint` puts
-attentions and MLPs in one list. One shot takes the scores of the dense model from the extraction and loads no weights;
-`iterative` runs the model again after every drop. Where both sublayers of a layer go, the layer goes. Dropping whole
-layers by the same cosine is ShortGPT's block influence.
+The most redundant part is removed with its norms, until the ratio is met; the state passes unchanged. `joint_drop`
+puts attentions and MLPs in one list. One shot takes the scores of the dense model from the extraction and loads no
+weights; `iterative` runs the model again after every removal. If both sublayers of a layer are removed, so is the
+layer. Removing whole layers by the same cosine is ShortGPT's block influence.
 
 The released code takes the MLP's score of Gemma at the wrong place (its norm after the attention sits on the
-attention's output); here y is what is really added to. Equal scores go to the lowest layer, attention first.
+attention's output); here y is what is really added to. Of equal scores the lowest layer is removed first, and its
+attention before its MLP.
 """
 import logging
 import time

@@ -1,18 +1,20 @@
-"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels that cost the loss least are cut out.
+"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): removes the heads and MLP channels of least worth to the loss.
 
-What only works together goes together. A unit of an attention is a key-value head with the consecutive query heads
-that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of gate and up and
-a column of down (OPT: a row of fc1 and a column of fc2). Biases of rows go with them; norms, those of heads in, stay.
+Weights that only work together are removed together. A unit of an attention is a key-value head with the consecutive
+query heads that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of
+gate and up and a column of down (OPT: a row of fc1 and a column of fc2). Biases of rows are removed
+with them. All norms are kept, those of heads included.
 
 L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. What a weight
 is worth, to first and second order in its removal (of the Hessian the diagonal alone, taken as a):
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
 A unit is worth the sum of |s| over all its weights (`element`), or of |sum of s| over each of its rows and columns
-(`vector`; a bias is a row of its own). In each layer the lowest go, of equal ones the lowest number.
+(`vector`; a bias is a row of its own). In each layer the units of least
+worth are removed; of equal units the lowest number.
 
-Sizes. The first layers and the last ones stay whole. All others lose the same: of their heads the share that the ratio
-asks for, rounded to whole units, and as many channels as the ratio then lacks, one more in some layers; so the ratio of
-ALL parameters is met to half a channel of one layer. At least one unit of each stays.
+Sizes. The first layers and the last ones are kept whole. All others lose the same: of their heads the share that the
+ratio asks for, rounded to whole units, and as many channels as the ratio then lacks, one more in some layers; so the
+ratio of ALL parameters is met to half a channel of one layer. At least one unit of each is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
     Its ratio is one of the layers that it prunes, so that 0.25 takes 19.5 % of LLaMA-7B; it rounds each part by itself.
@@ -93,9 +95,9 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     importance: `first`, `second` or `mix`: order of the expansion of the loss.
     grouping: `element` adds up single weights' worths, `vector` those of whole rows and columns.
     sequences: of the calibration, whose loss is differentiated; null, or more than there are, means all.
-    keep_first: layers at the start that stay whole; null means 4 of 32 (as released), of fewer layers as many as that
-        is in proportion.
-    keep_last: layers at the end that stay whole; null means 2 of 32, likewise.
+    keep_first: layers at the start that are kept whole; null means 4 of 32 (as released), and in proportion for
+        fewer layers.
+    keep_last: layers at the end that are kept whole; null means 2 of 32, likewise.
     batch_sequences: sequences of a forward pass; per-sample squares take one at a time.
     seed: of the choice of sequences.
     Raises BlockError for a ratio out of reach and where no layer is left, FitError for other options and models.

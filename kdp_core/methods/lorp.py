@@ -1,16 +1,16 @@
-"""LoRP, locality-aware redundancy pruning: layers that resemble many others go, spread over the depth.
+"""LoRP, locality-aware redundancy pruning: layers that resemble many others are removed, spread over the depth.
 
 From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
     RLS = -log2(mean of S_ij over i < j): 2 clusters where RLS >= 1, 3 where RLS >= 0.7, else 4;
     clusters: spectral clustering with affinity (S + 1) / 2, numbered by the first layer in them;
-    r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers go by descending r.
-Stage 1: the clusters in depth order give up one layer each. Stage 2: while layers are missing, the cluster whose
-members still there are most alike (mean S of their pairs) gives up its next one. The first and last layer stay, but
-count as members.
+    r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers are removed by descending r.
+Stage 1: each cluster, in order of depth, loses one layer. Stage 2: while more layers must be removed, the cluster
+whose remaining members are most alike (mean S of their pairs) loses its next one. The first and last layer are kept,
+but count as members.
 
 Source: the released code (daniel-eai, June 2026). It takes S over all tokens; the similarity stage leaves massive ones
 out by default (`similarity.treatment: raw` is the paper's). Once no cluster has two members left, the first one
-with a candidate gives it up. Equal r go to the lowest layer, equal clusters to the lowest number.
+with a candidate loses it. Of equal r the lowest layer is taken, of equal clusters the lowest number.
 """
 import math
 
@@ -24,7 +24,7 @@ from kdp_core.methods._select import BlockError, Match, in_order
 from kdp_core.states.similarity import locality
 
 PROTECTED = 1
-"""Layers at each end that stay."""
+"""Layers kept at each end."""
 THRESHOLDS = ((1.0, 2), (0.7, 3))
 """RLS at least this: so many clusters."""
 MOST_CLUSTERS = 4
@@ -36,7 +36,7 @@ def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Co
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
-    module_params: parameters of what takes a layer's place.
+    module_params: parameters of what replaces a layer.
     clusters: number of clusters; null takes it from RLS.
     seed: of the clustering.
     match: `nearest` share to the ratio, or `reach` it at least.
@@ -69,7 +69,7 @@ def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
 
 
 def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
-    """All layers that may go, the first to go first, and the redundancy r of every layer."""
+    """All removable layers in order of removal, and the redundancy r of every layer."""
     layers = len(cluster)
     members = [[layer for layer in range(layers) if cluster[layer] == k] for k in range(max(cluster) + 1)]
     redundancy = [-math.inf] * layers
@@ -84,7 +84,7 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
     # stage 1: one of each cluster, in order of depth
     gone = [queue.pop(0) for queue in queues if queue]
     while any(queues):
-        # stage 2: the cluster whose members still there are most alike
+        # stage 2: the cluster whose remaining members are most alike
         alike = [_alike(s_LL, [layer for layer in group if layer not in gone]) if queue else -math.inf
                  for group, queue in zip(members, queues, strict=True)]
         first = next(k for k, queue in enumerate(queues) if queue)

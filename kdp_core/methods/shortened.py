@@ -4,9 +4,10 @@ perplexity  PPL_n = exp(L(model without layer n)) on calibration text.
 taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer n, L the mean loss of the next token.
 magnitude   I_n = sum_k sum_ij |W_ij|: no data.
 
-The lowest goes first; of equal ones the lowest layer. The paper keeps the first four and the last two layers whatever
-they score (its "+"): by Taylor and magnitude layer 0 would be among the first to go. The released code applies it when
-it removes and writes unprotected orders (kdp_core.study.oracles); here protected layers are not ordered at all.
+The lowest score is removed first; of equal scores the lowest layer. The paper keeps the first four and the last two
+layers whatever they score (its "+"): by Taylor and magnitude layer 0 would be among the first to be removed. The
+released code applies it when it removes and writes unprotected orders (kdp_core.study.oracles); here protected layers
+are not ordered at all.
 
 The paper sums over linear weights; the released code adds the weights of the norms, and so do we. Biases never count
 (LLaMA has none, OPT has). Gemma's norms multiply by 1 + w: that gain counts, where the code would read w, as I_n stands
@@ -43,9 +44,9 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
                sequences: Count | None = 10, batch_sequences: Count = 8, seed: int = 0) -> Search:
     """Rank layers by the perplexity of the model without each.
 
-    k_max: not read: neighbours may go.
-    keep_first: layers at the start that stay.
-    keep_last: layers at the end that stay.
+    k_max: not read; neighbouring layers may be removed.
+    keep_first: layers at the start that are kept.
+    keep_last: layers at the end that are kept.
     sequences: judged on; null, or more than there are, means all.
     batch_sequences: sequences of a forward pass.
     seed: of the choice of sequences.
@@ -72,9 +73,9 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
            batch_sequences: Count = 8, seed: int = 0) -> Search:
     """Rank layers by the sum of |weight times gradient| over their linear and norm weights; biases do not count.
 
-    k_max: not read: neighbours may go.
-    keep_first: layers at the start that stay.
-    keep_last: layers at the end that stay.
+    k_max: not read; neighbouring layers may be removed.
+    keep_first: layers at the start that are kept.
+    keep_last: layers at the end that are kept.
     sequences: whose mean loss is differentiated; null, or more than there are, means all.
     batch_sequences: sequences of a forward pass; gradients are summed over all before their size is taken.
     seed: of the choice of sequences.
@@ -95,10 +96,10 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFac
               keep_last: Natural = 2) -> Search:
     """Rank layers by the size of their linear and norm weights; biases do not count, no data is read.
 
-    k_max: not read: neighbours may go.
+    k_max: not read; neighbouring layers may be removed.
     norm: `l1` sums absolute values, `l2` squares.
-    keep_first: layers at the start that stay.
-    keep_last: layers at the end that stay.
+    keep_first: layers at the start that are kept.
+    keep_last: layers at the end that are kept.
     Raises RankError for options out of range.
     """
     options.check(magnitude, locals())
@@ -114,7 +115,7 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFac
 
 
 def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
-    """Layers that may go."""
+    """Layers that may be removed."""
     if keep_first + keep_last >= layers:
         raise RankError(f"search.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
                         "may be removed; lower them")

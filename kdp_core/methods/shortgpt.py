@@ -1,15 +1,14 @@
 """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers ranked once by how little they turn their input.
 
     BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
-the mean over all tokens alike. The layer of least block influence goes first; scores are not made again.
+the mean over all tokens alike. The layer of least block influence is removed first. Scores are computed once.
 
 The paper has no released code. The public one (sramshetty/ShortGPT) takes the last state from transformers'
 `hidden_states`, after the final norm, which raises the last layer's influence and so protects it; it lets pad tokens
 count, reads 0.5 where a state is zero, and leaves ties to an unstable sort. Here the last state is the true one
 (`last_state`), sequences hold no pad tokens, a token with a zero state is left out and counted, and of equal layers
-the lowest goes first. Its order for LLaMA-2-7B differs from the paper's, its set does not (kdp_core.study.oracles).
-
-The rankings of other papers use what is public here beside `block_influence`.
+the lowest is removed first. Its order for LLaMA-2-7B differs from the paper's, its set does not
+(kdp_core.study.oracles).
 """
 import time
 from collections.abc import Mapping
@@ -50,12 +49,12 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
                     massive: Counted = "raw", protect: Edge = 0.0) -> Search:
     """Rank layers by block influence, from stored states; all eligible ones are ordered.
 
-    k_max: not read: neighbours may go.
+    k_max: not read; neighbouring layers may be removed.
     last_state: `pre_norm`, what the last layer returns, or `final_norm`, the same after the final norm, as released
         code has it; only then is the model loaded.
     massive: `raw` counts all tokens alike, as the paper, `mask` leaves out those massive before or after the layer.
-    protect: share of the layers that stay at each end, rounded to whole layers; 0 in the paper.
-    Raises RankError for unknown options and where no layer may go, HiddenError for a state that is not stored.
+    protect: share of the layers kept at each end, rounded to whole layers; 0 in the paper.
+    Raises RankError if no layer may be removed, HiddenError for a state that is not stored.
     """
     options.check(block_influence, locals())
     began = time.perf_counter()

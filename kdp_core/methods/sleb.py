@@ -1,16 +1,15 @@
-"""SLEB (Song et al. 2024, arXiv 2402.09025): the layer whose removal costs least goes, again and again.
+"""SLEB (Song et al. 2024, arXiv 2402.09025): the layer whose removal costs least is removed, again and again.
 
-In each round every layer left but the first and the last is switched off in turn, the loss of the next token
+In each round every remaining layer but the first and the last is left out in turn. The loss of the next token
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t)
-is taken over calibration text (the paper's Metric^3), and the layer of least loss goes for good. A later layer must be
-better to win, so of equal ones the lowest goes.
+is taken over calibration text (the paper's Metric^3), and the layer of least loss is removed for good. Of equal layers
+the lowest is removed.
 
-The paper reads as 128 sequences; its code joins 128 rows of WikiText-2, which is some 10,000 tokens. The default here
-are as many: 80 sequences of 128. Ten thousand tokens leave noise in the order: compare seeds.
+The paper suggests 128 sequences; its code joins 128 lines of WikiText-2, which are some 10,000 tokens. The default here
+is as many tokens: 80 sequences of 128. Ten thousand tokens leave noise in the order: compare seeds.
 
-The code runs the whole model for each candidate. Here the states before every layer of the model as pruned so far are
-kept, taken once from the model itself (stored ones may be rounded to half precision), and a candidate at layer j runs
-the layers after j alone: the same losses for half the work. `Judge` serves the rankings of Shortened LLaMA too.
+The code runs the whole model for each candidate. Here a candidate at layer j runs the layers after j alone, from kept
+states (kdp_core.methods._judge): the same losses for half the work.
 """
 import logging
 import math
@@ -34,11 +33,11 @@ logger = logging.getLogger(__name__)
 def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
            dtype: str = "float32", sequences: Count | None = 80, largest: Share = 0.5, batch_sequences: Count = 8,
            seed: int = 0) -> Search:
-    """Order layers by the loss that removing them causes, until `largest` of all layers have gone.
+    """Order layers by the loss that their removal causes, until `largest` of all layers are removed.
 
-    k_max: not read: neighbours may go.
+    k_max: not read; neighbouring layers may be removed.
     sequences: judged on; null, or more than there are, means all.
-    largest: share of the layers to order; the first and the last layer never go.
+    largest: share of the layers to order; the first and the last layer are never removed.
     batch_sequences: sequences of a forward pass.
     seed: of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.

@@ -20,7 +20,7 @@ from kdp_core.states.hidden import HiddenStates
 def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, sequences: Count = 10,
             batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Merge sliding windows until `selection.layers` layers have gone; the last layer is never in a window.
+    """Merge sliding windows until `selection.layers` layers are removed; the last layer is never in a window.
 
     merge: `paper` adds differences to the base layer as it stood and merges the window that reaches the first layer,
         `as_released` is the code's, the last layer's maps, and leaves that window.
@@ -28,7 +28,7 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     sequences: calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: of the choice of sequences.
-    Raises FitError for options out of range and where that many layers cannot go.
+    Raises FitError if the options do not fit the model, or do not let that many layers be removed.
     """
     options.check(sliding, locals())
     return compose("sliding_merge", partial(_sliding, merge=merge), dense, hidden, selection, device=device,

@@ -1,18 +1,18 @@
 """Sparsity: single weights set to zero, at the share of all parameters that a depth method would remove.
 
-A matrix has R rows, its outputs, and C columns, its inputs. Three rules which weights go:
+A matrix has R rows, its outputs, and C columns, its inputs. Three rules say which weights are set to zero:
     magnitude: the lowest |W_ij| of the matrix.
     Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1): the lowest |W_ij| a_j of each row, a_j = sqrt(sum x_j^2 / n).
     SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1): H = (2/n) X'X + damp I, H^-1 = U'U; in blocks
-        of columns the lowest W_ij^2 / U_jj^2 go, and what each was worth is moved to the columns after it.
+        of columns the lowest W_ij^2 / U_jj^2 are set to zero, and what each was worth is moved to the columns after it.
 Layers are taken in turn: a layer's inputs are what the layers pruned before it give, of n sequences, all tokens alike.
 Size and speed stay those of the dense model: zeros are stored.
 
 Scope and share. Only the matrices of the linear modules inside decoder layers lose weights, so a ratio of all
 parameters (tied ones once) asks for the share s = ratio * all / in scope of them, the same of every matrix. The counts
 of matrices are the steps of one running total, rounded down: together they are the ratio to one weight.
-With a pattern (2:4, 4:8) half of every group of 4 or 8 columns goes, as in the papers, and the ratio is not read; what
-was reached stands in the stats.
+With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the papers, and the ratio is not
+read; the reached share stands in the stats.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
     Wanda takes int(C s) of each row, up to R - 1 weights too few; here those missing come one a row, from the rows
