@@ -1,7 +1,7 @@
-"""Finetune: the fine-tuned variant of a row's pruned checkpoint. It shares the row's blocks, steps and fold."""
+"""Finetune: a variant's pruned checkpoint, fine-tuned. It shares the variant's blocks, steps and fold."""
 
 
-# a fine-tuned row's plan is its source's: nothing is selected or folded for it
+# a fine-tuned variant's plan is its source's: nothing is selected or folded for it
 ruleorder: finetune > blocks
 ruleorder: finetune > fold
 
@@ -23,7 +23,7 @@ rule finetune:
     benchmark:
         f"results/benchmarks/finetune/{POINT_NAME}.tsv"
     wildcard_constraints:
-        # without such rows a name that nothing has
+        # without such variants it matches nothing
         method=one_of(variants.finetuned(config)),
     conda:
         environment()

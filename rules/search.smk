@@ -1,4 +1,7 @@
-"""Search: in which order layers go, for rows whose blocks are not chosen by similarity. Independent of the ratio."""
+"""Search: the order in which layers are removed, for variants that do not select blocks by similarity.
+
+A search is independent of the ratio.
+"""
 
 
 rule search:
@@ -28,6 +31,6 @@ rule search:
         device=device_of,
         code=code_of("search"),
     message:
-        "Searching which layers go: {wildcards.method}, K_max {wildcards.k_max}"
+        "Ordering the layers to remove: {wildcards.method}, K_max {wildcards.k_max}"
     script:
         "../workflow_scripts/search.py"

@@ -1,4 +1,4 @@
-"""Kernel-space heat maps of trained rows and paths of the states, where the config has `views`."""
+"""Kernel-space heat maps of trained variants and paths of the states, where the config has `views`."""
 
 VIEWS = config.get("views", {})
 
