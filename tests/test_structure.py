@@ -2,6 +2,7 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,11 @@ def test_tree_faults_are_seen(old, new, faults):
 def test_no_tree_is_no_tree():
     assert tree_block("# Tree\nwords\n") is None
     assert tree_block(README.replace("tree", "files")) is None
+
+
+@pytest.mark.parametrize("name", ["kdp_core.model.checkpoints", "kdp_core.model.passes", "kdp_core.model.surgery",
+                                  "kdp_core.base.texts", "kdp_core.states.hidden"])
+def test_a_module_that_loads_no_model_takes_no_transformers(name):
+    code = f"import sys, {name}; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True).stdout.strip() == "False"
