@@ -1,6 +1,6 @@
 """Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
 
-One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.methods.kdp_residual.fit), fitted in
+One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.methods.kdp_residual), fitted in
 closed form on the dense model's states; what differs is the dictionary beside its linear part:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
@@ -39,11 +39,11 @@ from torch import Tensor
 from kdp_core.base.records import Module
 from kdp_core.figures import style
 from kdp_core.methods.kdp import kernel
-from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.methods.kdp_residual import closed_form, dictionaries
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.passes import Passes, built
-from kdp_core.states import block as states
 from kdp_core.states import hidden
+from kdp_core.states.block import split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("dictionaries")
@@ -67,22 +67,22 @@ class Layer(NamedTuple):
     train: Tensor
     heldout: Tensor
     options: argparse.Namespace
-    fit: residual.Fit
+    fit: dictionaries.Fit
 
     @property
     def block(self) -> tuple[int, int]:
         """The layer as a block."""
         return self.number, self.number + 1
 
-    def closed_form(self, dictionary: residual.Dictionary | None, entries: int) -> Module:
+    def closed_form(self, dictionary: dictionaries.Dictionary | None, entries: int) -> Module:
         """The stand-in with this dictionary, pruned to so many entries."""
-        return residual.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
+        return closed_form.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
                                      self.fit._replace(entries=entries))
 
-    def features(self, kind: str, entries: int, scale: float) -> residual.Dictionary | None:
+    def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
         """Random features, learned or not."""
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
-        return residual.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train], fit)
+        return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train], fit)
 
 
 class Judged(NamedTuple):
@@ -104,7 +104,7 @@ def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
         for entries in options.features:
             for scale in scales:
                 yield name, entries, scale, layer.closed_form(layer.features(kind, entries, scale), entries)
-    whole = left = residual.neurons(layer.passes.model, layer.block)
+    whole = left = dictionaries.neurons(layer.passes.model, layer.block)
     for entries in sorted({size for size in options.neurons if size < whole.entries} | {whole.entries}, reverse=True):
         module = layer.closed_form(left, entries)
         left = left._replace(v_RD=module.tensors["inner.weight"], c_R=module.tensors["inner.bias"])
@@ -118,7 +118,7 @@ def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
 @torch.no_grad()
 def judge(layer: Layer, module: Module) -> Judged:
     """What a stand-in misses on the held-out sequences."""
-    keep_ST, _ = residual.counted(layer.h_STD, layer.y_STD, layer.fit.massive_factor)
+    keep_ST, _ = dictionaries.counted(layer.h_STD, layer.y_STD, layer.fit.massive_factor)
     keep_ST, h_STD, y_STD = keep_ST[layer.heldout], layer.h_STD[layer.heldout], layer.y_STD[layer.heldout]
     run = built(module)
     made_STD = torch.cat([run(h_BTD) for h_BTD in h_STD.split(8)])
@@ -282,8 +282,8 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
     # as kdp_core.states.block.load splits them, so that KDP's own form is judged on the same sequences
-    heldout, train = states.split(states_of.sequences, options.heldout, options.seed)
-    fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
+    heldout, train = split(states_of.sequences, options.heldout, options.seed)
+    fit = dictionaries.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
     final_STD = states_of.state(len(known))[heldout[:options.divergence]] if options.divergence else None
     rows: list[dict[str, Any]] = []

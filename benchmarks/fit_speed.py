@@ -33,11 +33,12 @@ from kdp_core.base import store, texts
 from kdp_core.base.records import Block
 from kdp_core.figures import style
 from kdp_core.methods import linear
+from kdp_core.methods._train import TrainingFailed
 from kdp_core.methods.kdp import inverse, kernel
-from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.methods.kdp_residual import closed_form, dictionaries
 from kdp_core.model import assets, checkpoints, passes
-from kdp_core.states import block as states
 from kdp_core.states import hidden
+from kdp_core.states.block import FitError, load, relative_error
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("fit_speed")
@@ -74,14 +75,14 @@ def residual_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) 
     """kdp_residual's stand-in in closed form: linear part and 96 neurons of the block's own MLPs."""
     began = time.perf_counter()
     model = checkpoints.load_model(dense)
-    options = residual.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
-    split = states.load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
+    options = dictionaries.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
+    split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     h_STD, y_STD = split.h_KSTD
-    module = residual.fit_stand_in(block, residual.neurons(model, block), h_STD[split.train], y_STD[split.train],
+    module = closed_form.fit_stand_in(block, dictionaries.neurons(model, block), h_STD[split.train], y_STD[split.train],
                                    options)
     h_ND, y_ND = split.tokens(split.heldout)
     with torch.no_grad():
-        error = states.relative_error(passes.built(module)(h_ND), y_ND)
+        error = relative_error(passes.built(module)(h_ND), y_ND)
     return error, time.perf_counter() - began
 
 
@@ -103,7 +104,7 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
                   "error": row["decode_error"]} for row in first.curve if "decode_error" in row]
         second = inverse.fit(states_of, first, **{"width": options.width, "epochs": options.epochs,
                                                   "seed": options.seed, **recipe.inverse})
-    except (states.FitError, kernel.TrainingDiverged, kernel.KernelCollapsed) as error:
+    except (FitError, TrainingFailed, kernel.KernelCollapsed) as error:
         logger.warning("%s ended: %s", name, error)
         return rows
     return rows + [{"fit": name, "step": "inverse", "epoch": row["epoch"],
@@ -121,8 +122,8 @@ def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
     """Error of the first state in the place of the last."""
-    split = states.load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
-    return states.relative_error(*split.tokens(split.heldout))
+    split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
+    return relative_error(*split.tokens(split.heldout))
 
 
 def compare(curves: pd.DataFrame) -> pd.DataFrame:

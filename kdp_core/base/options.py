@@ -6,13 +6,14 @@ range in the words of the library annotated-types, and the docstring describes i
 From that follow the schema of the configuration (`schema`) and the message about a wrong value (`check`).
 """
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 Count = Annotated[int, Ge(1)]
 """A whole number of at least 1."""
@@ -24,14 +25,21 @@ NotNegative = Annotated[float, Ge(0)]
 """A number of at least 0."""
 Share = Annotated[float, Gt(0), Lt(1)]
 """A share between 0 and 1, both excluded."""
+Chance = Annotated[float, Ge(0), Le(1)]
+"""A share from 0 to 1, both included."""
 Edge = Annotated[float, Ge(0), Lt(0.5)]
 """A share of the layers at each end, at least 0 and below one half."""
 
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 LIMITS: Mapping[type, tuple[str, str, str]] = {
     Ge: ("ge", "minimum", "at least"), Gt: ("gt", "exclusiveMinimum", "above"),
-    Le: ("le", "maximum", "at most"), Lt: ("lt", "exclusiveMaximum", "below")}
+    Le: ("le", "maximum", "at most"), Lt: ("lt", "exclusiveMaximum", "below"),
+    MultipleOf: ("multiple_of", "multipleOf", "that is a multiple of")}
 """Kind of limit -> (its attribute, its word in JSON schema, its word in a message)."""
+MET: Mapping[type, Callable[[Any, Any], bool]] = {
+    Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt,
+    MultipleOf: lambda value, bound: value % bound == 0}
+"""Kind of limit -> whether a value meets a bound."""
 
 
 UNIONS = (types.UnionType, typing.Union)
@@ -91,8 +99,7 @@ def unmet(hint: Any, value: Any) -> str:
 def _beyond(limit: Any, value: Any) -> str:
     attribute, _, words = LIMITS[type(limit)]
     bound = getattr(limit, attribute)
-    met = {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[attribute] \
-        if isinstance(value, int | float) else False
+    met = isinstance(value, int | float) and MET[type(limit)](value, bound)
     return "" if met else f"give a number {words} {bound}"
 
 

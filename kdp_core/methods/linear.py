@@ -1,4 +1,4 @@
-"""Linear maps in the original space instead of a block: the OLS rows of KDP's Table 3.
+"""Linear maps in the original space instead of a block: the OLS methods of KDP's Table 3.
 
 `direct` regresses h_{l+k} on h_l; `sequential` regresses each layer's output on its input and multiplies the k maps.
 The paper says no more about them, and reports that both collapse. Two things decide whether they do: massive tokens,
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.base.options import Natural, NotNegative, Share, check
 from kdp_core.base.records import Block, LinearMap, ModelFacts, Module
 from kdp_core.methods._method import Method, Sizes
 from kdp_core.methods._select import most_similar
-from kdp_core.states.block import TOKEN_WEIGHTS, BlockStates, FitError, load, relative_error, ridge_solve
+from kdp_core.states.block import BlockStates, Massive, TokenWeight, load, relative_error, ridge_solve
 from kdp_core.states.hidden import HiddenStates
 
 
@@ -26,9 +27,9 @@ class Map(NamedTuple):
     b_D: Tensor
 
 
-def direct(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual: bool = True,
-           token_weight: str = "inverse_norm", massive: str = "bypass", heldout: float = 0.1,
-           seed: int = 0) -> LinearMap:
+def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
+           token_weight: TokenWeight = "inverse_norm", massive: Massive = "bypass", heldout: Share = 0.1,
+           seed: Natural = 0) -> LinearMap:
     """One affine map from the first state of the block to the last.
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
@@ -38,15 +39,16 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual:
     heldout: share of the sequences that are judged on, never fitted.
     seed: of the held-out choice.
     """
+    check(direct, locals())
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed, between=False)
     h_KND = states.tokens(states.train)
     return _record(block, regress(h_KND[0], h_KND[-1], ridge, residual, token_weight), states, began)
 
 
-def sequential(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, residual: bool = True,
-               token_weight: str = "inverse_norm", massive: str = "bypass", heldout: float = 0.1,
-               seed: int = 0) -> LinearMap:
+def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
+               token_weight: TokenWeight = "inverse_norm", massive: Massive = "bypass", heldout: Share = 0.1,
+               seed: Natural = 0) -> LinearMap:
     """One affine map a layer, multiplied.
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
@@ -56,22 +58,21 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: float = 1e-4, resid
     heldout: share of the sequences that are judged on, never fitted.
     seed: of the held-out choice.
     """
+    check(sequential, locals())
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     h_KND = states.tokens(states.train)
     D = h_KND.shape[-1]
     total = Map(torch.eye(D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64))
     for x_ND, y_ND in itertools.pairwise(h_KND):
-        step = regress(x_ND, y_ND, ridge, residual, token_weight)
+        layer = regress(x_ND, y_ND, ridge, residual, token_weight)
         # h_{l+i} = W_i h_{l+i-1} + b_i
-        total = Map(step.w_DD @ total.w_DD, step.w_DD @ total.b_D + step.b_D)
+        total = Map(layer.w_DD @ total.w_DD, layer.w_DD @ total.b_D + layer.b_D)
     return _record(block, total, states, began)
 
 
-def regress(x_ND: Tensor, y_ND: Tensor, ridge: float, residual: bool, token_weight: str) -> Map:
+def regress(x_ND: Tensor, y_ND: Tensor, ridge: float, residual: bool, token_weight: TokenWeight) -> Map:
     """Weighted ridge regression of y on x with an unpenalised intercept, in float64."""
-    if token_weight not in TOKEN_WEIGHTS:
-        raise FitError(f"token_weight {token_weight!r}: choose one of {', '.join(TOKEN_WEIGHTS)}")
     x_ND, y_ND = x_ND.double(), y_ND.double()
     weight_N = 1 / y_ND.square().sum(-1).clamp_min(1e-12) if token_weight == "inverse_norm" else torch.ones(len(x_ND))
     weight_N1 = (weight_N / weight_N.sum())[:, None].double()

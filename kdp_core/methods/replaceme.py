@@ -21,24 +21,25 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdp_core.base.options import Count, Natural, NotNegative, Positive, Share, check
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import one_run
+from kdp_core.methods._train import descend
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, type_of
 from kdp_core.model.passes import Passes
-from kdp_core.states.block import COUNTED, FitError, TrainingFailed, relative_error, ridge_solve, split
+from kdp_core.states.block import Counted, FitError, relative_error, ridge_solve, split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-STARTS = ("identity", "lstsq")
 
 
 class _Fit(NamedTuple):
@@ -65,8 +66,8 @@ class _Case(NamedTuple):
 
     def pairs(self, which: Tensor) -> Iterator[_Fit]:
         """Of these sequences, a batch at a time."""
-        for rows in which.split(self.batch):
-            yield _pairs(self.passes, self.hidden, rows, self.keep_ST, self.start, self.stop)
+        for part in which.split(self.batch):
+            yield _pairs(self.passes, self.hidden, part, self.keep_ST, self.start, self.stop)
 
 
 class _Angles(NamedTuple):
@@ -77,8 +78,9 @@ class _Angles(NamedTuple):
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", ridge: float = 1e-4, ridges: list[float] | None = None, massive: str = "raw",
-            batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0) -> Composed:
+            dtype: str = "float32", ridge: NotNegative = 1e-4, ridges: list[NotNegative] | None = None,
+            massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1,
+            seed: Natural = 0) -> Composed:
     """Fit T for the one run of layers and multiply it into the MLP before it.
 
     ridge: alpha, relative to the mean diagonal of X'X.
@@ -90,9 +92,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     seed: of the held-out choice.
     Raises FitError for a family whose MLP output is not added as it is, and for a run that starts at the first layer.
     """
-    began = time.perf_counter()
+    check(compose, locals())
     if ridges is not None and (not ridges or min(ridges) < 0):
-        raise FitError(f"compose.ridges {ridges}: name at least one, none below 0, or leave it out")
+        raise FitError(f"compose.ridges is {ridges}; name at least one ridge, none of them below 0, or leave it out")
+    began = time.perf_counter()
     case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
     gram_DD, cross_DD = _products(case)
     parts, stats = list(case.pairs(case.held)), {}
@@ -110,15 +113,16 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-                   dtype: str = "float32", lr: float = 1e-4, epochs: int = 100, batch_tokens: int = 1024,
-                   accurate: bool = True, start: str = "identity", ridge: float = 1e-4, massive: str = "raw",
-                   batch_sequences: int = 8, heldout: float = 0.1, seed: int = 0, resume: Resume = OFF) -> Composed:
+                   dtype: str = "float32", lr: Positive = 1e-4, epochs: Natural = 100, batch_tokens: Count = 1024,
+                   accurate: bool = True, start: Literal["identity", "lstsq"] = "identity", ridge: NotNegative = 1e-4,
+                   massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1, seed: Natural = 0,
+                   resume: Resume = OFF) -> Composed:
     """Train T for the one run of layers by the cosine, and multiply it into the MLP before it.
 
     lr: learning rate of Adam.
     epochs: passes over the tokens, 10 in the paper, whose tokens are some hundred times as many; the best one by
         held-out loss is kept, the start included. 0 keeps the start.
-    batch_tokens: tokens of an optimiser step.
+    batch_tokens: tokens of an update.
     accurate: compare x + T'm with the run's last state; otherwise T'm with what x lacks of it.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
     ridge: of that least-squares T, relative to the mean diagonal of X'X.
@@ -129,12 +133,8 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     resume: where the state of the training is kept.
     Raises FitError as `compose` does, TrainingFailed for a loss that is not a number.
     """
+    check(compose_cosine, locals())
     began = time.perf_counter()
-    if start not in STARTS:
-        raise FitError(f"compose.start {start!r}: choose one of {', '.join(STARTS)}")
-    if lr <= 0 or epochs < 0 or batch_tokens < 1:
-        raise FitError(f"compose.lr {lr}, epochs {epochs} and batch_tokens {batch_tokens}: the rate is above 0, passes "
-                       "are 0 or more, a step has at least one token")
     case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
     parts = list(case.pairs(case.held))
     t_DD = torch.eye(hidden.width, dtype=torch.float64)
@@ -149,7 +149,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
           batch_sequences: int, heldout: float, seed: int) -> _Case:
     """The checked run with its model loaded."""
-    _check(selection, checkpoints.config_of(dense), massive, heldout, hidden.sequences)
+    _check_run(selection, checkpoints.config_of(dense), heldout, hidden.sequences)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     (start, stop), (held, kept) = selection.blocks[0], split(hidden.sequences, heldout, seed)
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
@@ -167,16 +167,14 @@ def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[
                     {"tokens": len(case.kept) * case.hidden.tokens, **stats, "seconds": time.perf_counter() - began})
 
 
-def _check(selection: Selection, config: Any, massive: str, heldout: float, sequences: int) -> None:
+def _check_run(selection: Selection, config: Any, heldout: float, sequences: int) -> None:
     if _norm_follows(family_of(config)):
         fits = [name for name, family in FAMILIES.items() if not _norm_follows(family)]
         raise FitError(f"ReplaceMe cannot be folded into a {type_of(config)} model: a norm follows its MLPs; choose a "
                        f"model of {', '.join(fits)}")
-    if massive not in COUNTED:
-        raise FitError(f"compose.massive {massive!r}: choose one of {', '.join(COUNTED)}")
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
         raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
-    if not 0 < heldout < 1 or max(1, round(heldout * sequences)) >= sequences:
+    if max(1, round(heldout * sequences)) >= sequences:
         raise FitError(f"compose.heldout {heldout} of {sequences} sequences leaves none on one side; change it or add "
                        "calibration sequences")
 
@@ -227,15 +225,11 @@ def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: in
     values, curve = progress.values, progress.values["curve"]
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: torch.randperm(len(train.m_ND), generator=generator))
-        for rows in progress.steps(order.split(batch_tokens)):
-            loss = _loss(_Angles(*(pairs_ND[rows.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
-            if not torch.isfinite(loss):
-                raise TrainingFailed(f"ReplaceMe by cosine: the loss is {loss.item()}; lower compose.lr, and if it is "
-                                     "so at once extract the hidden states again")
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            values["sums"] += loss.item() * len(rows)
+        for which in progress.steps(order.split(batch_tokens)):
+            loss = _loss(_Angles(*(pairs_ND[which.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
+            descend(loss, adam, training="ReplaceMe by cosine", remedy="lower compose.lr, or extract the hidden states "
+                    "again if it is so from the start")
+            values["sums"] += loss.item() * len(which)
         curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": values["sums"] / len(train.m_ND)})
         values["sums"] = 0.0
         with progress.judging():
@@ -259,19 +253,19 @@ def _judge(pairs: _Angles, t_DD: Tensor) -> float:
 
 
 @torch.no_grad()
-def _pairs(passes: Passes, hidden: HiddenStates, rows: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
+def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
     """The counted tokens of some sequences, float64."""
     caught: list[Tensor] = []
     last = passes.layers[start - 1].get_submodule(family_of(passes.model).parts["mlp"].writer)
     hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
     try:
-        h_BTD = passes.layer(start - 1, hidden.state(start - 1)[rows].to(passes.device, passes.model.dtype))
+        h_BTD = passes.layer(start - 1, hidden.state(start - 1)[which].to(passes.device, passes.model.dtype))
     finally:
         hook.remove()
-    keep_BT = keep_ST[rows]
+    keep_BT = keep_ST[which]
     m_ND = caught[0].view(h_BTD.shape).cpu()[keep_BT].double()
     rest_ND = h_BTD.cpu()[keep_BT].double() - m_ND
-    return _Fit(m_ND, hidden.state(stop)[rows][keep_BT].double() - rest_ND, rest_ND)
+    return _Fit(m_ND, hidden.state(stop)[which][keep_BT].double() - rest_ND, rest_ND)
 
 
 def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:

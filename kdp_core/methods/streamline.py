@@ -27,17 +27,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kdp_core.base.options import Count, Natural, NotNegative, Positive, Share, check
 from kdp_core.base.records import Composed, ModelFacts, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._method import Method, Sizes
 from kdp_core.methods._select import most_alike
+from kdp_core.methods._train import copies, cosine, descend, restore
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
-from kdp_core.states.block import COUNTED, TOKEN_WEIGHTS, FitError, TrainingFailed, relative_error, split
+from kdp_core.states.block import Counted, FitError, TokenWeight, relative_error, split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -78,17 +80,17 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", lr: float = 2e-4, min_lr: float = 5e-5, weight_decay: float = 1e-3,
-            epochs: int = 10, batch_sequences: int = 8, clip: float = 5.0, massive: str = "raw",
-            token_weight: str = "inverse_norm", heldout: float = 0.1, seed: int = 0,
+            dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5, weight_decay: NotNegative = 1e-3,
+            epochs: Natural = 10, batch_sequences: Count = 8, clip: Positive = 5.0, massive: Counted = "raw",
+            token_weight: TokenWeight = "inverse_norm", heldout: Share = 0.1, seed: Natural = 0,
             resume: Resume = OFF) -> Composed:
-    """Train the first layer of the one run of layers to do what the whole run does; the others of the run go.
+    """Train the first layer of the one run of layers to do what the whole run does; the other layers of the run are removed.
 
-    lr: learning rate of AdamW at the first step.
-    min_lr: at the last step; in between it falls as a cosine.
+    lr: learning rate of AdamW at the first update.
+    min_lr: learning rate at the last update; in between the rate falls as a cosine.
     weight_decay: AdamW's, of all trained weights.
     epochs: passes over the sequences; the best one by held-out loss is kept, the start included. 0 keeps the start.
-    batch_sequences: sequences of an optimiser step.
+    batch_sequences: sequences of an update.
     clip: largest norm of the gradient.
     massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out of the loss.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike as the
@@ -99,6 +101,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     Raises FitError before any model is loaded where options, run and states do not fit each other, TrainingFailed for
     a loss that is not a number.
     """
+    check(compose, locals())
     began = time.perf_counter()
     options = _Options(lr, min_lr, weight_decay, epochs, batch_sequences, clip, massive, token_weight, heldout, seed)
     _check(options, selection, hidden.sequences)
@@ -122,24 +125,14 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _check(options: _Options, selection: Selection, sequences: int) -> None:
-    for name, value, known in (("massive", options.massive, COUNTED),
-                               ("token_weight", options.token_weight, TOKEN_WEIGHTS)):
-        if value not in known:
-            raise FitError(f"compose.{name} {value!r}: choose one of {', '.join(known)}")
     blocks = selection.blocks
     if len(blocks) != 1 or blocks[0][1] - blocks[0][0] < 2:
         raise FitError(f"LLM-Streamline replaces one run of two layers or more by one layer; the blocks are {blocks}; "
                        "raise the ratio")
-    if options.epochs < 0 or options.batch_sequences < 1:
-        raise FitError(f"compose.epochs {options.epochs} and batch_sequences {options.batch_sequences}: at least 0 "
-                       "passes, and at least one sequence a step")
-    if not 0 <= options.min_lr <= options.lr or options.lr == 0:
-        raise FitError(f"compose.lr {options.lr} and min_lr {options.min_lr}: the rate falls from lr, above 0, to "
-                       "min_lr, 0 or more")
-    if options.weight_decay < 0 or options.clip <= 0:
-        raise FitError(f"compose.weight_decay {options.weight_decay} and clip {options.clip}: the one is 0 or more, "
-                       "the other above 0")
-    if not 0 < options.heldout < 1 or max(1, round(options.heldout * sequences)) >= sequences:
+    if options.min_lr > options.lr:
+        raise FitError(f"compose.lr is {options.lr} and min_lr {options.min_lr}; the rate falls from lr to min_lr, so "
+                       "give a min_lr of at most lr")
+    if max(1, round(options.heldout * sequences)) >= sequences:
         raise FitError(f"compose.heldout {options.heldout} of {sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
 
@@ -167,16 +160,16 @@ def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor,
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
     generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
     each = math.ceil(len(kept) / batch)
-    progress = Progress(resume, weights, {"adam": adam, "order": generator}, best=0, best_weights=_copies(weights),
+    progress = Progress(resume, weights, {"adam": adam, "order": generator}, best=0, best_weights=copies(weights),
                         sums=0.0, curve=[{"epoch": 0, "seconds": 0.0, "lr": None, "loss": None,
                                           "heldout_loss": _judge(passes, number, data, held, batch)}])
     values, curve = progress.values, progress.values["curve"]
     for epoch in progress.epochs(options.epochs):
         order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
-        for rows in progress.steps(order.split(batch)):
-            step = (epoch - 1) * each + progress.step
-            adam.param_groups[0]["lr"] = _rate(step, options.epochs * each, options.lr, options.min_lr)
-            values["sums"] += _step(passes, number, data, rows, adam, options.clip)
+        for which in progress.steps(order.split(batch)):
+            update = (epoch - 1) * each + progress.step
+            adam.param_groups[0]["lr"] = _rate(update, options.epochs * each, options.lr, options.min_lr)
+            values["sums"] += _update(passes, number, data, which, adam, options.clip)
         loss, values["sums"] = values["sums"] / _counted(data, kept), 0.0
         curve.append({"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"], "loss": loss})
         with progress.judging():
@@ -184,60 +177,50 @@ def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor,
         logger.info("epoch %d of %d: loss %.4g, held out %.4g", epoch, options.epochs, loss,
                     curve[epoch]["heldout_loss"])
         if curve[epoch]["heldout_loss"] < curve[values["best"]]["heldout_loss"]:
-            values |= {"best": epoch, "best_weights": _copies(weights)}
-    with torch.no_grad():
-        for weight, kept_weight in zip(weights, values["best_weights"], strict=True):
-            weight.copy_(kept_weight)
+            values |= {"best": epoch, "best_weights": copies(weights)}
+    restore(weights, values["best_weights"])
     return _Trained(curve, values["best"])
 
 
-def _rate(step: int, total: int, lr: float, min_lr: float) -> float:
-    """The learning rate of a step: `lr` at the first, `min_lr` at the last of `total`."""
+def _rate(update: int, total: int, lr: float, min_lr: float) -> float:
+    """The learning rate of an update: `lr` at the first, `min_lr` at the last of `total`."""
     # eta = eta_min + (eta_max - eta_min) (1 + cos(pi t / (T - 1))) / 2
-    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * step / max(1, total - 1))) / 2
+    return min_lr + (lr - min_lr) * cosine(update, total - 1)
 
 
-def _step(passes: Passes, number: int, data: _Data, rows: Tensor, adam: torch.optim.Optimizer, clip: float) -> float:
-    """One step of the optimiser; the sum of the losses of its tokens."""
-    sums, counted = _sum(passes, number, data, rows), _counted(data, rows)
-    if not torch.isfinite(sums):
-        raise TrainingFailed(f"LLM-Streamline: the loss is {sums.item()}; lower compose.lr")
-    adam.zero_grad()
-    (sums / counted).backward()
-    nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], clip)
-    adam.step()
+def _update(passes: Passes, number: int, data: _Data, which: Tensor, adam: torch.optim.Optimizer,
+            clip: float) -> float:
+    """One update; the sum of the losses of its tokens."""
+    sums = _sum(passes, number, data, which)
+    descend(sums / _counted(data, which), adam, training="LLM-Streamline", remedy="lower compose.lr", clip=clip)
     return sums.item()
 
 
-def _sum(passes: Passes, number: int, data: _Data, rows: Tensor) -> Tensor:
+def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
     """The loss of these sequences, summed over tokens."""
-    predicted_BTD = passes.layer(number, data.start_STD[rows].to(passes.device))
-    goal_BTD, weight_BT = data.goal_STD[rows].to(passes.device), data.weight_ST[rows].to(passes.device)
+    predicted_BTD = passes.layer(number, data.start_STD[which].to(passes.device))
+    goal_BTD, weight_BT = data.goal_STD[which].to(passes.device), data.weight_ST[which].to(passes.device)
     # sum_n w_n |g(state s)_n - state e_n|^2
     return (weight_BT * (predicted_BTD - goal_BTD).square().sum(dim=-1)).sum()
 
 
-def _counted(data: _Data, rows: Tensor) -> int:
+def _counted(data: _Data, which: Tensor) -> int:
     """Tokens of these sequences that count; 1 where none does, whose loss is 0."""
-    return max(1, int((data.weight_ST[rows] > 0).sum()))
+    return max(1, int((data.weight_ST[which] > 0).sum()))
 
 
 @torch.no_grad()
 def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -> float:
     """The mean loss of these sequences."""
-    return sum(_sum(passes, number, data, rows).item() for rows in held.split(batch)) / _counted(data, held)
+    return sum(_sum(passes, number, data, which).item() for which in held.split(batch)) / _counted(data, held)
 
 
 @torch.no_grad()
 def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tensor, batch: int) -> float:
     """Relative squared error of the tokens to keep: massive ones would drown all others."""
-    predicted_STD = torch.cat([passes.layer(number, data.start_STD[rows].to(passes.device)).cpu()
-                               for rows in held.split(batch)])
+    predicted_STD = torch.cat([passes.layer(number, data.start_STD[which].to(passes.device)).cpu()
+                               for which in held.split(batch)])
     return relative_error(predicted_STD[keep_ST[held]], data.goal_STD[held][keep_ST[held]])
-
-
-def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
-    return [weight.detach().clone() for weight in weights]
 
 
 def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:

@@ -17,9 +17,10 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Lt
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,8 +28,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, PreTrainedModel
 
 from kdp_core.base import store
+from kdp_core.base.options import Chance, Count, Natural, Positive, check
 from kdp_core.base.records import Finetuned, PrunedFacts, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._train import copies, cosine, restore
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
 from kdp_core.model.families import family_of, type_of
@@ -36,7 +39,8 @@ from kdp_core.model.sizes import count_params
 from kdp_core.states.block import split
 
 logger = logging.getLogger(__name__)
-JUDGES = ("loss", "ppl")
+PartialShare = Annotated[float, Ge(0), Lt(1)]
+"""A share of at least 0 and below 1."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -73,10 +77,10 @@ class Options(NamedTuple):
 
 
 def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: PrunedFacts, device: str = "cpu",
-             dtype: str = "float32", resume: Resume = OFF, *, rank: int = 8, alpha: float = 32.0, dropout: float = 0.05,
-             lr: float = 1e-4, epochs: int = 2, kl_weight: float = 0.5, temperature: float = 1.0,
-             batch_sequences: int = 8, warmup: float = 0.03, clip: float = 1.0, heldout: float = 0.1,
-             judge: str = "loss", seed: int = 0) -> tuple[PrunedFacts, Finetuned]:
+             dtype: str = "float32", resume: Resume = OFF, *, rank: Count = 8, alpha: Positive = 32.0, dropout: PartialShare = 0.05,
+             lr: Positive = 1e-4, epochs: Count = 2, kl_weight: Chance = 0.5, temperature: Positive = 1.0,
+             batch_sequences: Count = 8, warmup: PartialShare = 0.03, clip: Positive = 1.0, heldout: PartialShare = 0.1,
+             judge: Literal["loss", "ppl"] = "loss", seed: Natural = 0) -> tuple[PrunedFacts, Finetuned]:
     """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
 
     `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from; `resume` keeps the state
@@ -96,10 +100,11 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
     seed: of the held-out choice, the order, the start of A and the dropout.
     Raises FinetuneError before any model is loaded where options, models and tokens do not fit each other.
     """
+    check(finetune, locals())
     began = time.monotonic()
     options = Options(rank, alpha, dropout, lr, epochs, kl_weight, temperature, batch_sequences, warmup, clip, heldout,
                       judge, seed)
-    _check_options(options, len(tokens.ids_ST))
+    _check_sequences(len(tokens.ids_ST))
     _check_models(dense, pruned, tokens.ids_ST, rank)
     teacher_STD, teacher, _ = _frozen(dense, tokens.ids_ST, device, dtype)
     student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
@@ -137,14 +142,15 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
         torch.manual_seed(options.seed)
         layer = with_lora(student, tied, options.rank, options.alpha, options.dropout)
         weights = [weight for weight in layer.parameters() if weight.requires_grad]
-        steps = options.epochs * math.ceil(len(train.ids_ST) / options.batch_sequences)
+        updates = options.epochs * math.ceil(len(train.ids_ST) / options.batch_sequences)
         optimiser = torch.optim.Adam(weights, lr=options.lr)
-        schedule = LambdaLR(optimiser, lambda step: learning_rate(step, steps, options.warmup))
+        rise = math.ceil(options.warmup * updates)
+        schedule = LambdaLR(optimiser, lambda update: cosine(update, updates, warmup=rise))
         order = torch.Generator().manual_seed(options.seed)
         progress = Progress(resume, weights, {"adam": optimiser, "rate": schedule, "order": order,
                                               "dropout": _global(student.linear.weight.device)},
                             curve=[_row(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
-                            best_weights=_copies(weights), total=0.0, lr=None)
+                            best_weights=copies(weights), total=0.0, lr=None)
         values, curve = progress.values, progress.values["curve"]
         for epoch in progress.epochs(options.epochs):
             if progress.step == 0:
@@ -159,9 +165,8 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
             with progress.judging():
                 curve.append(_row(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
             if figure(curve[epoch], options.judge) < figure(curve[values["best"]], options.judge):
-                values |= {"best": epoch, "best_weights": _copies(weights)}
-        for weight, kept in zip(weights, values["best_weights"], strict=True):
-            weight.data.copy_(kept)
+                values |= {"best": epoch, "best_weights": copies(weights)}
+        restore(weights, values["best_weights"])
     return layer, curve, values["best"]
 
 
@@ -180,14 +185,6 @@ def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -
         if weight.requires_grad:
             weight.data = weight.data.float()
     return layer
-
-
-def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak at an optimiser step: linear up over `warmup` of the steps, then half a cosine to zero."""
-    rise = math.ceil(warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def _global(device: torch.device) -> torch.Generator:
@@ -233,10 +230,6 @@ def figure(row: dict[str, Any], judge: str) -> float:
     """What an epoch is judged by; perplexity rises and falls with the cross-entropy. NaN counts as infinite."""
     value = row["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
     return math.inf if math.isnan(value) else value
-
-
-def _copies(weights: list[nn.Parameter]) -> list[Tensor]:
-    return [weight.detach().clone() for weight in weights]
 
 
 # To a checkpoint ------------------------------------------------------------------------------------------------------
@@ -301,21 +294,7 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
 
 # Bad input ------------------------------------------------------------------------------------------------------------
 
-def _check_options(options: Options, sequences: int) -> None:
-    least = {"rank": 1, "epochs": 1, "batch_sequences": 1}
-    for name, least_value in least.items():
-        if getattr(options, name) < least_value:
-            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give at least {least_value}")
-    for name in ("alpha", "lr", "temperature", "clip"):
-        if not getattr(options, name) > 0:
-            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give a number above 0")
-    for name in ("dropout", "warmup", "heldout"):
-        if not 0 <= getattr(options, name) < 1:
-            raise FinetuneError(f"finetune.{name} is {getattr(options, name)}; give a share from 0 to below 1")
-    if not 0 <= options.kl_weight <= 1:
-        raise FinetuneError(f"finetune.kl_weight is {options.kl_weight}; give a number from 0 to 1")
-    if options.judge not in JUDGES:
-        raise FinetuneError(f"finetune.judge is {options.judge!r}; choose one of {', '.join(JUDGES)}")
+def _check_sequences(sequences: int) -> None:
     if sequences < 2:
         raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
 

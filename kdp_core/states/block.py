@@ -2,27 +2,28 @@
 
 Shared by step 1, step 2 and the linear maps, so that all fit and judge on the same tokens.
 """
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kdp_core.base.options import check
 from kdp_core.base.records import Block
+from kdp_core.model.stand_ins import rms_scale
 from kdp_core.states.hidden import HiddenStates
 
-MASSIVE = ("bypass", "raw")
+Massive = Literal["bypass", "raw"]
+"""Massive-activation tokens bypass the stand-in, or are treated as all tokens are."""
 Counted = Literal["raw", "mask"]
-"""How a fit without a bypass treats massive tokens: it counts them like all others, or masks them."""
-COUNTED = get_args(Counted)
-TOKEN_WEIGHTS = ("inverse_norm", "none")
+"""Massive-activation tokens where no stand-in can be bypassed: counted as all tokens are, or left out."""
+TokenWeight = Literal["inverse_norm", "none"]
+"""Weight of a token in a least-squares fit: 1 / |its target|^2, so that relative errors count, or 1."""
+LiftInput = Literal["raw", "rms"]
+"""What the lift of KDP sees: states, or states at unit root mean square."""
 
 
 class FitError(ValueError):
     """States or options that a fit cannot work with."""
-
-
-class TrainingFailed(RuntimeError):
-    """A loss that is not a number."""
 
 
 class BlockStates(NamedTuple):
@@ -55,7 +56,7 @@ def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[:held].sort().values, order[held:].sort().values
 
 
-def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, seed: int,
+def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
     """States start..stop of a block (only its two ends where `between` is false).
 
@@ -64,8 +65,7 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
         go by unchanged: between two states they hardly move, and no fit of the others could say where to.
     heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
     """
-    if massive not in MASSIVE:
-        raise FitError(f"massive {massive!r}: choose one of {', '.join(MASSIVE)}")
+    check(load, locals())
     start, stop = block
     layers = list(range(start, stop + 1)) if between else [start, stop]
     if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
@@ -84,16 +84,9 @@ def load(hidden: HiddenStates, block: Block, *, massive: str, heldout: float, se
     return BlockStates(h_KSTD, keep_ST, kept, held, bypass_above)
 
 
-def lift_input(h: Tensor, kind: str) -> Tensor:
+def lift_input(h: Tensor, kind: LiftInput) -> Tensor:
     """What the lift sees of states (..., D): themselves (`raw`) or themselves at unit root mean square (`rms`)."""
-    if kind not in ("raw", "rms"):
-        raise FitError(f"lift_input {kind!r}: choose raw or rms")
-    if kind == "raw":
-        return h
-    # imported here: the default needs none of it, and transformers' models cost seconds
-    from kdp_core.model.stand_ins import rms_scale
-
-    return rms_scale(h)
+    return h if kind == "raw" else rms_scale(h)
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:

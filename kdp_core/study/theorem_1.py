@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from kdp_core.base.records import KernelMap
-from kdp_core.methods.kdp.kernel import chain, features_of
+from kdp_core.methods.kdp.features import chain, features_of
 from kdp_core.states.block import gram, lift_input, ridge_solve
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kdp_core.base.records import KernelMap
-from kdp_core.methods.kdp.kernel import Lift, features_of, median_distance
+from kdp_core.methods.kdp.features import Lift, features_of, median_distance
 from kdp_core.score import standard_errors
 from kdp_core.states.block import gram, lift_input, relative_error, ridge_solve
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Positive
 from kdp_core.base.records import Block, KernelMap
-from kdp_core.methods.kdp.kernel import chain, features_of
+from kdp_core.methods.kdp.features import chain, features_of
 from kdp_core.states.block import BlockStates, lift_input, load
 from kdp_core.states.hidden import HiddenStates
 

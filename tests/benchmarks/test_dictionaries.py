@@ -9,7 +9,7 @@ import torch
 
 from kdp_core.base.records import Plan
 from kdp_core.methods.kdp import kernel
-from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.methods.kdp_residual.dictionaries import closed_form_options, counted, neurons
 from kdp_core.model import checkpoints
 from kdp_core.prune import fold
 from tests.benchmarks.command import load
@@ -45,7 +45,7 @@ def layer(dictionaries, given):
     states_of, paths = given
     options = dictionaries.arguments([*SMALL, *paths])
     passes = dictionaries.Passes(checkpoints.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
-    fit = residual.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=0)
+    fit = closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=0)
     return dictionaries.Layer(6, passes, states_of.state(6), states_of.state(7), states_of.state(10)[:2],
                               torch.arange(4, states_of.sequences), torch.arange(4), options, fit)
 
@@ -76,7 +76,7 @@ def test_parameters_and_kdps_own_form(done, given):
 def test_errors_by_hand(dictionaries, layer):
     module = layer.closed_form(None, 0)
     found = dictionaries.judge(layer, module)
-    keep_ST = residual.counted(layer.h_STD, layer.y_STD, 8.0)[0][:4]
+    keep_ST = counted(layer.h_STD, layer.y_STD, 8.0)[0][:4]
     h, y = (of_STD[:4][keep_ST].numpy().astype(np.float64) for of_STD in (layer.h_STD, layer.y_STD))
     x = h / np.sqrt((h ** 2).mean(1, keepdims=True))
     missed = h + x @ module.tensors["linear.weight"].numpy().T + module.tensors["linear.bias"].numpy() - y
@@ -88,7 +88,7 @@ def test_errors_by_hand(dictionaries, layer):
 
 
 def test_divergence_is_that_of_the_folded_model(dictionaries, layer, given, tmp_path):
-    module = layer.closed_form(residual.neurons(layer.passes.model, layer.block), 4)
+    module = layer.closed_form(neurons(layer.passes.model, layer.block), 4)
     fold.fold(Plan("one", [(6, "whole")], [module], {}), Path(given[1][3]), tmp_path / "folded")
     ids_ST = stored.tokens().ids_ST[:2]
     with torch.no_grad():

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from kdp_core.methods import linear
+from kdp_core.methods._train import TrainingFailed
 from kdp_core.methods.kdp import inverse, kernel
-from kdp_core.states import block as states
+from kdp_core.states import block
 from tests import pico
 from tests.benchmarks.command import load
 from tests.kdp_core import stored
@@ -102,7 +103,7 @@ def test_a_fit_is_plugged_in_by_one_row(fit_speed, pico_states, given, tmp_path,
 
 def test_a_recipe_that_fails_ends_its_curve_and_not_the_run(fit_speed, given, tmp_path, monkeypatch, caplog):
     def diverge(*args, **options):
-        raise kernel.TrainingDiverged("step 2: not a number")
+        raise TrainingFailed("step 2: not a number")
 
     monkeypatch.setattr(inverse, "fit", diverge)
     table = fit_speed.main([*given, "--decode-every", "1", "--out", str(tmp_path)])
@@ -121,7 +122,7 @@ cache: cache
     monkeypatch.setattr(fit_speed, "ROOT", tmp_path)
     made = fit_speed.make_states((4, 6), tmp_path / "model", tmp_path / "work")
     assert made.layers == [4, 5, 6] and (made.sequences, made.tokens, made.width) == (12, 24, 32)
-    assert states.load(made, (4, 6), massive="bypass", heldout=0.1, seed=0).h_KSTD.isfinite().all()
+    assert block.load(made, (4, 6), massive="bypass", heldout=0.1, seed=0).h_KSTD.isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [["--block", "16-14"], ["--block", "14"], ["--epochs", "0"], ["--threads", "0"]])

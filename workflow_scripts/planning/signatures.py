@@ -15,10 +15,8 @@ from kdp_core.methods import (
     parts,
 )
 from kdp_core.methods.kdp import kernel
-from kdp_core.methods.kdp_residual import fit as residual
 from kdp_core.prune import finetune
 from kdp_core.score import benchmarks
-from kdp_core.states import block as states
 from kdp_core.states import hidden, similarity
 from kdp_core.study import planner, spaces, theory, views
 from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TEXT, block, count, named, some, text
@@ -80,21 +78,7 @@ def method_block(name: str) -> dict[str, Any]:
     functions = {**parts(method), "module_params": method.module_params,
                  **({"module": method.module} if method.module else {})}
     made["x-functions"] = {part: f"{one.__module__}.{one.__name__}" for part, one in functions.items()}
-    for part in ("search", "compose"):
-        given = made["properties"].get(part, {"properties": {}})["properties"]
-        for option in set(given) & set(LIMITS) if name in ("kdp_residual", "linear_prefix") else ():
-            given[option] = LIMITS[option] | given[option]
     return made
-
-
-LIMITS: dict[str, dict[str, Any]] = {
-    "dictionary": {"enum": list(residual.DICTIONARIES)}, "token_weight": {"enum": list(states.TOKEN_WEIGHTS)},
-    "massive": {"enum": list(states.COUNTED)}, "batch_tokens": {"minimum": 1}, "entries": {"minimum": 1},
-    "epochs": {"minimum": 0}, "positions": {"minimum": 1}, "batch_sequences": {"minimum": 1},
-    "fit_sequences": {"minimum": 1}, "judge_sequences": {"minimum": 1},
-    "heldout": {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
-    "largest": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, "protect": {"minimum": 0}}
-"""The ranges of options of kdp_residual whose signatures do not give them."""
 
 
 def plan_block() -> dict[str, Any]:
@@ -106,13 +90,9 @@ def plan_block() -> dict[str, Any]:
 
 
 def finetune_block() -> dict[str, Any]:
-    """Options of fine-tuning, with their limits."""
-    made = signature_block("Low-rank fine-tuning of the output head of the checkpoint of the variant named by `base`.",
+    """Options of fine-tuning."""
+    return signature_block("Low-rank fine-tuning of the output head of the checkpoint of the variant named by `base`.",
                            finetune.finetune)
-    for name in ("rank", "epochs", "batch_sequences"):
-        made["properties"][name]["minimum"] = 1
-    made["properties"]["judge"]["enum"] = list(finetune.JUDGES)
-    return made
 
 
 def evaluate_block() -> dict[str, Any]:

@@ -16,21 +16,23 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 import logging
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base.options import Count, Natural, Positive, Share, check, settings
 from kdp_core.base.records import Inverse, KernelMap, ModelFacts, Module
 from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._train import descend
 from kdp_core.methods.kdp import kernel as step_1
-from kdp_core.methods.kdp.kernel import TrainingDiverged, chain, features_of
-from kdp_core.states.block import FitError, lift_input, load, relative_error
+from kdp_core.methods.kdp.features import chain, features_of
+from kdp_core.states.block import lift_input, load, relative_error
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-NORM_LOSSES = ("none", "relative", "gap")
-KEEP = ("best", "last")
+NormLoss = Literal["none", "relative", "gap"]
+"""Readings of the paper's undefined L_norm; see `fit`."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 """By transformers' names, under which the folded model looks them up."""
 
@@ -61,9 +63,10 @@ class _Data(NamedTuple):
     h_ND: Tensor
 
 
-def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activation: str = "gelu",
-        standardise: bool = True, norm_loss: str = "none", epochs: int = 100, lr: float = 1e-3, batch: int = 128,
-        keep: str = "best", heldout: float = 0.1, seed: int = 0, device: str = "cpu",
+def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
+        activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu", standardise: bool = True,
+        norm_loss: NormLoss = "none", epochs: Natural = 100, lr: Positive = 1e-3, batch: Count = 128,
+        keep: Literal["best", "last"] = "best", heldout: Share = 0.1, seed: Natural = 0, device: str = "cpu",
         resume: Resume = OFF) -> Inverse:
     """Learn the way back from the kernel space of a block.
 
@@ -80,12 +83,7 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: int = 1024, activatio
     device: where to train, such as cpu or cuda.
     resume: where the state of the training is kept.
     """
-    if norm_loss not in NORM_LOSSES:
-        raise FitError(f"inverse.norm_loss {norm_loss!r}: choose one of {', '.join(NORM_LOSSES)}")
-    if activation not in ACTIVATIONS:
-        raise FitError(f"inverse.activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-    if keep not in KEEP:
-        raise FitError(f"inverse.keep {keep!r}: choose one of {', '.join(KEEP)}")
+    check(fit, locals())
     began = time.perf_counter()
     train, judged = _data(hidden, kernel, heldout, seed, device)
     with torch.random.fork_rng(devices=[]):
@@ -123,13 +121,9 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs
         order = progress.order(lambda: torch.randperm(len(train.z_NF), generator=generator))
         for part in progress.steps(order.split(batch)):
             loss = equation_6(network(train.z_NF[part]), train.h_ND[part], norm_loss, network.unit)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+            descend(loss, adam, training=f"step 2, epoch {epoch}", remedy="lower inverse.lr")
             progress.values["total"] += loss.item() * len(part) / len(train.z_NF)
         total, progress.values["total"] = progress.values["total"], 0.0
-        if not math.isfinite(total):
-            raise TrainingDiverged(f"step 2, epoch {epoch}: the loss is not a number; lower inverse.lr")
         with torch.no_grad():
             heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
         curve = progress.values["curve"]
@@ -185,7 +179,7 @@ def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     """Parameters of that folded block, from the options of both steps."""
-    F, H = (options.get(step, {}).get(name, function.__kwdefaults__[name])
-            for step, name, function in (("kernel", "features", step_1.fit), ("inverse", "width", fit)))
+    F = settings(step_1.fit, options.get("kernel", {}))["features"]
+    H = settings(fit, options.get("inverse", {}))["width"]
     # Omega and b, W1 A_k .. A_1 and b1, alpha W2 and alpha b2
     return F // 2 * (facts.width + 1) + H * (F + 1) + facts.width * (H + 1)

@@ -23,146 +23,56 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - Batch size 100: sequences here.
 - Sums over tokens and features are means over tokens here; Adam does not see the difference.
 """
-import functools
-import itertools
 import logging
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from annotated_types import Ge, MultipleOf
+from torch import Tensor
 
+from kdp_core.base.options import Count, Natural, NotNegative, Positive, Share, check
 from kdp_core.base.records import Block, KernelMap
 from kdp_core.base.resume import OFF, Progress, Resume
-from kdp_core.states.block import BlockStates, FitError, gram, lift_input, load, relative_error, ridge_solve
+from kdp_core.methods._train import TrainingFailed, descend
+from kdp_core.methods.kdp.features import (
+    Lift,
+    Operators,
+    Weight,
+    chain,
+    cosine_weights,
+    equation_5,
+    median_distance,
+    ols,
+)
+from kdp_core.states.block import (
+    BlockStates,
+    LiftInput,
+    Massive,
+    gram,
+    lift_input,
+    load,
+    relative_error,
+    ridge_solve,
+)
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-BANDWIDTHS = ("median", "unit")
-LOSSES = ("steps", "chain")
-WEIGHTS = ("none", "position", "position_depth", "step")
-OLS_EVERY = ("iteration", "epoch", "start")
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss that is not a number."""
 
 
 class KernelCollapsed(RuntimeError):
     """Features that hardly differ between tokens: trivially linear, and useless."""
 
 
-class Lift(nn.Module):
-    """phi with learnable lambda and L; Z, V and b fixed by the generator. Input in units of `scale`."""
-
-    def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
-        super().__init__()
-        m = features // 2
-        self.scale = scale
-        self.register_buffer("z_DM", torch.randn(width, m, generator=generator))
-        self.register_buffer("v_RM", torch.randn(rank, m, generator=generator))
-        self.register_buffer("b_M", 2 * math.pi * torch.rand(m, generator=generator))
-        self.lambda_D = nn.Parameter(torch.zeros(width))
-        self.l_DR = nn.Parameter(torch.zeros(width, rank))
-
-    def omega(self) -> Tensor:
-        """Frequencies omega_DM, per unit of the lift's input."""
-        # Omega = D^1/2 Z + L V,  D = diag(exp(lambda))
-        return ((0.5 * self.lambda_D).exp()[:, None] * self.z_DM + self.l_DR @ self.v_RM) / self.scale
-
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return features_of(x_ND, self.omega(), self.b_M)
-
-
-def features_of(x_ND: Tensor, omega_DM: Tensor, b_M: Tensor) -> Tensor:
-    """phi(x), phi_NF with F = 2 M; every row has norm 1."""
-    # phi(x) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m)
-    angle_NM = x_ND @ omega_DM + b_M
-    return torch.cat((angle_NM.cos(), angle_NM.sin()), dim=-1) / math.sqrt(len(b_M))
-
-
-class Operators(nn.Module):
-    """A_i = I + gamma_i B_i for the k steps of a block."""
-
-    def __init__(self, steps: int, features: int) -> None:
-        super().__init__()
-        self.gamma_K = nn.Parameter(torch.ones(steps))
-        self.b_KFF = nn.Parameter(torch.zeros(steps, features, features))
-
-    def forward(self) -> Tensor:
-        # A_i = I + gamma_i B_i
-        return torch.eye(self.b_KFF.shape[-1], device=self.b_KFF.device) + self.gamma_K[:, None, None] * self.b_KFF
-
-    @torch.no_grad()
-    def start(self, a_KFF: Tensor) -> None:
-        """Set B_i so that A_i is `a_KFF`, gamma_i as it stands."""
-        gamma_K = torch.where(self.gamma_K.abs() < 1e-3, torch.full_like(self.gamma_K, 1e-3), self.gamma_K)
-        self.gamma_K.copy_(gamma_K)
-        self.b_KFF.copy_((a_KFF - torch.eye(a_KFF.shape[-1], device=a_KFF.device)) / gamma_K[:, None, None])
-
-
-class Loss(NamedTuple):
-    """Equation 5, means over tokens, sums over steps."""
-    total: Tensor
-    mse: Tensor
-    """Sum over steps of the mean of |A_i phi - phi|^2."""
-    cos: Tensor
-    """Unweighted mean cosine over tokens and steps."""
-
-
-def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
-    """Loss of step 1 for K operators and the features of K + 1 states; `chained`: of the last state from the first."""
-    if chained:
-        # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
-        predicted_KNF = functools.reduce(lambda phi_NF, a_FF: phi_NF @ a_FF.T, a_KFF, phi_KNF[0])[None]
-        target_KNF, weight_KN = phi_KNF[-1:], weight_KN[-1:]
-    else:
-        predicted_KNF, target_KNF = phi_KNF[:-1] @ a_KFF.mT, phi_KNF[1:]
-    # |A_i phi(h_{l+i-1}) - phi(h_{l+i})|^2 + (1 - W * cos(A_i phi(h_{l+i-1}), phi(h_{l+i})))
-    mse = (predicted_KNF - target_KNF).square().sum(-1).mean(-1).sum()
-    cos_KN = functional.cosine_similarity(predicted_KNF, target_KNF, dim=-1)
-    return Loss(mse + (1 - weight_KN * cos_KN).mean(-1).sum(), mse, cos_KN.mean())
-
-
-def cosine_weights(kind: str, positions_N: Tensor, length: int, steps: int, model_layers: int) -> Tensor:
-    """W of equation 5 for each step and token, weight_KN, of mean 1 over a full sequence (`step`: over the steps).
-
-    Base 2, exponents from 0 to n - 1: `position` spreads them over the positions of a sequence with n the block's
-    layers, `position_depth` with n the model's layers (of 128 tokens and 32 layers, the last four then carry half),
-    `step` gives step i the exponent i - 1; `none` is W = 1.
-    """
-    if kind not in WEIGHTS:
-        raise FitError(f"kernel.weight {kind!r}: choose one of {', '.join(WEIGHTS)}")
-    if kind == "none":
-        return torch.ones(steps, len(positions_N))
-    if kind == "step":
-        weight_K = 2.0 ** torch.arange(steps)
-        return (weight_K / weight_K.mean())[:, None].expand(steps, len(positions_N))
-    top = (steps if kind == "position" else model_layers) - 1
-    weight_T = 2.0 ** (top * torch.linspace(0, 1, length, dtype=torch.float64))
-    return (weight_T / weight_T.mean()).float()[positions_N].expand(steps, -1)
-
-
-def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
-    """Least-squares operators a_KFF: A_i = argmin |phi_{i-1} A_i' - phi_i|^2 + ridge, solved in float64."""
-    return torch.stack([ridge_solve(gram(before_NF, before_NF), gram(before_NF, after_NF), ridge).T.float()
-                        for before_NF, after_NF in itertools.pairwise(phi_KNF)])
-
-
-def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
-    """Median distance of two distinct tokens, on a sample."""
-    x_BD = x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]].double()
-    return torch.pdist(x_BD).median().item()
-
-
-def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int = 16, lift: str = "raw",
-        bandwidth: str = "median", bandwidth_scale: float = 3.0, loss: str = "steps", weight: str = "position",
-        massive: str = "bypass", epochs: int = 100, batch_sequences: int = 100, lr: float = 0.01, patience: int = 3,
-        factor: float = 0.5, ols_every: str = "iteration", final_ols: bool = True, ridge: float = 1e-6,
-        heldout: float = 0.1, collapse_variance: float = 1e-4, decode_every: int = 0, model_layers: int = 0,
-        seed: int = 0, device: str = "cpu", resume: Resume = OFF) -> KernelMap:
+def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), MultipleOf(2)] = 1024,
+        rank: Count = 16, lift: LiftInput = "raw", bandwidth: Literal["median", "unit"] = "median",
+        bandwidth_scale: Positive = 3.0, loss: Literal["steps", "chain"] = "steps", weight: Weight = "position",
+        massive: Massive = "bypass", epochs: Natural = 100, batch_sequences: Count = 100, lr: Positive = 0.01,
+        patience: Natural = 3, factor: Share = 0.5, ols_every: Literal["iteration", "epoch", "start"] = "iteration",
+        final_ols: bool = True, ridge: NotNegative = 1e-6, heldout: Share = 0.1, collapse_variance: NotNegative = 1e-4,
+        decode_every: Natural = 0, model_layers: int = 0, seed: Natural = 0,
+        device: str = "cpu", resume: Resume = OFF) -> KernelMap:
     """Learn the lift and the operators of one block.
 
     features: dimension of the kernel space, the paper's 2m.
@@ -189,7 +99,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     device: where to train, such as cpu or cuda.
     resume: where the state of the training is kept.
     """
-    _check_options(features, bandwidth, loss, weight, ols_every)
+    check(fit, locals())
     began = time.perf_counter()
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -211,16 +121,6 @@ def fit(hidden: HiddenStates, block: Block, *, features: int = 1024, rank: int =
     return KernelMap(block, *tensors, lift, states.bypass_above, curve, {
         **stats, "median_distance": unit, "ridge": ridge, "tokens": phi_KNF.shape[1],
         "seconds": time.perf_counter() - began + resume.earlier_s})
-
-
-def _check_options(features: int, bandwidth: str, loss: str, weight: str, ols_every: str) -> None:
-    """FitError for what no fit can work with, before any state is read."""
-    if features < 2 or features % 2:
-        raise FitError(f"kernel.features {features}: must be even, half cosines and half sines")
-    for name, value, known in (("bandwidth", bandwidth, BANDWIDTHS), ("loss", loss, LOSSES),
-                               ("weight", weight, WEIGHTS), ("ols_every", ols_every, OLS_EVERY)):
-        if value not in known:
-            raise FitError(f"kernel.{name} {value!r}: choose one of {', '.join(known)}")
 
 
 class _Run(NamedTuple):
@@ -292,35 +192,23 @@ def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[st
     """One minibatch: least-squares start, equation 5, one Adam step."""
     phi_KNF = run.phi(lift_input(run.states.tokens(which), run.lift).to(run.device))
     if not math.isfinite(phi_KNF.sum().item()):
-        raise TrainingDiverged("step 1: the features are not numbers; lower kernel.lr")
+        raise TrainingFailed("step 1: the features are not numbers; lower kernel.lr")
     if run.ols_every == "iteration":
         run.operators.start(ols(phi_KNF.detach(), run.ridge))
     a_KFF = run.operators()
     a_KFF = a_KFF.detach() if run.ols_every == "iteration" else a_KFF
     loss = equation_5(a_KFF, phi_KNF, run.weights(which), chained=run.chained)
-    if not math.isfinite(loss.total.item()):
-        raise TrainingDiverged("step 1: the loss is not a number; lower kernel.lr, or look for broken hidden states")
-    adam.zero_grad()
-    loss.total.backward()
-    adam.step()
+    descend(loss.total, adam, training="step 1", remedy="lower kernel.lr, or look for broken hidden states")
     return {"loss": loss.total.item(), "mse": loss.mse.item(), "cos": loss.cos.item()}
 
 
 def _check(row: dict[str, Any], collapse_variance: float) -> None:
     if not math.isfinite(row["heldout_loss"]):
-        raise TrainingDiverged(f"step 1, epoch {row['epoch']}: the held-out loss is not a number; lower kernel.lr")
+        raise TrainingFailed(f"step 1, epoch {row['epoch']}: the held-out loss is not a number; lower kernel.lr")
     if row["phi_variance"] < collapse_variance:
         raise KernelCollapsed(f"step 1, epoch {row['epoch']}: the features are nearly constant (variance "
                               f"{row['phi_variance']:.2g} of 1, limit {collapse_variance:g}), which makes any map "
                               "linear and loses the state; lower kernel.bandwidth_scale, kernel.lr or kernel.epochs")
-
-
-def chain(a_KFF: Tensor) -> Tensor:
-    """A_k ... A_1 as one matrix, in float64."""
-    product_FF = torch.eye(a_KFF.shape[-1], dtype=torch.float64, device=a_KFF.device)
-    for a_FF in a_KFF.double():
-        product_FF = a_FF @ product_FF
-    return product_FF
 
 
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Module, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._train import cosine, descend
 from kdp_core.model.distil import Losses, token_losses
 from kdp_core.model.passes import Passes, Step, built, path_of
-from kdp_core.states.block import TrainingFailed
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 WARMUP = 8
-"""Optimiser steps over which the learning rate rises; then it falls as a cosine to zero."""
+"""Updates over which the learning rate rises, while half a cosine over all updates already takes it down to zero."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 
@@ -49,7 +49,8 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
     generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(stand_ins.parameters(), lr=lr, betas=(0.9, 0.99))
     total = epochs * math.ceil(len(kept) / batch_sequences)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda update: cosine(update, total, warmup=WARMUP, at_once=True))
     judged = judge(passes, path, data, held, batch_sequences, kl_weight)
     progress = Progress(resume, list(stand_ins.parameters()), {"adam": adam, "rate": schedule, "order": generator},
                         best=judged["heldout_loss"], best_state=copy.deepcopy(stand_ins.state_dict()), sums=0.0,
@@ -57,8 +58,8 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
     values = progress.values
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
-        for rows in progress.steps(order.split(batch_sequences)):
-            values["sums"] += _step(passes, path, data, rows, adam, positions, kl_weight, generator)
+        for which in progress.steps(order.split(batch_sequences)):
+            values["sums"] += _update(passes, path, data, which, adam, positions, kl_weight, generator)
             schedule.step()
         kl, values["sums"] = values["sums"] / len(order), 0.0
         judged = judge(passes, path, data, held, batch_sequences, kl_weight)
@@ -73,25 +74,16 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
     return trained, values["curve"]
 
 
-def _rate(step: int, total: int) -> float:
-    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
-
-
-def _step(passes: Passes, path: list[Step], data: _Data, rows: Tensor, adam: torch.optim.Optimizer, positions: int,
+def _update(passes: Passes, path: list[Step], data: _Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
           kl_weight: float, generator: torch.Generator) -> float:
-    """One step of the optimiser; the KL of its sequences, nats a token, summed over sequences."""
+    """One update; the KL of its sequences, nats a token, summed over sequences."""
     # the last position has no next token to be compared on
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
-    h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
-    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[rows][:, chosen], data.ids_ST[rows][:, chosen + 1],
+    h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
+    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
                    kl_weight)
-    if not torch.isfinite(losses.loss):
-        raise TrainingFailed(f"joint training: the loss is {losses.loss.item()}; lower compose.lr")
-    adam.zero_grad()
-    losses.loss.backward()
-    nn.utils.clip_grad_norm_([p for group in adam.param_groups for p in group["params"]], CLIP)
-    adam.step()
-    return losses.kl_nats.item() * len(rows)
+    descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)
+    return losses.kl_nats.item() * len(which)
 
 
 def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
@@ -105,8 +97,8 @@ def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: in
           kl_weight: float) -> dict[str, float]:
     """The loss and KL(dense || pruned) on these sequences, nats a token."""
     loss = kl = 0.0
-    for rows in held.split(batch):
-        h_BTD = passes.run(data.start_STD[rows].to(passes.device, passes.model.dtype), path)
-        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[rows][:, :-1], data.ids_ST[rows][:, 1:], kl_weight)
-        loss, kl = loss + losses.loss.item() * len(rows), kl + losses.kl_nats.item() * len(rows)
+    for which in held.split(batch):
+        h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
+        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:], kl_weight)
+        loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
     return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}

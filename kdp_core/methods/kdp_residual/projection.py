@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.base.options import Natural, NotNegative, Positive, check
+
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
 """Tokens of a step: as many as give the gradient a direction, as few as keep it at a second or so."""
@@ -93,7 +95,8 @@ def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tenso
     return w_FD.to(f_NF.dtype), mean_F, mean_goal_D
 
 
-def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: float, steps: int, lr: float, seed: int) -> Learned:
+def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, steps: Natural, lr: Positive,
+          seed: int) -> Learned:
     """Move random frequencies and phases by Adam on E(theta); the best of the steps judged, the start among them.
 
     ridge: relative to features of unit variance.
@@ -103,7 +106,7 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: float, steps: int
     Raises ProjectionError for fewer than three sequences and options out of range.
     """
     sequences = sample.sequence_N.unique()
-    check_options(steps, lr)
+    check(learn, locals())
     if len(sequences) < 3:
         raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be dealt into those that solve, "
                               "those that judge a step and those that compare steps; give at least 3")
@@ -131,12 +134,6 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: float, steps: int
     logger.info("learned features: step %d of %d kept, error %.4f against %.4f at the start", best[1], steps, best[0],
                 curve[0]["judged_error"])
     return Learned(best[2], best[3], curve, best[1])
-
-
-def check_options(steps: int, lr: float) -> None:
-    """ProjectionError for options of `learn` that are out of range."""
-    if steps < 0 or not lr > 0:
-        raise ProjectionError(f"theta_steps {steps} and theta_lr {lr}: give 0 or more and a rate above 0")
 
 
 @torch.no_grad()

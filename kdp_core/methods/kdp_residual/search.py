@@ -2,7 +2,7 @@
 
 CKA of hidden states says how alike two states are, not what the difference between them does to the text. Here a
 candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in
-its place, as it will have: one of kdp_core.methods.kdp_residual.fit, fitted in closed form on the dense model's states. The layer that
+its place, as it will have: one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The layer that
 costs least goes, then the next one beside it, so that one search orders the layers for every ratio.
 
 A removal rarely becomes cheaper by others, so bounds of earlier rounds are tried in their order and the first fresh
@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdp_core.base.options import Count, Edge, Natural, Share, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._select import eligible_layers
-from kdp_core.methods.kdp_residual.fit import DICTIONARIES, closed_form_options, fit_alone
+from kdp_core.methods.kdp_residual.closed_form import fit_alone
+from kdp_core.methods.kdp_residual.dictionaries import Kind, closed_form_options
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import token_losses
 from kdp_core.model.passes import Passes, Step, built
@@ -44,9 +46,9 @@ class _Run(NamedTuple):
 
 
 def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
-                  device: str = "cpu", dtype: str = "float32", dictionary: str = "neurons", entries: int = 96,
-                  fit_sequences: int = 128, judge_sequences: int = 16, protect: float = 0.1, largest: float = 0.5,
-                  batch_sequences: int = 8, seed: int = 0) -> Search:
+                  device: str = "cpu", dtype: str = "float32", dictionary: Kind = "neurons",
+                  entries: Count = 96, fit_sequences: Count = 128, judge_sequences: Count = 16, protect: Edge = 0.1,
+                  largest: Share = 0.5, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
     """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
 
     dictionary: of the stand-ins tried: `neurons`, `rff`, `rff_learned` or `none`.
@@ -59,12 +61,10 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     seed: of the choice of sequences.
     Raises SearchError where there are too few sequences or no layer may go.
     """
+    check(by_divergence, locals())
     began = time.perf_counter()
     eligible = eligible_layers(facts.layers, protect)
-    _check(hidden, eligible, k_max, fit_sequences, judge_sequences, largest)
-    if dictionary not in DICTIONARIES or (dictionary != "none" and entries < 1):
-        raise SearchError(f"search.dictionary {dictionary!r} with {entries} entries: choose one of "
-                          f"{', '.join(DICTIONARIES)}, and at least one entry")
+    _check_sizes(hidden, eligible, k_max, fit_sequences, judge_sequences)
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     fitted, judged = order[judge_sequences:][:fit_sequences].sort().values, order[:judge_sequences].sort().values
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
@@ -81,16 +81,13 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
                    "seconds": time.perf_counter() - began})
 
 
-def _check(hidden: HiddenStates, eligible: range, k_max: int, fit_sequences: int, judge_sequences: int,
-           largest: float) -> None:
-    if fit_sequences < 1 or judge_sequences < 1 or judge_sequences >= hidden.sequences:
+def _check_sizes(hidden: HiddenStates, eligible: range, k_max: int, fit_sequences: int, judge_sequences: int) -> None:
+    if judge_sequences >= hidden.sequences:
         raise SearchError(f"search.judge_sequences {judge_sequences} and fit_sequences {fit_sequences} of "
                           f"{hidden.sequences} sequences leave none on one side; lower them or add sequences")
     if not eligible or k_max < 2:
         raise SearchError(f"search: no layer may go with k_max {k_max} and {len(eligible)} eligible layers; raise "
                           "k_max or lower protect")
-    if not 0 < largest < 1:
-        raise SearchError(f"search.largest {largest}: must lie between 0 and 1, the share of layers to order")
 
 
 def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:

@@ -14,7 +14,7 @@ from kdp_core.base.records import Plan, Selection
 from kdp_core.base.resume import OFF, Progress, Resume, Stopped
 from kdp_core.methods import replaceme, streamline
 from kdp_core.methods.kdp import inverse, kernel
-from kdp_core.methods.kdp_residual import fit as residual
+from kdp_core.methods.kdp_residual.compose import compose as compose_residual
 from kdp_core.model import checkpoints
 from kdp_core.prune import finetune
 from kdp_core.prune.fold import fold
@@ -83,7 +83,7 @@ TRAINERS = {
     **{f"inverse, {keep}": lambda made, resume, keep=keep: inverse.fit(
         made.hidden, kernel.fit(made.hidden, BLOCK, **KERNEL), width=8, epochs=3, lr=0.05, keep=keep, heldout=0.2,
         resume=resume) for keep in ("best", "last")},
-    "joint": compose(residual.compose, entries=4, epochs=3, lr=0.01, batch_sequences=5, positions=8),
+    "joint": compose(compose_residual, entries=4, epochs=3, lr=0.01, batch_sequences=5, positions=8),
     "streamline": compose(streamline.compose, epochs=3, lr=0.01, batch_sequences=5),
     "replaceme": compose(replaceme.compose_cosine, epochs=3, lr=0.01, batch_tokens=100),
     "finetune": fit_finetune,

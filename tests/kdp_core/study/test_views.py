@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdp_core.methods.kdp import kernel
-from kdp_core.states import block as states
+from kdp_core.states.block import load
 from kdp_core.study import views
 from kdp_core.study.views import ViewError
 from tests.kdp_core import stored
@@ -40,7 +40,7 @@ def numpy_features(record, h):
 def test_rows_are_numpys_and_belong_to_a_sequence_never_fitted(drifting):
     record = kernel.fit(drifting, (0, 3), **SMALL, seed=2)
     view = views.kernel_view(drifting, record, 0.2, 2, positions=[0, 7], centre=False)
-    split = states.load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=2)
+    split = load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=2)
     assert view.sequence == int(split.heldout[0]) and view.sequence not in split.train
     h_LTD = split.h_KSTD[:, view.sequence]
     z = numpy_features(record, h_LTD[0, view.positions])
@@ -59,7 +59,7 @@ def test_centring_moves_both_rows_alike_and_errors_not_at_all(drifting):
     torch.testing.assert_close(centred.true_PF + centred.mean_F, plain.true_PF)
     torch.testing.assert_close(centred.predicted_PF - centred.true_PF, plain.predicted_PF - plain.true_PF)
     assert centred._replace(mean_F=0, true_PF=0, predicted_PF=0) == plain._replace(mean_F=0, true_PF=0, predicted_PF=0)
-    split = states.load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=0)
+    split = load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=0)
     np.testing.assert_allclose(centred.mean_F, numpy_features(record, split.tokens(split.train)[-1]).mean(0), atol=1e-5)
 
 

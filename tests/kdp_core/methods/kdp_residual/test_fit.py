@@ -1,5 +1,5 @@
 """Stand-ins of skip path, linear part and dictionary: beside scikit-learn, brute force, and layers they must equal."""
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -7,22 +7,13 @@ import torch
 from scipy.spatial.distance import pdist
 from sklearn.linear_model import Ridge
 
+from kdp_core.base.options import OptionError
 from kdp_core.base.records import ModelFacts, Plan, Selection
 from kdp_core.methods import settings
-from kdp_core.methods.kdp_residual import fit as residual
-from kdp_core.methods.kdp_residual.fit import (
-    Dictionary,
-    Fit,
-    Statistics,
-    compose,
-    compose_linear,
-    counted,
-    fit_alone,
-    fit_stand_in,
-    neurons,
-    random_features,
-    solve,
-)
+from kdp_core.methods.kdp_residual import closed_form, dictionaries
+from kdp_core.methods.kdp_residual.closed_form import Statistics, fit_alone, fit_stand_in, solve
+from kdp_core.methods.kdp_residual.compose import compose, compose_linear, linear_params, module_params
+from kdp_core.methods.kdp_residual.dictionaries import Dictionary, Fit, Kind, counted, neurons, random_features
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
 from kdp_core.model.passes import built
@@ -130,7 +121,7 @@ def test_streamed_statistics_are_those_of_the_whole(monkeypatch):
     h_STD, y_STD, dictionary = randn(7, 9, 5, seed=7), randn(7, 9, 5, seed=8), made_up("glu")
     whole = fit_stand_in((0, 1), dictionary, h_STD, y_STD, FIT)
     for tokens in (9, 27):  # of the 63: one and three sequences a product
-        monkeypatch.setattr(residual, "PRODUCT_TOKENS", tokens)
+        monkeypatch.setattr(closed_form, "PRODUCT_TOKENS", tokens)
         other = fit_stand_in((0, 1), dictionary, h_STD, y_STD, FIT)
         for name, tensor in whole.tensors.items():
             torch.testing.assert_close(other.tensors[name], tensor, atol=1e-4, rtol=1e-4)
@@ -197,7 +188,7 @@ def test_the_dictionary_is_what_the_layers_last_matrix_reads(family):
     hook.remove()
     norm = "layer" if family == "opt" else "rms"
     dictionary = neurons(model, (1, 2))
-    module = residual._module((1, 2), dictionary, torch.zeros(32 + dictionary.entries, 32), torch.zeros(32), 1e9, norm)
+    module = closed_form._module((1, 2), dictionary, torch.zeros(32 + dictionary.entries, 32), torch.zeros(32), 1e9, norm)
     found = built(module).features(normalised(states[1], norm))
     torch.testing.assert_close(found, seen[0].view(found.shape), atol=1e-3, rtol=1e-3)
     assert found.std() > 0.05 and dictionary.entries == 64
@@ -207,7 +198,7 @@ def test_the_dictionary_is_what_the_layers_last_matrix_reads(family):
 def test_with_all_neurons_the_stand_in_is_the_layer(family):
     """Of Gemma's it cannot be: a norm follows its MLPs."""
     model, states = one_mlp(family)
-    fit = residual.closed_form_options(model, hidden_like(), dictionary="neurons", entries=64, seed=0)
+    fit = dictionaries.closed_form_options(model, hidden_like(), dictionary="neurons", entries=64, seed=0)
     h_STD, y_STD = states[1], states[2]
     module = fit_stand_in((1, 2), neurons(model, (1, 2)), h_STD[:20], y_STD[:20], fit._replace(ridge=1e-6))
     with torch.no_grad():
@@ -286,7 +277,7 @@ def assert_same(module, other, **tolerance):
         torch.testing.assert_close(other.tensors[name], tensor, **tolerance)
 
 
-@pytest.mark.parametrize("dictionary", residual.DICTIONARIES)
+@pytest.mark.parametrize("dictionary", get_args(Kind))
 def test_without_prefix_each_block_is_fitted_on_the_dense_models_states(dense, dictionary):
     made = composed(dense, dictionary=dictionary, entries=8, prefix=False)
     fit = Fit(dictionary, 8, 3.0, 1e-4, "inverse_norm", "rms", 8.0, 4, 0)
@@ -356,21 +347,21 @@ def test_parameters_are_known_before_the_fit(family, dictionary):
     kind = {"neurons": "mlp" if family == "opt" else "glu", "none": None}.get(dictionary, "rff")
     module = fit_stand_in((0, 1), kind and made_up(kind), randn(4, 9, 5), randn(4, 9, 5, seed=1), FIT)
     facts = ModelFacts(family, 8, 5, 384, 0, [], 0, "made", "")
-    assert residual.module_params(facts, {"compose": {"dictionary": dictionary, "entries": 6}}) == \
+    assert module_params(facts, {"compose": {"dictionary": dictionary, "entries": 6}}) == \
         sum(tensor.numel() for tensor in module.tensors.values())
-    assert residual.module_params(facts, {}) == residual.module_params(facts, {"compose": settings(compose, {})})
-    assert residual.linear_params(facts, {}) == residual.module_params(facts, {"compose": {"dictionary": "none"}}) == 30
+    assert module_params(facts, {}) == module_params(facts, {"compose": settings(compose, {})})
+    assert linear_params(facts, {}) == module_params(facts, {"compose": {"dictionary": "none"}}) == 30
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"dictionary": "words"}, r"compose\.dictionary 'words': choose one of neurons, rff,"),
-    ({"token_weight": "all"}, r"compose\.token_weight 'all': choose one of inverse_norm, none"),
-    ({"dictionary": "rff", "entries": 0}, r"compose\.entries 0: a dictionary needs at least one entry"),
-    ({"heldout": 0.0}, r"compose\.heldout 0\.0 of 16 sequences"), ({"heldout": 0.99}, r"compose\.heldout 0\.99 of 16"),
-    ({"epochs": -1}, r"compose\.epochs -1 and positions 32"), ({"epochs": 1, "positions": 0}, "positions 0"),
+    ({"dictionary": "words"}, r"dictionary is 'words'; choose one of neurons, rff,"),
+    ({"token_weight": "all"}, r"token_weight is 'all'; choose one of inverse_norm, none"),
+    ({"dictionary": "rff", "entries": 0}, r"entries is 0; give a number at least 1"),
+    ({"heldout": 0.0}, r"heldout is 0\.0; give a number above 0"), ({"heldout": 0.99}, r"compose\.heldout 0\.99 of 16"),
+    ({"epochs": -1}, r"epochs is -1; give a number at least 0"), ({"epochs": 1, "positions": 0}, "positions is 0; give a number at least 1"),
 ])
 def test_options_that_cannot_be_are_named(dense, options, message):
-    with pytest.raises(FitError, match=message):
+    with pytest.raises((FitError, OptionError), match=message):
         composed(dense, **options)
 
 

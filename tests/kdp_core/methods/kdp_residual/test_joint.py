@@ -7,14 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from kdp_core.base.records import Plan
-from kdp_core.methods.kdp_residual import joint
-from kdp_core.methods.kdp_residual.fit import closed_form_options, fit_alone
+from kdp_core.methods._train import TrainingFailed
+from kdp_core.methods.kdp_residual.closed_form import fit_alone
+from kdp_core.methods.kdp_residual.dictionaries import closed_form_options
 from kdp_core.methods.kdp_residual.joint import train
 from kdp_core.model import checkpoints
 from kdp_core.model.passes import Passes
 from kdp_core.prune.fold import fold
 from kdp_core.states import hidden
-from kdp_core.states.block import TrainingFailed
 from tests import pico
 from tests.kdp_core import stored
 
@@ -111,11 +111,3 @@ def test_a_loss_that_is_no_number_stops_training(start):
                                                 for name, tensor in start.modules[0].tensors.items()})
     with pytest.raises(TrainingFailed, match=r"the loss is nan; lower compose\.lr"):
         trained(start, [broken, start.modules[1]])
-
-
-def test_the_rate_rises_then_falls_to_nothing():
-    rates = [joint._rate(step, 100) for step in range(101)]
-    assert rates[0] == pytest.approx(1 / joint.WARMUP) and max(rates) > 0.95 and rates[100] == pytest.approx(0)
-    peak = rates.index(max(rates))
-    assert peak == joint.WARMUP - 1
-    assert rates[:peak + 1] == sorted(rates[:peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)

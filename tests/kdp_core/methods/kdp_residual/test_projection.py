@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdp_core.methods.kdp_residual import fit as residual
-from kdp_core.methods.kdp_residual import projection
+from kdp_core.base.options import OptionError
+from kdp_core.methods.kdp_residual import closed_form, dictionaries, projection
 from kdp_core.methods.kdp_residual.projection import ProjectionError, Sample, learn, projected_error
+from kdp_core.model.passes import built
+from kdp_core.model.stand_ins import normalised
 
 
 def sample(sequences=12, length=24, width=3, seed=0, dtype=torch.float32, goal=None):
@@ -69,8 +71,8 @@ def test_solution_is_that_of_the_stand_in():
     one = sample(goal=planted)
     f_NF = torch.cat((projection.features(one.x_ND, *start(5)), torch.ones(len(one.x_ND), 1)), dim=1).double()
     weighted_NF = one.weight_N[:, None] * f_NF
-    expected_FD, bias_D = residual.solve(
-        residual.Statistics(f_NF.T @ weighted_NF, weighted_NF.T @ one.goal_ND.double()), 1e-3)
+    expected_FD, bias_D = closed_form.solve(
+        closed_form.Statistics(f_NF.T @ weighted_NF, weighted_NF.T @ one.goal_ND.double()), 1e-3)
     w_FD, mean_F, mean_goal_D = projection._solution(f_NF[:, :-1].float(), one, 1e-3)
     torch.testing.assert_close(w_FD.double(), expected_FD, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close((mean_goal_D - mean_F @ w_FD).double(), bias_D, rtol=1e-3, atol=1e-5)
@@ -123,22 +125,22 @@ def test_statistics_of_wide_kernels_keep_what_little_varies():
     generator = torch.Generator().manual_seed(0)
     h_STD = torch.randn(6, 40, 3, generator=generator)
     y_STD = h_STD + 0.1 * torch.randn(6, 40, 3, generator=generator)
-    fit = residual.Fit("rff", 5, 300.0, 1e-4, "inverse_norm", "rms", 8.0, 2, 0)
-    dictionary = residual.candidates(None, (0, 1), h_STD, y_STD, fit)
-    found = residual._statistics(dictionary, h_STD, y_STD, torch.ones(6, 40, dtype=torch.bool), fit)
-    x_ND = residual.normalised(h_STD, "rms").flatten(0, 1).double()
+    fit = dictionaries.Fit("rff", 5, 300.0, 1e-4, "inverse_norm", "rms", 8.0, 2, 0)
+    dictionary = dictionaries.candidates(None, (0, 1), h_STD, y_STD, fit)
+    found = closed_form._statistics(dictionary, h_STD, y_STD, torch.ones(6, 40, dtype=torch.bool), fit)
+    x_ND = normalised(h_STD, "rms").flatten(0, 1).double()
     weight_N1 = 1 / y_STD.flatten(0, 1).norm(dim=1)[:, None]
     f_NF = torch.cat((projection.features(x_ND, dictionary.v_RD.double(), dictionary.c_R.double()),
                       torch.ones(len(x_ND), 1)), dim=1) * weight_N1
-    expected = residual.Statistics(f_NF.T @ f_NF, f_NF.T @ ((y_STD - h_STD).flatten(0, 1) * weight_N1).double())
-    for mine, theirs in zip(residual._standard(found), residual._standard(expected), strict=True):
+    expected = closed_form.Statistics(f_NF.T @ f_NF, f_NF.T @ ((y_STD - h_STD).flatten(0, 1) * weight_N1).double())
+    for mine, theirs in zip(closed_form._standard(found), closed_form._standard(expected), strict=True):
         # float32 cosines of values near one carry 1e-7 of error, their spread is 1e-2
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("change", "match"), [({"steps": -1}, "theta_steps -1"), ({"lr": 0.0}, "theta_lr 0.0")])
+@pytest.mark.parametrize(("change", "match"), [({"steps": -1}, "steps is -1; give a number at least 0"), ({"lr": 0.0}, "lr is 0.0; give a number above 0")])
 def test_options_out_of_range_are_refused(change, match):
-    with pytest.raises(ProjectionError, match=match):
+    with pytest.raises((ProjectionError, OptionError), match=match):
         learn(sample(), *start(4), **{"ridge": 1e-3, "steps": 2, "lr": 0.1, "seed": 0} | change)
 
 
@@ -153,16 +155,16 @@ def test_too_few_sequences_and_a_singular_matrix_are_refused():
 def test_as_a_dictionary_of_a_stand_in_it_is_at_least_as_good_as_the_start(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     h_STD = torch.randn(16, 24, 3, generator=generator)
-    y_STD = h_STD + planted(residual.normalised(h_STD.flatten(0, 1), "rms")).view_as(h_STD)
-    fit = residual.Fit("rff_learned", 6, 1.0, 1e-4, "inverse_norm", "rms", 8.0, 4, 0, theta_steps=60, theta_lr=0.1)
-    learned = residual.candidates(None, (0, 1), h_STD, y_STD, fit)
-    random = residual.candidates(None, (0, 1), h_STD, y_STD, fit._replace(dictionary="rff"))
-    unchanged = residual.candidates(None, (0, 1), h_STD, y_STD, fit._replace(theta_steps=0))
+    y_STD = h_STD + planted(normalised(h_STD.flatten(0, 1), "rms")).view_as(h_STD)
+    fit = dictionaries.Fit("rff_learned", 6, 1.0, 1e-4, "inverse_norm", "rms", 8.0, 4, 0, theta_steps=60, theta_lr=0.1)
+    learned = dictionaries.candidates(None, (0, 1), h_STD, y_STD, fit)
+    random = dictionaries.candidates(None, (0, 1), h_STD, y_STD, fit._replace(dictionary="rff"))
+    unchanged = dictionaries.candidates(None, (0, 1), h_STD, y_STD, fit._replace(theta_steps=0))
     assert torch.equal(unchanged.v_RD, random.v_RD) and torch.equal(unchanged.c_R, random.c_R)
     assert (learned.kind, learned.entries) == ("rff", 6) and not torch.equal(learned.v_RD, random.v_RD)
     errors = []
     for dictionary in (random, learned):
-        run = residual.built(residual.fit_stand_in((0, 1), dictionary, h_STD, y_STD, fit))
+        run = built(closed_form.fit_stand_in((0, 1), dictionary, h_STD, y_STD, fit))
         with torch.no_grad():
             errors.append((run(h_STD) - y_STD).square().sum().item())
     assert errors[1] < errors[0]

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div
 
+from kdp_core.base.options import OptionError
 from kdp_core.methods.kdp_residual import search
-from kdp_core.methods.kdp_residual.fit import closed_form_options, fit_alone
+from kdp_core.methods.kdp_residual.closed_form import fit_alone
+from kdp_core.methods.kdp_residual.dictionaries import closed_form_options
 from kdp_core.methods.kdp_residual.search import SearchError, by_divergence
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
@@ -103,15 +105,15 @@ def test_same_seed_same_search_whatever_the_batch(dense, found):
 
 @pytest.mark.parametrize("options, message", [
     ({"judge_sequences": 16}, r"judge_sequences 16 and fit_sequences 12 of 16 sequences leave none on one side"),
-    ({"judge_sequences": 0}, "judge_sequences 0"), ({"fit_sequences": 0}, "fit_sequences 0"),
+    ({"judge_sequences": 0}, "judge_sequences is 0; give a number at least 1"), ({"fit_sequences": 0}, "fit_sequences is 0; give a number at least 1"),
     ({"k_max": 1}, "no layer may go with k_max 1 and 4 eligible layers"),
-    ({"protect": 0.5}, "no layer may go with k_max 3 and 0 eligible layers"),
-    ({"largest": 0.0}, r"search\.largest 0\.0: must lie between"), ({"largest": 1.0}, r"search\.largest 1\.0"),
-    ({"dictionary": "words"}, r"search\.dictionary 'words' with 4 entries: choose one of neurons, rff,"),
-    ({"entries": 0}, r"search\.dictionary 'neurons' with 0 entries"),
+    ({"protect": 0.5}, "protect is 0.5; give a number below 0.5"),
+    ({"largest": 0.0}, r"largest is 0\.0; give a number above 0"), ({"largest": 1.0}, r"largest is 1\.0; give a number below 1"),
+    ({"dictionary": "words"}, r"dictionary is 'words'; choose one of neurons, rff,"),
+    ({"entries": 0}, r"entries is 0; give a number at least 1"),
 ])
 def test_options_that_cannot_be_are_named(dense, options, message):
-    with pytest.raises(SearchError, match=message):
+    with pytest.raises((SearchError, OptionError), match=message):
         by_divergence(None, dense.hidden, dense.tokens, dense.facts, **{**OPTIONS, **options})
 
 

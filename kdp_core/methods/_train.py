@@ -1,0 +1,63 @@
+"""What the trainings of the methods share: the learning rate, one update, the kept weights, and the error.
+
+The loop over epochs and minibatches itself, with its state on disk, is kdp_core.base.resume.Progress.
+"""
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingFailed(RuntimeError):
+    """A loss that is not a number."""
+
+
+def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -> float:
+    """The learning rate of an update as a share of its peak: a linear rise, then half a cosine down to zero.
+
+    update: number of the update, from 0.
+    total: the update at which the rate is zero; it may lie one past the last.
+    warmup: updates of the rise; the first one has the share 1 / warmup.
+    at_once: whether the cosine begins at update 0 and multiplies the rise, instead of following it.
+    """
+    rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
+    if at_once:
+        # min(1, (t + 1) / W) * (1 + cos(pi t / T)) / 2
+        return rise * _half_cosine(update, total)
+    # (t + 1) / W for t < W, else (1 + cos(pi (t - W) / (T - W))) / 2
+    return rise if update < warmup else _half_cosine(update - warmup, total - warmup)
+
+
+def _half_cosine(update: int, total: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * update / max(1, total)))
+
+
+def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, remedy: str,
+            clip: float | None = None) -> None:
+    """One update of an optimiser by the gradient of a loss.
+
+    training: its name, for the message.
+    remedy: what to change where the loss is not a number.
+    clip: largest norm of the gradient; None leaves it as it is.
+    Raises TrainingFailed for a loss that is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise TrainingFailed(f"{training}: the loss is {loss.item()}; {remedy}")
+    optimiser.zero_grad()
+    loss.backward()
+    if clip is not None:
+        nn.utils.clip_grad_norm_([weight for group in optimiser.param_groups for weight in group["params"]], clip)
+    optimiser.step()
+
+
+def copies(weights: Iterable[Tensor]) -> list[Tensor]:
+    """The weights as they are now."""
+    return [weight.detach().clone() for weight in weights]
+
+
+@torch.no_grad()
+def restore(weights: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+    """Give the weights the values of `copies`."""
+    for weight, value in zip(weights, kept, strict=True):
+        weight.copy_(value)

@@ -1,0 +1,131 @@
+"""The kernel space of KDP: features phi of states, the operators A_i between them, and the loss of step 1.
+
+Paper: KDP (ICLR 2026), equations 2 and 5.
+    phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
+    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned;
+    phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
+Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not its
+inverse. `kernel` fits these parts and lists what the paper leaves open.
+"""
+import functools
+import itertools
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdp_core.states.block import gram, ridge_solve
+
+Weight = Literal["none", "position", "position_depth", "step"]
+"""The weights W of the cosine term of equation 5; see `cosine_weights`."""
+
+
+class Lift(nn.Module):
+    """phi with learnable lambda and L; Z, V and b fixed by the generator. Input in units of `scale`."""
+
+    def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        m = features // 2
+        self.scale = scale
+        self.register_buffer("z_DM", torch.randn(width, m, generator=generator))
+        self.register_buffer("v_RM", torch.randn(rank, m, generator=generator))
+        self.register_buffer("b_M", 2 * math.pi * torch.rand(m, generator=generator))
+        self.lambda_D = nn.Parameter(torch.zeros(width))
+        self.l_DR = nn.Parameter(torch.zeros(width, rank))
+
+    def omega(self) -> Tensor:
+        """Frequencies omega_DM, per unit of the lift's input."""
+        # Omega = D^1/2 Z + L V,  D = diag(exp(lambda))
+        return ((0.5 * self.lambda_D).exp()[:, None] * self.z_DM + self.l_DR @ self.v_RM) / self.scale
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return features_of(x_ND, self.omega(), self.b_M)
+
+
+def features_of(x_ND: Tensor, omega_DM: Tensor, b_M: Tensor) -> Tensor:
+    """phi(x), phi_NF with F = 2 M; every row has norm 1."""
+    # phi(x) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m)
+    angle_NM = x_ND @ omega_DM + b_M
+    return torch.cat((angle_NM.cos(), angle_NM.sin()), dim=-1) / math.sqrt(len(b_M))
+
+
+class Operators(nn.Module):
+    """A_i = I + gamma_i B_i for the k steps of a block."""
+
+    def __init__(self, steps: int, features: int) -> None:
+        super().__init__()
+        self.gamma_K = nn.Parameter(torch.ones(steps))
+        self.b_KFF = nn.Parameter(torch.zeros(steps, features, features))
+
+    def forward(self) -> Tensor:
+        # A_i = I + gamma_i B_i
+        return torch.eye(self.b_KFF.shape[-1], device=self.b_KFF.device) + self.gamma_K[:, None, None] * self.b_KFF
+
+    @torch.no_grad()
+    def start(self, a_KFF: Tensor) -> None:
+        """Set B_i so that A_i is `a_KFF`, gamma_i as it stands."""
+        gamma_K = torch.where(self.gamma_K.abs() < 1e-3, torch.full_like(self.gamma_K, 1e-3), self.gamma_K)
+        self.gamma_K.copy_(gamma_K)
+        self.b_KFF.copy_((a_KFF - torch.eye(a_KFF.shape[-1], device=a_KFF.device)) / gamma_K[:, None, None])
+
+
+class Loss(NamedTuple):
+    """Equation 5, means over tokens, sums over steps."""
+    total: Tensor
+    mse: Tensor
+    """Sum over steps of the mean of |A_i phi - phi|^2."""
+    cos: Tensor
+    """Unweighted mean cosine over tokens and steps."""
+
+
+def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
+    """Loss of step 1 for K operators and the features of K + 1 states; `chained`: of the last state from the first."""
+    if chained:
+        # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
+        predicted_KNF = functools.reduce(lambda phi_NF, a_FF: phi_NF @ a_FF.T, a_KFF, phi_KNF[0])[None]
+        target_KNF, weight_KN = phi_KNF[-1:], weight_KN[-1:]
+    else:
+        predicted_KNF, target_KNF = phi_KNF[:-1] @ a_KFF.mT, phi_KNF[1:]
+    # |A_i phi(h_{l+i-1}) - phi(h_{l+i})|^2 + (1 - W * cos(A_i phi(h_{l+i-1}), phi(h_{l+i})))
+    mse = (predicted_KNF - target_KNF).square().sum(-1).mean(-1).sum()
+    cos_KN = functional.cosine_similarity(predicted_KNF, target_KNF, dim=-1)
+    return Loss(mse + (1 - weight_KN * cos_KN).mean(-1).sum(), mse, cos_KN.mean())
+
+
+def cosine_weights(kind: Weight, positions_N: Tensor, length: int, steps: int, model_layers: int) -> Tensor:
+    """W of equation 5 for each step and token, weight_KN, of mean 1 over a full sequence (`step`: over the steps).
+
+    Base 2, exponents from 0 to n - 1: `position` spreads them over the positions of a sequence with n the block's
+    layers, `position_depth` with n the model's layers (of 128 tokens and 32 layers, the last four then carry half),
+    `step` gives step i the exponent i - 1; `none` is W = 1.
+    """
+    if kind == "none":
+        return torch.ones(steps, len(positions_N))
+    if kind == "step":
+        weight_K = 2.0 ** torch.arange(steps)
+        return (weight_K / weight_K.mean())[:, None].expand(steps, len(positions_N))
+    top = (steps if kind == "position" else model_layers) - 1
+    weight_T = 2.0 ** (top * torch.linspace(0, 1, length, dtype=torch.float64))
+    return (weight_T / weight_T.mean()).float()[positions_N].expand(steps, -1)
+
+
+def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
+    """Least-squares operators a_KFF: A_i = argmin |phi_{i-1} A_i' - phi_i|^2 + ridge, solved in float64."""
+    return torch.stack([ridge_solve(gram(before_NF, before_NF), gram(before_NF, after_NF), ridge).T.float()
+                        for before_NF, after_NF in itertools.pairwise(phi_KNF)])
+
+
+def chain(a_KFF: Tensor) -> Tensor:
+    """A_k ... A_1 as one matrix, in float64."""
+    product_FF = torch.eye(a_KFF.shape[-1], dtype=torch.float64, device=a_KFF.device)
+    for a_FF in a_KFF.double():
+        product_FF = a_FF @ product_FF
+    return product_FF
+
+
+def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
+    """Median distance of two distinct tokens, on a sample."""
+    x_BD = x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]].double()
+    return torch.pdist(x_BD).median().item()

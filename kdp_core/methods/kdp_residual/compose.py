@@ -1,0 +1,145 @@
+"""kdp_residual: stand-ins with a skip path, a linear part and a dictionary made of the model's own neurons.
+
+    h_{l+k} ~ h_l + W x + b + O f(V x + c),    x = h_l / rms(h_l)
+
+KDP rebuilds a whole state from 2m bounded features. Here the state passes unchanged, and the features only add what
+the block would have added. They see the state through the norm, as the block does. `dictionary` holds the entries f,
+`closed_form` the regression that finds W, O and b.
+
+Blocks are fitted in the order of depth. Each is fitted on what the already pruned model feeds it (`prefix`); its target
+is the state of the dense model, so a later stand-in corrects what earlier ones broke. Then, if epochs are asked for, all
+stand-ins are trained together for a few epochs against the outputs of the dense model (`joint`). No weight of the model
+itself changes, and the closed form is kept unless the held-out divergence falls.
+
+Massive-activation tokens are not fitted. They bypass the stand-in (kdp_core.states.block).
+"""
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.options import Chance, Count, Natural, NotNegative, Positive, Share, check
+from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
+from kdp_core.base.resume import OFF, Resume
+from kdp_core.methods.kdp_residual import joint
+from kdp_core.methods.kdp_residual.closed_form import fit_stand_in
+from kdp_core.methods.kdp_residual.dictionaries import Fit, Kind, candidates, counted
+from kdp_core.model import checkpoints
+from kdp_core.model.families import FAMILIES, family_of
+from kdp_core.model.passes import Passes, built
+from kdp_core.states.block import FitError, TokenWeight, relative_error, split
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+
+
+def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of one stand-in of `compose`, known before any fit."""
+    given = {"dictionary": "neurons", "entries": 96, **options.get("compose", {})}
+    entries = 0 if given["dictionary"] == "none" else given["entries"]
+    rows = 2 * entries if given["dictionary"] == "neurons" and FAMILIES[facts.family].gated else entries
+    return facts.width * (facts.width + 1) + rows * (facts.width + 1) + entries * facts.width
+
+
+def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
+    """Parameters of one stand-in of `compose_linear`."""
+    return facts.width * (facts.width + 1)
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", dictionary: Kind = "neurons", entries: Count = 96, bandwidth_scale: Positive = 3.0,
+            theta_steps: Natural = 30, theta_lr: Positive = 0.2, ridge: NotNegative = 1e-4,
+            token_weight: TokenWeight = "inverse_norm", prefix: bool = True, epochs: Natural = 1, lr: Positive = 3e-4,
+            batch_sequences: Count = 4, positions: Count = 32, kl_weight: Chance = 0.5, heldout: Share = 0.1,
+            seed: Natural = 0, resume: Resume = OFF) -> Composed:
+    """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
+
+    `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
+    dictionary: `neurons` of the block's own MLPs, `rff` random Fourier features, `rff_learned` the same with learned
+        frequencies, or `none`, the linear part alone.
+    entries: of the dictionary, in each stand-in.
+    bandwidth_scale: width of the kernel of `rff` in median distances, the start of `rff_learned`.
+    theta_steps: of Adam on the frequencies and phases of `rff_learned`.
+    theta_lr: of that Adam at its start, in units of the frequencies' spread.
+    ridge: relative to features of unit variance.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
+    prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
+    epochs: passes of joint training against the dense model's outputs; 0 keeps the closed form.
+    lr: peak learning rate of Adam.
+    batch_sequences: sequences of an update.
+    positions: tokens of a sequence whose outputs are compared in an update, drawn anew each time.
+    kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    heldout: share of the sequences that judge and are never fitted on.
+    seed: of the held-out choice, the order of training and random features.
+    resume: where the state of joint training is kept.
+    Raises OptionError for a wrong option, and FitError for states that are not stored or too few sequences.
+    """
+    check(compose, locals())
+    began = time.perf_counter()
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, family_of(model).norm, hidden.massive_factor,
+              batch_sequences, seed, theta_steps, theta_lr, model.device)
+    _check_states(hidden, heldout)
+    held, kept = split(hidden.sequences, heldout, seed)
+    passes = Passes(model, hidden.tokens)
+    modules, fits = _in_order(passes, hidden, selection.blocks, kept, held, fit, prefix)
+    stats = {"tokens": len(kept) * hidden.tokens, "seconds_closed_form": time.perf_counter() - began}
+    curve: list[dict[str, Any]] = []
+    if epochs:
+        modules, curve = joint.train(passes, hidden, tokens, modules, kept, held, epochs=epochs, lr=lr,
+                                     batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight,
+                                     seed=seed, resume=resume)
+        best = min(curve, key=lambda epoch: epoch["heldout_loss"])
+        stats |= {name: best[name] for name in ("epoch", "heldout_loss", "heldout_kl")}
+    stats["seconds"] = time.perf_counter() - began + resume.earlier_s
+    return Composed(Plan("kdp_residual", [], modules, {}), curve, fits, stats)
+
+
+def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+                   dtype: str = "float32", ridge: NotNegative = 1e-4, token_weight: TokenWeight = "inverse_norm",
+                   prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
+    """The linear part alone, in closed form: what fitting on the pruned prefix is worth by itself.
+
+    ridge: relative to features of unit variance.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
+    prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
+    heldout: share of the sequences that judge and are never fitted on.
+    seed: of the held-out choice.
+    """
+    return compose(dense, hidden, tokens, selection, device=device, dtype=dtype, dictionary="none", ridge=ridge,
+                   token_weight=token_weight, prefix=prefix, epochs=0, heldout=heldout, seed=seed)
+
+
+def _check_states(hidden: HiddenStates, heldout: float) -> None:
+    """FitError where the sequences are too few to hold some out, or states are not stored."""
+    if max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
+        raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
+                       "or add calibration sequences")
+    if hidden.layers != list(range(len(hidden.layers))):
+        raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
+
+
+def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,
+              prefix: bool) -> tuple[list[Module], list[dict[str, Any]]]:
+    """Closed-form stand-ins, ascending, and how well each does on held-out sequences of what it is really fed."""
+    modules, fits, at = [], [], blocks[0][0]
+    h_STD = hidden.state(at)  # what the pruned model feeds the block
+    for block in blocks:
+        h_STD = passes.run_batches(h_STD, range(at, block[0]), fit.batch_sequences)
+        fed_STD, y_STD = h_STD if prefix else hidden.state(block[0]), hidden.state(block[1])
+        dictionary = candidates(passes.model, block, fed_STD[kept], y_STD[kept], fit)
+        module = fit_stand_in(block, dictionary, fed_STD[kept], y_STD[kept], fit)
+        run = built(module)
+        with torch.no_grad():
+            h_STD = torch.cat([run(h_BTD) for h_BTD in h_STD.split(fit.batch_sequences)])
+        keep_ST, _ = counted(fed_STD, y_STD, fit.massive_factor)
+        error = relative_error(h_STD[held][keep_ST[held]], y_STD[held][keep_ST[held]])
+        modules.append(module)
+        fits.append({"block": block, "heldout_error": error,
+                     "params": sum(tensor.numel() for tensor in module.tensors.values())})
+        logger.info("stand-in %d-%d: held-out error %.4f", *block, error)
+        at = block[1]
+    return modules, fits

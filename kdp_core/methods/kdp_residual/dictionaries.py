@@ -1,0 +1,131 @@
+"""The dictionary of a stand-in of kdp_residual: nonlinear entries f(V x + c) of normalised states x.
+
+In the terms of extended dynamic mode decomposition the dictionary is free to choose:
+    neurons      neurons of the block's own MLPs; the fit keeps those that it would miss most
+    rff          random Fourier features, as in KDP
+    rff_learned  the same with learned frequencies (kdp_core.methods.kdp_residual.projection)
+    none         no entries; the linear part is left alone
+"""
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Block
+from kdp_core.methods.kdp_residual import projection
+from kdp_core.model.families import Family, activation_of, decoder_layers, family_of, norm_of
+from kdp_core.model.stand_ins import normalised
+from kdp_core.states.block import TokenWeight
+from kdp_core.states.hidden import HiddenStates
+
+Kind = Literal["neurons", "rff", "rff_learned", "none"]
+"""The dictionaries that a variant may choose."""
+
+
+class Dictionary(NamedTuple):
+    """Entries f(V x + c) of normalised states; see kdp_core.model.stand_ins.Residual."""
+    kind: str
+    """glu, mlp or rff."""
+    v_RD: Tensor
+    """Rows are the entries; for glu the gates' rows, then the others'."""
+    c_R: Tensor
+    activation: str
+
+    @property
+    def entries(self) -> int:
+        """Their number."""
+        return len(self.v_RD) // (2 if self.kind == "glu" else 1)
+
+    def only(self, entries: Tensor) -> "Dictionary":
+        """These entries alone."""
+        rows = torch.cat((entries, entries + self.entries)) if self.kind == "glu" else entries
+        return self._replace(v_RD=self.v_RD[rows], c_R=self.c_R[rows])
+
+
+class Fit(NamedTuple):
+    """How stand-ins are fitted: the options of `compose` that concern closed form."""
+    dictionary: Kind
+    entries: int
+    bandwidth_scale: float
+    ridge: float
+    token_weight: TokenWeight
+    norm: str
+    massive_factor: float
+    batch_sequences: int
+    seed: int
+    theta_steps: int = 30
+    theta_lr: float = 0.2
+    device: str | torch.device = "cpu"
+    """Where products are taken and solved."""
+
+
+def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
+    """The defaults of `compose` for one stand-in by itself."""
+    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", family_of(model).norm, hidden.massive_factor, 8, seed,
+               device=model.device)
+
+
+def neurons(model: nn.Module, block: Block) -> Dictionary:
+    """All MLP neurons of a block's layers, the gain and bias of the norm before them multiplied in."""
+    family = family_of(model)
+    parts = [_neurons_of(family, layer) for layer in decoder_layers(model)[slice(*block)]]
+    kind = "glu" if family.gated else "mlp"
+    halves = 2 if kind == "glu" else 1
+    v_RD = torch.cat([v_RD.chunk(halves)[half] for half in range(halves) for v_RD, _ in parts])
+    c_R = torch.cat([c_R.chunk(halves)[half] for half in range(halves) for _, c_R in parts])
+    return Dictionary(kind, v_RD, c_R, activation_of(model))
+
+
+@torch.no_grad()
+def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """v_RD and c_R of the neurons of one layer, as they read normalised states."""
+    norm, linears = norm_of(layer, family, "mlp"), [layer.get_submodule(name) for name in family.parts["mlp"].readers]
+    bias_D = getattr(norm, "bias", None)
+    gain_D, bias_D = norm.weight + family.gain_offset, torch.zeros_like(norm.weight) if bias_D is None else bias_D
+    # V (g * x + b) + c = (V g) x + (V b + c)
+    v_RD = torch.cat([linear.weight for linear in linears]).float()
+    c_R = torch.cat([torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.float().cpu()
+                     for linear in linears])
+    return (v_RD * gain_D.float()).cpu(), v_RD.cpu() @ bias_D.float().cpu() + c_R
+
+
+def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: int) -> Dictionary:
+    """Random Fourier features of an RBF kernel, its width `bandwidth_scale` median distances of normalised states."""
+    generator = torch.Generator().manual_seed(seed)
+    one_ND, other_ND = (x_ND[torch.randint(len(x_ND), (1024,), generator=generator)] for _ in range(2))
+    distances_N = (one_ND - other_ND).norm(dim=1)
+    width = bandwidth_scale * distances_N[distances_N > 0].median()
+    v_RD = torch.randn(entries, x_ND.shape[1], generator=generator) / width
+    return Dictionary("rff", v_RD, 2 * math.pi * torch.rand(entries, generator=generator), "relu")
+
+
+def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
+    """Which tokens count, bool (S, T): those massive at neither end; and the norm above which one goes by."""
+    norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
+    above = massive_factor * norm_ST.median().item()
+    return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above
+
+
+def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary | None:
+    """A block's dictionary, or more neurons than it is to have; made of the sequences to fit on."""
+    if fit.dictionary == "none":
+        return None
+    if fit.dictionary == "neurons":
+        return neurons(model, block)
+    h_ND = h_STD.flatten(0, 1)
+    h_ND = h_ND[h_ND.norm(dim=1) <= fit.massive_factor * h_ND.norm(dim=1).median()]
+    drawn = random_features(normalised(h_ND, fit.norm), fit.entries, fit.bandwidth_scale, fit.seed)
+    return drawn if fit.dictionary == "rff" else _learned(drawn, h_STD, y_STD, fit)
+
+
+def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
+    """Random features whose frequencies and phases are then learned, on the tokens and weights of the fit itself."""
+    keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
+    h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]
+    weight_N = y_ND.square().sum(dim=1).reciprocal() if fit.token_weight == "inverse_norm" else torch.ones(len(y_ND))
+    sequence_N = torch.arange(len(h_STD))[:, None].expand_as(keep_ST)[keep_ST]
+    sample = projection.Sample(normalised(h_ND, fit.norm), y_ND - h_ND, weight_N, sequence_N)
+    found = projection.learn(sample, drawn.v_RD, drawn.c_R, ridge=fit.ridge, steps=fit.theta_steps, lr=fit.theta_lr,
+                             seed=fit.seed)
+    return drawn._replace(v_RD=found.v_MD, c_R=found.c_M)
