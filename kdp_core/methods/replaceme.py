@@ -93,8 +93,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     Raises FitError for a family whose MLP output is not added as it is, and for a run that starts at the first layer.
     """
     check(compose, locals())
-    if ridges is not None and (not ridges or min(ridges) < 0):
-        raise FitError(f"compose.ridges is {ridges}; name at least one ridge, none of them below 0, or leave it out")
+    if ridges is not None and not ridges:
+        raise FitError("compose.ridges is []; name at least one ridge, or leave it out")
     began = time.perf_counter()
     case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
     gram_DD, cross_DD = _products(case)

@@ -250,9 +250,12 @@ def test_a_singular_gram_matrix_is_named(tmp_path):
         composed(case, ridges=[1e-4, 0.0])
 
 
-@pytest.mark.parametrize("ridges", [[], [0.1, -1e-4]])
-def test_ridges_that_cannot_be_are_named(llama, ridges):
-    with pytest.raises(FitError, match=r"compose\.ridges is \[.*\]; name at least one ridge, none of them below 0"):
+@pytest.mark.parametrize("ridges, error, message", [
+    ([], FitError, r"compose\.ridges is \[\]; name at least one ridge"),
+    ([0.1, -1e-4], OptionError, r"ridges is \[0\.1, -0\.0001\]; give a number at least 0"),
+])
+def test_ridges_that_cannot_be_are_named(llama, ridges, error, message):
+    with pytest.raises(error, match=message):
         composed(llama, ridges=ridges)
 
 
