@@ -1,7 +1,7 @@
 """Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
 
-One layer at a time of the embedded model gives way to a stand-in with a skip path (kdp_core.methods.kdp_residual), fitted in
-closed form on the dense model's states; what differs is the dictionary beside its linear part:
+One layer of the embedded model at a time is replaced by a stand-in with a skip path (kdp_core.methods.kdp_residual),
+fitted in closed form on the dense model's states. The variants differ in the dictionary beside the linear part:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
     rff learned          the same with frequencies and phases learned against held-out decode error
@@ -82,7 +82,8 @@ class Layer(NamedTuple):
     def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
         """Random features, learned or not."""
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
-        return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train], fit)
+        return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train],
+                                       fit)
 
 
 class Judged(NamedTuple):

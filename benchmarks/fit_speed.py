@@ -193,8 +193,10 @@ def make_states(block: Block, dense: Path, folder: Path, sequences: int | None =
         path = assets.fetch(text["source"], sha256=text["sha256"], cache=cache)
         documents = texts.read_documents(path, format=text["format"], encoding=text["encoding"])
         parts.append(texts.Part(name, documents, sequences or count))
-    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"], seed=calibration["seed"])
-    hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr", layers=list(range(block[0], block[1] + 1)))
+    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
+                        seed=calibration["seed"])
+    hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr",
+                   layers=list(range(block[0], block[1] + 1)))
     return hidden.read(folder / "hidden.zarr")
 
 

@@ -2,8 +2,8 @@
 
 A training is a function of its data, its options and where it stands: the weights it learns, the optimiser, the
 schedule and the generators, the order of the epoch in progress, and what it has added up so far. All of it is written
-to one safetensors file, after a step or an epoch, every so many seconds and when the process is asked to stop. Saving
-reads and never changes, so when and how often is free of the result.
+to one safetensors file after an update or an epoch: every so many seconds, and when the process is asked to stop. To
+save reads values and changes none, so the result does not depend on when and how often a state is saved.
 
 A file belongs to one training: a key that holds for all that the result depends on stands in it, and a state with
 another key, or one that cannot be read, is ignored.
@@ -37,7 +37,7 @@ class Resume:
         self.asked, self.training, self.earlier_s = False, False, 0.0
 
     def stop(self) -> bool:
-        """Ask the training to save and stop after its next step; False where none is under way."""
+        """Ask the training to save and stop after its next update; False if no training is running."""
         self.asked = self.training and self.path is not None
         return self.asked
 
@@ -75,32 +75,32 @@ OFF = Resume()
 
 
 class Progress:
-    """Where a training stands; it restores itself when made, and saves itself between steps.
+    """Where a training stands; it restores itself when made, and saves itself between updates.
 
         progress = Progress(resume, weights, {"adam": adam, "order": generator}, curve=[], best=0)
         for epoch in progress.epochs(epochs):
             order = progress.order(lambda: torch.randperm(len(data), generator=generator))
-            for rows in progress.steps(order.split(batch)):
+            for rows in progress.updates(order.split(batch)):
                 ...
 
-    What the loop carries from step to step stands in `values`: numbers, text, tensors, lists and dicts of these.
+    What the loop carries from update to update stands in `values`: numbers, text, tensors, lists and dicts of these.
     """
 
     def __init__(self, resume: Resume, weights: Sequence[Tensor], states: dict[str, Any], **values: Any) -> None:
         """weights: learned in place. states: optimisers, schedules and generators. values: as they are at the start."""
         self.values, self.weights, self.states, self._resume = values, list(weights), states, resume
-        self.epoch, self.step, self._order = 1, 0, None
+        self.epoch, self.update, self._order = 1, 0, None
         self._began = self._clock = self._saved = time.perf_counter()
         if state := resume.load():
             self._restore(state)
-            logger.info("resumed at epoch %d, step %d", self.epoch, self.step + 1)
+            logger.info("resumed at epoch %d, update %d", self.epoch, self.update + 1)
 
     def epochs(self, count: int) -> Iterator[int]:
-        """Numbers of the epochs that are left, 1 to `count`; one that was cut short comes again, at its next step."""
+        """Numbers of the epochs that are left, 1 to `count`; one that was cut short comes again, at its next update."""
         self._resume.training = True
         for epoch in range(self.epoch, count + 1):
             yield epoch
-            self.epoch, self.step, self._order = epoch + 1, 0, None
+            self.epoch, self.update, self._order = epoch + 1, 0, None
             self._pause()
         self._resume.training = False
 
@@ -110,11 +110,11 @@ class Progress:
             self._order = draw()
         return self._order
 
-    def steps(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def updates(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The batches of this epoch that are left."""
-        for rows in batches[self.step:]:
+        for rows in batches[self.update:]:
             yield rows
-            self.step += 1
+            self.update += 1
             self._pause()
 
     def seconds(self) -> float:
@@ -135,17 +135,17 @@ class Progress:
             return
         saved, self._saved = self._resume.save(self._state()), now
         if asked:
-            raise Stopped(f"stopped at epoch {self.epoch}, step {self.step + 1}; " + (
+            raise Stopped(f"stopped at epoch {self.epoch}, update {self.update + 1}; " + (
                 "the next run goes on from there" if saved else "its state could not be written"))
 
     def _state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "step": self.step, "order": self._order, "values": self.values,
+        return {"epoch": self.epoch, "update": self.update, "order": self._order, "values": self.values,
                 "seconds": self.seconds(), "whole_s": self._resume.earlier_s + time.perf_counter() - self._began,
                 "weights": self.weights, "states": {name: _taken(part) for name, part in self.states.items()}}
 
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step, self._order = state["epoch"], state["step"], state["order"]
+        self.epoch, self.update, self._order = state["epoch"], state["update"], state["order"]
         self.values = state["values"]
         for weight, saved in zip(self.weights, state["weights"], strict=True):
             weight.copy_(saved)

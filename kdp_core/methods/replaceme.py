@@ -225,7 +225,7 @@ def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: in
     values, curve = progress.values, progress.values["curve"]
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: torch.randperm(len(train.m_ND), generator=generator))
-        for which in progress.steps(order.split(batch_tokens)):
+        for which in progress.updates(order.split(batch_tokens)):
             loss = _loss(_Angles(*(pairs_ND[which.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
             descend(loss, adam, training="ReplaceMe by cosine", remedy="lower compose.lr, or extract the hidden states "
                     "again if it is so from the start")

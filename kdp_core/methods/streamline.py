@@ -6,10 +6,10 @@ by AdamW, the learning rate falling as a cosine. The pruned model is a plain che
 left out, layer s with other weights. Its place in per-layer lists (kind of attention) stays that of layer s.
 
 The paper's layer is one of the model's own; its released code trains it without a mask, so that each position sees
-those after it, and follows but an eighth of the cosine, as it counts the steps wrongly. Here the layer runs as in its
-model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last step. The code keeps
-the best weights by reference, which are the last ones; here they are a copy, the start is a candidate too, and by the
-held-out loss the layer is never worse than it.
+those after it, and follows only an eighth of the cosine, because it counts the updates wrongly. Here the layer runs as
+in its model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last update.
+The code keeps the best weights by reference, so they are the last ones. Here they are a copy, and the start is a
+candidate too, so the layer is never worse than the start by the held-out loss.
 
 The paper's loss weighs all tokens alike, w_n = 1 / D. Massive-activation tokens, their norms hundreds of times the
 others', then are nearly all of it; but a layer after the run reads a state through its norm, so what counts is each
@@ -84,7 +84,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             epochs: Natural = 10, batch_sequences: Count = 8, clip: Positive = 5.0, massive: Counted = "raw",
             token_weight: TokenWeight = "inverse_norm", heldout: Share = 0.1, seed: Natural = 0,
             resume: Resume = OFF) -> Composed:
-    """Train the first layer of the one run of layers to do what the whole run does; the other layers of the run are removed.
+    """Train the first layer of the one run of layers to do what the whole run does; remove the others.
 
     lr: learning rate of AdamW at the first update.
     min_lr: learning rate at the last update; in between the rate falls as a cosine.
@@ -166,8 +166,8 @@ def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor,
     values, curve = progress.values, progress.values["curve"]
     for epoch in progress.epochs(options.epochs):
         order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
-        for which in progress.steps(order.split(batch)):
-            update = (epoch - 1) * each + progress.step
+        for which in progress.updates(order.split(batch)):
+            update = (epoch - 1) * each + progress.update
             adam.param_groups[0]["lr"] = _rate(update, options.epochs * each, options.lr, options.min_lr)
             values["sums"] += _update(passes, number, data, which, adam, options.clip)
         loss, values["sums"] = values["sums"] / _counted(data, kept), 0.0

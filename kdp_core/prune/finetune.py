@@ -77,9 +77,10 @@ class Options(NamedTuple):
 
 
 def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: PrunedFacts, device: str = "cpu",
-             dtype: str = "float32", resume: Resume = OFF, *, rank: Count = 8, alpha: Positive = 32.0, dropout: PartialShare = 0.05,
-             lr: Positive = 1e-4, epochs: Count = 2, kl_weight: Chance = 0.5, temperature: Positive = 1.0,
-             batch_sequences: Count = 8, warmup: PartialShare = 0.03, clip: Positive = 1.0, heldout: PartialShare = 0.1,
+             dtype: str = "float32", resume: Resume = OFF, *, rank: Count = 8, alpha: Positive = 32.0,
+             dropout: PartialShare = 0.05, lr: Positive = 1e-4, epochs: Count = 2, kl_weight: Chance = 0.5,
+             temperature: Positive = 1.0, batch_sequences: Count = 8, warmup: PartialShare = 0.03,
+             clip: Positive = 1.0, heldout: PartialShare = 0.1,
              judge: Literal["loss", "ppl"] = "loss", seed: Natural = 0) -> tuple[PrunedFacts, Finetuned]:
     """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
 
@@ -153,11 +154,11 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
                             best_weights=copies(weights), total=0.0, lr=None)
         values, curve = progress.values, progress.values["curve"]
         for epoch in progress.epochs(options.epochs):
-            if progress.step == 0:
+            if progress.update == 0:
                 values["lr"] = schedule.get_last_lr()[0]
             rows_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
             student.train()
-            for rows in progress.steps(rows_S.split(options.batch_sequences)):
+            for rows in progress.updates(rows_S.split(options.batch_sequences)):
                 values["total"] += _step(student, teacher, train.at(rows), optimiser, options) * len(rows) / len(rows_S)
                 schedule.step()
             loss, values["total"] = values["total"], 0.0

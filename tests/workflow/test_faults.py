@@ -89,10 +89,10 @@ def test_sigterm_in_step_1_saves_and_the_next_run_goes_on(undisturbed, tmp_path)
     job.send_signal(signal.SIGTERM)
     assert snakemake.wait(timeout=180) == 1, "the job counts as failed"
     log = (project.folder / LOG).read_text(encoding="utf-8")
-    stopped = re.search(r"stopped at epoch (\d+), step (\d+); the next run goes on from there", log)
+    stopped = re.search(r"stopped at epoch (\d+), update (\d+); the next run goes on from there", log)
     assert stopped and "Traceback" not in log and not (project.folder / KERNEL).exists()
     project.run(KERNEL)
     log = (project.folder / LOG).read_text(encoding="utf-8")
-    assert f"resumed at epoch {stopped.group(1)}, step {stopped.group(2)}" in log
+    assert f"resumed at epoch {stopped.group(1)}, update {stopped.group(2)}" in log
     assert "epoch 60 of 60" in log and "epoch 2 of 60" not in log
     assert same_kernel(project, undisturbed) and not list((project.folder / STATES).iterdir())

@@ -119,7 +119,7 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs
                         total=0.0)
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: torch.randperm(len(train.z_NF), generator=generator))
-        for part in progress.steps(order.split(batch)):
+        for part in progress.updates(order.split(batch)):
             loss = equation_6(network(train.z_NF[part]), train.h_ND[part], norm_loss, network.unit)
             descend(loss, adam, training=f"step 2, epoch {epoch}", remedy="lower inverse.lr")
             progress.values["total"] += loss.item() * len(part) / len(train.z_NF)

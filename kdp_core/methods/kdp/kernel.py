@@ -166,12 +166,12 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
     progress = Progress(resume, [*run.phi.parameters(), *run.operators.parameters()],
                         {"adam": adam, "plateau": plateau, "order": generator}, curve=[], losses=[])
     for epoch in progress.epochs(epochs):
-        if progress.step == 0 and (run.ols_every == "epoch" or (run.ols_every == "start" and epoch == 1)):
+        if progress.update == 0 and (run.ols_every == "epoch" or (run.ols_every == "start" and epoch == 1)):
             run.operators.start(ols(run.features(run.states.train), run.ridge))
         order = progress.order(
             lambda: run.states.train[torch.randperm(len(run.states.train), generator=generator)])
         # of nearly equal size: least squares on a remainder of few tokens would fit them exactly
-        for part in progress.steps(order.tensor_split(math.ceil(len(order) / batch))):
+        for part in progress.updates(order.tensor_split(math.ceil(len(order) / batch))):
             progress.values["losses"].append(_iteration(run, adam, part))
         losses, progress.values["losses"] = progress.values["losses"], []
         row = {"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"]}

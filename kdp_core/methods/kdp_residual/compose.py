@@ -7,9 +7,9 @@ the block would have added. They see the state through the norm, as the block do
 `closed_form` the regression that finds W, O and b.
 
 Blocks are fitted in the order of depth. Each is fitted on what the already pruned model feeds it (`prefix`); its target
-is the state of the dense model, so a later stand-in corrects what earlier ones broke. Then, if epochs are asked for, all
-stand-ins are trained together for a few epochs against the outputs of the dense model (`joint`). No weight of the model
-itself changes, and the closed form is kept unless the held-out divergence falls.
+is the state of the dense model, so a later stand-in corrects what earlier ones broke. Then, if epochs are asked for,
+all stand-ins are trained together for a few epochs against the outputs of the dense model (`joint`). No weight of the
+model itself changes, and the closed form is kept unless the held-out divergence falls.
 
 Massive-activation tokens are not fitted. They bypass the stand-in (kdp_core.states.block).
 """
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdp_core.base.options import Chance, Count, Natural, NotNegative, Positive, Share, check
+from kdp_core.base.options import Chance, Count, Natural, NotNegative, Positive, Share, check, settings
 from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods.kdp_residual import joint
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     """Parameters of one stand-in of `compose`, known before any fit."""
-    given = {"dictionary": "neurons", "entries": 96, **options.get("compose", {})}
+    given = settings(compose, options.get("compose", {}))
     entries = 0 if given["dictionary"] == "none" else given["entries"]
     rows = 2 * entries if given["dictionary"] == "neurons" and FAMILIES[facts.family].gated else entries
     return facts.width * (facts.width + 1) + rows * (facts.width + 1) + entries * facts.width
@@ -62,7 +62,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         frequencies, or `none`, the linear part alone.
     entries: of the dictionary, in each stand-in.
     bandwidth_scale: width of the kernel of `rff` in median distances, the start of `rff_learned`.
-    theta_steps: of Adam on the frequencies and phases of `rff_learned`.
+    theta_steps: updates of Adam on the frequencies and phases of `rff_learned`.
     theta_lr: of that Adam at its start, in units of the frequencies' spread.
     ridge: relative to features of unit variance.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.

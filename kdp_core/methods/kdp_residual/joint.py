@@ -1,9 +1,10 @@
 """Joint training of a pruned model's stand-ins against the dense model's outputs; every weight of the model is frozen.
 
-Local fits see one block each; what an error does to the outputs, and how errors of several blocks add up, they cannot
-see. Here all stand-ins together descend on KL(dense || pruned) of the next-token distributions (kdp_core.model.distil), by
-Adam, from the closed form. It starts at the first stand-in (what lies before is as in the dense model, and stored), and
-compares a random part of each sequence's positions: the output head is half of a small model's cost.
+A local fit sees one block only. It cannot see what an error does to the outputs, or how the errors of several blocks
+add up. Here Adam trains all stand-ins together, from the closed form, to lower KL(dense || pruned) of the next-token
+distributions (kdp_core.model.distil). The forward pass starts at the first stand-in, because the layers before it are
+those of the dense model and the state there is stored. Only a random part of each sequence's positions is compared,
+because the output head is half of the cost of a small model.
 
 The loss on held-out sequences judges: after each epoch, and before the first; the best epoch is kept, the start
 included. With kl_weight 1 the aim is the dense model itself; below it the calibration text counts too, which lowers
@@ -58,7 +59,7 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
     values = progress.values
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
-        for which in progress.steps(order.split(batch_sequences)):
+        for which in progress.updates(order.split(batch_sequences)):
             values["sums"] += _update(passes, path, data, which, adam, positions, kl_weight, generator)
             schedule.step()
         kl, values["sums"] = values["sums"] / len(order), 0.0

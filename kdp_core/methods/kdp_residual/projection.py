@@ -9,8 +9,8 @@ not tell tokens apart satisfy best. Here tokens A that solve and tokens B that j
 frequency is good if what it adds holds on text that the solution has not seen, so neither collapse nor fitting by heart
 pays. The gradient runs through the Cholesky solve, in float64.
 
-Each step deals the sequences anew into those that solve and those that judge. A share of them is never dealt: on these
-the steps are compared, and the best one, the random start among them, is kept.
+Each update of Adam deals the sequences anew into those that solve and those that judge. A share of the sequences is
+never dealt. The updates are compared on this share, and the best one is kept; the random start is a candidate too.
 """
 import logging
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
-"""Tokens of a step: as many as give the gradient a direction, as few as keep it at a second or so."""
+"""Tokens of an update: as many as give the gradient a direction, as few as keep it at a second or so."""
 JUDGED_SHARE = 0.25
 """Of the sequences, in every deal."""
 JUDGE_EVERY = 5
-"""Steps between comparisons."""
+"""Updates between comparisons."""
 
 
 class ProjectionError(ValueError):

@@ -1,9 +1,10 @@
-"""Which layers go first: a greedy search by what each removal does to the model's outputs.
+"""Which layers to remove first: a greedy search by what each removal does to the model's outputs.
 
 CKA of hidden states says how alike two states are, not what the difference between them does to the text. Here a
 candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in
-its place, as it will have: one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The layer that
-costs least goes, then the next one beside it, so that one search orders the layers for every ratio.
+its place. The stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The
+layer whose removal raises the divergence least is removed, then the next one, so that one search orders the layers for
+every ratio.
 
 A removal rarely becomes cheaper by others, so bounds of earlier rounds are tried in their order and the first fresh
 one that still leads is taken ("lazy" greedy, Minoux 1978); a run through the kept layers starts at the candidate.

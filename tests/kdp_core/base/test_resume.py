@@ -144,7 +144,7 @@ def test_differences_are_seen():
 
 
 def progress_of(resume):
-    """Five steps an epoch of plain SGD with momentum on one weight, and a generator that every step draws from."""
+    """Five updates an epoch of plain SGD with momentum on one weight, and a generator that every update draws from."""
     weight, generator = torch.nn.Parameter(torch.ones(3)), torch.Generator().manual_seed(0)
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     return weight, generator, sgd, Progress(resume, [weight], {"sgd": sgd, "noise": generator}, sums=0.0, curve=[])
@@ -154,27 +154,27 @@ def train(resume, seen=None):
     weight, generator, sgd, progress = progress_of(resume)
     for epoch in progress.epochs(4):
         order = progress.order(lambda: torch.randperm(10, generator=generator))
-        for rows in progress.steps(order.split(2)):
+        for rows in progress.updates(order.split(2)):
             sgd.zero_grad()
             ((weight - rows.float().mean()) * torch.randn(3, generator=generator)).sum().backward()
             sgd.step()
             progress.values["sums"] += rows.float().mean().item()
             if seen:
-                seen(epoch, progress.step)
+                seen(epoch, progress.update)
         progress.values["curve"].append(progress.values["sums"])
     return weight.detach(), progress.values["curve"]
 
 
 @pytest.mark.parametrize("at", [(1, 0), (2, 3), (3, 4), (4, 4)])
-def test_a_training_that_is_asked_to_stop_saves_after_the_step_in_hand_and_goes_on_there(at, tmp_path, caplog):
+def test_a_training_that_is_asked_to_stop_saves_after_the_update_in_hand_and_goes_on_there(at, tmp_path, caplog):
     caplog.set_level(logging.INFO, "kdp_core")
     resume = Resume(tmp_path / "s", "key", every_s=1e9)
-    with pytest.raises(Stopped, match=f"stopped at epoch {at[0]}, step {at[1] + 2}; the next run goes on from there"):
+    with pytest.raises(Stopped, match=f"stopped at epoch {at[0]}, update {at[1] + 2}; the next run goes on from there"):
         train(resume, lambda *now: now == at and resume.stop())
     steps = []
     again = Resume(tmp_path / "s", "key")
     weight, curve = train(again, lambda *now: steps.append(now))
-    assert f"resumed at epoch {at[0]}, step {at[1] + 2}" in caplog.text
+    assert f"resumed at epoch {at[0]}, update {at[1] + 2}" in caplog.text
     assert steps == [(epoch, step) for epoch in range(1, 5) for step in range(5) if (epoch, step) > at]
     whole, whole_curve = train(OFF)
     assert torch.equal(weight, whole) and curve == whole_curve and again.earlier_s > 0

@@ -202,8 +202,10 @@ def test_records_are_stored(made, tmp_path):
 @pytest.mark.parametrize("change, words", [
     (dict(rank=0), "^rank is 0; give a number at least 1"), (dict(rank=33), "rank is 33, above the width"),
     (dict(epochs=0), "^epochs is 0; give a number at least 1"), (dict(lr=0.0), "^lr is 0.0; give a number above 0"),
-    (dict(dropout=1.0), "^dropout is 1.0; give a number below 1"), (dict(kl_weight=-0.1), "^kl_weight is -0.1; give a number at least 0"),
-    (dict(temperature=0.0), "^temperature is 0.0; give a number above 0"), (dict(judge="acc"), "^judge is 'acc'; choose one of loss, ppl"),
+    (dict(dropout=1.0), "^dropout is 1.0; give a number below 1"),
+    (dict(kl_weight=-0.1), "^kl_weight is -0.1; give a number at least 0"),
+    (dict(temperature=0.0), "^temperature is 0.0; give a number above 0"),
+    (dict(judge="acc"), "^judge is 'acc'; choose one of loss, ppl"),
 ])
 def test_bad_options_are_named_before_anything_is_loaded(made, tokens, tmp_path, monkeypatch, change, words):
     root, facts, _, _ = made["llama", False]

@@ -188,7 +188,8 @@ def test_the_dictionary_is_what_the_layers_last_matrix_reads(family):
     hook.remove()
     norm = "layer" if family == "opt" else "rms"
     dictionary = neurons(model, (1, 2))
-    module = closed_form._module((1, 2), dictionary, torch.zeros(32 + dictionary.entries, 32), torch.zeros(32), 1e9, norm)
+    module = closed_form._module((1, 2), dictionary, torch.zeros(32 + dictionary.entries, 32), torch.zeros(32), 1e9,
+                                norm)
     found = built(module).features(normalised(states[1], norm))
     torch.testing.assert_close(found, seen[0].view(found.shape), atol=1e-3, rtol=1e-3)
     assert found.std() > 0.05 and dictionary.entries == 64
@@ -358,7 +359,8 @@ def test_parameters_are_known_before_the_fit(family, dictionary):
     ({"token_weight": "all"}, r"token_weight is 'all'; choose one of inverse_norm, none"),
     ({"dictionary": "rff", "entries": 0}, r"entries is 0; give a number at least 1"),
     ({"heldout": 0.0}, r"heldout is 0\.0; give a number above 0"), ({"heldout": 0.99}, r"compose\.heldout 0\.99 of 16"),
-    ({"epochs": -1}, r"epochs is -1; give a number at least 0"), ({"epochs": 1, "positions": 0}, "positions is 0; give a number at least 1"),
+    ({"epochs": -1}, r"epochs is -1; give a number at least 0"),
+    ({"epochs": 1, "positions": 0}, "positions is 0; give a number at least 1"),
 ])
 def test_options_that_cannot_be_are_named(dense, options, message):
     with pytest.raises((FitError, OptionError), match=message):

@@ -138,7 +138,8 @@ def test_statistics_of_wide_kernels_keep_what_little_varies():
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("change", "match"), [({"steps": -1}, "steps is -1; give a number at least 0"), ({"lr": 0.0}, "lr is 0.0; give a number above 0")])
+@pytest.mark.parametrize(("change", "match"), [
+    ({"steps": -1}, "steps is -1; give a number at least 0"), ({"lr": 0.0}, "lr is 0.0; give a number above 0")])
 def test_options_out_of_range_are_refused(change, match):
     with pytest.raises((ProjectionError, OptionError), match=match):
         learn(sample(), *start(4), **{"ridge": 1e-3, "steps": 2, "lr": 0.1, "seed": 0} | change)
