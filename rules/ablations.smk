@@ -1,6 +1,4 @@
-"""Ablations: a table and a figure each, from the summary and the scores alone."""
-
-import re
+"""Ablations: a table for each, from the summary, the scores and the paired tests alone."""
 
 
 rule ablation:
@@ -9,8 +7,7 @@ rule ablation:
         scores="results/scores.csv",
         comparisons="results/tables/comparisons.csv",
     output:
-        **drawn("ablation-{ablation}"),
-        table=[
+        [
             listed(path, "ablation {ablation}", "ablation")
             for path in multiext(
                 "results/tables/ablation-{ablation}", ".csv", ".md", ".tex"
@@ -21,8 +18,7 @@ rule ablation:
     benchmark:
         "results/benchmarks/ablations/{ablation}.tsv"
     wildcard_constraints:
-        # a name that no entry can have where there are none
-        ablation="|".join(map(re.escape, config.get("ablations", {}))) or "-",
+        ablation=one_of(config.get("ablations", {})),
     conda:
         environment()
     resources:
@@ -30,12 +26,8 @@ rule ablation:
         runtime=minutes(10),
     params:
         ablation=lambda wildcards: grid.ablation(config, wildcards.ablation),
-        rows=lambda wildcards: figures.looks(
-            config, grid.ablation_points(config, wildcards.ablation)
-        ),
-        dpi=DPI,
         code=code.of_script("ablations"),
     message:
-        "Tabulating and drawing the ablation {wildcards.ablation}"
+        "Tabulating the ablation {wildcards.ablation}"
     script:
         "../workflow_scripts/ablations.py"

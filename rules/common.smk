@@ -24,8 +24,6 @@ POINTS = grid.points(config)
 GRID = grid.grid_points(config)
 STEPS = {name: variants.fits(config, name) for name in grid.run_variants(config)}
 SPLIT = config["evaluate"].get("split", False)
-DPI = config.get("figures", {}).get("dpi", 200)
-FIGURES = figures.figure_entries(config)
 
 
 wildcard_constraints:
@@ -239,15 +237,6 @@ def trained(wildcards, step):
     return grid.by_layer(path for path in found if os.path.basename(path) == f"{step}.safetensors")
 
 
-def viewed(wildcards):
-    """Step 1's records of a variant: of the blocks that `views` names, else of all that the grid trains."""
-    blocks = config.get("views", {}).get("blocks")
-    if blocks is None:
-        return trained(wildcards, "kernel")
-    runs = [dict(zip(("start", "stop"), block.split("-"))) for block in blocks]
-    return [f"{BLOCK.format(**wildcards, **run)}/kernel.safetensors" for run in runs]
-
-
 def dense_measured():
     """Scores and costs of the dense models."""
     return [
@@ -289,38 +278,10 @@ def theory_wanted():
 
 
 def tables_wanted():
-    """The paper's tables, and that of calibration seeds if there are several."""
+    """The paper's tables, those of the ablations, and that of calibration seeds if there are several."""
     seeds = ["results/tables/seeds.csv"] if FAMILIES else []
-    return ["results/tables/paper/index.md", *seeds]
-
-
-def drawn(name):
-    """The three files of a figure, which Snakemake's report shows under the figure's title."""
-
-    def labels(suffix):
-        return lambda wildcards: {"figure": title(wildcards), "file": suffix}
-
-    def title(wildcards):
-        found = figures.entry_of(FIGURES, name.format(**wildcards))["title"]
-        # snakemake would take braces for wildcards
-        return found.replace("{", "").replace("}", "")
-
-    return {
-        suffix: report(
-            f"results/figures/{name}.{suffix}",
-            caption="captions/figure.rst",
-            category="Figures",
-            subcategory="{model}, {calib}" if "{model}" in name else "All models",
-            labels=labels(suffix),
-        )
-        for suffix in ("png", "pdf", "csv")
-    }
-
-
-def caption_of(png):
-    """The caption of a figure by its file, for captions/figure.rst: the words of the report's page."""
-    name = png.removeprefix("results/figures/").removesuffix(".png")
-    return figures.as_rst(figures.entry_of(FIGURES, name)["caption"])
+    ablations = [f"results/tables/ablation-{name}.csv" for name in config.get("ablations", {})]
+    return ["results/tables/paper/index.md", *ablations, *seeds]
 
 
 TABLE_FORMS = ("csv", "md", "tex")

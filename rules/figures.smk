@@ -1,218 +1,195 @@
-"""Figures, each as PDF and PNG with its data as CSV: docs/figures.md says which figure of which paper each is."""
+"""Figures, each as PDF and PNG with its data as CSV. Each rule draws all figures of one scope.
 
+The figures stand in kdp_core/figures, each with its scope and the records that it reads; here these names become files.
+"""
+
+FIGURES = figures.figure_entries(config)
 SHOWN = grid.chosen_points(config, "figures")
 LOOKS = figures.looks(config, GRID)
 MODELS = grid.calibrated(config)
-MODEL_LABELS = grid.labels(MODELS)
-COLORMAP = config.get("figures", {}).get("colormap", "viridis")
+CALIBRATED = "results/{model}/{calib}"
 
 
-rule figure_similarity:
+def of_calibrated(name):
+    """A file of one model and calibration set."""
+    return lambda wildcards: f"{CALIBRATED}/{name}".format(**wildcards)
+
+
+def of_shown(name, points):
+    """A file of those of the points that have the figure's wildcards."""
+    return lambda wildcards: [
+        f"{grid.folder(point)}/{name}" for point in grid.points_like(points, wildcards)
+    ]
+
+
+READS = {
+    "summary": lambda wildcards: "results/summary.csv",
+    "scores": lambda wildcards: "results/scores.csv",
+    "points": everything_measured,
+    "similarity": of_calibrated("similarity.safetensors"),
+    "similarities": lambda wildcards: [
+        f"{CALIBRATED}/similarity.safetensors".format(model=model, calib=calib)
+        for model, calib in MODELS
+    ],
+    "kernels": lambda wildcards: trained(wildcards, "kernel"),
+    "inverses": lambda wildcards: trained(wildcards, "inverse"),
+    "composed": of_shown("composed.safetensors", GRID),
+    "diagnoses": of_shown("diagnosis.json", SHOWN),
+    "theory": of_calibrated("theory.json"),
+    "kernel_views": lambda wildcards: kernel_views(wildcards),
+    "trajectories": of_calibrated("trajectories.safetensors"),
+    "probes": of_calibrated("probes.json"),
+    "spaces": of_shown("spaces.json", grid.chosen_points(config, "spaces")),
+}
+
+
+def read_by_figure(wildcards):
+    """The files that a figure reads, by the names of kdp_core.figures."""
+    return {
+        name: READS[name](wildcards)
+        for name in figures.entry(wildcards.figure)["reads"]
+    }
+
+
+def shown_in(wildcards):
+    """The points that a figure may show, if it reads tables or records of all points."""
+    if not {"summary", "points"} & set(figures.entry(wildcards.figure)["reads"]):
+        return None
+    if "ablation" in wildcards.keys():
+        return grid.ablation_points(config, wildcards.ablation)
+    # points that only an ablation adds would crowd the overview
+    return SHOWN
+
+
+def fits_of(wildcards):
+    """What each variant fits, if a figure reads the records of all points."""
+    return STEPS if "points" in figures.entry(wildcards.figure)["reads"] else None
+
+
+def settings_of(wildcards):
+    """What the configuration says about a figure: only what the figure asks for, so that nothing else reruns it."""
+    own, ablation = config.get("figures", {}), wildcards.get("ablation")
+    known = {
+        "colormap": own.get("colormap", "viridis"),
+        "tasks": own.get("tasks"),
+        "looks": (
+            figures.looks(config, grid.ablation_points(config, ablation))
+            if ablation
+            else LOOKS
+        ),
+        "ablation": grid.ablation(config, ablation) if ablation else None,
+    }
+    return known_options(known, figures.entry(wildcards.figure)["settings"])
+
+
+def drawn(scope):
+    """The three files of a scope's figures, which Snakemake's report shows under the figure's title."""
+    name = figures.path(scope)
+
+    def labels(suffix):
+        return lambda wildcards: {"figure": title(wildcards), "file": suffix}
+
+    def title(wildcards):
+        found = figures.entry_of(FIGURES, name.format(**wildcards))["title"]
+        # snakemake would take braces for wildcards
+        return found.replace("{", "").replace("}", "")
+
+    return {
+        suffix: report(
+            f"results/figures/{name}.{suffix}",
+            caption="captions/figure.rst",
+            category="Figures",
+            subcategory="{model}, {calib}" if "{model}" in name else "All models",
+            labels=labels(suffix),
+        )
+        for suffix in ("png", "pdf", "csv")
+    }
+
+
+def caption_of(png):
+    """The caption of a figure by its file, for captions/figure.rst: the words of the report's page."""
+    name = png.removeprefix("results/figures/").removesuffix(".png")
+    return figures.as_rst(figures.entry_of(FIGURES, name)["caption"])
+
+
+def figure_log(scope):
+    """The log file of a scope's figures."""
+    return f"results/logs/figures/{figures.path(scope).replace('/', '-')}.log"
+
+
+def figure_benchmark(scope):
+    """The benchmark file of a scope's figures."""
+    return f"results/benchmarks/figures/{figures.path(scope).replace('/', '-')}.tsv"
+
+
+rule figure_all:
     input:
-        "results/{model}/{calib}/similarity.safetensors",
+        unpack(read_by_figure),
     output:
-        **drawn("{model}/{calib}/similarity"),
+        **drawn("all"),
     log:
-        "results/logs/figures/{model}-{calib}-similarity.log",
+        figure_log("all"),
     benchmark:
-        "results/benchmarks/figures/{model}-{calib}-similarity.tsv"
+        figure_benchmark("all")
+    wildcard_constraints:
+        figure=one_of(figures.names("all")),
     conda:
         environment()
     resources:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        kind="similarity",
-        colormap=COLORMAP,
-        dpi=DPI,
-        code=code.of_script("figure"),
+        points=shown_in,
+        fits=fits_of,
+        settings=settings_of,
+        dpi=config.get("figures", {}).get("dpi", 200),
+        code=lambda wildcards: code.of_figure(figures.entry(wildcards.figure)["module"]),
     message:
-        "Drawing the similarity of layers of {wildcards.model}"
+        "Drawing {output.png}"
     script:
         "../workflow_scripts/figure.py"
 
 
-use rule figure_similarity as figure_models with:
-    input:
-        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
+use rule figure_all as figure_ablation with:
     output:
-        **drawn("similarity-models"),
+        **drawn("ablation"),
     log:
-        "results/logs/figures/similarity-models.log",
+        figure_log("ablation"),
     benchmark:
-        "results/benchmarks/figures/similarity-models.tsv"
-    params:
-        kind="models",
-        labels=MODEL_LABELS,
-        colormap=COLORMAP,
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the similarity of layers of all models"
+        figure_benchmark("ablation")
+    wildcard_constraints:
+        figure=one_of(figures.names("ablation")),
+        ablation=one_of(config.get("ablations", {})),
 
 
-rule figure_training:
-    input:
-        kernels=lambda wildcards: trained(wildcards, "kernel"),
-        inverses=lambda wildcards: trained(wildcards, "inverse"),
+use rule figure_all as figure_calibrated with:
     output:
-        **drawn("{model}/{calib}/{method}-training"),
+        **drawn("calibrated"),
     log:
-        "results/logs/figures/{model}-{calib}-{method}-training.log",
+        figure_log("calibrated"),
     benchmark:
-        "results/benchmarks/figures/{model}-{calib}-{method}-training.tsv"
-    conda:
-        environment()
-    resources:
-        mem_mb=memory_mb(1500),
-        runtime=minutes(10),
-    params:
-        kind="training",
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the training curves of {wildcards.method}"
-    script:
-        "../workflow_scripts/figure.py"
+        figure_benchmark("calibrated")
+    wildcard_constraints:
+        figure=one_of(figures.names("calibrated")),
 
 
-use rule figure_training as figure_locality with:
-    input:
-        [f"results/{model}/{calib}/similarity.safetensors" for model, calib in MODELS],
+use rule figure_all as figure_ratio with:
     output:
-        **drawn("locality"),
+        **drawn("ratio"),
     log:
-        "results/logs/figures/locality.log",
+        figure_log("ratio"),
     benchmark:
-        "results/benchmarks/figures/locality.tsv"
-    params:
-        kind="locality",
-        labels=MODEL_LABELS,
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the similarity of layers by distance"
+        figure_benchmark("ratio")
+    wildcard_constraints:
+        figure=one_of(figures.names("ratio")),
 
 
-use rule figure_training as figure_operators with:
-    input:
-        kernels=lambda wildcards: trained(wildcards, "kernel"),
+use rule figure_all as figure_variant with:
     output:
-        **drawn("{model}/{calib}/{method}-operators"),
+        **drawn("variant"),
     log:
-        "results/logs/figures/{model}-{calib}-{method}-operators.log",
+        figure_log("variant"),
     benchmark:
-        "results/benchmarks/figures/{model}-{calib}-{method}-operators.tsv"
-    params:
-        kind="operators",
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the operator norms of {wildcards.method}"
-
-
-use rule figure_training as figure_joint with:
-    input:
-        lambda wildcards: [
-            f"{grid.folder(point)}/composed.safetensors"
-            for point in grid.points_like(GRID, wildcards)
-        ],
-    output:
-        **drawn("{model}/{calib}/{method}-joint"),
-    log:
-        "results/logs/figures/{model}-{calib}-{method}-joint.log",
-    benchmark:
-        "results/benchmarks/figures/{model}-{calib}-{method}-joint.tsv"
-    params:
-        kind="joint",
-        labels=lambda wildcards: [
-            f"ratio {p['ratio']}, K max {p['k_max']}"
-            for p in grid.points_like(GRID, wildcards)
-        ],
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the joint training of {wildcards.method}"
-
-
-use rule figure_training as figure_errors with:
-    input:
-        lambda wildcards: [
-            f"{grid.folder(point)}/diagnosis.json"
-            for point in grid.points_like(SHOWN, wildcards)
-        ],
-    output:
-        **drawn("{model}/{calib}/errors-r{ratio}"),
-    log:
-        "results/logs/figures/{model}-{calib}-errors-r{ratio}.log",
-    benchmark:
-        "results/benchmarks/figures/{model}-{calib}-errors-r{ratio}.tsv"
-    params:
-        kind="errors",
-        labels=lambda wildcards: grid.variants_and_k_max(grid.points_like(SHOWN, wildcards)),
-        rows=LOOKS,
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the errors of states at ratio {wildcards.ratio}"
-
-
-use rule figure_training as figure_score_ratio with:
-    input:
-        summary="results/summary.csv",
-    output:
-        **drawn("score-ratio"),
-    log:
-        "results/logs/figures/score-ratio.log",
-    benchmark:
-        "results/benchmarks/figures/score-ratio.tsv"
-    params:
-        kind="score_ratio",
-        # points that only an ablation adds would crowd the overview
-        grid=SHOWN,
-        rows=LOOKS,
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing scores against the ratio"
-
-
-use rule figure_training as figure_tasks with:
-    input:
-        scores="results/scores.csv",
-        summary="results/summary.csv",
-    output:
-        **drawn("tasks-ratio"),
-    log:
-        "results/logs/figures/tasks-ratio.log",
-    benchmark:
-        "results/benchmarks/figures/tasks-ratio.tsv"
-    params:
-        kind="tasks",
-        grid=SHOWN,
-        rows=LOOKS,
-        tasks=config.get("figures", {}).get("tasks"),
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing every task against the ratio"
-
-
-use rule figure_training as figure_layers with:
-    input:
-        everything_measured,
-    output:
-        **drawn("layers"),
-    log:
-        "results/logs/figures/layers.log",
-    benchmark:
-        "results/benchmarks/figures/layers.tsv"
-    params:
-        kind="layers",
-        grid=SHOWN,
-        steps=STEPS,
-        rows=LOOKS,
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing the replaced layers"
+        figure_benchmark("variant")
+    wildcard_constraints:
+        figure=one_of(figures.names("variant")),

@@ -49,20 +49,3 @@ rule theory_tables:
         "Writing the tables of Theorems 1 and 2"
     script:
         "../workflow_scripts/theory_tables.py"
-
-
-use rule figure_training as figure_theory with:
-    input:
-        "results/{model}/{calib}/theory.json",
-    output:
-        **drawn("{model}/{calib}/theory"),
-    log:
-        "results/logs/figures/{model}-{calib}-theory.log",
-    benchmark:
-        "results/benchmarks/figures/{model}-{calib}-theory.tsv"
-    params:
-        kind="theory",
-        dpi=DPI,
-        code=code.of_script("figure"),
-    message:
-        "Drawing Theorems 1 and 2 of {wildcards.model}"

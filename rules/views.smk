@@ -1,60 +1,66 @@
-"""Kernel-space heat maps of trained variants and paths of the states, where the config has `views`."""
+"""Kernel-space views of trained variants and paths of the states, if the config has `views`; figures draw them."""
 
 VIEWS = config.get("views", {})
 
 
-rule views_heatmaps:
+def kernel_views(wildcards):
+    """A variant's views: of the blocks that `views` names, else of all blocks that the grid trains."""
+    blocks = VIEWS.get("blocks")
+    if blocks is None:
+        folders = map(os.path.dirname, trained(wildcards, "kernel"))
+    else:
+        runs = [dict(zip(("start", "stop"), block.split("-"))) for block in blocks]
+        folders = [BLOCK.format(**wildcards, **run) for run in runs]
+    return [f"{folder}/kernel-view.safetensors" for folder in folders]
+
+
+rule kernel_view:
     input:
         hidden="results/{model}/{calib}/hidden.zarr",
-        kernels=viewed,
+        kernel=f"{BLOCK}/kernel.safetensors",
     output:
-        **drawn("{model}/{calib}/{method}-heatmaps"),
+        f"{BLOCK}/kernel-view.safetensors",
     log:
-        "results/logs/figures/{model}-{calib}-{method}-heatmaps.log",
+        "results/logs/views/{model}-{calib}-{method}-{start}-{stop}.log",
     benchmark:
-        "results/benchmarks/figures/{model}-{calib}-{method}-heatmaps.tsv"
+        "results/benchmarks/views/{model}-{calib}-{method}-{start}-{stop}.tsv"
     conda:
         environment()
     resources:
         mem_mb=memory_mb(3000, states=4),
         runtime=minutes(20),
     params:
-        kind="heatmaps",
         options=VIEWS.get("heatmaps", {}),
-        fitted=lambda wildcards: variants.options(config, wildcards.method).get(
-            "kernel", {}
+        # the same sequences are held out as in step 1
+        split=lambda wildcards: known_options(
+            options_of("kernel")(wildcards), ("heldout", "seed")
         ),
-        colormap=config.get("figures", {}).get("colormap", "viridis"),
-        dpi=DPI,
         code=code.of_script("views"),
     message:
-        "Drawing the kernel space of {wildcards.method}"
+        "Looking into the kernel space of {wildcards.method}, block {wildcards.start}-{wildcards.stop}"
     script:
         "../workflow_scripts/views.py"
 
 
-rule views_trajectories:
+rule trajectories:
     input:
         hidden="results/{model}/{calib}/hidden.zarr",
     output:
-        **drawn("{model}/{calib}/trajectories"),
+        record="results/{model}/{calib}/trajectories.safetensors",
         straightness="results/{model}/{calib}/straightness.csv",
     log:
-        "results/logs/figures/{model}-{calib}-trajectories.log",
+        "results/logs/views/{model}-{calib}-trajectories.log",
     benchmark:
-        "results/benchmarks/figures/{model}-{calib}-trajectories.tsv"
+        "results/benchmarks/views/{model}-{calib}-trajectories.tsv"
     conda:
         environment()
     resources:
         mem_mb=memory_mb(3000, states=4),
         runtime=minutes(30),
     params:
-        kind="trajectories",
         options=VIEWS.get("trajectories", {}),
-        colormap=config.get("figures", {}).get("colormap", "viridis"),
-        dpi=DPI,
         code=code.of_script("views"),
     message:
-        "Drawing the paths of states of {wildcards.model}"
+        "Following the states of {wildcards.model} through its layers"
     script:
         "../workflow_scripts/views.py"

@@ -1,59 +1,62 @@
-"""All rules of rules/figures.smk: one figure as PDF and PNG, its data beside it as CSV."""
+"""The rules of rules/figures.smk: one figure as PDF and PNG, with its data as CSV."""
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gather import of_points, points, table
 from job import job
 
 from kdp_core.base import store
-from kdp_core.figures import locality as locality_figures
-from kdp_core.figures import scores as score_figures
-from kdp_core.figures import spaces as spaces_figures
-from kdp_core.figures import style
-from kdp_core.figures import theory as theory_figures
+from kdp_core.figures import figure_of
+from kdp_core.figures.style import Drawn, save
 
 
-def blocks(paths: list[str]) -> dict:
-    """Records of one step by block, such as `5-7`."""
-    return {Path(path).parent.name: store.read(path) for path in paths}
+def by_block(path: Path) -> str:
+    """The block of a record in a block's folder, such as `5-7`."""
+    return path.parent.name
 
 
-def labelled(paths: list[str], labels: list) -> dict:
-    """Records by their labels: texts, or (row, K max)."""
-    return {label if isinstance(label, str) else tuple(label): store.read(path)
-            for label, path in zip(labels, paths, strict=True)}
+def by_point(path: Path) -> tuple[str, int]:
+    """Variant and K max of a record in a point's folder."""
+    return path.parts[-3], int(path.parts[-2].split("-k")[1])
 
 
-def draw(kind: str, inputs, params) -> style.Drawn:
-    """The figure of one rule."""
-    if kind == "similarity":
-        return style.similarity_maps(store.read(inputs[0]), colormap=params.colormap)
-    if kind == "models":
-        return locality_figures.side_by_side(labelled(inputs, params.labels), colormap=params.colormap)
-    if kind == "locality":
-        return locality_figures.by_distance(labelled(inputs, params.labels))
-    if kind == "training":
-        return style.training_curves(blocks(inputs.kernels), blocks(inputs.inverses))
-    if kind == "operators":
-        return style.operator_norms(blocks(inputs.kernels))
-    if kind == "joint":
-        return style.joint_training(labelled(inputs, params.labels))
-    if kind == "score_ratio":
-        return score_figures.score_against_ratio(of_points(table(inputs.summary), params.grid), rows=params.rows)
-    if kind == "tasks":
-        return score_figures.tasks_against_ratio(table(inputs.scores), of_points(table(inputs.summary), params.grid),
-                                                 tasks=params.tasks, rows=params.rows)
-    if kind == "theory":
-        return theory_figures.theory(store.read(inputs[0]))
-    if kind == "layers":
-        return score_figures.pruned_layers(points(params.grid, params.steps), rows=params.rows)
-    if kind in ("by_layer", "split_by_layer", "estimates"):
-        return getattr(spaces_figures, kind)(store.read(inputs[0]))
-    if kind in ("by_step", "choices"):
-        return getattr(spaces_figures, kind)(labelled(inputs, params.labels), rows=params.rows)
-    return score_figures.error_by_layer(labelled(inputs, params.labels), rows=params.rows)
+def by_ratio(path: Path) -> str:
+    """Ratio and K max of a record in a point's folder, in words."""
+    ratio, k_max = path.parts[-2].removeprefix("r").split("-k")
+    return f"ratio {ratio}, K max {k_max}"
+
+
+def by_model(paths: list[str]) -> Callable[[Path], str]:
+    """The model of a record; the calibration set stands beside it if there are several."""
+    several = len({Path(path).parts[-2] for path in paths}) > 1
+    return lambda path: f"{path.parts[-3]}, {path.parts[-2]}" if several else path.parts[-3]
+
+
+KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
+        "diagnoses": by_point, "spaces": by_point}
+"""Records of which a figure reads several -> what tells them apart."""
+
+
+def read(name: str, found: Any, params: Any) -> Any:
+    """What a figure reads under one name of kdp_core.figures: a table, a record, or records by their keys."""
+    if name == "points":
+        return points(params.points, params.fits)
+    if name in ("summary", "scores"):
+        return of_points(table(found), params.points) if name == "summary" else table(found)
+    if name not in (*KEYS, "similarities"):
+        return store.read(found)
+    key = KEYS.get(name) or by_model(found)
+    return {key(Path(path)): store.read(path) for path in found}
+
+
+def draw(figure: str, inputs: Any, params: Any) -> Drawn:
+    """A figure by its name, from the files that the rule gives."""
+    entry = figure_of(figure)
+    return entry.draw(*(read(name, inputs.get(name), params) for name in entry.reads), **params.settings)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        drawn = draw(snakemake.params.kind, snakemake.input, snakemake.params)
-        style.save(drawn, Path(snakemake.output.png).with_suffix(""), dpi=snakemake.params.dpi)
+        drawn = draw(snakemake.wildcards.figure, snakemake.input, snakemake.params)
+        save(drawn, Path(snakemake.output.png).with_suffix(""), dpi=snakemake.params.dpi)

@@ -1,37 +1,28 @@
-"""Rules `views_heatmaps` and `views_trajectories`: the kernel space of trained blocks, and paths of the states."""
-from pathlib import Path
-
+"""Rules `kernel_view` and `trajectories`: the kernel space after one trained block, and paths of the states."""
 import pandas as pd
 from job import job
 
 from kdp_core.base import store
-from kdp_core.figures import style
-from kdp_core.figures import views as views_figures
 from kdp_core.states import hidden
 from kdp_core.study import views
 
 
-def heat_maps(hidden_path: str, kernels: list[str], fitted: dict, options: dict, colormap: str) -> style.Drawn:
-    """Features of a held-out sequence after every block, held out as the row's step 1 did."""
-    states = hidden.read(hidden_path)
-    split = {name: fitted[name] for name in ("heldout", "seed") if name in fitted}
-    looks = {Path(path).parent.name: views.kernel_view(states, store.read(path), **split, **options)
-             for path in kernels}
-    return views_figures.heat_maps(looks, colormap=colormap)
+def write_view(hidden_path: str, kernel: str, split: dict, options: dict, out: str) -> None:
+    """Features of a sequence that step 1 of the variant held out."""
+    store.write(out, views.kernel_view(hidden.read(hidden_path), store.read(kernel), **split, **options))
 
 
-def trajectories(hidden_path: str, options: dict, colormap: str, out: str) -> style.Drawn:
-    """Paths of the states, and how straight they are as a table of its own."""
-    found = views.paths(hidden.read(hidden_path), **options)
-    straight = views.straightness_table(found)
-    store.write_text(out, pd.DataFrame(straight).to_csv(index=False, lineterminator="\n"))
-    return views_figures.trajectories(found, straight, views.own_neighbour(found), colormap=colormap)
+def write_trajectories(hidden_path: str, options: dict, out: str, straightness: str) -> None:
+    """Paths of the states, and how straight they are as a table of its own too."""
+    found = views.trajectories(hidden.read(hidden_path), **options)
+    store.write(out, found)
+    store.write_text(straightness, pd.DataFrame(found.straightness).to_csv(index=False, lineterminator="\n"))
 
 
 if __name__ == "__main__":
     with job(snakemake):
         inputs, params, output = snakemake.input, snakemake.params, snakemake.output
-        drawn = (heat_maps(inputs.hidden, inputs.kernels, params.fitted, params.options, params.colormap)
-                 if params.kind == "heatmaps" else
-                 trajectories(inputs.hidden, params.options, params.colormap, output.straightness))
-        style.save(drawn, Path(output.png).with_suffix(""), dpi=params.dpi)
+        if snakemake.rule == "kernel_view":
+            write_view(inputs.hidden, inputs.kernel, params.split, params.options, output[0])
+        else:
+            write_trajectories(inputs.hidden, params.options, output.record, output.straightness)

@@ -4,6 +4,8 @@ Each record is a NamedTuple; each field has its meaning, axes and unit. Axes and
 """
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from kdp_core.base.records import Block
 
 
@@ -179,3 +181,42 @@ class Spaces(NamedTuple):
     candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
     candidate among all tokens, dense)."""
     stats: dict[str, Any]
+
+
+class KernelView(NamedTuple):
+    """Features of one held-out sequence at P positions."""
+    block: Block
+    sequence: int
+    """Number of the sequence among all stored sequences."""
+    positions: list[int]
+    """Ascending."""
+    predicted_PF: Tensor
+    """A_k ... A_1 phi(h_l), less `mean_F`."""
+    true_PF: Tensor
+    """phi(h_{l+k}), less `mean_F`."""
+    mean_F: Tensor
+    """What was taken off: the mean of phi(h_{l+k}) over the training tokens, or zero."""
+    error_P: list[float]
+    """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
+    error_raw_P: list[float]
+    """|predicted - true|^2 / |true|^2, without taking the mean off."""
+    error: float
+    """The error of error_P over all held-out tokens, as a ratio of sums."""
+    error_unchanged: float
+    """The same error for the prediction phi(h_l), which is that of no map at all."""
+    mean_share: float
+    """Share of |phi|^2 over all held-out tokens that lies in the mean."""
+
+
+class Trajectories(NamedTuple):
+    """Paths of the states of S samples through L layers, as t-SNE shows them, and how straight they are."""
+    layers: list[int]
+    sequences: list[int]
+    tokens: list[int]
+    """Position of each sample's token."""
+    xz_SL2: Tensor
+    """Places in one t-SNE of all samples and layers."""
+    straightness: list[dict[str, Any]]
+    """A row for each space and run of layers: kdp_core.study.views.straightness_table."""
+    own_neighbour: float
+    """Share of states whose nearest other state is one of the same sample."""

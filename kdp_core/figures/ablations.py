@@ -1,7 +1,8 @@
-"""Figures of ablations: scores against what a study varies, with standard errors and the dense model's line.
+"""Figures of ablations: scores against what an ablation varies, with standard errors and the line of the dense model.
 
 Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026), and its Tables 3, 4, 9 and 11 as pictures. A line joins the
-points that differ in nothing but the quantity on the axis. Reads the numbers of ablations.gather, computes none.
+points that differ in nothing but the quantity on the axis. Reads the numbers of kdp_core.results.ablations.gather and
+computes none.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kdp_core.figures.style import DASHES, GREY, PAGE_IN, Drawn, legend_below, look, plain_log, quiet, rows_of
-from kdp_core.results.ablations import Gathered, kept, lines_of
+from kdp_core.figures._entry import Entry
+from kdp_core.figures.style import (
+    DASHES,
+    GREY,
+    PAGE_IN,
+    Drawn,
+    Looks,
+    legend_below,
+    looks_of,
+    marks,
+    plain_log,
+    quiet,
+)
+from kdp_core.results.ablations import Ablation, Gathered, gather, kept, lines_of
 from kdp_core.results.columns import DENSE, heading
 
 ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "variant": "method"}
-"""The key that differs along an axis; along an option it is the row's name."""
+"""The key that differs along an axis. Along an option it is the name of the variant."""
 WIDE = 8.0
-"""An axis is logarithmic where its largest number is at least this many times its smallest."""
+"""An axis is logarithmic if its largest number is at least this many times its smallest."""
 
 
 class Line(NamedTuple):
@@ -28,19 +41,25 @@ class Line(NamedTuple):
     label: str
     x: str
     """Column on the axis."""
-    rows: pd.DataFrame
-    """Points of all models, in order."""
-    look: dict[str, Any]
+    points: pd.DataFrame
+    """Rows of the points of all models, in order."""
+    marks: dict[str, Any]
 
 
-def against(gathered: Gathered, *, rows: Mapping[str, Sequence[Any]] | None = None, width: float = PAGE_IN,
-            height: float = 2.1) -> Drawn:
-    """Every metric against the ablation's axis, a row of panels a model; bars are one standard error, the dotted line
-    and its band the dense model with its own. Scores of which less is better stand on a log axis. `rows` gives rows the
-    look that they have elsewhere.
+def of_ablation(summary: pd.DataFrame, scores: pd.DataFrame, *, ablation: Mapping[str, Any],
+                looks: Looks | None = None) -> Drawn:
+    """An ablation drawn from the tables of all points; `ablation` holds the fields of Ablation."""
+    return against(gather(summary, scores, Ablation(**ablation)), looks=looks)
+
+
+def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
+    """Every metric against the axis of the ablation, with a line of panels for each model.
+
+    Bars are one standard error; the dotted line and its band are the dense model with its own error. Scores that are
+    better if they are lower stand on a logarithmic axis. `looks` gives the variants the look of the other figures.
     """
     frame, metrics = gathered.frame, gathered.ablation.metrics
-    drawn, models = _looked(lines(gathered), rows), list(dict.fromkeys(frame["model"]))
+    drawn, models = _marked(lines(gathered), looks), list(dict.fromkeys(frame["model"]))
     with quiet():
         figure = Figure(figsize=(width, height * len(models) + 0.14 * math.ceil((len(drawn) + 1) / 5)))
         grid = figure.subplots(len(models), len(metrics), squeeze=False)
@@ -49,44 +68,44 @@ def against(gathered: Gathered, *, rows: Mapping[str, Sequence[Any]] | None = No
             for axis, metric in zip(axes, metrics, strict=True):
                 _panel(axis, own, drawn, metric)
                 axis.set_title(model)
-        handles = [Line2D([], [], label=line.label, **line.look) for line in drawn]
+        handles = [Line2D([], [], label=line.label, **line.marks) for line in drawn]
         legend_below(figure, [*handles, Line2D([], [], color=GREY, linestyle=":", label="dense")], columns=5)
     return Drawn(figure, frame[kept(gathered)])
 
 
 def lines(gathered: Gathered) -> list[Line]:
-    """The lines of an ablation: for each axis, its points parted by every key that varies beside it."""
+    """The lines of an ablation: for each axis its points, separated by every key that varies beside the axis."""
     pruned, ablation = gathered.frame[gathered.frame["method"] != DENSE], gathered.ablation
     found = []
     for name, column in zip(ablation.x, gathered.axes, strict=True):
-        own = pruned[[name in lines_of(ablation, row) for row in pruned["method"]]]
+        own = pruned[[name in lines_of(ablation, variant) for variant in pruned["method"]]]
         apart = [key for key in ("method", "calib", "k_max", "ratio")
                  if key != ON_AXIS.get(name, "method") and own[key].nunique() > 1]
-        for _, rows in own.groupby(apart, sort=False) if apart else [((), own)]:
+        for _, points in own.groupby(apart, sort=False) if apart else [((), own)]:
             parts = [gathered.columns[column].header] if len(ablation.x) > 1 else []
-            parts += [_part(key, rows[key].iloc[0]) for key in apart]
-            alone = "pruned" if column == "method" else rows["method"].iloc[0]
-            found.append(Line(", ".join(parts) or alone, column, rows, {}))
+            parts += [_part(key, points[key].iloc[0]) for key in apart]
+            alone = "pruned" if column == "method" else points["method"].iloc[0]
+            found.append(Line(", ".join(parts) or alone, column, points, {}))
     return found
 
 
 def _part(key: str, value: Any) -> str:
-    """What a line's label says of a key."""
+    """What the label of a line says about a key."""
     return f"K max {value}" if key == "k_max" else f"{100 * value:g} %" if key == "ratio" else str(value)
 
 
-def _looked(drawn: Sequence[Line], known: Mapping[str, Sequence[Any]] | None) -> list[Line]:
-    """The lines with their looks: a row's own, its method's where a line joins several rows; dashes tell equal ones.
+def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
+    """The lines with their marks: those of the variant, or those of its method if a line joins several variants.
 
-    Where all are of one row, colours tell the lines.
+    Dashes tell lines of equal marks. If all lines belong to one variant, colours tell them.
     """
-    methods = [list(dict.fromkeys(line.rows["method"])) for line in drawn]
-    rows = rows_of([names[0] for names in methods] if not known else known, known)
-    plain = [rows[names[0]]._replace(variant=0 if len(names) > 1 else rows[names[0]].variant) for names in methods]
+    variants = [list(dict.fromkeys(line.points["method"])) for line in drawn]
+    known = looks_of([names[0] for names in variants] if not looks else looks, looks)
+    plain = [known[names[0]]._replace(number=0 if len(names) > 1 else known[names[0]].number) for names in variants]
     if len(set(plain)) == 1:
-        plain = [row._replace(place=row.place + number) for number, row in enumerate(plain)]
-    return [line._replace(look=look(row) | {"linestyle": DASHES[plain[:place].count(row) % len(DASHES)]})
-            for place, (line, row) in enumerate(zip(drawn, plain, strict=True))]
+        plain = [look._replace(place=look.place + number) for number, look in enumerate(plain)]
+    return [line._replace(marks=marks(look) | {"linestyle": DASHES[plain[:place].count(look) % len(DASHES)]})
+            for place, (line, look) in enumerate(zip(drawn, plain, strict=True))]
 
 
 def _panel(axis: Axes, own: Gathered, drawn: Sequence[Line], metric: str) -> None:
@@ -97,34 +116,34 @@ def _panel(axis: Axes, own: Gathered, drawn: Sequence[Line], metric: str) -> Non
         axis.axhline(level, color=GREY, linestyle=":", linewidth=0.9)
         axis.axhspan(level - error, level + error, color=GREY, alpha=0.12, linewidth=0)
     for place, line in enumerate(drawn):
-        rows = line.rows[line.rows.index.isin(own.frame.index) & line.rows[metric].notna()]
+        points = line.points[line.points.index.isin(own.frame.index) & line.points[metric].notna()]
         if _named(values):
             spread = 0.12 * (place - (len(drawn) - 1) / 2)
-            _points(axis, own, rows, [values.index(value) + spread for value in rows[line.x]], metric,
-                    {**line.look, "linestyle": "none"})
+            _points(axis, own, points, [values.index(value) + spread for value in points[line.x]], metric,
+                    {**line.marks, "linestyle": "none"})
         else:
-            rows = rows.sort_values(line.x)
-            _points(axis, own, rows, rows[line.x] * own.columns[line.x].scale, metric, line.look)
+            points = points.sort_values(line.x)
+            _points(axis, own, points, points[line.x] * own.columns[line.x].scale, metric, line.marks)
     _scales(axis, own, values, metric)
 
 
-def _points(axis: Axes, own: Gathered, rows: pd.DataFrame, x: Any, metric: str, look: dict[str, Any]) -> None:
-    # bars paler than the lines, as in score_against_ratio
-    axis.errorbar(x, rows[metric] * own.columns[metric].scale, yerr=_errors(own, rows, metric), fmt="none",
-                  ecolor=look["color"], elinewidth=0.7, capsize=1.5, capthick=0.7, alpha=0.45)
-    axis.plot(x, rows[metric] * own.columns[metric].scale, **look)
+def _points(axis: Axes, own: Gathered, points: pd.DataFrame, x: Any, metric: str, marked: dict[str, Any]) -> None:
+    # the bars are paler than the lines, as in score_against_ratio
+    axis.errorbar(x, points[metric] * own.columns[metric].scale, yerr=_errors(own, points, metric), fmt="none",
+                  ecolor=marked["color"], elinewidth=0.7, capsize=1.5, capthick=0.7, alpha=0.45)
+    axis.plot(x, points[metric] * own.columns[metric].scale, **marked)
 
 
-def _errors(own: Gathered, rows: Any, metric: str) -> Any:
-    """Standard errors as printed, 0 where there is none: of a frame its column, of a row its number."""
+def _errors(own: Gathered, points: Any, metric: str) -> Any:
+    """Standard errors of a frame of points or of one row, in printed units; 0 if there is none."""
     column = own.columns[metric]
-    error = rows[column.stderr] * column.scale if column.stderr else 0.0
+    error = points[column.stderr] * column.scale if column.stderr else 0.0
     return error.fillna(0) if isinstance(error, pd.Series) else 0.0 if math.isnan(error) else error
 
 
 def _values(drawn: Sequence[Line]) -> list[Any]:
-    """All values on the axis: numbers ascending, names in their order."""
-    values = list(dict.fromkeys(value for line in drawn for value in line.rows[line.x]))
+    """All values on the axis: numbers in ascending order, names in the order of the points."""
+    values = list(dict.fromkeys(value for line in drawn for value in line.points[line.x]))
     return values if _named(values) else sorted(values)
 
 
@@ -133,7 +152,7 @@ def _named(values: Sequence[Any]) -> bool:
 
 
 def _scales(axis: Axes, own: Gathered, values: list[Any], metric: str) -> None:
-    """Labels, log axes, and a tick at every value that was tried."""
+    """Set labels, logarithmic axes, and a tick at every value that was tried."""
     headings = list(dict.fromkeys(heading(own.columns[name]) for name in own.axes))
     shared = len(headings) == 1 or not all(name.endswith(".epochs") for name in own.axes)
     axis.set(xlabel=" or ".join(headings) if shared else "Epochs", ylabel=heading(own.columns[metric]))
@@ -150,3 +169,11 @@ def _scales(axis: Axes, own: Gathered, values: list[Any], metric: str) -> None:
         axis.xaxis.set_major_locator(FixedLocator(values))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+FIGURES = (
+    Entry("ablation", "Ablation", "Bars are one standard error; dotted, with its own: the dense model.",
+          of_ablation, scope="ablation", place=50,
+          differs="KDP paper, Figures 6 to 8, LoRP, Figure 5 (`configs/ablations.yaml`, `configs/lorp.yaml`): standard "
+                  "errors and the dense model's line"),
+)

@@ -1,8 +1,9 @@
 """What pruning does to states, logits and probabilities: Figures 4 to 8 of the paper on representation hierarchies.
 
-Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). Where it prints cosines near 1 on a
-plain axis, single layers are drawn here as 1 - cosine on a log axis, which shows how much nearer to 1 one space is than
-another. Bars and bands are one standard error over windows, prompts or items. Reads records of kdp_core.study.spaces.
+Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper prints cosines near 1 on
+a plain axis. Here single layers are drawn as 1 - cosine on a logarithmic axis, which shows how much nearer to 1 one
+space is than another. Bars and bands are one standard error over windows, prompts or items. Reads the records of
+kdp_core.study.spaces and computes only means over items.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from kdp_core.base.measurements import Probes, Spaces
-from kdp_core.figures.scores import Known, banded
+from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import (
     COLORS,
     DASHES,
@@ -25,44 +26,48 @@ from kdp_core.figures.style import (
     Drawn,
     FigureError,
     Line,
+    Looks,
+    banded,
     deal,
+    labels_of,
     legend_below,
     lines_of,
-    look,
+    looks_of,
+    marks,
     plain_log,
     quiet,
-    rows_of,
+    whole_numbers,
 )
 
 SPACES = {"h": "states", "z": "logits", "p": "probabilities"}
 PARTS = {"attention": "attention left out", "mlp": "MLP left out", "whole": "layer left out"}
-PART_LOOKS = {part: {"color": COLORS[place], "marker": MARKERS[place]} for place, part in enumerate(PARTS)}
+PART_MARKS = {part: {"color": COLORS[place], "marker": MARKERS[place]} for place, part in enumerate(PARTS)}
 HISTORIES = {"dense": "the dense model's text", "own": "each model's own text"}
 
 
-def _style(place: int) -> dict[str, Any]:
+def _marks(place: int) -> dict[str, Any]:
     return {"color": COLORS[place], "marker": MARKERS[place], "linestyle": DASHES[place], "markersize": 2.2}
 
 
-CURVES = {"angles": {f"angle_{space}": (words, _style(place)) for place, (space, words) in enumerate(SPACES.items())},
-          "split": {f"{kind}_{space}": (f"{words}, {kind}", _style(place) | {"linestyle": dashes, "fillstyle": fill})
+CURVES = {"angles": {f"angle_{space}": (words, _marks(place)) for place, (space, words) in enumerate(SPACES.items())},
+          "split": {f"{kind}_{space}": (f"{words}, {kind}", _marks(place) | {"linestyle": dashes, "fillstyle": fill})
                     for place, (space, words) in enumerate(list(SPACES.items())[:2])
                     for kind, dashes, fill in (("orthogonal", DASHES[0], "full"), ("parallel", DASHES[1], "none"))}}
-"""Figure -> measure -> its words and look."""
+"""Figure -> measure -> its words and marks."""
 
 
-def by_layer(record: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 4: 1 - cosine of states, logits and probabilities where one part of a layer is left out, by layer."""
-    return _layers(record, "angles", "1 − cosine", width, height)
+def by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
+    """Figure 4: 1 - cosine of states, logits and probabilities by layer, where one part of this layer is left out."""
+    return _layers(probes, "angles", "1 − cosine", width, height)
 
 
-def split_by_layer(record: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 5: the change of states and logits along the dense vector and across, relative to its norm, by layer."""
-    return _layers(record, "split", "Change / norm", width, height)
+def split_by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
+    """Figure 5: the change of states and logits along the dense vector and across it, relative to its norm."""
+    return _layers(probes, "split", "Change / norm", width, height)
 
 
-def _layers(record: Probes, figure_name: str, ylabel: str, width: float, height: float) -> Drawn:
-    curves, frame = CURVES[figure_name], pd.DataFrame(record.layers)
+def _layers(probes: Probes, figure_name: str, ylabel: str, width: float, height: float) -> Drawn:
+    curves, frame = CURVES[figure_name], pd.DataFrame(probes.layers)
     if frame.empty:
         raise FigureError("no layer was left out; give spaces.probe at least one of its parts")
     parts = [part for part in PARTS if part in set(frame["part"])]
@@ -71,31 +76,31 @@ def _layers(record: Probes, figure_name: str, ylabel: str, width: float, height:
         axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
         for axis, part in zip(axes, parts, strict=True):
             own = frame[frame["part"] == part]
-            for name, (_, style) in curves.items():
-                _banded_line(axis, own["layer"], own[name], own[f"{name}_stderr"], style)
+            for name, (_, marked) in curves.items():
+                _banded_line(axis, own["layer"], own[name], own[f"{name}_stderr"], marked)
             axis.set(yscale="log", title=PARTS[part].capitalize() if part != "mlp" else PARTS[part], xlabel="Layer")
-            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+            whole_numbers(axis.xaxis)
         plain_log(axes[0])
         axes[0].set_ylabel(ylabel)
-        legend_below(figure, [Line2D([], [], label=words, **style) for words, style in curves.values()], width=width)
+        legend_below(figure, [Line2D([], [], label=words, **marked) for words, marked in curves.values()], width=width)
     kept = [column for name in curves for column in (name, f"{name}_stderr")]
     return Drawn(figure, frame[["layer", "part", *kept]])
 
 
-def _banded_line(axis: Axes, x: pd.Series, y: pd.Series, error: pd.Series, style: Mapping[str, Any]) -> None:
-    """A line and the band of one standard error about it, kept above zero for log axes."""
+def _banded_line(axis: Axes, x: pd.Series, y: pd.Series, error: pd.Series, marked: Mapping[str, Any]) -> None:
+    """A line and the band of one standard error about it. The band stays above zero, for logarithmic axes."""
     y, error = y.astype(float), error.astype(float).fillna(0)
-    axis.fill_between(x, (y - error).clip(lower=y / 10), y + error, color=style["color"], alpha=0.2, linewidth=0)
-    axis.plot(x, y.where(y > 0), **style)
+    axis.fill_between(x, (y - error).clip(lower=y / 10), y + error, color=marked["color"], alpha=0.2, linewidth=0)
+    axis.plot(x, y.where(y > 0), **marked)
 
 
-def estimates(record: Probes, *, width: float = PAGE_IN, height: float = 2.7) -> Drawn:
-    """Figure 6: what the closed estimates say beside what was measured, one token a window, layer and part.
+def estimates(probes: Probes, *, width: float = PAGE_IN, height: float = 2.7) -> Drawn:
+    """Figure 6: the closed estimates beside what was measured, a point for each token, layer and part.
 
-    The line is equality; the estimates are of second order, so they hold where the change is small.
-    Raises FigureError without tokens.
+    The dotted line is equality. The estimates are of second order, so they hold where the change is small. Raises
+    FigureError without tokens.
     """
-    frame = pd.DataFrame(record.tokens)
+    frame = pd.DataFrame(probes.tokens)
     if frame.empty:
         raise FigureError("no tokens were probed; there is nothing to compare the estimates with")
     parts = [part for part in PARTS if part in set(frame["part"])]
@@ -108,31 +113,34 @@ def estimates(record: Probes, *, width: float = PAGE_IN, height: float = 2.7) ->
             for part in parts:
                 own = shown[shown["part"] == part]
                 axis.plot(own[measured], own[estimated], linestyle="none", markersize=2, alpha=0.5, fillstyle="none",
-                          markeredgewidth=0.5, **PART_LOOKS[part])
+                          markeredgewidth=0.5, **PART_MARKS[part])
             axis.set(xscale="log", yscale="log", xlabel=f"Measured: {words}", ylabel="Estimate")
             axis.autoscale(False)
             axis.axline((1e-3, 1e-3), (1, 1), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
             for side in (axis.xaxis, axis.yaxis):
                 side.set_minor_locator(NullLocator())
         legend_below(figure, [*(Line2D([], [], linestyle="none", fillstyle="none", label=PARTS[part],
-                                       **PART_LOOKS[part]) for part in parts),
+                                       **PART_MARKS[part]) for part in parts),
                               Line2D([], [], color=GREY, linestyle=":", label="equal")], width=width)
     return Drawn(figure, frame)
 
 
-def by_step(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = None, width: float = PAGE_IN,
+def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
             height: float = 1.55) -> Drawn:
     """Figure 7: cosine with the dense model by decoding step, in states, logits and probabilities, a line a model.
 
-    Above, both read what the dense model says; below, each reads what it says itself.
-    records: by (row of methods, K max). Raises FigureError without records.
+    In the upper panels both models read what the dense model says, in the lower ones each reads what it says itself.
+
+    spaces: by (variant, K max).
+    Raises FigureError without records.
     """
-    if not records:
+    if not spaces:
         raise FigureError("no decoding to draw; give the spaces of at least one pruned model")
     frame = pd.concat([pd.DataFrame(own.decoding).assign(method=method, k_max=k_max, prompts=own.prompts)
-                       for (method, k_max), own in records.items()], ignore_index=True)
-    lines = lines_of([(method, k_max, _label(records, method, k_max)) for method, k_max in records], rows)
-    # one scale for all panels, or a fall to 0.9 looks like one to 0
+                       for (method, k_max), own in spaces.items()], ignore_index=True)
+    label = labels_of([(method, "", k_max) for method, k_max in spaces])
+    lines = lines_of([(method, k_max, label((method, "", k_max))) for method, k_max in spaces], looks)
+    # all panels have one scale, or a fall to 0.9 would look like a fall to 0
     low = min(float((1 - frame[f"angle_{space}"] - frame[f"angle_{space}_stderr"].astype(float).fillna(0)).min())
               for space in SPACES)
 
@@ -141,58 +149,57 @@ def by_step(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = N
             history, space = list(HISTORIES)[place // len(SPACES)], list(SPACES)[place % len(SPACES)]
             own = frame[frame["history"] == history]
             for line in lines:
-                one = own[(own["method"] == line.method) & (own["k_max"] == line.variant)]
+                one = own[(own["method"] == line.variant) & (own["k_max"] == line.key)]
                 if line not in shown:
                     axis.plot(one["step"], 1 - one[f"angle_{space}"], color=PALE, linewidth=0.6, zorder=1)
                     continue
                 error = one[f"angle_{space}_stderr"].astype(float).fillna(0)
                 cosine = 1 - one[f"angle_{space}"]
-                axis.fill_between(one["step"], cosine - error, cosine + error, color=line.look["color"], alpha=0.15,
+                axis.fill_between(one["step"], cosine - error, cosine + error, color=line.marks["color"], alpha=0.15,
                                   linewidth=0)
-                axis.plot(one["step"], cosine, **line.look | {"markevery": max(1, len(one) // 6)})
+                axis.plot(one["step"], cosine, **line.marks | {"markevery": max(1, len(one) // 6)})
             axis.set(title=SPACES[space].capitalize() + (f": {title}" if title else ""), xlabel="Decoding step",
                      ylim=(low - 0.05, 1.05))
             if space == "h":
                 axis.set_ylabel(f"Cosine,\n{HISTORIES[history]}")
-            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+            whole_numbers(axis.xaxis)
 
-    figure = banded(deal(lines, rows), (2, 3), draw, width=width, height=height)
+    figure = banded(deal(lines, looks), (2, 3), draw, width=width, height=height)
     kept = ["method", "k_max", "prompts", "history", "step", "same_text", "same_text_stderr",
             *(column for name in ("angle_h", "angle_z", "angle_p", "kl") for column in (name, f"{name}_stderr"))]
     return Drawn(figure, frame[kept])
 
 
-def _label(records: Mapping[tuple[str, int], Spaces], method: str, k_max: int) -> str:
-    return method + (f", K max {k_max}" if len({key[1] for key in records}) > 1 else "")
+def choices(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
+            line_height: float = 0.17) -> Drawn:
+    """Figure 8: probabilities over all tokens beside those over an item's letters alone, a line for each model.
 
+    The panels, from the left: 1 - cosine with the probabilities of the dense model, how often the most likely token
+    stays the same, and the rank of the likeliest letter among all tokens in the dense model.
 
-def choices(records: Mapping[tuple[str, int], Spaces], *, rows: Known | None = None, width: float = PAGE_IN,
-            row_height: float = 0.17) -> Drawn:
-    """Figure 8: probabilities over all tokens beside those over an item's letters alone, a row a model.
-
-    From left: 1 - cosine with the dense model's, how often the most likely one stays, and where the likeliest letter
-    stands among all tokens in the dense model. Raises FigureError where no item was answered.
+    spaces: by (variant, K max).
+    Raises FigureError if no item was answered.
     """
-    answered = {key: pd.DataFrame(own.choices) for key, own in records.items() if own.choices}
+    answered = {key: pd.DataFrame(own.choices) for key, own in spaces.items() if own.choices}
     if not answered:
         raise FigureError("no multiple-choice item was answered; raise spaces.compare.choices")
     names = ("angle_p", "agreement")
     frame = pd.DataFrame([_over_items(key, own, names) for key, own in answered.items()])
-    known = rows_of([method for method, _ in answered], rows)
+    known, label = looks_of([method for method, _ in answered], looks), labels_of([(name, "", k) for name, k in spaces])
     with quiet():
-        figure = Figure(figsize=(width, max(len(frame) * row_height + 1.15, 2.1)))
+        figure = Figure(figsize=(width, max(len(frame) * line_height + 1.15, 2.1)))
         first, second, third = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
         for axis, name, words in ((first, "angle_p", "1 − cosine of probabilities"),
                                   (second, "agreement", "Same most likely (%)")):
             scale = 100 if name == "agreement" else 1
             for place, row in frame.iterrows():
-                color = look(known[row["method"]])["color"]
+                color = marks(known[row["method"]])["color"]
                 for suffix, fill, shift in (("", "full", -0.12), ("_candidates", "none", 0.12)):
                     axis.errorbar([scale * row[name + suffix]], [place + shift], color=color, fillstyle=fill,
                                   xerr=scale * row[f"{name}{suffix}_stderr"], elinewidth=0.7, capsize=1.5,
                                   marker="o" if suffix == "" else "D")
             axis.set(xlabel=words, ylim=(len(frame) - 0.5, -0.5), yticks=range(len(frame)))
-            axis.set_yticklabels([_label(records, *key) for key in answered] if axis is first else [])
+            axis.set_yticklabels([label((name, "", k_max)) for name, k_max in answered] if axis is first else [])
         ranks = sorted(next(iter(answered.values()))["rank"])
         third.step(ranks, [100 * (place + 1) / len(ranks) for place in range(len(ranks))], where="post", color=GREY)
         third.set(xscale="log", xlim=(0.9, 1.1 * max(10, ranks[-1])), ylim=(0, 104), ylabel="Items (%)",
@@ -212,3 +219,34 @@ def _over_items(key: tuple[str, int], own: pd.DataFrame, names: Sequence[str]) -
         row |= {name: own[name].mean(), f"{name}_stderr": own[name].sem() if len(own) > 1 else 0.0}
     return row | {"mass": own["mass"].mean(), "mass_other": own["mass_other"].mean(),
                   "rank_median": own["rank"].median()}
+
+
+FIGURES = (
+    Entry("spaces-layers", "Three spaces, layer by layer",
+          "1 - cosine of states, logits and probabilities with those of the dense model, right after a layer whose "
+          "attention or MLP or both are left out; bands are one standard error over held-out windows. Representation "
+          "hierarchies, Figure 4.",
+          by_layer, scope="calibrated", needs="spaces", place=90,
+          differs="logarithmic axis; inner states pass the final norm, unless `spaces.probe.final_norm` is false, as "
+                  "in the released code"),
+    Entry("spaces-split", "Along and across",
+          "The same change of states and logits, as its part along the dense vector and the rest, relative to that "
+          "vector's norm. Representation hierarchies, Figure 5.",
+          split_by_layer, scope="calibrated", needs="spaces", place=90),
+    Entry("spaces-estimates", "Estimates beside changes",
+          "Second-order estimates from the logits' change beside the change measured, a point a token, layer and part "
+          "left out; on the dotted line both are equal. Representation hierarchies, Figure 6.",
+          estimates, scope="calibrated", needs="spaces", place=90, differs="all layers, not layer 14 alone"),
+    Entry("spaces-steps", "Decoding step by step",
+          "Cosine with the dense model after a prompt, by decoding step: above, both models read what the dense one "
+          "says, below, each what it says itself; bands are one standard error over prompts. Representation "
+          "hierarchies, Figure 7.",
+          by_step, scope="ratio", needs="spaces", place=90,
+          differs="greedy decoding, several prompts and standard errors; the paper samples once at T = 0.5"),
+    Entry("spaces-choices", "Letters beside all tokens",
+          "Multiple-choice items asked for a letter: change of the probabilities over all tokens and over the letters "
+          "alone, and where the letters stand among all tokens of the dense model; bars are one standard error over "
+          "items. Representation hierarchies, Figure 8.",
+          choices, scope="ratio", needs="spaces", place=90,
+          differs="items are held-out continuations asked for a letter, not MMLU"),
+)

@@ -1,13 +1,13 @@
-"""Figures from records: quiet, for print, readable in grey, the same bytes each time; the style that all others share.
+"""The style that all figures share: colours, sizes, how a variant looks, legends, bands of panels, and the saved files.
 
-Follows Figures 1, 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out.
-Every function returns the drawing with the numbers in it; `save` writes PDF, PNG and CSV side by side. A row of methods
-has one look in all figures (`look`): its colour and marker come from its place in the table of methods, not from who
-else is drawn. Where more than MOST_LINES lines would share a panel they are dealt out to several, by what the methods
-do (`deal`). Reads numbers, computes none.
+Figures are quiet, made for print, readable in grey, and give the same bytes each time. Every function that draws
+returns the drawing with the numbers in it, and `save` writes PDF, PNG and CSV side by side. A variant has one look in
+all figures (`marks`): its colour and marker come from the place of its method in the list of methods, not from the
+other variants that are drawn. If a panel would hold more than MOST_LINES lines, they are dealt out to several panels,
+by what the methods do (`deal`).
 """
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kdp_core.base import store
-from kdp_core.base.records import Composed, Inverse, KernelMap, Similarity
 
 COLUMN_IN, PAGE_IN = 3.25, 6.75
 """Widths of a column and of the page in a two-column conference layout, in inches."""
@@ -30,10 +29,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 FILLS = ("none", "left", "bottom", "right", "top")
-"""How markers of further rows on a method are filled; the first row's are full."""
+"""How the markers of further variants of a method are filled; those of the first variant are full."""
 GREY, PALE = "#666666", "#cccccc"
 MOST_LINES = 12
-"""More lines in one panel cannot be told apart."""
+"""More lines than these cannot be told apart in one panel."""
+LEGEND_LINE = 0.14
+"""Height of a line of a legend, in inches."""
 
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7, "axes.titlesize": 7.5,
@@ -48,7 +49,7 @@ STYLE = {
 
 
 class FigureError(ValueError):
-    """There is nothing to draw, or not what was asked for."""
+    """There is nothing to draw, or what was asked for is not there."""
 
 
 class Drawn(NamedTuple):
@@ -59,7 +60,7 @@ class Drawn(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The style of all figures, whatever the user's matplotlibrc says; restored afterwards."""
+    """Set the style of all figures, whatever the user's matplotlibrc says, and restore the settings afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -67,8 +68,9 @@ def quiet() -> Iterator[None]:
 
 
 def save(drawn: Drawn, stem: str | Path, *, dpi: int = 200) -> list[Path]:
-    """Write <stem>.pdf, <stem>.png and <stem>.csv atomically; no dates or versions in them, so equal input gives equal
-    files.
+    """Write <stem>.pdf, <stem>.png and <stem>.csv atomically.
+
+    The files hold no dates and no versions, so that equal input gives equal bytes.
     """
     stem = Path(stem)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png", ".csv")]
@@ -82,59 +84,67 @@ def save(drawn: Drawn, stem: str | Path, *, dpi: int = 200) -> list[Path]:
     return paths
 
 
-# Rows of methods ------------------------------------------------------------------------------------------------------
+# Looks of variants ----------------------------------------------------------------------------------------------------
 
-class Row(NamedTuple):
-    """What decides how a row of methods looks in every figure."""
+Looks = Mapping[str, Sequence[Any]]
+"""Variant -> its Look as a plain sequence, as the workflow gives it."""
+
+
+class Look(NamedTuple):
+    """What decides how a variant looks in every figure."""
     place: int
-    """Of its method in the table of methods."""
-    variant: int
-    """0 for the row of that method itself, from 1 for further rows that stand on it."""
+    """Of its method in the list of methods."""
+    number: int
+    """0 for the variant that is named like its method, from 1 for further variants of this method."""
     group: str
-    """What it does, such as `layers removed`: rows of one group are drawn together."""
+    """What its method does, such as `layers removed`: variants of one group are drawn together."""
 
 
 class Line(NamedTuple):
-    """One line of a figure of rows."""
-    method: str
-    variant: Any
-    """What tells lines of one row apart, such as (calibration, K max)."""
+    """One line of a figure that compares variants."""
+    variant: str
+    key: Any
+    """What tells the lines of one variant apart, such as (calibration set, K max)."""
     label: str
-    look: dict[str, Any]
+    marks: dict[str, Any]
 
 
-def look(row: Row) -> dict[str, Any]:
-    """Colour, marker and its fill; the first 56 methods differ in colour or marker, rows on one method in fill."""
-    shift = max(row.variant - 1, 0) // len(FILLS)
-    made = {"color": COLORS[row.place % len(COLORS)], "marker": MARKERS[(row.place + shift) % len(MARKERS)]}
-    return made | ({"fillstyle": FILLS[(row.variant - 1) % len(FILLS)]} if row.variant else {})
+def marks(look: Look) -> dict[str, Any]:
+    """Colour, marker and its fill. The first 56 methods differ in colour or marker, variants of one method in fill."""
+    shift = max(look.number - 1, 0) // len(FILLS)
+    made = {"color": COLORS[look.place % len(COLORS)], "marker": MARKERS[(look.place + shift) % len(MARKERS)]}
+    return made | ({"fillstyle": FILLS[(look.number - 1) % len(FILLS)]} if look.number else {})
 
 
-def rows_of(methods: Iterable[str], known: Mapping[str, Sequence[Any]] | None) -> dict[str, Row]:
-    """The rows' looks as given, each (place, variant, group); without them in the order of the methods."""
-    names = list(dict.fromkeys(methods))
-    return {name: Row(*known[name]) if known else Row(place, 0, "") for place, name in enumerate(names)}
+def looks_of(variants: Iterable[str], looks: Looks | None) -> dict[str, Look]:
+    """The look of each variant, as given; without given looks, in the order of the variants."""
+    names = list(dict.fromkeys(variants))
+    return {name: Look(*looks[name]) if looks else Look(place, 0, "") for place, name in enumerate(names)}
 
 
-def lines_of(keys: Sequence[tuple[str, Any, str]], known: Mapping[str, Sequence[Any]] | None) -> list[Line]:
-    """A line a (method, variant, label), in order; dashes tell variants, in the order in which they come."""
-    rows, variants = rows_of([method for method, _, _ in keys], known), list(dict.fromkeys(key[1] for key in keys))
-    return [Line(method, variant, label,
-                 look(rows[method]) | {"linestyle": DASHES[variants.index(variant) % len(DASHES)]})
-            for method, variant, label in keys]
+def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[Line]:
+    """One line for each (variant, key, label), in order. Dashes tell the keys, in the order of their first lines."""
+    known, apart = looks_of([name for name, _, _ in keys], looks), list(dict.fromkeys(key for _, key, _ in keys))
+    return [Line(name, key, label, marks(known[name]) | {"linestyle": DASHES[apart.index(key) % len(DASHES)]})
+            for name, key, label in keys]
 
 
-def deal(lines: Sequence[Line], known: Mapping[str, Sequence[Any]] | None,
-         most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
-    """Titles and lines of the panels that so many lines need: one without a title, or one or more a group."""
+def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str, int]], str]:
+    """Labels of lines (variant, calibration set, K max): the variant, and of the other two what varies."""
+    calibs, k_maxes = len({key[1] for key in keys}) > 1, len({key[2] for key in keys}) > 1
+    return lambda key: key[0] + (f", {key[1]}" if calibs else "") + (f", K max {key[2]}" if k_maxes else "")
+
+
+def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
+    """Titles and lines of the panels that so many lines need: one without a title, or one or more for each group."""
     if len(lines) <= most:
         return [("", list(lines))]
-    rows = rows_of([line.method for line in lines], known)
-    together = {name: [line for line in lines if line.method == name] for name in rows}
-    groups = {group: [together[name] for name, row in rows.items() if row.group == group]
-              for group in dict.fromkeys(row.group for row in rows.values())}
+    known = looks_of([line.variant for line in lines], looks)
+    together = {name: [line for line in lines if line.variant == name] for name in known}
+    groups = {group: [together[name] for name, look in known.items() if look.group == group]
+              for group in dict.fromkeys(look.group for look in known.values())}
     while len(groups) > 1:
-        # the two smallest share a panel where they fit
+        # the two smallest groups share a panel if they fit into it
         one, two = sorted(sorted(groups, key=lambda group: sum(map(len, groups[group])))[:2], key=list(groups).index)
         if sum(map(len, groups[one] + groups[two])) > most:
             break
@@ -145,7 +155,7 @@ def deal(lines: Sequence[Line], known: Mapping[str, Sequence[Any]] | None,
 
 
 def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
-    """As few packs of at most `most` lines as will do, about as large as each other; a row's lines stay together."""
+    """The fewest packs of at most `most` lines, about equally large; the lines of one variant stay together."""
     total = sum(map(len, own))
     share = math.ceil(total / math.ceil(total / most))
     packs: list[list[Line]] = [[]]
@@ -157,204 +167,35 @@ def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
 
 
 def handles_of(lines: Iterable[Line]) -> list[Line2D]:
-    """Entries of a legend."""
-    return [Line2D([], [], label=line.label, **line.look) for line in lines]
+    """The entries of the lines in a legend."""
+    return [Line2D([], [], label=line.label, **line.marks) for line in lines]
 
 
-# Similarity of states -------------------------------------------------------------------------------------------------
-
-MAPS = {"cosine": "Cosine", "cka_linear": "CKA, linear", "cka_rbf": "CKA, RBF", "angular": "Angular distance"}
-TREATMENTS = {"mask": "left out", "normalise": "scaled to the norm of the others", "raw": "kept as they are"}
-
-
-def similarity_maps(similarity: Similarity, *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
-    """Figure 1: cosine, linear and RBF CKA of all pairs of states on one colour scale, and angular distance on its own.
-
-    Axes are state indices: state k is the input of layer k. The line above says how massive-activation tokens were
-    treated, as every such map hangs on it.
-    """
-    layers = similarity.layers
-    matrices = {name: getattr(similarity, f"{name}_LL") for name in MAPS}
-    similar = [float(matrices[name].min()) for name in MAPS if name != "angular"]
-    bottom = math.floor(10 * min(similar)) / 10
-    limits = {name: (bottom, 1.0) for name in MAPS} | {"angular": (0.0, max(float(matrices["angular"].max()), 1e-3))}
+def banded(bands: Sequence[tuple[str, list[Line]]], shape: tuple[int, int],
+           draw: Callable[[Sequence[Axes], str, Sequence[Line]], None], *, width: float, height: float,
+           beside: Sequence[Line2D] = ()) -> Figure:
+    """A figure of bands. Each band is a grid of panels that `draw` fills, with a legend of its lines and `beside`."""
     with quiet():
-        figure = Figure(figsize=(width, width / 4 + 0.75))
-        axes = figure.subplots(1, 4, sharey=True)
-        for axis, (name, title) in zip(axes, MAPS.items(), strict=True):
-            image = axis.imshow(matrices[name].numpy(), cmap=f"{colormap}_r" if name == "angular" else colormap,
-                                vmin=limits[name][0], vmax=limits[name][1], origin="lower", interpolation="nearest")
-            _state_axis(axis, layers)
-            axis.set(title=title, xlabel="State")
-            if name in ("cka_rbf", "angular"):
-                beside = [axis] if name == "angular" else list(axes[:3])
-                figure.colorbar(image, ax=beside, location="bottom", shrink=0.9 if name == "angular" else 0.5,
-                                aspect=18 if name == "angular" else 30, pad=0.03,
-                                label="Angle / π" if name == "angular" else "Similarity")
-        axes[0].set_ylabel("State")
-        figure.suptitle(_treatment(similarity), x=0.01, ha="left", fontsize=7, color=GREY)
-    return Drawn(figure, _pairs(layers, matrices))
+        handles = [[*handles_of(shown), *beside] for _, shown in bands]
+        heights = [shape[0] * height + LEGEND_LINE * (legend_lines(own, width, 5) + 1) for own in handles]
+        figure = Figure(figsize=(width, sum(heights)))
+        parts: Sequence[Figure | SubFigure] = [figure] if len(bands) == 1 else list(
+            figure.subfigures(len(bands), 1, squeeze=False, height_ratios=heights)[:, 0])
+        for part, (title, shown), own in zip(parts, bands, handles, strict=True):
+            draw(part.subplots(*shape, squeeze=False).ravel(), title, shown)
+            legend_below(part, own, columns=5, width=width)
+    return figure
 
 
-def _state_axis(axis: Axes, layers: Sequence[int]) -> None:
-    step = max(1, math.ceil(len(layers) / 6))
-    places = list(range(0, len(layers), step))
-    axis.set_xticks(places, [str(layers[place]) for place in places])
-    axis.set_yticks(places, [str(layers[place]) for place in places])
-    axis.grid(False)
+# Axes and legends -----------------------------------------------------------------------------------------------------
 
-
-def _treatment(similarity: Similarity) -> str:
-    how = TREATMENTS.get(similarity.treatment, similarity.treatment)
-    count = f" ({similarity.masked:,} of {similarity.tokens + similarity.masked:,})" if similarity.masked else ""
-    return f"Massive-activation tokens {how}{count}; {similarity.tokens:,} tokens"
-
-
-def _pairs(layers: Sequence[int], matrices: Mapping[str, Any]) -> pd.DataFrame:
-    pairs = [(i, j) for i in range(len(layers)) for j in range(len(layers))]
-    return pd.DataFrame({"state_a": [layers[i] for i, _ in pairs], "state_b": [layers[j] for _, j in pairs],
-                         **{name: matrix.flatten().tolist() for name, matrix in matrices.items()}})
-
-
-# Training -------------------------------------------------------------------------------------------------------------
-
-class Panel(NamedTuple):
-    """One panel of training curves."""
-    step: str
-    field: str
-    """Of the curve's rows; the held-out field is the same with `heldout_` before it."""
-    title: str
-    ylabel: str
-    log: bool
-
-
-PANELS = (Panel("kernel", "loss", "Step 1: loss", "Loss", True),
-          Panel("kernel", "cos", "Step 1: cosine", "Cosine similarity", False),
-          Panel("inverse", "loss", "Step 2: loss", "Loss", True))
-
-
-def training_curves(kernels: Mapping[str, KernelMap], inverses: Mapping[str, Inverse], *,
-                    width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 3: step 1 loss and cosine and step 2 loss by epoch, a colour a block; held-out values dashed.
-
-    The keys are the labels, such as `5-7`. Raises FigureError if no record holds a curve.
-    """
-    frame = pd.concat([_curves("kernel", kernels), _curves("inverse", inverses)], ignore_index=True)
-    if frame.empty:
-        raise FigureError("no training curves to draw: neither step has an epoch on record")
-    labels = sorted({*kernels, *inverses}, key=_start)
-    with quiet():
-        figure = Figure(figsize=(width, height))
-        for axis, panel in zip(figure.subplots(1, 3), PANELS, strict=True):
-            part = frame[frame["step"] == panel.step]
-            _curve_panel(axis, part, panel, labels)
-        handles = [_handle(place, label) for place, label in enumerate(labels)]
-        handles += [Line2D([], [], color=GREY, label="training"),
-                    Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")]
-        legend_below(figure, handles)
-    return Drawn(figure, frame)
-
-
-def _curve_panel(axis: Axes, part: pd.DataFrame, panel: Panel, labels: Sequence[str]) -> None:
-    for field, dashes in ((panel.field, DASHES[0]), (f"heldout_{panel.field}", DASHES[1])):
-        for place, label in enumerate(labels):
-            rows = part[part["block"] == label]
-            if field in rows and rows[field].notna().any():
-                axis.plot(rows["epoch"], rows[field].astype(float), linestyle=dashes, **_look(place, len(rows)))
-    positive = all((line.get_ydata() > 0).all() for line in axis.get_lines())
-    if panel.log and axis.get_lines() and positive:
-        axis.set_yscale("log")
-        plain_log(axis)
-    _epochs(axis)
-    axis.set(title=panel.title, ylabel=panel.ylabel)
-
-
-DIVERGENCE = Panel("compose", "kl", "Joint training", "KL (nats per token)", False)
-
-
-def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
-    """Divergence of the outputs from the dense model's by epoch of joint training, a colour a grid point.
-
-    The keys are the labels, such as `ratio 0.2, K max 3`; held-out values dashed, from epoch 0, the closed form. Raises
-    FigureError if no record holds a curve.
-    """
-    frame = _curves("compose", composed)
-    if frame.empty:
-        raise FigureError("no joint training to draw: compose has no epoch on record")
-    with quiet():
-        figure = Figure(figsize=(width, height))
-        _curve_panel(figure.subplots(), frame, DIVERGENCE, list(composed))
-        handles = [Line2D([], [], label=label, **_look(place, 1) | {"markevery": None})
-                   for place, label in enumerate(composed)]
-        legend_below(figure, [*handles, Line2D([], [], color=GREY, label="training"),
-                              Line2D([], [], color=GREY, linestyle=DASHES[1], label="held out")], width=width)
-    return Drawn(figure, frame.rename(columns={"block": "point"}))
-
-
-def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 5: operator norm of every A_i and norm of phi by epoch; a colour a block, a line style a step i.
-
-    Raises FigureError if no record holds norms.
-    """
-    rows = [{"block": label, "epoch": row["epoch"], "quantity": quantity, "step": step, "value": value}
-            for label, record in kernels.items() for row in record.curve
-            for quantity, step, value in [("phi_norm", 0, row.get("phi_norm")),
-                                          *(("operator_norm", i + 1, v) for i, v in
-                                            enumerate(row.get("operator_norm") or []))] if value is not None]
-    if not rows:
-        raise FigureError("no operator norms to draw: step 1 has no epoch on record")
-    frame, labels = pd.DataFrame(rows), sorted(kernels, key=_start)
-    with quiet():
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(1, 2)
-        for (place, label), axis in ((item, axis) for item in enumerate(labels) for axis in axes):
-            quantity = "operator_norm" if axis is axes[0] else "phi_norm"
-            own = frame[(frame["block"] == label) & (frame["quantity"] == quantity)]
-            for step, part in own.groupby("step", sort=True):
-                dashes = DASHES[(max(step, 1) - 1) % len(DASHES)]
-                axis.plot(part["epoch"], part["value"], linestyle=dashes, **_look(place, len(part)))
-        axes[0].set(title="Step operators", ylabel=r"$\|A_i\|_{\mathrm{op}}$")
-        axes[1].set(title="Lift, less its mean", ylabel=r"$\|\varphi - \overline{\varphi}\|$")
-        for axis in axes:
-            _epochs(axis)
-        steps = sorted(frame.loc[frame["step"] > 0, "step"].unique())
-        legend_below(figure, [*(_handle(place, label) for place, label in enumerate(labels)),
-                               *(Line2D([], [], color=GREY, linestyle=DASHES[(i - 1) % len(DASHES)], label=f"$A_{i}$")
-                                 for i in steps)])
-    return Drawn(figure, frame)
-
-
-def _curves(step: str, fitted: Mapping[str, KernelMap | Inverse | Composed]) -> pd.DataFrame:
-    """A row an epoch and block, scalar columns only."""
-    return pd.DataFrame([{"step": step, "block": label,
-                          **{name: value for name, value in row.items() if not isinstance(value, list)}}
-                         for label, record in fitted.items() for row in record.curve])
-
-
-def _start(label: str) -> tuple[int, str]:
-    """Order of block labels: by first layer, names that are none at the end."""
-    head = label.split("-")[0]
-    return (int(head) if head.isdigit() else 10**6, label)
-
-
-def _look(place: int, points: int) -> dict[str, Any]:
-    """Colour and marker of the place-th line; a few markers along it, shifted so that lines do not hide each other."""
-    every = max(1, points // 6)
-    return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)],
-            "markevery": (place * every // 3 % every, every)}
-
-
-def _handle(place: int, label: str) -> Line2D:
-    return Line2D([], [], label=f"block {label}", **_look(place, 1) | {"markevery": None})
-
-
-def _epochs(axis: Axes) -> None:
-    axis.set_xlabel("Epoch")
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+def whole_numbers(axis: Any, most: int = 6) -> None:
+    """Ticks of an axis at whole numbers, about `most` of them."""
+    axis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
 
 
 def plain_log(axis: Axes) -> None:
-    """Plain numbers on a log axis, and some between the decades where it spans less than two."""
+    """Plain numbers on a logarithmic y axis, with some between the decades if the axis spans less than two decades."""
     low, high = axis.get_ylim()
     spread = high / low
     subs = ((1.0,) if spread > 100 else (1.0, 2.0, 5.0) if spread > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -364,15 +205,15 @@ def plain_log(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend_rows(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 6) -> int:
-    """Lines of a legend of at most `columns` entries a line, fewer where the longest label needs the room."""
+def legend_lines(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 6) -> int:
+    """Number of lines of a legend with at most `columns` entries in a line, and fewer if the longest label is long."""
     # a character is about 0.05 in wide, a handle and the gap after an entry 0.5 in
     longest = max(len(handle.get_label()) for handle in handles)
     return math.ceil(len(handles) / min(columns, max(1, int(width / (0.5 + 0.05 * longest)))))
 
 
 def legend_below(figure: Figure | SubFigure, handles: Sequence[Any], columns: int = 6, width: float = PAGE_IN) -> None:
-    """One legend for all panels, in lines of at most `columns` entries."""
-    rows = legend_rows(handles, width, columns)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows),
+    """One legend for all panels, with at most `columns` entries in a line."""
+    lines = legend_lines(handles, width, columns)
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / lines),
                   columnspacing=1.4)

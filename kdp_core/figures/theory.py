@@ -1,7 +1,7 @@
 """Theorems 1 and 2 of KDP drawn: bounds beside what they bound, and risks in comparable units.
 
-No such figure is in the paper, which states the theorems and shows operator norms (its Figure 5). Reads records of
-kdp_core.study.theory, computes nothing.
+The paper has no such figure; it states the theorems and shows operator norms (its Figure 5). Reads the records of
+kdp_core.study.theory and computes nothing.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from kdp_core.base.measurements import Theory
-from kdp_core.figures.style import COLORS, DASHES, GREY, PAGE_IN, Drawn, FigureError, quiet
+from kdp_core.figures._entry import Entry
+from kdp_core.figures.style import COLORS, DASHES, GREY, PAGE_IN, Drawn, FigureError, quiet, whole_numbers
 
 BOUNDS: dict[str, tuple[str, Any, str]] = {
     "bound_equation_9": ("bound, constants of eq. 9", DASHES[3], COLORS[1]),
@@ -29,13 +30,16 @@ SPACES = {"identity": ("linear map of states", GREY), "random": ("random feature
           "learned": ("learned features", COLORS[1])}
 
 
-def theory(record: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Drawn:
-    """Four panels: Theorem 1's bounds and errors by horizon from the run's first state; then held-out errors of the
-    decoded state by dimension of the features and by training tokens, and what the kernel's width does to the risk of
-    Theorem 2 and to the state. The last three for the longest gap. Raises FigureError for a record without rows.
+def theorems(theory: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Drawn:
+    """Both theorems in four panels.
+
+    The first panel has the bounds and errors of Theorem 1 by horizon, from the first state of the run. The others are
+    about Theorem 2 and the longest gap: held-out errors of the decoded state by dimension of the features and by number
+    of training tokens, and what the width of the kernel does to the risk and to the state. Raises FigureError for a
+    record without horizons or risks.
     """
-    horizons = pd.DataFrame([row for row in record.horizons if row["start"] == record.block[0]])
-    risks = pd.DataFrame(record.risks)
+    horizons = pd.DataFrame([row for row in theory.horizons if row["start"] == theory.block[0]])
+    risks = pd.DataFrame(theory.risks)
     if horizons.empty or risks.empty:
         raise FigureError("no horizons or no risks in the record of theory; run the stage again")
     gap = int(risks["gap"].max())
@@ -47,11 +51,11 @@ def theory(record: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Dr
         _states(second, own, "features", "Dimension of the features")
         _states(third, own, "tokens", "Training tokens")
         _widths(fourth, own)
-        states = f"state {record.block[0]} to {record.block[0] + gap}"
-        first.set_title(f"Theorem 1, from state {record.block[0]}")
+        states = f"state {theory.block[0]} to {theory.block[0] + gap}"
+        first.set_title(f"Theorem 1, from state {theory.block[0]}")
         for axis, title in ((second, "by dimension"), (third, "by tokens"), (fourth, "by width of the kernel")):
             axis.set_title(f"Theorem 2, {states}, {title}")
-    return Drawn(figure, pd.concat([pd.DataFrame(record.horizons).assign(theorem=1), risks.assign(theorem=2)],
+    return Drawn(figure, pd.concat([pd.DataFrame(theory.horizons).assign(theorem=1), risks.assign(theorem=2)],
                                    ignore_index=True))
 
 
@@ -59,20 +63,20 @@ def _bounds(axis: Axes, horizons: pd.DataFrame) -> None:
     for name, (label, dashes, color) in BOUNDS.items():
         axis.plot(horizons["horizon"], horizons[name], linestyle=dashes, color=color, label=label, marker=".")
     axis.set(yscale="log", xlabel="Horizon k (layers)", ylabel="Error in the kernel space")
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    whole_numbers(axis.xaxis, 8)
     low, high = axis.get_ylim()
-    axis.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
+    axis.set_ylim(low, high * (high / low) ** 0.5)  # the legend needs room
     axis.legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=1.0, handlelength=3.0)
 
 
 def _base(rows: pd.DataFrame) -> dict[str, Any]:
-    """The point from which one thing at a time changes: the first random row on all tokens."""
+    """The point from which one quantity at a time changes: the first one with random features and all tokens."""
     random = rows[(rows["space"] == "random") & (rows["tokens"] == rows["tokens"].max())]
     return random.iloc[0].to_dict()
 
 
 def _states(axis: Axes, rows: pd.DataFrame, name: str, label: str) -> None:
-    """Held-out error of the decoded state against one thing, all else as in the base."""
+    """Held-out error of the decoded state against one quantity; all others are those of the base."""
     base = _base(rows)
     others = [key for key in ("features", "bandwidth_scale", "tokens") if key != name]
     random = rows[(rows["space"] == "random") & (rows[others] == [base[key] for key in others]).all(axis=1)]
@@ -114,8 +118,17 @@ def _widths(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _ticks(axis: Axes, values: Sequence[float]) -> None:
-    """Only what was measured stands on the axis."""
+    """Set ticks at the values that were measured, and nowhere else."""
     axis.xaxis.set_major_locator(FixedLocator(list(values)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+FIGURES = (
+    Entry("theory", "Theorems 1 and 2",
+          "Theorem 1's bounds beside the errors that they bound, by horizon; then held-out errors of random and "
+          "learned features beside linear maps of states, and how Theorem 2's risk falls with the kernel's width "
+          "whatever becomes of the state.",
+          theorems, scope="calibrated", needs="theory", place=60, differs="in no paper"),
+)

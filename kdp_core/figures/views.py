@@ -1,7 +1,8 @@
 """Figures of the kernel space and of the states' paths: Figures 4, 9 and 10 of the KDP paper (ICLR 2026).
 
-Every panel of a heat map carries its error, which the paper leaves out, and the paths stand beside measures of how
-straight they are where t-SNE has had no hand in them. Reads numbers of kdp_core.study.views, computes none.
+Every panel of a heat map has its error, which the paper leaves out. Beside the paths stand measures of how straight
+they are, in the space of the states too, where t-SNE changes nothing. Reads the records of kdp_core.study.views and
+computes nothing.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -17,43 +18,44 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 from torch import Tensor
 
+from kdp_core.base.measurements import KernelView, Trajectories
+from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import COLORS, DASHES, GREY, PAGE_IN, Drawn, FigureError, quiet
-from kdp_core.study.views import KernelView, Paths
 
 PANELS = ("predicted", "true", "difference")
-LOOKS = {("states", ""): ("states", COLORS[0], "-", "o"),
+MARKS = {("states", ""): ("states", COLORS[0], "-", "o"),
          ("states", "_unrelated"): ("states, unrelated steps", COLORS[0], DASHES[1], "o"),
          ("t-SNE", ""): ("t-SNE plane", COLORS[1], "-", "s"),
          ("t-SNE", "_unrelated"): ("t-SNE plane of unrelated steps", COLORS[1], DASHES[1], "s")}
 
 
-def heat_maps(views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
-    """Figures 4 and 9: predicted and true features of a few positions, and their difference; a band a block.
+def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
+    """KDP's Figures 4 and 9: predicted and true features at a few positions, and their difference, a band a block.
 
-    A row of features fills the squarest grid (32 x 32 of 1,024), from top left, line by line. Predicted and true share
-    one colour range a block, the difference has its own about 0. The keys are the labels, such as `14-16`.
-    Raises FigureError without views.
+    The features of a position fill the squarest grid (32 x 32 of 1,024), from top left, line by line. Predicted and
+    true features of a block share one colour range; the difference has its own one, about 0. The keys are the labels,
+    such as `14-16`. Raises FigureError without views.
     """
-    if not views:
+    if not kernel_views:
         raise FigureError("no trained block to look into: give at least one view of a kernel space")
     with quiet():
-        figure = Figure(figsize=(width, 0.25 + sum(_band_height(view, width) for view in views.values())))
-        bands = figure.subfigures(len(views), 1, squeeze=False)[:, 0]
-        for band, (label, view) in zip(bands, views.items(), strict=True):
+        figure = Figure(figsize=(width, 0.25 + sum(_band_height(view, width) for view in kernel_views.values())))
+        bands = figure.subfigures(len(kernel_views), 1, squeeze=False)[:, 0]
+        for band, (label, view) in zip(bands, kernel_views.items(), strict=True):
             _band(band, label, view, colormap)
-        figure.suptitle(_words(list(views.values())), x=0.01, ha="left", fontsize=7, color=GREY)
-    frame = pd.concat([_features(label, view) for label, view in views.items()], ignore_index=True)
+        figure.suptitle(_words(list(kernel_views.values())), x=0.01, ha="left", fontsize=7, color=GREY)
+    frame = pd.concat([_features(label, view) for label, view in kernel_views.items()], ignore_index=True)
     return Drawn(figure, frame)
 
 
 def grid_of(features: int) -> tuple[int, int]:
-    """Lines and columns of the squarest grid of so many cells, lines the fewer."""
+    """Lines and columns of the squarest grid of so many cells, with at most as many lines as columns."""
     lines = next(lines for lines in range(math.isqrt(features), 0, -1) if features % lines == 0)
     return lines, features // lines
 
 
 def _across(view: KernelView) -> int:
-    """Positions side by side: three groups of three panels fill the page, more stand in a further line."""
+    """Positions side by side. Three groups of three panels fill the page; more of them stand in a further line."""
     return min(len(view.positions), 3)
 
 
@@ -80,7 +82,7 @@ def _band(band: SubFigure, label: str, view: KernelView, colormap: str) -> None:
                 "cmap": colormap, "vmin": low, "vmax": high}
             _panel(axis, name, row_F.reshape(shape), ranged)
         group[0].set_title(f"position {position}: error {view.error_P[place]:.3f}", fontsize=6.5)
-    # the first of two bars stands outside
+    # the bar that is made first stands outside
     for name, axis in (("difference", axes[0, 2]), ("features", axes[0, 1])):
         bar = band.colorbar(axis.images[0], ax=axes, location="right", aspect=11, pad=0.01, shrink=0.7,
                             ticks=MaxNLocator(3, symmetric=True))
@@ -100,14 +102,14 @@ def _panel(axis: Axes, name: str, values: Tensor, ranged: dict[str, Any]) -> Non
 
 
 def _words(views: Sequence[KernelView]) -> str:
-    """What holds for all bands."""
+    """What is true of all bands."""
     sequences = ", ".join(str(number) for number in sorted({view.sequence for view in views}))
     less = "less their mean over the training tokens" if views[0].mean_F.any() else "as they are"
     return f"Features {less}; held-out sequence {sequences}; error: squared, relative to the features less their mean"
 
 
 def _features(label: str, view: KernelView) -> pd.DataFrame:
-    """A row a feature and position, errors repeated beside them."""
+    """One row for each feature and position, with the errors repeated beside them."""
     columns = zip(view.positions, view.error_P, view.error_raw_P, view.predicted_PF, view.true_PF, strict=True)
     return pd.concat([pd.DataFrame({"block": label, "sequence": view.sequence, "position": position, "error": error,
                                     "error_raw": error_raw, "feature": range(len(true_F)),
@@ -115,24 +117,23 @@ def _features(label: str, view: KernelView) -> pd.DataFrame:
                       for position, error, error_raw, predicted_F, true_F in columns], ignore_index=True)
 
 
-def trajectories(found: Paths, straight: Sequence[Mapping[str, Any]], own_neighbour: float, *,
-                 colormap: str = "viridis", width: float = PAGE_IN, height: float = 3.5) -> Drawn:
-    """Figure 10: paths of samples through the layers, the t-SNE plane across and the layer along; beside it, how
-    straight they are in the states and in that plane, and the same of walks with unrelated steps of the same lengths.
+def paths(trajectories: Trajectories, *, colormap: str = "viridis", width: float = PAGE_IN,
+          height: float = 3.5) -> Drawn:
+    """KDP's Figure 10: paths of samples through the layers, which are the long axis across the plane of t-SNE.
 
-    straight: rows of views.straightness_table.
-    own_neighbour: of views.own_neighbour, for the title.
-    Colours tell samples by their place at the middle layer.
-    Raises FigureError without measures.
+    Beside it stands how straight the paths are in the space of the states and in that plane, and the same of walks with
+    unrelated steps of the same lengths. Colours tell samples by their place at the middle layer. Raises FigureError
+    without measures.
     """
+    found, straight = trajectories, trajectories.straightness
     if not straight:
         raise FigureError("no measures of straightness to draw: five layers or more are needed")
     with quiet():
         figure = Figure(figsize=(width, height))
         left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
         _space(left.add_subplot(projection="3d"), found, colormap)
-        words = (f"{len(found.sequences)} samples; of all points {own_neighbour:.0%} have their nearest neighbour, in "
-                 "the space of the states, on their own path")
+        words = (f"{len(found.sequences)} samples; of all points {found.own_neighbour:.0%} have their nearest "
+                 "neighbour, in the space of the states, on their own path")
         figure.suptitle(words, x=0.01, ha="left", fontsize=7, color=GREY)
         axes = right.subplots(2, 1, sharex=True)
         _measure(axes[0], straight, "chord", "Distance of ends /\nlength of path")
@@ -140,7 +141,7 @@ def trajectories(found: Paths, straight: Sequence[Mapping[str, Any]], own_neighb
         axes[1].set_xlabel("Run of layers")
         figure.legend(handles=[Line2D([], [], label=name, color=color, linestyle=dashes, marker=marker,
                                       markerfacecolor=color if dashes == "-" else "white")
-                              for name, color, dashes, marker in LOOKS.values()], loc="outside lower center", ncols=4,
+                              for name, color, dashes, marker in MARKS.values()], loc="outside lower center", ncols=4,
                       columnspacing=1.0)
     rows = [{"sequence": sequence, "token": token, "layer": layer, "x": float(xz_2[0]), "z": float(xz_2[1])}
             for sequence, token, xz_L2 in zip(found.sequences, found.tokens, found.xz_SL2, strict=True)
@@ -148,7 +149,7 @@ def trajectories(found: Paths, straight: Sequence[Mapping[str, Any]], own_neighb
     return Drawn(figure, pd.DataFrame(rows))
 
 
-def _space(axis: Axes3D, found: Paths, colormap: str) -> None:
+def _space(axis: Axes3D, found: Trajectories, colormap: str) -> None:
     ranks_S = found.xz_SL2[:, len(found.layers) // 2, 0].argsort().argsort().tolist()
     colors = matplotlib.colormaps[colormap]
     for rank, xz_L2 in zip(ranks_S, found.xz_SL2.tolist(), strict=True):
@@ -167,9 +168,24 @@ def _measure(axis: Axes, straight: Sequence[Mapping[str, Any]], field: str, ylab
     names = list(dict.fromkeys(row["run"] for row in straight))
     order = sorted(names, key=lambda name: (not name[0].isdigit(), name == "all", name))
     spans = {row["run"]: f"{row['layer_first']}-{row['layer_last']}" for row in straight if not row["run"][0].isdigit()}
-    for (space, suffix), (_, color, dashes, marker) in LOOKS.items():
+    for (space, suffix), (_, color, dashes, marker) in MARKS.items():
         value = {row["run"]: row[field + suffix] for row in straight if row["space"] == space}
         axis.plot(range(len(order)), [value[name] for name in order], color=color, linestyle=dashes, marker=marker,
                   markerfacecolor=color if dashes == "-" else "white")
     axis.set_xticks(range(len(order)), [spans.get(name, name.replace(" ", "\n")) for name in order])
     axis.set(ylabel=ylabel, ylim=(min(-0.05, axis.get_ylim()[0]), 1.05))
+
+
+FIGURES = (
+    Entry("trajectories", "Paths of the states",
+          "One token a sample through the layers, its place in a t-SNE of all layers across. Beside it, how straight "
+          "the paths are: 1 is a straight line; dashed are walks whose steps have the same lengths and unrelated "
+          "directions, and a t-SNE of theirs. KDP paper, Figure 10.",
+          paths, scope="calibrated", needs="views", place=80,
+          differs="how straight the paths are, beside unrelated walks (`configs/views.yaml`)"),
+    Entry("heatmaps", "Kernel space",
+          "Predicted and true features after each block at a few positions of a held-out sequence, on one colour "
+          "range, and their difference on its own. KDP paper, Figures 4 and 9.",
+          heat_maps, scope="variant", needs="viewed", place=80,
+          differs="features without their mean, and errors: [views.md](views.md)"),
+)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from kdp_core.base import options
+from kdp_core.base.measurements import KernelView, Trajectories
 from kdp_core.base.options import Count, Natural, Positive
-from kdp_core.base.records import Block, KernelMap
+from kdp_core.base.records import KernelMap
 from kdp_core.methods.kdp.features import chain, features_of
 from kdp_core.states.block import BlockStates, lift_input, load
 from kdp_core.states.hidden import HiddenStates
@@ -39,31 +40,6 @@ SEED = 0
 
 class ViewError(ValueError):
     """The states have nothing to show, or not what was asked for."""
-
-
-class KernelView(NamedTuple):
-    """Features of one held-out sequence at P positions."""
-    block: Block
-    sequence: int
-    """Number of the sequence among all stored sequences."""
-    positions: list[int]
-    """Ascending."""
-    predicted_PF: Tensor
-    """A_k ... A_1 phi(h_l), less `mean_F`."""
-    true_PF: Tensor
-    """phi(h_{l+k}), less `mean_F`."""
-    mean_F: Tensor
-    """What was taken off: the mean of phi(h_{l+k}) over the training tokens, or zero."""
-    error_P: list[float]
-    """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
-    error_raw_P: list[float]
-    """|predicted - true|^2 / |true|^2, without taking the mean off."""
-    error: float
-    """The error of error_P over all held-out tokens, as a ratio of sums."""
-    error_unchanged: float
-    """The same error for the prediction phi(h_l), which is that of no map at all."""
-    mean_share: float
-    """Share of |phi|^2 over all held-out tokens that lies in the mean."""
 
 
 class Paths(NamedTuple):
@@ -180,6 +156,13 @@ def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED)
     xz_N2 = torch.from_numpy(tsne.fit_transform(points_SLD.flatten(0, 1).numpy()))
     return xz_N2.unflatten(0, points_SLD.shape[:2])
+
+
+def trajectories(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Trajectories:
+    """The paths of the states with the measures of how straight they are; options and errors are those of `paths`."""
+    found = paths(hidden, samples=samples, perplexity=perplexity)
+    return Trajectories(found.layers, found.sequences, found.tokens, found.xz_SL2, straightness_table(found),
+                        own_neighbour(found))
 
 
 def straightness(h_SLD: Tensor) -> Straightness:

@@ -94,3 +94,13 @@ def test_another_function_of_the_same_module_is_another_hash():
     assert code.of_blocks("kdp", "kdp") != code.of_blocks("shortgpt", "kdp")
     assert code.of_script("step", ("kdp_core.methods.linear.direct",)) != \
         code.of_script("step", ("kdp_core.methods.linear.sequential",))
+
+
+def test_an_edit_of_a_family_of_figures_redraws_that_family_alone(library):
+    def figures():
+        return {name: code.of_figure(f"kdp_core.figures.{name}") for name in ("scores", "layers", "spaces", "style")}
+
+    before, file = figures(), library / "kdp_core/figures/scores.py"
+    file.write_text(file.read_text(encoding="utf-8").replace("ACROSS = 3", "ACROSS = 4"), encoding="utf-8")
+    forget()
+    assert {name for name, value in figures().items() if value != before[name]} == {"scores"}

@@ -6,23 +6,23 @@ from snakemake.utils import update_config
 
 from tests.workflow.project import ROOT, Project
 
-SUMMARY = dict.fromkeys(("tables", "paper", "figure_layers", "figure_score_ratio", "figure_tasks", "report", "all"), 1)
+SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "all": 1}
 """What follows a change of anything in the summary."""
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
-PRUNED = {"fold": 3, "evaluate": 3, "diagnose": 3, "comparisons": 1, "figure_errors": 1, "figure_training": 1,
-          "figure_operators": 1, **SUMMARY}
+PRUNED = {"fold": 3, "evaluate": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1, "figure_variant": 2,
+          **SUMMARY}
 """What follows a new choice of blocks, as far as it is known before that: steps and costs come when it is made."""
-SIMILARITY = {"similarity": 1, "figure_similarity": 1, "figure_models": 1, "figure_locality": 1, "blocks": 3, **PRUNED}
+SIMILARITY = {"similarity": 1, "figure_calibrated": 1, "blocks": 3, **PRUNED, "figure_all": 5}
 CALIBRATION = {"tokens": 1, "hidden": 1, **SIMILARITY}
 
 CASES = [
     ("nothing", {}, {}),
     ("a figure's style", {"figures": {"colormap": "cividis"}},
-     {"figure_similarity": 1, "figure_models": 1, "report": 1, "all": 1}),
+     {"figure_calibrated": 1, "figure_all": 1, "report": 1, "all": 1}),
     ("`evaluate` options", {"evaluate": {"batch_size": 4}}, SCORES),
     ("window or items of the held-out tasks", {"evaluate": {"window": 12}}, {"tasks": 1, **SCORES}),
     ("`efficiency` options", {"efficiency": {"repeats": 2}}, {"efficiency": 3, "efficiency_dense": 1, **SUMMARY}),
-    ("`diagnose` options", {"diagnose": {"windows": 3}}, {"diagnose": 3, "figure_errors": 1, "report": 1, "all": 1}),
+    ("`diagnose` options", {"diagnose": {"windows": 3}}, {"diagnose": 3, "figure_ratio": 1, "report": 1, "all": 1}),
     ("epochs of step 1", {"methods": {"kdp": {"kernel": {"epochs": 3}}}},
      # one block, two steps; costs are of this row alone
      {**PRUNED, "step": 2, "fold": 1, "evaluate": 1, "efficiency": 1, "diagnose": 1}),

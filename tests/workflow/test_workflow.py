@@ -96,8 +96,8 @@ def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
     copied.config["ablations"] = {"rows": {"title": "Rows", "caption": "Side by side.", "x": ["variant"],
                                            "variants": ["kdp", "linear", "remove"],
                                            "metrics": ["ppl", "heldout_lastword"]}}
-    assert copied.planned() == {"all": 1, "ablation": 1, "report": 1}
-    copied.run("results/tables/ablation-rows.md")
+    assert copied.planned() == {"all": 1, "ablation": 1, "figure_ablation": 1, "report": 1}
+    copied.run("results/tables/ablation-rows.md", "results/figures/ablation-rows.pdf")
     results = copied.folder / "results"
     summary = pd.read_csv(results / "summary.csv").set_index("method")
     table = pd.read_csv(results / "tables/ablation-rows.csv").set_index("method")
@@ -113,7 +113,7 @@ def test_an_ablation_adds_its_own_points_and_no_others(copied):
     planned = copied.planned()
     # kdp at 3 is there; what only an ablation asks for is not diagnosed
     assert planned["blocks"] == planned["fold"] == planned["evaluate"] == 3 and planned["ablation"] == 1
-    assert not {"diagnose", "figure_errors", "hidden", "figure_similarity"} & set(planned)
+    assert not {"diagnose", "figure_ratio", "hidden", "figure_calibrated"} & set(planned)
 
 
 def test_another_ratio_shares_the_blocks_already_trained(copied):

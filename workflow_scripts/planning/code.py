@@ -41,6 +41,11 @@ def of_method(script: str, method: str, *parts: str) -> str:
     return of_script(script, tuple(functions[part] for part in parts if part in functions))
 
 
+def of_figure(module: str) -> str:
+    """Hash of the library code that draws the figures of a module of kdp_core/figures, which no script imports."""
+    return of_script("figure", (f"{module}.FIGURES",))
+
+
 def of_blocks(method: str, sized: str) -> str:
     """Hash of the library code that selects blocks for a method and counts the stand-ins of the method `sized`."""
     functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]

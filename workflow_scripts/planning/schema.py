@@ -15,8 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "schema"
-BESIDE = ("figures", "results")
-"""Folders of kdp_core that no option of the configuration comes from."""
+BESIDE = ("results",)
+"""Folders of kdp_core from which the schema has nothing."""
 KEPT = 8
 """Schemas that stay in the cache, the newest ones."""
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kdp_core import figures
 from kdp_core.methods import (
     METHODS,
     arguments,
@@ -162,6 +163,7 @@ def build() -> dict[str, Any]:
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},
         "finetune": finetune_block(),
+        "x-figures": figures.described(),
         "x-benchmarks": {name: {"local": task.local, "shots": task.shots, "fewshot": task.fewshot, "fixed": task.fixed,
                                 "code": task.code} for name, task in benchmarks.BENCHMARKS.items()},
     }

@@ -1,10 +1,10 @@
-"""Figures of ablations: points, errors and the dense line are the numbers given; lines part as they should."""
+"""Figures of ablations: points, errors and the dense line are the numbers given, on the lines that they belong to."""
 import pytest
 
 from kdp_core.figures import ablations as ablation_figures
 from kdp_core.figures import style
 from tests.kdp_core import points
-from tests.kdp_core.test_ablations import gathered, key, made, of_sizes, sizes
+from tests.kdp_core.results.test_ablations import gathered, key, made, of_sizes, sizes
 
 
 def panels(drawn):
@@ -45,7 +45,7 @@ def test_the_dense_line_has_its_error_too():
     assert (band.get_y(), band.get_y() + band.get_height()) == (pytest.approx(19.8), pytest.approx(20.2))
 
 
-def test_rows_and_k_max_part_into_lines():
+def test_variants_and_k_max_have_lines_of_their_own():
     grid = [points.dense(), *(points.pruned(name, points.scores(20.0 + 5 * k_max + extra, 0.4, 0.6), k_max=k_max)
                               for name, extra in (("kdp", 0), ("kdp_expanded", 3)) for k_max in (3, 4, 6))]
     chosen = [key(name, k_max=str(k_max)) for name in ("kdp", "kdp_expanded") for k_max in (3, 4, 6)]
@@ -76,7 +76,7 @@ def test_several_options_have_a_line_each():
     assert legend(drawn) == ["Epochs of step 1", "Epochs of step 2", "dense"] and axis.get_xlabel() == "Epochs"
 
 
-def test_rows_stand_side_by_side_without_lines():
+def test_variants_stand_side_by_side_without_lines():
     drawn = ablation_figures.against(gathered(made(["variant"], [key(name) for name in ("kdp", "remove", "lossy")]),
                                               points.grid()))
     axis = panels(drawn)[0]
@@ -85,7 +85,7 @@ def test_rows_stand_side_by_side_without_lines():
     assert all(line.get_linestyle() == "None" for line in axis.get_lines() if line.get_marker() in style.MARKERS)
 
 
-def test_a_row_of_panels_a_model():
+def test_a_line_of_panels_a_model():
     grid = of_sizes()
     grid += [point._replace(model="other") for point in grid]
     ablation = sizes(["ppl"])

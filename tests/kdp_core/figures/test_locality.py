@@ -1,4 +1,4 @@
-"""Similarity of several models: maps, means by distance and RLS are those of the records."""
+"""Similarity by distance: means and RLS are those of the records."""
 import math
 
 import numpy as np
@@ -8,21 +8,6 @@ import torch
 from kdp_core.figures import locality as locality_figures
 from kdp_core.figures import style
 from tests.kdp_core import points
-
-
-def test_models_stand_side_by_side_on_one_scale():
-    drawn = locality_figures.side_by_side({"one": points.similarity(), "two": points.similarity(9)})
-    maps = [axis for axis in drawn.figure.axes if axis.get_xlabel() == "State"]
-    assert len(maps) == 4 and len({axis.collections[0].get_clim() for axis in maps}) == 1
-    np.testing.assert_allclose(maps[1].collections[0].get_array().ravel(), points.similarity(9).cosine_LL.flatten())
-    rls = locality_figures.locality(points.similarity())
-    assert maps[0].get_title(loc="left") == f"one: Cosine\nRLS {rls:.2f}"
-    assert maps[2].get_title(loc="left") == "one: CKA, linear" and len(drawn.data) == 49 + 81
-
-
-def test_one_model_fills_one_line():
-    drawn = locality_figures.side_by_side({"one": points.similarity()})
-    assert len([axis for axis in drawn.figure.axes if axis.get_xlabel() == "State"]) == 2
 
 
 def test_rls_is_of_the_inputs_of_layers():
@@ -49,6 +34,5 @@ def test_means_by_distance_are_those_of_the_diagonals():
 
 
 def test_no_models():
-    for draw in (locality_figures.side_by_side, locality_figures.by_distance):
-        with pytest.raises(style.FigureError, match="at least one model"):
-            draw({})
+    with pytest.raises(style.FigureError, match="at least one model"):
+        locality_figures.by_distance({})

@@ -1,4 +1,4 @@
-"""Three spaces drawn: lines, bands and points are the numbers of the records; many rows stand in bands."""
+"""Three spaces drawn: lines, bands and points are the numbers of the records; many variants stand in bands."""
 import pytest
 
 from kdp_core.base.measurements import Probes, Spaces
@@ -68,7 +68,7 @@ def test_estimates_stand_beside_what_was_measured():
 
 def test_steps_of_both_histories():
     known = {"kdp": [3, 0, "a"], "remove": [0, 0, "b"]}
-    drawn = spaces_figures.by_step({("kdp", 3): spaces(), ("remove", 3): spaces(0.02)}, rows=known)
+    drawn = spaces_figures.by_step({("kdp", 3): spaces(), ("remove", 3): spaces(0.02)}, looks=known)
     axes = drawn.figure.axes
     assert len(axes) == 6 and axes[0].get_ylabel().endswith("the dense model's text")
     kdp, remove = axes[5].get_lines()
@@ -80,7 +80,7 @@ def test_steps_of_both_histories():
 def test_many_models_stand_in_bands():
     names = [f"row{i}" for i in range(14)]
     known = {name: [i, 0, "few" if i < 4 else "many"] for i, name in enumerate(names)}
-    drawn = spaces_figures.by_step({(name, 3): spaces() for name in names}, rows=known)
+    drawn = spaces_figures.by_step({(name, 3): spaces() for name in names}, looks=known)
     assert [len(legend(band)) for band in drawn.figure.subfigs] == [4, 10]
 
 

@@ -50,7 +50,7 @@ def lines(axis):
 
 
 def test_panels_show_the_record():
-    drawn = theory_figures.theory(record())
+    drawn = theory_figures.theorems(record())
     first, second, third, fourth = drawn.figure.axes
     assert all(axis.get_xlabel() and axis.get_ylabel() for axis in drawn.figure.axes)
     assert [axis.get_yscale() for axis in drawn.figure.axes] == ["log", "linear", "linear", "log"]
@@ -72,11 +72,11 @@ def test_panels_show_the_record():
 
 def test_the_same_bytes_twice(tmp_path):
     for name in ("a", "b"):
-        style.save(theory_figures.theory(record()), tmp_path / name, dpi=60)
+        style.save(theory_figures.theorems(record()), tmp_path / name, dpi=60)
     assert all((tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
                for form in ("png", "pdf", "csv"))
 
 
 def test_a_record_without_rows_is_refused():
     with pytest.raises(FigureError, match="run the stage again"):
-        theory_figures.theory(record()._replace(horizons=[]))
+        theory_figures.theorems(record()._replace(horizons=[]))

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdp_core.base.measurements import KernelView, Trajectories
 from kdp_core.figures import style
 from kdp_core.figures import views as views_figures
 from kdp_core.figures.style import FigureError
 from kdp_core.study import views
-from kdp_core.study.views import KernelView, Paths
 
 
 def view(positions=(0, 25, 50), features=32, seed=0, mean=True):
@@ -19,12 +19,13 @@ def view(positions=(0, 25, 50), features=32, seed=0, mean=True):
                       [error / 10 for error in errors], 0.02, 0.3, 0.95)
 
 
-def paths(samples=4, layers=12):
+def trajectories(samples=4, layers=12, own_neighbour=0.5):
     generator = torch.Generator().manual_seed(0)
     h_SLD = torch.randn(samples, layers, 5, generator=generator).cumsum(1)
     walk_SLD = views.unrelated_walk(h_SLD, generator)
-    return Paths(list(range(layers)), list(range(samples)), [9] * samples, h_SLD, h_SLD[..., :2].clone(), walk_SLD,
-                 walk_SLD[..., :2].clone())
+    found = views.Paths(list(range(layers)), list(range(samples)), [9] * samples, h_SLD, h_SLD[..., :2].clone(),
+                        walk_SLD, walk_SLD[..., :2].clone())
+    return Trajectories(*found[:3], found.xz_SL2, views.straightness_table(found), own_neighbour)
 
 
 def images(drawn):
@@ -84,8 +85,8 @@ def test_any_number_of_positions(count, tmp_path):
 
 
 def test_paths_are_drawn_as_given():
-    found = paths()
-    drawn = views_figures.trajectories(found, views.straightness_table(found), 0.875)
+    found = trajectories(own_neighbour=0.875)
+    drawn = views_figures.paths(found)
     space, chord, turn = drawn.figure.axes
     assert len(space.get_lines()) == 4
     x_L, y_L, z_L = space.get_lines()[2].get_data_3d()
@@ -93,7 +94,7 @@ def test_paths_are_drawn_as_given():
     assert list(y_L) == found.layers
     np.testing.assert_allclose(z_L, found.xz_SL2[2, :, 1])
     assert space.get_ylabel() == "State" and "88%" in drawn.figure.get_suptitle()
-    table = {(row["space"], row["run"]): row for row in views.straightness_table(found)}
+    table = {(row["space"], row["run"]): row for row in found.straightness}
     runs = ["3 steps", "4 steps", "5 steps", "6 steps", "inner", "all"]
     for axis, field in ((chord, "chord"), (turn, "turn")):
         drawn_lines = [line.get_ydata().tolist() for line in axis.get_lines()]
@@ -109,15 +110,14 @@ def test_nothing_to_draw():
     with pytest.raises(FigureError, match="no trained block"):
         views_figures.heat_maps({})
     with pytest.raises(FigureError, match="no measures"):
-        views_figures.trajectories(paths(), [], 0.5)
+        views_figures.paths(trajectories()._replace(straightness=[]))
 
 
 def test_same_bytes_twice(tmp_path):
-    found = paths()
+    found = trajectories()
     for name in ("one", "two"):
         style.save(views_figures.heat_maps({"5-7": view()}), tmp_path / f"heat-{name}", dpi=50)
-        style.save(views_figures.trajectories(found, views.straightness_table(found), 0.5), tmp_path / f"way-{name}",
-                     dpi=50)
+        style.save(views_figures.paths(found), tmp_path / f"way-{name}", dpi=50)
     for kind in ("heat", "way"):
         for suffix in ("png", "pdf", "csv"):
             one, two = ((tmp_path / f"{kind}-{name}.{suffix}").read_bytes() for name in ("one", "two"))

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from kdp_core.figures import style
+from kdp_core.figures import similarity, style
 from kdp_core.results import report, report_models
 from kdp_core.results.summary import fits, summarise, tidy
 from tests.kdp_core import points
@@ -46,7 +46,7 @@ def parsed(page):
 def page(tmp_path_factory):
     grid = [*points.grid(), points.pruned("<b>&odd", points.scores(30.0, 0.4, 0.6))]
     folder = tmp_path_factory.mktemp("figures")
-    style.save(style.similarity_maps(points.similarity()), folder / "similarity", dpi=40)
+    style.save(similarity.similarity_maps(points.similarity()), folder / "similarity", dpi=40)
     entries = [report_models.FigureEntry("Similarity <1>", "Maps of \"states\".", "similarity_maps",
                                   folder / "similarity.png", "figures/a b/similarity", "tiny"),
                report_models.FigureEntry("All", "Of all models.", "overview", folder / "similarity.png")]

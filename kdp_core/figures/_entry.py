@@ -1,0 +1,113 @@
+"""The record of a figure, and what is derived from it alone.
+
+A figure is one entry of the tuple `FIGURES` at the end of a file of this folder. Its function `draw` gets stored
+records and returns the drawing with the numbers in it. The positional arguments of `draw` name the records that the
+workflow reads for it, the keyword-only ones among SETTINGS are what the configuration says about the figure.
+"""
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kdp_core.figures.style import Drawn, FigureError
+
+
+class Scope(NamedTuple):
+    """What one figure is drawn of, in terms of the workflow's wildcards."""
+    path: str
+    """Below results/figures and without the suffix; `figure` is the entry's name."""
+    title: str
+    """In the report; `title` is the entry's title."""
+    caption: str = "{caption}"
+    """In the report; `caption` is the entry's caption."""
+
+
+SCOPES = {
+    "all": Scope("{figure}", "{title}"),
+    "ablation": Scope("{figure}-{ablation}", "{title}: {ablation_title}", "{ablation_caption} {caption}"),
+    "calibrated": Scope("{model}/{calib}/{figure}", "{title}: {model}, {calib}"),
+    "ratio": Scope("{model}/{calib}/{figure}-r{ratio}", "{title} at ratio {ratio}: {model}, {calib}"),
+    "variant": Scope("{model}/{calib}/{method}-{figure}", "{title}: {method}, {model}, {calib}"),
+}
+"""A figure is drawn once for the whole run, or for each ablation, each model and calibration set (`calibrated`), each
+ratio of these, or each variant of these."""
+
+READS = {
+    "summary": "the rows of results/summary.csv for the dense models and the shown points",
+    "scores": "results/scores.csv",
+    "points": "plan, facts, scores and costs of every shown point",
+    "similarity": "the similarity of layers of one model and calibration set",
+    "similarities": "the same of all of them, by name",
+    "kernels": "what step 1 of a variant of KDP fitted, by block",
+    "inverses": "what its step 2 fitted, by block",
+    "composed": "the composed records of a variant, by ratio and K max",
+    "diagnoses": "the diagnoses of the shown points of a ratio, by (variant, K max)",
+    "theory": "the theorems measured on one model and calibration set",
+    "kernel_views": "features after blocks of a variant of KDP, by block",
+    "trajectories": "paths of states through the layers",
+    "probes": "what happens if single layers of a model are left out",
+    "spaces": "the shown points of a ratio in three spaces, by (variant, K max)",
+}
+"""Names that positional arguments of `draw` may have, and what the workflow gives for each."""
+
+SETTINGS = {
+    "colormap": "figures.colormap of the configuration",
+    "tasks": "figures.tasks of the configuration; None: all tasks",
+    "looks": "variant -> what decides how it looks in every figure, see kdp_core.figures.style.Look",
+    "ablation": "the ablation, as the fields of kdp_core.results.ablations.Ablation",
+}
+"""Names of keyword-only arguments of `draw` that the workflow fills in."""
+
+NEEDS = {
+    "": "the report always has the figure",
+    "theory": "the configuration has a section `theory`",
+    "views": "the configuration has a section `views`",
+    "spaces": "the configuration has a section `spaces`",
+    "trained": "the variants of the grid that train both steps of KDP",
+    "trained jointly": "the variants of the grid whose stand-ins are trained together",
+    "viewed": "the variants that `views.variants` names",
+}
+"""On what it depends whether the report has a figure, or for which variants."""
+
+
+class Entry(NamedTuple):
+    """A figure."""
+    name: str
+    """Of its files, without what the scope adds."""
+    title: str
+    """Of the figure in the report, without what the scope adds."""
+    caption: str
+    """What the picture shows, and which figure of which paper it is."""
+    draw: Callable[..., Drawn]
+    """(*records, *settings) -> Drawn."""
+    scope: str
+    """A key of SCOPES."""
+    place: int
+    """Order in the report; figures of equal place stand in the order of their file."""
+    needs: str = ""
+    """A key of NEEDS."""
+    differs: str = ""
+    """How it differs from the figure of the paper, for docs/figures.md."""
+
+    @property
+    def reads(self) -> list[str]:
+        """The records that `draw` gets, in order."""
+        return [name for name, kind in _arguments(self.draw) if kind is not inspect.Parameter.KEYWORD_ONLY]
+
+    @property
+    def settings(self) -> list[str]:
+        """The settings that `draw` gets."""
+        return [name for name, kind in _arguments(self.draw) if kind is inspect.Parameter.KEYWORD_ONLY
+                and name in SETTINGS]
+
+
+def _arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+    return [(name, one.kind) for name, one in inspect.signature(function).parameters.items()]
+
+
+def check(entry: Entry) -> None:
+    """Raise FigureError for an entry whose scope, condition or records the workflow does not know."""
+    for what, values, known in (("scope", [entry.scope], SCOPES), ("condition", [entry.needs], NEEDS),
+                                ("record", entry.reads, READS)):
+        if unknown := [value for value in values if value not in known]:
+            raise FigureError(f"figure {entry.name!r} has the unknown {what} {unknown[0]!r}; choose among "
+                              f"{', '.join(filter(None, known))}")

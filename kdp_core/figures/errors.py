@@ -1,0 +1,74 @@
+"""Errors of the pruned models' states by layer.
+
+No paper has this figure. Lines that one panel cannot hold are dealt out to bands by what their methods do; in every
+band the other lines stand behind in pale grey. Reads the numbers of kdp_core.score.diagnose and computes none.
+"""
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from kdp_core.base.measurements import Diagnosis
+from kdp_core.figures._entry import Entry
+from kdp_core.figures.style import (
+    GREY,
+    PAGE_IN,
+    PALE,
+    Drawn,
+    FigureError,
+    Line,
+    Looks,
+    banded,
+    deal,
+    labels_of,
+    lines_of,
+    plain_log,
+    whole_numbers,
+)
+
+
+def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Looks | None = None,
+                   width: float = PAGE_IN, height: float = 2.2) -> Drawn:
+    """Relative squared error of the pruned models' states by the number of the dense model's state, a line a model.
+
+    diagnoses: by (variant, K max).
+    A line has a gap where layers are removed, and it begins at its first error above 0: before the first removed layer
+    the states are equal, which a logarithmic axis cannot show. At 1 a state is no better than the constant mean.
+    Raises FigureError if there is no diagnosis with an error above 0.
+    """
+    label = labels_of([(method, "", k_max) for method, k_max in diagnoses])
+    data = [{"method": method, "k_max": k_max, "state": state, "error": error, "cosine": cosine, "masked": masked,
+             "tokens": own.tokens}
+            for (method, k_max), own in diagnoses.items()
+            for state, error, cosine, masked in zip(own.states, own.error, own.cosine, own.masked, strict=True)]
+    if not any(row["error"] > 0 for row in data):
+        raise FigureError("no error of states above 0 to draw: give the diagnosis of at least one pruned model")
+    frame, last = pd.DataFrame(data), max(row["state"] for row in data)
+    lines = lines_of([(method, k_max, label((method, "", k_max))) for method, k_max in diagnoses], looks)
+
+    def draw(axes: Sequence[Axes], title: str, shown: Sequence[Line]) -> None:
+        axis, = axes
+        axis.axhline(1, color=GREY, linestyle=":", linewidth=0.9)
+        for line in lines:
+            own = frame[(frame["method"] == line.variant) & (frame["k_max"] == line.key)]
+            error = own.set_index("state")["error"].reindex(range(last + 1))
+            # every point has a marker, because a state between two gaps has no line
+            axis.plot(error.index, error.where(error > 0), **(line.marks | {"markersize": 2.4} if line in shown else {
+                "color": PALE, "linewidth": 0.6, "zorder": 1}))
+        axis.set(yscale="log", xlim=(-0.5, last + 0.5), xlabel="State of the dense model", ylabel="Relative error",
+                 title=title)
+        whole_numbers(axis.xaxis, 12)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.1), max(high, 2))  # wide enough for plain ticks, with room about 1
+        plain_log(axis)
+
+    mean = Line2D([], [], color=GREY, linestyle=":", label="constant mean")
+    return Drawn(banded(deal(lines, looks), (1, 1), draw, width=width, height=height, beside=[mean]), frame)
+
+
+FIGURES = (
+    Entry("errors", "Error of states",
+          "Relative squared error of the pruned models' states against the dense model's, on held-out windows.",
+          error_by_layer, scope="ratio", place=70, differs="in no paper"),
+)
