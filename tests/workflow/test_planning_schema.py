@@ -31,13 +31,13 @@ def test_a_changed_source_is_another_schema_and_old_ones_are_removed(tmp_path, m
 
 
 def test_the_hash_covers_the_library_but_not_what_no_option_comes_from(tmp_path, monkeypatch):
-    for name in ("kdp_core/methods/mine.py", "kdp_core/figures/style.py", "workflow_scripts/planning/sections.py",
+    for name in ("kdp_core/methods/mine.py", "kdp_core/results/page.py", "workflow_scripts/planning/sections.py",
                  "workflow_scripts/planning/signatures.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("A = 1\n")
     monkeypatch.setattr(schema, "ROOT", tmp_path)
     seen = [schema.sources()]
-    for name in ("kdp_core/figures/style.py", "kdp_core/methods/mine.py", "workflow_scripts/planning/sections.py"):
+    for name in ("kdp_core/results/page.py", "kdp_core/methods/mine.py", "workflow_scripts/planning/sections.py"):
         (tmp_path / name).write_text("A = 2\n")
         seen.append(schema.sources())
     assert seen[0] == seen[1] and len(set(seen)) == 3
