@@ -32,9 +32,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from kdp_core.base import store, texts
 from kdp_core.base.records import Block
 from kdp_core.figures import style
-from kdp_core.methods import linear
 from kdp_core.methods._train import TrainingFailed
-from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.methods.kdp import inverse, kernel, linear
 from kdp_core.methods.kdp_residual import closed_form, dictionaries
 from kdp_core.model import assets, checkpoints, passes
 from kdp_core.states import hidden

@@ -3,9 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdp_core.methods import linear
 from kdp_core.methods._train import TrainingFailed
-from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.methods.kdp import inverse, kernel, linear
 from kdp_core.states import block
 from tests import pico
 from tests.benchmarks.command import load

@@ -8,7 +8,7 @@ import yaml
 
 from kdp_core.base import texts
 from kdp_core.base.records import Plan
-from kdp_core.methods import linear
+from kdp_core.methods.kdp import linear
 from kdp_core.model import assets, checkpoints
 from kdp_core.prune import fold
 from kdp_core.states import hidden

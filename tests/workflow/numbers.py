@@ -21,7 +21,8 @@ from safetensors import safe_open
 LEFT_OUT = re.compile(r"(^|/)(logs|benchmarks|resume|scored|scores)/|\.(png|pdf|html|py|tmp)$|snakemake_timestamp"
                       r"|efficiency\.json$")
 """Paths in the results folder that hold no computed number."""
-MEASURED = re.compile(r"second|latency|speedup|memory|_ms$|_gib$|peak|time|stamp|path|folder|version|commit|sha256|code")
+MEASURED = re.compile(
+    r"second|latency|speedup|memory|_ms$|_gib$|peak|time|stamp|path|folder|version|commit|sha256|code")
 """Names of fields that are measured, or that name a place or a version."""
 
 

@@ -60,7 +60,7 @@ SIZED_AS_KDP = {"blocks kdp", "blocks linear as kdp"}
      {"step kdp kernel", "step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
     ("methods/kdp/inverse.py", r"width: (\w+) = 1024", r"width: \1 = 512",
      {"step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
-    ("methods/linear.py", "1e-12", "1e-13", {"step linear fit", "blocks linear", "plan"}),
+    ("methods/kdp/linear.py", "1e-12", "1e-13", {"step linear fit", "blocks linear", "plan"}),
     ("methods/kdp_residual/search.py", r"round\(largest", "int(largest", {"search kdp_residual", "plan"}),
 ])
 def test_an_edit_reruns_the_jobs_that_import_the_module(library, file, old, new, expected):
@@ -92,8 +92,8 @@ def test_a_helper_of_scripts_counts_and_how_jobs_run_does_not(library):
 
 def test_another_function_of_the_same_module_is_another_hash():
     assert code.of_blocks("kdp", "kdp") != code.of_blocks("shortgpt", "kdp")
-    assert code.of_script("step", ("kdp_core.methods.linear.direct",)) != \
-        code.of_script("step", ("kdp_core.methods.linear.sequential",))
+    assert code.of_script("step", ("kdp_core.methods.kdp.linear.direct",)) != \
+        code.of_script("step", ("kdp_core.methods.kdp.linear.sequential",))
 
 
 def test_an_edit_of_a_family_of_figures_redraws_that_family_alone(library):

@@ -1,11 +1,14 @@
-"""KDP's two steps: the kernel space (step 1) and the network back from it (step 2)."""
+"""KDP, and the baselines of its paper: removal alone, and linear maps in the original space.
+
+KDP has two steps: the kernel space (`kernel`, step 1) and the network back from it (`inverse`, step 2).
+"""
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from kdp_core.methods._method import Method, Sizes
 from kdp_core.methods._select import most_similar
-from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.methods.kdp import inverse, kernel, linear, remove
 
 
 def _kernel_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
@@ -21,6 +24,8 @@ def _inverse_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
 
 
 METHODS = (
+    *remove.METHODS,
+    *linear.METHODS,
     Method("kdp", "KDP (ICLR 2026), Algorithm 1, equations 2, 5, 6", "layers replaced", most_similar,
            {"kernel": kernel.fit, "inverse": inverse.fit}, inverse.to_module, inverse.module_params,
            ("kernel.features", "inverse.width"), flops={"kernel": _kernel_flops, "inverse": _inverse_flops},

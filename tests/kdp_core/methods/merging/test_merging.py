@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kdp_core.base.records import Selection
-from kdp_core.methods import _merging, laco, option_schema, sliding_merge
+from kdp_core.methods import option_schema
+from kdp_core.methods.merging import _merge, laco, sliding_merge
 from kdp_core.model import checkpoints
 from kdp_core.model.families import family_of
 from kdp_core.prune.fold import fold
@@ -165,7 +166,7 @@ def test_walks_are_the_literal_ones_at_every_threshold():
     seen = set()
     for case in cases():
         for threshold in (-1.0, 0.2, 0.5, 0.7, 0.9):
-            walk = _merging.walked(case.walker(), case.ours, case.count, threshold, case.count)
+            walk = _merge.walked(case.walker(), case.ours, case.count, threshold, case.count)
             assert case.values(walk.stack) == case.literal(threshold), case
             assert all(sum(share for _, share in layer.shares) == 1 for layer in walk.stack)
             seen.add((bool(case.options), case.count - len(walk.stack)))
@@ -174,19 +175,19 @@ def test_walks_are_the_literal_ones_at_every_threshold():
 
 def test_all_thresholds_between_refused_and_accepted_walk_alike():
     for case in cases():
-        walk = _merging.walked(case.walker(), case.ours, case.count, 0.6, case.count)
+        walk = _merge.walked(case.walker(), case.ours, case.count, 0.6, case.count)
         assert walk.refused <= 0.6 < walk.accepted
         within = [max(walk.refused, -1.0), math.nextafter(min(walk.accepted, 2.0), -1.0)]
         for threshold in within:
-            assert _merging.walked(case.walker(), case.ours, case.count, threshold, case.count).stack == walk.stack
+            assert _merge.walked(case.walker(), case.ours, case.count, threshold, case.count).stack == walk.stack
 
 
 def test_as_many_layers_go_as_are_wanted():
     ends = {}
     for case in cases():
-        most = _merging.walked(case.walker(), lambda stack: 1.0, case.count, -1.0, case.count).reached
+        most = _merge.walked(case.walker(), lambda stack: 1.0, case.count, -1.0, case.count).reached
         for wanted in range(1, most + 1):
-            stack, how = _merging.matched(case.walker(), case.ours, case.count, wanted, 12)
+            stack, how = _merge.matched(case.walker(), case.ours, case.count, wanted, 12)
             assert case.count - len(stack) == wanted and len(how["walks"]) <= 12
             literal = case.literal(how["threshold"])
             if how["ended"] == "exact":
@@ -204,43 +205,43 @@ def by_count(stack):
 
 def test_where_the_number_jumps_the_last_merge_is_shortened():
     walker = partial(laco._laco, merge="paper", group=4, stride=4, lowest=0, highest=None)
-    stack, how = _merging.matched(walker, by_count, 12, 4, 12)
+    stack, how = _merge.matched(walker, by_count, 12, 4, 12)
     # 7 8 9 10 become one layer, then of 3 4 5 6 the first two
     assert [layer.base for layer in stack] == [0, 1, 2, 3, 5, 6, 7, 11]
     assert stack[3].shares == ((4, 1),) and stack[6].shares == ((7, -2), (8, 1), (9, 1), (10, 1))
     assert how["ended"] == "jump" and how["threshold"] < 0.4
     # nothing passes but at 0.7 (3 gone) and 0.4 (6 gone): three walks close the bracket, and none of them is cut
     assert how["walks"] == [[0.0, 6], [pytest.approx(0.7), 0], [pytest.approx(0.55), 3]]
-    assert _merging.matched(walker, by_count, 12, 4, 1)[1]["ended"] == "rounds"
+    assert _merge.matched(walker, by_count, 12, 4, 1)[1]["ended"] == "rounds"
 
 
 def test_merged_layers_are_merged_again_as_they_are():
-    plain = tuple(map(_merging.plain, range(6)))
-    once = _merging.merged(plain, 2, 4, "paper")
+    plain = tuple(map(_merge.plain, range(6)))
+    once = _merge.merged(plain, 2, 4, "paper")
     assert once[2] == (2, ((2, -1), (3, 1), (4, 1)))
     # W_1 + (W' - W_1) + (W_5 - W_1), W' the merged layer
-    assert _merging.merged(once, 1, 3, "paper")[1] == (1, ((1, -1), (2, -1), (3, 1), (4, 1), (5, 1)))
-    assert _merging.merged(once, 1, 2, "paper")[1] == (1, ((2, -1), (3, 1), (4, 1)))
-    released = _merging.merged(plain, 2, 4, "as_released")
-    assert released[2] == (2, ((4, 1),)) and _merging.merged(released, 1, 2, "as_released")[1] == (1, ((4, 1),))
+    assert _merge.merged(once, 1, 3, "paper")[1] == (1, ((1, -1), (2, -1), (3, 1), (4, 1), (5, 1)))
+    assert _merge.merged(once, 1, 2, "paper")[1] == (1, ((2, -1), (3, 1), (4, 1)))
+    released = _merge.merged(plain, 2, 4, "as_released")
+    assert released[2] == (2, ((4, 1),)) and _merge.merged(released, 1, 2, "as_released")[1] == (1, ((4, 1),))
 
 
 @pytest.mark.parametrize("merge, bases", [("paper", [0, 5]), ("as_released", list(range(6)))])
 def test_a_window_that_reaches_the_first_layer_is_merged_by_paper_alone(merge, bases):
-    walk = _merging.walked(partial(sliding_merge._sliding, merge=merge), lambda stack: 1.0, 6, 0.5, 6)
+    walk = _merge.walked(partial(sliding_merge._sliding, merge=merge), lambda stack: 1.0, 6, 0.5, 6)
     assert [layer.base for layer in walk.stack] == bases and walk.reached == 4
 
 
 def test_the_released_walk_still_serves_where_its_window_is_never_merged():
     """Every threshold leaves the window open or nothing merged: it is merged once it holds enough."""
-    stack, how = _merging.matched(partial(sliding_merge._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12)
+    stack, how = _merge.matched(partial(sliding_merge._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12)
     assert [layer.base for layer in stack] == [0, 1, 5] and stack[1] == (1, ((4, 1),)) and how["ended"] == "jump"
 
 
 def test_outputs_that_are_not_finite_pass_no_threshold():
     walker = partial(sliding_merge._sliding, merge="paper")
     with pytest.raises(FitError, match="only 0 layers go, 2 are wanted; the other candidates have no finite outputs"):
-        _merging.matched(walker, lambda stack: float("nan"), 6, 2, 12)
+        _merge.matched(walker, lambda stack: float("nan"), 6, 2, 12)
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -358,8 +359,8 @@ def test_the_same_bits_twice_and_no_matter_the_batches(dense):
 
 def test_candidates_are_run_once_and_from_their_first_merged_layer_on(dense, monkeypatch):
     runs = []
-    real = _merging.Passes.run_batches
-    monkeypatch.setattr(_merging.Passes, "run_batches", lambda self, *args: runs.append(args) or real(self, *args))
+    real = _merge.Passes.run_batches
+    monkeypatch.setattr(_merge.Passes, "run_batches", lambda self, *args: runs.append(args) or real(self, *args))
     stats = composed(dense(), "laco", 3).stats
     assert not any(isinstance(path[0], int) for _, path, _ in runs[:stats["evaluations"]]), "layers that stay are run"
     # the last ones: each layer of the result on the other sequences, and its cosine there

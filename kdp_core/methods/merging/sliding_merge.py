@@ -1,8 +1,8 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
 A window of layers grows downwards and is merged once one layer more would be too much. The merge and the threshold are
-those of kdp_core.methods._merging. Two more things are known of the released code: a window that still grows when the
-walk passes the first layer is never merged (`merge: paper` merges it), and its weight of the differences is 1.
+those of kdp_core.methods.merging._merge. Two more things are known of the released code: a window that still grows when
+the walk passes the first layer is never merged (`merge: paper` merges it), and its weight of the differences is 1.
 """
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +11,9 @@ from pathlib import Path
 from kdp_core.base import options
 from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Selection, Tokens
-from kdp_core.methods._merging import Merge, Stack, compose, merged
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import as_many
+from kdp_core.methods.merging._merge import Merge, Stack, compose, merged
 from kdp_core.states.hidden import HiddenStates
 
 

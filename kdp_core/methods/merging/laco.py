@@ -1,7 +1,7 @@
 """LaCo, layer collapse (Yang et al. 2024, arXiv 2402.11187, Findings of EMNLP), without training.
 
 Layers l .. l+m are merged into layer l, by a walk from high layers to low ones. The merge and the threshold are those
-of kdp_core.methods._merging. The released code guards against a walk beyond the end of the shortened list, which
+of kdp_core.methods.merging._merge. The released code guards against a walk beyond the end of the shortened list, which
 cannot happen.
 """
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from annotated_types import Ge
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural
 from kdp_core.base.records import Composed, Selection, Tokens
-from kdp_core.methods._merging import Merge, Stack, compose, merged
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import as_many
+from kdp_core.methods.merging._merge import Merge, Stack, compose, merged
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
