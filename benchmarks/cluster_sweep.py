@@ -1,17 +1,18 @@
-"""A sweep on a Slurm of three nodes beside the same sweep on this machine: whether the bits are equal, and wall times.
+"""The same sweep on this machine and on a Slurm of three nodes: are the bits equal, and how long does each run take?
 
-Both runs start from copies of one folder with the dense model, calibration tokens and evaluation tasks, and end with
-the scores of every grid point. Every job has one thread, and all processes of both runs are held to the same cores: the
-cluster (tests/cluster/cluster.py) is three nodes of one CPU each on this machine. So what it takes longer is what a
-cluster adds: processes of Slurm and Snakemake around each job, submission, and the wait for news of its end.
+Both runs start from copies of one folder with the dense model, the calibration tokens and the evaluation tasks. Both
+end with the scores of every grid point. Every job has one thread, and all processes of both runs are held to the same
+cores, because the cluster (tests/cluster/cluster.py) is three nodes of one CPU each on this machine. So the cluster's
+extra time is the time that a cluster adds: the processes of Slurm and Snakemake around each job, its submission, and
+the wait until its end is known.
 
-<out>/cluster_sweep.json has, beside the size of the sweep,
-    seconds_local, seconds_cluster    by the clock, from the start of snakemake to its end
-    ratio                             of the second to the first
-    files, different                  results compared, and the names of those that differ in more than seconds
-The runs are deleted once they are compared, 9 GB each, unless --keep is given.
-Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]; it needs slurm-wlm and munge. By estimate 25 minutes
-on two free cores.
+<out>/cluster_sweep.json has the size of the sweep and
+    seconds_local, seconds_cluster    wall time from the start of snakemake to its end
+    ratio                             seconds_cluster / seconds_local
+    files, different                  number of results compared; names of those that differ in more than seconds
+Each run has 9 GB and is deleted after the comparison, unless --keep is given.
+Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. It needs slurm-wlm and munge. By estimate it takes
+25 minutes on two free cores.
 """
 import argparse
 import os
@@ -30,6 +31,7 @@ from snakemake.utils import update_config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kdp_core.base import store
+from kdp_core.results import tables
 from tests.cluster.cluster import Cluster, missing
 from tests.cluster.sweep import Sweep
 from tests.workflow.project import ROOT
@@ -41,30 +43,30 @@ from planning import grid
 class Compared(NamedTuple):
     """Two runs of one sweep."""
     points: int
-    """Of the grid."""
+    """Points of the grid."""
     cores: int
-    """To which both runs were held."""
+    """The cores to which both runs were held."""
     jobs: int
-    """Of snakemake, in each run."""
+    """Jobs of snakemake in each run."""
     slurm_jobs: int
-    """Fewer than `jobs`, as small ones go together."""
+    """Jobs of Slurm: fewer than `jobs`, since small jobs are submitted together."""
     nodes: int
-    """That ran some."""
+    """Nodes that ran a job."""
     seconds_local: float
     seconds_cluster: float
     files: int
-    """Results compared."""
+    """Number of results compared."""
     different: list[str]
-    """Names of results that differ in more than seconds."""
+    """Names of the results that differ in more than seconds."""
 
     @property
     def ratio(self) -> float:
-        """Wall time of the cluster's run beside the local one's."""
+        """Wall time of the cluster's run over that of the local run."""
         return self.seconds_cluster / self.seconds_local
 
 
 def sweep_config() -> dict[str, Any]:
-    """configs/cluster_sweep.yaml over the default, as snakemake reads them; downloads stay where they are."""
+    """The default config with the keys of configs/cluster_sweep.yaml, merged as snakemake does; one download cache."""
     config, own = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
                    for name in ("config.yaml", "configs/cluster_sweep.yaml"))
     update_config(config, own)
@@ -72,22 +74,22 @@ def sweep_config() -> dict[str, Any]:
 
 
 def compare(start: Sweep, cluster: Cluster, cores: int, keep: bool = False) -> Compared:
-    """Run the sweep of `start` here and on the cluster, beside its folder."""
+    """Run the sweep of `start` on this machine and on the cluster, in two folders beside its own."""
     start.run(*_given(start.config), "--cores", str(cores))
     here, there = (_run(start, name, on, cores, keep) for name, on in (("local", None), ("cluster", cluster)))
-    # the controller remembers jobs for ten minutes
+    # read now: the controller remembers jobs for ten minutes only
     nodes = {fields["NodeList"] for fields in cluster.jobs().values() if fields["WorkDir"] == str(there.folder)}
     return Compared(len(grid.points(start.config)), cores, here.jobs, there.said.count("SLURM jobid"), len(nodes),
                     here.seconds, there.seconds, len(here.bits | there.bits), different(here.bits, there.bits))
 
 
 def different(here: dict[str, list], there: dict[str, list]) -> list[str]:
-    """Names of results that are not the same in both, or in one alone."""
+    """Names of the results that differ between the runs, or that only one run has."""
     return sorted(name for name in here | there if here.get(name) != there.get(name))
 
 
 def _given(config: dict[str, Any]) -> list[str]:
-    """What both runs start from."""
+    """The files and folders that both runs start from."""
     calibrated = grid.calibrated(config)
     return [*(f"results/{model}/dense" for model, _ in calibrated),
             *(f"results/{model}/{calib}/tokens.safetensors" for model, calib in calibrated), "results/tasks"]
@@ -98,12 +100,12 @@ class _Run(NamedTuple):
     seconds: float
     jobs: int
     said: str
-    """What snakemake printed."""
+    """The output of snakemake."""
     bits: dict[str, list]
 
 
 def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: bool) -> _Run:
-    """A copy of `start` run to the end."""
+    """Run a copy of `start` to its end."""
     folder = start.folder.with_name(name)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(start.folder, folder, symlinks=True)
@@ -111,7 +113,7 @@ def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: boo
     made.config = start.config
     targets = [f"{grid.folder(point)}/scores.json" for point in grid.points(start.config)]
     began = time.perf_counter()
-    # the cluster's cores are those of its nodes
+    # on the cluster, the nodes set the number of cores
     said = made.run(*targets, *([] if cluster else ["--cores", str(cores)]))
     seconds = time.perf_counter() - began
     jobs = int(re.findall(r"^(\d+) of \1 steps \(100%\) done", said, flags=re.MULTILINE)[-1])
@@ -124,10 +126,10 @@ def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: boo
 
 @contextmanager
 def held_to(cores: int) -> Iterator[None]:
-    """This process, and all that it starts meanwhile, on so many cores."""
+    """Hold this process, and all processes that it starts meanwhile, to so many cores."""
     before = os.sched_getaffinity(0)
     if len(before) < cores:
-        raise SystemExit(f"--cores {cores}: this process may use {len(before)}; ask for that many at most")
+        raise SystemExit(f"--cores {cores}: this process may use {len(before)} cores; give {len(before)} at most")
     os.sched_setaffinity(0, sorted(before)[:cores])
     try:
         yield
@@ -136,21 +138,21 @@ def held_to(cores: int) -> Iterator[None]:
 
 
 def table(found: Compared) -> str:
-    """Markdown."""
+    """The comparison as a Markdown table."""
     cells = {"grid points": found.points, "jobs": found.jobs, "Slurm jobs": found.slurm_jobs, "nodes": found.nodes,
              "cores": found.cores, "local, s": f"{found.seconds_local:.0f}",
              "cluster, s": f"{found.seconds_cluster:.0f}", "ratio": f"{found.ratio:.2f}", "results": found.files,
              "different": len(found.different)}
-    rows = (cells, ["---:"] * len(cells), map(str, cells.values()))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return tables.grid(list(cells), [(None, [str(value) for value in cells.values()])], "md", keys=0)
 
 
 def main(given: Sequence[str] | None = None) -> Compared:
-    """Run both, write the record, print the table and what differs."""
+    """Run both sweeps, write the record, print the table and the results that differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cores", type=int, default=2, help="for each run (2)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks")
-    parser.add_argument("--keep", action="store_true", help="leave the results of both runs")
+    parser.add_argument("--cores", type=int, default=2, help="cores of each run (2)")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks",
+                        help="folder of the record and the runs (results/benchmarks)")
+    parser.add_argument("--keep", action="store_true", help="keep the results of both runs")
     options = parser.parse_args(given)
     if reason := missing():
         raise SystemExit(reason)

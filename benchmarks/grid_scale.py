@@ -1,7 +1,7 @@
-"""Time and memory that Snakemake takes to plan grids of 100, 1,000 and 10,000 jobs: a dry run of each, as a table.
+"""The time and memory that Snakemake needs to plan grids of 100, 1,000 and 10,000 jobs, by a dry run of each.
 
-A grid is made of a model that is never loaded, with as many rows, ratios and K_max as give that many jobs; nothing is
-built, so the jobs that follow from the choice of blocks (steps, diagnoses, figures) are not among them.
+The model of a grid is never loaded; its variants, ratios and K_max are as many as give that number of jobs. Nothing is
+built, so the jobs that follow from the choice of blocks (steps, diagnoses, figures) are not counted.
 Run: python benchmarks/grid_scale.py [--jobs 100 1000 10000] [--out FILE]
 """
 import argparse
@@ -18,38 +18,40 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kdp_core.results import tables
+
 ROOT = Path(__file__).resolve().parents[1]
-POINTS_A_ROW = 20
+POINTS_A_VARIANT = 20
 """Five ratios at four K_max."""
 JOBS_A_POINT = 4
-"""blocks, fold, evaluate, efficiency."""
+"""The rules blocks, fold, evaluate and efficiency."""
 
 
 class Planned(NamedTuple):
-    """One dry run."""
+    """What one dry run planned and took."""
     points: int
     jobs: int
     seconds: float
-    """By the clock."""
+    """Wall time."""
     cpu_seconds: float
-    """Of the processor: what a machine that does nothing else would take."""
+    """Time of the processor: the wall time on a machine that does nothing else."""
     peak_mib: float
-    """Largest resident set of all dry runs so far, as the system counts it for children."""
+    """Peak resident memory over all dry runs so far; the system counts it for all child processes together."""
 
 
 def config_of(jobs: int) -> dict[str, Any]:
-    """A grid of about so many jobs: rows of the embedded config's methods, each under names of its own."""
+    """A grid of about so many jobs: its variants stand on methods of the embedded config, each under its own name."""
     points = max(1, jobs // JOBS_A_POINT)
-    rows = max(1, round(points / POINTS_A_ROW))
+    variants = max(1, round(points / POINTS_A_VARIANT))
     bases = ("kdp", "linear", "remove", "linear_sequential")
-    methods = {f"row{number}": {"base": bases[number % len(bases)]} for number in range(rows)}
+    methods = {f"variant{number}": {"base": bases[number % len(bases)]} for number in range(variants)}
     return {"models": {"grid": {"source": "model"}}, "methods": methods,
             "grid": {"models": ["grid"], "methods": list(methods), "ratios": [0.1, 0.15, 0.2, 0.25, 0.3],
                      "k_max": [3, 4, 5, 6]}}
 
 
 def plan(config: dict[str, Any], folder: Path) -> Planned:
-    """Dry-run the whole workflow on this config in an empty folder."""
+    """Plan the whole workflow on this config by a dry run in an empty folder."""
     (folder / "grid.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "config.yaml").write_text((ROOT / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "model").mkdir(exist_ok=True)
@@ -73,19 +75,19 @@ def _cpu_seconds() -> float:
 
 
 def table(rows: Sequence[Planned]) -> str:
-    """Markdown."""
-    lines = ["| grid points | jobs | dry run, s | its CPU time, s | ms CPU a job | peak memory, MiB |",
-             "| ---: | ---: | ---: | ---: | ---: | ---: |"]
-    lines += [f"| {row.points:,} | {row.jobs:,} | {row.seconds:.1f} | {row.cpu_seconds:.1f} | "
-              f"{1000 * row.cpu_seconds / row.jobs:.1f} | {row.peak_mib:,.0f} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    """The dry runs as a Markdown table, one row each."""
+    head = ["grid points", "jobs", "dry run, s", "its CPU time, s", "ms CPU a job", "peak memory, MiB"]
+    body = [(None, [f"{row.points:,}", f"{row.jobs:,}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
+                    f"{1000 * row.cpu_seconds / row.jobs:.1f}", f"{row.peak_mib:,.0f}"]) for row in rows]
+    return tables.grid(head, body, "md", keys=0)
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Plan each grid, print the table, and write it where asked to."""
+    """Plan each grid, print the table, and write it to --out if that is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000],
+                        help="sizes of the grids (100 1000 10000)")
+    parser.add_argument("--out", type=Path, help="file that receives the table too (none)")
     options = parser.parse_args(given)
     rows = []
     for jobs in sorted(options.jobs):

@@ -1,13 +1,13 @@
-"""Selections of layers beside those that papers and their code published: `python benchmarks/oracles.py --help`.
+"""Published selections of layers, made again and compared: `python benchmarks/oracles.py --help`.
 
-For a machine that has one of the models, such as
+This command is for a machine that has one of the models, such as
 
     python benchmarks/oracles.py LLaMA-2-7B --model hf:meta-llama/Llama-2-7b-hf@main --text bookcorpus.txt \
         --device cuda --dtype float16
 
-Every published choice of that model (kdp_core.study.oracles) is made again by our row on text of yours, one document a line;
-the table says which share of the published layers it takes too and whether the order is the same. Without --text the
-embedded news is read, which is not what any paper selected on.
+Our method makes every published choice of that model (kdp_core.study.oracles) again, on a text with one document a
+line. The table says which share of the published layers it removes too, and whether the order is the same. Without
+--text it reads the embedded news, on which no paper selected its layers.
 """
 import argparse
 import logging
@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import embedded
 import pandas as pd
-import protocol
 
-from kdp_core.base import texts
-from kdp_core.model import assets, checkpoints
+from kdp_core.base import store, texts
+from kdp_core.model import checkpoints
 from kdp_core.states import hidden, similarity
 from kdp_core.study import oracles
 from kdp_core.study.oracles import ORACLES
@@ -28,19 +28,19 @@ logger = logging.getLogger("oracles")
 
 
 def documents(options: argparse.Namespace) -> list[str]:
-    """Of the text given, or the embedded one."""
+    """The documents of --text, or those of the embedded text."""
     if options.text:
         return texts.read_documents(options.text, format="lines", encoding="utf-8")
-    config = protocol.default_config()
-    return protocol.documents(next(iter(config["texts"])), config)
+    config = embedded.default_config()
+    return embedded.documents(next(iter(config["texts"])), config)
 
 
 def check(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Make each published choice of the model again."""
-    path = assets.fetch(options.model, sha256=None, cache=protocol.ROOT / protocol.default_config()["cache"])
+    """Make each published choice of the model again; the table has a row for each."""
+    path = embedded.fetch({"source": options.model, "sha256": None}, embedded.default_config())
     facts = checkpoints.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
-    tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"), [texts.Part("text", documents(options),
-                                                                             options.sequences)],
+    tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"),
+                        [texts.Part("text", documents(options), options.sequences)],
                         length=options.length, seed=options.seed, vocabulary=facts.vocabulary)
     where = {"device": options.device, "dtype": options.dtype}
     hidden.extract(checkpoints.load_model(folder / "dense", **where), tokens, folder / "hidden.zarr")
@@ -61,28 +61,30 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=list(dict.fromkeys(oracle.model for oracle in ORACLES)),
-                        help="the model that was published on")
-    parser.add_argument("--model", required=True, help="where it is: a folder, or hf:organisation/name@revision")
-    parser.add_argument("--text", type=Path, help="calibration text, one document a line, UTF-8")
-    parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--length", type=int, default=128, help="tokens a sequence; ShortGPT, LLM-Drop: 2048 (128)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path, default=protocol.ROOT / "results/benchmarks/oracles.csv")
+                        help="the model of the published selections")
+    parser.add_argument("--model", required=True, help="its source: a folder, or hf:organisation/name@revision")
+    parser.add_argument("--text", type=Path, help="calibration text, one document a line, UTF-8 (the embedded news)")
+    parser.add_argument("--sequences", type=int, default=128, help="calibration sequences (128)")
+    parser.add_argument("--length", type=int, default=128,
+                        help="tokens of a sequence; ShortGPT and LLM-Drop take 2048 (128)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calibration (0)")
+    parser.add_argument("--device", default="cpu", help="device of the model (cpu)")
+    parser.add_argument("--dtype", default="float32", help="precision of the model (float32)")
+    parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks/oracles.csv",
+                        help="the table (results/benchmarks/oracles.csv)")
     return parser.parse_args(given)
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Check, write the table, print it."""
+    """Compare the selections, write the table and print it."""
     options = arguments(given)
     with tempfile.TemporaryDirectory() as folder:
         frame = check(options, Path(folder))
-    protocol.store.write_text(options.out, frame.to_csv(index=False, lineterminator="\n"))
+    store.write_text(options.out, frame.to_csv(index=False, lineterminator="\n"))
     print(frame.to_string(index=False))
     return frame
 
 
 if __name__ == "__main__":
-    protocol.log_to_stderr()
+    embedded.log_to_stderr()
     main()

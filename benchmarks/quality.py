@@ -1,17 +1,18 @@
 """Which method keeps most of the model at the same share of parameters removed: `python benchmarks/quality.py`.
 
-On the embedded model, for several ratios and calibration seeds: every row of ROWS fitted on the same calibration
-tokens (news), folded, and scored on the same held-out news (perplexity, last words, continuations); beside each its
-fine-tuned variant, marked `+ft`. Where a folder of real benchmark sets is at hand (--data), some of their tasks are
-scored too, on the ratios of --data-ratios.
+The comparison runs on the embedded model, for several ratios and calibration seeds. Every variant of VARIANTS is fitted
+on the same calibration tokens (news), folded, and scored on the same held-out news (perplexity, last words,
+continuations). Beside each stands its fine-tuned variant, marked `+ft`. If a folder of real benchmark sets is given
+(--data), some of their tasks are scored too, at the ratios of --data-ratios.
 
-A row is written as soon as it is measured, to <out>/quality/, and never measured again: the run can be stopped, split
-between processes by --seeds, --ratios or --methods, and gone on with. The table of all that is there is written each
-time to <out>/quality.csv:
-    ppl, ppl_stderr, ppl_ratio  held-out perplexity; beside the dense model's
-    acc, acc_stderr, rp         mean accuracy of the held-out tasks, in percent; beside the dense model's
-    params_removed              share of all parameters, what was put back counted
-    fit_seconds, search_seconds fitting (fine-tuning counted), and ordering layers, of which one serves all ratios
+A row is written to <out>/quality/ as soon as its variant is measured, and no variant is measured twice. So the run can
+be stopped and continued, and processes can share it by --seeds, --ratios or --methods. The table of all rows so far is
+written each time to <out>/quality.csv. Its columns are
+    ppl, ppl_stderr, ppl_ratio  held-out perplexity; its ratio to the dense model's
+    acc, acc_stderr, rp         mean accuracy of the held-out tasks, and its share of the dense model's, in percent
+    params_removed              share of all parameters; the parameters of stand-ins count as put back
+    fit_seconds                 seconds of the fit, fine-tuning included
+    search_seconds              seconds of the search that orders the layers; one search serves all ratios
 """
 import argparse
 import logging
@@ -19,120 +20,122 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import embedded
 import pandas as pd
 import protocol
-from protocol import CKA, FREE, FT, KDP, RESIDUAL, Calibrated, Ground, Row
+from protocol import CKA, FREE, FT, KDP, RESIDUAL, Calibrated, Setup, Variant
 
 from kdp_core import methods
 from kdp_core.base import store
 from kdp_core.base.records import Selection
-from kdp_core.prune import finetune, fold
+from kdp_core.prune import fold
 
 logger = logging.getLogger("quality")
 
 
 def changed(**compose: Any) -> dict[str, dict[str, Any]]:
-    """kdp_residual with some options of its fit changed; the layers stay those of kdp_residual."""
+    """The options of kdp_residual with some options of its fit changed; its layers stay the same."""
     return {**RESIDUAL, "compose": {**RESIDUAL["compose"], **compose}}
 
 
-ROWS = {
-    "remove": Row("remove", 3, {"block": CKA}),
-    "linear": Row("linear", 3, {"block": CKA}),
-    "linear_prefix": Row("linear_prefix", 3, {"block": CKA}),
-    "replaceme_lstsq": Row("replaceme_lstsq", 3, {}),
-    "replaceme_masked": Row("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
-    "replaceme_after_sink": Row("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
-    "kdp": Row("kdp", 3, KDP),
-    "kdp_residual": Row("kdp_residual", FREE, RESIDUAL),
+VARIANTS = {
+    "remove": Variant("remove", 3, {"block": CKA}),
+    "linear": Variant("linear", 3, {"block": CKA}),
+    "linear_prefix": Variant("linear_prefix", 3, {"block": CKA}),
+    "replaceme_lstsq": Variant("replaceme_lstsq", 3, {}),
+    "replaceme_masked": Variant("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
+    "replaceme_after_sink": Variant("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
+    "kdp": Variant("kdp", 3, KDP),
+    "kdp_residual": Variant("kdp_residual", FREE, RESIDUAL),
     # what each part of kdp_residual is worth
-    "closed_form": Row("kdp_residual", FREE, changed(epochs=0)),
-    "dense_states": Row("kdp_residual", FREE, changed(epochs=0, prefix=False)),
-    "linear_only": Row("kdp_residual", FREE, changed(epochs=0, dictionary="none")),
-    "linear_trained": Row("kdp_residual", FREE, changed(dictionary="none")),
-    "random_features": Row("kdp_residual", FREE, changed(epochs=0, dictionary="rff", entries=149)),
-    "random_trained": Row("kdp_residual", FREE, changed(dictionary="rff", entries=149)),
-    "unweighted": Row("kdp_residual", FREE, changed(epochs=0, token_weight="none")),
-    "outputs_alone": Row("kdp_residual", FREE, changed(kl_weight=1.0)),
-    "cka_layers": Row("kdp_residual", FREE, RESIDUAL),
+    "closed_form": Variant("kdp_residual", FREE, changed(epochs=0)),
+    "dense_states": Variant("kdp_residual", FREE, changed(epochs=0, prefix=False)),
+    "linear_only": Variant("kdp_residual", FREE, changed(epochs=0, dictionary="none")),
+    "linear_trained": Variant("kdp_residual", FREE, changed(dictionary="none")),
+    "random_features": Variant("kdp_residual", FREE, changed(epochs=0, dictionary="rff", entries=149)),
+    "random_trained": Variant("kdp_residual", FREE, changed(dictionary="rff", entries=149)),
+    "unweighted": Variant("kdp_residual", FREE, changed(epochs=0, token_weight="none")),
+    "outputs_alone": Variant("kdp_residual", FREE, changed(kl_weight=1.0)),
+    "cka_layers": Variant("kdp_residual", FREE, RESIDUAL),
 }
-"""`replaceme_after_sink`: its run moved to start at layer 12, since layer 11 writes this model's massive activations.
-`random_*`: as many parameters as 96 neurons. `cka_layers`: single layers by CKA of their two states."""
+"""`replaceme_after_sink` moves its run of layers to start at layer 12, because layer 11 writes the massive activations
+of this model. `random_*` have as many parameters as 96 neurons. `cka_layers` selects single layers by the CKA of their
+two states."""
 MAIN = ("remove", "linear", "linear_prefix", "replaceme_lstsq", "kdp", "kdp_residual")
 
 
-def chosen(name: str, ground: Ground, made: Calibrated, ratio: float) -> tuple[Selection, float]:
-    """The blocks of a row, and the seconds of the search."""
-    row, facts = ROWS[name], ground.facts
+def chosen(name: str, setup: Setup, calibrated: Calibrated, ratio: float) -> tuple[Selection, float]:
+    """The blocks of a variant, and the seconds of the search."""
+    variant, facts = VARIANTS[name], setup.facts
     if name == "replaceme_after_sink":
-        (start, stop), = chosen("replaceme_lstsq", ground, made, ratio)[0].blocks
-        return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, row.k_max, [],
+        (start, stop), = chosen("replaceme_lstsq", setup, calibrated, ratio)[0].blocks
+        return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, variant.k_max, [],
                          stop - start), 0.0
     if name == "cka_layers":
-        # K_max = 2 removes single layers; touching contexts, as the search allows
-        size = methods.method_of(row.method).module_params(facts, row.options)
-        return methods.method_of("linear").select(made.similarity, facts, ratio=ratio, k_max=2, module_params=size,
-                                                  **CKA), 0.0
-    return protocol.chosen(row, ground, made, ratio)
+        # K_max = 2 removes single layers; contexts may touch, as the search allows
+        size = methods.method_of(variant.method).module_params(facts, variant.options)
+        return methods.method_of("linear").select(calibrated.similarity, facts, ratio=ratio, k_max=2,
+                                                  module_params=size, **CKA), 0.0
+    return protocol.chosen(variant, setup, calibrated, ratio)
 
 
-def measure(name: str, ratio: float, seed: int, ground: Ground, made: Calibrated, options: argparse.Namespace) -> None:
-    """Fit, fold and score one row and its fine-tuned variant; what is on disk already is not measured again."""
-    row, at = ROWS[name], ground.folder / "rows" / f"seed{seed}-{name}-r{ratio:g}"
+def measure(name: str, ratio: float, seed: int, setup: Setup, calibrated: Calibrated,
+            options: argparse.Namespace) -> None:
+    """Fit, fold and score one variant and its fine-tuned variant; what is on disk is not measured again."""
+    at = setup.folder / "rows" / f"seed{seed}-{name}-r{ratio:g}"
     real = ratio in options.data_ratios
-    wanted = [at.with_name(at.name + ".json")]
     tune = name in options.tuned and seed in options.tuned_seeds
-    if tune:
-        wanted.append(at.with_name(at.name + FT + ".json"))
-    if all(path.exists() for path in wanted):
+    row, tuned_row = protocol.row_path(at), protocol.row_path(at, FT)
+    if row.exists() and (tuned_row.exists() or not tune):
         return
-    selection, search_seconds = chosen(name, ground, made, ratio)
-    plan, seconds, kl = protocol.fitted(row, ground, made, selection)
-    pruned = fold.fold(plan, ground.dense, at / "checkpoint")
+    selection, search_seconds = chosen(name, setup, calibrated, ratio)
+    plan, seconds, kl = protocol.fitted(VARIANTS[name], setup, calibrated, selection)
+    pruned = fold.fold(plan, setup.dense, at / "checkpoint")
     about = {"ratio": ratio, "seed": seed, "search_seconds": search_seconds,
              "blocks": " ".join(f"{start}-{stop}" for start, stop in pruned.blocks)}
-    if not wanted[0].exists():
-        store.write_json(wanted[0], {"method": name, **about, **protocol.counted(pruned), "fit_seconds": seconds,
-                                     "heldout_kl": kl, **ground.judge.score(at / "checkpoint", real)})
+    if not row.exists():
+        store.write_json(row, {"method": name, **about, **protocol.counted(pruned), "fit_seconds": seconds,
+                               "heldout_kl": kl, **setup.judge.score(at / "checkpoint", real)})
     if tune:
-        after, record = finetune.finetune(ground.dense, at / "checkpoint", at / "tuned",
-                                          protocol.sample(made.tokens, options.tune_on), pruned,
-                                          epochs=options.tune_epochs)
-        store.write_json(wanted[1], {"method": name + FT, **about, **protocol.counted(after),
-                                     "fit_seconds": seconds + record.seconds, "heldout_kl": None,
-                                     **ground.judge.score(at / "tuned", real)})
+        after, tune_seconds = protocol.tuned(setup, calibrated, pruned, at, options)
+        store.write_json(tuned_row, {"method": name + FT, **about, **protocol.counted(after),
+                                     "fit_seconds": seconds + tune_seconds, "heldout_kl": None,
+                                     **setup.judge.score(at / "tuned", real)})
     shutil.rmtree(at)
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = protocol.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(MAIN), choices=list(ROWS), metavar="ROW",
-                        help=f"of {', '.join(ROWS)} (those of the table of methods)")
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the calibration")
-    parser.add_argument("--tuned", nargs="*", default=list(MAIN), help="rows that get a fine-tuned variant too")
-    parser.add_argument("--tuned-seeds", nargs="*", type=int, default=[0, 1, 2], help="and for which seeds")
+    parser.add_argument("--methods", nargs="+", default=list(MAIN), choices=list(VARIANTS), metavar="VARIANT",
+                        help=f"variants to measure, of {', '.join(VARIANTS)} ({' '.join(MAIN)})")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
+                        help="shares of the parameters to remove (0.1 0.2 0.25 0.3)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the calibration (0 1 2)")
+    parser.add_argument("--tuned", nargs="*", default=list(MAIN),
+                        help=f"variants that get a fine-tuned variant too ({' '.join(MAIN)})")
+    parser.add_argument("--tuned-seeds", nargs="*", type=int, default=[0, 1, 2],
+                        help="the calibration seeds of fine-tuned variants (0 1 2)")
     return parser.parse_args(given)
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Run what is not there yet, write the table, print it."""
+    """Measure what is not on disk, write the table and print it."""
     options = arguments(given)
-    ground = protocol.prepare(options.out / "quality", options)
+    setup = protocol.prepare(options.out / "quality", options)
     for ratio in options.ratios:
         for seed in options.seeds:
-            made = protocol.calibrate(ground, seed, options.sequences)
+            calibrated = protocol.calibrate(setup, seed, options.sequences)
             for name in options.methods:
-                measure(name, ratio, seed, ground, made, options)
-                protocol.table(ground.folder, options.out / "quality.csv", list(ROWS))
+                measure(name, ratio, seed, setup, calibrated, options)
+                protocol.table(setup.folder, options.out / "quality.csv", list(VARIANTS))
                 logger.info("seed %d, ratio %g: %s", seed, ratio, name)
-    frame = protocol.table(ground.folder, options.out / "quality.csv", list(ROWS))
+    frame = protocol.table(setup.folder, options.out / "quality.csv", list(VARIANTS))
     print(frame[["method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed",
                  "fit_seconds"]].to_string(index=False, float_format="%.4g"))
     return frame
 
 
 if __name__ == "__main__":
-    protocol.log_to_stderr()
+    embedded.log_to_stderr()
     main()

@@ -1,4 +1,4 @@
-"""The comparison of dictionaries: its rows are those of the fits themselves, its errors and divergences by hand."""
+"""The comparison of dictionaries: errors and divergences by hand, KDP's own form by its fit, figure and table."""
 import math
 from pathlib import Path
 

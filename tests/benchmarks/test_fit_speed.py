@@ -1,4 +1,4 @@
-"""The speed comparison: its numbers are those of the fits themselves, its ratios those of its curves."""
+"""The speed comparison: its errors are those of the fits themselves, and its ratios follow from its curves."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,12 +83,12 @@ def test_ratios_by_hand(fit_speed):
     assert not table.loc["poor", "reached"] and np.isnan(table.loc["poor", ["speedup", "speedup_near"]].tolist()).all()
 
 
-def test_nothing_done_is_the_identity(fit_speed, pico_states):
+def test_a_removed_block_is_the_identity(fit_speed, pico_states):
     assert fit_speed.nothing_done(pico_states, (4, 6), 0) == pytest.approx(
         linear.direct(pico_states, (4, 6)).stats["heldout_error_identity"], rel=1e-5)
 
 
-def test_a_fit_is_plugged_in_by_one_row(fit_speed, pico_states, given, tmp_path, monkeypatch):
+def test_one_entry_of_the_table_adds_a_fit(fit_speed, pico_states, given, tmp_path, monkeypatch):
     def per_layer(states_of, block, seed, dense):
         stats = linear.sequential(states_of, block, seed=seed).stats
         return stats["heldout_error"], stats["seconds"]
@@ -109,7 +109,7 @@ def test_a_recipe_that_fails_ends_its_curve_and_not_the_run(fit_speed, given, tm
     assert set(table["step"]) == {"kernel"} and "step 2: not a number" in caplog.text
 
 
-def test_states_are_made_where_there_are_none(fit_speed, tmp_path, monkeypatch):
+def test_states_are_extracted_if_none_are_stored(fit_speed, tmp_path, monkeypatch):
     pico.save(tmp_path / "model")
     (tmp_path / "news.txt").write_text("\n".join(pico.documents(60)), encoding="utf-8")
     (tmp_path / "config.yaml").write_text(f"""
@@ -118,7 +118,7 @@ texts: {{news: {{source: "{tmp_path}/news.txt", sha256: null, format: lines, enc
 calibrations: {{few: {{length: 24, seed: 0, mix: {{news: 12}}}}}}
 cache: cache
 """, encoding="utf-8")
-    monkeypatch.setattr(fit_speed, "ROOT", tmp_path)
+    monkeypatch.setattr(fit_speed.embedded, "ROOT", tmp_path)
     made = fit_speed.make_states((4, 6), tmp_path / "model", tmp_path / "work")
     assert made.layers == [4, 5, 6] and (made.sequences, made.tokens, made.width) == (12, 24, 32)
     assert block.load(made, (4, 6), massive="bypass", heldout=0.1, seed=0).h_KSTD.isfinite().all()

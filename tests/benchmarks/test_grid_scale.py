@@ -1,4 +1,4 @@
-"""The benchmark of planning: grids of the size asked for, a row each, numbers that fit together."""
+"""The benchmark of planning: the size of its grids, and a table with a row for each."""
 import pytest
 
 from tests.benchmarks.command import load
@@ -12,7 +12,7 @@ def test_grids_have_about_so_many_points(jobs, points):
     assert len(grid["methods"]) * len(grid["ratios"]) * len(grid["k_max"]) == pytest.approx(points, rel=0.05)
 
 
-def test_the_table_has_a_row_a_grid():
+def test_the_table_has_a_row_for_each_grid():
     text = grid_scale.table([grid_scale.Planned(20, 100, 9.0, 2.5, 181.2),
                              grid_scale.Planned(2000, 8000, 60.0, 24.0, 4e3)])
     assert text.splitlines()[2:] == ["| 20 | 100 | 9.0 | 2.5 | 25.0 | 181 |",

@@ -1,12 +1,11 @@
-"""The comparison of all methods on a pico model: a row a method, refusals told, nothing measured twice."""
+"""The comparison of all methods on a pico model: a row for each, refusals with their reason, none measured twice."""
 import subprocess
 import time
 
 import pytest
 
-from kdp_core.methods import METHODS
+from kdp_core.methods import METHODS, MethodError, check_options
 from tests.benchmarks.command import PROMISED, load, write_project
-from tests.kdp_core.methods.test_battery import CASES
 
 SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
 """One of each kind: the battery runs them all."""
@@ -16,9 +15,9 @@ SOME = ["remove", "shortgpt", "attn_drop", "laco", "streamline", "wanda"]
 def benchmark(tmp_path_factory):
     module = load("methods")
     patch = pytest.MonkeyPatch()
-    patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
-    patch.setattr(module, "ROWS", {name: row._replace(options=CASES[name].options)
-                                   for name, row in module.ROWS.items()})
+    patch.setattr(module.embedded, "ROOT", write_project(tmp_path_factory.mktemp("root")))
+    patch.setattr(module, "VARIANTS", {name: variant._replace(options=dict(METHODS[name].example))
+                                       for name, variant in module.VARIANTS.items()})
     yield module
     patch.undo()
 
@@ -31,8 +30,16 @@ def done(benchmark, tmp_path_factory):
     return benchmark.main(given), out, given
 
 
-def test_every_method_of_the_table_has_a_row(benchmark):
-    assert set(benchmark.ROWS) == set(METHODS)
+def test_every_method_is_measured_unless_some_are_named(benchmark):
+    assert benchmark.arguments([]).methods == list(METHODS)
+    assert benchmark.arguments(["--methods", "laco"]).methods == ["laco"]
+
+
+def test_options_are_those_of_the_methods(benchmark):
+    for name, options in benchmark.OPTIONS.items():
+        check_options(name, options)
+    with pytest.raises(MethodError, match="no part 'fit'"):
+        check_options("kdp", benchmark.OPTIONS["kdp"] | {"fit": {}})
 
 
 def test_the_table_has_what_was_promised(done):
@@ -42,17 +49,17 @@ def test_the_table_has_what_was_promised(done):
     assert set(found.index) == {*SOME, "wanda+ft"} and found["refused"].isna().all()
     assert found["params_removed"].between(0.1, 0.3).all() and (found["fit_peak_mib"] > 100).all()
     assert found["group"].to_dict() == {name: "zeros" if name.startswith("wanda") else "params" for name in found.index}
-    assert found.index[-2:].tolist() == ["wanda", "wanda+ft"], "zeros stand after the rest"
+    assert found.index[-2:].tolist() == ["wanda", "wanda+ft"], "methods that set weights to zero stand last"
 
 
-def test_what_cannot_be_is_a_row_with_its_reason(done):
+def test_a_refusal_is_a_row_with_its_reason(done):
     found = done[0][done[0]["ratio"] == 0.5].set_index("method")
     assert "all that attn_drop can leave out" in found.loc["attn_drop", "refused"]
     assert found.loc["attn_drop"].isna()["ppl"] and found.loc["shortgpt"].notna()["ppl"]
 
 
 def test_a_fault_is_no_refusal(benchmark, done, monkeypatch):
-    """It stops the run, so that the row is measured once it is mended."""
+    """A fault ends the run, and leaves no row, so that the variant is measured once the fault is mended."""
     _, out, given = done
     monkeypatch.setattr(benchmark.fold, "fold", lambda *args: (_ for _ in ()).throw(ValueError("a fault")))
     with pytest.raises(ValueError, match="a fault"):
@@ -62,7 +69,7 @@ def test_a_fault_is_no_refusal(benchmark, done, monkeypatch):
 
 @pytest.fixture
 def begun(benchmark, done, monkeypatch):
-    """Processes that would measure rows: what they were asked for. They measure nothing."""
+    """What the processes that would measure variants were asked for. They measure nothing."""
     asked = []
 
     def run(command, **options):
@@ -76,18 +83,19 @@ def begun(benchmark, done, monkeypatch):
     return asked
 
 
-def test_a_row_is_a_process_and_ratios_of_a_method_follow_one_another(benchmark, done, begun):
+def test_each_variant_has_a_process_and_ratios_of_a_method_follow_one_another(benchmark, done, begun):
     given = [word for word in done[2] if word != "--alone"] + ["--jobs", "2", "--ratios", "0.2", "0.3", "0.4"]
     benchmark.main([*given, "--methods", "remove", "shortgpt"])
-    assert [row[1:] for row in begun if row[0] == "remove"] == [(0.3, 1, True), (0.4, 1, True)], "0.2 is there"
-    assert sorted(row[:2] for row in begun) == [("remove", 0.3), ("remove", 0.4), ("shortgpt", 0.3), ("shortgpt", 0.4)]
+    assert [asked[1:] for asked in begun if asked[0] == "remove"] == [(0.3, 1, True), (0.4, 1, True)], "0.2 is on disk"
+    assert sorted(asked[:2] for asked in begun) == [(name, ratio) for name in ("remove", "shortgpt")
+                                                    for ratio in (0.3, 0.4)]
 
 
 def test_after_a_fault_the_other_methods_are_not_begun(benchmark, done, begun):
     given = [word for word in done[2] if word != "--alone"] + ["--jobs", "1", "--ratios", "0.3"]
     with pytest.raises(subprocess.CalledProcessError):
         benchmark.main([*given, "--methods", "remove", "laco", "shortgpt", "streamline"])
-    assert "laco" in [row[0] for row in begun] and "streamline" not in [row[0] for row in begun]
+    assert "laco" in [asked[0] for asked in begun] and "streamline" not in [asked[0] for asked in begun]
     with pytest.raises(SystemExit):
         benchmark.main([*given, "--jobs", "0"])
 

@@ -1,4 +1,4 @@
-"""The check of published choices, on a pico model under the name of a published one."""
+"""The comparison with published selections, on a pico model under the name of a published one."""
 import pytest
 
 from tests import pico
@@ -8,11 +8,11 @@ from tests.benchmarks.command import load, write_project
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
     module = load("oracles")
-    monkeypatch.setattr(module.protocol, "ROOT", write_project(tmp_path / "root"))
+    monkeypatch.setattr(module.embedded, "ROOT", write_project(tmp_path / "root"))
     return module
 
 
-def test_every_published_choice_of_a_model_gets_a_row(benchmark, tmp_path):
+def test_every_published_selection_of_a_model_gets_a_row(benchmark, tmp_path):
     oracle = benchmark.ORACLES[0]
     benchmark.ORACLES = tuple(oracle._replace(method=method, layers=[4, 5, 6], options={})
                               for method in ("shortgpt", "angular", "attn_drop", "shortened_ppl"))
@@ -26,7 +26,7 @@ def test_every_published_choice_of_a_model_gets_a_row(benchmark, tmp_path):
     assert (tmp_path / "oracles.csv").read_text(encoding="utf-8").startswith("method,source,published,ours,shared")
 
 
-def test_a_model_that_nobody_published_on_is_refused(benchmark, capsys):
+def test_a_model_without_published_selections_is_refused(benchmark, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["GPT-9", "--model", "x"])
     assert "LLaMA-2-7B" in capsys.readouterr().err

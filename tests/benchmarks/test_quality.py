@@ -1,7 +1,8 @@
-"""The quality comparison on a pico model: the table it promises, and nothing measured twice."""
+"""The quality comparison on a pico model: the table that it promises, and no variant is measured twice."""
 import pandas as pd
 import pytest
 
+from kdp_core.base.measurements import Score, Scores
 from tests.benchmarks.command import PROMISED, load, write_project
 
 
@@ -9,14 +10,15 @@ from tests.benchmarks.command import PROMISED, load, write_project
 def quality(tmp_path_factory):
     module = load("quality")
     patch = pytest.MonkeyPatch()
-    patch.setattr(module.protocol, "ROOT", write_project(tmp_path_factory.mktemp("root")))
-    module.ROWS = {name: row._replace(options=small(name, row.options)) for name, row in module.ROWS.items()}
+    patch.setattr(module.embedded, "ROOT", write_project(tmp_path_factory.mktemp("root")))
+    module.VARIANTS = {name: variant._replace(options=small(variant.options))
+                       for name, variant in module.VARIANTS.items()}
     yield module
     patch.undo()
 
 
-def small(name, options):
-    """The same rows at pico size."""
+def small(options):
+    """The same options at pico size."""
     made = {step: dict(given) for step, given in options.items()}
     if "search" in made:
         made["search"] |= {"entries": 8, "fit_sequences": 12, "judge_sequences": 4}
@@ -28,13 +30,13 @@ def small(name, options):
 
 
 def names(quality):
-    """All rows but the one that names a layer which pico models lack."""
-    return [name for name in quality.ROWS if name != "replaceme_after_sink"]
+    """All variants but the one that names a layer which pico models lack."""
+    return [name for name in quality.VARIANTS if name != "replaceme_after_sink"]
 
 
 @pytest.fixture(scope="module")
 def done(quality, tmp_path_factory):
-    """Every row once, one of them fine-tuned too."""
+    """Every variant once, one of them fine-tuned too."""
     out = tmp_path_factory.mktemp("out")
     given = ["--out", str(out), "--ratios", "0.2", "--seeds", "0", "--sequences", "24", "--items", "16", "--tune-on",
              "12", "--tuned", "kdp_residual", "--threads", "1", "--data", str(out / "none"), "--methods",
@@ -42,7 +44,7 @@ def done(quality, tmp_path_factory):
     return quality.main(given), out, given
 
 
-def test_the_table_has_a_row_a_method_beside_the_dense_model(quality, done):
+def test_the_table_has_a_row_for_each_variant_and_the_dense_model(quality, done):
     frame, out, _ = done
     assert set(frame["method"]) == {"dense", "kdp_residual+ft", *names(quality)} and PROMISED <= set(frame)
     pd.testing.assert_frame_equal(pd.read_csv(out / "quality.csv"), frame.reset_index(drop=True), check_dtype=False)
@@ -67,9 +69,7 @@ def test_nothing_is_measured_twice(quality, done, monkeypatch):
     assert not list((out / "quality" / "rows").glob("*/checkpoint")), "checkpoints are not kept"
 
 
-def test_accuracies_are_weighed_alike_and_in_percent(quality):
-    from kdp_core.base.measurements import Score, Scores
-
+def test_the_mean_accuracy_weighs_tasks_alike_and_is_in_percent(quality):
     scores = Scores([Score("a", "acc", 0.5, 0.03, 10, True, "share"), Score("b", "acc", 0.3, 0.04, 10, True, "share"),
                      Score("heldout_ppl", "ppl", 40.0, 2.0, 10, False, "ppl")], 1.0, {})
     found = quality.protocol.flat(scores, "")
@@ -78,8 +78,6 @@ def test_accuracies_are_weighed_alike_and_in_percent(quality):
 
 
 def test_real_sets_stand_apart_from_the_held_out_tasks(quality, tmp_path, monkeypatch):
-    from kdp_core.base.measurements import Score, Scores
-
     asked = {}
 
     def evaluated(*_, chosen, tasks, **__):

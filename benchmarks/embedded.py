@@ -1,0 +1,62 @@
+"""The embedded model and its texts: every benchmark fetches, checks and converts them through this module.
+
+This is no command. The entries that it reads are those of the default config.yaml.
+"""
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdp_core.base import store, texts
+from kdp_core.base.records import ModelFacts, Tokens
+from kdp_core.model import assets, checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def default_config() -> dict[str, Any]:
+    """The configuration of the embedded model and texts."""
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def fetch(entry: dict[str, Any], config: dict[str, Any]) -> Path:
+    """The file or folder that an entry under `models:` or `texts:` names; it is downloaded if it is not cached."""
+    return assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
+
+
+def dense_model(folder: Path, config: dict[str, Any]) -> tuple[Path, ModelFacts]:
+    """The embedded model as a float32 checkpoint in `folder`; it is converted once."""
+    checkpoint, facts = folder / "dense", folder / "facts.json"
+    if not facts.exists():
+        entry = next(iter(config["models"].values()))
+        store.write(facts, checkpoints.convert(fetch(entry, config), checkpoint, dtype="float32",
+                                               source=entry["source"]))
+    return checkpoint, store.read(facts)
+
+
+def documents(name: str, config: dict[str, Any]) -> list[str]:
+    """The documents of one of the embedded texts."""
+    entry = config["texts"][name]
+    return texts.read_documents(fetch(entry, config), format=entry["format"], encoding=entry["encoding"])
+
+
+def calibration_tokens(dense: Path, config: dict[str, Any], *, sequences: int | None = None,
+                       seed: int | None = None, vocabulary: int | None = None) -> Tokens:
+    """The sequences of the default calibration set, or `sequences` of each of its texts, drawn by its seed or `seed`.
+
+    Token ids are checked against `vocabulary` if it is given.
+    """
+    calibration = next(iter(config["calibrations"].values()))
+    parts = [texts.Part(name, documents(name, config), count if sequences is None else sequences)
+             for name, count in calibration["mix"].items()]
+    return texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
+                      seed=calibration["seed"] if seed is None else seed, vocabulary=vocabulary)
+
+
+def log_to_stderr() -> None:
+    """Send the messages of the benchmark and the library to stderr, without those of the packages that they use."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    for name in ("lm_eval", "httpx", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
