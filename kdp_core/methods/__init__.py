@@ -66,7 +66,7 @@ def check_options(name: str, given: dict[str, dict[str, Any]]) -> None:
 
 
 def method_schema(name: str) -> dict[str, Any]:
-    """JSON schema of a method's block in the configuration: one key a part, of which `block` is the selection."""
+    """JSON schema of a method's block in the configuration: one key for each part; `block` is the selection."""
     method = method_of(name)
     made = {key: option_schema(part) for key, part in parts(method).items()}
     made["block"]["properties"]["sized_as"] = {

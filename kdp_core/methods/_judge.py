@@ -1,11 +1,12 @@
-"""What rankings of layers share: the loss of the next token without some layers, its gradients, and a ranking.
+"""What the rankings of layers share: the loss of the next token without some layers, its gradients, and a ranking.
 
-    L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next one.
+    L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next token.
 
-A `Judge` keeps the states before every layer of the model as pruned so far. The states are taken once from the model
-itself, since stored ones may be rounded to half precision. A candidate that differs from layer j on runs the layers
-from j on alone: the same losses as those of the whole model for half the work. Gradients are those of one backward
-pass over all sequences, made layer by layer from kept states, so that only one layer's gradients stand in memory.
+A `Judge` keeps the states before every layer of the model as it is pruned so far. The states are taken once from the
+model itself, since stored states may be rounded to half precision. If a candidate differs from the model from layer j
+on, only the layers from j on are run. This gives the same losses as the whole model for half the work. The gradients
+are those of one backward pass over all sequences. They are computed layer by layer from kept states, so that only one
+layer's gradients are in memory at a time.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ class Judge(NamedTuple):
 
 
 def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
-    """A ranking made once: the lowest score goes first, of equal ones the lowest layer."""
+    """A ranking made once. The layer of the lowest score is removed first; if scores are equal, the lower layer."""
     if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
         raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
     order = sorted(scores, key=lambda layer: (scores[layer], layer))
@@ -44,12 +45,12 @@ def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: in
 
 
 def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
-    """The ids of so many sequences, drawn by `seed`, in their own order; all where there are fewer or None is given."""
+    """The ids of `sequences` sequences, drawn by `seed`, in their own order; all if there are fewer or it is None."""
     S, T = tokens.ids_ST.shape
     if T < 2:
         raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
-    rows = torch.randperm(S, generator=torch.Generator().manual_seed(seed))[:sequences].sort().values
-    return tokens.ids_ST[rows]
+    drawn = torch.randperm(S, generator=torch.Generator().manual_seed(seed))[:sequences].sort().values
+    return tokens.ids_ST[drawn]
 
 
 def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
@@ -63,7 +64,7 @@ def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
 
 @torch.no_grad()
 def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
-    """Mean loss of the next token once the states before layer `start` have gone through the layers of `path`."""
+    """Mean loss of the next token after the states before layer `start` have passed the layers of `path`."""
     passes, total = judge.passes, 0.0
     for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
                              judge.ids_ST.split(judge.batch_sequences), strict=True):
@@ -77,7 +78,7 @@ def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
 
 
 def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
-    """Sum over all tokens that have a next one; logits of a chunk of tokens at a time, (C, V)."""
+    """Sum over all tokens that have a next token; the logits of one chunk of tokens are made at a time, (C, V)."""
     x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
     next_N = ids_BT[:, 1:].flatten().to(x_ND.device)
     # -sum_t log q(x_t+1 | x_1 .. x_t)
@@ -87,12 +88,12 @@ def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
 
 def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]],
              squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
-    """One backward pass of the loss summed over all predictions; only one layer's gradients stand in memory.
+    """One backward pass of the loss summed over all predictions; only one layer's gradients are in memory at a time.
 
-    Of each of `layers`, the last first: its number, the weights that `weights_of` names, their gradients and, where
-    `squared`, the sums over sequences of the squared gradients of each, else none.
+    It gives for each of `layers`, from the last to the first: its number, the weights that `weights_of` names, their
+    gradients and, if `squared`, the sums over sequences of each sequence's squared gradients, otherwise none.
     """
-    # squares are of single sequences, so these go one by one
+    # the squares are those of single sequences, so each batch is one sequence
     judge = judge._replace(batch_sequences=1) if squared else judge
     passes, last = judge.passes, len(judge.passes.layers) - 1
     final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
@@ -109,7 +110,7 @@ def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list
 def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     """d(summed loss)/d(last state) of a batch, float32 on the CPU.
 
-    The sum, not the mean: half precision would lose gradients divided by thousands of tokens.
+    The loss is a sum and not a mean, since half precision would lose gradients divided by thousands of tokens.
     """
     h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
     x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
@@ -120,8 +121,8 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
 
 def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
                      squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """From d/d(state after a layer) those of the state before it and, summed over all batches, of its weights; and
-    the sums of their squares."""
+    """From d/d(state after a layer): the gradients of the state before it, those of its weights summed over all
+    batches, and the sums of their squares."""
     passes, before = judge.passes, []
     summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     squares = [torch.zeros_like(total) for total in summed] if squared else []

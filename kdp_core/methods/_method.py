@@ -39,13 +39,13 @@ MethodError = options.OptionError
 class Sizes(NamedTuple):
     """What the number of floating-point operations of a part depends on."""
     sequences: int
-    """Of the calibration set."""
+    """Sequences of the calibration set."""
     length: int
     """Tokens of a sequence."""
     width: int
-    """Of the states."""
+    """Width of the states."""
     layers: int
-    """Of the dense model."""
+    """Layers of the dense model."""
     layer_macs: float
     """Multiply-adds of one layer for one token."""
     head_macs: int
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of the calibration set."""
+        """Tokens of the calibration set."""
         return self.sequences * self.length
 
 
@@ -64,7 +64,7 @@ Flops = Callable[[Sizes, Mapping[str, Any]], float]
 
 
 def no_params(facts: ModelFacts, options: Given) -> int:
-    """Parameters of a stand-in where there is none."""
+    """Parameters of a stand-in, for a method that has none."""
     return 0
 
 
@@ -84,7 +84,7 @@ class Method(NamedTuple):
     select: Callable[..., Selection]
     """(similarity or search, facts, *, ratio, k_max, module_params, ...) -> Selection."""
     steps: Mapping[str, Callable[..., Any]] = NOTHING
-    """In order. The first takes (hidden, block), a later one (hidden, record of the step before)."""
+    """Steps in order. The first takes (hidden, block); each later one takes (hidden, record of the step before)."""
     module: Callable[..., Module] | None = None
     """Records of all steps -> stand-in. None: the method has no steps."""
     module_params: Callable[[ModelFacts, Given], int] = no_params
@@ -92,7 +92,7 @@ class Method(NamedTuple):
     size_options: tuple[str, ...] = ()
     """The options that `module_params` reads, as part.option. Only they can change which blocks are selected."""
     search: Callable[..., Search] | None = None
-    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search; `select` then reads it, not the similarity."""
+    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. `select` reads it, not the similarity."""
     compose: Callable[..., Composed] | None = None
     """(dense folder, hidden, tokens, selection, *, ...) -> Composed. It fits a whole grid point at once. A method with
     `compose` has no steps and no `module`."""

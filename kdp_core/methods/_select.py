@@ -5,16 +5,17 @@ such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the context 
 and its other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; the
 blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). `removes` and `apart` name the other readings.
 
-The first and last 10 % of the layers are kept. Blocks are taken by descending score, and of equal scores the lowest
-layer first, until the share of ALL parameters removed is the ratio; the parameters of stand-ins count as put back.
-Greedy choices are nested: a block trained for one ratio serves the higher ratios.
+The first and last 10 % of the layers are kept. Blocks are taken by descending score until the share of ALL parameters
+removed is the ratio. If two scores are equal, the lower block is taken first. The parameters of stand-ins count as put
+back. Greedy choices are nested: a block trained for one ratio serves the higher ratios.
 
 Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `deepest_run`). Runs of different lengths
-are chosen anew, so they need not be nested. If two scores are equal, the lower layers are taken. Other methods let the
-fit choose what is removed; `as_many` and `no_layer` then count only.
+are chosen independently, so they need not be nested. If two scores are equal, the lower layers are taken. Other methods
+let the fit choose what is removed; `as_many` and `no_layer` then only count layers.
 
-Table 4 sets blocks chosen anew for each K_max against "expanding a fixed initial block": `expand_from` chooses as for
-a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper does.
+Table 4 compares blocks that are chosen anew for each K_max with "expanding a fixed initial block". `expand_from`
+chooses as for a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper
+does.
 """
 import itertools
 import math
@@ -33,7 +34,7 @@ Angle = Literal["angular", "angular_last"]
 Match = Literal["nearest", "reach"]
 """How a choice meets a ratio: the nearest share, or the first one that is not below it."""
 ROUNDING = 1e-12
-"""A ratio this little above a share of the parameters is that share."""
+"""A ratio that exceeds a share of the parameters by at most this number counts as equal to it."""
 
 
 class BlockError(ValueError):
@@ -45,14 +46,14 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
                  removes: Literal["k_max-1", "k_max"] = "k_max-1", apart: Literal["context", "removed"] = "context",
                  match: Match = "nearest", expand_from: Count | None = None,
                  given: list[list[int]] | None = None) -> Selection:
-    """The non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
+    """Select the non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: layers of a block's context.
     module_params: parameters of the stand-in that each block receives.
     criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
     protect: share of the layers kept at each end, rounded to whole layers.
-    removes: `k_max-1` (the context's first layer stays) or `k_max` (Algorithm 1 to the letter).
+    removes: `k_max-1` (the context's first layer is kept) or `k_max` (Algorithm 1 to the letter).
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
     match: `nearest` share to the ratio, or `reach` it at least.
     expand_from: choose by the scores of this smaller K_max, then let each block grow at its end to k_max; blocks that
@@ -79,10 +80,10 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
 
 def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
              match: Match = "nearest") -> Selection:
-    """The first layers of a search's order that remove `ratio` of all parameters, each a block with its own stand-in.
+    """Select the first layers of a search's order that remove `ratio` of all parameters; each layer is a block.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: of the search, which let at most k_max - 1 consecutive layers be removed.
+    k_max: K_max of the search, which lets at most k_max - 1 consecutive layers be removed.
     module_params: parameters of the stand-in that each layer receives.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
@@ -93,7 +94,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     shares = shares_of(blocks, facts, module_params)
     if ratio > shares[-1] + ROUNDING:
         raise BlockError(f"ratio {ratio}: the {len(blocks)} layers that the search ordered remove at most "
-                         f"{shares[-1]:.3f} of all parameters; ask for less, or let the row order more "
+                         f"{shares[-1]:.3f} of all parameters; ask for less, or let the search order more "
                          "(search.largest, keep_first, k_max)")
     count = enough(shares, ratio, match)
     picked = sorted(zip(blocks[:count], search.scores, strict=False))
@@ -104,7 +105,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
 
 
 def enough(shares: list[float], ratio: float, match: str) -> int:
-    """How many blocks it takes, from the shares that none, one, two ... of them remove."""
+    """How many blocks meet the ratio; `shares` holds the shares that none, one, two ... of them remove."""
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
@@ -124,29 +125,29 @@ def eligible_layers(layers: int, protect: float) -> range:
 
 def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str, protect: float,
                 removes: str) -> list[dict[str, Any]]:
-    """Every eligible block, best first: {block, context, score}."""
+    """Every eligible block, from the best to the worst: {block, context, score}."""
     matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
-    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    index = {layer: place for place, layer in enumerate(similarity.layers)}
     eligible, found = eligible_layers(layers, protect), []
     kept = 1 if removes == "k_max-1" else 0
     for first in range(max(0, eligible.start - kept), eligible.stop - k_max + 1):
         last = first + k_max
-        score = score_of(matrix_LL, row, first, last)
+        score = score_of(matrix_LL, index, first, last)
         if math.isfinite(score):
             found.append({"block": (first + kept, last), "context": (first, last), "score": score})
     return sorted(found, key=lambda candidate: (-candidate["score"], candidate["block"]))
 
 
-def score_of(matrix_LL: Tensor, row: dict[int, int], first: int, last: int) -> float:
-    """The matrix's value for two states; BlockError where one is not stored."""
-    if first not in row or last not in row:
-        raise BlockError(f"similarity lacks state {first if first not in row else last}; set hidden.layers to all")
+def score_of(matrix_LL: Tensor, index: dict[int, int], first: int, last: int) -> float:
+    """The matrix's value for two states. A state that is not stored raises BlockError."""
+    if first not in index or last not in index:
+        raise BlockError(f"similarity lacks state {first if first not in index else last}; set hidden.layers to all")
     # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
-    return matrix_LL[row[first], row[last]].item()
+    return matrix_LL[index[first], index[last]].item()
 
 
 def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
-    """The K_max whose scores decide."""
+    """The K_max whose scores decide which blocks are chosen."""
     least = 2 if removes == "k_max-1" else 1
     if expand_from is not None and not least <= expand_from <= k_max:
         raise BlockError(f"block.expand_from {expand_from}: must lie between {least} and k_max, here {k_max}; a block "
@@ -155,7 +156,7 @@ def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
 
 
 def _grown(candidates: list[dict[str, Any]], k_max: int, end: int) -> list[dict[str, Any]]:
-    """Candidates whose contexts end k_max layers after their start, those beyond layer `end` - 1 left out."""
+    """The candidates with contexts of k_max layers from the same start; none may end beyond layer `end` - 1."""
     grown = [{**candidate, "block": (candidate["block"][0], candidate["context"][0] + k_max),
               "context": (candidate["context"][0], candidate["context"][0] + k_max)} for candidate in candidates]
     return [candidate for candidate in grown if candidate["block"][1] <= end]
@@ -166,10 +167,10 @@ def _given(similarity: Similarity, facts: ModelFacts, given: list[list[int]], ra
     """The blocks that the config names, ascending, with the scores of their contexts."""
     blocks = _checked_blocks(given, facts.layers)
     matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
-    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    index = {layer: place for place, layer in enumerate(similarity.layers)}
     kept = 1 if removes == "k_max-1" else 0
     # a block at layer 0 has no layer of context before it
-    scores = [score_of(matrix_LL, row, max(0, start - kept), stop) for start, stop in blocks]
+    scores = [score_of(matrix_LL, index, max(0, start - kept), stop) for start, stop in blocks]
     share = shares_of(blocks, facts, module_params)[-1]
     return Selection(blocks, scores, criterion, ratio, share, share, k_max, [], layers_of(blocks))
 
@@ -195,7 +196,7 @@ def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
 
 
 def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:
-    """Candidates that do not overlap an earlier one, in order of score."""
+    """The candidates that do not overlap an earlier one, in order of score."""
     taken: list[Block] = []
     chosen = []
     for candidate in candidates:
@@ -216,7 +217,7 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
         raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
                          f"({-least:+.2%} of the model); lower its width or raise k_max")
     if ratio > shares[-1] + ROUNDING:
-        # rounded down, so that the ratio named is one that can be had
+        # rounded down, so that the ratio in the message can be reached
         largest = math.floor((shares[-1] + ROUNDING / 2) * 1e4) / 1e4
         raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
                          f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")
@@ -224,7 +225,7 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
 
 def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             criterion: Angle = "angular", protect: Edge = 0.1, match: Match = "nearest") -> Selection:
-    """The run of consecutive layers over which states turn least. The first layer is kept.
+    """Select the run of consecutive layers over which states turn least. The first layer is kept.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
@@ -234,7 +235,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(one_run, locals())
-    # at least the first layer stays: ReplaceMe folds the run into the layer before it
+    # at least the first layer is kept, because ReplaceMe folds the run into the layer before it
     eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
     return best_run(-getattr(similarity, f"{criterion}_LL"), similarity, facts, eligible, ratio, k_max, module_params,
                  match, criterion, -1.0)
@@ -242,7 +243,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                keep_first: Natural = 1, keep_last: Natural = 1, match: Match = "nearest") -> Selection:
-    """The run whose two ends have the highest mean cosine.
+    """Select the run whose two ends have the highest mean cosine.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
@@ -259,7 +260,7 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
 
 def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             match: Match = "nearest") -> Selection:
-    """No layers, only their number, for a fit that chooses the layers itself.
+    """Select no layers but only their number, for a fit that chooses the layers itself.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
@@ -272,7 +273,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 
 def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
-    """No layers are removed; the fit takes the ratio from inside the layers.
+    """Select no layers; the fit takes the ratio from inside the layers.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
@@ -288,7 +289,7 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
 
 def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int, match: str,
                 keep_last: int) -> Selection:
-    """The deepest layers but the last `keep_last` ones."""
+    """The deepest layers, without the last `keep_last` layers."""
     eligible = between(facts.layers, 0, keep_last)
     # layers N - n - keep_last .. N - keep_last - 1
     runs = [(eligible.stop - n, eligible.stop) for n in range(1, len(eligible) + 1)]
@@ -305,20 +306,20 @@ def between(layers: int, keep_first: int, keep_last: int) -> range:
 
 def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligible: range, ratio: float, k_max: int,
              module_params: int, match: str, criterion: str, sign: float) -> Selection:
-    """Of each length the run of highest value, and of these the one for the ratio; scores are sign times the value."""
-    row = {layer: index for index, layer in enumerate(similarity.layers)}
+    """The run of highest value for each length, and from these runs the one for the ratio; score = sign * value."""
+    index = {layer: place for place, layer in enumerate(similarity.layers)}
     runs, scores = [], []
     for n in range(1, len(eligible) + 1):
         same_length = [(start, start + n) for start in range(eligible.start, eligible.stop - n + 1)]
-        run = max(same_length, key=lambda run: (score_of(alike_LL, row, *run), -run[0]))
+        run = max(same_length, key=lambda run: (score_of(alike_LL, index, *run), -run[0]))
         runs.append(run)
-        scores.append(sign * score_of(alike_LL, row, *run))
+        scores.append(sign * score_of(alike_LL, index, *run))
     return of_length(runs, scores, facts, ratio, k_max, module_params, match, criterion)
 
 
 def of_length(runs: list[Block], scores: list[float], facts: ModelFacts, ratio: float, k_max: int,
               module_params: int, match: str, criterion: str) -> Selection:
-    """The run whose length suits the ratio; `runs` holds one a length, ascending."""
+    """The run whose length meets the ratio; `runs` holds one run for each length, ascending."""
     saved = [shares_of([run], facts, module_params)[-1] for run in runs]
     # a run no larger than what replaces it is no candidate
     fitting = [index for index, share in enumerate(saved) if share > 0]

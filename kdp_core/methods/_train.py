@@ -38,8 +38,8 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, re
     """One update of an optimiser by the gradient of a loss.
 
     training: its name, for the message.
-    remedy: what to change where the loss is not a number.
-    clip: largest norm of the gradient; None leaves it as it is.
+    remedy: what to change if the loss is not a number.
+    clip: largest norm of the gradient; None does not limit it.
     Raises TrainingFailed for a loss that is not finite.
     """
     if not torch.isfinite(loss):

@@ -2,10 +2,10 @@
 
 angular     l* = argmin_l D(l, n), D(l, n) = mean over sequences of arccos(cos(x_l, x_l+n)) / pi at the last token,
             l = 0 .. N - n as in the paper.
-deepest     the paper's rule without data: the deepest n layers but the last one, N - n - 1 .. N - 2.
+deepest     the paper's rule without data: the n deepest layers before the last one, N - n - 1 .. N - 2.
 
 The released PruneMe never removes layer 0 (`keep_first: 1`) and takes its last state after the final norm. Its
-sequences end where a document or a chat turn ends; packed sequences end anywhere.
+sequences end at the end of a document or of a chat turn, while packed sequences end anywhere.
 """
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Share
@@ -16,7 +16,7 @@ from kdp_core.methods._select import Match, best_run, between, deepest_run
 
 def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             keep_first: Natural = 0, keep_last: Natural = 0, match: Match = "nearest") -> Selection:
-    """The run over which the last token's state turns least.
+    """Select the run over which the last token's state turns least.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
@@ -33,7 +33,7 @@ def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             keep_last: Natural = 1, match: Match = "nearest") -> Selection:
-    """The deepest layers but the last.
+    """Select the deepest layers, without the last `keep_last` layers.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.

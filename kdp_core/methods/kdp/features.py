@@ -23,7 +23,7 @@ Weight = Literal["none", "position", "position_depth", "step"]
 
 
 class Lift(nn.Module):
-    """phi with learnable lambda and L; Z, V and b fixed by the generator. Input in units of `scale`."""
+    """phi with learnable lambda and L. The generator fixes Z, V and b. The input is counted in units of `scale`."""
 
     def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ def features_of(x_ND: Tensor, omega_DM: Tensor, b_M: Tensor) -> Tensor:
 
 
 class Operators(nn.Module):
-    """A_i = I + gamma_i B_i for the k steps of a block."""
+    """A_i = I + gamma_i B_i for the layers of a block, one operator for each layer."""
 
-    def __init__(self, steps: int, features: int) -> None:
+    def __init__(self, layers: int, features: int) -> None:
         super().__init__()
-        self.gamma_K = nn.Parameter(torch.ones(steps))
-        self.b_KFF = nn.Parameter(torch.zeros(steps, features, features))
+        self.gamma_K = nn.Parameter(torch.ones(layers))
+        self.b_KFF = nn.Parameter(torch.zeros(layers, features, features))
 
     def forward(self) -> Tensor:
         # A_i = I + gamma_i B_i
@@ -65,23 +65,26 @@ class Operators(nn.Module):
 
     @torch.no_grad()
     def start(self, a_KFF: Tensor) -> None:
-        """Set B_i so that A_i is `a_KFF`, gamma_i as it stands."""
+        """Set B_i so that A_i is `a_KFF`. gamma_i is kept, unless it is nearly zero."""
         gamma_K = torch.where(self.gamma_K.abs() < 1e-3, torch.full_like(self.gamma_K, 1e-3), self.gamma_K)
         self.gamma_K.copy_(gamma_K)
         self.b_KFF.copy_((a_KFF - torch.eye(a_KFF.shape[-1], device=a_KFF.device)) / gamma_K[:, None, None])
 
 
 class Loss(NamedTuple):
-    """Equation 5, means over tokens, sums over steps."""
+    """Equation 5 with means over tokens and sums over operators."""
     total: Tensor
     mse: Tensor
-    """Sum over steps of the mean of |A_i phi - phi|^2."""
+    """Sum over operators of the mean of |A_i phi - phi|^2."""
     cos: Tensor
-    """Unweighted mean cosine over tokens and steps."""
+    """Unweighted mean cosine over tokens and operators."""
 
 
 def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
-    """Loss of step 1 for K operators and the features of K + 1 states; `chained`: of the last state from the first."""
+    """Loss of step 1 for K operators and the features of K + 1 states.
+
+    chained: predict only the last state, from the first one, instead of each state from the one before it.
+    """
     if chained:
         # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
         predicted_KNF = functools.reduce(lambda phi_NF, a_FF: phi_NF @ a_FF.T, a_KFF, phi_KNF[0])[None]
@@ -94,21 +97,22 @@ def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bo
     return Loss(mse + (1 - weight_KN * cos_KN).mean(-1).sum(), mse, cos_KN.mean())
 
 
-def cosine_weights(kind: Weight, positions_N: Tensor, length: int, steps: int, model_layers: int) -> Tensor:
-    """W of equation 5 for each step and token, weight_KN, of mean 1 over a full sequence (`step`: over the steps).
+def cosine_weights(kind: Weight, positions_N: Tensor, length: int, layers: int, model_layers: int) -> Tensor:
+    """W of equation 5 for each operator and token, weight_KN. Its mean is 1 over a full sequence (`step`: over i).
 
-    Base 2, exponents from 0 to n - 1: `position` spreads them over the positions of a sequence with n the block's
-    layers, `position_depth` with n the model's layers (of 128 tokens and 32 layers, the last four then carry half),
-    `step` gives step i the exponent i - 1; `none` is W = 1.
+    The weights have base 2 and exponents from 0 to n - 1. `position` spreads the exponents over the positions of a
+    sequence, and n is the number of the block's layers. `position_depth` does the same, and n is the number of the
+    model's layers; with 128 tokens and 32 layers the last four tokens carry half of the weight. `step` gives the
+    operator A_i the exponent i - 1. `none` is W = 1.
     """
     if kind == "none":
-        return torch.ones(steps, len(positions_N))
+        return torch.ones(layers, len(positions_N))
     if kind == "step":
-        weight_K = 2.0 ** torch.arange(steps)
-        return (weight_K / weight_K.mean())[:, None].expand(steps, len(positions_N))
-    top = (steps if kind == "position" else model_layers) - 1
+        weight_K = 2.0 ** torch.arange(layers)
+        return (weight_K / weight_K.mean())[:, None].expand(layers, len(positions_N))
+    top = (layers if kind == "position" else model_layers) - 1
     weight_T = 2.0 ** (top * torch.linspace(0, 1, length, dtype=torch.float64))
-    return (weight_T / weight_T.mean()).float()[positions_N].expand(steps, -1)
+    return (weight_T / weight_T.mean()).float()[positions_N].expand(layers, -1)
 
 
 def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
@@ -126,6 +130,6 @@ def chain(a_KFF: Tensor) -> Tensor:
 
 
 def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
-    """Median distance of two distinct tokens, on a sample."""
+    """Median distance of two distinct tokens, measured on a sample of the tokens."""
     x_BD = x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]].double()
     return torch.pdist(x_BD).median().item()

@@ -1,17 +1,17 @@
-"""Step 2 of KDP: a small network from the kernel space back to hidden states, and the folded block made of both steps.
+"""Step 2 of KDP: a small network from the kernel space back to hidden states, and the folded block of both steps.
 
 Paper: KDP (ICLR 2026), equation 6, Algorithm 1 lines 11-21, appendix B: I(z) = alpha * MLP(z), two layers, trained on
 z = A_k ... A_1 phi(h_l) against h_{l+k} for 100 epochs of Adam at a fixed 1e-3, batches of 128.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- The hidden width and the activation of the MLP are not given; its Table 12 fits a width near 1590 for LLaMA-2-7B.
+- The hidden width and the activation of the MLP are not given. Table 12 fits a width near 1590 for LLaMA-2-7B.
 - Algorithm 1 adds an `L_norm` that equation 6 lacks and nothing defines: `norm_loss`.
-- The features behind z have variances of 1e-5: without standardising them the printed recipe is far too slow (held-out
+- The features behind z have variances of 1e-5. Without standardisation the printed recipe is far too slow (held-out
   error 0.78 against 0.19 after 18 s on SmolLM2). The standardisation is absorbed into W1 and b1.
 - alpha starts at the root mean square of the target, so that the MLP's own outputs are of order one.
-- Batch size 128: tokens here.
-- Which epoch is kept: the last one as printed; but Adam at a fixed rate can be thrown far off late in training (on
-  SmolLM2, one seed of three: held-out error 0.16 after two epochs, 24 after five), so `keep` takes the best by default.
+- The batch size of 128 counts tokens here.
+- The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training (on SmolLM2, for
+  one seed of three, the held-out error is 0.16 after two epochs and 24 after five). `keep` takes the best by default.
 """
 import logging
 import math
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 class Network(nn.Module):
-    """I(z) = alpha * (W2 act(W1 u + b1) + b2), u the standardised z; alpha counted in units of the target's scale."""
+    """I(z) = alpha * (W2 act(W1 u + b1) + b2), u the standardised z, alpha in units of the target's scale."""
 
     def __init__(self, z_NF: Tensor, h_ND: Tensor, width: int, activation: str, standardise: bool) -> None:
         super().__init__()
@@ -72,14 +72,14 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
 
     width: hidden width H of the two-layer MLP.
     activation: gelu, relu, silu or tanh.
-    standardise: standardise z and start alpha at the target's scale; false is the paper to the letter.
+    standardise: whether z is standardised and alpha starts at the target's scale; false is the paper to the letter.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
     epochs: passes over the training tokens.
     lr: Adam's learning rate, fixed.
     batch: tokens of a minibatch.
     keep: weights of the `best` epoch by held-out error, or of the `last` one, as printed.
-    heldout: share of the sequences to judge on; use step 1's so that no judged token was ever fitted.
-    seed: of the held-out choice (as in step 1), the start and the order of minibatches.
+    heldout: share of the sequences to judge on; give the same as for step 1, so that no judged token was ever fitted.
+    seed: seed of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: where the state of the training is kept.
     """
@@ -113,7 +113,7 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
 
 def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs: int, lr: float, batch: int,
            keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Train in place; a row an epoch. No minibatch is safe from a token that throws Adam far off, even late."""
+    """Train in place; one entry for each epoch. Even late a single token can spoil the weights of Adam."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
                         total=0.0)
@@ -129,7 +129,7 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs
         curve = progress.values["curve"]
         curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": total, "heldout_loss": heldout_loss,
                       "heldout_error": _error(network, judged)})
-        if keep == "best" and curve[-1]["heldout_error"] <= min(row["heldout_error"] for row in curve):
+        if keep == "best" and curve[-1]["heldout_error"] <= min(entry["heldout_error"] for entry in curve):
             progress.values["best"] = {name: value.clone() for name, value in network.state_dict().items()}
         logger.info("step 2: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, total, heldout_loss)
     network.load_state_dict(progress.values["best"] or network.state_dict())
@@ -137,7 +137,7 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs
 
 
 def equation_6(predicted_ND: Tensor, h_ND: Tensor, norm_loss: str = "none", unit: float = 1.0) -> Tensor:
-    """Mean over tokens of |I(z) - h|^2, counted in units of `unit` squared and divided by the width, plus L_norm."""
+    """Mean over tokens of |I(z) - h|^2 in units of `unit` squared, divided by the width; L_norm is added."""
     # |I(z) - h|^2
     loss = (predicted_ND - h_ND).square().mean() / unit ** 2
     norm_N = h_ND.norm(dim=-1).clamp_min(1e-12)
@@ -165,7 +165,7 @@ def _absorbed(network: Network, kernel: KernelMap, activation: str, curve: list[
 
 
 def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
-    """The folded block: features, linear, activation, linear; products taken in float64, so nothing is lost."""
+    """The folded block: features, linear, activation, linear. Products are taken in float64, so nothing is lost."""
     m = len(kernel.b_M)
     # W1 <- W1 A_k ... A_1 / sqrt(m),  W2 <- alpha W2,  b2 <- alpha b2
     w1_HF = inverse.w1_HF.double() @ chain(kernel.operators_KFF) / math.sqrt(m)

@@ -1,4 +1,4 @@
-"""Step 1 of KDP: a learnable random-Fourier-feature kernel in which going one layer on is nearly linear.
+"""Step 1 of KDP: a learnable random-Fourier-feature kernel, in which the map of one layer is nearly linear.
 
 Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B.
     phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
@@ -8,20 +8,21 @@ Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of 
 inverse.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- Scale: with lambda = 0 on raw states the kernel is far too narrow to see two tokens as alike. x is therefore counted
-  in units of `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is lambda = 0.
-- Lift input: `raw` states, or states at unit root mean square (`rms`), as the layers themselves see them.
+- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are alike in it. x is therefore
+  counted in units of `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is
+  lambda = 0.
+- Lift input: `raw` states, or states at unit root mean square (`rms`), which is what the layers read.
 - A_i = I + gamma_i B_i "initialised at the start of each iteration with its OLS estimate": with `ols: iteration` A_i is
-  the least-squares solution for the minibatch at hand, at every minibatch. An Adam step on gamma_i and B_i would be
-  overwritten by the next start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
+  the least-squares solution of each minibatch. An update of gamma_i and B_i by Adam would be overwritten by the next
+  start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
   moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens
   (`final_ols`).
-- Equation 5 counts each step by itself; Algorithm 1 line 7 chains all A_i and has a prediction of the last state only:
-  `loss` is `steps` or `chain`.
+- Equation 5 counts the error of each operator by itself (`loss: steps`). Algorithm 1 line 7 chains all A_i and
+  predicts the last state only (`loss: chain`).
 - The weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric sequence with base 2
   and exponents from 0 to num_layers - 1"; see `cosine_weights`.
-- Batch size 100: sequences here.
-- Sums over tokens and features are means over tokens here; Adam does not see the difference.
+- The batch size of 100 counts sequences here.
+- Sums over tokens and features are means over tokens here. This does not change the updates of Adam.
 """
 import logging
 import math
@@ -62,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 class KernelCollapsed(RuntimeError):
-    """Features that hardly differ between tokens: trivially linear, and useless."""
+    """The features hardly differ between tokens, so that they are trivially linear and useless."""
 
 
 def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), MultipleOf(2)] = 1024,
@@ -76,26 +77,26 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     """Learn the lift and the operators of one block.
 
     features: dimension of the kernel space, the paper's 2m.
-    rank: of the low-rank factor L.
-    lift: what the lift sees, `raw` states or `rms` (states at unit root mean square).
+    rank: rank of the low-rank factor L.
+    lift: what the lift reads, `raw` states or `rms` (states at unit root mean square).
     bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 to the letter).
     bandwidth_scale: kernel width at the start in those units.
-    loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first).
+    loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first one).
     weight: W of the cosine term: none, position, position_depth or step.
-    massive: `bypass` leaves massive-activation tokens out and lets them pass the folded block, `raw` treats all alike.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the folded block; `raw` treats all alike.
     epochs: passes over the training sequences; the paper trains until convergence, about 100.
     batch_sequences: sequences of a minibatch.
     lr: Adam's learning rate at the start.
     patience: epochs without a lower loss before the learning rate falls.
-    factor: by which it then falls.
+    factor: factor by which the learning rate then falls.
     ols_every: when A_i starts from least squares: iteration, epoch or start.
     final_ols: solve A_i once more on all training tokens at the end.
-    ridge: of the least squares, relative to the mean diagonal of the Gram matrix.
-    heldout: share of the sequences that are judged on, never fitted.
+    ridge: ridge of the least squares, relative to the mean diagonal of the Gram matrix.
+    heldout: share of the sequences that judge and are never fitted.
     collapse_variance: stop when the held-out variance of phi, summed over features, falls below this.
-    decode_every: epochs between judgements of the state decoded by ridge, in the curve; 0 judges it at the end only.
-    model_layers: layers of the model, for weight position_depth (0: the last state stored).
-    seed: of Z, V, b, the held-out choice and the order of minibatches.
+    decode_every: epochs between two judgements of the state decoded by ridge, in the curve; 0 judges only at the end.
+    model_layers: layers of the model, for weight position_depth; 0 means the number of the last stored state.
+    seed: seed of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: where the state of the training is kept.
     """
@@ -137,7 +138,7 @@ class _Run(NamedTuple):
     device: str
 
     def features(self, which: Tensor) -> Tensor:
-        """phi_KNF of the counted tokens of some sequences, without gradient."""
+        """phi_KNF of the counted tokens of the given sequences, without gradient."""
         with torch.no_grad():
             return self.phi(lift_input(self.states.tokens(which), self.lift).to(self.device))
 
@@ -159,7 +160,7 @@ class _Run(NamedTuple):
 
 def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor: float, collapse_variance: float,
            decode_every: int, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); a row an epoch."""
+    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); one entry for each epoch."""
     learned = [*run.phi.parameters(), *(run.operators.parameters() if run.ols_every != "iteration" else ())]
     adam = torch.optim.Adam(learned, lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=factor, patience=patience)
@@ -170,26 +171,26 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
             run.operators.start(ols(run.features(run.states.train), run.ridge))
         order = progress.order(
             lambda: run.states.train[torch.randperm(len(run.states.train), generator=generator)])
-        # of nearly equal size: least squares on a remainder of few tokens would fit them exactly
+        # minibatches of nearly equal size: least squares on a remainder of few tokens would fit these exactly
         for part in progress.updates(order.tensor_split(math.ceil(len(order) / batch))):
             progress.values["losses"].append(_iteration(run, adam, part))
         losses, progress.values["losses"] = progress.values["losses"], []
-        row = {"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"]}
-        row |= {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
-        plateau.step(row["loss"])
+        entry = {"epoch": epoch, "seconds": progress.seconds(), "lr": adam.param_groups[0]["lr"]}
+        entry |= {name: sum(loss[name] for loss in losses) / len(losses) for name in losses[0]}
+        plateau.step(entry["loss"])
         with progress.judging():
-            row |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
-            progress.values["curve"].append(row)
-            _check(row, collapse_variance)
+            entry |= run.judge() | {"operator_norm": torch.linalg.matrix_norm(run.operators().detach(), ord=2).tolist()}
+            progress.values["curve"].append(entry)
+            _check(entry, collapse_variance)
             if decode_every and epoch % decode_every == 0:
-                row |= _decode_errors(run, run.operators().detach(), run.features(run.states.train), run.ridge)
-        logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, row["loss"],
-                    row["heldout_loss"])
+                entry |= _decode_errors(run, run.operators().detach(), run.features(run.states.train), run.ridge)
+        logger.info("step 1: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, entry["loss"],
+                    entry["heldout_loss"])
     return progress.values["curve"]
 
 
 def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[str, float]:
-    """One minibatch: least-squares start, equation 5, one Adam step."""
+    """One minibatch: the start by least squares, equation 5, and one update of Adam."""
     phi_KNF = run.phi(lift_input(run.states.tokens(which), run.lift).to(run.device))
     if not math.isfinite(phi_KNF.sum().item()):
         raise TrainingFailed("step 1: the features are not numbers; lower kernel.lr")
@@ -202,19 +203,19 @@ def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[st
     return {"loss": loss.total.item(), "mse": loss.mse.item(), "cos": loss.cos.item()}
 
 
-def _check(row: dict[str, Any], collapse_variance: float) -> None:
-    if not math.isfinite(row["heldout_loss"]):
-        raise TrainingFailed(f"step 1, epoch {row['epoch']}: the held-out loss is not a number; lower kernel.lr")
-    if row["phi_variance"] < collapse_variance:
-        raise KernelCollapsed(f"step 1, epoch {row['epoch']}: the features are nearly constant (variance "
-                              f"{row['phi_variance']:.2g} of 1, limit {collapse_variance:g}), which makes any map "
+def _check(entry: dict[str, Any], collapse_variance: float) -> None:
+    if not math.isfinite(entry["heldout_loss"]):
+        raise TrainingFailed(f"step 1, epoch {entry['epoch']}: the held-out loss is not a number; lower kernel.lr")
+    if entry["phi_variance"] < collapse_variance:
+        raise KernelCollapsed(f"step 1, epoch {entry['epoch']}: the features are nearly constant (variance "
+                              f"{entry['phi_variance']:.2g} of 1, limit {collapse_variance:g}), which makes any map "
                               "linear and loses the state; lower kernel.bandwidth_scale, kernel.lr or kernel.epochs")
 
 
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:
     """Held-out relative error of the state decoded by ridge from the chain's prediction, and from the true features.
 
-    The judge of a lift: equation 5 rewards collapse, this does not.
+    These errors judge a lift: equation 5 rewards collapse, and they do not.
     """
     train, heldout, product_FF = run.states.train, run.states.heldout, chain(a_KFF).float()
     judged_KNF = run.features(heldout)

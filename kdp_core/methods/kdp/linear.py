@@ -1,9 +1,9 @@
 """Linear maps in the original space instead of a block: the OLS methods of KDP's Table 3.
 
-`direct` regresses h_{l+k} on h_l; `sequential` regresses each layer's output on its input and multiplies the k maps.
-The paper says no more about them, and reports that both collapse. Two things decide whether they do: massive tokens,
-which own an unweighted regression (`massive`, `token_weight`), and shrinking towards zero instead of towards the
-identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares to the letter.
+`direct` regresses h_{l+k} on h_l. `sequential` regresses each layer's output on its input and multiplies the k maps.
+The paper says no more about them, and it reports that both collapse. Two things decide whether they do. Massive tokens
+dominate an unweighted regression (`massive`, `token_weight`), and a ridge may shrink towards zero instead of towards
+the identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares.
 """
 import itertools
 import time
@@ -35,9 +35,9 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
     token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` all alike.
-    massive: `bypass` leaves massive-activation tokens out and lets them pass unchanged, `raw` treats all alike.
-    heldout: share of the sequences that are judged on, never fitted.
-    seed: of the held-out choice.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all alike.
+    heldout: share of the sequences that judge and are never fitted.
+    seed: seed of the held-out choice.
     """
     check(direct, locals())
     began = time.perf_counter()
@@ -49,14 +49,14 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
 def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
                token_weight: TokenWeight = "inverse_norm", massive: Massive = "bypass", heldout: Share = 0.1,
                seed: Natural = 0) -> LinearMap:
-    """One affine map a layer, multiplied.
+    """One affine map for each layer, multiplied to one map.
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
-    massive: `bypass` leaves massive-activation tokens out and lets them pass unchanged, `raw` treats all alike.
-    heldout: share of the sequences that are judged on, never fitted.
-    seed: of the held-out choice.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all alike.
+    heldout: share of the sequences that judge and are never fitted.
+    seed: seed of the held-out choice.
     """
     check(sequential, locals())
     began = time.perf_counter()

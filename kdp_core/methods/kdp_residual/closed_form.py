@@ -4,8 +4,8 @@
 
 Everything but the dictionary f is one ridge regression:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
-centred, every feature at unit variance. Neurons are removed by the rule of the optimal brain surgeon (Hassibi and Stork
-1993): without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus.
+where features are centred and have unit variance. Neurons are removed by the rule of the optimal brain surgeon (Hassibi
+and Stork 1993): without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,17 +21,17 @@ from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
 PRODUCT_TOKENS = 4096
-"""Tokens whose features are in memory together."""
+"""Number of tokens whose features are in memory at the same time."""
 
 
 class Statistics(NamedTuple):
-    """Weighted sums over tokens; features are (x, f, 1)."""
+    """Weighted sums over tokens. The features are (x, f, 1)."""
     gram_FF: Tensor
     cross_FD: Tensor
 
 
 def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Module:
-    """The stand-in that maps states h to y in closed form; float32 states of the sequences to fit on."""
+    """The stand-in that maps states h to states y, in closed form; both are float32, of the sequences to fit on."""
     keep_ST, above = counted(h_STD, y_STD, fit.massive_factor)
     if not keep_ST.any():
         raise FitError(f"block {block}: every token is massive; raise hidden.massive_factor")
@@ -67,7 +67,7 @@ def _module(block: Block, dictionary: Dictionary | None, w_FD: Tensor, bias_D: T
 
 @torch.no_grad()
 def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, fit: Fit) -> Statistics:
-    """Gram and cross matrices, streamed: features of a few sequences are in memory at a time."""
+    """Gram and cross matrices. They are streamed, so that the features of a few sequences are in memory at a time."""
     D = h_STD.shape[-1]
     features = built(_module((0, 1), dictionary, torch.zeros(D + dictionary.entries, D), torch.zeros(D), 0.0, fit.norm)
                      ).to(fit.device) if dictionary else None
@@ -76,7 +76,7 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
         x_ND = normalised(h_ND, fit.norm)
         return torch.cat((x_ND, features.features(x_ND)), dim=1) if features else x_ND
 
-    # about a constant: entries that hardly leave their mean would drown in the rounding of a float32 product
+    # features are counted from a constant, since a float32 product would round away small deviations from a mean
     shift_F = entries(h_STD[keep_ST.nonzero()[:64].unbind(dim=1)].to(fit.device)).mean(dim=0)
     gram, cross = 0.0, 0.0
     for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, max(1, PRODUCT_TOKENS // h_STD.shape[1])):
@@ -90,9 +90,9 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
 
 
 def _moved(statistics: Statistics, by_F: Tensor) -> Statistics:
-    """The statistics of features that are larger by constants, the last one, 1, as it is."""
+    """The statistics of features that are larger by constants. The last feature, 1, is unchanged."""
     gram_FF, cross_FD = statistics
-    # sum (f + s)(f + s)' = (I + s e') sum f f' (I + e s'), e the place of the constant 1
+    # sum (f + s)(f + s)' = (I + s e') sum f f' (I + e s'), e the unit vector of the constant 1
     gram_FF = gram_FF + by_F.outer(gram_FF[-1])
     return Statistics(gram_FF + gram_FF[:, -1].outer(by_F), cross_FD + by_F.outer(cross_FD[-1]))
 
@@ -102,7 +102,7 @@ def _batches(h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, size: int) -> Iterat
 
 
 def _standard(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Covariances of features at unit variance (and with the goal), their scale and their mean; the last row gone."""
+    """Covariances of features at unit variance (and with the goal), their scale, their mean; without the constant 1."""
     gram_FF, cross_FD = statistics
     total = gram_FF[-1, -1]
     mean_F, mean_goal_D = gram_FF[-1, :-1] / total, cross_FD[-1] / total
@@ -117,7 +117,7 @@ def _regularised(covariance_FF: Tensor, ridge: float) -> Tensor:
 
 
 def solve(statistics: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression with a free intercept: weights w_FD of the raw features and the bias_D, float64."""
+    """Ridge regression with an unpenalised intercept: weights w_FD of the raw features, and bias_D; float64."""
     covariance_FF, cross_FD, scale_F, mean_F = _standard(statistics)
     factor, failed = torch.linalg.cholesky_ex(_regularised(covariance_FF, ridge))
     if failed.item():
@@ -129,7 +129,7 @@ def solve(statistics: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
 
 
 def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
-    """The entries to keep, ascending: those without which the loss would rise most, the rest gone by halves."""
+    """The entries to keep, ascending: without them the loss would rise most. The others are removed half by half."""
     covariance_FF, cross_FD, _, _ = _standard(statistics)
     kept = torch.arange(len(covariance_FF) - D)
     while len(kept) > fit.entries:
@@ -140,6 +140,6 @@ def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
         # increase of the loss without entry j: |w_j|^2 / [G^-1]_jj
         rise_F = (w_FD.square().sum(dim=1) / inverse_FF.diagonal())[D:]
         surplus = len(kept) - fit.entries
-        gone = surplus if surplus <= 64 else surplus // 2
-        kept = kept[rise_F.argsort(stable=True)[gone:].sort().values.cpu()]
+        removed = surplus if surplus <= 64 else surplus // 2
+        kept = kept[rise_F.argsort(stable=True)[removed:].sort().values.cpu()]
     return kept

@@ -6,10 +6,10 @@ KDP rebuilds a whole state from 2m bounded features. Here the state passes uncha
 the block would have added. They see the state through the norm, as the block does. `dictionary` holds the entries f,
 `closed_form` the regression that finds W, O and b.
 
-Blocks are fitted in the order of depth. Each is fitted on what the already pruned model feeds it (`prefix`); its target
-is the state of the dense model, so a later stand-in corrects what earlier ones broke. Then, if epochs are asked for,
-all stand-ins are trained together for a few epochs against the outputs of the dense model (`joint`). No weight of the
-model itself changes, and the closed form is kept unless the held-out divergence falls.
+Blocks are fitted in the order of depth. Each block is fitted on what the already pruned model feeds it (`prefix`). Its
+target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones. Then all stand-ins
+are trained together for `epochs` epochs against the outputs of the dense model (`joint`). No weight of the model itself
+changes, and the closed form is kept unless the held-out loss falls.
 
 Massive-activation tokens are not fitted. They bypass the stand-in (kdp_core.states.block).
 """
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of one stand-in of `compose`, known before any fit."""
+    """Parameters of one stand-in of `compose`, which are known before any fit."""
     given = settings(compose, options.get("compose", {}))
     entries = 0 if given["dictionary"] == "none" else given["entries"]
     rows = 2 * entries if given["dictionary"] == "neurons" and FAMILIES[facts.family].gated else entries
@@ -60,20 +60,20 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
     dictionary: `neurons` of the block's own MLPs, `rff` random Fourier features, `rff_learned` the same with learned
         frequencies, or `none`, the linear part alone.
-    entries: of the dictionary, in each stand-in.
-    bandwidth_scale: width of the kernel of `rff` in median distances, the start of `rff_learned`.
+    entries: entries of the dictionary, in each stand-in.
+    bandwidth_scale: width of the kernel of `rff` in median distances; `rff_learned` starts from it.
     theta_steps: updates of Adam on the frequencies and phases of `rff_learned`.
-    theta_lr: of that Adam at its start, in units of the frequencies' spread.
-    ridge: relative to features of unit variance.
+    theta_lr: learning rate of these updates at the start, in units of the frequencies' spread.
+    ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
     prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
     epochs: passes of joint training against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
     batch_sequences: sequences of an update.
     positions: tokens of a sequence whose outputs are compared in an update, drawn anew each time.
-    kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     heldout: share of the sequences that judge and are never fitted on.
-    seed: of the held-out choice, the order of training and random features.
+    seed: seed of the held-out choice, the order of training and random features.
     resume: where the state of joint training is kept.
     Raises OptionError for a wrong option, and FitError for states that are not stored or too few sequences.
     """
@@ -101,20 +101,20 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                    dtype: str = "float32", ridge: NotNegative = 1e-4, token_weight: TokenWeight = "inverse_norm",
                    prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
-    """The linear part alone, in closed form: what fitting on the pruned prefix is worth by itself.
+    """Fit the linear part alone, in closed form. This shows what fitting on the pruned prefix gains by itself.
 
-    ridge: relative to features of unit variance.
+    ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
     prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
     heldout: share of the sequences that judge and are never fitted on.
-    seed: of the held-out choice.
+    seed: seed of the held-out choice.
     """
     return compose(dense, hidden, tokens, selection, device=device, dtype=dtype, dictionary="none", ridge=ridge,
                    token_weight=token_weight, prefix=prefix, epochs=0, heldout=heldout, seed=seed)
 
 
 def _check_states(hidden: HiddenStates, heldout: float) -> None:
-    """FitError where the sequences are too few to hold some out, or states are not stored."""
+    """Raise FitError if there are too few sequences to hold some out, or if states are not stored."""
     if max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
@@ -124,7 +124,7 @@ def _check_states(hidden: HiddenStates, heldout: float) -> None:
 
 def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,
               prefix: bool) -> tuple[list[Module], list[dict[str, Any]]]:
-    """Closed-form stand-ins, ascending, and how well each does on held-out sequences of what it is really fed."""
+    """Closed-form stand-ins, ascending, and the held-out error of each on the states that the pruned model feeds it."""
     modules, fits, at = [], [], blocks[0][0]
     h_STD = hidden.state(at)  # what the pruned model feeds the block
     for block in blocks:

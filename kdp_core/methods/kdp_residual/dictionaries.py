@@ -1,10 +1,10 @@
 """The dictionary of a stand-in of kdp_residual: nonlinear entries f(V x + c) of normalised states x.
 
-In the terms of extended dynamic mode decomposition the dictionary is free to choose:
-    neurons      neurons of the block's own MLPs; the fit keeps those that it would miss most
+In extended dynamic mode decomposition the dictionary may be chosen freely:
+    neurons      neurons of the block's own MLPs; the fit keeps those whose removal would raise its loss most
     rff          random Fourier features, as in KDP
     rff_learned  the same with learned frequencies (kdp_core.methods.kdp_residual.projection)
-    none         no entries; the linear part is left alone
+    none         no entries, so that only the linear part remains
 """
 import math
 from typing import Literal, NamedTuple
@@ -28,17 +28,17 @@ class Dictionary(NamedTuple):
     kind: str
     """glu, mlp or rff."""
     v_RD: Tensor
-    """Rows are the entries; for glu the gates' rows, then the others'."""
+    """Each row is an entry; for glu first come the rows of the gates, then the others."""
     c_R: Tensor
     activation: str
 
     @property
     def entries(self) -> int:
-        """Their number."""
+        """Number of entries."""
         return len(self.v_RD) // (2 if self.kind == "glu" else 1)
 
     def only(self, entries: Tensor) -> "Dictionary":
-        """These entries alone."""
+        """The dictionary of these entries alone."""
         rows = torch.cat((entries, entries + self.entries)) if self.kind == "glu" else entries
         return self._replace(v_RD=self.v_RD[rows], c_R=self.c_R[rows])
 
@@ -57,17 +57,17 @@ class Fit(NamedTuple):
     theta_steps: int = 30
     theta_lr: float = 0.2
     device: str | torch.device = "cpu"
-    """Where products are taken and solved."""
+    """Where products are computed and solved."""
 
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
-    """The defaults of `compose` for one stand-in by itself."""
+    """The defaults of `compose` for a single stand-in."""
     return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", family_of(model).norm, hidden.massive_factor, 8, seed,
                device=model.device)
 
 
 def neurons(model: nn.Module, block: Block) -> Dictionary:
-    """All MLP neurons of a block's layers, the gain and bias of the norm before them multiplied in."""
+    """All MLP neurons of a block's layers; the gain and bias of the norm before them are multiplied in."""
     family = family_of(model)
     parts = [_neurons_of(family, layer) for layer in decoder_layers(model)[slice(*block)]]
     kind = "glu" if family.gated else "mlp"
@@ -91,7 +91,7 @@ def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: int) -> Dictionary:
-    """Random Fourier features of an RBF kernel, its width `bandwidth_scale` median distances of normalised states."""
+    """Random Fourier features of an RBF kernel; its width: `bandwidth_scale` median distances of the states."""
     generator = torch.Generator().manual_seed(seed)
     one_ND, other_ND = (x_ND[torch.randint(len(x_ND), (1024,), generator=generator)] for _ in range(2))
     distances_N = (one_ND - other_ND).norm(dim=1)
@@ -101,14 +101,14 @@ def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: in
 
 
 def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
-    """Which tokens count, bool (S, T): those massive at neither end; and the norm above which one goes by."""
+    """Which tokens count, bool (S, T): those massive at neither end; and the norm above which a token bypasses."""
     norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
     above = massive_factor * norm_ST.median().item()
     return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above
 
 
 def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary | None:
-    """A block's dictionary, or more neurons than it is to have; made of the sequences to fit on."""
+    """A block's dictionary from the sequences to fit on; it may have more neurons than the stand-in will keep."""
     if fit.dictionary == "none":
         return None
     if fit.dictionary == "neurons":
@@ -120,7 +120,7 @@ def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit
 
 
 def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
-    """Random features whose frequencies and phases are then learned, on the tokens and weights of the fit itself."""
+    """Random features whose frequencies and phases are then learned, on the tokens and weights of the fit."""
     keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
     h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]
     weight_N = y_ND.square().sum(dim=1).reciprocal() if fit.token_weight == "inverse_norm" else torch.ones(len(y_ND))

@@ -1,4 +1,4 @@
-"""Joint training of a pruned model's stand-ins against the dense model's outputs; every weight of the model is frozen.
+"""Joint training of a pruned model's stand-ins against the dense model's outputs. All weights of the model are frozen.
 
 A local fit sees one block only. It cannot see what an error does to the outputs, or how the errors of several blocks
 add up. Here Adam trains all stand-ins together, from the closed form, to lower KL(dense || pruned) of the next-token
@@ -6,9 +6,10 @@ distributions (kdp_core.model.distil). The forward pass starts at the first stan
 those of the dense model and the state there is stored. Only a random part of each sequence's positions is compared,
 because the output head is half of the cost of a small model.
 
-The loss on held-out sequences judges: after each epoch, and before the first; the best epoch is kept, the start
-included. With kl_weight 1 the aim is the dense model itself; below it the calibration text counts too, which lowers
-perplexity on text of its kind and raises the divergence from the dense model (docs/kdp.md has both).
+The loss on held-out sequences judges before the first epoch and after each epoch. The weights of the best epoch are
+kept, and the start is a candidate too. With kl_weight 1 the aim is the dense model itself. With a lower weight the
+calibration text counts too; this lowers the perplexity on text of its kind and raises the divergence from the dense
+model (docs/kdp.md reports both).
 """
 import copy
 import logging
@@ -27,13 +28,13 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 WARMUP = 8
-"""Updates over which the learning rate rises, while half a cosine over all updates already takes it down to zero."""
+"""Updates over which the learning rate rises. It is multiplied by half a cosine that falls to zero over all updates."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 
 
 class _Data(NamedTuple):
-    """What training reads: states at the first stand-in, what enters the dense model's head, ids."""
+    """What training reads: states at the first stand-in, final states of the dense model, and token ids."""
     start_STD: Tensor
     final_STD: Tensor
     ids_ST: Tensor
@@ -42,7 +43,7 @@ class _Data(NamedTuple):
 def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Module], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float,
           seed: int, resume: Resume = OFF) -> tuple[list[Module], list[dict[str, Any]]]:
-    """Train the stand-ins `modules` on the sequences `kept`; the best by the sequences `held`, and a row an epoch."""
+    """Train the stand-ins on the sequences `kept`; the best ones by `held`, and one entry for each epoch."""
     stand_ins = nn.ModuleList(built(module) for module in modules).to(passes.device)
     passes.model.requires_grad_(False)
     path = path_of(modules, list(stand_ins), modules[0].block[0], len(passes.layers))
@@ -77,7 +78,7 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
 
 def _update(passes: Passes, path: list[Step], data: _Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
           kl_weight: float, generator: torch.Generator) -> float:
-    """One update; the KL of its sequences, nats a token, summed over sequences."""
+    """One update. Returns the KL of its sequences in nats per token, summed over the sequences."""
     # the last position has no next token to be compared on
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
     h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
@@ -88,7 +89,7 @@ def _update(passes: Passes, path: list[Step], data: _Data, which: Tensor, adam: 
 
 
 def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
-    """Of the last states of some positions, the pruned model's and the dense one's, both before the final norm."""
+    """Losses at some positions, from the last states of the pruned and of the dense model before the final norm."""
     return token_losses(passes.to_head(h_BPD).flatten(0, 1), passes.to_head(final_BPD).flatten(0, 1),
                         next_BP.flatten(), passes.head, passes.head, kl_weight=kl_weight)
 
@@ -96,7 +97,7 @@ def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_
 @torch.no_grad()
 def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: int,
           kl_weight: float) -> dict[str, float]:
-    """The loss and KL(dense || pruned) on these sequences, nats a token."""
+    """The loss and KL(dense || pruned) on these sequences, in nats per token."""
     loss = kl = 0.0
     for which in held.split(batch):
         h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)

@@ -3,14 +3,14 @@
     E(theta) = sum_B w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 / sum_B w_n |g_n|^2,    theta = (V, c),
     (W, O, b) = argmin sum_A w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 + ridge
 
-Golub and Pereyra's variable projection (1973) has the linear parameters follow the others in closed form, A = B. KDP
-(ICLR 2026, equation 5) learns its kernel by how linear the step is in the kernel's own space, which features that do
-not tell tokens apart satisfy best. Here tokens A that solve and tokens B that judge come from different sequences: a
-frequency is good if what it adds holds on text that the solution has not seen, so neither collapse nor fitting by heart
-pays. The gradient runs through the Cholesky solve, in float64.
+In Golub and Pereyra's variable projection (1973) the linear parameters follow the others in closed form, with A = B.
+KDP (ICLR 2026, equation 5) learns its kernel by how linear the map of a layer is in the kernel's own space. Features
+that do not distinguish tokens satisfy this best. Here the tokens A that solve and the tokens B that judge come from
+different sequences. A frequency is good if it helps on text that the solution has not seen, so neither collapsed nor
+overfitted features are good. The gradient passes through the Cholesky solve, in float64.
 
-Each update of Adam deals the sequences anew into those that solve and those that judge. A share of the sequences is
-never dealt. The updates are compared on this share, and the best one is kept; the random start is a candidate too.
+Each update of Adam divides the sequences anew into those that solve and those that judge. A share of the sequences is
+set apart. The updates are compared on this share, and the best one is kept; the random start is a candidate too.
 """
 import logging
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
-"""Tokens of an update: as many as give the gradient a direction, as few as keep it at a second or so."""
+"""Largest numbers of tokens of an update. They are enough for a useful gradient, and an update takes about a second."""
 JUDGED_SHARE = 0.25
-"""Of the sequences, in every deal."""
+"""Share of the sequences that judge, in every division."""
 JUDGE_EVERY = 5
-"""Updates between comparisons."""
+"""Updates between two comparisons."""
 
 
 class ProjectionError(ValueError):
@@ -34,29 +34,29 @@ class ProjectionError(ValueError):
 
 
 class Sample(NamedTuple):
-    """Tokens with what is to be predicted of them."""
+    """Tokens with what is to be predicted for them."""
     x_ND: Tensor
     """Inputs of the linear part and of the features, normalised states."""
     goal_ND: Tensor
     weight_N: Tensor
-    """Of squared errors; any unit."""
+    """Weights of the squared errors, in any unit."""
     sequence_N: Tensor
-    """int64: which sequence a token is from."""
+    """int64: the sequence that a token is from."""
 
-    def only(self, rows: Tensor) -> "Sample":
-        """These tokens alone."""
-        return Sample(*(tensor[rows] for tensor in self))
+    def only(self, tokens: Tensor) -> "Sample":
+        """The sample of these tokens alone."""
+        return Sample(*(tensor[tokens] for tensor in self))
 
 
 class Learned(NamedTuple):
-    """Frequencies and phases, and how they came about."""
+    """Frequencies and phases, and the curve of their training."""
     v_MD: Tensor
     c_M: Tensor
     curve: list[dict[str, Any]]
-    """A row a step, the start first as 0: step, error (None at the start, on the tokens that the step judged) and,
-    where compared, judged_error."""
+    """One entry for each update, with the start as 0: step (the update), error (on the tokens that judged in the
+    update; None at the start) and, at a comparison, judged_error."""
     step: int
-    """Whose theta was kept; 0 is the start."""
+    """The update whose theta was kept; 0 is the start."""
 
 
 def features(x_ND: Tensor, v_MD: Tensor, c_M: Tensor) -> Tensor:
@@ -65,10 +65,10 @@ def features(x_ND: Tensor, v_MD: Tensor, c_M: Tensor) -> Tensor:
 
 
 def projected_error(v_MD: Tensor, c_M: Tensor, solved: Sample, judged: Sample, ridge: float) -> Tensor:
-    """E(theta), a scalar with gradients: 0 perfect, 1 as good as predicting no step at all.
+    """E(theta), a scalar with gradients. 0 is perfect, and 1 is as good as predicting no change of the state.
 
-    ridge: relative to features of unit variance.
-    Raises ProjectionError where the Gram matrix is not definite.
+    ridge: ridge of the solution, relative to features of unit variance.
+    Raises ProjectionError if the Gram matrix is not definite.
     """
     w_FD, mean_F, mean_goal_D = _solution(features(solved.x_ND, v_MD, c_M), solved, ridge)
     predicted_ND = mean_goal_D + (features(judged.x_ND, v_MD, c_M) - mean_F) @ w_FD
@@ -79,7 +79,7 @@ def projected_error(v_MD: Tensor, c_M: Tensor, solved: Sample, judged: Sample, r
 
 
 def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge weights w_FD of raw features, with the means about which they act; solved in float64."""
+    """Ridge weights w_FD of the raw features, the features' means and the goal's mean; solved in float64."""
     share_N1 = (sample.weight_N / sample.weight_N.sum())[:, None]
     mean_F, mean_goal_D = (share_N1 * f_NF).sum(dim=0), (share_N1 * sample.goal_ND).sum(dim=0)
     root_NF = (f_NF - mean_F) * share_N1.sqrt()
@@ -97,41 +97,42 @@ def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tenso
 
 def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, steps: Natural, lr: Positive,
           seed: int) -> Learned:
-    """Move random frequencies and phases by Adam on E(theta); the best of the steps judged, the start among them.
+    """Train random frequencies and phases by Adam on E(theta); the best compared update or the start is returned.
 
-    ridge: relative to features of unit variance.
-    steps: of Adam; 0 returns the start.
-    lr: of Adam at the start, falling to zero along a line; in units of the frequencies' own spread, and radians.
-    seed: of the deals.
-    Raises ProjectionError for fewer than three sequences and options out of range.
+    ridge: ridge of the solution, relative to features of unit variance.
+    steps: updates of Adam; 0 returns the start.
+    lr: learning rate of Adam at the start, in units of the frequencies' own spread and in radians; it falls linearly
+        to zero.
+    seed: seed of the divisions of the sequences.
+    Raises ProjectionError for fewer than three sequences, OptionError for options out of range.
     """
     sequences = sample.sequence_N.unique()
     check(learn, locals())
     if len(sequences) < 3:
-        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be dealt into those that solve, "
-                              "those that judge a step and those that compare steps; give at least 3")
+        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be divided into those that "
+                              "solve, those that judge an update and those that compare updates; give at least 3")
     generator = torch.Generator().manual_seed(seed)
     kept, apart = _halves(sequences, generator)
     compared = _deal(sample, kept, apart, generator)
-    # Adam moves every number by about lr: frequencies are counted in their own spread, as phases are of order one
+    # Adam moves every number by about lr; phases are of order one, so frequencies are counted in their own spread
     scale = v_MD.std()
     u_MD, p_M = ((v_MD / scale).clone().requires_grad_(), c_M.clone().requires_grad_())
     adam = torch.optim.Adam([u_MD, p_M], lr=lr)
-    fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / max(1, steps))
+    fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda update: 1 - update / max(1, steps))
     best = (_compare(v_MD, c_M, compared, ridge), 0, v_MD, c_M)
     curve: list[dict[str, Any]] = [{"step": 0, "error": None, "judged_error": best[0]}]
-    for step in range(1, steps + 1):
+    for update in range(1, steps + 1):
         error = projected_error(u_MD * scale, p_M, *_deal(sample, *_halves(kept, generator), generator), ridge)
         adam.zero_grad()
         error.backward()
         adam.step()
         fall.step()
-        curve.append({"step": step, "error": error.item()})
-        if step % JUDGE_EVERY == 0 or step == steps:
+        curve.append({"step": update, "error": error.item()})
+        if update % JUDGE_EVERY == 0 or update == steps:
             now = (u_MD.detach() * scale, p_M.detach().clone())
             curve[-1]["judged_error"] = found = _compare(*now, compared, ridge)
-            best = min(best, (found, step, *now), key=lambda one: one[0])
-    logger.info("learned features: step %d of %d kept, error %.4f against %.4f at the start", best[1], steps, best[0],
+            best = min(best, (found, update, *now), key=lambda one: one[0])
+    logger.info("learned features: update %d of %d kept, error %.4f against %.4f at the start", best[1], steps, best[0],
                 curve[0]["judged_error"])
     return Learned(best[2], best[3], curve, best[1])
 
@@ -149,9 +150,9 @@ def _halves(sequences: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
 
 
 def _deal(sample: Sample, solving: Tensor, judging: Tensor, generator: torch.Generator) -> tuple[Sample, Sample]:
-    """Tokens of these sequences, drawn at random where there are more than a step takes."""
+    """Tokens of these sequences; they are drawn at random if there are more than an update takes."""
     dealt = []
     for sequences, most in ((solving, MOST_SOLVED), (judging, MOST_JUDGED)):
-        rows = torch.isin(sample.sequence_N, sequences).nonzero().flatten()
-        dealt.append(sample.only(rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]))
+        tokens = torch.isin(sample.sequence_N, sequences).nonzero().flatten()
+        dealt.append(sample.only(tokens[torch.randperm(len(tokens), generator=generator)[:most].sort().values]))
     return dealt[0], dealt[1]

@@ -1,14 +1,15 @@
 """Which layers to remove first: a greedy search by what each removal does to the model's outputs.
 
-CKA of hidden states says how alike two states are, not what the difference between them does to the text. Here a
-candidate is judged by KL(dense || pruned) of the next-token distributions over calibration text, with a stand-in in
-its place. The stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The
+CKA of hidden states says how alike two states are, but not how their difference changes the text. Here a candidate is
+replaced by a stand-in and judged by KL(dense || pruned) of the next-token distributions over calibration text. The
+stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The
 layer whose removal raises the divergence least is removed, then the next one, so that one search orders the layers for
 every ratio.
 
-A removal rarely becomes cheaper by others, so bounds of earlier rounds are tried in their order and the first fresh
-one that still leads is taken ("lazy" greedy, Minoux 1978); a run through the kept layers starts at the candidate.
-Compare SLEB (Song et al. 2024), whose greedy loss has no stand-ins and no order of bounds.
+A removal rarely raises the divergence less after other removals. So the rise of an earlier round serves as a lower
+bound: candidates are judged again in the order of their bounds, and a candidate that still has the lowest rise after it
+was judged again is removed ("lazy" greedy, Minoux 1978). A run through the kept layers starts at the candidate. SLEB
+(Song et al. 2024) is greedy too, by the loss, without stand-ins and without an order of bounds.
 """
 import logging
 import time
@@ -39,9 +40,9 @@ class _Run(NamedTuple):
     """What every candidate is judged with."""
     passes: Passes
     stand_ins: dict[int, nn.Module]
-    """Of each eligible layer."""
+    """The stand-in of each eligible layer."""
     states: list[Tensor]
-    """h_STD of the judging sequences before each layer of the model as pruned so far."""
+    """h_STD of the judging sequences before each layer of the model as it is pruned so far."""
     final_STD: Tensor
     batch: int
 
@@ -50,24 +51,24 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
                   device: str = "cpu", dtype: str = "float32", dictionary: Kind = "neurons",
                   entries: Count = 96, fit_sequences: Count = 128, judge_sequences: Count = 16, protect: Edge = 0.1,
                   largest: Share = 0.5, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
-    """Order layers by the divergence that replacing them causes, until `largest` of all layers have gone.
+    """Order layers by the divergence that their replacement causes, until `largest` of all layers are replaced.
 
-    dictionary: of the stand-ins tried: `neurons`, `rff`, `rff_learned` or `none`.
-    entries: of that dictionary.
-    fit_sequences: sequences that the stand-ins tried are fitted on.
+    dictionary: dictionary of the stand-ins: `neurons`, `rff`, `rff_learned` or `none`.
+    entries: entries of that dictionary.
+    fit_sequences: sequences that the stand-ins are fitted on.
     judge_sequences: other sequences, on which outputs are compared.
-    protect: share of the layers that stay at each end, rounded to whole layers.
-    largest: share of the layers to order; a higher ratio than they allow cannot be asked for.
+    protect: share of the layers kept at each end, rounded to whole layers.
+    largest: share of the layers to order; a ratio that needs more layers is refused.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
-    Raises SearchError where there are too few sequences or no layer may go.
+    seed: seed of the choice of sequences.
+    Raises SearchError if there are too few sequences or if no layer may be removed.
     """
     check(by_divergence, locals())
     began = time.perf_counter()
     eligible = eligible_layers(facts.layers, protect)
     _check_sizes(hidden, eligible, k_max, fit_sequences, judge_sequences)
-    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    fitted, judged = order[judge_sequences:][:fit_sequences].sort().values, order[:judge_sequences].sort().values
+    drawn = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    fitted, judged = drawn[judge_sequences:][:fit_sequences].sort().values, drawn[:judge_sequences].sort().values
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     options = closed_form_options(model, hidden, dictionary=dictionary, entries=entries, seed=seed)
     stand_ins = {}
@@ -76,8 +77,8 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
         logger.info("stand-in of layer %d of %d", layer, eligible[-1])
     run = _Run(Passes(model, hidden.tokens), stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
                hidden.state(facts.layers)[judged], batch_sequences)
-    gone, rises, single, tried = _greedy(run, eligible, k_max, round(largest * facts.layers))
-    return Search(gone, rises, "divergence", k_max, single, tried,
+    order, rises, single, tried = _greedy(run, eligible, k_max, round(largest * facts.layers))
+    return Search(order, rises, "divergence", k_max, single, tried,
                   {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,
                    "seconds": time.perf_counter() - began})
 
@@ -87,52 +88,53 @@ def _check_sizes(hidden: HiddenStates, eligible: range, k_max: int, fit_sequence
         raise SearchError(f"search.judge_sequences {judge_sequences} and fit_sequences {fit_sequences} of "
                           f"{hidden.sequences} sequences leave none on one side; lower them or add sequences")
     if not eligible or k_max < 2:
-        raise SearchError(f"search: no layer may go with k_max {k_max} and {len(eligible)} eligible layers; raise "
-                          "k_max or lower protect")
+        raise SearchError(f"search: no layer may be removed with k_max {k_max} and {len(eligible)} eligible layers; "
+                          "raise k_max or lower protect")
 
 
 def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:
-    """The order, by how much each raises the divergence, that of single removals, and how many runs it took."""
-    gone: list[int] = []
+    """The order of removal, the rise of the divergence at each removal and of single layers, and the number of runs."""
+    removed: list[int] = []
     rises: list[float] = []
     bound = dict.fromkeys(eligible, -float("inf"))  # last known rise of the divergence
     single: dict[str, float] = {}
     tried, current = 0, 0.0
-    while len(gone) < most and bound:
+    while len(removed) < most and bound:
         fresh: set[int] = set()
         while (layer := min(bound, key=lambda layer: (bound[layer], layer))) not in fresh:
-            bound[layer] = _divergence(run, gone, layer) - current
+            bound[layer] = _divergence(run, removed, layer) - current
             tried += 1
             fresh.add(layer)
-            if not gone:
+            if not removed:
                 single[str(layer)] = bound[layer]
         rises.append(bound.pop(layer))
         current += rises[-1]
-        gone.append(layer)
-        _advance(run, gone, layer)
-        bound = {layer: rise for layer, rise in bound.items() if _run_length(gone, layer) < k_max}
-        logger.info("layer %d goes: divergence %.4f nats after %d layers, %d runs", layer, current, len(gone), tried)
-    return gone, rises, single, tried
+        removed.append(layer)
+        _advance(run, removed, layer)
+        bound = {layer: rise for layer, rise in bound.items() if _run_length(removed, layer) < k_max}
+        logger.info("layer %d is removed: divergence %.4f nats after %d layers, %d runs", layer, current,
+                    len(removed), tried)
+    return removed, rises, single, tried
 
 
-def _run_length(gone: list[int], layer: int) -> int:
-    """Consecutive layers that would be gone with this one."""
+def _run_length(removed: list[int], layer: int) -> int:
+    """Number of consecutive layers that would be removed with this one."""
     first = last = layer
-    while first - 1 in gone:
+    while first - 1 in removed:
         first -= 1
-    while last + 1 in gone:
+    while last + 1 in removed:
         last += 1
     return last - first + 1
 
 
-def _path(run: _Run, gone: list[int], start: int) -> list[Step]:
-    return [run.stand_ins[layer] if layer in gone else layer for layer in range(start, len(run.states))]
+def _path(run: _Run, removed: list[int], start: int) -> list[Step]:
+    return [run.stand_ins[layer] if layer in removed else layer for layer in range(start, len(run.states))]
 
 
 @torch.no_grad()
-def _divergence(run: _Run, gone: list[int], layer: int) -> float:
-    """KL(dense || pruned) in nats a token, with this layer gone too."""
-    path, sums = _path(run, [*gone, layer], layer), 0.0
+def _divergence(run: _Run, removed: list[int], layer: int) -> float:
+    """KL(dense || pruned) in nats per token if this layer is removed too."""
+    path, sums = _path(run, [*removed, layer], layer), 0.0
     for h_BTD, final_BTD in zip(run.states[layer].split(run.batch), run.final_STD.split(run.batch), strict=True):
         h_BTD = run.passes.run(h_BTD.to(run.passes.device, run.passes.model.dtype), path)
         student, teacher = (run.passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
@@ -142,8 +144,8 @@ def _divergence(run: _Run, gone: list[int], layer: int) -> float:
     return sums / len(run.final_STD)
 
 
-def _advance(run: _Run, gone: list[int], layer: int) -> None:
-    """States of the model as pruned now, from the layer on."""
-    path = _path(run, gone, layer)
+def _advance(run: _Run, removed: list[int], layer: int) -> None:
+    """Update the states of the model as it is pruned now, after this layer."""
+    path = _path(run, removed, layer)
     for number, step in enumerate(path[:-1], start=layer):
         run.states[number + 1] = run.passes.run_batches(run.states[number], [step], run.batch)

@@ -107,7 +107,7 @@ def test_same_seed_same_search_whatever_the_batch(dense, found):
     ({"judge_sequences": 16}, r"judge_sequences 16 and fit_sequences 12 of 16 sequences leave none on one side"),
     ({"judge_sequences": 0}, "judge_sequences is 0; give a number at least 1"),
     ({"fit_sequences": 0}, "fit_sequences is 0; give a number at least 1"),
-    ({"k_max": 1}, "no layer may go with k_max 1 and 4 eligible layers"),
+    ({"k_max": 1}, "no layer may be removed with k_max 1 and 4 eligible layers"),
     ({"protect": 0.5}, "protect is 0.5; give a number below 0.5"),
     ({"largest": 0.0}, r"largest is 0\.0; give a number above 0"),
     ({"largest": 1.0}, r"largest is 1\.0; give a number below 1"),
