@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` runs the main job, `make test` the test suite. Both set up .venv first.
+# `make demo` runs the workflow and `make test` runs the tests. Both set up .venv first.
 PYTHON ?= python3
 CORES ?= 2
 VENV := .venv
@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdp needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name one with PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdp needs Python 3.11 or newer, but this is " + sys.version.split()[0] + "; name another with PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
@@ -21,7 +21,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(CORES)
 
-# needs slurm-wlm and munge; see docs/cluster.md
+# `make test-cluster` needs slurm-wlm and munge; see docs/cluster.md
 test-cluster: $(READY)
 	$(BIN)/python -m pytest tests/cluster
 

@@ -1,9 +1,9 @@
-"""kdp: prune language models by every method of a grid, evaluate, and report.
+"""kdp prunes language models by every variant of a grid, scores them, and writes a report.
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
       -> evaluate, efficiency, diagnose -> comparisons -> tables, ablations, paper, views, theory, spaces -> figures
       -> report.
-One rule file a stage, one thin script a rule, one library module a stage.
+Each stage has a rule file and a library module; each rule has a thin script.
 """
 
 from snakemake.utils import min_version
@@ -17,7 +17,7 @@ configfile: "config.yaml"
 report: "rules/captions/workflow.rst"
 
 
-# a script takes the place of the shell that starts it, so that a signal finds it and nothing ends before it
+# `exec` replaces the shell by the script, so that signals reach the script and the job ends only with it
 shell.prefix("set -euo pipefail; exec ")
 
 
@@ -53,9 +53,9 @@ rule all:
         "results/report.html",
         "results/scores.csv",
         "results/summary.csv",
-        # named here too, so that they run beside the extraction, before any block is known
+        # the dense scores are named here too, so that they run beside the extraction, before blocks are selected
         dense_measured(),
-        # and these, so that the blocks of all points are chosen at once
+        # the scores are named here too, so that the blocks of all points are selected at the same time
         of_points("scores.json"),
         theory_wanted(),
         tables_wanted(),

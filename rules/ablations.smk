@@ -1,4 +1,4 @@
-"""Ablations: a table for each, from the summary, the scores and the paired tests alone."""
+"""Ablations: each is a table that is made only from the summary, the scores and the paired tests."""
 
 
 rule ablation:

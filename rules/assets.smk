@@ -1,4 +1,4 @@
-"""Assets: texts and dense models from named, hashed sources, and packed calibration tokens."""
+"""Assets: texts and dense models, fetched from named sources and checked by hash, and packed calibration tokens."""
 
 
 rule text:

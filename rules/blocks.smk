@@ -1,4 +1,7 @@
-"""Blocks: which layers a grid point replaces. A checkpoint, since the choice decides which blocks are trained."""
+"""Blocks: the layers that a grid point replaces.
+
+The rule is a checkpoint, because the selection decides which blocks are trained.
+"""
 
 
 checkpoint blocks:
@@ -21,7 +24,7 @@ checkpoint blocks:
             "ratio": float(wildcards.ratio),
             "k_max": int(wildcards.k_max),
         },
-        row=lambda wildcards: variants.selection(config, wildcards.method),
+        variant=lambda wildcards: variants.selection(config, wildcards.method),
         sized_as=lambda wildcards: variants.sized_as(config, wildcards.method),
         code=lambda wildcards: code.of_blocks(
             method_of(wildcards),

@@ -1,4 +1,7 @@
-"""Config check, wildcards, and the input functions and resources that need Snakemake; the rest is in planning."""
+"""The check of the config, wildcards, input functions and resources that need Snakemake.
+
+All that does not need Snakemake is in workflow_scripts/planning.
+"""
 
 import os
 import re
@@ -40,7 +43,7 @@ wildcard_constraints:
 
 
 def one_of(names):
-    """A constraint of a wildcard to these names; without any it matches nothing."""
+    """The constraint of a wildcard to these names. Without names it matches nothing."""
     return "|".join(map(re.escape, names)) or r"(?!)"
 
 
@@ -50,7 +53,7 @@ def model_of(wildcards):
 
 
 def dtype_of(wildcards):
-    """Precision of a model's forward passes."""
+    """The precision of a model's forward passes."""
     return model_of(wildcards).get("dtype", "float32")
 
 
@@ -60,19 +63,19 @@ def device_of(wildcards):
 
 
 def method_of(wildcards):
-    """The method that a variant stands on."""
+    """The method of a variant."""
     return variants.base_of(config, wildcards.method)
 
 
 def options_of(part):
-    """A variant's options of a part, such as `search`, or of the step that the wildcard names."""
+    """A variant's options for one part, such as `search`, or for the step that the wildcard names."""
     return lambda wildcards: variants.options(config, wildcards.method).get(
         wildcards.step if part == "step" else part, {}
     )
 
 
 def code_of(part):
-    """Hash of the library code of a part of a variant's method, or of the step that the wildcard names."""
+    """The hash of the library code of one part of a variant's method, or of the step that the wildcard names."""
     return lambda wildcards: code.of_method(
         part, method_of(wildcards), wildcards.step if part == "step" else part
     )
@@ -90,7 +93,7 @@ def of_tasks(folder):
 
 
 def known_options(section, names):
-    """Those of a section's options that a rule knows."""
+    """The options of a section that a rule knows."""
     return {name: value for name, value in section.items() if name in names}
 
 
@@ -100,7 +103,7 @@ def environment(name="cpu"):
 
 
 def kept_or_not(states):
-    """The states; they are deleted after the last job that reads them if the config says `keep: false`."""
+    """The states. With `hidden.keep: false` they are deleted after the last job that reads them."""
     return (
         directory(states)
         if config.get("hidden", {}).get("keep", True)
@@ -109,7 +112,7 @@ def kept_or_not(states):
 
 
 def shards_of(wildcards):
-    """The shards that a calibration set's states are joined from."""
+    """The shards from which the states of a calibration set are joined."""
     folder = "results/{model}/{calib}/hidden-shards".format(**wildcards)
     return [
         f"{folder}/{start}-{stop}"
@@ -118,9 +121,9 @@ def shards_of(wildcards):
 
 
 def memory_mb(base, weights=0, states=0):
-    """Megabytes: `base`, copies of the model's weights, and states of all tokens; each attempt asks for 1.5 times more.
+    """The memory of a job in megabytes: `base`, copies of the model's weights, and states of all tokens.
 
-    `states` is a number, or a function of the wildcards.
+    `states` is a number, or a function of the wildcards. Each further attempt asks for 1.5 times as much.
     """
 
     def asked(wildcards, attempt):
@@ -136,7 +139,10 @@ def memory_mb(base, weights=0, states=0):
 
 
 def minutes(base, per_billion=0):
-    """Minutes: `base`, and some for each billion of the model's parameters; each attempt asks for twice as many."""
+    """The minutes of a job: `base`, and `per_billion` for each billion parameters.
+
+    Each further attempt asks for twice as many.
+    """
 
     def asked(wildcards, attempt):
         time = base
@@ -149,32 +155,32 @@ def minutes(base, per_billion=0):
 
 
 def gpus(wildcards):
-    """GPUs of a job on the device of its model."""
+    """The number of GPUs of a job that runs on the device of its model."""
     return resources.gpus(config, wildcards.model)
 
 
 def one_gpu(wildcards):
-    """The GPU of a job that reads states and loads no model."""
+    """The number of GPUs, at most one, of a job that reads states and loads no model."""
     return min(1, gpus(wildcards))
 
 
 def one_node(wildcards):
-    """One node for several GPUs; None if a job takes one GPU or none."""
+    """1 node if a job takes several GPUs; None if it takes one GPU or none."""
     return 1 if gpus(wildcards) > 1 else None
 
 
 def on_gpu(name, otherwise=None):
-    """A default resource of the profile for jobs with a GPU, and `otherwise` for the others; None is no resource."""
+    """A default resource of the profile for jobs with a GPU, and `otherwise` for other jobs. None sets no resource."""
     return lambda wildcards: site(name) if gpus(wildcards) else otherwise
 
 
 def site(name):
-    """A default resource of the profile as it is written there; None if the profile has none of this name."""
+    """A default resource as the profile has it; None if the profile has no resource of this name."""
     given = workflow.resource_settings.default_resources or {}
     return given[name].raw if name in given else None
 
 
-# what jobs on the device of their model ask for; the profile says where they run
+# resources of jobs that run on the device of their model; the profile says where they run
 GPU = {"gpu": gpus, "nodes": one_node}
 if site("gpu_type"):
     GPU["gpu_model"] = on_gpu("gpu_type")
@@ -184,22 +190,22 @@ ONE_GPU = GPU | {"gpu": one_gpu}
 
 
 def records_of(point):
-    """The records that `fold` reads of a grid point: what its variant composed, or every step of every block."""
+    """The records that `fold` reads for a grid point: its composed record, or those of every step of every block."""
     source = variants.source_of(config, point["method"])
     point = {key: point[key] for key in grid.KEYS} | {"method": source}
     if not variants.has(config, source, "compose"):
-        # raises until the blocks are selected
+        # Snakemake raises here until the blocks are selected
         checkpoints.blocks.get(**point)
     return grid.fitted_files(point, variants.fits(config, source))
 
 
 def of_points(name):
-    """A file of every grid point."""
+    """The file of this name of every grid point."""
     return [f"{grid.folder(point)}/{name}" for point in POINTS]
 
 
 def of_source(name):
-    """A file of the variant that a fine-tuned one starts from."""
+    """The file of this name of the variant that a fine-tuned variant starts from."""
 
     def file(wildcards):
         source = variants.source_of(config, wildcards.method)
@@ -209,12 +215,12 @@ def of_source(name):
 
 
 def all_records(wildcards=None):
-    """The records of every fit of every grid point, each once, in the order of the grid."""
+    """The records of all fits of all grid points. Each record is listed once, in the order of the grid."""
     return list(dict.fromkeys(path for point in POINTS for path in records_of(point)))
 
 
 def basis_of(wildcards):
-    """What a variant's blocks are selected by: a search, its own or one that it shares, or the similarity."""
+    """The file by which a variant's blocks are selected: its own search, a search that it shares, or the similarity."""
     search = variants.search_of(config, wildcards.method)
     if search:
         return SEARCH.format(**dict(wildcards) | {"method": search})
@@ -222,7 +228,7 @@ def basis_of(wildcards):
 
 
 def steps_before(wildcards):
-    """Records of the method's earlier steps on the same block."""
+    """The records of the method's earlier steps on the same block."""
     names = variants.steps(config, wildcards.method)
     return [
         f"{BLOCK.format(**wildcards)}/{name}.safetensors"
@@ -231,14 +237,14 @@ def steps_before(wildcards):
 
 
 def trained(wildcards, step):
-    """One step's records of every block that a variant has trained on a calibration set, by first layer."""
+    """The records of one step on every block that a variant has trained on a calibration set, by first layer."""
     points = grid.points_like(POINTS, wildcards)
     found = {path for point in points for path in records_of(point)}
     return grid.by_layer(path for path in found if os.path.basename(path) == f"{step}.safetensors")
 
 
 def dense_measured():
-    """Scores and costs of the dense models."""
+    """The scores and costs of the dense models."""
     return [
         f"results/{model}/{name}.json"
         for model in config["grid"]["models"]
@@ -247,7 +253,7 @@ def dense_measured():
 
 
 def everything_measured(wildcards):
-    """All that tables and the overview figures read."""
+    """All files that the tables and the overview figures read."""
     names = ("plan.json", "pruned.json", "scores.json", "efficiency.json")
     tuned = [point for point in POINTS if "source" in point]
     searches = dict.fromkeys(filter(None, map(grid.search_file, POINTS)))
@@ -261,10 +267,10 @@ def everything_measured(wildcards):
 
 
 def theories(wildcards=None):
-    """The records of both theorems, of every model and calibration set."""
+    """The records of both theorems for every model and calibration set."""
     if "theory" not in config:
         raise WorkflowError(
-            "config: no `theory`; add it, or --configfile configs/theory.yaml"
+            "the config has no `theory`; add it, or use --configfile configs/theory.yaml"
         )
     return [
         f"results/{model}/{calib}/theory.json"
@@ -278,7 +284,7 @@ def theory_wanted():
 
 
 def tables_wanted():
-    """The paper's tables, those of the ablations, and that of calibration seeds if there are several."""
+    """The tables of the paper and of the ablations, and the table of calibration seeds if there are several."""
     seeds = ["results/tables/seeds.csv"] if FAMILIES else []
     ablations = [f"results/tables/ablation-{name}.csv" for name in config.get("ablations", {})]
     return ["results/tables/paper/index.md", *ablations, *seeds]
@@ -296,7 +302,7 @@ def paper_table(name):
 
 
 def listed(path, name, caption="summary"):
-    """A table in Snakemake's report, by its name and kind of file."""
+    """A table in Snakemake's report, labelled with its name and the kind of its file."""
     return report(
         path,
         caption=f"captions/{caption}.rst",

@@ -1,4 +1,4 @@
-"""Compose: all stand-ins of a grid point at once, for variants whose blocks are not fitted one by one."""
+"""Compose: all stand-ins of a grid point are fitted together, for variants whose blocks are not fitted one by one."""
 
 
 rule compose:

@@ -1,4 +1,4 @@
-"""Diagnosis: what folding did to the states and outputs, on held-out windows."""
+"""Diagnosis: states and outputs of a pruned model are compared with the dense ones on held-out windows."""
 
 
 rule diagnose:

@@ -1,6 +1,6 @@
-"""Evaluation: held-out tasks, lm-eval scores, and costs, of every pruned model and of the dense one.
+"""Evaluation: held-out tasks, lm-eval scores and costs of every pruned model and of the dense one.
 
-With `evaluate.split` every task of every model is a job of its own, and `evaluate` puts together what these kept.
+With `evaluate.split` every task of every model is a job of its own, and `evaluate` joins the records of these jobs.
 """
 
 OWN_TASKS = ("window", "lastword_items", "continuation_items", "seed")
@@ -46,7 +46,7 @@ rule score:
     resources:
         **GPU,
         mem_mb=memory_mb(5000, weights=1.5),
-        # one task may be nearly all there is to score
+        # a single task can take nearly as long as all of them
         runtime=minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
@@ -91,7 +91,7 @@ rule evaluate:
         f"results/logs/evaluate/{POINT_NAME}.log",
     benchmark:
         f"results/benchmarks/evaluate/{POINT_NAME}.tsv"
-    # jobs that only put together are small, and go together where they are many
+    # jobs that only join records are small; a profile can put several of them into one job
     group:
         "evaluate" if SPLIT else None
     conda:
@@ -99,7 +99,7 @@ rule evaluate:
     resources:
         **({} if SPLIT else GPU),
         mem_mb=memory_mb(3000 if SPLIT else 5000, weights=0 if SPLIT else 1.5),
-        # split, the checkpoint is read for its hash alone
+        # with `split` the checkpoint is read only for its hash
         runtime=minutes(30, per_billion=3) if SPLIT else minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
@@ -107,7 +107,7 @@ rule evaluate:
         task_folders=config["evaluate"].get("task_folders", []),
         options=known_options(config["evaluate"], SCORING),
         benchmarks=config["evaluate"].get("benchmarks", {}),
-        # what a task gave stays here when the job fails, or when another task is asked for
+        # the record of a task stays here if the job fails or another task is added
         records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
         definitions=evaluation.task_files(),
         code=code.of_script("evaluate"),

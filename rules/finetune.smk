@@ -1,7 +1,7 @@
-"""Finetune: a variant's pruned checkpoint, fine-tuned. It shares the variant's blocks, steps and fold."""
+"""Finetune: the pruned checkpoint of a variant is fine-tuned. Blocks, steps and fold are those of that variant."""
 
 
-# a fine-tuned variant's plan is its source's: nothing is selected or folded for it
+# a fine-tuned variant has the plan of its source, so nothing is selected or folded for it
 ruleorder: finetune > blocks
 ruleorder: finetune > fold
 
@@ -23,7 +23,7 @@ rule finetune:
     benchmark:
         f"results/benchmarks/finetune/{POINT_NAME}.tsv"
     wildcard_constraints:
-        # without such variants it matches nothing
+        # without fine-tuned variants the rule matches nothing
         method=one_of(variants.finetuned(config)),
     conda:
         environment()

@@ -1,4 +1,4 @@
-"""Fold: a grid point's plan to a pruned checkpoint."""
+"""Fold: the plan of a grid point and the dense checkpoint become a pruned checkpoint."""
 
 
 rule fold:

@@ -1,4 +1,4 @@
-"""Hidden states of the dense model, streamed to Zarr: by one job, or by `hidden.shards` jobs and one that joins."""
+"""Hidden states of the dense model are written to Zarr by one job, or by `hidden.shards` jobs and a joining job."""
 
 SHARDS = config.get("hidden", {}).get("shards", 1)
 EXTRACTION = {
@@ -55,7 +55,7 @@ use rule hidden as hidden_shard with:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}, sequences {wildcards.start} to {wildcards.stop}"
 
 
-# same script and params: the number of shards changes neither code nor options of what is stored
+# script and params are those of `hidden`: the number of shards changes neither the code nor the options of the states
 use rule hidden as hidden_join with:
     input:
         shards_of,

@@ -1,4 +1,4 @@
-"""Comparisons on the same items, spread over calibration seeds, and the tables of KDP's paper."""
+"""Comparisons of models on the same items, the spread over calibration seeds, and the tables of KDP's paper."""
 
 
 rule comparisons:
@@ -70,7 +70,7 @@ rule paper_costs:
     params:
         code=code.of_script("costs"),
     message:
-        "Counting what the paper's models cost, from their configurations"
+        "Counting the costs of the paper's models from their configurations"
     script:
         "../workflow_scripts/costs.py"
 

@@ -1,4 +1,4 @@
-"""Plan: what the grid would cost, from configurations alone; nothing is downloaded or run for it."""
+"""Plan: the cost of the grid is estimated from configurations only. Nothing is downloaded or run for it."""
 
 
 localrules:
@@ -23,6 +23,6 @@ rule plan:
         options=config.get("plan", {}),
         code=code.of_script("plan"),
     message:
-        "Planning the grid"
+        "Estimating the cost of the grid"
     script:
         "../workflow_scripts/plan.py"

@@ -9,7 +9,7 @@ rule tables:
         comparisons="results/tables/comparisons.csv",
     output:
         scores=listed("results/scores.csv", "every measured number", "scores"),
-        summary=listed("results/summary.csv", "one row a model"),
+        summary=listed("results/summary.csv", "one row for each model"),
         fits=listed("results/tables/fits.csv", "fits", "fits"),
         csv=listed("results/tables/summary.csv", "summary for print"),
         md=listed("results/tables/summary.md", "summary for print"),
@@ -57,7 +57,7 @@ rule report:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        # functions, since snakemake takes braces in strings for wildcards
+        # these are functions, because snakemake reads braces in strings as wildcards
         figures=lambda wildcards: FIGURES,
         seeds=grid.seeds(config),
         config_yaml=lambda wildcards: yaml.safe_dump(

@@ -1,6 +1,6 @@
-"""Search: the order in which layers are removed, for variants that do not select blocks by similarity.
+"""Search: layers are ordered for removal, for variants that do not select blocks by similarity.
 
-A search is independent of the ratio.
+A search does not depend on the ratio.
 """
 
 

@@ -1,4 +1,4 @@
-"""Similarity of all pairs of layers."""
+"""Similarity: all pairs of layers are compared."""
 
 
 rule similarity:

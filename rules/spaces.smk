@@ -1,4 +1,4 @@
-"""States, logits and probabilities beside the dense model's, where the config has `spaces`."""
+"""States, logits and probabilities are compared with those of the dense model, if the config has `spaces`."""
 
 SPACES = config.get("spaces", {})
 
@@ -27,7 +27,7 @@ rule spaces_probe:
         options=SPACES.get("probe", {}),
         code=code.of_script("spaces"),
     message:
-        "Leaving out the layers of {wildcards.model} one by one"
+        "Measuring {wildcards.model} without single layers"
     script:
         "../workflow_scripts/spaces.py"
 
@@ -53,4 +53,4 @@ use rule spaces_probe as spaces with:
         options=SPACES.get("compare", {}),
         code=code.of_script("spaces"),
     message:
-        "Three spaces of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
+        "Comparing the spaces of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"

@@ -1,4 +1,7 @@
-"""Steps: one step of one method on one block. Independent of the ratio, so grid points share them."""
+"""Steps: one step of one method is fitted on one block.
+
+A step does not depend on the ratio, so grid points that have the block share it.
+"""
 
 
 rule step:

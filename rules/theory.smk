@@ -1,4 +1,4 @@
-"""Theorems 1 and 2 as numbers, where the config has `theory`."""
+"""Theorems 1 and 2 are measured, if the config has `theory`."""
 
 
 rule theory:

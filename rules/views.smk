@@ -1,10 +1,10 @@
-"""Kernel-space views of trained variants and paths of the states, if the config has `views`; figures draw them."""
+"""Views of the kernel space of trained variants, and paths of the states, if the config has `views`."""
 
 VIEWS = config.get("views", {})
 
 
 def kernel_views(wildcards):
-    """A variant's views: of the blocks that `views` names, else of all blocks that the grid trains."""
+    """The views of a variant, of the blocks that `views` names or else of all blocks that the grid trains."""
     blocks = VIEWS.get("blocks")
     if blocks is None:
         folders = map(os.path.dirname, trained(wildcards, "kernel"))
@@ -31,13 +31,13 @@ rule kernel_view:
         runtime=minutes(20),
     params:
         options=VIEWS.get("heatmaps", {}),
-        # the same sequences are held out as in step 1
+        # the sequences that are held out are those of step 1
         split=lambda wildcards: known_options(
             options_of("kernel")(wildcards), ("heldout", "seed")
         ),
         code=code.of_script("views"),
     message:
-        "Looking into the kernel space of {wildcards.method}, block {wildcards.start}-{wildcards.stop}"
+        "Writing the kernel space of {wildcards.method}, block {wildcards.start}-{wildcards.stop}"
     script:
         "../workflow_scripts/views.py"
 
@@ -61,6 +61,6 @@ rule trajectories:
         options=VIEWS.get("trajectories", {}),
         code=code.of_script("views"),
     message:
-        "Following the states of {wildcards.model} through its layers"
+        "Computing paths of the states of {wildcards.model} through its layers"
     script:
         "../workflow_scripts/views.py"

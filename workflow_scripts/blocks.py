@@ -1,21 +1,24 @@
-"""Rule `blocks`: the blocks that one grid point replaces."""
+"""Rule `blocks` selects the blocks that one grid point replaces."""
 from job import job
 
 from kdp_core.base import store
 from kdp_core.methods import method_of
 
 
-def select_blocks(basis: str, facts: str, grid: dict, row: dict, sized_as: dict, out: str) -> None:
-    """Count the stand-ins of the row `sized_as` and select blocks by the method's own rule; `basis` holds what it
-    judges by, a similarity or a search."""
+def select_blocks(basis: str, facts: str, grid: dict, variant: dict, sized_as: dict, out: str) -> None:
+    """Select blocks by the method's own rule.
+
+    The parameters of the stand-ins are counted for the variant `sized_as`. `basis` is the file of a similarity or a
+    search, by which the method judges blocks.
+    """
     facts = store.read(facts)
     module_params = method_of(sized_as["method"]).module_params(facts, sized_as["options"])
-    selection = method_of(row["method"]).select(store.read(basis), facts, module_params=module_params, **grid,
-                                                **row["options"])
+    selection = method_of(variant["method"]).select(store.read(basis), facts, module_params=module_params, **grid,
+                                                    **variant["options"])
     store.write(out, selection)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        select_blocks(snakemake.input.basis, snakemake.input.facts, snakemake.params.grid, snakemake.params.row,
+        select_blocks(snakemake.input.basis, snakemake.input.facts, snakemake.params.grid, snakemake.params.variant,
                       snakemake.params.sized_as, snakemake.output[0])

@@ -1,4 +1,4 @@
-"""Rule `comparisons`: compares all pairs of models of a group on the same items."""
+"""Rule `comparisons` compares all pairs of models of a group on the same items."""
 from pathlib import Path
 
 from gather import folder
@@ -11,7 +11,7 @@ from kdp_core.results.compare import Entry, Outcomes
 
 
 def entries(grid: list[dict[str, str]]) -> list[Entry]:
-    """Outcomes on every item of the dense models and of all grid points, in the order of the grid."""
+    """The dense models and all grid points with their outcomes on every item, in the order of the grid."""
     made = [Entry((model, "", DENSE, 0.0, 0), False, outcomes(Path("results", model)))
             for model in dict.fromkeys(point["model"] for point in grid)]
     return made + [Entry((point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"])),
@@ -20,7 +20,7 @@ def entries(grid: list[dict[str, str]]) -> list[Entry]:
 
 
 def outcomes(at: Path) -> list[Outcomes]:
-    """Outcomes on every item of one model."""
+    """The outcomes of one model on every item."""
     return compare.read_outcomes(at / "samples", store.read(at / "scores.json"))
 
 

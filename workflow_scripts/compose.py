@@ -1,4 +1,4 @@
-"""Rule `compose`: the stand-ins of one grid point, fitted together."""
+"""Rule `compose` fits all stand-ins of one grid point together."""
 from job import job, training
 
 from kdp_core.base import store
@@ -7,7 +7,7 @@ from kdp_core.states import hidden
 
 
 def compose(method: str, inputs, resume, out: str, **options) -> None:
-    """Fit all that stands in for the blocks of the plan; a fit that trains keeps its state."""
+    """Fit all stand-ins of the plan. A fit that trains saves its state, so that it can be resumed."""
     fit = method_of(method).compose
     trains = {"resume": resume} if "resume" in arguments(fit, filled=()) else {}
     store.write(out, fit(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens), store.read(inputs.plan),

@@ -1,4 +1,4 @@
-"""Rule `paper_costs`: Tables 10 and 12 of the paper, from the configurations of its models."""
+"""Rule `paper_costs` writes Tables 10 and 12 of the paper from the configurations of the paper's models."""
 from pathlib import Path
 
 from job import job

@@ -1,4 +1,4 @@
-"""Rule `dense`: a model from its source, converted once to a safetensors folder, with the facts later stages need."""
+"""Rule `dense` fetches a model and converts it once to a safetensors folder, with the facts that later stages need."""
 from job import job
 
 from kdp_core.base import store

@@ -1,4 +1,4 @@
-"""Rule `diagnose`: states and outputs of a pruned model beside the dense one, on held-out windows."""
+"""Rule `diagnose` compares states and outputs of a pruned model with those of the dense one on held-out windows."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,4 +1,4 @@
-"""Rules `efficiency` and `efficiency_dense`: parameters, multiply-adds, latency and memory beside the dense model."""
+"""Rules `efficiency` and `efficiency_dense` measure parameters, multiply-adds, latency and memory."""
 from job import job
 
 from kdp_core.base import store

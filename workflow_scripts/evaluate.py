@@ -1,6 +1,7 @@
-"""Rules `evaluate` and `score`, and those of the dense model: lm-eval scores of one checkpoint.
+"""Rules `evaluate` and `score`, and the same rules for the dense model, score one checkpoint with lm-eval.
 
-`score` scores one task, which stays on record; `evaluate` all that are not yet, and writes the answer to every item.
+`score` scores one task and keeps its record. `evaluate` scores all tasks without a record, and writes the answers to
+every item.
 """
 from job import job
 

@@ -1,4 +1,4 @@
-"""The rules of rules/figures.smk: one figure as PDF and PNG, with its data as CSV."""
+"""The rules of rules/figures.smk draw one figure as PDF and PNG, and write its data as CSV."""
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ def by_ratio(path: Path) -> str:
 
 
 def by_model(paths: list[str]) -> Callable[[Path], str]:
-    """The model of a record; the calibration set stands beside it if there are several."""
+    """A function that names the model of a record, with the calibration set if there are several."""
     several = len({Path(path).parts[-2] for path in paths}) > 1
     return lambda path: f"{path.parts[-3]}, {path.parts[-2]}" if several else path.parts[-3]
 
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
         "diagnoses": by_point, "spaces": by_point}
-"""Records of which a figure reads several -> what tells them apart."""
+"""The records of which a figure reads several -> the key that distinguishes them."""
 
 
 def read(name: str, found: Any, params: Any) -> Any:
@@ -51,7 +51,7 @@ def read(name: str, found: Any, params: Any) -> Any:
 
 
 def draw(figure: str, inputs: Any, params: Any) -> Drawn:
-    """A figure by its name, from the files that the rule gives."""
+    """Draw a figure by its name from the files that the rule gives."""
     entry = figure_of(figure)
     return entry.draw(*(read(name, inputs.get(name), params) for name in entry.reads), **params.settings)
 

@@ -1,12 +1,12 @@
 """Writes the table of figures into docs/figures.md, from the entries of kdp_core/figures.
 
-Run `python workflow_scripts/figures_table.py` after a change of an entry.
+Run `python workflow_scripts/figures_table.py` after you change an entry.
 """
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# the library lies beside this folder, installed or not
+# the library is found beside this folder, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.figures import Entry, find  # noqa: E402

@@ -1,4 +1,4 @@
-"""Rule `finetune`: the fine-tuned variant of a pruned checkpoint, and the plan that both share."""
+"""Rule `finetune` fine-tunes a pruned checkpoint and copies the plan that both checkpoints share."""
 from job import job, training
 
 from kdp_core.base import store
@@ -6,7 +6,7 @@ from kdp_core.prune import finetune
 
 
 def tune(inputs, params, resume, outputs) -> None:
-    """Fine-tune and write facts and record; the plan is the source's own."""
+    """Fine-tune, and write facts and record. The plan is that of the variant that was fine-tuned."""
     facts, record = finetune.finetune(inputs.dense, inputs.checkpoint, outputs.checkpoint, store.read(inputs.tokens),
                                       store.read(inputs.pruned), params.device, params.dtype, resume,
                                       **params.options)

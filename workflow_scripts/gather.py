@@ -15,9 +15,10 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """A grid point's fitted records, each with the keys that name it; a fine-tuned point has those of its source.
+    """The fitted records of a grid point, each with the keys that name it; a fine-tuned point has those of its source.
 
-    `fits` names what each variant fits. A composed record is fitted for one point, a step's for all with its block.
+    `fits` names what each variant fits. A composed record belongs to one point; the record of a step belongs to all
+    points that have its block.
     """
     names, source = fits[point["method"]], grid.source_point(point)
     keys, own = ({key: source[key] for key in part} for part in (grid.KEYS[:3], grid.KEYS[3:]))
@@ -26,19 +27,19 @@ def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict
 
 
 def table(path: str) -> pd.DataFrame:
-    """A CSV file of the results, where an empty field alone is no value."""
+    """A CSV file of the results. Only an empty field is read as a missing value."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def of_points(summary: pd.DataFrame, chosen: list[dict[str, str]]) -> pd.DataFrame:
-    """The summary's rows of the dense models and of these points."""
+    """The rows of the summary for the dense models and for these points."""
     wanted = {(p["model"], p["calib"], p["method"], float(p["ratio"]), int(p["k_max"])) for p in chosen}
     kept = [row.method == DENSE or tuple(row)[1:6] in wanted for row in summary.itertuples()]
     return summary[kept].reset_index(drop=True)
 
 
 def points(run: list[dict[str, str]], fits: dict[str, list[str]]) -> list[Point]:
-    """The dense models and all grid points, in their order."""
+    """The dense models and all grid points, in the order of the grid."""
     made = [Point(model, "", DENSE, 0.0, 0, None, None, store.read(f"results/{model}/scores.json"),
                   store.read(f"results/{model}/efficiency.json"), None)
             for model in dict.fromkeys(point["model"] for point in run)]

@@ -1,5 +1,7 @@
-"""Rules `hidden` and `hidden_shard`: hidden states of a dense model over its calibration sequences, all or some; rule
-`hidden_join`: the shards as one."""
+"""Rule `hidden` extracts the hidden states of a dense model over all calibration sequences.
+
+Rule `hidden_shard` extracts those of some sequences, and rule `hidden_join` joins the shards.
+"""
 from job import job
 
 from kdp_core.base import store
@@ -8,7 +10,7 @@ from kdp_core.states import hidden
 
 def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int] | None, params) -> None:
     """Load the model and stream its states."""
-    # not above: transformers' models cost seconds, and joining needs none
+    # imported here: the models of transformers take seconds to import, and joining needs none of them
     from kdp_core.model import checkpoints
 
     model = checkpoints.load_model(dense, device=params.device, dtype=params.dtype)
@@ -16,7 +18,7 @@ def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int]
 
 
 def join_hidden(shards: list[str], out: str, options: dict) -> None:
-    """Put the shards together."""
+    """Join the shards."""
     hidden.join(shards, out, **{key: options[key] for key in options if key == "massive_factor"})
 
 

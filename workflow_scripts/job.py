@@ -1,5 +1,7 @@
-"""What every script of the workflow shares: threads, a log, progress lines, one clear line for an error; and where a
-job that trains keeps the state of its training."""
+"""Every script of the workflow runs inside `job`, which sets threads, log, progress lines and the form of an error.
+
+A script that trains also runs inside `training`, which keeps the state of its training.
+"""
 import hashlib
 import json
 import logging
@@ -14,21 +16,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdp_core.base.resume import Resume
 
-# jobs find kdp_core beside the Snakefile, installed or not
+# jobs find kdp_core beside the Snakefile, whether it is installed or not
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 SAVE_EVERY_S = 300
-"""Seconds between two states of a training, unless the config says otherwise."""
+"""Seconds between two saved states of a training, unless the config sets `training.save_every_s`."""
 BY_CONTENT = 2**20
-"""Bytes up to which a file is known by its content; a larger one by its size and time."""
+"""A file of up to so many bytes is identified by its content, a larger one by its size and time."""
 
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Run the body with the rule's threads and log; what fails goes to the log whole and to the screen in one line."""
+    """Run the body with the rule's threads and log.
+
+    An error is written to the log with its whole trace, and to the screen in one line.
+    """
     os.environ["OMP_NUM_THREADS"] = str(snakemake.threads)
     rule, screen = snakemake.rule, logging.StreamHandler(sys.stderr)
     file = logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")
@@ -38,7 +43,7 @@ def job(snakemake: Any) -> Iterator[None]:
     logging.basicConfig(level=logging.INFO, handlers=[file, screen], force=True)
     for noisy in ("httpx", "urllib3", "filelock", "fontTools", "matplotlib", "lm_eval", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # a scheduler's SIGTERM unwinds, so that no temporary file is left
+    # SIGTERM of a scheduler raises SystemExit, so that temporary files are removed
     signal.signal(signal.SIGTERM, _leave)
     try:
         _set_threads(snakemake.threads)
@@ -51,8 +56,11 @@ def job(snakemake: Any) -> Iterator[None]:
 
 
 def device_here(name: str) -> str:
-    """`auto` as what this machine has: cuda where there is one; `balanced` too, as fits on states are never spread."""
-    # not above, and not kdp_core.model.checkpoints: transformers' models cost seconds
+    """The device of this machine for `auto` and `balanced`: cuda if there is one, else cpu. Other names are kept.
+
+    `balanced` gives one device, because fits on stored states are never spread.
+    """
+    # imported here, and kdp_core.model.checkpoints is not: the models of transformers take seconds to import
     import torch
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +68,7 @@ def device_here(name: str) -> str:
 
 
 def _set_threads(threads: int) -> None:
-    """Same threads, same bits: sums depend on how they are split."""
+    """Set the number of threads. Sums are split by threads, so equal bits need equal threads."""
     if "torch" in sys.modules:
         import torch
         import transformers
@@ -75,15 +83,16 @@ def _leave(number: int, frame: Any) -> None:
 
 @contextmanager
 def training(snakemake: Any) -> Iterator["Resume"]:
-    """Where this job's training keeps its state: beside the outputs, which snakemake deletes when a job fails.
+    """Give the body a place for the state of its training, outside of the outputs, which snakemake deletes on failure.
 
-    SIGTERM and Ctrl-C make it save after the step in hand and leave with 128 + their number, as a killed job would, so
-    that whoever started the job counts it as failed and tries again. Once the body is through the state is removed.
+    After SIGTERM or Ctrl-C the training finishes its update, saves its state and exits with 128 + the number of the
+    signal, as a killed job would. The scheduler therefore counts the job as failed and tries it again. The state is
+    removed when the body has ended.
     """
-    # not above: scripts that train nothing need no torch
+    # imported here: scripts that train nothing need no torch
     from kdp_core.base.resume import Resume, Stopped
 
-    # no param: how often a state is saved changes no result, and a changed param would rerun the job
+    # this is no param of the rule: it changes no result, and a changed param would rerun the job
     every_s = snakemake.config.get("training", {}).get("save_every_s", SAVE_EVERY_S)
     path = Path("results", "resume", f"{snakemake.rule}-{Path(snakemake.log[0]).stem}.safetensors")
     kept, asked = Resume(path, _key(snakemake), every_s), []
@@ -104,7 +113,7 @@ def training(snakemake: Any) -> Iterator["Resume"]:
 
 
 def _key(snakemake: Any) -> str:
-    """Hash of all that a training depends on: options and library code, data, and what computes."""
+    """The hash of all that a training depends on: options, library code, data, versions and processor."""
     import torch
 
     machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), snakemake.threads,
@@ -115,7 +124,7 @@ def _key(snakemake: Any) -> str:
 
 
 def _known(path: Path) -> list[tuple[str, Any]]:
-    """What tells an input from another: names with contents, or with size and time where they are large."""
+    """The names of the files of an input, with the hash of each file, or with size and time if the file is large."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else
              (file.stat().st_size, file.stat().st_mtime_ns)) for file in files if file.is_file()]

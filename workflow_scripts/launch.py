@@ -1,8 +1,8 @@
-"""`make demo`: runs the workflow, goes on after a killed run, and ends by naming the report and the summary table.
+"""`make demo` runs the workflow, continues a killed run, and names the report and the summary table at the end.
 
-Arguments go to snakemake as they are. A killed snakemake leaves its own lock behind; here the system's lock on a file
-says whether a run is alive (it ends with the process that holds it), so a dead run's lock is cleared and a live one's
-respected.
+Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore holds
+a lock of the operating system on a file, which ends with the process that holds it. If that lock is free, no run is
+alive, and snakemake's lock is cleared; if it is taken, the second run is refused.
 """
 import fcntl
 import os
@@ -15,17 +15,17 @@ from typing import TextIO
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
-PATIENCE = 10  # seconds: a killed snakemake holds its files until the system has taken its memory apart
+PATIENCE = 10  # seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
 def main(arguments: list[str]) -> int:
-    """Take the lock, clear what a killed run left, run snakemake, say where the results are."""
+    """Take the lock, clear the lock of a killed run, run snakemake, and print where the results are."""
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
         if not _taken(lock):
             print("another run is working in this folder; wait for it, or stop it first", file=sys.stderr)
             return 1
-        # snakemake itself must hold the lock too, in case only this process is killed
+        # snakemake inherits the lock, so that the lock stays if only this process is killed
         os.set_inheritable(lock.fileno(), True)
         snakemake = [sys.executable, "-m", "snakemake"]
         if LOCKS.is_dir() and any(LOCKS.iterdir()):
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _taken(lock: TextIO) -> bool:
-    """Whether the lock could be had, a killed run given time to go."""
+    """Whether the lock was taken. A killed run is given time to end."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

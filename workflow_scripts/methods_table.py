@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# the library lies beside this folder, installed or not
+# the library is found beside this folder, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.methods import GROUPS, METHODS  # noqa: E402
@@ -27,7 +27,7 @@ def table() -> str:
 
 
 def written(text: str) -> str:
-    """A page with the list of methods as it is now. A page without the two marker lines raises ValueError."""
+    """The page with the current list of methods. A page without the two marker lines raises ValueError."""
     if not MARKED.search(text):
         raise ValueError("the page has no lines '<!-- methods -->' and '<!-- end of methods -->'; put them around the "
                          "list of methods")

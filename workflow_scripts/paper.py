@@ -1,4 +1,4 @@
-"""Rule `paper`: the tables of the paper whose numbers the run has, and a list of all twelve."""
+"""Rule `paper` writes the tables of the paper whose numbers the run has, and a list of all twelve."""
 from gather import table
 from job import job
 

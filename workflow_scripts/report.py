@@ -1,4 +1,4 @@
-"""Rule `report`: one self-contained HTML page."""
+"""Rule `report` writes one HTML page that needs no other file."""
 import platform
 from pathlib import Path
 
@@ -15,12 +15,12 @@ PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "p
 
 
 def frame(path: str) -> pd.DataFrame:
-    """A CSV file; an empty file gives an empty frame."""
+    """A CSV file as a frame; an empty file gives an empty frame."""
     return table(path) if Path(path).stat().st_size > 1 else pd.DataFrame()
 
 
 def run_times(folder: str) -> pd.DataFrame:
-    """Snakemake's benchmark files, one row for each job."""
+    """The times in Snakemake's benchmark files, one row for each job."""
     paths = sorted(Path(folder).rglob("*.tsv"))
     read = [pd.read_csv(path, sep="\t", usecols=["s", "max_rss"]).assign(
         rule=path.relative_to(folder).parts[0].removesuffix(".tsv")) for path in paths]
@@ -28,7 +28,7 @@ def run_times(folder: str) -> pd.DataFrame:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages on which numbers depend, and the machine."""
+    """The versions of the packages on which numbers depend, the machine and its threads."""
     from importlib.metadata import version
 
     return {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads()),
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(inputs, params, out: str) -> None:
-    """Gather tables, figures and the configuration into the page."""
+    """Write tables, figures and the configuration into the page."""
     entries = [FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
                            entry["name"].split("/")[0] if "/" in entry["name"] else "")
                for entry, path in zip(params.figures, inputs.figures, strict=True)]

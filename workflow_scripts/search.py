@@ -1,4 +1,4 @@
-"""Rule `search`: in which order layers go, by a criterion of the row's own."""
+"""Rule `search` orders the layers to remove by the method's own criterion."""
 from job import job
 
 from kdp_core.base import store

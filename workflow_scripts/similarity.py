@@ -1,4 +1,4 @@
-"""Rule `similarity`: cosine, angular distance and CKA of all pairs of layers."""
+"""Rule `similarity` computes cosine, angular distance and CKA of all pairs of layers."""
 from job import job
 
 from kdp_core.base import store

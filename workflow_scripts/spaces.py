@@ -1,4 +1,7 @@
-"""Rules `spaces_probe` and `spaces`: states, logits and probabilities, of layers left out and of pruned models."""
+"""Rules `spaces_probe` and `spaces` compare states, logits and probabilities with those of the dense model.
+
+`spaces_probe` removes one layer or part at a time; `spaces` takes a pruned model.
+"""
 import json
 from pathlib import Path
 
@@ -23,7 +26,7 @@ def items(folder: str) -> list[spaces.Choice]:
 
 
 def run(inputs, params, out: str) -> None:
-    """Measure one dense model layer by layer, or one pruned model beside its dense one."""
+    """Measure a dense model without single layers, or a pruned model beside its dense one."""
     ids_ST = windows(inputs.dense, inputs.facts, inputs.text, params.length)
     same = {"device": params.device, "dtype": params.dtype, **params.options}
     if "checkpoint" not in dict(inputs.items()):

@@ -1,4 +1,4 @@
-"""Rule `step`: one step of one method on one block, such as `kernel` and then `inverse` for KDP."""
+"""Rule `step` fits one step of one method on one block. KDP has the steps `kernel` and `inverse`."""
 import inspect
 
 from job import device_here, job, training
@@ -9,7 +9,7 @@ from kdp_core.states import hidden
 
 
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
-    """Fit and write the record; what only the workflow knows goes to the functions that ask for it."""
+    """Fit, and write the record. A step gets device, number of layers and `resume` if its signature names them."""
     known = {"device": device_here(device), "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters
     filled = {name: value for name, value in known.items() if name in asked}

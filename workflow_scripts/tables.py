@@ -1,4 +1,4 @@
-"""Rule `tables`: every measured number, one row for each model, every fit, and the summary for print."""
+"""Rule `tables` writes every measured number, every fit, and a summary with one row for each model."""
 from gather import fitted, points, table
 from job import job
 

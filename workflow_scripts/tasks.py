@@ -1,4 +1,4 @@
-"""Rule `tasks`: evaluation tasks made from a held-out text."""
+"""Rule `tasks` makes evaluation tasks from a held-out text."""
 from job import job
 
 from kdp_core.base import texts

@@ -1,4 +1,4 @@
-"""Rule `text`: a text from its source, as JSON lines of documents."""
+"""Rule `text` fetches a text from its source and writes its documents as JSON lines."""
 import json
 
 from job import job
@@ -8,7 +8,7 @@ from kdp_core.model import assets
 
 
 def fetch_text(entry: dict, cache: str, out: str) -> None:
-    """Fetch a text, read its documents and write them, a JSON object a line."""
+    """Fetch a text, read its documents and write each as a JSON object on a line of its own."""
     source = assets.parse_source(entry["source"])
     if source.kind == "hf-data":
         documents = texts.read_hub_documents(

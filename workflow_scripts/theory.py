@@ -1,4 +1,4 @@
-"""Rule `theory`: fits step 1 on a long run of layers and measures both theorems on it."""
+"""Rule `theory` fits step 1 on a long run of layers and measures both theorems on it."""
 from job import device_here, job, training
 
 from kdp_core.base import store
@@ -8,7 +8,7 @@ from kdp_core.study import theory
 
 
 def measure(path: str, run: list[int], fit_options: dict, options: dict, device: str, resume, out: str) -> None:
-    """Fit the kernel, then judge it on the sequences that it has not seen."""
+    """Fit the kernel, then judge it on sequences that were held out of the fit."""
     states = hidden.read(path)
     fitted = kernel.fit(states, (run[0], run[1]), device=device, resume=resume, **fit_options)
     same = {name: fit_options[name] for name in ("heldout", "seed") if name in fit_options}

@@ -1,4 +1,4 @@
-"""Rule `tokens`: the packed calibration sequences of one mix for one model."""
+"""Rule `tokens` packs the calibration sequences of one mix for one model."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,4 +1,4 @@
-"""Rules `kernel_view` and `trajectories`: the kernel space after one trained block, and paths of the states."""
+"""Rule `kernel_view` writes the features of a trained block, and rule `trajectories` the paths of the states."""
 import pandas as pd
 from job import job
 
@@ -8,12 +8,12 @@ from kdp_core.study import views
 
 
 def write_view(hidden_path: str, kernel: str, split: dict, options: dict, out: str) -> None:
-    """Features of a sequence that step 1 of the variant held out."""
+    """Write the features of a sequence that step 1 of the variant held out."""
     store.write(out, views.kernel_view(hidden.read(hidden_path), store.read(kernel), **split, **options))
 
 
 def write_trajectories(hidden_path: str, options: dict, out: str, straightness: str) -> None:
-    """Paths of the states, and how straight they are as a table of its own too."""
+    """Write the paths of the states, and a table that says how straight they are."""
     found = views.trajectories(hidden.read(hidden_path), **options)
     store.write(out, found)
     store.write_text(straightness, pd.DataFrame(found.straightness).to_csv(index=False, lineterminator="\n"))
