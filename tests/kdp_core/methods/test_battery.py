@@ -1,5 +1,6 @@
 """Every method on every family. What to expect of a method is derived from its record."""
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ from tests import pico
 from tests.kdp_core import stored
 
 RATIO, K_MAX = 0.25, 3
+RECORDED = json.loads(Path(__file__).with_name("numbers.json").read_text(encoding="utf-8"))
+"""Family -> method -> what it gave when it was recorded."""
 IDS_ST = torch.arange(2, 26).view(2, 12)
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -199,6 +202,18 @@ def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
     assert facts.params_zeroed == pruned.facts.params_zeroed
     assert record.epoch == min(record.curve, key=lambda epoch: epoch["heldout_kl_nats"])["epoch"]
     assert torch.equal(logits(model), logits(checkpoints.load_model(pruned.folder))) == (record.epoch == 0)
+
+
+def test_the_numbers_are_those_recorded(pruned):
+    """What is removed is the same, and the logits differ by a part in a thousand at most, as processors round."""
+    name, family = pruned.plan.method, pruned.dense.facts.family
+    if name not in RECORDED.get(family, {}):
+        pytest.skip("no numbers are recorded for it")
+    recorded, found = RECORDED[family][name], logits(checkpoints.load_model(pruned.folder)).double()
+    assert [f"{layer}:{part}" for layer, part in pruned.plan.drop] == recorded["drop"]
+    assert pruned.facts.params_after == recorded["params_after"]
+    assert found.abs().sum().item() == pytest.approx(recorded["logits_size"], rel=1e-3)
+    assert found.sum().item() == pytest.approx(recorded["logits_sum"], abs=1e-3 * recorded["logits_size"])
 
 
 def test_same_bits_twice(pruned):
