@@ -308,7 +308,7 @@ def table(sweep: Sweep) -> str:
     words = {"tflops": "{:g} TFLOP/s in forward passes", "tflops_fit": "{:g} in fits",
              "load_gib_s": "{:g} GiB a second of weights read", "evaluate_tokens": "{:,} tokens an evaluation"}
     lines += ["", "Assumed: " + ", ".join(text.format(sweep.options[name]) for name, text in words.items()) + ". "
-              "Steps are those of the highest ratio of a row, with layers of mean size."]
+              "Steps are those of the highest ratio of a variant, with layers of mean size."]
     unknown = sorted({f"{cost.stage} of {row}" for cost in sweep.costs for row in cost.unknown})
     lines += [f"No hours are counted but those of loading: {', '.join(unknown)}."] if unknown else []
     lines += [f"Out of reach: {point}." for point in sweep.unreachable]
