@@ -42,8 +42,7 @@ from kdp_core.methods.kdp import kernel
 from kdp_core.methods.kdp_residual import closed_form, dictionaries
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.passes import Passes, built
-from kdp_core.states import hidden
-from kdp_core.states.block import split
+from kdp_core.states import block, hidden
 
 logger = logging.getLogger("dictionaries")
 RUN = embedded.ROOT / "results/smollm2-135m"
@@ -279,7 +278,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
     # the split of the fits, so that KDP's own form is judged on the same sequences
-    heldout, train = split(states_of.sequences, options.heldout, options.seed)
+    heldout, train = block.split(states_of.sequences, options.heldout, options.seed)
     fit = dictionaries.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)
     final_STD = states_of.state(len(known))[heldout[:options.divergence]] if options.divergence else None
