@@ -41,6 +41,7 @@ include: "rules/theory.smk"
 include: "rules/spaces.smk"
 include: "rules/paper.smk"
 include: "rules/report.smk"
+include: "rules/test.smk"
 
 
 localrules:

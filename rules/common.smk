@@ -6,7 +6,9 @@ All that does not need Snakemake is in workflow_scripts/planning.
 import os
 import re
 import sys
+from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
@@ -45,6 +47,12 @@ wildcard_constraints:
 def one_of(names):
     """The constraint of a wildcard to these names. Without names it matches nothing."""
     return "|".join(map(re.escape, names)) or r"(?!)"
+
+
+def embedded(section):
+    """Names of a section of the embedded default that the configuration has with the same entries."""
+    own = yaml.safe_load(Path(workflow.basedir, "config.yaml").read_text(encoding="utf-8"))[section]
+    return [name for name, entry in own.items() if config[section].get(name) == entry]
 
 
 def model_of(wildcards):

@@ -56,7 +56,7 @@ SIZED_AS_KDP = {"blocks kdp", "blocks linear as kdp"}
     ("methods/kdp/kernel.py", '"""', '"""Words. ', set()),
     ("states/hidden.py", "HALF_MAX = 65504.0", "# words\nHALF_MAX = 65504.0", set()),
     # a default that only the count of parameters reads, by the name of the function
-    ("methods/kdp/kernel.py", r"features: (\w+) = 1024", r"features: \1 = 512",
+    ("methods/kdp/kernel.py", r"features: (.+?) = 1024", r"features: \1 = 512",
      {"step kdp kernel", "step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
     ("methods/kdp/inverse.py", r"width: (\w+) = 1024", r"width: \1 = 512",
      {"step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),

@@ -4,7 +4,7 @@ import sys
 
 import yaml
 
-from tests.workflow.project import ROOT
+from tests.workflow.project import ROOT, Project
 
 
 def test_environments_pin_what_the_constraints_pin():
@@ -37,3 +37,11 @@ def test_every_rule_has_message_log_benchmark_resources_and_conda():
             lacking = [name for name in ("message", "log", "benchmark", "conda_env") if not getattr(rule, name)]
             lacking += [name for name in ("mem_mb", "runtime") if name not in rule.resources]
             assert not lacking, f"rule {rule.name} lacks {', '.join(lacking)}"
+
+
+def test_the_tests_of_results_are_a_target_of_their_own(tmp_path):
+    project = Project(tmp_path).make()
+    assert project.planned("test") == {"test": 1}
+    project.config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    assert project.planned("test") == {"text": 2, "dense": 1, "test": 1}
+    assert "test" not in project.planned()

@@ -42,8 +42,8 @@ def _sentence(error: "jsonschema.ValidationError", above: list[str]) -> str:
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
         return f"config: {place} lacks {missing!r}; {error.schema['properties'][missing].get('description', 'add it')}"
-    words = error.schema.get("description", "")
-    return f"config: {place} is {error.instance!r}, but {_demand(error)}. {words}".rstrip()
+    words = error.schema.get("description", "").removesuffix(".")
+    return f"config: {place} is {error.instance!r}, but {_demand(error)}" + (f": {words}" if words else "")
 
 
 def _unknown_key(error: "jsonschema.ValidationError", place: str) -> str:
@@ -65,5 +65,6 @@ def _demand(error: "jsonschema.ValidationError") -> str:
     return {"type": f"must be of type {limit}", "enum": f"must be one of {limit}",
             "minimum": f"must be at least {limit}", "maximum": f"must be at most {limit}",
             "exclusiveMinimum": f"must be above {limit}", "exclusiveMaximum": f"must be below {limit}",
-            "pattern": f"must match {limit}", "minItems": "must not be empty", "minProperties": "must not be empty",
+            "multipleOf": f"must be a multiple of {limit}", "pattern": f"must match {limit}",
+            "minItems": "must not be empty", "minProperties": "must not be empty",
             "uniqueItems": "must not hold a value twice"}.get(error.validator, error.message)
