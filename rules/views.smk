@@ -1,18 +1,5 @@
 """Views of the kernel space of trained variants, and paths of the states, if the config has `views`."""
 
-VIEWS = config.get("views", {})
-
-
-def kernel_views(wildcards):
-    """The views of a variant, of the blocks that `views` names or else of all blocks that the grid trains."""
-    blocks = VIEWS.get("blocks")
-    if blocks is None:
-        folders = map(os.path.dirname, trained(wildcards, "kernel"))
-    else:
-        runs = [dict(zip(("start", "stop"), block.split("-"))) for block in blocks]
-        folders = [BLOCK.format(**wildcards, **run) for run in runs]
-    return [f"{folder}/kernel-view.safetensors" for folder in folders]
-
 
 rule kernel_view:
     input:

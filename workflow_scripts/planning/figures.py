@@ -42,6 +42,11 @@ def path(scope: str) -> str:
     return schema()["x-figures"]["scopes"][scope]["path"]
 
 
+def flat_path(scope: str) -> str:
+    """The path of a scope's figures as one name without folders, for their logs and benchmarks."""
+    return path(scope).replace("/", "-")
+
+
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
     """Every figure of the report, in order: name of its files, title, rule that makes it, caption.
 
