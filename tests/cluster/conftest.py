@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def prepared(undisturbed, cluster, tmp_path):
-    """The same, up to the similarity of layers: what is left runs on the cluster. What it began ends with the test."""
+    """The same run up to the similarity of layers; the rest runs on the cluster and ends with the test."""
     shutil.copytree(undisturbed.folder, tmp_path / "sweep", symlinks=True)
     for method in undisturbed.config["grid"]["methods"]:
         shutil.rmtree(tmp_path / "sweep/results/pico/few" / method, ignore_errors=True)

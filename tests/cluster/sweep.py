@@ -1,4 +1,4 @@
-"""The pico project as a small sweep, on this machine or on a cluster, and what its results are compared by."""
+"""The pico project as a small sweep, on this machine or on a cluster, and the comparison of its results."""
 import hashlib
 import json
 import os
@@ -19,7 +19,7 @@ KERNEL_LOG = "results/logs/step/pico-few-kdp-7-9-kernel.log"
 PATIENCE = 900  # seconds until a run must have come to some point, on a machine with much else to do
 EAGER = {"slurm-init-seconds-before-status-checks": 1, "seconds-between-status-checks": 1, "latency-wait": 10,
          "max-status-checks-per-second": 5, "max-jobs-per-timespan": "100/1s"}
-"""What a test polls by: here the login node is its own."""
+"""Options of a test, which may ask often because the login node is its own."""
 
 
 class Sweep(Project):
@@ -40,7 +40,7 @@ class Sweep(Project):
                 "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def command(self, *arguments: str) -> list[str]:
-        """snakemake by the profile of clusters where there is one, asking more often than the profile does."""
+        """The command of snakemake. On a cluster it uses the profile and asks for the status more often."""
         eager = [f"--{name}={value}" for name, value in EAGER.items()]
         profile = ["--profile", str(ROOT / "profiles" / "slurm"), *eager] if self.cluster else []
         return super().command(*arguments, *profile)
@@ -73,7 +73,7 @@ class Sweep(Project):
         self.cluster.clear()
 
     def until(self, condition, what: str):
-        """What the condition gives, once that is true."""
+        """Wait until the condition gives a true value, and return it."""
         deadline = time.monotonic() + PATIENCE
         while not (found := condition()):
             assert time.monotonic() < deadline, f"{what}\n{(self.folder / 'screen.txt').read_text()[-6000:]}"
@@ -98,7 +98,7 @@ class Sweep(Project):
                 if fields["WorkDir"] == str(self.folder) and "7_9_kernel" in fields["Comment"].replace("-", "_")}
 
     def pause(self, number: str) -> int | None:
-        """Halt the script of a job of step 1, as if it hung; its process, or None where it has ended before."""
+        """Halt the script of a job of step 1, as if it hung. Returns its process, or None if the job has ended."""
         found = self.until(lambda: [int(path.name) for path in Path("/proc").iterdir()
                                     if path.name.isdigit() and _runs(path, self.cluster, number, "step.py")]
                            or self.of_step_1()[number]["JobState"] != "RUNNING", "the script of step 1 does not start")

@@ -1,4 +1,4 @@
-"""A sweep over three nodes equals the local run bit for bit; what its jobs ask for; the cluster itself."""
+"""A sweep over three nodes equals the local run bit for bit, its jobs ask for what they need, and the cluster works."""
 import os
 import subprocess
 import sys
@@ -17,12 +17,12 @@ def test_a_sweep_on_three_nodes_equals_the_local_run(prepared, undisturbed):
 
     jobs = [fields for fields in prepared.cluster.jobs().values() if fields["WorkDir"] == str(prepared.folder)]
     assert {fields["JobState"] for fields in jobs} == {"COMPLETED"}
-    # how many run at once is the machine's to say
+    # the machine decides how many jobs run at the same time
     assert len({fields["NodeList"] for fields in jobs}) > 1
     comments = [fields["Comment"] for fields in jobs]
-    # the blocks of all points are chosen in one job
+    # the blocks of all points are selected in one job
     assert sum("blocks" in comment for comment in comments) == 1
-    # what trains asks for a GPU, what folds does not
+    # jobs that train ask for a GPU, jobs that fold do not
     assert all(("gpu" in fields.get("TresPerJob", "")) == fields["Comment"].startswith("rule_step") for fields in jobs)
 
 

@@ -3,8 +3,8 @@ from tests.workflow.project import CONFIG
 
 
 def with_ablation(**own):
-    rows = {"kdp_8": {"base": "kdp", "kernel": {"features": 8}}}
-    return {**CONFIG, "methods": CONFIG["methods"] | rows, "ablations": {
+    more = {"kdp_8": {"base": "kdp", "kernel": {"features": 8}}}
+    return {**CONFIG, "methods": CONFIG["methods"] | more, "ablations": {
         "size": {"title": "Size", "caption": "Sizes.", "x": ["kernel.features"], "variants": ["kdp", "kdp_8"], **own}}}
 
 
@@ -15,6 +15,6 @@ def with_seeds(*seeds, **more):
 
 def with_model(grid=(), methods=(), **own):
     models = {"pico": {"source": "model", **own}, "other": {"source": "model", "device": "balanced", "gpus": 4}}
-    rows = {name: {} for name in methods}
-    return {**CONFIG, "models": models, "methods": CONFIG["methods"] | rows,
+    more = {name: {} for name in methods}
+    return {**CONFIG, "models": models, "methods": CONFIG["methods"] | more,
             "grid": CONFIG["grid"] | {"methods": ["remove", "kdp", *methods], **dict(grid)}}

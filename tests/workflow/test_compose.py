@@ -1,4 +1,4 @@
-"""Rows whose grid points are fitted at once: search and compose in the workflow, and what a change of them reruns."""
+"""Variants whose grid points are fitted as a whole: search and compose in the workflow, and what a change reruns."""
 import copy
 import shutil
 
@@ -8,12 +8,12 @@ import pytest
 from kdp_core.base import store
 from tests.workflow.project import Project
 
-ROWS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},
+VARIANTS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},
                          "compose": {"entries": 8, "batch_sequences": 12, "positions": 8}},
         "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8}}, "joint_drop": {},
         "llm_pruner": {}, "slicegpt": {"compose": {"multiple": 1}}, "wanda": {}}
 CHOOSES = ("laco", "joint_drop", "llm_pruner", "slicegpt", "wanda")
-"""Rows whose fit decides what goes."""
+"""Variants whose fit decides what is removed."""
 FEW = "results/pico/few"
 POINT = "results/pico/few/{}/r0.1-k3"
 SUMMARY = "results/tables/summary.md"
@@ -21,11 +21,11 @@ SUMMARY = "results/tables/summary.md"
 
 @pytest.fixture(scope="module")
 def composed(built, tmp_path_factory):
-    """The built project with these rows in the place of its own; tests must not change it."""
+    """The built project with these variants in the place of its own; tests must not change it."""
     project = Project(tmp_path_factory.mktemp("composed") / "project")
     shutil.copytree(built.folder, project.folder, symlinks=True)
-    project.config["methods"] |= copy.deepcopy(ROWS)
-    project.config["grid"]["methods"] = list(ROWS)
+    project.config["methods"] |= copy.deepcopy(VARIANTS)
+    project.config["grid"]["methods"] = list(VARIANTS)
     project.run(SUMMARY, f"results/figures/{FEW[8:]}/kdp_residual-joint.png")
     return project
 
@@ -38,33 +38,33 @@ def changed(composed):
     return project
 
 
-def test_every_row_becomes_a_checkpoint_of_the_size_that_was_planned(composed):
-    for row in ROWS:
-        at = composed.folder / POINT.format(row)
+def test_every_variant_becomes_a_checkpoint_of_the_size_that_was_planned(composed):
+    for variant in VARIANTS:
+        at = composed.folder / POINT.format(variant)
         facts, plan, record = (store.read(at / name) for name in ("pruned.json", "plan.json", "composed.safetensors"))
-        if row in CHOOSES:
+        if variant in CHOOSES:
             assert plan.blocks == [] and facts.params_removed == pytest.approx(plan.ratio_planned, abs=0.03)
             continue
         assert facts.params_removed == pytest.approx(plan.ratio_planned)
         assert facts.layers_removed == sum(stop - start for start, stop in plan.blocks)
         assert [fit["block"] for fit in record.fits] == plan.blocks
-        # ReplaceMe alone goes into the model's own weights
-        assert bool(record.plan.modules) == (row != "replaceme_lstsq") and bool(record.plan.tensors) != bool(
+        # only ReplaceMe changes the model's own weights
+        assert bool(record.plan.modules) == (variant != "replaceme_lstsq") and bool(record.plan.tensors) != bool(
             record.plan.modules)
     assert not list((composed.folder / FEW).glob("*_residual/blocks"))
 
 
-def test_rows_that_choose_in_their_fit_are_measured_like_the_others(composed):
-    composed.run(*(f"{POINT.format(row)}/diagnosis.json" for row in CHOOSES))
+def test_variants_that_choose_in_their_fit_are_measured_like_the_others(composed):
+    composed.run(*(f"{POINT.format(variant)}/diagnosis.json" for variant in CHOOSES))
     summary = pd.read_csv(composed.folder / "results/summary.csv", keep_default_na=False).set_index("method")
     assert set(CHOOSES) <= set(summary.index) and float(summary.loc["wanda", "params_zeroed"]) > 0.05
     assert summary.index[-1] == "wanda" and "wanda (zeros)" in (composed.folder / SUMMARY).read_text(encoding="utf-8")
-    facts = {row: store.read(composed.folder / POINT.format(row) / "pruned.json") for row in CHOOSES}
+    facts = {variant: store.read(composed.folder / POINT.format(variant) / "pruned.json") for variant in CHOOSES}
     assert facts["joint_drop"].parts and facts["laco"].layers_removed == store.read(
         composed.folder / POINT.format("laco") / "plan.json").layers
-    for row in CHOOSES:
-        diagnosis = store.read(composed.folder / POINT.format(row) / "diagnosis.json")
-        assert diagnosis.dropped == [layer for start, stop in facts[row].blocks for layer in range(start, stop)]
+    for variant in CHOOSES:
+        diagnosis = store.read(composed.folder / POINT.format(variant) / "diagnosis.json")
+        assert diagnosis.dropped == [layer for start, stop in facts[variant].blocks for layer in range(start, stop)]
         assert diagnosis.kl_nats > 0
 
 
@@ -77,15 +77,15 @@ def test_blocks_are_the_first_of_the_search(composed):
 
 def test_tables_name_every_fit_and_its_time(composed):
     summary = pd.read_csv(composed.folder / "results/summary.csv").set_index("method")
-    assert list(summary.index) == ["dense", *ROWS] and summary.ppl.notna().all()
+    assert list(summary.index) == ["dense", *VARIANTS] and summary.ppl.notna().all()
     fits = pd.read_csv(composed.folder / "results/tables/fits.csv")
-    for row in ROWS:
-        record = store.read(composed.folder / POINT.format(row) / "composed.safetensors")
-        own = fits[fits.method == row].set_index("block")
+    for variant in VARIANTS:
+        record = store.read(composed.folder / POINT.format(variant) / "composed.safetensors")
+        own = fits[fits.method == variant].set_index("block")
         assert list(own.index) == [*(f"{start}-{stop}" for start, stop in (fit["block"] for fit in record.fits)), "all"]
         assert own.heldout_error.dropna().tolist() == pytest.approx([fit["heldout_error"] for fit in record.fits])
-        assert own.seconds["all"] == summary.fit_seconds[row] == pytest.approx(record.stats["seconds"])
-    # only this row runs the model to choose what goes
+        assert own.seconds["all"] == summary.fit_seconds[variant] == pytest.approx(record.stats["seconds"])
+    # only this variant runs the model to choose what is removed
     search = store.read(composed.folder / FEW / "kdp_residual/search-k3.json")
     assert summary.search_seconds.dropna().to_dict() == {"kdp_residual": pytest.approx(search.stats["seconds"])}
     best = min((row["heldout_loss"], row["heldout_kl"]) for row in store.read(
@@ -125,7 +125,7 @@ def test_options_of_the_search_rerun_it_and_all_that_follows(changed):
     assert not {"hidden", "similarity"} & set(planned)
 
 
-def test_a_row_on_a_row_shares_its_search_unless_it_searches_otherwise(changed):
+def test_a_variant_on_a_variant_shares_its_search_unless_it_searches_otherwise(changed):
     changed.config["methods"] |= {"quick": {"base": "kdp_residual", "compose": {"epochs": 0}},
                                   "wide": {"base": "quick", "search": {"judge_sequences": 5}}}
     assert changed.planned(POINT.format("quick") + "/composed.safetensors") == {"blocks": 1, "compose": 1}
@@ -133,7 +133,7 @@ def test_a_row_on_a_row_shares_its_search_unless_it_searches_otherwise(changed):
 
 
 def test_an_option_that_the_library_refuses_is_one_clear_line(changed):
-    # a row of its own: a failed job's output is deleted
+    # a variant of its own, because the output of a failed job is deleted
     changed.config["methods"]["greedy"] = {"base": "kdp_residual", "search": {"judge_sequences": 40}}
     text = changed.run(FEW + "/greedy/search-k3.json", check=False)
     assert "SearchError" in text and "lower them or add sequences" in text and "Traceback" not in text

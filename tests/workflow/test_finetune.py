@@ -1,4 +1,4 @@
-"""Fine-tuned rows in the workflow: what they share with the row they start from, and what runs for them alone."""
+"""Fine-tuned variants share fits and plan with the variant that they start from; only fine-tuning and later runs."""
 import pandas as pd
 import pytest
 
@@ -11,7 +11,7 @@ AT = "results/pico/few/{}/r0.1-k3"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """One row, fine-tuned from one that the grid does not name."""
+    """A variant that is fine-tuned from one that the grid does not name."""
     project = Project(tmp_path_factory.mktemp("finetune"))
     project.config["methods"]["linear_ft"] = {"base": "linear", "finetune": {"rank": 2, "lr": 0.01}}
     project.config["grid"]["methods"] = ["linear_ft"]
@@ -21,7 +21,7 @@ def built(tmp_path_factory):
 
 
 def test_plan_and_fits_are_the_sources(built):
-    plans = [store.read(built.folder / AT.format(row) / "plan.json") for row in ("linear", "linear_ft")]
+    plans = [store.read(built.folder / AT.format(variant) / "plan.json") for variant in ("linear", "linear_ft")]
     assert plans[0] == plans[1] and plans[0].blocks
     assert not list((built.folder / "results/pico/few").glob("linear_ft*/blocks"))
     assert set(pd.read_csv(built.folder / "results/tables/fits.csv").method) == {"linear"}
@@ -29,14 +29,14 @@ def test_plan_and_fits_are_the_sources(built):
 
 def test_a_checkpoint_of_its_own_is_measured_and_counted(built):
     at = built.folder / AT.format("linear_ft")
-    facts, source = (store.read(built.folder / AT.format(row) / "pruned.json") for row in ("linear_ft", "linear"))
+    facts, source = (store.read(built.folder / AT.format(name) / "pruned.json") for name in ("linear_ft", "linear"))
     record = store.read(at / "finetuned.json")
     assert record.options["rank"] == 2 and record.options["lr"] == 0.01 and len(record.curve) == 3
     assert facts.params_after == source.params_after + record.params_added
     assert checkpoints.load_model(at / "checkpoint").num_parameters() == facts.params_after
 
 
-def test_tables_tell_fine_tuned_rows_by_a_dagger_and_count_their_time(built):
+def test_tables_tell_fine_tuned_variants_by_a_dagger_and_count_their_time(built):
     summary = pd.read_csv(built.folder / "results/summary.csv")
     assert dict(zip(summary.method, summary.finetuned, strict=True)) == {"dense": False, "linear_ft": True}
     at = built.folder / AT.format("linear_ft")

@@ -35,7 +35,7 @@ def test_costs_of_the_papers_models_need_no_model(tmp_path):
     assert project.planned("results/tables/paper/table10.md") == {"paper_costs": 1}
 
 
-def test_a_table_that_no_longer_has_its_numbers_goes(copied):
+def test_a_table_that_no_longer_has_its_numbers_is_removed(copied):
     copied.config["ablations"] = {"maps": {"title": "Maps", "caption": "Side by side.", "x": ["variant"], "paper": 3,
                                            "variants": ["kdp", "linear"], "metrics": ["ppl"]}}
     copied.run("results/tables/paper/index.md")

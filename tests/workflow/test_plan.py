@@ -1,20 +1,20 @@
-"""The plan of a grid beside what the workflow really ran; hidden states that go when their last user is through."""
+"""A plan counts the jobs that the workflow really runs; hidden states are deleted after the last job that reads them."""
 import pytest
 
 from kdp_core.base import store
 from tests.workflow.project import Project
 
-ROWS = ["linear", "kdp"]
+VARIANTS = ["linear", "kdp"]
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Two rows at two ratios, checkpoints folded, hidden states not kept; and what snakemake printed."""
+    """Two variants at two ratios, folded without keeping hidden states, and what snakemake printed."""
     project = Project(tmp_path_factory.mktemp("plan"))
     project.config["hidden"] = {"keep": False}
-    project.config["grid"] |= {"methods": ROWS, "ratios": [0.1, 0.3]}
-    printed = project.make().run(*(f"results/pico/few/{row}/r{ratio}-k3/pruned.json"
-                                   for row in ROWS for ratio in (0.1, 0.3)))
+    project.config["grid"] |= {"methods": VARIANTS, "ratios": [0.1, 0.3]}
+    printed = project.make().run(*(f"results/pico/few/{variant}/r{ratio}-k3/pruned.json"
+                                   for variant in VARIANTS for ratio in (0.1, 0.3)))
     return project, printed
 
 
@@ -27,7 +27,7 @@ def test_states_are_deleted_once_all_that_read_them_are_through_and_not_before(e
     assert printed.rindex("Fitting kdp") < printed.index("Removing temporary output")
 
 
-def test_states_that_are_gone_rerun_nothing_but_for_a_row_added_later(ended):
+def test_deleted_states_rerun_nothing_but_for_a_variant_added_later(ended):
     project, _ = ended
     assert project.planned("results/pico/few/kdp/r0.1-k3/pruned.json") == {}
     block = next((project.folder / "results/pico/few/linear/blocks").iterdir()).name

@@ -19,15 +19,15 @@ def test_every_config_is_valid(path):
     check(base)
 
 
-@pytest.mark.parametrize("rows, words", [
+@pytest.mark.parametrize("methods, words", [
     ({"linear": {"finetune": {}}}, "finetune starts from the checkpoint of a variant; name one of methods as `base`"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {}, "fit": {}}}, "a is fine-tuned and sets 'fit' too"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {}}, "b": {"base": "a"}}, "'a', which is fine-tuned"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {"ranks": 2}}}, "'ranks' at methods.a.finetune"),
     ({"linear": {}, "a": {"base": "linear", "finetune": {"judge": "acc"}}}, "must be one of ['loss', 'ppl']"),
 ])
-def test_a_fine_tuned_row_is_refused_where_it_is_more_or_less_than_that(rows, words):
-    config = {**CONFIG, "methods": rows, "grid": {**CONFIG["grid"], "methods": ["linear"]}}
+def test_a_fine_tuned_variant_is_refused_where_it_is_more_or_less_than_that(methods, words):
+    config = {**CONFIG, "methods": methods, "grid": {**CONFIG["grid"], "methods": ["linear"]}}
     with pytest.raises(ConfigError) as refused:
         check(config)
     assert words in str(refused.value)
@@ -97,7 +97,7 @@ def test_devices_that_do_not_go_together_are_refused(config, words):
     assert words in str(refused.value)
 
 
-def test_a_fine_tuned_row_of_a_spread_model_is_refused_and_rows_that_read_states_are_not():
+def test_a_fine_tuned_variant_of_a_spread_model_is_refused_and_variants_that_read_states_are_not():
     config = with_model(device="balanced", methods=["shortgpt", "lorp", "linear_sequential", "deepest"])
     check(config)
     # a model that the grid does not run may be spread

@@ -7,7 +7,7 @@ from planning.messages import ConfigError
 from tests.workflow.project import CONFIG
 
 
-def test_a_row_overrides_its_base_key_by_key():
+def test_a_variant_overrides_its_base_key_by_key():
     config = {**CONFIG, "methods": {**CONFIG["methods"], "a": {"base": "kdp", "kernel": {"features": 8}},
                                     "b": {"base": "a", "inverse": {"width": 4}}}}
     check(config)
@@ -16,9 +16,9 @@ def test_a_row_overrides_its_base_key_by_key():
                                              "inverse": {"width": 4, "epochs": 2}}
 
 
-def test_a_fine_tuned_row_starts_from_the_first_row_without_and_inherits_options():
-    rows = {"a": {"base": "kdp", "finetune": {"rank": 4, "lr": 0.001}}, "b": {"base": "a", "finetune": {"rank": 2}}}
-    config = {**CONFIG, "methods": {**CONFIG["methods"], **rows}, "grid": {**CONFIG["grid"], "methods": ["b", "kdp"]}}
+def test_a_fine_tuned_variant_starts_from_the_first_variant_without_and_inherits_options():
+    more = {"a": {"base": "kdp", "finetune": {"rank": 4, "lr": 0.001}}, "b": {"base": "a", "finetune": {"rank": 2}}}
+    config = {**CONFIG, "methods": {**CONFIG["methods"], **more}, "grid": {**CONFIG["grid"], "methods": ["b", "kdp"]}}
     check(config)
     assert [variants.source_of(config, name) for name in ("kdp", "a", "b")] == ["kdp"] * 3
     assert variants.options(config, "b")["finetune"] == {"rank": 2, "lr": 0.001}
@@ -26,12 +26,12 @@ def test_a_fine_tuned_row_starts_from_the_first_row_without_and_inherits_options
     assert variants.learned(config) == ["kdp"] and grid.seeds(config)["b, finetune"] == 0
 
 
-def test_a_search_is_shared_up_to_the_lowest_row_with_the_same_options():
-    rows = {"kdp_residual": {"search": {"entries": 8}}, "a": {"base": "kdp_residual", "compose": {"epochs": 0}},
+def test_a_search_is_shared_up_to_the_lowest_variant_with_the_same_options():
+    more = {"kdp_residual": {"search": {"entries": 8}}, "a": {"base": "kdp_residual", "compose": {"epochs": 0}},
             "b": {"base": "a", "search": {"entries": 8}}, "c": {"base": "b", "search": {"seed": 1}},
             "d": {"base": "kdp_residual", "search": {"entries": 8, "seed": 1}}, "linear_prefix": {}}
-    config = {**CONFIG, "methods": CONFIG["methods"] | rows,
-              "grid": CONFIG["grid"] | {"methods": ["kdp", *rows]}}
+    config = {**CONFIG, "methods": CONFIG["methods"] | more,
+              "grid": CONFIG["grid"] | {"methods": ["kdp", *more]}}
     check(config)
     assert {point["method"]: point.get("search") for point in grid.points(config)} == {
         "kdp": None, "kdp_residual": "kdp_residual", "a": "kdp_residual", "b": "kdp_residual", "c": "c", "d": "d",
@@ -48,9 +48,9 @@ def test_a_search_is_shared_up_to_the_lowest_row_with_the_same_options():
     assert variants.learned(config) == ["kdp"] and variants.jointly(config) == ["kdp_residual", "d"]
 
 
-def test_only_rows_that_train_have_curves_to_draw():
-    rows = {"still": {"base": "kdp", "kernel": {"epochs": 0}}}
-    config = {**CONFIG, "methods": CONFIG["methods"] | rows,
+def test_only_variants_that_train_have_curves_to_draw():
+    more = {"still": {"base": "kdp", "kernel": {"epochs": 0}}}
+    config = {**CONFIG, "methods": CONFIG["methods"] | more,
               "grid": CONFIG["grid"] | {"methods": ["linear", "kdp", "still"]}}
     assert variants.learned(config) == ["kdp"]
     assert not any("still" in entry["name"] for entry in figures.figure_entries(config))

@@ -1,4 +1,4 @@
-"""The table "What reruns" of docs/pipeline.md, row by row: what a dry run would do, or which test elsewhere says so."""
+"""Every row of the table "What reruns" of docs/pipeline.md is checked by a dry run, or by a test that is named here."""
 import re
 
 import pytest
@@ -11,7 +11,7 @@ SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "all": 1}
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
 PRUNED = {"fold": 3, "evaluate": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1, "figure_variant": 2,
           **SUMMARY}
-"""What follows a new choice of blocks, as far as it is known before that: steps and costs come when it is made."""
+"""The jobs after a new selection of blocks that are known before it. Steps and costs are known only after it."""
 SIMILARITY = {"similarity": 1, "figure_calibrated": 1, "blocks": 3, **PRUNED, "figure_all": 5}
 CALIBRATION = {"tokens": 1, "hidden": 1, **SIMILARITY}
 
@@ -24,12 +24,12 @@ CASES = [
     ("`efficiency` options", {"efficiency": {"repeats": 2}}, {"efficiency": 3, "efficiency_dense": 1, **SUMMARY}),
     ("`diagnose` options", {"diagnose": {"windows": 3}}, {"diagnose": 3, "figure_ratio": 1, "report": 1, "all": 1}),
     ("epochs of step 1", {"methods": {"kdp": {"kernel": {"epochs": 3}}}},
-     # one block, two steps; costs are of this row alone
+     # one block, two steps; costs are measured for this variant only
      {**PRUNED, "step": 2, "fold": 1, "evaluate": 1, "efficiency": 1, "diagnose": 1}),
     ("similarity treatment", {"similarity": {"treatment": "raw"}}, SIMILARITY),
     ("a calibration's seed or mix", {"calibrations": {"few": {"seed": 1}}}, CALIBRATION),
     ("a calibration's seed or mix", {"calibrations": {"few": {"mix": {"made": 39}}}}, CALIBRATION),
-    # of the seed that is there, nothing
+    # nothing of the seed that is there runs
     ("a further seed of a calibration", {"calibrations": {"few": {"seeds": [0, 5]}}}, {**CALIBRATION, "seeds": 1}),
 ]
 ELSEWHERE = {
@@ -40,7 +40,7 @@ ELSEWHERE = {
         "test_hidden.py::test_another_number_of_shards_reruns_what_reads_states_for_its_set_of_inputs_alone"],
     "width of the inverse network": ["test_workflow.py::test_the_width_of_the_inverse_reruns_step_2_and_what_follows"],
     "`search` options": ["test_compose.py::test_options_of_the_search_rerun_it_and_all_that_follows",
-                         "test_compose.py::test_a_row_on_a_row_shares_its_search_unless_it_searches_otherwise"],
+                         "test_compose.py::test_a_variant_on_a_variant_shares_its_search_unless_it_searches_otherwise"],
     "`compose` options": ["test_compose.py::test_the_learning_rate_reruns_compose_and_later_only",
                           "test_compose.py::test_the_entries_of_a_stand_in_choose_blocks_anew_from_the_same_search"],
     "code of a library module": ["test_planning_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],

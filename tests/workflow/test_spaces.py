@@ -1,4 +1,4 @@
-"""Three spaces through the workflow, where the config has `spaces`; looks of rows; wrong names are refused at once."""
+"""Three spaces through the workflow, if the config has `spaces`; looks of variants; wrong names are refused at once."""
 import copy
 
 import pandas as pd
@@ -51,7 +51,7 @@ def test_what_cannot_be_looked_into_is_refused(spaces, message):
         check(with_spaces(**spaces))
 
 
-def test_rows_of_figures_are_rows_of_the_grid():
+def test_variants_of_figures_are_variants_of_the_grid():
     with pytest.raises(ConfigError, match=r"figures\.variants names 'linear_sequential'"):
         check(copy.deepcopy(CONFIG) | {"figures": {"variants": ["linear_sequential"]}})
     config = copy.deepcopy(CONFIG) | {"figures": {"variants": ["kdp"]}}

@@ -23,7 +23,7 @@ def test_record_tables_and_figure(tmp_path):
     project.config["theory"] = THEORY
     project.run("--cores", "1", "results/tables/theory.csv", "results/figures/pico/few/theory.png")
     record = store.read(tmp_path / "results/pico/few/theory.json")
-    # the row's features, theory's own epochs and share of judged sequences
+    # the variant's features, theory's own epochs and share of judged sequences
     assert record.block == (3, 6) and record.features == 32 and record.stats["kernel_epochs"] == 1
     assert record.sequences == 32 and len(record.horizons) == 6 and len(record.ridges) == 1
     assert all(row["train_rms"] <= row["bound_erm"] * 1.00001 for row in record.horizons)
@@ -40,7 +40,7 @@ def test_tables_and_a_figure_of_the_report_where_the_config_has_theory(tmp_path)
     assert "pico/few/theory" not in names[0] and "pico/few/theory" in names[1]
 
 
-def test_step_1_takes_the_options_of_the_row_and_its_own_over_them():
+def test_step_1_takes_the_options_of_the_variant_and_its_own_over_them():
     config = with_theory(**THEORY)
     check(config)
     assert variants.theory_kernel(config) == {"features": 32, "epochs": 1, "batch_sequences": 20, "heldout": 0.2}

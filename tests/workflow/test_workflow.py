@@ -126,7 +126,7 @@ def test_another_ratio_shares_the_blocks_already_trained(copied):
     assert copied.planned("results/pico/few/linear/r0.1-k3/pruned.json") == {}
 
 
-def test_a_row_that_stands_on_another_is_a_method_of_its_own(copied):
+def test_a_variant_that_stands_on_another_is_a_variant_of_its_own(copied):
     copied.config["methods"]["kdp_small"] = {"base": "kdp", "inverse": {"width": 8}}
     copied.config["grid"]["methods"].append("kdp_small")
     planned = copied.planned("results/pico/few/kdp_small/r0.1-k3/plan.json")
