@@ -1,4 +1,4 @@
-"""A plan counts the jobs that the workflow really runs; hidden states are deleted after the last job that reads them."""
+"""A plan counts the jobs that the workflow runs; hidden states are deleted after the last job that reads them."""
 import pytest
 
 from kdp_core.base import store
