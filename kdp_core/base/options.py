@@ -47,7 +47,7 @@ UNIONS = (types.UnionType, typing.Union)
 
 
 class OptionError(ValueError):
-    """An option that a function does not know, or a value that it does not take."""
+    """An option that a function does not know, or a value that it does not accept."""
 
 
 def arguments(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
@@ -66,7 +66,7 @@ def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tup
 
 
 def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raise OptionError for the first option of a function whose value in `values` it does not take.
+    """Raise OptionError for the first option of a function whose value in `values` it does not accept.
 
     A function calls it first, with its own `locals()`. Values of other names are ignored.
     """
@@ -77,7 +77,7 @@ def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def unmet(hint: Any, value: Any) -> str:
-    """What a value lacks to be of the type that an annotation names, in words; empty where it lacks nothing."""
+    """What a value needs to be of the type that an annotation names, in words; empty if it is of that type."""
     if typing.get_origin(hint) is Annotated:
         kind, *limits = typing.get_args(hint)
         return unmet(kind, value) or next(filter(None, (_beyond(limit, value) for limit in limits)), "")

@@ -1,12 +1,12 @@
-"""The state of a training on disk, so that one cut short goes on and ends in the same bits.
+"""The state of a training on disk, so that an interrupted training continues and ends in the same bits.
 
-A training is a function of its data, its options and where it stands: the weights it learns, the optimiser, the
-schedule and the generators, the order of the epoch in progress, and what it has added up so far. All of it is written
-to one safetensors file after an update or an epoch: every so many seconds, and when the process is asked to stop. To
-save reads values and changes none, so the result does not depend on when and how often a state is saved.
+A training is a function of its data, its options and its state: the learned weights, the optimiser, the schedule and
+the generators, the order of the current epoch, and its running sums. All of it is written to one safetensors file after
+an update or an epoch: every `every_s` seconds, and when the process is asked to stop. Saving only reads values, so the
+result does not depend on when and how often a state is saved.
 
-A file belongs to one training: a key that holds for all that the result depends on stands in it, and a state with
-another key, or one that cannot be read, is ignored.
+A file belongs to one training. It holds a key for everything that the result depends on. A state with another key, or
+one that cannot be read, is ignored.
 """
 import logging
 import time
@@ -42,7 +42,7 @@ class Resume:
         return self.asked
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from; None, and a log line where a file was there, if there is none for this training."""
+        """The state to continue from, or None if there is none for this training; an ignored file is logged."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -56,7 +56,7 @@ class Resume:
         return state
 
     def save(self, state: dict[str, Any]) -> bool:
-        """Write a state; a disk that takes none costs a warning, not the training."""
+        """Write a state. If the disk cannot take it, a warning is logged and the training continues."""
         try:
             store.write_state(self.path, {**state, "key": self.key})
         except (OSError, SafetensorError) as error:
@@ -65,7 +65,7 @@ class Resume:
         return True
 
     def remove(self) -> None:
-        """Leave nothing behind, once the result is written."""
+        """Delete the state, after the result is written."""
         if self.path is not None:
             store.remove(self.path)
 
@@ -75,15 +75,15 @@ OFF = Resume()
 
 
 class Progress:
-    """Where a training stands; it restores itself when made, and saves itself between updates.
+    """The progress of a training. It restores itself when it is made, and it saves itself between updates.
 
         progress = Progress(resume, weights, {"adam": adam, "order": generator}, curve=[], best=0)
         for epoch in progress.epochs(epochs):
             order = progress.order(lambda: torch.randperm(len(data), generator=generator))
-            for rows in progress.updates(order.split(batch)):
+            for which in progress.updates(order.split(batch)):
                 ...
 
-    What the loop carries from update to update stands in `values`: numbers, text, tensors, lists and dicts of these.
+    `values` holds what the loop carries from update to update: numbers, text, tensors, lists and dicts of these.
     """
 
     def __init__(self, resume: Resume, weights: Sequence[Tensor], states: dict[str, Any], **values: Any) -> None:
@@ -96,7 +96,7 @@ class Progress:
             logger.info("resumed at epoch %d, update %d", self.epoch, self.update + 1)
 
     def epochs(self, count: int) -> Iterator[int]:
-        """Numbers of the epochs that are left, 1 to `count`; one that was cut short comes again, at its next update."""
+        """Numbers of the remaining epochs, up to `count`. An interrupted epoch continues at its next update."""
         self._resume.training = True
         for epoch in range(self.epoch, count + 1):
             yield epoch
@@ -105,25 +105,25 @@ class Progress:
         self._resume.training = False
 
     def order(self, draw: Callable[[], Tensor]) -> Tensor:
-        """The order of this epoch, drawn at its start."""
+        """The order of this epoch, which is drawn at its start."""
         if self._order is None:
             self._order = draw()
         return self._order
 
     def updates(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The batches of this epoch that are left."""
-        for rows in batches[self.update:]:
-            yield rows
+        """The remaining batches of this epoch."""
+        for batch in batches[self.update:]:
+            yield batch
             self.update += 1
             self._pause()
 
     def seconds(self) -> float:
-        """Of this training so far, earlier runs counted and judging not."""
+        """Seconds of this training so far, with those of earlier runs and without judging."""
         return time.perf_counter() - self._clock
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Time that does not count: judging an epoch is no part of a recipe."""
+        """Do not count the time of the body, since judging an epoch is not part of a recipe."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began

@@ -3,13 +3,13 @@
 The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
 The most redundant part is removed with its norms, until the ratio is met; the state passes unchanged. `joint_drop`
-puts attentions and MLPs in one list. One shot takes the scores of the dense model from the extraction and loads no
-weights; `iterative` runs the model again after every removal. If both sublayers of a layer are removed, so is the
-layer. Removing whole layers by the same cosine is ShortGPT's block influence.
+puts attentions and MLPs in one list. The default takes the scores of the dense model from the extraction and loads no
+weights; `iterative` runs the model again after every removal. If both sublayers of a layer are removed, the
+whole layer is removed. The removal of whole layers by the same cosine is ShortGPT's block influence.
 
-The released code takes the MLP's score of Gemma at the wrong place (its norm after the attention sits on the
-attention's output); here y is what is really added to. Of equal scores the lowest layer is removed first, and its
-attention before its MLP.
+For Gemma the released code takes the MLP's score at the wrong place, since the norm after the attention acts on the
+attention's output. Here y is the state to which the MLP's output is added. If two scores are equal, the lower layer is
+removed first, and in one layer the attention before the MLP.
 """
 import logging
 import time
@@ -47,8 +47,8 @@ def removing(method: str, *parts: str) -> Callable[..., Composed]:
         """Remove the parts of highest cosine, one by one.
 
         iterative: score again after every removal instead of once.
-        sequences: calibration sequences that score; null means all.
-        batch_sequences: sequences of a forward pass; only `iterative` runs any.
+        sequences: number of calibration sequences that score; null means all.
+        batch_sequences: sequences of a forward pass; only `iterative` runs forward passes.
         match: `nearest` share to the ratio, or `reach` it at least.
         Raises BlockError for a ratio out of reach, FitError for too many sequences and for a model whose norms follow
         the sum.
@@ -71,24 +71,24 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
               for layer, module in enumerate(decoder_layers(model)) for part in parts}
     reachable = sum(shares.values())
     if selection.ratio_target > reachable + ROUNDING:
-        raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can leave out is "
+        raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can remove is "
                          f"{reachable:.4f} of all parameters; ask for less")
-    rows, gone = [], 0.0
+    order, removed = [], 0.0
     if iterative:
         passes, start_STD = Passes(model, hidden.tokens), hidden.state(0)[:sequences]
     scores = _stored(hidden, len(decoder_layers(model)), sequences)
     while shares:
         layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
-        if rows and _enough(gone, gone + shares[unit], selection.ratio_target, match):
+        if order and _enough(removed, removed + shares[unit], selection.ratio_target, match):
             break
-        gone += shares.pop(unit)
-        rows.append({"layer": layer, "part": part, "cosine": scores[unit], "share": gone})
-        logger.info("%s of layer %d goes: cosine %.4f", part, layer, scores[unit])
+        removed += shares.pop(unit)
+        order.append({"layer": layer, "part": part, "cosine": scores[unit], "share": removed})
+        logger.info("%s of layer %d is removed: cosine %.4f", part, layer, scores[unit])
         if iterative:
             drop_parts(model, {part: [layer]})
             scores = _cosines(passes, family, start_STD, batch)
-    plan = Plan(method, _drops([(row["layer"], row["part"]) for row in rows]), [], {})
-    return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": rows,
+    plan = Plan(method, _drops([(entry["layer"], entry["part"]) for entry in order]), [], {})
+    return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": order,
                                    "seconds": time.perf_counter() - began})
 
 
@@ -102,24 +102,24 @@ def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
-    """Whether what has gone is nearer to the ratio than with one more, or reaches it."""
+    """Whether the removed share is nearer to the ratio than with one more part; for `reach`, whether it reaches it."""
     if match == "reach":
         return share >= ratio - ROUNDING
     return ratio - share <= with_next - ratio
 
 
 def _params(layer: nn.Module, family: Family, part: str) -> int:
-    """Parameters that go with a part of a layer."""
+    """Parameters that are removed with a part of a layer."""
     own = family.parts[part]
     return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
 
 
-def _drops(gone: list[Unit]) -> list[Unit]:
-    """As a plan names them: a layer both of whose parts go, goes whole."""
-    layers = sorted({layer for layer, _ in gone})
+def _drops(removed: list[Unit]) -> list[Unit]:
+    """The parts as a plan names them: a layer of which both parts are removed is one entry, `whole`."""
+    layers = sorted({layer for layer, _ in removed})
     found: list[Unit] = []
     for layer in layers:
-        parts = sorted(part for number, part in gone if number == layer)
+        parts = sorted(part for number, part in removed if number == layer)
         found.append((layer, parts[0] if len(parts) == 1 else "whole"))
     return found
 
@@ -131,13 +131,13 @@ def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Un
         raise FitError(f"{hidden.path} has the sublayers of the first {len(cos_LPS)} of {layers} layers; set "
                        f"hidden.layers to null, or add {layers} to it")
     cos_LP = cos_LPS[:, :, :sequences].double().mean(dim=-1)
-    return {(layer, part): cos_LP[layer, row].item() for layer in range(layers)
-            for row, part in enumerate(("attention", "mlp"))}
+    return {(layer, part): cos_LP[layer, index].item() for layer in range(layers)
+            for index, part in enumerate(("attention", "mlp"))}
 
 
 @torch.no_grad()
 def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> dict[Unit, float]:
-    """The same of the model as it is now."""
+    """The same cosines for the model as it is pruned so far."""
     sums: dict[Unit, float] = {}
     for h_BTD in start_STD.split(batch):
         h_BTD = h_BTD.to(passes.device, passes.model.dtype)

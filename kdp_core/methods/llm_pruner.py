@@ -1,28 +1,29 @@
-"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): removes the heads and MLP channels of least worth to the loss.
+"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels are removed whose worth to the loss is least.
 
-Weights that only work together are removed together. A unit of an attention is a key-value head with the consecutive
-query heads that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of
-gate and up and a column of down (OPT: a row of fc1 and a column of fc2). Biases of rows are removed
-with them. All norms are kept, those of heads included.
+Weights that work only together are removed together. A unit of an attention is a key-value head with the consecutive
+query heads that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of gate
+and up and a column of down (OPT: a row of fc1 and a column of fc2). The biases of these rows are removed with them. All
+norms are kept, also those of heads.
 
-L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. What a weight
-is worth, to first and second order in its removal (of the Hessian the diagonal alone, taken as a):
+L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. The worth of a
+weight, to first and second order in its removal (the Hessian is taken as its diagonal, and the diagonal as a), is
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
-A unit is worth the sum of |s| over all its weights (`element`), or of |sum of s| over each of its rows and columns
-(`vector`; a bias is a row of its own). In each layer the units of least
-worth are removed; of equal units the lowest number.
+The worth of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
+columns (`vector`; a bias is a row of its own). In each layer the units of least worth are removed. If two units are
+equal, the one with the lower number is removed.
 
-Sizes. The first layers and the last ones are kept whole. All others lose the same: of their heads the share that the
-ratio asks for, rounded to whole units, and as many channels as the ratio then lacks, one more in some layers; so the
+Sizes. The first layers and the last ones are kept whole. All others lose equally much: the share of their heads that
+the ratio needs, rounded to whole units, and then as many channels as are still needed, one more in some layers. So the
 ratio of ALL parameters is met to half a channel of one layer. At least one unit of each is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
-    Its ratio is one of the layers that it prunes, so that 0.25 takes 19.5 % of LLaMA-7B; it rounds each part by itself.
-    Of grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K; the model shares
-        a key-value head between consecutive query heads, which here go together.
-    It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences.
-    It keeps gradients of the whole model; here one layer's at a time (kdp_core.methods._judge). It knows no OPT.
-    Its fine-tuning of all layers on instructions is left out: fine-tuned variants are those of every row.
+    Its ratio counts the layers that it prunes, so that 0.25 removes 19.5 % of LLaMA-7B; it rounds each part by itself.
+    For grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K. The model shares
+        a key-value head between consecutive query heads; here these are removed together.
+    It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences are read.
+    It keeps the gradients of the whole model; here those of one layer at a time (kdp_core.methods._judge).
+    It cannot prune OPT.
+    It fine-tunes all layers on instructions. Here fine-tuned variants are trained like those of every other method.
 """
 import logging
 import time
@@ -53,36 +54,36 @@ logger = logging.getLogger(__name__)
 Importance = Literal["first", "second", "mix"]
 """Order of the expansion of the loss."""
 Grouping = Literal["element", "vector"]
-"""What is added up to the worth of a unit: single weights, or rows and columns."""
+"""What is summed to the worth of a unit: the worths of single weights, or those of rows and columns."""
 
 
 class Coupled(NamedTuple):
-    """A tensor of a layer that is cut."""
+    """A tensor of a layer from which units are removed."""
     name: str
-    """Below the layer."""
+    """Name below the layer."""
     part: str
     """`attention` or `mlp`."""
     axis: int
-    """Along which its units lie, each as long as the axis over their number."""
+    """Axis along which its units lie; all units have the same length."""
 
 
 class Sizes(NamedTuple):
-    """What the layers that are pruned have, each."""
+    """What each pruned layer has before pruning."""
     layers: int
     groups: int
     """Key-value heads."""
     channels: int
     group_params: int
-    """Parameters that go with a key-value head and its query heads."""
+    """Parameters of a key-value head and its query heads."""
     channel_params: int
 
 
 class Cut(NamedTuple):
-    """What they lose."""
+    """What the pruned layers lose."""
     groups: int
-    """Key-value heads, each layer."""
+    """Key-value heads of each layer."""
     channels: list[int]
-    """One number a layer; they differ by one at most."""
+    """One number for each layer; the numbers differ by one at most."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -90,17 +91,17 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             sequences: Count | None = 10,
             keep_first: Natural | None = None, keep_last: Natural | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
-    """Cut heads and MLP channels out of layers.
+    """Remove heads and MLP channels from layers.
 
     importance: `first`, `second` or `mix`: order of the expansion of the loss.
-    grouping: `element` adds up single weights' worths, `vector` those of whole rows and columns.
-    sequences: of the calibration, whose loss is differentiated; null, or more than there are, means all.
-    keep_first: layers at the start that are kept whole; null means 4 of 32 (as released), and in proportion for
-        fewer layers.
-    keep_last: layers at the end that are kept whole; null means 2 of 32, likewise.
-    batch_sequences: sequences of a forward pass; per-sample squares take one at a time.
-    seed: of the choice of sequences.
-    Raises BlockError for a ratio out of reach and where no layer is left, FitError for other options and models.
+    grouping: `element` sums the worths of single weights, `vector` those of whole rows and columns.
+    sequences: number of calibration sequences whose loss is differentiated; null, or more than there are, means all.
+    keep_first: layers at the start that are kept whole; null means 4 of 32 (as in the released code), in
+        proportion for fewer layers.
+    keep_last: layers at the end that are kept whole; null means 2 of 32, in proportion for fewer layers.
+    batch_sequences: sequences of a forward pass; squared gradients need one sequence at a time.
+    seed: seed of the choice of sequences.
+    Raises BlockError for a ratio out of reach or if no layer is left to prune, FitError for other options and models.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -114,7 +115,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     judge = judge_of(model, ids_ST, batch_sequences)
     units = {"attention": sizes.groups, "mlp": sizes.channels}
-    tensors, widths, rows = {}, [_width(config, sizes, 0, 0)] * config.num_hidden_layers, []
+    tensors, widths, entries = {}, [_width(config, sizes, 0, 0)] * config.num_hidden_layers, []
     for number, weights, worths in worths_by_layer(judge, pruned, coupled, units, importance, grouping):
         lost = {"attention": cut.groups, "mlp": cut.channels[number - pruned.start]}
         kept = {part: _kept(worths[part], lost[part], number) for part in units}
@@ -122,20 +123,20 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
                     narrowed(weight.detach(), one.axis, kept[one.part], units[one.part]).cpu()
                     for one, weight in zip(coupled, weights, strict=True)}
         widths[number] = _width(config, sizes, lost["attention"], lost["mlp"])
-        gone = sorted(set(range(sizes.groups)) - set(kept["attention"].tolist()))
-        rows.append({"layer": number, "groups": gone, "channels": lost["mlp"]})
-        logger.info("layer %d: %d of %d head groups go, %d of %d channels", number, len(gone), sizes.groups,
-                    lost["mlp"], sizes.channels)
+        removed = sorted(set(range(sizes.groups)) - set(kept["attention"].tolist()))
+        entries.append({"layer": number, "groups": removed, "channels": lost["mlp"]})
+        logger.info("layer %d: %d of %d head groups and %d of %d channels are removed", number, len(removed),
+                    sizes.groups, lost["mlp"], sizes.channels)
     share = (len(pruned) * cut.groups * sizes.group_params + sum(cut.channels) * sizes.channel_params) / total
     return Composed(Plan("llm_pruner", [], [], tensors, shape={"widths": widths}), [], [],
-                    {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "layers": rows[::-1], "share": share,
+                    {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "layers": entries[::-1], "share": share,
                      "seconds": time.perf_counter() - began})
 
 
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 def between(layers: int, keep_first: int | None, keep_last: int | None) -> range:
-    """Layers that are pruned; BlockError where none is left."""
+    """Layers that are pruned; BlockError if there are none."""
     first = min(4, round(layers / 8)) if keep_first is None else keep_first
     last = min(2, round(layers / 16)) if keep_last is None else keep_last
     if first + last >= layers:
@@ -145,17 +146,17 @@ def between(layers: int, keep_first: int | None, keep_last: int | None) -> range
 
 
 def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
-    """The heads and channels that are `ratio` of all `total` parameters, to half a channel; BlockError beyond reach."""
+    """The heads and channels with `ratio` of all `total` parameters, to half a channel; BlockError beyond reach."""
     layers, groups, channels, group_params, channel_params = sizes
     goal = ratio * total
     most = layers * ((groups - 1) * group_params + (channels - 1) * channel_params)
     if goal > most * (1 + ROUNDING):
-        raise BlockError(f"ratio {ratio} is too high: all that llm_pruner can take out of {layers} layers is "
-                         f"{most / total:.4f} of all parameters, as one head group and one channel of each stay; ask "
-                         "for less, or lower compose.keep_first and keep_last")
+        raise BlockError(f"ratio {ratio} is too high: all that llm_pruner can remove from {layers} layers is "
+                         f"{most / total:.4f} of all parameters, as one head group and one channel of each are "
+                         "kept; ask for less, or lower compose.keep_first and keep_last")
 
     def filled(lost: int) -> int:
-        """Channels of all layers that go beside so many groups of each."""
+        """Channels of all layers that are removed if each layer loses `lost` head groups."""
         return min(max(round((goal - layers * lost * group_params) / channel_params), 0), layers * (channels - 1))
 
     def too_far(lost: int) -> bool:
@@ -164,7 +165,7 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
     share = goal / (layers * (groups * group_params + channels * channel_params))
     lost = min(range(groups), key=lambda lost: (too_far(lost), abs(lost - share * groups), lost))
     count = filled(lost)
-    # steps of floor(channels * layers so far / layers)
+    # differences of floor(channels * layers so far / layers)
     return Cut(lost, [count * (layer + 1) // layers - count * layer // layers for layer in range(layers)])
 
 
@@ -177,7 +178,7 @@ def _sizes(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig",
 
 
 def _width(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
-    """A layer's entry in the configuration once so much is gone."""
+    """A layer's entry in the configuration after this many groups and channels are removed."""
     left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
     return {"heads": left * each, "kv_heads": left, "intermediate": sizes.channels - channels}
 
@@ -185,7 +186,7 @@ def _width(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int)
 # Units ----------------------------------------------------------------------------------------------------------------
 
 def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
-    """The tensors of a layer that are cut."""
+    """The tensors of a layer from which units are removed."""
     found = []
     for part, own in family.parts.items():
         found += [Coupled(f"{name}.{kind}", part, 0) for name in own.readers
@@ -196,7 +197,7 @@ def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
 
 def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
                     grouping: str) -> Iterator[tuple[int, list[nn.Parameter], dict[str, Tensor]]]:
-    """Of each pruned layer, the last first: its number, its coupled tensors, and worth_U of the units of each part."""
+    """For each pruned layer, from the last to the first: number, coupled tensors, worth_U of the units of each part."""
     S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
     for number, weights, gradients, squares in backward(
             judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],
@@ -212,7 +213,7 @@ def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: 
 
 
 def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
-    """s of every weight: what the loss loses with it, to the order that `importance` names."""
+    """s of every weight: the change of the loss by its removal, to the order that `importance` names."""
     if importance == "first":
         return w * g                                # s = W g
     if importance == "second":
@@ -221,23 +222,23 @@ def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
 
 
 def worth(s: Tensor, axis: int, units: int, grouping: str) -> Tensor:
-    """worth_U that one tensor adds to its units, which lie along `axis` one after the other, equally long."""
+    """worth_U that one tensor adds to its units. They lie along `axis`, one after the other, and have one length."""
     s_RC = s.movedim(axis, 0).reshape(s.shape[axis], -1).double()
     # element: sum_j |s_ij|,    vector: |sum_j s_ij|
     worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()
-    # a unit is worth the sum over its rows (or columns) i
+    # the worth of a unit is the sum over its rows (or columns) i
     return worth_R.view(units, -1).sum(1)
 
 
 def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
-    """Numbers of the units that stay, ascending: all but the `lost` of least worth, of equal ones the lowest."""
+    """Numbers of the kept units, ascending: all but the `lost` units of least worth. Ties remove the lower number."""
     if not torch.isfinite(worth_U).all():
         raise FitError(f"importances of layer {layer} are not finite; try dtype float32 for the model")
     return worth_U.argsort(stable=True)[lost:].sort().values
 
 
 def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
-    """The tensor with these of its units alone."""
+    """The tensor with these units alone."""
     length = tensor.shape[axis] // units
     index = (kept_U[:, None] * length + torch.arange(length)).flatten()
     return tensor.index_select(axis, index.to(tensor.device)).contiguous()

@@ -1,16 +1,17 @@
 """LoRP, locality-aware redundancy pruning: layers that resemble many others are removed, spread over the depth.
 
 From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
-    RLS = -log2(mean of S_ij over i < j): 2 clusters where RLS >= 1, 3 where RLS >= 0.7, else 4;
-    clusters: spectral clustering with affinity (S + 1) / 2, numbered by the first layer in them;
+    RLS = -log2(mean of S_ij over i < j): 2 clusters if RLS >= 1, 3 if RLS >= 0.7, otherwise 4;
+    clusters: spectral clustering with affinity (S + 1) / 2; they are numbered by their first layers;
     r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers are removed by descending r.
 Stage 1: each cluster, in order of depth, loses one layer. Stage 2: while more layers must be removed, the cluster
-whose remaining members are most alike (mean S of their pairs) loses its next one. The first and last layer are kept,
-but count as members.
+whose remaining members are most alike (mean S of their pairs) loses its next layer. The first and the last layer are
+kept, but they count as members.
 
-Source: the released code (daniel-eai, June 2026). It takes S over all tokens; the similarity stage leaves massive ones
-out by default (`similarity.treatment: raw` is the paper's). Once no cluster has two members left, the first one
-with a candidate loses it. Of equal r the lowest layer is taken, of equal clusters the lowest number.
+Source: the released code (daniel-eai, June 2026). It computes S over all tokens; the similarity stage masks massive
+tokens by default (`similarity.treatment: raw` is as in the paper). When no cluster has two members left, the first
+cluster with a candidate loses it. If two layers have equal r, the lower one is removed first; if two clusters are
+equally alike, the one with the lower number loses a layer first.
 """
 import math
 
@@ -26,27 +27,27 @@ from kdp_core.states.similarity import locality
 PROTECTED = 1
 """Layers kept at each end."""
 THRESHOLDS = ((1.0, 2), (0.7, 3))
-"""RLS at least this: so many clusters."""
+"""(smallest RLS, number of clusters)."""
 MOST_CLUSTERS = 4
 
 
 def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
            clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
-    """LoRP's layers for a ratio.
+    """Select LoRP's layers for a ratio.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
     module_params: parameters of what replaces a layer.
-    clusters: number of clusters; null takes it from RLS.
-    seed: of the clustering.
+    clusters: number of clusters; null derives it from RLS.
+    seed: seed of the clustering.
     match: `nearest` share to the ratio, or `reach` it at least.
     """
     options.check(spread, locals())
     missing = [layer for layer in range(facts.layers) if layer not in similarity.layers]
     if missing:
         raise BlockError(f"similarity lacks state {missing[0]}; set hidden.layers to all")
-    rows = [similarity.layers.index(layer) for layer in range(facts.layers)]
-    s_LL = similarity.cosine_LL[rows][:, rows].double()
+    places = [similarity.layers.index(layer) for layer in range(facts.layers)]
+    s_LL = similarity.cosine_LL[places][:, places].double()
     rls = locality(s_LL)
     if rls is None:
         raise BlockError("lorp needs a positive mean cosine of all pairs of layers; try similarity.treatment raw")
@@ -60,7 +61,7 @@ def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Co
 
 def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
     """The cluster of each layer, numbered by the first layer in it."""
-    from sklearn.cluster import SpectralClustering  # takes a second to import, and most rows need none
+    from sklearn.cluster import SpectralClustering  # takes a second to import, and most methods do not need it
 
     found = SpectralClustering(clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed).fit_predict(
         ((s_LL + 1) / 2).numpy()).tolist()
@@ -82,19 +83,19 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
     queues = [sorted((layer for layer in group if PROTECTED <= layer < layers - PROTECTED),
                      key=lambda layer: (-redundancy[layer], layer)) for group in members]
     # stage 1: one of each cluster, in order of depth
-    gone = [queue.pop(0) for queue in queues if queue]
+    removed = [queue.pop(0) for queue in queues if queue]
     while any(queues):
         # stage 2: the cluster whose remaining members are most alike
-        alike = [_alike(s_LL, [layer for layer in group if layer not in gone]) if queue else -math.inf
+        alike = [_alike(s_LL, [layer for layer in group if layer not in removed]) if queue else -math.inf
                  for group, queue in zip(members, queues, strict=True)]
         first = next(k for k, queue in enumerate(queues) if queue)
         best = max(range(len(queues)), key=lambda k: (alike[k], -k))
-        gone.append(queues[best if alike[best] > -math.inf else first].pop(0))
-    return gone, redundancy
+        removed.append(queues[best if alike[best] > -math.inf else first].pop(0))
+    return removed, redundancy
 
 
 def _alike(s_LL: Tensor, group: list[int]) -> float:
-    """Mean S of all pairs; -inf where there are none."""
+    """Mean S of all pairs; -inf if there are none."""
     pairs = [s_LL[a, b].item() for place, a in enumerate(group) for b in group[place + 1:]]
     return sum(pairs) / len(pairs) if pairs else -math.inf
 

@@ -1,21 +1,22 @@
-"""ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): a run of layers absorbed into the MLP before it.
+"""ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): a run of layers is absorbed into the MLP before it.
 
-Layers s .. e-1 go. With m the output of the MLP of layer s-1 and x the state after that layer's attention, state s is
-x + m; a matrix T with x + T'm ~ state e takes the run's place, by least squares (`compose`),
+Layers s .. e-1 are removed. Let m be the output of the MLP of layer s-1 and x the state after that layer's attention,
+so that state s is x + m. A matrix T with x + T'm ~ state e replaces the run. T is found by least squares (`compose`),
     T = (X'X + alpha I)^-1 X'Y,    X = m,    Y = state_e - x,
 or by angle (`compose_cosine`), Adam on
     L = mean_n 1 - cos(x_n + T'm_n, state_e,n),
-and is multiplied into that MLP's last matrix, so that not one parameter is added. Both products are streamed; the
-cosine needs the pairs themselves in memory.
+and it is multiplied into that MLP's last matrix, so that no parameter is added. Least squares streams both products;
+the cosine needs the pairs themselves in memory.
 
-The paper weighs all tokens alike and takes alpha = 0; with few calibration tokens a small ridge is needed, and `ridges`
-chooses it on held-out sequences. Massive tokens own X'X then; `massive: mask` leaves them out of the fit. By angle a
-token weighs the same whatever its norm.
+The paper weighs all tokens alike and takes alpha = 0. With few calibration tokens a small ridge is needed, and `ridges`
+chooses it on held-out sequences. Massive tokens then dominate X'X; `massive: mask` excludes them from the fit. With the
+cosine a token has the same weight whatever its norm.
 
-The paper's Adam starts at the identity, which is the run removed, and an entry of T moves by about the learning rate a
-step at most: 10 epochs over 8000 x 1024 tokens are 80,000 steps. A few ten thousand tokens make a few dozen steps an
-epoch, hence more epochs here, and the best one by held-out loss, the start included. cos(T'm, Y), the released code's
-mode that is not "accurate", leaves the length of T'm open; here it is the start's.
+The paper's Adam starts at the identity, which means that the run is only removed. An update moves an entry of T by at
+most about the learning rate, and 10 epochs over 8000 x 1024 tokens are 80,000 updates. A few ten thousand tokens give
+only a few dozen updates in an epoch. So the default here is more epochs. The best epoch by held-out loss is kept, and
+the start is a candidate too. The released code's mode that is not "accurate" trains on cos(T'm, Y), which does not
+determine the length of T'm; here the start determines it.
 """
 import logging
 import time
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Fit(NamedTuple):
-    """The pairs of one batch: what the MLP gives, what is missing."""
+    """The pairs of one batch: the output of the MLP, and what is missing to the target."""
     m_ND: Tensor
     goal_ND: Tensor
     rest_ND: Tensor
@@ -51,7 +52,7 @@ class _Fit(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """The run, and what its fit reads."""
+    """The run, and the data that its fit reads."""
     passes: Passes
     hidden: HiddenStates
     start: int
@@ -65,7 +66,7 @@ class _Case(NamedTuple):
     batch: int
 
     def pairs(self, which: Tensor) -> Iterator[_Fit]:
-        """Of these sequences, a batch at a time."""
+        """The pairs of these sequences, one batch at a time."""
         for part in which.split(self.batch):
             yield _pairs(self.passes, self.hidden, part, self.keep_ST, self.start, self.stop)
 
@@ -84,17 +85,17 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Fit T for the one run of layers and multiply it into the MLP before it.
 
     ridge: alpha, relative to the mean diagonal of X'X.
-    ridges: several of them, of which the one of least held-out error is taken, ties to the first; `ridge` does not
-        count then.
-    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out.
+    ridges: several values of alpha. The one of least held-out error is taken, and the first one if two are equal;
+        `ridge` is then not read.
+    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens.
     batch_sequences: sequences of a forward pass.
     heldout: share of the sequences that judge and are never fitted on.
-    seed: of the held-out choice.
-    Raises FitError for a family whose MLP output is not added as it is, and for a run that starts at the first layer.
+    seed: seed of the held-out choice.
+    Raises FitError for a family with a norm after its MLPs, and for a run that starts at the first layer.
     """
     check(compose, locals())
     if ridges is not None and not ridges:
-        raise FitError("compose.ridges is []; name at least one ridge, or leave it out")
+        raise FitError("compose.ridges is []; name at least one ridge, or omit the option")
     began = time.perf_counter()
     case = _case(dense, hidden, selection, device, dtype, massive, batch_sequences, heldout, seed)
     gram_DD, cross_DD = _products(case)
@@ -120,18 +121,18 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     """Train T for the one run of layers by the cosine, and multiply it into the MLP before it.
 
     lr: learning rate of Adam.
-    epochs: passes over the tokens, 10 in the paper, whose tokens are some hundred times as many; the best one by
-        held-out loss is kept, the start included. 0 keeps the start.
+    epochs: passes over the tokens; the paper makes 10 over about a hundred times as many tokens. The best epoch by
+        held-out loss is kept, and the start is a candidate too; 0 keeps the start.
     batch_tokens: tokens of an update.
-    accurate: compare x + T'm with the run's last state; otherwise T'm with what x lacks of it.
+    accurate: whether x + T'm is compared with the run's last state; otherwise T'm is compared with that state less x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
-    ridge: of that least-squares T, relative to the mean diagonal of X'X.
-    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out.
+    ridge: ridge of that least-squares T, relative to the mean diagonal of X'X.
+    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens.
     batch_sequences: sequences of a forward pass.
     heldout: share of the sequences that judge and are never fitted on.
-    seed: of the held-out choice and of the order of training.
+    seed: seed of the held-out choice and of the order of training.
     resume: where the state of the training is kept.
-    Raises FitError as `compose` does, TrainingFailed for a loss that is not a number.
+    Raises FitError for the same reasons as `compose`, TrainingFailed for a loss that is not a number.
     """
     check(compose_cosine, locals())
     began = time.perf_counter()
@@ -148,7 +149,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 
 def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
           batch_sequences: int, heldout: float, seed: int) -> _Case:
-    """The checked run with its model loaded."""
+    """Check the run and load its model."""
     _check_run(selection, checkpoints.config_of(dense), heldout, hidden.sequences)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     (start, stop), (held, kept) = selection.blocks[0], split(hidden.sequences, heldout, seed)
@@ -160,7 +161,7 @@ def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, 
 
 def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[dict[str, Any]],
               stats: dict[str, Any], began: float) -> Composed:
-    """The record of a fitted T, folded."""
+    """The record of a fitted T, which is multiplied into the MLP."""
     model = case.passes.model
     plan = Plan(method, [], [], _absorbed(model, case.start - 1, t_DD))
     return Composed(plan, curve, [{"block": (case.start, case.stop), "heldout_error": error, "params": 0}],
@@ -216,7 +217,7 @@ def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.de
 
 def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: int, batch_tokens: int,
               seed: int, resume: Resume) -> tuple[Tensor, list[dict[str, Any]], int]:
-    """T of the best epoch by held-out loss, a row an epoch, and that epoch; 0 is the start."""
+    """T of the best epoch by held-out loss, one entry for each epoch, and the best epoch; 0 is the start."""
     t_DD = t_DD.to(train.m_ND.device, torch.float32).requires_grad_()
     adam, generator = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed)
     progress = Progress(resume, [t_DD], {"adam": adam, "order": generator}, best=0, best_DD=t_DD.detach().clone(),
@@ -227,8 +228,8 @@ def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: in
         order = progress.order(lambda: torch.randperm(len(train.m_ND), generator=generator))
         for which in progress.updates(order.split(batch_tokens)):
             loss = _loss(_Angles(*(pairs_ND[which.to(pairs_ND.device)] for pairs_ND in train)), t_DD)
-            descend(loss, adam, training="ReplaceMe by cosine", remedy="lower compose.lr, or extract the hidden states "
-                    "again if it is so from the start")
+            descend(loss, adam, training="ReplaceMe by cosine", remedy="lower compose.lr, or, if it is so from the "
+                    "start, extract the hidden states again")
             values["sums"] += loss.item() * len(which)
         curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": values["sums"] / len(train.m_ND)})
         values["sums"] = 0.0
@@ -254,7 +255,7 @@ def _judge(pairs: _Angles, t_DD: Tensor) -> float:
 
 @torch.no_grad()
 def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
-    """The counted tokens of some sequences, float64."""
+    """The pairs of the counted tokens of these sequences, float64."""
     caught: list[Tensor] = []
     last = passes.layers[start - 1].get_submodule(family_of(passes.model).parts["mlp"].writer)
     hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
@@ -269,7 +270,7 @@ def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor,
 
 
 def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
-    """The MLP's last matrix, and its bias where it has one, with T' before them."""
+    """The MLP's last matrix, and its bias if it has one, multiplied by T' from the left."""
     writer = family_of(model).parts["mlp"].writer
     prefix, last = f"{family_of(model).prefix}{layer}.{writer}", decoder_layers(model)[layer].get_submodule(writer)
     # down <- T' down

@@ -1,20 +1,21 @@
-"""Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834): layers ranked once, by one of three criteria.
+"""Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834): layers are ranked once, by one of three criteria.
 
 perplexity  PPL_n = exp(L(model without layer n)) on calibration text.
 taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer n, L the mean loss of the next token.
 magnitude   I_n = sum_k sum_ij |W_ij|: no data.
 
-The lowest score is removed first; of equal scores the lowest layer. The paper keeps the first four and the last two
-layers whatever they score (its "+"): by Taylor and magnitude layer 0 would be among the first to be removed. The
-released code applies it when it removes and writes unprotected orders (kdp_core.study.oracles); here protected layers
-are not ordered at all.
+The layer of the lowest score is removed first; if two scores are equal, the lower layer. The paper keeps the first four
+and the last two layers whatever their scores are (its "+"), since by Taylor and magnitude layer 0 would be removed
+among the first. The released code applies this rule when it removes layers, and it writes unprotected orders
+(kdp_core.study.oracles). Here protected layers are not ordered at all.
 
-The paper sums over linear weights; the released code adds the weights of the norms, and so do we. Biases never count
-(LLaMA has none, OPT has). Gemma's norms multiply by 1 + w: that gain counts, where the code would read w, as I_n stands
-for what is lost when a factor becomes 0.
+The paper sums over linear weights. The released code adds the weights of the norms, and so do we. Biases never count
+(LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here this gain counts, while the code would read w: I_n
+estimates what is lost if a factor becomes 0.
 
-Perplexities start at the states before the removed layer, as SLEB's losses here. The gradients are those of one
-backward pass over all sequences, but made layer by layer from kept states, so that only one layer's stand in memory.
+A perplexity is computed from the states before the removed layer, like SLEB's losses. The gradients are those of one
+backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's gradients
+are in memory at a time.
 """
 import logging
 import math
@@ -38,18 +39,17 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 
-
 def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                device: str = "cpu", dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2,
                sequences: Count | None = 10, batch_sequences: Count = 8, seed: int = 0) -> Search:
-    """Rank layers by the perplexity of the model without each.
+    """Rank layers by the perplexity of the model without each of them.
 
     k_max: not read; neighbouring layers may be removed.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    sequences: judged on; null, or more than there are, means all.
+    sequences: number of sequences to judge on; null, or more than there are, means all.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
+    seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """
     options.check(perplexity, locals())
@@ -76,9 +76,9 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     k_max: not read; neighbouring layers may be removed.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    sequences: whose mean loss is differentiated; null, or more than there are, means all.
-    batch_sequences: sequences of a forward pass; gradients are summed over all before their size is taken.
-    seed: of the choice of sequences.
+    sequences: number of sequences whose mean loss is differentiated; null, or more than there are, means all.
+    batch_sequences: sequences of a forward pass; gradients are summed over all sequences before absolute values.
+    seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a score that is not finite.
     """
     options.check(taylor, locals())
@@ -123,17 +123,17 @@ def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """Of all linear maps and norms of a layer, those of heads' queries and keys in."""
+    """The weights of all linear maps and norms of a layer, including the norms of queries and keys."""
     return [module.weight for module in layer.modules() if isinstance(getattr(module, "weight", None), nn.Parameter)]
 
 
 def _gain(weight: Tensor, family: Family) -> Tensor:
-    """What states are multiplied by, float32: of a norm, whose weight has one axis, with what its family adds."""
+    """The factor of the states, float32. A norm, whose weight has one axis, adds the offset of its family."""
     return weight.float() + (family.gain_offset if weight.ndim == 1 else 0.0)
 
 
 def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
-    """sum |W dL/dW| of each eligible layer, from the last layer back."""
+    """sum |W dL/dW| of each eligible layer; the layers are visited from the last to the first."""
     scores, family = {}, family_of(judge.passes.model)
     for layer, weights, gradients, _ in backward(judge, eligible, _weights):
         # I_n = sum_k sum_ij |dL/dW_ij W_ij|, L the mean over all predictions

@@ -1,14 +1,14 @@
-"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers ranked once by how little they turn their input.
+"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers are ranked once by how little they turn their input.
 
     BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
-the mean over all tokens alike. The layer of least block influence is removed first. Scores are computed once.
+where the mean counts all tokens alike. The layer of least block influence is removed first. Scores are computed once.
 
 The paper has no released code. The public one (sramshetty/ShortGPT) takes the last state from transformers'
-`hidden_states`, after the final norm, which raises the last layer's influence and so protects it; it lets pad tokens
-count, reads 0.5 where a state is zero, and leaves ties to an unstable sort. Here the last state is the true one
-(`last_state`), sequences hold no pad tokens, a token with a zero state is left out and counted, and of equal layers
-the lowest is removed first. Its order for LLaMA-2-7B differs from the paper's, its set does not
-(kdp_core.study.oracles).
+`hidden_states`, after the final norm, which raises the last layer's influence and so protects it. It counts pad tokens,
+gives a token with a zero state the value 0.5, and sorts ties in an unstable order. Here the last state is the true one
+(`last_state`) and sequences hold no pad tokens. A token with a zero state does not count, and the number of such tokens
+is reported. If two layers are equal, the lower one is removed first. For LLaMA-2-7B the order of that code differs from
+the paper's order, but the set is the same (kdp_core.study.oracles).
 """
 import time
 from collections.abc import Mapping
@@ -36,23 +36,23 @@ BATCH = 8
 
 
 class _Influence(NamedTuple):
-    """Of one layer."""
+    """Block influence of one layer."""
     score: float
     masked: int
-    """Massive tokens left out."""
+    """Number of massive tokens, which do not count."""
     undefined: int
-    """Others left out: one of their states is zero."""
+    """Number of other tokens that do not count, since one of their states is zero."""
 
 
 def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                     device: str = "cpu", dtype: str = "float32", last_state: LastState = "pre_norm",
                     massive: Counted = "raw", protect: Edge = 0.0) -> Search:
-    """Rank layers by block influence, from stored states; all eligible ones are ordered.
+    """Rank all eligible layers by block influence, from stored states.
 
     k_max: not read; neighbouring layers may be removed.
-    last_state: `pre_norm`, what the last layer returns, or `final_norm`, the same after the final norm, as released
-        code has it; only then is the model loaded.
-    massive: `raw` counts all tokens alike, as the paper, `mask` leaves out those massive before or after the layer.
+    last_state: `pre_norm`, the output of the last layer, or `final_norm`, the same after the final norm, as in the
+        public code; the model is loaded only for `final_norm`.
+    massive: `raw` counts all tokens alike, as the paper does; `mask` excludes tokens massive before or after the layer.
     protect: share of the layers kept at each end, rounded to whole layers; 0 in the paper.
     Raises RankError if no layer may be removed, HiddenError for a state that is not stored.
     """
@@ -80,7 +80,7 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
 @torch.no_grad()
 def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tensor,
                normed: nn.Module | None) -> _Influence:
-    """Over the tokens kept; `normed` is the model whose final norm the second state still needs."""
+    """Influence over the tokens of keep_ST. `normed`: the model whose final norm the second state still needs."""
     total, counted = 0.0, 0
     for x_BTD, y_BTD, keep_BT in zip(*(part.split(BATCH) for part in (before_STD, after_STD, keep_ST)), strict=True):
         if normed is not None:
@@ -100,7 +100,7 @@ def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tenso
 
 
 def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # reading stored states costs next to nothing
+    # the time for reading stored states is negligible
     return 0.0
 
 

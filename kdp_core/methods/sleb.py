@@ -1,15 +1,16 @@
-"""SLEB (Song et al. 2024, arXiv 2402.09025): the layer whose removal costs least is removed, again and again.
+"""SLEB (Song et al. 2024, arXiv 2402.09025): in each round the layer whose removal raises the loss least is removed.
 
-In each round every remaining layer but the first and the last is left out in turn. The loss of the next token
+In each round every remaining layer except the first and the last is bypassed in turn. The loss of the next token
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t)
-is taken over calibration text (the paper's Metric^3), and the layer of least loss is removed for good. Of equal layers
-the lowest is removed.
+is taken over calibration text (the paper's Metric^3), and the layer of least loss is removed. If two losses are equal,
+the lower layer is removed.
 
-The paper suggests 128 sequences; its code joins 128 lines of WikiText-2, which are some 10,000 tokens. The default here
-is as many tokens: 80 sequences of 128. Ten thousand tokens leave noise in the order: compare seeds.
+The paper suggests 128 sequences. Its code joins 128 lines of WikiText-2, which are about 10,000 tokens. The default
+here is as many tokens: 80 sequences of 128. With ten thousand tokens the order is noisy, so several seeds should be
+compared.
 
-The code runs the whole model for each candidate. Here a candidate at layer j runs the layers after j alone, from kept
-states (kdp_core.methods._judge): the same losses for half the work.
+The code runs the whole model for each candidate. Here only the layers after the candidate are run, from kept states
+(kdp_core.methods._judge). This gives the same losses for half the work.
 """
 import logging
 import math
@@ -36,18 +37,18 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     """Order layers by the loss that their removal causes, until `largest` of all layers are removed.
 
     k_max: not read; neighbouring layers may be removed.
-    sequences: judged on; null, or more than there are, means all.
+    sequences: number of sequences to judge on; null, or more than there are, means all.
     largest: share of the layers to order; the first and the last layer are never removed.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
+    seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """
     options.check(greedy, locals())
     began = time.perf_counter()
     most = min(round(largest * facts.layers), facts.layers - 2)
     if most < 1:
-        raise RankError(f"search.largest {largest} of {facts.layers} layers: none may go, as the first and the last "
-                        "one stay; raise it or take a deeper model")
+        raise RankError(f"search.largest {largest} of {facts.layers} layers: none may be removed, as the first and "
+                        "the last layer are kept; raise it or take a deeper model")
     ids_ST = picked(tokens, sequences, seed)
     judge = judge_of(checkpoints.load_model(dense, device=device, dtype=dtype), ids_ST, batch_sequences)
     current = dense_nats = loss_nats(judge, facts.layers - 1, [facts.layers - 1])
@@ -56,22 +57,22 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
         nats = {layer: loss_nats(judge, layer, [later for later in left if later > layer]) for layer in left[1:-1]}
         single = single or {str(layer): loss - dense_nats for layer, loss in nats.items()}
         tried += len(nats)
-        # j* = argmin_j L(model without j); equal losses: the lowest layer
+        # j* = argmin_j L(model without j); if losses are equal, the lower layer
         layer = min(nats, key=lambda layer: (nats[layer], layer))
         rises.append(nats[layer] - current)
         current = nats[layer]
         order.append(layer)
         left.remove(layer)
         _advance(judge, left, layer)
-        logger.info("layer %d goes: loss %.4f nats after %d layers, %d runs", layer, current, len(order), tried)
+        logger.info("layer %d is removed: loss %.4f nats after %d layers, %d runs", layer, current, len(order), tried)
     return Search(order, rises, "loss", k_max, single, tried,
                   {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "dense_nats": dense_nats,
                    "seconds": time.perf_counter() - began})
 
 
-def _advance(judge: Judge, left: list[int], gone: int) -> None:
-    """The states before the layers left, now that one more is gone."""
-    h_STD, later = judge.states.pop(gone), [layer for layer in left if layer > gone]
+def _advance(judge: Judge, left: list[int], removed: int) -> None:
+    """Update the states before the remaining layers after one more layer is removed."""
+    h_STD, later = judge.states.pop(removed), [layer for layer in left if layer > removed]
     for layer, following in zip(later, [*later[1:], None], strict=True):
         judge.states[layer] = h_STD
         if following is not None:
@@ -79,13 +80,14 @@ def _advance(judge: Judge, left: list[int], gone: int) -> None:
 
 
 def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # after each removal every remaining layer is tried, by the layers after it and the head
-    left, removed = sizes.layers, round(given["largest"] * sizes.layers)
-    tried = sum((left - gone) * ((left - gone) / 2 * sizes.layer_macs + sizes.head_macs) for gone in range(removed))
+    # after each removal every remaining layer is tried; a trial runs the layers after it and the head
+    all_layers, most = sizes.layers, round(given["largest"] * sizes.layers)
+    tried = sum(left * (left / 2 * sizes.layer_macs + sizes.head_macs)
+                for left in range(all_layers, all_layers - most, -1))
     return 2 * min(given["sequences"] or math.inf, sizes.sequences) * sizes.length * tried
 
 
 METHODS = (
-    Method("sleb", "Song et al. 2024, SLEB: greedily the layer whose removal costs least, scored again after each",
+    Method("sleb", "Song et al. 2024, SLEB: the layer whose removal raises the loss least, scored again after each",
            "layers removed", in_order, search=greedy, flops={"search": _flops}, example={"search": {"sequences": 4}}),
 )

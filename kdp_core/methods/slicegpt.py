@@ -1,24 +1,26 @@
 """SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024): the width of the states cut to their principal components.
 
-Between the parts of a model a state x may be turned by an orthogonal matrix and nothing changes, if what reads x
-turns it back; a root-mean-square norm without gain does not see the turn (the paper's theorem 1). So
+A state x between two parts of a model may be turned by an orthogonal matrix. Nothing changes if what reads x turns it
+back, since a root-mean-square norm without gain does not depend on the turn (the paper's theorem 1). So
     readers      W <- W diag(gain) Q,  b <- b + W shift     of the norm that they read through (gain, shift)
     writers      W <- Q' W,  b <- Q' b                      Q of the state that they add to
-    residual     x <- x Q_i' Q_{i+1}                        one matrix a part, each state having its own Q
+    residual     x <- x Q_i' Q_{i+1}                        one matrix for each part, since each state has its own Q
     embedding    E <- E Q_0,    head  W <- W diag(gain) Q_last, shift into a bias
-and cutting Q to its first d' columns, the eigenvectors of X'X of the largest eigenvalues, cuts all of these. States are
-taken front to back, each from the model as sliced so far: running a dense part on x Q Q' gives just that. The norms go
-on dividing by the width before slicing, with the model's own eps. A layer norm subtracts a mean too: there writers and
-embeddings are made free of it, which changes nothing that is read, and the norm is a root-mean-square norm again.
+and a Q with only its first d' columns, the eigenvectors of X'X of the largest eigenvalues, narrows all of these. States
+are taken from the first to the last, each from the model as it is sliced so far; a dense part that runs on x Q Q' gives
+the same. The norms still divide by the width before slicing, with the model's own eps. A layer norm subtracts a mean
+too. There the mean is removed from writers and embeddings, which changes nothing that is read, and the norm becomes a
+root-mean-square norm.
 
-Fewer parameters go than columns: each matrix is cut on one side, each part gets a d' x d' matrix, and a head tied to
-its embedding must become one of its own. d' is solved for the share of ALL parameters; `slicing` sets the share of the
-width instead, as the papers do. A 7B LLaMA sliced by 25 % has 15.3 % fewer parameters.
+The share of removed parameters is below the share of removed columns: each matrix is narrowed on one side only, each
+part gets a d' x d' matrix, and a head tied to its embedding must become a matrix of its own. d' is solved for the share
+of ALL parameters; `slicing` sets the share of the width instead, as the papers do. A 7B LLaMA sliced by 25 % has 15.3 %
+fewer parameters.
 
 Where we differ from the released code (microsoft/TransformerCompression 6b12cde): it makes embeddings and writers
 mean-free for root-mean-square norms too, which changes such a model; it sets every eps to 1e-5; it multiplies each
-basis by an unseeded random rotation. Rotations here are float64, signs of eigenvectors fixed.
-Not for Gemma 3, whose norms after the parts cannot be moved, nor for an OPT whose norms follow the sum.
+basis by an unseeded random rotation. Rotations here are float64, and the signs of eigenvectors are fixed.
+The method cannot prune Gemma 3, whose norms after the parts cannot be moved, nor an OPT whose norms follow the sum.
 
 Axes beside those of kdp_core.base.records: E kept directions.
 """
@@ -68,7 +70,7 @@ Slicing = Annotated[float, Ge(0), Lt(1)]
 """Share of the width that is removed."""
 PARTS = ("attention", "mlp")
 DAMP = 0.01
-"""Added to the diagonal of X'X relative to its mean, as released; it moves no eigenvector."""
+"""Term added to the diagonal of X'X, relative to its mean, as in the released code. It changes no eigenvector."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -76,12 +78,12 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             massive: Counted = "raw", sequences: Count | None = None, batch_sequences: Count = 8) -> Composed:
     """Slice the states of a model to the width that removes the ratio of all parameters.
 
-    slicing: share of the width to cut instead, rounded so that at least this much goes; the ratio is then not read.
+    slicing: share of the width to remove instead; rounding removes at least this share. The ratio is then not read.
     multiple: the new width is a multiple of this.
-    slice_head: cut what enters the output head too; the released code does not.
-    massive: `raw` counts massive-activation tokens like all, as released, so that their few directions come first;
-        `mask` leaves them out of X'X.
-    sequences: of the calibration; null means all.
+    slice_head: whether the state that enters the output head is narrowed too; the released code does not do so.
+    massive: `raw` counts massive-activation tokens like all others, as the released code does, so that their few
+        directions come first; `mask` excludes them from X'X.
+    sequences: number of calibration sequences; null means all.
     batch_sequences: sequences of a forward pass.
     Raises FitError for a model that cannot be sliced, BlockError for a ratio out of reach.
     """
@@ -95,11 +97,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     passes = Passes(checkpoints.load_model(dense, device=device, dtype=dtype), hidden.tokens)
     factor = hidden.massive_factor if massive == "mask" else None
     start_STD = hidden.state(0)[:sequences]
-    bases, rows = _bases(passes, start_STD, [*[width] * 2 * len(passes.layers), shape["sliced"]["final"]], factor,
+    bases, kept = _bases(passes, start_STD, [*[width] * 2 * len(passes.layers), shape["sliced"]["final"]], factor,
                          batch_sequences)
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in _turned(passes.model, bases).items()}
     stats = {"tokens": start_STD[..., 0].numel(), "width": width, "width_removed": 1 - width / config.hidden_size,
-             "share_of_all": _share(config, width, slice_head), "ratio_read": slicing is None, "states": rows,
+             "share_of_all": _share(config, width, slice_head), "ratio_read": slicing is None, "states": kept,
              "seconds": time.perf_counter() - began}
     return Composed(Plan("slicegpt", [], [], tensors, shape=shape), [], [], stats)
 
@@ -131,7 +133,7 @@ def cut(width: int, slicing: float, multiple: int) -> int:
 
 
 def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head: bool) -> int:
-    """The width whose share of all parameters is nearest to the ratio; of two as near the larger."""
+    """The width whose share of all parameters is nearest to the ratio. If two are equally near, the larger is taken."""
     def share(width: int) -> float:
         return _share(config, width, slice_head)
 
@@ -139,20 +141,20 @@ def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head
     if ratio > share(multiple) + ROUNDING:
         raise BlockError(f"ratio {ratio} is too high: all that slicegpt can remove, at width {multiple}, is "
                          f"{share(multiple):.4f} of all parameters; ask for less")
-    # the share falls with the width: the first that is not above the ratio, and the one before it
+    # the share falls with the width; compared are the first width whose share is not above the ratio and the one before
     first = bisect.bisect_left(widths, -ratio, key=lambda width: -share(width))
     return min(widths[max(0, first - 1):first + 1], key=lambda width: (abs(share(width) - ratio), -width))
 
 
 def _shape(config: "PretrainedConfig", width: int, slice_head: bool) -> dict[str, Any]:
-    """What the folded configuration says of these widths."""
+    """The entries of the folded configuration for these widths."""
     each = [width] * config.num_hidden_layers
     return {"sliced": {"attention": each, "mlp": each, "final": width if slice_head else config.hidden_size},
             "tie_word_embeddings": False}
 
 
 def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "PretrainedConfig":
-    """The configuration of a model whose states are cut to this width; the head reads the whole one, or that."""
+    """The configuration of a model whose states have this width; with `slice_head` the head reads this width too."""
     # the folded classes come with transformers' models, whose import takes seconds
     from kdp_core.model.folded import FOLDED
 
@@ -162,7 +164,7 @@ def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "
 
 
 def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
-    """Share of all parameters that the sliced model lacks, tied ones counted once; below 0 it has more."""
+    """Share of all parameters that the sliced model lacks; tied ones count once. Below 0 the sliced model has more."""
     sliced = sliced_config(config, width, slice_head)
     return 1 - count_params(checkpoints.on_meta(sliced)) / count_params(checkpoints.on_meta(config))
 
@@ -172,27 +174,27 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """q_DE of every state that a part reads and of the last one, float64, and a row each on what it keeps."""
-    family, steps = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
+    """q_DE, float64, of every state that a part reads and of the last state, and for each an entry on what it keeps."""
+    family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
-    bases, rows = [], []
-    for (number, part), width in zip([*steps, (len(passes.layers), "final")], widths, strict=True):
+    bases, entries = [], []
+    for (number, part), width in zip([*read, (len(passes.layers), "final")], widths, strict=True):
         if not torch.isfinite(x_STD).all():
             raise FitError(f"{part} state of layer {number} of the sliced model is not finite; try dtype float32 for "
                            "the model")
-        q_DE, row = _basis(x_STD, width, massive_factor, batch, passes.device)
+        q_DE, entry = _basis(x_STD, width, massive_factor, batch, passes.device)
         bases.append(q_DE)
-        rows.append({"layer": number, "part": part, **row})
+        entries.append({"layer": number, "part": part, **entry})
         if part == "final":
-            return bases, rows
+            return bases, entries
         x_STD = torch.cat([_after(passes, family, number, part, x_BTD, q_DE) for x_BTD in x_STD.split(batch)])
-        logger.info("layer %d, %s: %.4f of the squares kept", number, part, row["kept"])
+        logger.info("layer %d, %s: %.4f of the squares kept", number, part, entry["kept"])
     raise AssertionError("the last of `widths` is the final state's")
 
 
 def _basis(x_STD: Tensor, width: int, massive_factor: float | None, batch: int,
            device: torch.device) -> tuple[Tensor, dict[str, Any]]:
-    """The first principal directions of states, q_DE, each with its largest entry positive."""
+    """The first principal directions of states, q_DE. The largest entry of each direction is positive."""
     norm_ST = x_STD.norm(dim=-1)
     counted_ST = torch.ones_like(norm_ST, dtype=torch.bool) if massive_factor is None else \
         norm_ST <= massive_factor * norm_ST.median()
@@ -223,7 +225,7 @@ def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor
 
 @torch.no_grad()
 def _turned(model: nn.Module, bases: list[Tensor]) -> dict[str, Tensor]:
-    """All tensors of the sliced model that are not the dense model's, float64, by state-dict name."""
+    """All tensors of the sliced model that differ from the dense model's, float64, by state-dict name."""
     family, base = family_of(model), trunk(model)
     prefix, made = family.prefix, {}
     for number, layer in enumerate(decoder_layers(model)):

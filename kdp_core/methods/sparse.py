@@ -5,21 +5,21 @@ A matrix has R rows, its outputs, and C columns, its inputs. Three rules say whi
     Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1): the lowest |W_ij| a_j of each row, a_j = sqrt(sum x_j^2 / n).
     SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1): H = (2/n) X'X + damp I, H^-1 = U'U; in blocks
         of columns the lowest W_ij^2 / U_jj^2 are set to zero, and what each was worth is moved to the columns after it.
-Layers are taken in turn: a layer's inputs are what the layers pruned before it give, of n sequences, all tokens alike.
-Size and speed stay those of the dense model: zeros are stored.
+Layers are pruned in turn. The inputs of a layer are the outputs of the layers pruned before it, over n sequences; all
+tokens count alike. The size and speed stay those of the dense model, since zeros are stored.
 
 Scope and share. Only the matrices of the linear modules inside decoder layers lose weights, so a ratio of all
-parameters (tied ones once) asks for the share s = ratio * all / in scope of them, the same of every matrix. The counts
-of matrices are the steps of one running total, rounded down: together they are the ratio to one weight.
-With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the papers, and the ratio is not
-read; the reached share stands in the stats.
+parameters (tied ones count once) needs the share s = ratio * all / in scope of these weights, which is the same for
+every matrix. The counts of the matrices are differences of one running total, rounded down, so that together they meet
+the ratio to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the
+papers, and the ratio is not read; the stats hold the share that is reached.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
-    Wanda takes int(C s) of each row, up to R - 1 weights too few; here those missing come one a row, from the rows
-    whose next weight has the lowest score. Where C s is whole both are the same.
-    SparseGPT and magnitude take all scores up to the int(count s)-th inclusive, one too many; here exactly the count.
-    SparseGPT stops where H is singular; here damp is raised tenfold, up to 0.1. It works in float32, here in float64.
-    Zeros of dead columns (inputs always 0) stay beyond the count where they are more than it, as there.
+    Wanda takes int(C s) weights of each row, up to R - 1 weights too few. Here one more weight is taken from as many
+        rows as are needed; these are the rows whose next weight has the lowest score. If C s is whole, both agree.
+    SparseGPT and magnitude take all scores up to the int(count s)-th inclusive, one too many; here the count is exact.
+    SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. It uses float32, and we use float64.
+    As in its code, all weights of dead columns (inputs always 0) become zero, even if they are more than the count.
 """
 import logging
 import time
@@ -45,24 +45,24 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 Pattern = Literal["unstructured", "2:4", "4:8"]
-"""Where the zeros of a matrix lie: anywhere, or as many in each group of columns."""
+"""Where the zeros of a matrix lie: anywhere, or equally many in each group of columns."""
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
-"""Zeros of each group of so many columns. Other N:M are left out: papers count what stays, released code what goes."""
+"""(zeros, columns of a group). Other N:M are not offered, since papers count the kept weights and code the zeros."""
 DAMP_LARGEST = 0.1
-"""Up to where damp is raised, relative to the mean diagonal of H."""
+"""Largest damp that is tried, relative to the mean diagonal of H."""
 
 
 class _Calibration(NamedTuple):
-    """What the layers are run with."""
+    """The input with which the layers are run."""
     h_STD: Tensor
-    """State 0 of the sequences taken."""
+    """State 0 of the chosen sequences."""
     batch: int
 
 
 class _Matrix(NamedTuple):
     """One linear module in scope."""
     name: str
-    """Of its weight in the dense checkpoint."""
+    """Name of its weight in the dense checkpoint."""
     layer: int
     module: nn.Linear
 
@@ -75,7 +75,7 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
               dtype: str = "float32", pattern: Pattern = "unstructured") -> Composed:
     """Zero the weights of least magnitude, matrix by matrix; no calibration text is read.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
     Raises FitError for a ratio that the linear modules of the layers cannot give.
     """
     options.check(magnitude, locals())
@@ -92,12 +92,12 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
           dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
           batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Zero in each row the weights of least magnitude times norm of their input.
+    """Zero in each row the weights with the least product of magnitude and norm of their input.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
-    sequences: calibration sequences, drawn from those there; null means all.
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
+    sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
+    seed: seed of the choice of sequences.
     Raises FitError for a ratio that the linear modules of the layers cannot give.
     """
     options.check(wanda, locals())
@@ -121,12 +121,12 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
               dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
               batch_sequences: Count = 8, damp: NotNegative = 0.01, block_size: Count = 128, seed: int = 0) -> Composed:
-    """Zero the weights that cost a matrix's outputs least, and let the columns to their right make up for them.
+    """Zero the weights that change a matrix's outputs least, and correct the later columns for them.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope whatever the ratio.
+    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
     sequences: calibration sequences, drawn from those there; null means all.
     batch_sequences: sequences of a forward pass.
-    damp: added to the diagonal of H, relative to its mean; raised tenfold, up to 0.1, where H is singular.
+    damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     block_size: columns whose weights are chosen together; their effect on later columns is applied at once.
     seed: of the choice of sequences.
     Raises FitError for a ratio that the linear modules of the layers cannot give, and for H singular at every damp.
@@ -155,7 +155,7 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
 
 def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
-    """State 0 of the sequences asked for, drawn by `seed`, in their order."""
+    """State 0 of as many sequences as asked for, drawn by `seed`, in their own order."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
@@ -166,7 +166,7 @@ def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: 
 
 def _opened(dense: Path, selection: Selection, device: str, dtype: str,
             pattern: str) -> tuple[nn.Module, list[_Matrix], dict[str, int]]:
-    """The model, its matrices in scope and how many weights each of them loses."""
+    """The model, its matrices in scope, and how many weights of each become zero."""
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     matrices = list(_matrices(model))
     return model, matrices, _counts(model, matrices, selection.ratio_target, PATTERNS[pattern])
@@ -181,7 +181,7 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 
 def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Weights to zero, by name of the matrix."""
+    """Number of weights to zero, by name of the matrix."""
     total, scope = count_params(model), sum(matrix.module.weight.numel() for matrix in matrices)
     if groups:
         zeros, columns = groups
@@ -197,7 +197,7 @@ def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tup
     made, seen = {}, 0
     for name, _, module in matrices:
         size = module.weight.numel()
-        # steps of floor(s * weights so far),    s = ratio * all / in scope
+        # differences of floor(s * weights so far),    s = ratio * all / in scope
         made[name] = goal * (seen + size) // scope - goal * seen // scope
         seen += size
     return made
@@ -206,7 +206,7 @@ def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tup
 @torch.no_grad()
 def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], given: _Calibration,
              statistic: Callable[[Tensor], Tensor], rule: Rule) -> None:
-    """Prune layer after layer, each on what the pruned layers before it give."""
+    """Prune the layers in order; each reads the outputs of the pruned layers before it."""
     h_STD = given.h_STD
     for number in range(len(passes.layers)):
         if not torch.isfinite(h_STD).all():
@@ -222,7 +222,7 @@ def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], gi
 
 def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
           statistic: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The statistic of each matrix's inputs, added up over the batches; the same input is counted once for all."""
+    """The statistic of each matrix's inputs, summed over the batches; an input that several read is counted once."""
     inputs: dict[str, Tensor] = {}
     hooks = [module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
              for name, _, module in own]
@@ -240,12 +240,12 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
 
 
 def _replace(module: nn.Linear, w_RC: Tensor) -> None:
-    """Give a module a new matrix in the precision of the old one; loaded memory is left alone, it may be a file's."""
+    """Give a module a new matrix in the precision of the old one. The old memory is not written: it may map a file."""
     module.weight = nn.Parameter(w_RC.to(module.weight.dtype), requires_grad=False)
 
 
 def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Tensor:
-    """bool_RC: the `count` lowest of all, or those of each group of columns; ties go to the lower row, then column."""
+    """bool_RC: the `count` lowest scores, or those of each group of columns; ties take the lower row, then column."""
     if groups:
         zeros, columns = groups
         score_RGM = score_RC.unflatten(1, (-1, columns))
@@ -257,7 +257,7 @@ def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Ten
 
 
 def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
-    """bool_RC: as many of each row, the lowest; the remainder one a row where the next score is lowest."""
+    """bool_RC: the lowest scores, equally many of each row; then one more in the rows whose next score is lowest."""
     each, remainder = divmod(count, len(score_RC))
     order_RC = score_RC.argsort(dim=1, stable=True)
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
@@ -269,7 +269,7 @@ def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
 
 
 def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp it took); FitError where none will do."""
+    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp that was needed); FitError if none is enough."""
     eye_CC, mean = torch.eye(len(hessian_CC)).to(hessian_CC), hessian_CC.diagonal().mean()
     level = damp
     while True:
@@ -286,23 +286,23 @@ def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | None, block_size: int) -> Tensor:
-    """The matrix with `count` weights gone and their effect moved to later columns, block of columns by block."""
+    """The matrix with `count` weights set to zero; each block of columns moves their effect to later columns."""
     w_RC, C = w_RC.clone(), w_RC.shape[1]
     for start in range(0, C, block_size):
         stop = min(start + block_size, C)
-        step = groups[1] if groups else stop - start
+        width = groups[1] if groups else stop - start
         errors_RB = torch.zeros_like(w_RC[:, start:stop])
         for column in range(start, stop):
-            if (column - start) % step == 0:
+            if (column - start) % width == 0:
                 # lowest W_ij^2 / U_jj^2: of the whole block, or of each group when its first column is reached
-                ahead = slice(column, column + step)
+                ahead = slice(column, column + width)
                 mask_RM = _lowest((w_RC[:, ahead] / u_CC.diagonal()[ahead]).square(),
                                   count * stop // C - count * start // C, groups)
-            gone_R = mask_RM[:, (column - start) % step]
+            zero_R = mask_RM[:, (column - start) % width]
             # e = (w - masked w) / U_jj,    W_j.. -= e U_j..
-            error_R = torch.where(gone_R, w_RC[:, column], 0) / u_CC[column, column]
+            error_R = torch.where(zero_R, w_RC[:, column], 0) / u_CC[column, column]
             w_RC[:, column:stop] -= error_R.outer(u_CC[column, column:stop])
-            w_RC[gone_R, column] = 0
+            w_RC[zero_R, column] = 0
             errors_RB[:, column - start] = error_R
         # W_later -= E U_block,later
         w_RC[:, stop:] -= errors_RB @ u_CC[start:stop, stop:]
@@ -310,7 +310,7 @@ def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | Non
 
 
 def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dict[str, float]) -> Composed:
-    """The plan, with what was reached counted on the matrices themselves."""
+    """The plan; the reached shares are counted on the matrices themselves."""
     tensors = {name: module.weight.detach().cpu() for name, _, module in matrices}
     zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in tensors.values())
     scope = sum(tensor.numel() for tensor in tensors.values())

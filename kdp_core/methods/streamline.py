@@ -1,23 +1,24 @@
-"""LLM-Streamline (Chen et al. 2025, arXiv 2403.19135): a run of layers gives way to one trained decoder layer.
+"""LLM-Streamline (Chen et al. 2025, arXiv 2403.19135): one trained decoder layer replaces a run of layers.
 
-Layers s .. e-1 go but for s, whose weights are the start of the layer g that learns the whole run, attention and all:
+Layers s+1 .. e-1 are removed. The weights of layer s are the start of the layer g, which learns the whole run and is
+trained in all its parts, attention included:
     g = argmin mean_n w_n |g(state s)_n - state e_n|^2,
-by AdamW, the learning rate falling as a cosine. The pruned model is a plain checkpoint of its family: layers s+1 .. e-1
-left out, layer s with other weights. Its place in per-layer lists (kind of attention) stays that of layer s.
+by AdamW, with a learning rate that falls as a cosine. The pruned model is a plain checkpoint of its family, without
+layers s+1 .. e-1 and with other weights in layer s, whose entry in per-layer lists (kind of attention) is kept.
 
-The paper's layer is one of the model's own; its released code trains it without a mask, so that each position sees
-those after it, and follows only an eighth of the cosine, because it counts the updates wrongly. Here the layer runs as
-in its model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last update.
-The code keeps the best weights by reference, so they are the last ones. Here they are a copy, and the start is a
-candidate too, so the layer is never worse than the start by the held-out loss.
+The paper's layer is one of the model's own. Its released code trains this layer without a mask, so that each position
+sees those after it, and it follows only an eighth of the cosine, because it counts the updates wrongly. Here the layer
+runs as in its model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last
+update. The code keeps the best weights by reference, so they become the last ones. Here they are a copy, and the start
+is a candidate too, so the layer is never worse than the start by the held-out loss.
 
-The paper's loss weighs all tokens alike, w_n = 1 / D. Massive-activation tokens, their norms hundreds of times the
-others', then are nearly all of it; but a layer after the run reads a state through its norm, so what counts is each
-token's relative error, w_n = 1 / |state e_n|^2, our default. Massive tokens then weigh as much as others do. They stay
-in the fit, other than in kdp_residual, as no bypass carries them here: a run may hold the very layer that writes them,
-and without them attention loses its sink. Training is one pass over long texts, 30,000 in the paper and 100,000 in the
-code; over a few hundred short ones ten passes make some hundred steps and cost about as much as one pass of a 30-layer
-model. Held-out sequences choose among them.
+The paper's loss weighs all tokens alike, w_n = 1 / D. The norms of massive-activation tokens are hundreds of times
+those of others, so these tokens dominate that loss. But a layer after the run reads a state through its norm, so the
+relative error of each token matters: w_n = 1 / |state e_n|^2, our default. Massive tokens then weigh as much as others.
+They are fitted, unlike in kdp_residual, because no bypass carries them: a run may contain the layer that writes them,
+and without them attention loses its sink. The paper trains in one pass over long texts, 30,000 in the paper and 100,000
+in the code. Over a few hundred short texts ten passes make about a hundred updates and take about as long as one pass
+of a 30-layer model. Held-out sequences choose the best epoch.
 """
 import logging
 import math
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Options(NamedTuple):
-    """Of the training; see `compose`."""
+    """Options of the training; see `compose`."""
     lr: float
     min_lr: float
     weight_decay: float
@@ -68,14 +69,14 @@ class _Data(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """What came of training; the layer itself has the kept epoch's weights."""
+    """The result of the training; the layer itself has the weights of the kept epoch."""
     curve: list[dict[str, Any]]
     epoch: int
-    """Whose weights were kept; 0 is the start."""
+    """The epoch whose weights were kept; 0 is the start."""
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of what takes the run's place: one decoder layer."""
+    """Parameters of the layer that replaces the run."""
     return facts.params_per_layer[0]
 
 
@@ -84,22 +85,23 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             epochs: Natural = 10, batch_sequences: Count = 8, clip: Positive = 5.0, massive: Counted = "raw",
             token_weight: TokenWeight = "inverse_norm", heldout: Share = 0.1, seed: Natural = 0,
             resume: Resume = OFF) -> Composed:
-    """Train the first layer of the one run of layers to do what the whole run does; remove the others.
+    """Train the first layer of the one run of layers to do what the whole run does, and remove the others.
 
     lr: learning rate of AdamW at the first update.
     min_lr: learning rate at the last update; in between the rate falls as a cosine.
-    weight_decay: AdamW's, of all trained weights.
-    epochs: passes over the sequences; the best one by held-out loss is kept, the start included. 0 keeps the start.
+    weight_decay: weight decay of AdamW, for all trained weights.
+    epochs: passes over the sequences. The best epoch by held-out loss is kept, and the start is a candidate too; 0
+        keeps the start.
     batch_sequences: sequences of an update.
     clip: largest norm of the gradient.
-    massive: `raw` fits all tokens alike, `mask` leaves massive-activation tokens out of the loss.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike as the
-        paper does.
+    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens from the loss.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike, as in
+        the paper.
     heldout: share of the sequences that judge and are never trained on.
-    seed: of the held-out choice and of the order of training.
+    seed: seed of the held-out choice and of the order of training.
     resume: where the state of the training is kept.
-    Raises FitError before any model is loaded where options, run and states do not fit each other, TrainingFailed for
-    a loss that is not a number.
+    Raises FitError, before any model is loaded, if options, run and states do not fit each other, and TrainingFailed
+    for a loss that is not a number.
     """
     check(compose, locals())
     began = time.perf_counter()
@@ -116,7 +118,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     prefix = f"{family_of(model).prefix}{start}."
     tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
     error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
-    plan = Plan("streamline", [(gone, "whole") for gone in range(start + 1, stop)], [], tensors)
+    plan = Plan("streamline", [(number, "whole") for number in range(start + 1, stop)], [], tensors)
     return Composed(plan, trained.curve, [{"block": (start, stop), "heldout_error": error,
                                            "params": count_params(layer)}],
                     {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
@@ -138,7 +140,7 @@ def _check(options: _Options, selection: Selection, sequences: int) -> None:
 
 
 def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Data:
-    """Both ends of the run, and what each token weighs."""
+    """The states at both ends of the run, and the weight of each token."""
     start_STD, goal_STD = hidden.state(start), hidden.state(stop)
     for number, h_STD in ((start, start_STD), (stop, goal_STD)):
         if not torch.isfinite(h_STD).all():
@@ -155,7 +157,7 @@ def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Da
 
 def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options,
            resume: Resume) -> _Trained:
-    """Train layer `number` in its place; its best weights by held-out loss stay in it."""
+    """Train layer `number` inside its model; afterwards it has its best weights by held-out loss."""
     weights = list(passes.layers[number].parameters())
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
     generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
@@ -190,7 +192,7 @@ def _rate(update: int, total: int, lr: float, min_lr: float) -> float:
 
 def _update(passes: Passes, number: int, data: _Data, which: Tensor, adam: torch.optim.Optimizer,
             clip: float) -> float:
-    """One update; the sum of the losses of its tokens."""
+    """One update. Returns the sum of the losses of its tokens."""
     sums = _sum(passes, number, data, which)
     descend(sums / _counted(data, which), adam, training="LLM-Streamline", remedy="lower compose.lr", clip=clip)
     return sums.item()
@@ -205,7 +207,7 @@ def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
 
 
 def _counted(data: _Data, which: Tensor) -> int:
-    """Tokens of these sequences that count; 1 where none does, whose loss is 0."""
+    """Number of tokens of these sequences that count; 1 if none counts, since the loss is then 0."""
     return max(1, int((data.weight_ST[which] > 0).sum()))
 
 

@@ -1,15 +1,17 @@
-"""Fine-tuned variants of pruned checkpoints, the dagger rows: LoRA on the output head, distilled from the dense model.
+"""Fine-tuned variants of pruned checkpoints: LoRA on the output head, distilled from the dense model.
 
-KDP (Ma et al., ICLR 2026), appendix B. Everything but the head is frozen, the stand-ins too, so the states that enter
-the head never change: those of both models are computed once, and only a low-rank change is trained on them.
+KDP (Ma et al., ICLR 2026), appendix B; its tables mark these variants with a dagger. Everything except the head is
+frozen, also the stand-ins, so the states that enter the head never change. Those of both models are computed once, and
+only a low-rank change of the head is trained on them.
 
-Head with a weight of its own: W -> W + s B A, merged, no parameter more. Head tied to the embedding: merging would
-change the inputs as well, so the change goes before the head, h -> h + s B A h (the paper's "logit adapter"), and
-stays in the model as 2 r D parameters. s = alpha / r. B starts at zero, so training starts at the pruned model itself,
-and the epoch with the best held-out figure is kept, that start included: no variant is worse by that figure.
+If the head has a weight of its own, the change is merged, W -> W + s B A, and adds no parameter. If the head is tied to
+the embedding, merging would change the inputs as well. Then the change is applied before the head, h -> h + s B A h
+(the paper's "logit adapter"), and it stays in the model as 2 r D parameters. s = alpha / r. B starts at zero, so
+training starts at the pruned model itself. The epoch with the best held-out figure is kept. The start is a candidate
+too, so no variant is worse by that figure.
 
-The paper leaves open: batch size, the share held out, and what a unit of warm-up is (here: optimiser steps). It stops
-by validation perplexity (judge: ppl); the default judges by the objective itself.
+The paper does not give the batch size, the held-out share and the unit of warm-up (here: updates). It stops by
+validation perplexity (judge: ppl); the default judges by the objective itself.
 """
 import json
 import logging
@@ -49,14 +51,14 @@ class FinetuneError(ValueError):
 
 
 class States(NamedTuple):
-    """What enters the output heads over the same sequences."""
+    """The states that enter the output heads of both models, over the same sequences."""
     student_STD: Tensor
     teacher_STD: Tensor
     ids_ST: Tensor
 
-    def at(self, rows: Tensor) -> "States":
-        """Of these sequences."""
-        return States(*(values[rows] for values in self))
+    def at(self, sequences: Tensor) -> "States":
+        """The states of these sequences."""
+        return States(*(values[sequences] for values in self))
 
 
 class Options(NamedTuple):
@@ -86,20 +88,20 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
 
     `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from; `resume` keeps the state
     of the training. Deterministic.
-    rank: r of the change of the head.
+    rank: rank r of the change of the head.
     alpha: the change is scaled by alpha / rank.
-    dropout: of the states that enter the change, in training.
+    dropout: dropout of the states that enter the change, in training.
     lr: peak learning rate of Adam.
-    epochs: passes over the sequences at most; the best one is kept.
-    kl_weight: lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    temperature: tau of the KL term.
-    batch_sequences: sequences of an optimiser step.
-    warmup: share of the steps over which the learning rate rises; then it falls as a cosine to zero.
+    epochs: passes over the sequences; the best epoch is kept.
+    kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    temperature: temperature tau of the KL term.
+    batch_sequences: sequences of an update.
+    warmup: share of the updates over which the learning rate rises; then it falls as a cosine to zero.
     clip: largest norm of the gradient.
-    heldout: share of the sequences that judges and is not trained on.
+    heldout: share of the sequences that judge and are not trained on.
     judge: held-out figure by which the epoch is chosen, loss (the objective) or ppl.
-    seed: of the held-out choice, the order, the start of A and the dropout.
-    Raises FinetuneError before any model is loaded where options, models and tokens do not fit each other.
+    seed: seed of the held-out choice, the order, the start of A and the dropout.
+    Raises FinetuneError, before any model is loaded, if options, models and tokens do not fit each other.
     """
     check(finetune, locals())
     began = time.monotonic()
@@ -122,12 +124,12 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
 
 
 def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
-    """Final states of a checkpoint, its head alone, and whether that is the embedding; the rest is let go."""
+    """Final states of a checkpoint, its head, and whether the head is the embedding; the other layers are not kept."""
     model = checkpoints.load_model(folder, device=device, dtype=dtype).requires_grad_(False)
     h_STD = final_states(model, ids_ST)
     if not torch.isfinite(h_STD).all():
-        raise FinetuneError(f"{folder}: final states are not finite; fine-tune in dtype float32, and if it stays so "
-                            "fold the checkpoint again")
+        raise FinetuneError(f"{folder}: final states are not finite; fine-tune in dtype float32, and if that does not "
+                            "help, fold the checkpoint again")
     logger.info("final states of %d sequences, %s", len(ids_ST), type(model).__name__)
     return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
 
@@ -136,8 +138,8 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
 
 def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
            options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
-    """The LoRA layer with its best weights, the curve, and the epoch that they are of."""
-    # peft and dropout draw from the global generator: it is set here and given back as it was
+    """The LoRA layer with its best weights, the curve, and the epoch of these weights."""
+    # peft and dropout draw from the global generator, so it is set here and restored afterwards
     cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(options.seed)
@@ -150,21 +152,22 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
         order = torch.Generator().manual_seed(options.seed)
         progress = Progress(resume, weights, {"adam": optimiser, "rate": schedule, "order": order,
                                               "dropout": _global(student.linear.weight.device)},
-                            curve=[_row(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
+                            curve=[_entry(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
                             best_weights=copies(weights), total=0.0, lr=None)
         values, curve = progress.values, progress.values["curve"]
         for epoch in progress.epochs(options.epochs):
             if progress.update == 0:
                 values["lr"] = schedule.get_last_lr()[0]
-            rows_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
+            order_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
             student.train()
-            for rows in progress.updates(rows_S.split(options.batch_sequences)):
-                values["total"] += _step(student, teacher, train.at(rows), optimiser, options) * len(rows) / len(rows_S)
+            for which in progress.updates(order_S.split(options.batch_sequences)):
+                loss = _update(student, teacher, train.at(which), optimiser, options)
+                values["total"] += loss * len(which) / len(order_S)
                 schedule.step()
             loss, values["total"] = values["total"], 0.0
-            seconds = progress.seconds() - sum(row["seconds"] for row in curve)
+            seconds = progress.seconds() - sum(entry["seconds"] for entry in curve)
             with progress.judging():
-                curve.append(_row(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
+                curve.append(_entry(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
             if figure(curve[epoch], options.judge) < figure(curve[values["best"]], options.judge):
                 values |= {"best": epoch, "best_weights": copies(weights)}
         restore(weights, values["best_weights"])
@@ -172,8 +175,8 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
 
 
 def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
-    """Put peft's LoRA on the head, or where it is tied on an identity before it; float32, A random, B zero."""
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import, and the config's schema none of it
+    """Put peft's LoRA on the head, or on an identity before a tied head; float32, A random, B zero."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import; the schema does not need it
 
     if tied:
         width = head.linear.weight.shape[1]
@@ -193,10 +196,10 @@ def _global(device: torch.device) -> torch.Generator:
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 
-def _step(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
-    """One step of the optimiser on these sequences; their mean loss."""
+def _update(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
+    """One update on these sequences. Returns their mean loss."""
     total, S = 0.0, len(states.ids_ST)
-    # as many sequences as one chunk of logits holds go through at once, so that nothing is computed twice
+    # as many sequences as fit one chunk of logits are run at once, so that nothing is computed twice
     size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
     optimiser.zero_grad()
     for part in torch.arange(S).split(size):
@@ -219,17 +222,17 @@ def _losses(student: Head, teacher: Head, states: States, options: Options) -> L
                              kl_weight=options.kl_weight, temperature=options.temperature)
 
 
-def _row(epoch: int, seconds: float, lr: float | None, loss: float | None, held: Losses) -> dict[str, Any]:
-    row = {"epoch": epoch, "seconds": seconds, "lr": lr, "loss": loss, "heldout_loss": held.loss.item(),
-           "heldout_kl_nats": held.kl_nats.item(), "heldout_ce_nats": held.ce_nats.item()}
-    logger.info("epoch %d: held-out loss %.4f, KL %.4f nats, perplexity %.2f", epoch, row["heldout_loss"],
-                row["heldout_kl_nats"], math.exp(min(row["heldout_ce_nats"], 99.0)))
-    return row
+def _entry(epoch: int, seconds: float, lr: float | None, loss: float | None, held: Losses) -> dict[str, Any]:
+    entry = {"epoch": epoch, "seconds": seconds, "lr": lr, "loss": loss, "heldout_loss": held.loss.item(),
+             "heldout_kl_nats": held.kl_nats.item(), "heldout_ce_nats": held.ce_nats.item()}
+    logger.info("epoch %d: held-out loss %.4f, KL %.4f nats, perplexity %.2f", epoch, entry["heldout_loss"],
+                entry["heldout_kl_nats"], math.exp(min(entry["heldout_ce_nats"], 99.0)))
+    return entry
 
 
-def figure(row: dict[str, Any], judge: str) -> float:
-    """What an epoch is judged by; perplexity rises and falls with the cross-entropy. NaN counts as infinite."""
-    value = row["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
+def figure(entry: dict[str, Any], judge: str) -> float:
+    """The figure that judges an epoch; for perplexity it is the cross-entropy. NaN counts as infinite."""
+    value = entry["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
     return math.inf if math.isnan(value) else value
 
 
@@ -237,7 +240,7 @@ def figure(row: dict[str, Any], judge: str) -> float:
 
 @torch.no_grad()
 def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
-    """Tensors of the new checkpoint that the old one lacks or has otherwise."""
+    """Tensors of the new checkpoint that the old one lacks or in which both differ."""
     scale = layer.scaling["default"]
     a_RD, b_OR = (part["default"].weight.float().cpu() for part in (layer.lora_A, layer.lora_B))
     if tied:
@@ -248,7 +251,7 @@ def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
 
 
 def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
-    """The checkpoint with these tensors, loaded once as users will; without any it is a copy."""
+    """The checkpoint with these tensors, loaded once as users load it. Without tensors it is a copy."""
     with store.atomic(out) as temporary:
         shutil.copytree(pruned, temporary)
         if change:
@@ -262,7 +265,7 @@ def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> Pre
 
 
 def put(folder: Path, change: dict[str, Tensor]) -> None:
-    """Write tensors into a checkpoint, a shard at a time: known ones in their place, new ones into the first shard."""
+    """Write tensors into a checkpoint, shard by shard. A new tensor is written into the first shard."""
     shards = sorted(folder.glob("*.safetensors"))
     known: set[str] = set()
     for path in shards:

@@ -1,8 +1,8 @@
 """A plan and the dense checkpoint become a pruned checkpoint: layers removed, stand-ins added, tensors replaced.
 
-The module works on the files of the dense checkpoint, a tensor at a time, and never builds the dense model. The layers
-that stay are renumbered without gaps, and every per-layer list of the configuration (`layer_types`, ...) is cut with
-the same indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A
+The module reads the files of the dense checkpoint, one tensor at a time, and never builds the dense model. The kept
+layers are renumbered without gaps, and every per-layer list of the configuration (`layer_types`, ...) keeps the same
+indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A
 plan with stand-ins, without the attention or MLP of some layers, or of other shapes gives a class of
 kdp_core.model.folded, and the file that defines the class is written into the checkpoint.
 """
@@ -82,7 +82,7 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
 
 
 def _parts(plan: Plan) -> list[tuple[int, str]]:
-    """The parts that are removed from layers that stay."""
+    """The parts that are removed from kept layers."""
     return sorted((layer, part) for layer, part in plan.drop if part != "whole")
 
 
@@ -110,7 +110,7 @@ def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, d
 
 
 def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
-    """The configuration of the pruned model: per-layer lists cut, class and stand-ins named."""
+    """The configuration of the pruned model: per-layer lists of the kept layers, class and stand-ins."""
     count, config_class = config.num_hidden_layers, type(config)
     cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
            for key, value in config.to_dict().items()}
@@ -131,13 +131,13 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
 def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[str, Tensor]:
     """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
     prefix, number = family.prefix, {old: new for new, old in enumerate(keep)}
-    gone = _part_prefixes(plan, prefix, family)
+    removed = _part_prefixes(plan, prefix, family)
     made, replaced = {}, set()
     for path in sorted(dense.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 new = _renamed(name, prefix, number)
-                if new is not None and not name.startswith(gone):
+                if new is not None and not name.startswith(removed):
                     made[new] = file.get_tensor(name)
                     if name in plan.tensors:
                         made[new] = _replacement(plan, name, made[new])
@@ -153,7 +153,7 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
 
 
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
-    """The tensors that a model of this configuration has; dense tensors that it lacks are left out."""
+    """The tensors that a model of this configuration has, without dense tensors that it lacks."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
@@ -208,7 +208,7 @@ def _zeroed(plan: Plan, dense: Path) -> int:
 
 
 def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) -> PrunedFacts:
-    """Load the new checkpoint as users will, and count."""
+    """Load the new checkpoint as users load it, and count its parameters."""
     pruned = checkpoints.load_model(folder)
     before = count_params(checkpoints.on_meta(config))
     after = count_params(pruned)

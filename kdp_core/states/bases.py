@@ -1,4 +1,4 @@
-"""The bases of a model whose states are sliced (SliceGPT), found again from its weights.
+"""The bases of a model whose states are sliced (SliceGPT), computed from its weights.
 
 A sliced checkpoint need not store its bases Q. What writes to a state is W in the dense model and Q' W in the sliced
 one, so Q solves a least-squares problem in the weights:
@@ -17,13 +17,13 @@ RIDGE = 1e-12
 
 
 def mean_free(x: Tensor, family: Family) -> Tensor:
-    """x less its mean over the last axis in families of layer norms, whose norms subtract it; otherwise x as it is."""
+    """x less its mean over the last axis for families of layer norms, which subtract the mean; otherwise x itself."""
     return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 
 @torch.no_grad()
 def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
-    """q_DE, float32, of the state before each layer and of the last state: x ~ x' Q', x mean-free for layer norms.
+    """q_DE, float32, of the state before each layer and of the last state: x ~ x' Q'. For layer norms x is mean-free.
 
     The bases are as exact as the precision in which the weights are stored.
     """

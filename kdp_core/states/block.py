@@ -1,6 +1,6 @@
 """The states of one block, ready for fitting: which tokens count, which are held out, and how far apart they are.
 
-Shared by step 1, step 2 and the linear maps, so that all fit and judge on the same tokens.
+Step 1, step 2 and the linear maps share this module, so that all fit and judge on the same tokens.
 """
 from typing import Literal, NamedTuple
 
@@ -13,13 +13,13 @@ from kdp_core.model.stand_ins import rms_scale
 from kdp_core.states.hidden import HiddenStates
 
 Massive = Literal["bypass", "raw"]
-"""Massive-activation tokens bypass the stand-in, or are treated as all tokens are."""
+"""Whether massive-activation tokens bypass the stand-in or are treated like all others."""
 Counted = Literal["raw", "mask"]
-"""Massive-activation tokens where no stand-in can be bypassed: counted as all tokens are, or left out."""
+"""Massive-activation tokens, if there is no stand-in to bypass: counted like all others, or masked."""
 TokenWeight = Literal["inverse_norm", "none"]
 """Weight of a token in a least-squares fit: 1 / |its target|^2, so that relative errors count, or 1."""
 LiftInput = Literal["raw", "rms"]
-"""What the lift of KDP sees: states, or states at unit root mean square."""
+"""What the lift of KDP reads: states, or states at unit root mean square."""
 
 
 class FitError(ValueError):
@@ -37,7 +37,7 @@ class BlockStates(NamedTuple):
     heldout: Tensor
     """Sequence numbers to judge on."""
     bypass_above: float | None
-    """Norm of the first state above which a token goes by unchanged in the folded model; None: no token does."""
+    """Norm of the first state above which a token bypasses the folded block; None: no token bypasses it."""
 
     def tokens(self, which: Tensor) -> Tensor:
         """The counted tokens of these sequences, flattened: h_KND."""
@@ -50,7 +50,7 @@ class BlockStates(NamedTuple):
 
 
 def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(held out, kept): sequence numbers, both ascending and drawn by `seed`; neither empty where there are two."""
+    """(held out, kept): sequence numbers, both ascending and drawn by `seed`. With two or more neither is empty."""
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, round(share * sequences)), sequences - 1)
     return order[:held].sort().values, order[held:].sort().values
@@ -58,11 +58,11 @@ def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
-    """States start..stop of a block (only its two ends where `between` is false).
+    """States start..stop of a block; only its two ends if `between` is false.
 
-    massive: `raw` fits all tokens alike, as the paper, which is silent about them. `bypass` leaves out tokens that are
-        massive in any state of the block, and in the folded model such tokens, known by the norm of the first state,
-        go by unchanged: between two states they hardly move, and no fit of the others could say where to.
+    massive: `raw` fits all tokens alike, as in the paper, which does not mention massive tokens. `bypass` does not fit
+        tokens that are massive in any state of the block. In the folded model a token whose first state has a large
+        norm bypasses the block: its state hardly changes in the block, and a fit of the others cannot predict it.
     heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
     """
     check(load, locals())
@@ -77,7 +77,7 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
         if not torch.isfinite(h_STD).all():
             raise FitError(f"{hidden.path}: state {k} is not finite; extract the hidden states again")
     if massive == "bypass":
-        # all states of the block count even where only its ends are read: every fit judges on the same tokens
+        # all states of the block count even if only its ends are read, so that every fit judges on the same tokens
         keep_ST &= ~hidden.massive([k for k in range(start, stop + 1) if k in hidden.layers])
         bypass_above = hidden.massive_factor * h_KSTD[0].norm(dim=-1).median().item()
     held, kept = split(hidden.sequences, heldout, seed)
@@ -85,12 +85,12 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
 
 
 def lift_input(h: Tensor, kind: LiftInput) -> Tensor:
-    """What the lift sees of states (..., D): themselves (`raw`) or themselves at unit root mean square (`rms`)."""
+    """The input of the lift for states (..., D): the states (`raw`), or the states at unit root mean square (`rms`)."""
     return h if kind == "raw" else rms_scale(h)
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
-    """Sum of squared errors over the variance about the mean: 0 perfect, 1 as good as the constant mean."""
+    """Sum of squared errors over the variance about the mean: 0 is perfect, and 1 is as good as the constant mean."""
     # sum |h^ - h|^2 / sum |h - mean h|^2
     return ((predicted_ND - h_ND).square().sum() / (h_ND - h_ND.mean(0)).square().sum()).item()
 
@@ -98,8 +98,9 @@ def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
     """X'Y in float64, g_FG, from one float32 product of the centred factors.
 
-    Smooth features hardly leave their mean: in a plain float32 product the rounding of the means' part hides the rest,
-    and the matrix has eigenvalues below zero, more than a small ridge lifts. A float64 product costs twice the time.
+    Smooth features hardly differ from their mean. In a plain float32 product the rounding of the means' part hides the
+    rest, and the matrix gets eigenvalues below zero that a small ridge does not lift. A float64 product takes twice the
+    time.
     """
     a_F, b_G = x_NF.mean(0), y_NG.mean(0)
     sum_x_F, sum_y_G = x_NF.double().sum(0), y_NG.double().sum(0)
@@ -110,7 +111,7 @@ def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
 
 
 def ridge_solve(gram_FF: Tensor, cross_FD: Tensor, ridge: float) -> Tensor:
-    """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD; raises FitError where G is not definite."""
+    """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD; raises FitError if G is not definite."""
     gram_FF = gram_FF.double()
     level = ridge * gram_FF.diagonal().mean()
     eye_FF = torch.eye(len(gram_FF), dtype=torch.float64, device=gram_FF.device)

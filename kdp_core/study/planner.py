@@ -64,7 +64,7 @@ class Cost(NamedTuple):
     stage: str
     jobs: int
     hours: float
-    """Of the accelerator; of the jobs that are not in `unknown`."""
+    """Hours of the accelerator, without the variants in `unknown`."""
     gib: float
     """Disk that the stage's results take, states and weights only."""
     unknown: list[str]
@@ -112,7 +112,7 @@ def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 
     tflops: what an accelerator sustains in forward passes, TFLOP/s.
     tflops_fit: what it sustains in fits, which are float32, TFLOP/s.
     load_gib_s: weights read from disk, GiB a second.
-    evaluate_tokens: tokens that go through a model in one evaluation, all tasks together.
+    evaluate_tokens: tokens that a model reads in one evaluation, all tasks together.
     """
     options = {"tflops": tflops, "tflops_fit": tflops_fit, "load_gib_s": load_gib_s,
                "evaluate_tokens": evaluate_tokens}
@@ -132,7 +132,7 @@ class _Count:
         self.work, self.model, self.facts, self.options = work, model, facts, options
         self.bytes = BYTES[work["models"][model]["dtype"]]
         self.points = [point for point in work["points"] if point["model"] == model]
-        # of a fine-tuned row nothing is fitted but its source's point, whether the grid names that or not
+        # a fine-tuned variant fits only the point of its source, whether the grid names this point or not
         keys = ("calib", "method", "ratio", "k_max")
         made = [{**{key: point[key] for key in keys}, "method": work["rows"][point["method"]]["source"]}
                 for point in self.points]
@@ -167,7 +167,7 @@ class _Count:
         return len(self.calibs)
 
     def _loading(self, stage: str, jobs: int) -> int:
-        """Jobs of a stage that load its models: what joins shards or single tasks loads none."""
+        """Jobs of a stage that load its models; a job that joins shards or single tasks loads none."""
         if stage == "evaluate" and self.work["split"]:
             return 0
         return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
@@ -208,7 +208,7 @@ class _Count:
         for point in self.fitted:
             at = (point["calib"], point["method"], point["k_max"])
             highest[at] = max(highest.get(at, 0.0), float(point["ratio"]))
-            # each ratio by itself, to name those out of reach
+            # each ratio is counted by itself, so that those out of reach are named
             self._blocks_of(point["method"], int(point["k_max"]), float(point["ratio"]), point["calib"])
         for (calib, name, k_max), ratio in highest.items():
             row = self.work["rows"][name]
@@ -265,12 +265,12 @@ class _Count:
         for point in self.tuned:
             given = {"epochs": 2} | self.work["rows"][point["method"]]["options"]["finetune"]
             tokens = self.tokens[point["calib"]]
-            # both models' states once; then both heads forward, and the student's backward
+            # the states of both models once, then both heads forward and the student's head backward
             flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
         return len(self.tuned), flops, self._checkpoints(self.tuned), []
 
     def _score(self) -> tuple[int, float, float, list[str]]:
-        # where tasks are not split, `evaluate` scores
+        # if tasks are not split, `evaluate` scores
         return (len(self.points) + 1) * self.work["split"], self._scoring() * bool(self.work["split"]), 0.0, []
 
     def _evaluate(self) -> tuple[int, float, float, list[str]]:
@@ -292,7 +292,7 @@ class _Count:
 
 
 def table(sweep: Sweep) -> str:
-    """The plan as Markdown: by model, then by stage; what it assumes and what it leaves out."""
+    """The plan as Markdown: by model and by stage, with its assumptions and what it does not count."""
     lines = ["| model | parameters, 10^9 | jobs | accelerator hours | hidden states, GiB | checkpoints, GiB |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for model, params in sweep.params.items():

@@ -2,7 +2,7 @@
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
-- `probe`: one sublayer or layer at a time is left out, and all layers before it are dense. Both states after it pass
+- `probe`: one sublayer or layer at a time is removed, and all layers before it are dense. Both states after it pass
   the final norm and the head (Figures 4, 5, 6).
 - `compare`, decoding: both models read the dense model's continuation of a prompt (teacher-forced) and the pruned
   model's own continuation (free-running, Figure 7). On the first text the two models are also compared state by state.
@@ -61,9 +61,9 @@ class Choice(NamedTuple):
 def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None = None, windows: Count = 8,
           positions: Count = 16, temperature: Positive = 1.0, final_norm: bool = True, device: str = "cpu",
           dtype: str = "float32") -> Probes:
-    """Leave out one part of one layer at a time and compare the states after that layer.
+    """Remove one part of one layer at a time and compare the states after that layer.
 
-    parts: parts of a layer that are left out in turn; null means attention, mlp and whole.
+    parts: parts of a layer that are removed in turn; null means attention, mlp and whole.
     windows: number of windows of held-out text; the first ones are taken.
     positions: number of tokens of a window that are compared, evenly spaced up to its last token.
     temperature: T of the probabilities.
@@ -98,7 +98,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
 
 @contextmanager
 def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
-    """The layer with an attention or MLP that adds nothing; a `whole` layer is left out by the caller."""
+    """The layer with an attention or MLP that adds nothing; a `whole` layer is bypassed by the caller."""
     if part == "whole":
         yield
         return

@@ -1,4 +1,4 @@
-"""Theorem 1 of KDP as numbers: the error of k linear steps in the kernel space, and its bounds.
+"""Theorem 1 of KDP as numbers: the error of k operators in the kernel space, and its bounds.
 
 Paper: KDP (ICLR 2026), section 2.3, equation 3, proof in appendix D (equations 7 to 21).
 
@@ -7,12 +7,12 @@ For e_i = phi(h_{i+1}) - A_i phi(h_i) and E_{k,l} = phi(h_{l+k}) - A_{l+k-1} ...
 Points on which statement and proof disagree, or which they leave open:
 - Equation 12 bounds the error of each token by the root of a mean over tokens. That holds for root mean squares, not
   for single tokens. Here the bounded quantity is `rms`, and `beyond` is the share of tokens above the bound.
-- L_ERM is one number, and the proof needs it for every step. Here it is the largest of the means of the steps.
+- L_ERM is one number, and the proof needs it for every operator. Here it is the largest mean of the operators.
 - C is "universal" and not given. Reported are the bound with C = 1, the bound without that term (exact on the training
   tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and
   R_n = B_A R_phi sqrt(2m / n). The last one is still too small: phi is learned and its class is not counted, and for
   vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
-- delta is for one step; the union bound of the proof over k steps would make it delta / k. Once the proof
+- delta is for one operator; the union bound of the proof over k operators would make it delta / k. Once the proof
   writes d for 2m.
 - The n samples are taken as independent. Tokens of one sequence are not, so n tokens is the favourable reading.
 - Equation 2 gives |phi| = 1 for every input, so R_phi = 1, and the constant part of phi counts: any error is below
@@ -45,7 +45,7 @@ def accumulation(b_a: float, k: int) -> float:
 
 
 def generalisation(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The second term under the root of equation 3 with C = 1, an allowance for the squared error of one step."""
+    """The second term under the root of equation 3 with C = 1, an allowance for the squared error of one operator."""
     # B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)
     return b_a ** 2 * r_phi ** 2 * math.sqrt(features * math.log(features / delta) / n)
 

@@ -158,7 +158,7 @@ def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Ten
 
 def conditions(found: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,
                delta: float) -> list[dict[str, Any]]:
-    """Theorem 2 itself: its inequality, its margin and the samples that it asks for, a row for each RFF class and gap.
+    """Theorem 2 itself: its inequality, its margin and the samples it asks for; one row for each RFF class and gap.
 
     found: the rows of `risks`.
     """

@@ -4,7 +4,7 @@ Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) beside t
 50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer, said to show "a strong linear trend").
 
 Choices on points that the paper leaves open, or on which its figure would mislead:
-- The paper's sequence is "a sample from CMMLU"; here it is one that no step was fitted on.
+- The paper's sequence is "a sample from CMMLU"; here it is one that neither step of KDP was fitted on.
 - At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
   that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is therefore
   taken off (`centre`), and errors are given with and without it.
@@ -16,7 +16,7 @@ Choices on points that the paper leaves open, or on which its figure would misle
   plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space such walks
   look orderly in other ways too (the first principal axis holds 6/pi^2 of the variance), so every measure has its
   value for these walks beside it.
-Here a step is the change of a state from one layer to the next.
+In this module a step of a path is the change of a state from one layer to the next.
 """
 import itertools
 import logging
@@ -92,7 +92,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """The first counted position at or after each of `positions`; those beyond the sequence are left out."""
+    """The first counted position at or after each of `positions`; those beyond the sequence have none."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))

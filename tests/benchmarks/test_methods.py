@@ -54,7 +54,7 @@ def test_the_table_has_what_was_promised(done):
 
 def test_a_refusal_is_a_row_with_its_reason(done):
     found = done[0][done[0]["ratio"] == 0.5].set_index("method")
-    assert "all that attn_drop can leave out" in found.loc["attn_drop", "refused"]
+    assert "all that attn_drop can remove" in found.loc["attn_drop", "refused"]
     assert found.loc["attn_drop"].isna()["ppl"] and found.loc["shortgpt"].notna()["ppl"]
 
 

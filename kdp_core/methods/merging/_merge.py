@@ -5,19 +5,20 @@ Both methods replace layers l .. l+m by layer l with the linear maps
 and accept a candidate if cos(original, candidate) of the states after the final norm is above a threshold T. The
 cosine takes all tokens of a sequence as one vector and is averaged over sequences.
 
-Merged are the linear maps of a layer and their biases (OPT). All norms stay those of layer l, including the norms of
-queries and keys in Qwen3 and Gemma 3, and so does its attention type (window or full).
+The linear maps of a layer and their biases (OPT) are merged. All norms stay those of layer l, including the norms of
+queries and keys in Qwen3 and Gemma 3, and the attention type (window or full) stays that of layer l.
 
-Paper and released code disagree. The code subtracts W_l as changed so far, so the sum telescopes to W_{l+m}: the last
-layer's maps under the first layer's norms (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the
-merge; `as_released` computes what the code computes. If a merged layer is merged again (LaCo with stride < group - 1),
-its merged maps enter. Every layer is thus a sum of the dense model's layers with whole-number shares, and is made of
-them afresh. Walks are arithmetic on lists of such sums, and no model is copied.
+The paper and the released code disagree. The code subtracts the W_l that it has already changed, so that the sum
+telescopes to W_{l+m}: the last layer's maps with the first layer's norms (reported as LaCo#5). `merge: paper` subtracts
+W_l as it was before the merge; `as_released` computes what the code computes. If a merged layer is merged again (LaCo
+with stride < group - 1), its merged maps enter the sum. Every layer is thus a sum of the dense model's layers with
+whole-number shares, and it is computed from them anew. Walks are arithmetic on lists of such sums; no model is copied.
 
-Neither method can be asked for a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All
-thresholds between the highest refused cosine and the lowest accepted one walk alike. If they close the bracket, no T
-is left: the number of removed layers jumps. Then, or once `rounds` walks are spent, the walk at the highest tried T
-that removes more layers is ended as soon as enough layers are removed. The last accepted merge is shortened to fit.
+Neither method reads a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All thresholds
+between the highest refused cosine and the lowest accepted one give the same walk. If no T is left between two tried
+thresholds, the number of removed layers jumps there. In this case, or after `rounds` walks, the walk is repeated at the
+highest tried T that removes more layers, and it ends when enough layers are removed. Its last merge is shortened to
+the wanted number.
 """
 import logging
 import time
@@ -49,18 +50,18 @@ class Merged(NamedTuple):
     base: int
     """The dense layer whose norms it has."""
     shares: tuple[tuple[int, int], ...]
-    """(dense layer, how often its linear maps enter the sum), ascending, without zeros; adds up to 1."""
+    """(dense layer, how often its linear maps enter the sum), ascending, without zeros; the shares sum to 1."""
 
 
 Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
-"""(layers of the dense model, does this candidate pass?, most layers to remove) -> what is left and the layers gone;
-a window that the released walk leaves unmerged is counted as gone."""
+"""(layers of the dense model, whether a candidate passes, most layers to remove) -> the remaining layers and the number
+of removed ones. A window that the released walk does not merge counts as removed."""
 
 
 class Walk(NamedTuple):
-    """One walk; every threshold from `refused` up to below `accepted` gives the same."""
+    """One walk. Every threshold from `refused` up to below `accepted` gives the same walk."""
     stack: Stack
     reached: int
     refused: float
@@ -75,10 +76,10 @@ def plain(layer: int) -> Merged:
 
 
 def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
-    """Places low .. high of the list as one layer."""
+    """The list with the layers at places low .. high merged to one layer."""
     base, *others = stack[low:high + 1]
     if merge == "as_released":
-        # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, W_l changing on the way: W_{l+m} is left
+        # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, with the W_l of the moment: the result is W_{l+m}
         shares = stack[high].shares
     else:
         # W_l + sum_{k=1..m} (W_{l+k} - W_l) = (1 - m) W_l + sum_k W_{l+k}
@@ -104,7 +105,7 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
 
 def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int,
              rounds: int) -> tuple[Stack, dict[str, Any]]:
-    """The layers left of `count` when exactly `wanted` are to go, and how they were found."""
+    """The remaining layers after exactly `wanted` of `count` are removed, and how they were found."""
     low, high, best, tried, ended = -1.0, 1.0, -1.0, [], "rounds"
     while len(tried) < rounds:
         if not low < high:
@@ -112,10 +113,10 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
             break
         threshold = (low + high) / 2
         walk = walked(walker, score, count, threshold, count)
-        gone = count - len(walk.stack)
-        tried.append([threshold, gone])
-        logger.info("threshold %.4f: %d of %d layers go, %d wanted", threshold, gone, count, wanted)
-        if gone == wanted:
+        removed = count - len(walk.stack)
+        tried.append([threshold, removed])
+        logger.info("threshold %.4f: %d of %d layers are removed, %d wanted", threshold, removed, count, wanted)
+        if removed == wanted:
             return walk.stack, {"threshold": threshold, "ended": "exact", "walks": tried}
         if walk.reached >= wanted:
             best, low = threshold, walk.accepted
@@ -123,8 +124,8 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
             high = walk.refused
     walk = walked(walker, score, count, best, wanted)
     if count - len(walk.stack) != wanted:
-        raise FitError(f"merging: at threshold {best} only {count - len(walk.stack)} layers go, {wanted} are wanted; "
-                       "the other candidates have no finite outputs: use dtype float32 or ask for less")
+        raise FitError(f"merging: at threshold {best} only {count - len(walk.stack)} layers are removed, {wanted} "
+                       "are wanted; the other candidates have no finite outputs: use dtype float32 or ask for less")
     return walk.stack, {"threshold": best, "ended": ended, "walks": tried}
 
 
@@ -136,7 +137,7 @@ def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """A layer with other maps for a while; its own are kept, not copied."""
+    """Give a layer other maps while the body runs; its own maps are kept and not copied."""
     own = {name: parameter.data for name, parameter in layer.items()}
     for name, parameter in layer.items():
         parameter.data = tensors[name]
@@ -148,10 +149,10 @@ def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iter
 
 
 class Judge:
-    """Shortened models run on some sequences, from the first layer that differs on."""
+    """Runs shortened models on some sequences, from the first layer that differs from the dense model."""
 
-    def __init__(self, passes: Passes, hidden: HiddenStates, rows: Tensor, batch: int) -> None:
-        self.passes, self.hidden, self.rows, self.batch = passes, hidden, rows, batch
+    def __init__(self, passes: Passes, hidden: HiddenStates, sequences: Tensor, batch: int) -> None:
+        self.passes, self.hidden, self.sequences, self.batch = passes, hidden, sequences, batch
         self.linear = [_linear(layer) for layer in passes.layers]
         self.known: dict[Stack, float] = {}
         self._made: dict[Merged, dict[str, Tensor]] = {}
@@ -161,7 +162,7 @@ class Judge:
     def state(self, layer: int) -> Tensor:
         """The dense model's state of the sequences, h_STD."""
         if layer not in self._states:
-            self._states[layer] = self.hidden.state(layer)[self.rows]
+            self._states[layer] = self.hidden.state(layer)[self.sequences]
         return self._states[layer]
 
     def maps(self, layer: Merged) -> dict[str, Tensor]:
@@ -170,15 +171,15 @@ class Judge:
                 .to(parameter.dtype) for name, parameter in self.linear[layer.base].items()}
 
     def steps(self, stack: Stack) -> list[Step]:
-        """A path through the layers."""
-        # maps of this candidate's merged layers alone stay in memory
+        """The path through the layers of a shortened model."""
+        # only the maps of this candidate's merged layers stay in memory
         self._made = {layer: self._made.get(layer) or self.maps(layer) for layer in stack
                       if layer != plain(layer.base)}
         return [partial(self._run, layer.base, self._made[layer]) if layer in self._made else layer.base
                 for layer in stack]
 
     def cosine(self, stack: Stack) -> float:
-        """Mean over sequences of the cosine of all final states, dense and shortened; each candidate is run once."""
+        """Mean over sequences of the cosine of the dense and shortened final states; each candidate is run once."""
         if stack not in self.known:
             start = next((place for place, layer in enumerate(stack) if layer != plain(place)), len(stack))
             h_STD = self.passes.run_batches(self.state(start), self.steps(stack)[start:], self.batch)
@@ -189,15 +190,15 @@ class Judge:
         return self.known[stack]
 
     def fits(self, stack: Stack) -> list[dict[str, Any]]:
-        """A row a merged layer: how far it ends from where the last of its dense layers ends."""
+        """One entry for each merged layer: the error of its output against that of the last of its dense layers."""
         ends = [layer.base for layer in stack[1:]] + [len(self.linear)]
-        h_STD, rows = self.state(0), []
+        h_STD, entries = self.state(0), []
         for layer, step, end in zip(stack, self.steps(stack), ends, strict=True):
             h_STD = self.passes.run_batches(h_STD, [step], self.batch)
             if layer in self._made:
                 error = relative_error(h_STD.flatten(0, 1).double(), self.state(end).flatten(0, 1).double())
-                rows.append({"block": (layer.base, end), "heldout_error": error, "params": 0})
-        return rows
+                entries.append({"block": (layer.base, end), "heldout_error": error, "params": 0})
+        return entries
 
     def _run(self, layer: int, maps: dict[str, Tensor], h_BTD: Tensor) -> Tensor:
         with _wearing(self.linear[layer], maps):
@@ -205,7 +206,7 @@ class Judge:
 
     @torch.no_grad()
     def _outputs(self, h_STD: Tensor) -> Tensor:
-        """After the final norm, float32, on the CPU."""
+        """States after the final norm, float32, on the CPU."""
         return torch.cat([self.passes.to_head(h_BTD).float().cpu() for h_BTD in h_STD.split(self.batch)])
 
 
@@ -214,16 +215,16 @@ def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, sele
     """Merge layers by a walk until `selection.layers` layers are removed, judged on some calibration sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:
-        raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side: some judge "
-                       "candidates, others the result; change it or add calibration sequences")
+        raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side; some "
+                       "sequences judge candidates and others the result: change it or add calibration sequences")
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     passes = Passes(model, hidden.tokens)
     count, wanted = len(passes.layers), selection.layers
-    # nothing runs yet: a walk that accepts whatever it meets
+    # this walk accepts every candidate, so no model is run
     most = walked(walker, lambda _: 1.0, count, -1.0, count).reached
     if not 1 <= wanted <= most:
-        raise FitError(f"{method}: {wanted} of {count} layers are to go, but these options let 1 to {most} go; change "
-                       "the ratio, or the range, group and stride of LaCo")
+        raise FitError(f"{method}: {wanted} of {count} layers are to be removed, but these options remove 1 to "
+                       f"{most} of them; change the ratio, or the range, group and stride of LaCo")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judge = Judge(passes, hidden, order[:sequences].sort().values, batch)
     stack, how = matched(walker, judge.cosine, count, wanted, rounds)

@@ -1,6 +1,6 @@
 """LaCo, layer collapse (Yang et al. 2024, arXiv 2402.11187, Findings of EMNLP), without training.
 
-Layers l .. l+m are merged into layer l, by a walk from high layers to low ones. The merge and the threshold are those
+Layers l .. l+m are merged into layer l in a walk from high layers to low ones. The merge and the threshold are those
 of kdp_core.methods.merging._merge. The released code guards against a walk beyond the end of the shortened list, which
 cannot happen.
 """
@@ -30,16 +30,16 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
          seed: int = 0) -> Composed:
     """Collapse layers as LaCo does until `selection.layers` of them are removed.
 
-    merge: `paper` adds differences to the base layer as it stood, `as_released` is the code's, the last layer's maps.
-    group: the paper's C, layers that one merge makes one of; at least 2.
-    stride: the paper's I, layers to go down after an accepted merge; 1 after a refused one.
-    lowest: the paper's L, lowest layer that others are merged into.
-    highest: the paper's H; the walk begins at H - C; null is the last layer, as released.
-    rounds: walks to find a threshold with; candidates judged before are not run again.
-    sequences: calibration sequences that candidates are judged on.
+    merge: `paper` adds the differences to the base layer before the merge; `as_released` gives the last layer's maps.
+    group: the paper's C, number of layers that one merge turns into one; at least 2.
+    stride: the paper's I, layers that the walk moves down after an accepted merge; after a refused one it moves 1.
+    lowest: the paper's L, the lowest layer that others are merged into.
+    highest: the paper's H; the walk begins at H - C; null means the last layer, as in the released code.
+    rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
+    sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
-    Raises FitError if the options do not fit the model, or do not let that many layers be removed.
+    seed: seed of the choice of sequences.
+    Raises FitError if the options do not fit the model, or if so many layers cannot be removed with them.
     """
     options.check(laco, locals())
     walker = partial(_laco, merge=merge, group=group, stride=stride, lowest=lowest, highest=highest)
@@ -49,7 +49,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
 
 def _laco(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str, group: int, stride: int,
           lowest: int, highest: int | None) -> tuple[Stack, int]:
-    """l from H - C down to L: merge the C - 1 following layers that there are; after a pass l -= I, else l -= 1."""
+    """l falls from H - C to L. The C - 1 layers after l are merged into l; then l -= I if they passed, else l -= 1."""
     count = len(stack)
     top = count - 1 if highest is None else highest
     if top >= count:

@@ -1,8 +1,8 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
-A window of layers grows downwards and is merged once one layer more would be too much. The merge and the threshold are
-those of kdp_core.methods.merging._merge. Two more things are known of the released code: a window that still grows when
-the walk passes the first layer is never merged (`merge: paper` merges it), and its weight of the differences is 1.
+A window of layers grows downwards. It is merged when one more layer would make it fail. The merge and the threshold are
+those of kdp_core.methods.merging._merge. The released code has two more properties: a window that still grows when the
+walk passes the first layer is never merged (`merge: paper` merges it), and the weight of the differences is 1.
 """
 from collections.abc import Callable
 from functools import partial
@@ -22,13 +22,13 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             batch_sequences: Count = 8, seed: int = 0) -> Composed:
     """Merge sliding windows until `selection.layers` layers are removed; the last layer is never in a window.
 
-    merge: `paper` adds differences to the base layer as it stood and merges the window that reaches the first layer,
-        `as_released` is the code's, the last layer's maps, and leaves that window.
-    rounds: walks to find a threshold with; candidates judged before are not run again.
-    sequences: calibration sequences that candidates are judged on.
+    merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
+        first layer; `as_released` gives the last layer's maps and does not merge that window.
+    rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
+    sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
-    seed: of the choice of sequences.
-    Raises FitError if the options do not fit the model, or do not let that many layers be removed.
+    seed: seed of the choice of sequences.
+    Raises FitError if so many layers cannot be removed with these options.
     """
     options.check(sliding, locals())
     return compose("sliding_merge", partial(_sliding, merge=merge), dense, hidden, selection, device=device,
@@ -36,7 +36,7 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str) -> tuple[Stack, int]:
-    """A window low .. high grows downwards while it passes; then what passed is merged and the next one begins."""
+    """A window low .. high grows downwards while it passes. Then its layers are merged, and the next window begins."""
     count = len(stack)
     high, low = count - 2, count - 3
     while low >= 0:
@@ -45,11 +45,11 @@ def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge:
                 return merged(stack, low, high, merge), most
             low -= 1
         elif low + 1 < high:
-            # the next candidate is the single layer `low`: nothing changes, it passes, and the window grows from there
+            # the next candidate is the single layer `low`; it changes nothing, so it passes and a new window grows
             stack, high = merged(stack, low + 1, high, merge), low
         else:
             high, low = high - 1, low - 1
-    # the window 0 .. high has passed but no candidate has ended it; the released code leaves it as it is
+    # the window 0 .. high has passed, but no candidate has ended it; the released code does not merge it
     reached = count - len(stack) + max(high, 0)
     return (merged(stack, 0, high, merge) if merge == "paper" and high > 0 else stack), reached
 

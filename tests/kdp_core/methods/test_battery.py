@@ -192,7 +192,7 @@ def test_checkpoint_holds_no_pickle(pruned):
 
 
 def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
-    """Its dagger variant, by the one stage that all rows share; a head tied and one of its own will do."""
+    """Its fine-tuned variant, by the one stage that all methods share; one tied and one separate head are enough."""
     if pruned.dense.facts.family not in ("llama", "qwen3"):
         pytest.skip("another family, same heads")
     facts, record = finetune(pruned.dense.folder, pruned.folder, tmp_path / "tuned", pruned.dense.tokens, pruned.facts,
@@ -323,7 +323,7 @@ def test_unknown_options_are_refused_before_any_work(name, options, message):
         methods.run(name, None, None, None, None, None, ratio=RATIO, k_max=K_MAX, options=options)
 
 
-# rows that fit a grid point at once
+# methods that fit a grid point at once
 
 def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
     module = Module((4, 6), "affine", {"width": 2}, {})

@@ -129,7 +129,7 @@ def test_a_layer_that_loses_both_parts_goes_whole():
 
 
 def test_refusals(dense):
-    with pytest.raises(BlockError, match=r"ratio 0\.6 is too high: all that attn_drop can leave out is 0\.\d+ of all"):
+    with pytest.raises(BlockError, match=r"ratio 0\.6 is too high: all that attn_drop can remove is 0\.\d+ of all"):
         dropped(dense, ATTN_DROP, 0.6)
     with pytest.raises(OptionError, match="match is 'exact'; choose one of nearest, reach"):
         dropped(dense, MLP_DROP, 0.1, match="exact")

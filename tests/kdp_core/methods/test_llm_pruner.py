@@ -278,7 +278,7 @@ def test_smollm2_loses_a_head_group_of_three_at_a_quarter():
     sizes = Sizes(24, 3, 1536, 294912, 1728)
     assert cut_for(0.1, 134515008, sizes).groups == 0 and cut_for(0.25, 134515008, sizes).groups == 1
     assert {1536 - count for count in cut_for(0.25, 134515008, sizes).channels} == {895, 896}
-    with pytest.raises(BlockError, match=r"ratio 0\.6 is too high: all that llm_pruner can take out of 24 layers is "
+    with pytest.raises(BlockError, match=r"ratio 0\.6 is too high: all that llm_pruner can remove from 24 layers is "
                                          r"0\.5785 of all parameters, as one head group and one channel of each stay"):
         cut_for(0.6, 134515008, sizes)
 
@@ -310,7 +310,7 @@ def test_options_that_cannot_be_are_named_before_the_model_is_read(dense, monkey
 
 def test_a_ratio_out_of_reach_is_told_what_can_go_before_the_model_is_read(dense, monkeypatch):
     monkeypatch.setattr(checkpoints, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    with pytest.raises(BlockError, match=r"all that llm_pruner can take out of 4 layers is 0\.\d+ of all"):
+    with pytest.raises(BlockError, match=r"all that llm_pruner can remove from 4 layers is 0\.\d+ of all"):
         composed(dense, 0.6)
 
 

@@ -132,7 +132,7 @@ def test_sequences_are_drawn_by_the_seed_in_their_own_order():
 @pytest.mark.parametrize("options, message", [
     ({"largest": 0.0}, r"largest is 0\.0; give a number above 0"),
     ({"largest": 1.0}, r"largest is 1\.0; give a number below 1"),
-    ({"largest": 0.05}, r"search\.largest 0\.05 of 6 layers: none may go"),
+    ({"largest": 0.05}, r"search\.largest 0\.05 of 6 layers: none may be removed"),
     ({"sequences": 0}, "sequences is 0; give a number at least 1"),
     ({"batch_sequences": 0}, "batch_sequences is 0; give a number at least 1"),
 ])
@@ -142,7 +142,7 @@ def test_options_that_cannot_be_are_named_before_the_model_is_read(dense, option
 
 
 def test_models_and_sequences_too_short_are_refused(dense):
-    with pytest.raises(RankError, match="of 2 layers: none may go"):
+    with pytest.raises(RankError, match="of 2 layers: none may be removed"):
         greedy(None, None, TOKENS, dense.facts._replace(layers=2), **OPTIONS)
     short = TOKENS._replace(ids_ST=TOKENS.ids_ST[:, :1])
     with pytest.raises(RankError, match="sequences of 1 tokens have no next token"):

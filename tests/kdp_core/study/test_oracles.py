@@ -1,4 +1,4 @@
-"""Published choices: internally consistent, and remade by the rows that they name."""
+"""Published choices: internally consistent, and remade by the methods that they name."""
 import pytest
 import torch
 
@@ -44,13 +44,13 @@ def test_agreement_tells_sets_from_orders():
 
 
 @pytest.mark.parametrize("method", sorted({oracle.method for oracle in ORACLES}))
-def test_our_rows_choose_as_many_layers(given, method):
+def test_our_methods_choose_as_many_layers(given, method):
     oracle = next(oracle for oracle in ORACLES if oracle.method == method)
     chosen = choose(oracle._replace(layers=[5, 6, 7]), *given)
     assert len(set(chosen)) == len(chosen) >= 3 and set(chosen) <= set(range(10))
 
 
-def test_choices_are_those_of_the_rows_by_hand(given):
+def test_choices_are_those_of_the_methods_by_hand(given):
     """Angular: the run of three over which the last token turns least. Attentions: by the cosine around each."""
     folder, states, _, alike, _ = given
     run = choose(Oracle("a", "angular", "b", [1, 2, 3], False, {"block": {"keep_first": 1}}), *given)

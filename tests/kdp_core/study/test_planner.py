@@ -14,7 +14,7 @@ N = 4000 * 128
 NOWHERE = Path("nowhere")
 
 
-def row(base, source=None, fits=(), search=None, **options):
+def variant(base, source=None, fits=(), search=None, **options):
     return {"base": base, "options": options, "fits": list(fits), "search": search, "source": source,
             "sized": {"method": base, "options": {}}}
 
@@ -68,7 +68,7 @@ def test_a_model_of_which_nothing_is_here_is_refused(source):
 def test_disk_of_hidden_states_is_that_of_the_files(tmp_path):
     states = stored.of_pico(tmp_path / "h.zarr")
     facts = planner.facts_of(str(pico.save(tmp_path / "model")), NOWHERE)
-    work = work_of({"remove": row("remove")})
+    work = work_of({"remove": variant("remove")})
     work["calibrations"] = {"c": {"sequences": states.sequences, "length": states.tokens}}
     chunks = sum(path.stat().st_size for path in (tmp_path / "h.zarr").glob("states/c/**/*") if path.is_file())
     beside = states.massive_LST.numel() * 5
@@ -82,7 +82,7 @@ def test_disk_of_hidden_states_is_that_of_the_files(tmp_path):
 def test_steps_by_hand(llama):
     options = {"kernel": {"features": 1024, "epochs": 100, "batch_sequences": 100},
                "inverse": {"width": 1024, "epochs": 50}}
-    sweep = planner.plan(work_of({"kdp": row("kdp", fits=("kernel", "inverse"), **options)}), {"llama": llama})
+    sweep = planner.plan(work_of({"kdp": variant("kdp", fits=("kernel", "inverse"), **options)}), {"llama": llama})
     each = 2 * llama.params_per_layer[0] - METHODS["kdp"].module_params(llama, {})
     blocks = round(0.2 * llama.params_total / each)
     cost = cost_of(sweep, "step")
@@ -95,7 +95,7 @@ def test_steps_by_hand(llama):
 
 
 def test_hours_of_passes_and_loading(llama):
-    work = work_of({"remove": row("remove")}, ratios=(0.25,))
+    work = work_of({"remove": variant("remove")}, ratios=(0.25,))
     slow, fast = (planner.plan(work, {"llama": llama}, tflops=rate, evaluate_tokens=10 ** 6) for rate in (50.0, 100.0))
     loading = llama.params_total * 2 / planner.GIB / 3600
     for stage, loads, flops in (("hidden", 1, 2 * N * (llama.macs_per_token - 4096 * 32000)),
@@ -106,14 +106,14 @@ def test_hours_of_passes_and_loading(llama):
 
 
 def test_shards_are_jobs_that_load_the_model_and_one_that_does_not(llama):
-    work = work_of({"remove": row("remove")})
+    work = work_of({"remove": variant("remove")})
     whole, apart = (cost_of(planner.plan({**work, "shards": count}, {"llama": llama}), "hidden") for count in (1, 8))
     assert (whole.jobs, apart.jobs) == (1, 9) and whole.gib == apart.gib
     assert apart.hours - whole.hours == pytest.approx(7 * llama.params_total * 2 / planner.GIB / 3600)
 
 
 def test_tasks_that_are_jobs_load_the_model_each_and_what_puts_them_together_none(llama):
-    work = work_of({"remove": row("remove")})
+    work = work_of({"remove": variant("remove")})
     whole, split = planner.plan(work, {"llama": llama}), planner.plan(work | {"split": 5}, {"llama": llama})
     assert [(cost_of(sweep, "score").jobs, cost_of(sweep, "evaluate").jobs) for sweep in (whole, split)] == [
         (0, 3), (15, 3)]
@@ -123,8 +123,9 @@ def test_tasks_that_are_jobs_load_the_model_each_and_what_puts_them_together_non
     assert "| score | 15 |" in planner.table(split) and "| score |" not in planner.table(whole)
 
 
-def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):
-    rows = {"linear": row("linear", fits=("fit",)), "ft": row("linear", source="linear", finetune={"epochs": 3})}
+def test_a_fine_tuned_variant_shares_the_fits_of_its_source(llama):
+    rows = {"linear": variant("linear", fits=("fit",)),
+            "ft": variant("linear", source="linear", finetune={"epochs": 3})}
     alone = planner.plan(work_of({"linear": rows["linear"]}), {"llama": llama})
     both = planner.plan(work_of(rows), {"llama": llama})
     work = work_of(rows)
@@ -139,8 +140,8 @@ def test_a_fine_tuned_row_shares_the_fits_of_its_source(llama):
 
 
 def test_searches_are_shared_and_composes_are_counted_a_point(llama):
-    rows = {"sleb": row("sleb", search="sleb"), "again": row("sleb", search="sleb"),
-            "streamline": row("streamline", fits=("compose",), compose={"epochs": 4})}
+    rows = {"sleb": variant("sleb", search="sleb"), "again": variant("sleb", search="sleb"),
+            "streamline": variant("streamline", fits=("compose",), compose={"epochs": 4})}
     sweep = planner.plan(work_of(rows, k_max=(3, 4)), {"llama": llama})
     assert cost_of(sweep, "search").jobs == 2 and cost_of(sweep, "compose").jobs == 4
     layer = (llama.macs_per_token - 4096 * 32000) / 32
@@ -152,7 +153,7 @@ def test_searches_are_shared_and_composes_are_counted_a_point(llama):
 
 
 def test_what_no_formula_describes_and_what_is_out_of_reach_is_said(llama):
-    rows = {"wanda": row("wanda", fits=("compose",)), "linear": row("linear", fits=("fit",))}
+    rows = {"wanda": variant("wanda", fits=("compose",)), "linear": variant("linear", fits=("fit",))}
     sweep = planner.plan(work_of(rows, ratios=(0.1, 0.6)), {"llama": llama})
     text = planner.table(sweep)
     assert "No hours are counted but those of loading: compose of wanda." in text
@@ -160,7 +161,7 @@ def test_what_no_formula_describes_and_what_is_out_of_reach_is_said(llama):
 
 
 def test_the_table_adds_up(llama):
-    work = work_of({"kdp": row("kdp", fits=("kernel", "inverse"))})
+    work = work_of({"kdp": variant("kdp", fits=("kernel", "inverse"))})
     two = copy.deepcopy(work)
     two["models"]["more"] = two["models"]["llama"]
     two["points"] += [{**point, "model": "more"} for point in work["points"]]

@@ -1,4 +1,4 @@
-"""Kernel-space rows against NumPy, held-out rows never fitted, straightness against paths with known answers."""
+"""Kernel-space views against NumPy, held-out sequences never fitted, straightness of paths with known answers."""
 import math
 
 import numpy as np

@@ -177,14 +177,14 @@ def test_the_chained_loss_is_the_loop_over_the_last_state():
     assert loss.total.item() == pytest.approx(mse + cosine, rel=1e-5)
 
 
-def test_of_one_step_both_losses_are_one():
+def test_of_one_operator_both_losses_are_one():
     a, phi = torch.randn(1, 4, 4, generator=seeded(15)), torch.randn(2, 5, 4, generator=seeded(16))
     weight = torch.ones(1, 5)
     assert equation_5(a, phi, weight, chained=True).total.item() == pytest.approx(
         equation_5(a, phi, weight).total.item(), rel=1e-6)
 
 
-def test_equation_5_is_zero_for_a_perfect_step():
+def test_equation_5_is_zero_for_a_perfect_operator():
     phi = torch.randn(1, 6, 4, generator=seeded(18)).expand(3, 6, 4)
     assert equation_5(torch.eye(4).expand(2, 4, 4), phi, torch.ones(2, 6)).total.item() == pytest.approx(0, abs=1e-6)
 

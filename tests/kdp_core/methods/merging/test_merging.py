@@ -240,7 +240,7 @@ def test_the_released_walk_still_serves_where_its_window_is_never_merged():
 
 def test_outputs_that_are_not_finite_pass_no_threshold():
     walker = partial(sliding_merge._sliding, merge="paper")
-    with pytest.raises(FitError, match="only 0 layers go, 2 are wanted; the other candidates have no finite outputs"):
+    with pytest.raises(FitError, match="only 0 layers are removed, 2 are wanted; the other candidates have no finite"):
         _merge.matched(walker, lambda stack: float("nan"), 6, 2, 12)
 
 
@@ -386,9 +386,9 @@ def test_the_stored_states_stay_with_the_sequences_judged(dense):
     ("laco", 2, {"stride": 0}, "stride is 0; give a number at least 1"),
     ("laco", 2, {"highest": 8}, r"compose\.highest 8: the model has layers 0 to 7"),
     ("laco", 2, {"lowest": -1}, "lowest is -1; give a number at least 0"),
-    ("laco", 4, {"stride": 4}, r"laco: 4 of 8 layers are to go, but these options let 1 to 3 go"),
-    ("sliding_merge", 7, {}, r"sliding_merge: 7 of 8 layers are to go, but these options let 1 to 6 go"),
-    ("sliding_merge", 0, {}, r"sliding_merge: 0 of 8 layers are to go"),
+    ("laco", 4, {"stride": 4}, r"laco: 4 of 8 layers are to be removed, but these options remove 1 to 3"),
+    ("sliding_merge", 7, {}, r"sliding_merge: 7 of 8 layers are to be removed, but these options remove 1 to 6"),
+    ("sliding_merge", 0, {}, r"sliding_merge: 0 of 8 layers are to be removed"),
 ])
 def test_what_cannot_be_is_named(dense, method, layers, options, message):
     with pytest.raises(ValueError, match=message):
