@@ -32,7 +32,7 @@ class Killed(Exception):
 
 
 class Cut(Resume):
-    """Saves after every step, and is killed after some of them."""
+    """Saves after every update, and is killed after some of them."""
 
     def __init__(self, path, after, key="key"):
         super().__init__(path, key, every_s=0)
@@ -106,7 +106,7 @@ def faults(one, other, place=""):
 
 
 def cut_to_the_end(fit, made, path, after):
-    """The record of a training that is killed after every few steps; and how often it was."""
+    """The record of a training that is killed after every few updates; and how often it was."""
     for kills in itertools.count():
         try:
             return fit(made, Cut(path, after)), kills
@@ -171,11 +171,11 @@ def test_a_training_that_is_asked_to_stop_saves_after_the_update_in_hand_and_goe
     resume = Resume(tmp_path / "s", "key", every_s=1e9)
     with pytest.raises(Stopped, match=f"stopped at epoch {at[0]}, update {at[1] + 2}; the next run goes on from there"):
         train(resume, lambda *now: now == at and resume.stop())
-    steps = []
+    updates = []
     again = Resume(tmp_path / "s", "key")
-    weight, curve = train(again, lambda *now: steps.append(now))
+    weight, curve = train(again, lambda *now: updates.append(now))
     assert f"resumed at epoch {at[0]}, update {at[1] + 2}" in caplog.text
-    assert steps == [(epoch, step) for epoch in range(1, 5) for step in range(5) if (epoch, step) > at]
+    assert updates == [(epoch, update) for epoch in range(1, 5) for update in range(5) if (epoch, update) > at]
     whole, whole_curve = train(OFF)
     assert torch.equal(weight, whole) and curve == whole_curve and again.earlier_s > 0
 
@@ -192,9 +192,9 @@ def test_states_are_saved_when_due_only(tmp_path, monkeypatch):
     now, saved = [0.0], []
     monkeypatch.setattr("kdp_core.base.resume.time.perf_counter", lambda: now[0])
     resume = Resume(tmp_path / "s", "key", every_s=10)
-    monkeypatch.setattr(resume, "save", lambda state: saved.append((state["epoch"], state["step"], state["seconds"])))
+    monkeypatch.setattr(resume, "save", lambda state: saved.append((state["epoch"], state["update"], state["seconds"])))
 
-    def passes(epoch, step):
+    def passes(epoch, update):
         now[0] += 4
 
     train(resume, passes)
