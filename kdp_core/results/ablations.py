@@ -42,8 +42,8 @@ OTHERS = {
 }
 """Columns that the summary does not have, or not under these headings."""
 QUANTITIES = {"ratio": "params_removed", "variant": "method", "k_max": "k_max", "tokens": "tokens"}
-"""What may stand on the axis besides options, and the column that holds it. `variant` is the variant itself. The column of
-the ratio is the share that was really removed."""
+"""What may stand on the axis besides options, and the column that holds it. `variant` is the variant itself. The column
+of the ratio is the share that was really removed."""
 
 
 class AblationError(ValueError):
@@ -55,8 +55,8 @@ class Ablation(NamedTuple):
     name: str
     title: str
     x: list[str]
-    """`ratio`, `k_max`, `tokens`, `variant`, or options of the variants as step.option. With several options a variant lies
-    on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
+    """`ratio`, `k_max`, `tokens`, `variant`, or options of the variants as step.option. With several options a variant
+    lies on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
     metrics: list[str]
     """Columns of the summary, `rp_reference`, or tasks: `task` for its main metric, or `task:metric`."""
     points: list[dict[str, Any]]
