@@ -134,7 +134,7 @@ class _Count:
         self.points = [point for point in work["points"] if point["model"] == model]
         # a fine-tuned variant fits only the point of its source, whether the grid names this point or not
         keys = ("calib", "method", "ratio", "k_max")
-        made = [{**{key: point[key] for key in keys}, "method": work["rows"][point["method"]]["source"]}
+        made = [{**{key: point[key] for key in keys}, "method": work["variants"][point["method"]]["source"]}
                 for point in self.points]
         self.fitted = list({tuple(point.values()): point for point in made}.values())
         self.tuned = [point for point in self.points if "source" in point]
@@ -187,14 +187,14 @@ class _Count:
         return len(self.calibs)
 
     def _search(self) -> tuple[int, float, float, list[str]]:
-        found = {(point["calib"], self._row(point)["search"], point["k_max"]) for point in self.fitted
-                 if self._row(point)["search"]}
+        found = {(point["calib"], self._variant(point)["search"], point["k_max"]) for point in self.fitted
+                 if self._variant(point)["search"]}
         flops, unknown = 0.0, []
         for calib, name, _ in sorted(found):
-            row = self.work["rows"][name]
-            method = method_of(row["base"])
+            variant = self.work["variants"][name]
+            method = method_of(variant["base"])
             took = method.flops.get("search")
-            given = methods.settings(method.search, row["options"].get("search", {}))
+            given = methods.settings(method.search, variant["options"].get("search", {}))
             flops, unknown = (flops + took(self._sizes(calib), given), unknown) if took else (flops, [*unknown, name])
         return len(found), flops, 0.0, unknown
 
@@ -211,14 +211,14 @@ class _Count:
             # each ratio is counted by itself, so that those out of reach are named
             self._blocks_of(point["method"], int(point["k_max"]), float(point["ratio"]), point["calib"])
         for (calib, name, k_max), ratio in highest.items():
-            row = self.work["rows"][name]
+            variant = self.work["variants"][name]
             count, layers = self._blocks_of(name, int(k_max), ratio, calib)
             before: dict[str, Any] = {}
-            method = method_of(row["base"])
+            method = method_of(variant["base"])
             for step, function in method.steps.items():
                 jobs += count
                 took = method.flops.get(step)
-                given = methods.settings(function, row["options"].get(step, {}))
+                given = methods.settings(function, variant["options"].get(step, {}))
                 before |= given
                 flops += count * took(self._sizes(calib, layers), before) if took else 0.0
                 unknown += [] if took else [name]
@@ -226,12 +226,12 @@ class _Count:
 
     def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
         """Blocks that a variant with steps replaces for a ratio, and layers of each. Points out of reach are noted."""
-        row = self.work["rows"][name]
-        if not method_of(row["base"]).steps:
+        variant = self.work["variants"][name]
+        if not method_of(variant["base"]).steps:
             return 0, 0
-        options = methods.settings(method_of(row["base"]).select, row["options"].get("block", {}))
+        options = methods.settings(method_of(variant["base"]).select, variant["options"].get("block", {}))
         layers = k_max - (options["removes"] == "k_max-1")
-        stand_in = method_of(row["sized"]["method"]).module_params(self.facts, row["sized"]["options"])
+        stand_in = method_of(variant["sized"]["method"]).module_params(self.facts, variant["sized"]["options"])
         each = sum(self.facts.params_per_layer) / self.facts.layers * layers - stand_in
         most = len(eligible_layers(self.facts.layers, options["protect"])) // (
             k_max if options["apart"] == "context" else layers)
@@ -243,13 +243,13 @@ class _Count:
         return enough(shares, ratio, options["match"]), layers
 
     def _compose(self) -> tuple[int, float, float, list[str]]:
-        points = [point for point in self.fitted if "compose" in self._row(point)["fits"]]
+        points = [point for point in self.fitted if "compose" in self._variant(point)["fits"]]
         flops, unknown = 0.0, []
         for point in points:
-            row = self._row(point)
-            method = method_of(row["base"])
+            variant = self._variant(point)
+            method = method_of(variant["base"])
             took = method.flops.get("compose")
-            given = methods.settings(method.compose, row["options"].get("compose", {}))
+            given = methods.settings(method.compose, variant["options"].get("compose", {}))
             flops += took(self._sizes(point["calib"]), given) if took else 0.0
             unknown += [] if took else [point["method"]]
         return len(points), flops, 0.0, unknown
@@ -263,7 +263,7 @@ class _Count:
     def _finetune(self) -> tuple[int, float, float, list[str]]:
         flops = 0.0
         for point in self.tuned:
-            given = {"epochs": 2} | self.work["rows"][point["method"]]["options"]["finetune"]
+            given = {"epochs": 2} | self.work["variants"][point["method"]]["options"]["finetune"]
             tokens = self.tokens[point["calib"]]
             # the states of both models once, then both heads forward and the student's head backward
             flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
@@ -287,8 +287,8 @@ class _Count:
     def _diagnose(self) -> int:
         return sum(point["model"] == self.model for point in self.work["diagnosed"])
 
-    def _row(self, point: dict[str, str]) -> dict[str, Any]:
-        return self.work["rows"][point["method"]]
+    def _variant(self, point: dict[str, str]) -> dict[str, Any]:
+        return self.work["variants"][point["method"]]
 
 
 def table(sweep: Sweep) -> str:
@@ -309,7 +309,7 @@ def table(sweep: Sweep) -> str:
              "load_gib_s": "{:g} GiB a second of weights read", "evaluate_tokens": "{:,} tokens an evaluation"}
     lines += ["", "Assumed: " + ", ".join(text.format(sweep.options[name]) for name, text in words.items()) + ". "
               "Steps are those of the highest ratio of a variant, with layers of mean size."]
-    unknown = sorted({f"{cost.stage} of {row}" for cost in sweep.costs for row in cost.unknown})
+    unknown = sorted({f"{cost.stage} of {variant}" for cost in sweep.costs for variant in cost.unknown})
     lines += [f"No hours are counted but those of loading: {', '.join(unknown)}."] if unknown else []
     lines += [f"Out of reach: {point}." for point in sweep.unreachable]
     return "\n".join(lines) + "\n"

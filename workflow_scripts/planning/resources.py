@@ -117,7 +117,7 @@ def workload(config: dict[str, Any]) -> dict[str, Any]:
     run += [search for name in run if (search := variants.search_of(config, name)) and search not in run]
     hidden = config.get("hidden", {})
     return {"points": points(config), "diagnosed": grid_points(config),
-            "rows": {name: {"base": variants.base_of(config, name), "options": variants.options(config, name),
+            "variants": {name: {"base": variants.base_of(config, name), "options": variants.options(config, name),
                             "fits": variants.fits(config, name), "search": variants.search_of(config, name),
                             "source": variants.source_of(config, name), "sized": variants.sized_as(config, name)}
                      for name in run},

@@ -19,13 +19,14 @@ def variant(base, source=None, fits=(), search=None, **options):
             "sized": {"method": base, "options": {}}}
 
 
-def work_of(rows, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
+def work_of(variants, *, ratios=(0.1, 0.2), k_max=(3,), model="llama"):
     """A workload as workflow_scripts/planning gives it: one model, one calibration set."""
     made = [{"model": model, "calib": "c", "method": name, "ratio": f"{ratio:g}", "k_max": str(k),
              **({"source": one["source"]} if one["source"] else {})}
-            for name, one in rows.items() for ratio in ratios for k in k_max]
-    rows = {name: {**one, "source": one["source"] or name} for name, one in rows.items()}
-    return {"points": made, "diagnosed": made, "rows": rows, "models": {model: {"source": "", "dtype": "bfloat16"}},
+            for name, one in variants.items() for ratio in ratios for k in k_max]
+    variants = {name: {**one, "source": one["source"] or name} for name, one in variants.items()}
+    return {"points": made, "diagnosed": made, "variants": variants,
+            "models": {model: {"source": "", "dtype": "bfloat16"}},
             "calibrations": {"c": {"sequences": 4000, "length": 128}}, "state_bytes": 2, "state_layers": None,
             "shards": 1, "split": 0}
 
@@ -124,11 +125,11 @@ def test_tasks_that_are_jobs_load_the_model_each_and_what_puts_them_together_non
 
 
 def test_a_fine_tuned_variant_shares_the_fits_of_its_source(llama):
-    rows = {"linear": variant("linear", fits=("fit",)),
+    variants = {"linear": variant("linear", fits=("fit",)),
             "ft": variant("linear", source="linear", finetune={"epochs": 3})}
-    alone = planner.plan(work_of({"linear": rows["linear"]}), {"llama": llama})
-    both = planner.plan(work_of(rows), {"llama": llama})
-    work = work_of(rows)
+    alone = planner.plan(work_of({"linear": variants["linear"]}), {"llama": llama})
+    both = planner.plan(work_of(variants), {"llama": llama})
+    work = work_of(variants)
     work["points"] = [point for point in work["points"] if point["method"] == "ft"]
     tuned = planner.plan(work, {"llama": llama})
     for stage in ("blocks", "step", "fold"):
@@ -140,9 +141,9 @@ def test_a_fine_tuned_variant_shares_the_fits_of_its_source(llama):
 
 
 def test_searches_are_shared_and_composes_are_counted_a_point(llama):
-    rows = {"sleb": variant("sleb", search="sleb"), "again": variant("sleb", search="sleb"),
+    variants = {"sleb": variant("sleb", search="sleb"), "again": variant("sleb", search="sleb"),
             "streamline": variant("streamline", fits=("compose",), compose={"epochs": 4})}
-    sweep = planner.plan(work_of(rows, k_max=(3, 4)), {"llama": llama})
+    sweep = planner.plan(work_of(variants, k_max=(3, 4)), {"llama": llama})
     assert cost_of(sweep, "search").jobs == 2 and cost_of(sweep, "compose").jobs == 4
     layer = (llama.macs_per_token - 4096 * 32000) / 32
     assert cost_of(sweep, "compose").hours == pytest.approx(
@@ -153,8 +154,8 @@ def test_searches_are_shared_and_composes_are_counted_a_point(llama):
 
 
 def test_what_no_formula_describes_and_what_is_out_of_reach_is_said(llama):
-    rows = {"wanda": variant("wanda", fits=("compose",)), "linear": variant("linear", fits=("fit",))}
-    sweep = planner.plan(work_of(rows, ratios=(0.1, 0.6)), {"llama": llama})
+    variants = {"wanda": variant("wanda", fits=("compose",)), "linear": variant("linear", fits=("fit",))}
+    sweep = planner.plan(work_of(variants, ratios=(0.1, 0.6)), {"llama": llama})
     text = planner.table(sweep)
     assert "No hours are counted but those of loading: compose of wanda." in text
     assert "Out of reach: llama, c, linear: ratio 0.6 at K_max 3, at most 0." in text and "ratio 0.1" not in text

@@ -65,7 +65,7 @@ def test_a_stand_in_is_the_weighted_ridge_solution_of_counted_tokens(kind, norm,
         np.testing.assert_allclose(module.tensors["outer.weight"].numpy(), w_DF[:, 5:], atol=2e-4)
     with torch.no_grad():
         out_ND = built(module)(h_STD[counts_ST])
-        assert torch.equal(built(module)(h_STD[1, 2]), h_STD[1, 2]), "massive tokens go by"
+        assert torch.equal(built(module)(h_STD[1, 2]), h_STD[1, 2]), "massive tokens bypass the stand-in"
     np.testing.assert_allclose(out_ND.numpy(), h_ND + f_NF @ w_DF.T + bias_D, atol=1e-3)
 
 
