@@ -50,7 +50,7 @@ def test_wrong_views_are_refused(views, message):
 
 
 def test_a_variant_outside_the_grid_needs_blocks():
-    config = with_views(rows=["wide"])
+    config = with_views(variants=["wide"])
     config["methods"]["wide"] = {"base": "kdp", "kernel": {"bandwidth_scale": 9.0}}
     with pytest.raises(ConfigError, match=r"'wide', of which .*views\.blocks"):
         check(config)

@@ -73,7 +73,7 @@ def test_snakemakes_own_report_has_captions_categories_and_labels(copied):
     assert all(found["caption"] and found["labels"] for found in results.values())
     assert results["results/tables/ablation-rows.tex"]["labels"] == {"table": "ablation rows", "file": "tex"}
     assert results["results/report.html"]["labels"] == {"page": "all results"}
-    assert "Compared are remove, linear, kdp on" in words and "system-message" not in words
+    assert "The variants are remove, linear, kdp on" in words and "system-message" not in words
 
 
 def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
