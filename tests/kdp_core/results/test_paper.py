@@ -86,7 +86,7 @@ def test_table_8_tells_what_was_trained_on_how_much():
 
 def study(number):
     keys = {"model": "tiny", "calib": "news", "ratio": 0.2, "k_max": 3}
-    return {number: Ablation("linearisation", "Linear maps", ["row"], ["ppl", "hellaswag"],
+    return {number: Ablation("linearisation", "Linear maps", ["variant"], ["ppl", "hellaswag"],
                              [keys | {"method": name} for name in ("kdp", "remove")], {}, {})}
 
 
