@@ -81,7 +81,8 @@ def examples():
                [{"layer": 2, "part": "mlp", "window": 0, "kl": 0.1}], {"seconds": 1.5}),
         Spaces(1.0, True, 2, 16, 4, [{"history": "own", "step": 1, "same_text": 0.5}], [{"state": 3, "kl": 0.1}],
                [{"kl": 0.1, "rank": 2}], {"seconds": 1.5}),
-        KernelView((2, 4), 7, [3, 9], numbers(2, 8), numbers(2, 8), numbers(8), [0.1, 0.2], [0.01, 0.02], 0.15, 0.6, 0.8),
+        KernelView((2, 4), 7, [3, 9], numbers(2, 8), numbers(2, 8), numbers(8), [0.1, 0.2], [0.01, 0.02], 0.15,
+                   0.6, 0.8),
         Trajectories([0, 1, 2], [4, 5], [11, 11], numbers(2, 3, 2), [{"space": "states", "mean": 0.4}], 0.9),
     ]
 

@@ -309,10 +309,10 @@ def test_steps_one_by_one_are_the_whole_method(dense):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.methods\.kdp\.linear\.direct; it knows ridge"),
+    ("linear", {"fit": {"rigde": 1.0}}, r"'rigde' is unknown to kdp_core\.methods\.kdp\.linear\.direct; it knows r"),
     ("remove", {"block": {"protekt": 0.1}}, r"'protekt' is unknown to kdp_core\.methods\._select\.most_similar"),
     ("kdp", {"kernl": {}}, "method kdp has no part 'kernl'; it has block, kernel, inverse"),
-    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to .*kdp_residual\.compose\.compose; it knows d"),
+    ("kdp_residual", {"compose": {"entrys": 8}}, r"'entrys' is unknown to .*kdp_residual\.compose\.compose; it knows"),
     ("kdp_residual", {"search": {"k_max": 3}}, r"'k_max' is unknown to .*kdp_residual\.search\.by_divergence"),
     ("kdp_residual", {"fit": {}}, "method kdp_residual has no part 'fit'; it has block, search, compose"),
     ("linear_prefix", {"compose": {"epochs": 1}}, r"'epochs' is unknown to .*kdp_residual\.compose\.compose_linear"),
