@@ -54,6 +54,9 @@ class Similarity(NamedTuple):
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
+    cosine_all_LL: Tensor
+    """Mean over all tokens of the cosine of the two states, massive ones included, whatever the treatment: what
+    published methods read."""
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
     tokens: int

@@ -243,7 +243,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                keep_first: Natural = 1, keep_last: Natural = 1, match: Match = "nearest") -> Selection:
-    """Select the run whose two ends have the highest mean cosine.
+    """Select the run whose two ends have the highest mean cosine, over all tokens.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
@@ -254,7 +254,7 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
     """
     options.check(most_alike, locals())
     eligible = between(facts.layers, keep_first, keep_last)
-    return best_run(similarity.cosine_LL, similarity, facts, eligible, ratio, k_max, module_params, match, "cosine",
+    return best_run(similarity.cosine_all_LL, similarity, facts, eligible, ratio, k_max, module_params, match, "cosine",
                     1.0)
 
 

@@ -8,12 +8,14 @@ Stage 1: each cluster, in order of depth, loses one layer. Stage 2: while more l
 whose remaining members are most alike (mean S of their pairs) loses its next layer. The first and the last layer are
 kept, but they count as members.
 
-Source: the released code (daniel-eai, June 2026). It computes S over all tokens; the similarity stage masks massive
-tokens by default (`similarity.treatment: raw` is as in the paper). When no cluster has two members left, the first
-cluster with a candidate loses it. If two layers have equal r, the lower one is removed first; if two clusters are
-equally alike, the one with the lower number loses a layer first.
+Source: the released code (daniel-eai, June 2026). It computes S over all tokens, and so does `lorp`. `lorp_masked` is
+our variant: it leaves massive tokens out. When no cluster has two members left, the first cluster with a candidate
+loses it. If two layers have equal r, the lower one is removed first; if two clusters are equally alike, the one with
+the lower number loses a layer first.
 """
 import math
+from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
@@ -31,32 +33,51 @@ THRESHOLDS = ((1.0, 2), (0.7, 3))
 MOST_CLUSTERS = 4
 
 
-def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
-           clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
-    """Select LoRP's layers for a ratio.
+Read = Literal["cosine_all_LL", "cosine_LL"]
+"""The cosines of all tokens, or of those that the similarity stage counts."""
 
-    ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read.
-    module_params: parameters of what replaces a layer.
-    clusters: number of clusters; null derives it from RLS.
-    seed: seed of the clustering.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    """
-    options.check(spread, locals())
-    missing = [layer for layer in range(facts.layers) if layer not in similarity.layers]
+
+def spreading(method: str, read: Read) -> Callable[..., Selection]:
+    """The `select` of a method that spreads by these cosines."""
+
+    def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+               clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
+        """Select LoRP's layers for a ratio.
+
+        ratio: share of all parameters to remove, 0 to 1.
+        k_max: not read.
+        module_params: parameters of what replaces a layer.
+        clusters: number of clusters; null derives it from RLS.
+        seed: seed of the clustering.
+        match: `nearest` share to the ratio, or `reach` it at least.
+        """
+        options.check(spread, locals())
+        if read == "cosine_LL" and similarity.treatment != "mask":
+            raise BlockError(f"{method} needs cosines without massive tokens, and similarity.treatment is "
+                             f"{similarity.treatment}; set it to mask, or take lorp")
+        s_LL = _inputs(getattr(similarity, read), similarity.layers, facts.layers)
+        rls = locality(s_LL)
+        if rls is None:
+            raise BlockError(f"{method} needs a positive mean cosine of all pairs of layers; this model has none, so "
+                             "take another method")
+        count = clusters if clusters is not None else next((k for bound, k in THRESHOLDS if rls >= bound),
+                                                           MOST_CLUSTERS)
+        if count >= facts.layers:
+            raise BlockError(f"block.clusters {count}: must be below the number of layers, {facts.layers}")
+        order, redundancy = ordered(s_LL, labels(s_LL, count, seed))
+        found = Search(order, [redundancy[layer] for layer in order], "redundancy", k_max, {}, 0, {})
+        return in_order(found, facts, ratio=ratio, k_max=k_max, module_params=module_params, match=match)
+
+    return spread
+
+
+def _inputs(cosine_LL: Tensor, stored: list[int], layers: int) -> Tensor:
+    """S of the inputs of all layers, float64, from the cosines of the stored states."""
+    missing = [layer for layer in range(layers) if layer not in stored]
     if missing:
         raise BlockError(f"similarity lacks state {missing[0]}; set hidden.layers to all")
-    places = [similarity.layers.index(layer) for layer in range(facts.layers)]
-    s_LL = similarity.cosine_LL[places][:, places].double()
-    rls = locality(s_LL)
-    if rls is None:
-        raise BlockError("lorp needs a positive mean cosine of all pairs of layers; try similarity.treatment raw")
-    count = clusters if clusters is not None else next((k for bound, k in THRESHOLDS if rls >= bound), MOST_CLUSTERS)
-    if count >= facts.layers:
-        raise BlockError(f"block.clusters {count}: must be below the number of layers, {facts.layers}")
-    order, redundancy = ordered(s_LL, labels(s_LL, count, seed))
-    found = Search(order, [redundancy[layer] for layer in order], "redundancy", k_max, {}, 0, {})
-    return in_order(found, facts, ratio=ratio, k_max=k_max, module_params=module_params, match=match)
+    places = [stored.index(layer) for layer in range(layers)]
+    return cosine_LL[places][:, places].double()
 
 
 def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
@@ -102,5 +123,7 @@ def _alike(s_LL: Tensor, group: list[int]) -> float:
 
 METHODS = (
     Method("lorp", "LoRP 2026, locality-aware redundancy pruning: each cluster of layers loses one in turn",
-           "layers removed", spread, example={"block": {"clusters": 2}}),
+           "layers removed", spreading("lorp", "cosine_all_LL"), example={"block": {"clusters": 2}}),
+    Method("lorp_masked", "LoRP 2026 with massive tokens left out, a variant of ours", "layers removed",
+           spreading("lorp_masked", "cosine_LL"), example={"block": {"clusters": 2}}),
 )

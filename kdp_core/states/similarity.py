@@ -9,7 +9,9 @@ Minibatches are drawn over all tokens: consecutive tokens of one sequence bias t
 
 Massive tokens, 1.6 % of SmolLM2's tokens, decide a raw linear CKA: every pair of deep layers then reads 0.999.
 `treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state, `normalise`
-scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them.
+scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them. Methods whose
+paper counts all tokens read a mean cosine over all of them, whatever the treatment; a massive token then has the same
+chance to be drawn as any other.
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width, P pairs.
 """
 import logging
@@ -54,14 +56,20 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
         raise SimilarityError(f"similarity: {len(chosen_N)} tokens do not fill one minibatch of {batch}; "
                               "lower similarity.batch or add calibration sequences")
     chosen_N = chosen_N[:batches * batch]
-    x_LND, last_LSD = _gathered(hidden, chosen_N)
+    left_out_N = (~keep_N).nonzero().flatten()
+    share = len(chosen_N) / int(keep_N.sum())
+    left_out_N = left_out_N[torch.randperm(len(left_out_N), generator=generator)][:round(share * len(left_out_N))]
+    x_LND, last_LSD = _gathered(hidden, torch.cat([chosen_N, left_out_N]))
+    x_LND, left_out_LND = x_LND[:, :len(chosen_N)], x_LND[:, len(chosen_N):]
     if treatment == "normalise":
         x_LND = torch.nn.functional.normalize(x_LND, dim=-1)
     cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch)
     # D(l, k) = mean over sequences of arccos(cos(x_l, x_k)) / pi, at the last token
     angular_last_LL = _cosines(last_LSD).arccos().mean(0) / torch.pi
-    return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), treatment,
-                      len(chosen_N), int((~keep_N).sum()))
+    counts = len(chosen_N), len(left_out_N)
+    cosine_all_LL = (counts[0] * cosine_LL + _summed_cosines(left_out_LND, batch)) / sum(counts)
+    return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), cosine_all_LL,
+                      treatment, len(chosen_N), int((~keep_N).sum()))
 
 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +87,11 @@ def _cosines(x_LND: Tensor) -> Tensor:
     unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
     # rounding can exceed the interval on which arccos is defined
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
+
+
+def _summed_cosines(x_LND: Tensor, batch: int) -> Tensor:
+    """Sum over tokens of the cosine of every pair of layers, (L, L) float64; zeros without tokens."""
+    return torch.stack([_cosines(x_LBD).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0)
 
 
 def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -50,7 +50,7 @@ def similarity(layers: int = 7) -> Similarity:
     place_L = torch.arange(layers, dtype=torch.float32)
     cosine_LL = torch.exp(-(place_L[:, None] - place_L).abs() / 5)
     return Similarity(list(range(layers)), cosine_LL, *[torch.arccos(cosine_LL.clamp(-1, 1)) / torch.pi] * 2,
-                      cosine_LL.sqrt(), cosine_LL.pow(0.25), "mask", 988, 12)
+                      cosine_LL.sqrt(), cosine_LL.pow(0.25), cosine_LL.pow(0.9), "mask", 988, 12)
 
 
 def kernel(start: int = 5, stop: int = 8, epochs: int = 4) -> KernelMap:

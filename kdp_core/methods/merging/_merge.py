@@ -16,9 +16,10 @@ whole-number shares, and it is computed from them anew. Walks are arithmetic on 
 
 Neither method reads a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All thresholds
 between the highest refused cosine and the lowest accepted one give the same walk. If no T is left between two tried
-thresholds, the number of removed layers jumps there. In this case, or after `rounds` walks, the walk is repeated at the
-highest tried T that removes more layers, and it ends when enough layers are removed. Its last merge is shortened to
-the wanted number.
+thresholds, the number of removed layers jumps there. In this case, or after `rounds` walks, `jump: whole` takes the
+tried walk that removes the nearest number of layers, as the released code walks at its threshold, and the record says
+how many are removed. `jump: shorten` removes the wanted number: the walk is repeated at the highest tried T that
+removes more, and it ends, its last merge shortened, when enough layers are removed.
 """
 import logging
 import time
@@ -53,6 +54,8 @@ class Merged(NamedTuple):
     """(dense layer, how often its linear maps enter the sum), ascending, without zeros; the shares sum to 1."""
 
 
+Jump = Literal["whole", "shorten"]
+"""What is taken if no threshold removes the wanted number of layers: a whole walk, or one that is cut short."""
 Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
@@ -103,30 +106,41 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
     return Walk(stack, reached, max(refused), min(accepted))
 
 
-def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int,
-             rounds: int) -> tuple[Stack, dict[str, Any]]:
-    """The remaining layers after exactly `wanted` of `count` are removed, and how they were found."""
-    low, high, best, tried, ended = -1.0, 1.0, -1.0, [], "rounds"
-    while len(tried) < rounds:
+def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int, rounds: int,
+            jump: str) -> tuple[Stack, dict[str, Any]]:
+    """The remaining layers after `wanted` of `count` are removed, or about as many, and how they were found."""
+    low, high, best, ended = -1.0, 1.0, -1.0, "rounds"
+    stacks: list[tuple[float, Stack]] = []
+    while len(stacks) < rounds:
         if not low < high:
             ended = "jump"
             break
         threshold = (low + high) / 2
         walk = walked(walker, score, count, threshold, count)
         removed = count - len(walk.stack)
-        tried.append([threshold, removed])
+        stacks.append((threshold, walk.stack))
         logger.info("threshold %.4f: %d of %d layers are removed, %d wanted", threshold, removed, count, wanted)
         if removed == wanted:
-            return walk.stack, {"threshold": threshold, "ended": "exact", "walks": tried}
+            return walk.stack, _how(threshold, "exact", stacks, count)
         if walk.reached >= wanted:
             best, low = threshold, walk.accepted
         else:
             high = walk.refused
+    # no whole walk merges anything if the released window reaches the first layer at every threshold
+    if jump == "whole" and (found := [one for one in stacks if len(one[1]) < count]):
+        threshold, stack = min(found, key=lambda one: (abs(count - len(one[1]) - wanted), -len(one[1])))
+        return stack, _how(threshold, ended, stacks, count)
     walk = walked(walker, score, count, best, wanted)
     if count - len(walk.stack) != wanted:
         raise FitError(f"merging: at threshold {best} only {count - len(walk.stack)} layers are removed, {wanted} "
                        "are wanted; the other candidates have no finite outputs: use dtype float32 or ask for less")
-    return walk.stack, {"threshold": best, "ended": ended, "walks": tried}
+    return walk.stack, _how(best, ended, stacks, count)
+
+
+def _how(threshold: float, ended: str, stacks: list[tuple[float, Stack]], count: int) -> dict[str, Any]:
+    """How a walk was found: `exact`, or why no other was tried (`jump`, `rounds`), and (threshold, layers removed) of
+    all walks."""
+    return {"threshold": threshold, "ended": ended, "walks": [[tried, count - len(stack)] for tried, stack in stacks]}
 
 
 def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
@@ -211,8 +225,8 @@ class Judge:
 
 
 def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, selection: Selection, *, device: str,
-             dtype: str, rounds: int, sequences: int, batch: int, seed: int) -> Composed:
-    """Merge layers by a walk until `selection.layers` layers are removed, judged on some calibration sequences."""
+             dtype: str, rounds: int, jump: str, sequences: int, batch: int, seed: int) -> Composed:
+    """Merge layers by a walk that removes `selection.layers` layers, judged on some calibration sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:
         raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side; some "
@@ -227,13 +241,13 @@ def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, sele
                        f"{most} of them; change the ratio, or the range, group and stride of LaCo")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judge = Judge(passes, hidden, order[:sequences].sort().values, batch)
-    stack, how = matched(walker, judge.cosine, count, wanted, rounds)
+    stack, how = matched(walker, judge.cosine, count, wanted, rounds, jump)
     others = Judge(passes, hidden, order[sequences:2 * sequences].sort().values, batch)
     fits, kept, prefix = others.fits(stack), {layer.base for layer in stack}, family_of(model).prefix
     plan = Plan(method, [(layer, "whole") for layer in range(count) if layer not in kept], [],
                 {f"{prefix}{layer.base}.{name}": tensor.cpu() for layer in stack if layer != plain(layer.base)
                  for name, tensor in judge.maps(layer).items()})
-    stats = {**how, "evaluations": len(judge.known), "cosine": judge.cosine(stack),
-             "heldout_cosine": others.cosine(stack), "tokens": sequences * hidden.tokens,
-             "seconds": time.perf_counter() - began}
+    stats = {**how, "wanted": wanted, "removed": count - len(stack), "evaluations": len(judge.known),
+             "cosine": judge.cosine(stack), "heldout_cosine": others.cosine(stack),
+             "tokens": sequences * hidden.tokens, "seconds": time.perf_counter() - began}
     return Composed(plan, [], fits, stats)

@@ -16,7 +16,7 @@ from kdp_core.base.options import Count, Natural
 from kdp_core.base.records import Composed, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import as_many
-from kdp_core.methods.merging._merge import Merge, Stack, compose, merged
+from kdp_core.methods.merging._merge import Jump, Merge, Stack, compose, merged
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -26,9 +26,9 @@ AtLeastTwo = Annotated[int, Ge(2)]
 
 def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
          dtype: str = "float32", merge: Merge = "paper", group: AtLeastTwo = 4, stride: Count = 2, lowest: Natural = 0,
-         highest: Natural | None = None, rounds: Count = 12, sequences: Count = 10, batch_sequences: Count = 8,
-         seed: int = 0) -> Composed:
-    """Collapse layers as LaCo does until `selection.layers` of them are removed.
+         highest: Natural | None = None, rounds: Count = 12, jump: Jump = "whole", sequences: Count = 10,
+         batch_sequences: Count = 8, seed: int = 0) -> Composed:
+    """Collapse layers as LaCo does at the threshold that removes `selection.layers` of them.
 
     merge: `paper` adds the differences to the base layer before the merge; `as_released` gives the last layer's maps.
     group: the paper's C, number of layers that one merge turns into one; at least 2.
@@ -36,6 +36,8 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
     lowest: the paper's L, the lowest layer that others are merged into.
     highest: the paper's H; the walk begins at H - C; null means the last layer, as in the released code.
     rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
+    jump: what is taken if no threshold removes that many layers: `whole`, the walk of the nearest number, as the
+        released code walks; `shorten` cuts the last merge of a longer walk, so that the number is met.
     sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
@@ -43,7 +45,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
     """
     options.check(laco, locals())
     walker = partial(_laco, merge=merge, group=group, stride=stride, lowest=lowest, highest=highest)
-    return compose("laco", walker, dense, hidden, selection, device=device, dtype=dtype, rounds=rounds,
+    return compose("laco", walker, dense, hidden, selection, device=device, dtype=dtype, rounds=rounds, jump=jump,
                     sequences=sequences, batch=batch_sequences, seed=seed)
 
 

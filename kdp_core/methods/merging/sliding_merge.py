@@ -13,18 +13,20 @@ from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import as_many
-from kdp_core.methods.merging._merge import Merge, Stack, compose, merged
+from kdp_core.methods.merging._merge import Jump, Merge, Stack, compose, merged
 from kdp_core.states.hidden import HiddenStates
 
 
 def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, sequences: Count = 10,
-            batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Merge sliding windows until `selection.layers` layers are removed; the last layer is never in a window.
+            dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, jump: Jump = "whole",
+            sequences: Count = 10, batch_sequences: Count = 8, seed: int = 0) -> Composed:
+    """Merge sliding windows at the threshold that removes `selection.layers`; the last layer is never in a window.
 
     merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
         first layer; `as_released` gives the last layer's maps and does not merge that window.
     rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
+    jump: what is taken if no threshold removes that many layers: `whole`, the walk of the nearest number, as the
+        released code walks; `shorten` cuts the last merge of a longer walk, so that the number is met.
     sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
@@ -32,7 +34,7 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     options.check(sliding, locals())
     return compose("sliding_merge", partial(_sliding, merge=merge), dense, hidden, selection, device=device,
-                    dtype=dtype, rounds=rounds, sequences=sequences, batch=batch_sequences, seed=seed)
+                    dtype=dtype, rounds=rounds, jump=jump, sequences=sequences, batch=batch_sequences, seed=seed)
 
 
 def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str) -> tuple[Stack, int]:

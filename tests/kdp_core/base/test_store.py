@@ -57,7 +57,7 @@ def examples():
     return [
         ModelFacts("llama", 4, 3, 384, 1000, [10, 20, 30, 40], 900, "hub:a/b", "ab" * 32),
         Tokens(torch.arange(6).reshape(2, 3), ["news", "notes"], {"seed": 1, "parts": [{"name": "news", "n": 1}]}),
-        Similarity([0, 2], *(numbers(2, 2, seed=k).double() for k in range(5)), "mask", 100, 3),
+        Similarity([0, 2], *(numbers(2, 2, seed=k).double() for k in range(6)), "mask", 100, 3),
         selection, Selection([], [], "cka_rbf", 0.1, 0.0, 0.0, 3, [], 0),
         KernelMap((1, 3), numbers(3, 4), numbers(4), numbers(2, 8, 8), numbers(2), "rms", 12.5, CURVE, {"ridge": 1e-3}),
         inverse, LinearMap((1, 3), numbers(3, 3), numbers(3), None, {}), affine,
@@ -130,8 +130,8 @@ def test_same_record_same_bytes(tmp_path, record):
 
 def test_fields_may_share_a_tensor_or_a_storage(tmp_path):
     base_LL = numbers(4, 4)
-    for fields in ((base_LL,) * 5, (base_LL[:2], base_LL[2:], base_LL, base_LL.mT, base_LL),
-                   (base_LL.mT, base_LL.mT, base_LL, base_LL[:, :2], base_LL[:, 1:])):
+    for fields in ((base_LL,) * 6, (base_LL[:2], base_LL[2:], base_LL, base_LL.mT, base_LL, base_LL),
+                   (base_LL.mT, base_LL.mT, base_LL, base_LL[:, :2], base_LL[:, 1:], base_LL)):
         record = Similarity([0, 1], *fields, "raw", 1, 0)
         store.write(tmp_path / "s.safetensors", record)
         assert same(store.read(tmp_path / "s.safetensors"), record)

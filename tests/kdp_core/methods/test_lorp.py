@@ -7,10 +7,13 @@ import torch
 from sklearn.cluster import SpectralClustering
 
 from kdp_core.base.records import Similarity
+from kdp_core.methods import METHODS
 from kdp_core.methods._select import BlockError
-from kdp_core.methods.lorp import labels, ordered, spread
+from kdp_core.methods.lorp import labels, ordered
 from kdp_core.states.similarity import locality
 from tests.kdp_core.methods.test_select import facts
+
+spread, spread_masked = METHODS["lorp"].select, METHODS["lorp_masked"].select
 
 
 def cosines(layers: int, seed: int = 0, decay: float = 6.0) -> torch.Tensor:
@@ -22,10 +25,12 @@ def cosines(layers: int, seed: int = 0, decay: float = 6.0) -> torch.Tensor:
     return s_LL.fill_diagonal_(1.0)
 
 
-def of(s_LL: torch.Tensor) -> Similarity:
-    """With one state more than layers, as the stage gives it."""
-    padded_LL = torch.nn.functional.pad(s_LL, (0, 1, 0, 1), value=0.5)
-    return Similarity(list(range(len(padded_LL))), padded_LL, *[torch.full_like(padded_LL, math.nan)] * 4, "raw", 1, 0)
+def of(s_LL: torch.Tensor, masked_LL: torch.Tensor | None = None, treatment: str = "mask") -> Similarity:
+    """Cosines of all tokens, and others without massive ones; one state more than layers, as the stage gives it."""
+    undefined_LL = torch.full_like(s_LL, math.nan)
+    fields = [torch.nn.functional.pad(one_LL, (0, 1, 0, 1), value=0.5)
+              for one_LL in (undefined_LL if masked_LL is None else masked_LL, *[undefined_LL] * 4, s_LL)]
+    return Similarity(list(range(len(s_LL) + 1)), *fields, treatment, 1, 0)
 
 
 def literal(s, n, clusters, seed=0):
@@ -107,6 +112,18 @@ def test_once_no_cluster_has_two_left_the_first_with_a_candidate_gives():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         spread(of(cosines(12)), facts(12), **{"ratio": 0.3, "k_max": 3, "module_params": 0, **options})
+
+
+def test_lorp_counts_all_tokens_whatever_the_treatment_and_lorp_masked_leaves_massive_ones_out():
+    every_LL, masked_LL = cosines(12, 0), cosines(12, 3)
+    options = {"ratio": 0.3, "k_max": 3, "module_params": 0}
+    first, second = (spread(of(one_LL), facts(12), **options) for one_LL in (every_LL, masked_LL))
+    assert first.blocks != second.blocks
+    for treatment in ("mask", "normalise", "raw"):
+        assert spread(of(every_LL, masked_LL, treatment), facts(12), **options) == first
+    assert spread_masked(of(every_LL, masked_LL), facts(12), **options) == second
+    with pytest.raises(BlockError, match=r"lorp_masked needs .* similarity\.treatment is raw; set it to mask"):
+        spread_masked(of(every_LL, masked_LL, "raw"), facts(12), **options)
 
 
 def test_a_missing_state_and_a_mean_below_zero_are_told():

@@ -21,7 +21,7 @@ def facts(layers: int, per_layer: list[int] | None = None) -> ModelFacts:
 def of_matrix(scores_LL: torch.Tensor) -> Similarity:
     """The same scores under each criterion, in different orders so that they cannot be mixed up."""
     return Similarity(list(range(len(scores_LL))), -scores_LL, scores_LL, scores_LL.abs(), scores_LL,
-                      scores_LL.square(), "raw", 1, 0)
+                      scores_LL.square(), scores_LL.pow(3), "raw", 1, 0)
 
 
 def of_random(layers: int, seed: int = 0) -> Similarity:

@@ -80,7 +80,7 @@ def test_most_alike_has_the_highest_cosine_and_leaves_both_ends(length):
     for seed in range(6):
         similarity = of_random(12, seed)
         found = chosen(runs.most_alike, similarity, 12, length)
-        cosine = {start: similarity.cosine_LL[start, start + length].item() for start in range(1, 12 - length)}
+        cosine = {start: similarity.cosine_all_LL[start, start + length].item() for start in range(1, 12 - length)}
         best = max(cosine, key=cosine.get)
         assert found.blocks == [(best, best + length)] and found.scores == [cosine[best]]
         assert found.criterion == "cosine" and found.layers == length
@@ -88,7 +88,7 @@ def test_most_alike_has_the_highest_cosine_and_leaves_both_ends(length):
 
 def test_ties_of_runs_go_to_the_lowest_layer():
     flat_LL = torch.full((13, 13), 0.25, dtype=torch.float64)
-    similarity = Similarity(list(range(13)), *[flat_LL] * 5, "raw", 1, 0)
+    similarity = Similarity(list(range(13)), *[flat_LL] * 6, "raw", 1, 0)
     assert chosen(gromov.angular, similarity, 12, 3).blocks == [(0, 3)]
     assert chosen(runs.most_alike, similarity, 12, 3).blocks == [(1, 4)]
 

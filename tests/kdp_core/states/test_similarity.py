@@ -173,6 +173,14 @@ def test_what_massive_tokens_do(tmp_path):
     without = similarity(others, treatment="raw", tokens=1008, batch=126)
     masked = similarity(states, treatment="mask", tokens=1008, batch=126)
     torch.testing.assert_close(masked.cka_linear_LL, without.cka_linear_LL)
+    # the cosine of all tokens is that of the raw treatment, whatever is masked or normalised
+    for one in (masked, found["normalise"], found["raw"]):
+        torch.testing.assert_close(one.cosine_all_LL, found["raw"].cosine_LL, atol=1e-6, rtol=0)
+    assert masked.cosine_LL[0, 1] + 0.01 < masked.cosine_all_LL[0, 1]
+    # of a part of the tokens, massive ones have their share: 8 of 512
+    part = similarity(states, treatment="mask", tokens=504, batch=126)
+    mean = ((504 * part.cosine_LL + 8) / 512)[0, 1]
+    assert part.tokens == 504 and part.cosine_all_LL[0, 1].item() == pytest.approx(mean.item())
     # normalising does not touch a cosine
     torch.testing.assert_close(found["normalise"].cosine_LL, found["raw"].cosine_LL, atol=1e-6, rtol=0)
 

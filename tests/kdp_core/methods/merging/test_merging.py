@@ -182,18 +182,23 @@ def test_all_thresholds_between_refused_and_accepted_walk_alike():
             assert _merge.walked(case.walker(), case.ours, case.count, threshold, case.count).stack == walk.stack
 
 
-def test_as_many_layers_go_as_are_wanted():
+@pytest.mark.parametrize("jump", ["whole", "shorten"])
+def test_as_many_layers_go_as_are_wanted_or_as_a_whole_walk_removes(jump):
     ends = {}
     for case in cases():
         most = _merge.walked(case.walker(), lambda stack: 1.0, case.count, -1.0, case.count).reached
         for wanted in range(1, most + 1):
-            stack, how = _merge.matched(case.walker(), case.ours, case.count, wanted, 12)
-            assert case.count - len(stack) == wanted and len(how["walks"]) <= 12
-            literal = case.literal(how["threshold"])
-            if how["ended"] == "exact":
-                assert case.values(stack) == literal
+            stack, how = _merge.matched(case.walker(), case.ours, case.count, wanted, 12, jump)
+            tried = [gone for _, gone in how["walks"]]
+            assert len(tried) <= 12
+            # a walk of the released code at this threshold, unless its last merge was cut
+            whole = how["ended"] == "exact" or (jump == "whole" and any(tried))
+            if whole:
+                assert case.values(stack) == case.literal(how["threshold"])
+                assert abs(case.count - len(stack) - wanted) == min(abs(gone - wanted) for gone in tried if gone)
             else:
-                assert all(gone != wanted for _, gone in how["walks"])
+                assert case.count - len(stack) == wanted
+            assert (how["ended"] == "exact") == (wanted in tried)
             ends.setdefault((how["ended"], bool(case.options)), []).append(wanted)
     assert {end for end, _ in ends} >= {"exact", "jump"}
 
@@ -205,14 +210,23 @@ def by_count(stack):
 
 def test_where_the_number_jumps_the_last_merge_is_shortened():
     walker = partial(laco._laco, merge="paper", group=4, stride=4, lowest=0, highest=None)
-    stack, how = _merge.matched(walker, by_count, 12, 4, 12)
+    stack, how = _merge.matched(walker, by_count, 12, 4, 12, "shorten")
     # 7 8 9 10 become one layer, then of 3 4 5 6 the first two
     assert [layer.base for layer in stack] == [0, 1, 2, 3, 5, 6, 7, 11]
     assert stack[3].shares == ((4, 1),) and stack[6].shares == ((7, -2), (8, 1), (9, 1), (10, 1))
     assert how["ended"] == "jump" and how["threshold"] < 0.4
     # nothing passes but at 0.7 (3 gone) and 0.4 (6 gone): three walks close the bracket, and none of them is cut
     assert how["walks"] == [[0.0, 6], [pytest.approx(0.7), 0], [pytest.approx(0.55), 3]]
-    assert _merge.matched(walker, by_count, 12, 4, 1)[1]["ended"] == "rounds"
+    assert _merge.matched(walker, by_count, 12, 4, 1, "shorten")[1]["ended"] == "rounds"
+
+
+def test_a_whole_walk_is_taken_where_the_number_jumps():
+    """Thresholds give 0, 3 or 6 layers: of 4 and 5 the nearer one, of 1 and 2 the least that is merged at all."""
+    walker = partial(laco._laco, merge="paper", group=4, stride=4, lowest=0, highest=None)
+    for wanted, removed in ((1, 3), (2, 3), (4, 3), (5, 6)):
+        stack, how = _merge.matched(walker, by_count, 12, wanted, 12, "whole")
+        assert (12 - len(stack), how["ended"]) == (removed, "jump")
+        assert stack == _merge.walked(walker, by_count, 12, how["threshold"], 12).stack
 
 
 def test_merged_layers_are_merged_again_as_they_are():
@@ -234,14 +248,15 @@ def test_a_window_that_reaches_the_first_layer_is_merged_by_paper_alone(merge, b
 
 def test_the_released_walk_still_serves_where_its_window_is_never_merged():
     """Every threshold leaves the window open or nothing merged: it is merged once it holds enough."""
-    stack, how = _merge.matched(partial(sliding_merge._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12)
+    stack, how = _merge.matched(partial(sliding_merge._sliding, merge="as_released"), lambda stack: 0.5, 6, 3, 12,
+                                "whole")
     assert [layer.base for layer in stack] == [0, 1, 5] and stack[1] == (1, ((4, 1),)) and how["ended"] == "jump"
 
 
 def test_outputs_that_are_not_finite_pass_no_threshold():
     walker = partial(sliding_merge._sliding, merge="paper")
     with pytest.raises(FitError, match="only 0 layers are removed, 2 are wanted; the other candidates have no finite"):
-        _merge.matched(walker, lambda stack: float("nan"), 6, 2, 12)
+        _merge.matched(walker, lambda stack: float("nan"), 6, 2, 12, "whole")
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
