@@ -1,9 +1,7 @@
 """LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels are removed whose worth to the loss is least.
 
-Weights that work only together are removed together. A unit of an attention is a key-value head with the consecutive
-query heads that read it: their rows of q, k and v and their columns of o. A unit of an MLP is a channel: a row of gate
-and up and a column of down (OPT: a row of fc1 and a column of fc2). The biases of these rows are removed with them. All
-norms are kept, also those of heads.
+Weights that work only together are removed together, in the units of kdp_core.methods._widths: a key-value head with
+the consecutive query heads that read it, or an MLP channel.
 
 L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. The worth of a
 weight, to first and second order in its removal (the Hessian is taken as its diagonal, and the diagonal as a), is
@@ -29,10 +27,10 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural
@@ -40,14 +38,21 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._judge import Judge, backward, judge_of, picked
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
+from kdp_core.methods._widths import (
+    PARTS,
+    Coupled,
+    Sizes,
+    check_family,
+    coupled_of,
+    narrow_tensors,
+    sizes_of,
+    width_of,
+)
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, type_of
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,27 +60,6 @@ Importance = Literal["first", "second", "mix"]
 """Order of the expansion of the loss."""
 Grouping = Literal["element", "vector"]
 """What is summed to the worth of a unit: the worths of single weights, or those of rows and columns."""
-
-
-class Coupled(NamedTuple):
-    """A tensor of a layer from which units are removed."""
-    name: str
-    """Name below the layer."""
-    part: str
-    """`attention` or `mlp`."""
-    axis: int
-    """Axis along which its units lie; all units have the same length."""
-
-
-class Sizes(NamedTuple):
-    """What each pruned layer has before pruning."""
-    layers: int
-    groups: int
-    """Key-value heads."""
-    channels: int
-    group_params: int
-    """Parameters of a key-value head and its query heads."""
-    channel_params: int
 
 
 class Cut(NamedTuple):
@@ -106,23 +90,20 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     options.check(compose, locals())
     began = time.perf_counter()
     config = checkpoints.config_of(dense)
-    _check(config)
+    check_family("llm_pruner", config)
     pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
     coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), count_params(blank)
-    sizes = _sizes(decoder_layers(blank)[0], coupled, config, len(pruned))
+    sizes = sizes_of(decoder_layers(blank)[0], coupled, config, len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     judge = judge_of(model, ids_ST, batch_sequences)
-    units = {"attention": sizes.groups, "mlp": sizes.channels}
-    tensors, widths, entries = {}, [_width(config, sizes, 0, 0)] * config.num_hidden_layers, []
-    for number, weights, worths in worths_by_layer(judge, pruned, coupled, units, importance, grouping):
+    tensors, widths, entries = {}, [width_of(config, sizes, 0, 0)] * config.num_hidden_layers, []
+    for number, worths in worths_by_layer(judge, pruned, coupled, sizes.units, importance, grouping):
         lost = {"attention": cut.groups, "mlp": cut.channels[number - pruned.start]}
-        kept = {part: _kept(worths[part], lost[part], number) for part in units}
-        tensors |= {f"{family_of(config).prefix}{number}.{one.name}":
-                    narrowed(weight.detach(), one.axis, kept[one.part], units[one.part]).cpu()
-                    for one, weight in zip(coupled, weights, strict=True)}
-        widths[number] = _width(config, sizes, lost["attention"], lost["mlp"])
+        kept = {part: _kept(worths[part], lost[part], number) for part in PARTS}
+        tensors |= narrow_tensors(model, number, coupled, kept, sizes)
+        widths[number] = width_of(config, sizes, lost["attention"], lost["mlp"])
         removed = sorted(set(range(sizes.groups)) - set(kept["attention"].tolist()))
         entries.append({"layer": number, "groups": removed, "channels": lost["mlp"]})
         logger.info("layer %d: %d of %d head groups and %d of %d channels are removed", number, len(removed),
@@ -169,35 +150,11 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
     return Cut(lost, [count * (layer + 1) // layers - count * layer // layers for layer in range(layers)])
 
 
-def _sizes(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig", layers: int) -> Sizes:
-    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    channels = next(layer.get_parameter(one.name) for one in coupled if one.part == "mlp").shape[0]
-    params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
-              for part in ("attention", "mlp")}
-    return Sizes(layers, groups, channels, params["attention"] // groups, params["mlp"] // channels)
-
-
-def _width(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
-    """A layer's entry in the configuration after this many groups and channels are removed."""
-    left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
-    return {"heads": left * each, "kv_heads": left, "intermediate": sizes.channels - channels}
-
-
 # Units ----------------------------------------------------------------------------------------------------------------
 
-def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
-    """The tensors of a layer from which units are removed."""
-    found = []
-    for part, own in family.parts.items():
-        found += [Coupled(f"{name}.{kind}", part, 0) for name in own.readers
-                  for kind, _ in layer.get_submodule(name).named_parameters()]
-        found.append(Coupled(f"{own.writer}.weight", part, 1))
-    return found
-
-
 def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
-                    grouping: str) -> Iterator[tuple[int, list[nn.Parameter], dict[str, Tensor]]]:
-    """For each pruned layer, from the last to the first: number, coupled tensors, worth_U of the units of each part."""
+                    grouping: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """For each pruned layer, from the last to the first: its number and worth_U of the units of each part."""
     S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
     for number, weights, gradients, squares in backward(
             judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],
@@ -209,7 +166,7 @@ def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: 
             a = squares[index] / (S * predictions ** 2) if squares else None
             s = saliency(weight.detach().float(), g, a, importance)
             worths[one.part] += worth(s, one.axis, units[one.part], grouping).cpu()
-        yield number, weights, worths
+        yield number, worths
 
 
 def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
@@ -235,19 +192,6 @@ def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
     if not torch.isfinite(worth_U).all():
         raise FitError(f"importances of layer {layer} are not finite; try dtype float32 for the model")
     return worth_U.argsort(stable=True)[lost:].sort().values
-
-
-def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
-    """The tensor with these units alone."""
-    length = tensor.shape[axis] // units
-    index = (kept_U[:, None] * length + torch.arange(length)).flatten()
-    return tensor.index_select(axis, index.to(tensor.device)).contiguous()
-
-
-def _check(config: "PretrainedConfig") -> None:
-    if not is_known(config) or not family_of(config).norms_first(config):
-        raise FitError(f"llm_pruner cannot prune this {type_of(config)} model; it knows models of "
-                       f"{', '.join(FAMILIES)} whose norms come before their parts")
 
 
 METHODS = (

@@ -14,6 +14,8 @@ PREFIX = "kdp_"
 """The model type of a folded model is this prefix and the model type of its family."""
 HEADS, KV_HEADS, CHANNELS = "heads", "kv_heads", "intermediate"
 """What the rows of a reader are: query heads, key-value heads, or channels of the MLP."""
+WRITER_BIAS = "writer_bias"
+"""Entry of a layer's widths that is 1 if its writers have biases, whatever the configuration says of the family."""
 
 
 class FamilyError(ValueError):

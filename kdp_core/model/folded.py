@@ -6,7 +6,8 @@ per-layer list of the configuration fits, the KV cache is the base class's own, 
 token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
 A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
 A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`), or have
-them in sizes of its own (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays).
+them in sizes of its own (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays;
+`writer_bias: 1` gives the maps that write to the state a bias).
 The states may be sliced, each in a basis of its own (`sliced: {attention: [...], mlp: [...], final}`: their widths).
 
 A folded checkpoint holds a file that defines these classes without kdp; `auto_map` in its configuration names the

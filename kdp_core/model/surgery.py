@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, decoder_layers, family_of, output_head
+from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, WRITER_BIAS, decoder_layers, family_of, output_head
 from kdp_core.model.stand_ins import MODULES, LowRank, NoAttention, NoMlp
 
 
@@ -61,18 +61,20 @@ def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
             for reader, kinds in part.readers.items():
                 _resize(layer, reader, rows=sum(sizes[kind] * length[kind] for kind in kinds))
             columns = HEADS if name == "attention" else CHANNELS
-            _resize(layer, part.writer, columns=sizes[columns] * length[columns])
+            _resize(layer, part.writer, columns=sizes[columns] * length[columns], bias=bool(sizes.get(WRITER_BIAS)))
         # OPT's attention holds the first of these counts, that of the other families the second
         for name, count in (("num_heads", heads), ("num_key_value_groups", heads // kv_heads)):
             if hasattr(attention, name):
                 setattr(attention, name, count)
 
 
-def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None) -> None:
-    """Replace a linear map by one of another size."""
+def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None,
+            bias: bool = False) -> None:
+    """Replace a linear map by one of another size, with a bias if it had one or is given one."""
     old = layer.get_submodule(name)
-    layer.set_submodule(name, nn.Linear(columns or old.in_features, rows or old.out_features, old.bias is not None,
-                                        device=old.weight.device, dtype=old.weight.dtype))
+    layer.set_submodule(name, nn.Linear(columns or old.in_features, rows or old.out_features,
+                                        bias or old.bias is not None, device=old.weight.device,
+                                        dtype=old.weight.dtype))
 
 
 def attach_head_adapter(model: nn.Module, rank: int) -> None:

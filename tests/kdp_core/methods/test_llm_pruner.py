@@ -117,7 +117,7 @@ def test_worths_and_the_choice_are_those_of_loops_over_the_whole_models_gradient
     judge = judge_of(checkpoints.load_model(dense.folder).requires_grad_(False), ids_ST, 2)
     coupled = llm_pruner.coupled_of(judge.passes.layers[0], family_of(dense.model))
     units = {"attention": dense.groups, "mlp": CHANNELS}
-    for layer, _, worths in llm_pruner.worths_by_layer(judge, PRUNED, coupled, units, importance, grouping):
+    for layer, worths in llm_pruner.worths_by_layer(judge, PRUNED, coupled, units, importance, grouping):
         for part, values in zip(units, expected[layer], strict=True):
             # a sum of signs that cancel is as exact as its terms
             assert worths[part].tolist() == pytest.approx(values, rel=1e-4, abs=1e-6 * max(values))

@@ -1,0 +1,148 @@
+"""What methods that remove heads and MLP channels share: their units, the sizes of layers, and the pass that they read.
+
+A unit of an attention is a key-value head with the consecutive query heads that read it: their rows of q, k and v and
+their columns of o. A unit of an MLP is a channel: a row of gate and up and a column of down (OPT: a row of fc1 and a
+column of fc2). The biases of these rows are removed with them. All norms are kept, also those of heads. The writers (o
+and down) read the units' outputs, so their columns are the units.
+
+A plan names what every layer keeps (`shape: {widths: [...]}`: heads, kv_heads, intermediate) and holds the narrow
+tensors; kdp_core.model.surgery.narrow builds such layers.
+
+Axes beside those of kdp_core.base.records: U units of a part, C columns of a writer.
+"""
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.model.families import (
+    CHANNELS,
+    FAMILIES,
+    HEADS,
+    KV_HEADS,
+    Family,
+    decoder_layers,
+    family_of,
+    is_known,
+    type_of,
+)
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+PARTS = ("attention", "mlp")
+
+
+class Coupled(NamedTuple):
+    """A tensor of a layer from which units are removed."""
+    name: str
+    """Name below the layer."""
+    part: str
+    """`attention` or `mlp`."""
+    axis: int
+    """Axis along which its units lie; all units have the same length."""
+
+
+class Sizes(NamedTuple):
+    """What each pruned layer has before pruning."""
+    layers: int
+    groups: int
+    """Key-value heads."""
+    channels: int
+    group_params: int
+    """Parameters of a key-value head and its query heads."""
+    channel_params: int
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units by part."""
+        return {"attention": self.groups, "mlp": self.channels}
+
+    @property
+    def unit_params(self) -> dict[str, int]:
+        """Parameters of a unit by part."""
+        return {"attention": self.group_params, "mlp": self.channel_params}
+
+
+def check_family(method: str, config: "PretrainedConfig") -> None:
+    """Raise FitError for a model whose heads and channels cannot be removed."""
+    if not is_known(config) or not family_of(config).norms_first(config):
+        raise FitError(f"{method} cannot prune this {type_of(config)} model; it knows models of "
+                       f"{', '.join(FAMILIES)} whose norms come before their parts")
+
+
+def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
+    """The tensors of a layer from which units are removed."""
+    found = []
+    for part, own in family.parts.items():
+        found += [Coupled(f"{name}.{kind}", part, 0) for name in own.readers
+                  for kind, _ in layer.get_submodule(name).named_parameters()]
+        found.append(Coupled(f"{own.writer}.weight", part, 1))
+    return found
+
+
+def sizes_of(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig", layers: int) -> Sizes:
+    """The sizes of `layers` layers that are all like this one."""
+    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    channels = next(layer.get_parameter(one.name) for one in coupled if one.part == "mlp").shape[0]
+    params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
+              for part in PARTS}
+    return Sizes(layers, groups, channels, params["attention"] // groups, params["mlp"] // channels)
+
+
+def width_of(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
+    """A layer's entry in the configuration after this many groups and channels are removed."""
+    left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
+    return {HEADS: left * each, KV_HEADS: left, CHANNELS: sizes.channels - channels}
+
+
+def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
+    """The tensor with these units alone."""
+    index = columns_of(kept_U, tensor.shape[axis] // units)
+    return tensor.index_select(axis, index.to(tensor.device)).contiguous()
+
+
+def columns_of(units_U: Tensor, length: int) -> Tensor:
+    """Numbers of the columns (or rows) of these units, each of which has `length` of them."""
+    return (units_U[:, None] * length + torch.arange(length)).flatten()
+
+
+def narrow_tensors(model: nn.Module, number: int, coupled: list[Coupled], kept: dict[str, Tensor],
+                   sizes: Sizes) -> dict[str, Tensor]:
+    """The tensors of a layer with the kept units of both parts alone, on the CPU, by state-dict name."""
+    layer, prefix = decoder_layers(model)[number], f"{family_of(model).prefix}{number}."
+    return {prefix + one.name: narrowed(layer.get_parameter(one.name).detach(), one.axis, kept[one.part],
+                                        sizes.units[one.part]).cpu() for one in coupled}
+
+
+def first_states(hidden: HiddenStates, sequences: int | None, seed: int) -> Tensor:
+    """State 0 of as many sequences as asked for, drawn by `seed`, in their own order; null means all."""
+    wanted = hidden.sequences if sequences is None else sequences
+    if wanted > hidden.sequences:
+        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
+                       "or add sequences")
+    order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    return hidden.state(0)[order[:wanted].sort().values]
+
+
+@torch.no_grad()
+def run_layer(passes: Passes, number: int, h_STD: Tensor, batch: int,
+              seen: Callable[[str, Tensor], None]) -> Tensor:
+    """State number + 1, float32 on the CPU, from state `number`.
+
+    `seen` receives (part, inputs x_NC of its writer, float32) once for each part and batch.
+    """
+    if not torch.isfinite(h_STD).all():
+        raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")
+    layer, family = passes.layers[number], family_of(passes.model)
+    hooks = [layer.get_submodule(family.parts[part].writer).register_forward_pre_hook(
+        lambda _, args, part=part: seen(part, args[0].flatten(0, -2).float())) for part in PARTS]
+    try:
+        return passes.run_batches(h_STD, [number], batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
