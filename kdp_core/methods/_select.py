@@ -224,13 +224,14 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
 
 
 def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
-            criterion: Angle = "angular", protect: Edge = 0.1, match: Match = "nearest") -> Selection:
+            criterion: Angle = "angular_last", protect: Edge = 0.0, match: Match = "nearest") -> Selection:
     """Select the run of consecutive layers over which states turn least. The first layer is kept.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
     module_params: parameters of what replaces the run.
-    criterion: `angular`, the mean angle over all counted tokens, or `angular_last`, over the last token of sequences.
+    criterion: `angular_last`, the mean angle over the last token of sequences, as ReplaceMe's code takes it, or
+        `angular`, over all counted tokens.
     protect: share of the layers kept at each end, rounded to whole layers.
     match: `nearest` share to the ratio, or `reach` it at least.
     """

@@ -8,9 +8,9 @@ or by angle (`compose_cosine`), Adam on
 and it is multiplied into that MLP's last matrix, so that no parameter is added. Least squares streams both products;
 the cosine needs the pairs themselves in memory.
 
-The paper weighs all tokens alike and takes alpha = 0. With few calibration tokens a small ridge is needed, and `ridges`
-chooses it on held-out sequences. Massive tokens then dominate X'X; `massive: mask` excludes them from the fit. With the
-cosine a token has the same weight whatever its norm.
+The paper weighs all tokens alike and takes alpha = 0, and so do we. With few calibration tokens a small ridge helps;
+`ridges` chooses it on held-out sequences. Massive tokens then dominate X'X; `massive: mask` excludes them from the fit.
+With the cosine a token has the same weight whatever its norm.
 
 The paper's Adam starts at the identity, which means that the run is only removed. An update moves an entry of T by at
 most about the learning rate, and 10 epochs over 8000 x 1024 tokens are 80,000 updates. A few ten thousand tokens give
@@ -79,12 +79,12 @@ class _Angles(NamedTuple):
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", ridge: NotNegative = 1e-4, ridges: list[NotNegative] | None = None,
+            dtype: str = "float32", ridge: NotNegative = 0.0, ridges: list[NotNegative] | None = None,
             massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1,
             seed: Natural = 0) -> Composed:
     """Fit T for the one run of layers and multiply it into the MLP before it.
 
-    ridge: alpha, relative to the mean diagonal of X'X.
+    ridge: alpha, relative to the mean diagonal of X'X; 0 as in the paper.
     ridges: several values of alpha. The one of least held-out error is taken, and the first one if two are equal;
         `ridge` is then not read.
     massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens.

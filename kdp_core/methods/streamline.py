@@ -14,16 +14,16 @@ is a candidate too, so the layer is never worse than the start by the held-out l
 
 The paper's loss weighs all tokens alike, w_n = 1 / D. The norms of massive-activation tokens are hundreds of times
 those of others, so these tokens dominate that loss. But a layer after the run reads a state through its norm, so the
-relative error of each token matters: w_n = 1 / |state e_n|^2, our default. Massive tokens then weigh as much as others.
-They are fitted, unlike in kdp_residual, because no bypass carries them: a run may contain the layer that writes them,
-and without them attention loses its sink. The paper trains in one pass over long texts, 30,000 in the paper and 100,000
-in the code. Over a few hundred short texts ten passes make about a hundred updates and take about as long as one pass
-of a 30-layer model. Held-out sequences choose the best epoch.
+relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, a variant of ours. Massive
+tokens then weigh as much as others. They are fitted, unlike in kdp_residual, because no bypass carries them: a run may
+contain the layer that writes them, and without them attention loses its sink. The paper trains in one pass over long
+texts, 30,000 in the paper and 100,000 in the code. Over a few hundred short texts ten passes make about a hundred
+updates and take about as long as one pass of a 30-layer model. Held-out sequences choose the best epoch.
 """
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,50 +80,56 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
     return facts.params_per_layer[0]
 
 
-def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5, weight_decay: NotNegative = 1e-3,
-            epochs: Natural = 10, batch_sequences: Count = 8, clip: Positive = 5.0, massive: Counted = "raw",
-            token_weight: TokenWeight = "inverse_norm", heldout: Share = 0.1, seed: Natural = 0,
-            resume: Resume = OFF) -> Composed:
-    """Train the first layer of the one run of layers to do what the whole run does, and remove the others.
+def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
+    """The `compose` of a method whose loss weighs tokens so by default."""
 
-    lr: learning rate of AdamW at the first update.
-    min_lr: learning rate at the last update; in between the rate falls as a cosine.
-    weight_decay: weight decay of AdamW, for all trained weights.
-    epochs: passes over the sequences. The best epoch by held-out loss is kept, and the start is a candidate too; 0
-        keeps the start.
-    batch_sequences: sequences of an update.
-    clip: largest norm of the gradient.
-    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens from the loss.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike, as in
-        the paper.
-    heldout: share of the sequences that judge and are never trained on.
-    seed: seed of the held-out choice and of the order of training.
-    resume: where the state of the training is kept.
-    Raises FitError, before any model is loaded, if options, run and states do not fit each other, and TrainingFailed
-    for a loss that is not a number.
-    """
-    check(compose, locals())
-    began = time.perf_counter()
-    options = _Options(lr, min_lr, weight_decay, epochs, batch_sequences, clip, massive, token_weight, heldout, seed)
-    _check(options, selection, hidden.sequences)
-    start, stop = selection.blocks[0]
-    data = _data(hidden, start, stop, options)
-    held, kept = split(hidden.sequences, heldout, seed)
-    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
-    passes = Passes(model, hidden.tokens)
-    # one layer is trained in float32 whatever the model's precision
-    layer = passes.layers[start].float().requires_grad_(True)
-    trained = _train(passes, start, data, kept, held, options, resume)
-    prefix = f"{family_of(model).prefix}{start}."
-    tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
-    error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
-    plan = Plan("streamline", [(number, "whole") for number in range(start + 1, stop)], [], tensors)
-    return Composed(plan, trained.curve, [{"block": (start, stop), "heldout_error": error,
-                                           "params": count_params(layer)}],
-                    {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
-                     "heldout_loss": trained.curve[trained.epoch]["heldout_loss"],
-                     "seconds": time.perf_counter() - began + resume.earlier_s})
+    def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+                dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5,
+                weight_decay: NotNegative = 1e-3, epochs: Natural = 10, batch_sequences: Count = 8,
+                clip: Positive = 5.0, massive: Counted = "raw", token_weight: TokenWeight = weight,
+                heldout: Share = 0.1, seed: Natural = 0, resume: Resume = OFF) -> Composed:
+        """Train the first layer of the one run of layers to do what the whole run does, and remove the others.
+
+        lr: learning rate of AdamW at the first update.
+        min_lr: learning rate at the last update; in between the rate falls as a cosine.
+        weight_decay: weight decay of AdamW, for all trained weights.
+        epochs: passes over the sequences. The best epoch by held-out loss is kept, and the start is a candidate too; 0
+            keeps the start.
+        batch_sequences: sequences of an update.
+        clip: largest norm of the gradient.
+        massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens from the loss.
+        token_weight: `none` weighs all tokens alike, as the paper does; `inverse_norm` weighs a token by
+            1 / |its target|^2, so that relative errors count.
+        heldout: share of the sequences that judge and are never trained on.
+        seed: seed of the held-out choice and of the order of training.
+        resume: where the state of the training is kept.
+        Raises FitError, before any model is loaded, if options, run and states do not fit each other, and
+        TrainingFailed for a loss that is not a number.
+        """
+        check(compose, locals())
+        began = time.perf_counter()
+        options = _Options(lr, min_lr, weight_decay, epochs, batch_sequences, clip, massive, token_weight, heldout,
+                           seed)
+        _check(options, selection, hidden.sequences)
+        start, stop = selection.blocks[0]
+        data = _data(hidden, start, stop, options)
+        held, kept = split(hidden.sequences, heldout, seed)
+        model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+        passes = Passes(model, hidden.tokens)
+        # one layer is trained in float32 whatever the model's precision
+        layer = passes.layers[start].float().requires_grad_(True)
+        trained = _train(passes, start, data, kept, held, options, resume)
+        prefix = f"{family_of(model).prefix}{start}."
+        tensors = {prefix + name: weight.detach().cpu().clone() for name, weight in layer.named_parameters()}
+        error = _error(passes, start, data, held, ~hidden.massive([start, stop]), batch_sequences)
+        plan = Plan(method, [(number, "whole") for number in range(start + 1, stop)], [], tensors)
+        return Composed(plan, trained.curve, [{"block": (start, stop), "heldout_error": error,
+                                               "params": count_params(layer)}],
+                        {"tokens": len(kept) * hidden.tokens, "epoch": trained.epoch,
+                         "heldout_loss": trained.curve[trained.epoch]["heldout_loss"],
+                         "seconds": time.perf_counter() - began + resume.earlier_s})
+
+    return compose
 
 
 def _check(options: _Options, selection: Selection, sequences: int) -> None:
@@ -231,8 +237,12 @@ def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
 
 METHODS = (
     Method("streamline", "Chen et al. 2025, LLM-Streamline: a run of layers replaced by one trained layer",
-           "layers replaced", most_alike, module_params=module_params, compose=compose, flops={"compose": _flops},
-           keeps=1, example={"compose": {"epochs": 2, "heldout": 0.2}}),
+           "layers replaced", most_alike, module_params=module_params, compose=training("streamline", "none"),
+           flops={"compose": _flops}, keeps=1, example={"compose": {"epochs": 2, "heldout": 0.2}}),
+    Method("streamline_relative", "Chen et al. 2025, LLM-Streamline, with relative errors of tokens in its loss, a "
+                                  "variant of ours", "layers replaced", most_alike, module_params=module_params,
+           compose=training("streamline_relative", "inverse_norm"), flops={"compose": _flops}, keeps=1,
+           example={"compose": {"epochs": 2, "heldout": 0.2}}),
     Method("cosine_run", "Chen et al. 2025, LLM-Streamline's selection alone, as LoRP compares with it",
            "layers removed", most_alike),
 )

@@ -9,8 +9,10 @@ from kdp_core.methods._select import BlockError, one_run
 from tests.kdp_core.methods.test_select import OUTSIDE, facts, of_random
 
 
-def run_of(similarity, layers, ratio, module_params=0, **options):
-    return one_run(similarity, facts(layers), ratio=ratio, k_max=3, module_params=module_params, **options)
+def run_of(similarity, layers, ratio, **options):
+    """By the mean angle over all counted tokens, with a tenth of the layers kept at each end."""
+    return one_run(similarity, facts(layers), ratio=ratio, k_max=3, module_params=0,
+                   **{"criterion": "angular", "protect": 0.1} | options)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 9])
@@ -49,12 +51,11 @@ def test_a_run_that_would_be_too_long_names_a_ratio_that_works():
     assert run_of(of_random(20), 20, 0.64).blocks == [(2, 18)]
 
 
-def test_one_run_by_last_tokens_reads_another_matrix():
+def test_one_run_reads_last_tokens_and_protects_the_first_layer_alone_as_released():
     similarity = of_random(14)
-    similarity.angular_LL.abs_()
     last_LL = similarity.angular_last_LL
-    found = run_of(similarity, 14, 300 / 1900, criterion="angular_last")
-    best = min(range(1, 11), key=lambda start: last_LL[start, start + 3].item())
+    found = one_run(similarity, facts(14), ratio=300 / 1900, k_max=3, module_params=0)
+    best = min(range(1, 12), key=lambda start: last_LL[start, start + 3].item())
     assert found.blocks == [(best, best + 3)] and found.criterion == "angular_last" and found.layers == 3
 
 

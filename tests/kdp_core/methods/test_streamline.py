@@ -9,9 +9,8 @@ import torch
 from kdp_core.base import store
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
-from kdp_core.methods import streamline
+from kdp_core.methods import METHODS, streamline
 from kdp_core.methods._train import TrainingFailed
-from kdp_core.methods.streamline import compose
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.folded import FILE
@@ -55,9 +54,16 @@ def selection(*blocks):
                      sum(stop - start for start, stop in blocks))
 
 
-def composed(case, *blocks, **options):
+def composed(case, *blocks, method="streamline", **options):
     options = {"epochs": 1, "lr": 1e-2, "min_lr": 1e-3, "batch_sequences": 4, "heldout": 0.25, **options}
-    return compose(case.folder, case.hidden, tokens(), selection(*(blocks or [RUN])), **options)
+    return METHODS[method].compose(case.folder, case.hidden, tokens(), selection(*(blocks or [RUN])), **options)
+
+
+@pytest.mark.parametrize("method, weight", [("streamline", "none"), ("streamline_relative", "inverse_norm")])
+def test_the_row_of_the_paper_weighs_all_tokens_alike_and_ours_by_relative_errors(llama, method, weight):
+    made, asked = composed(llama, method=method), composed(llama, token_weight=weight)
+    assert made.plan.method == method and made.curve[1]["loss"] == asked.curve[1]["loss"]
+    assert equal(made.plan.tensors, asked.plan.tensors)
 
 
 def edited(case, path, edit):
