@@ -68,17 +68,18 @@ def losses(w_DC: Tensor, inverse_CC: Tensor, units: int) -> Tensor:
     return torch.linalg.solve_triangular(factor_UJJ, w_UJD, upper=False).square().sum((1, 2))
 
 
-def without(w_DC: Tensor, inverse_CC: Tensor, columns_J: Tensor) -> tuple[Tensor, Tensor, float]:
-    """(W, H^-1, loss) after these columns are removed and the others changed."""
+def remove(w_DC: Tensor, inverse_CC: Tensor, columns_J: Tensor) -> float:
+    """Remove these columns from W and H^-1, both in place, and change the others; returns the loss."""
     factor_JJ = torch.linalg.cholesky(inverse_CC[columns_J][:, columns_J])
     # ([H^-1]_JJ)^-1 [H^-1]_J:
     solved_JC = torch.cholesky_solve(inverse_CC[columns_J], factor_JJ)
     w_DJ = w_DC[:, columns_J]
     loss = torch.linalg.solve_triangular(factor_JJ, w_DJ.T, upper=False).square().sum().item()
-    w_DC, inverse_CC = w_DC - w_DJ @ solved_JC, inverse_CC - inverse_CC[:, columns_J] @ solved_JC
+    w_DC.sub_(w_DJ @ solved_JC)
+    inverse_CC.sub_(inverse_CC[:, columns_J] @ solved_JC)
     w_DC[:, columns_J] = 0
     inverse_CC[columns_J], inverse_CC[:, columns_J] = 0, 0
-    return w_DC, inverse_CC, loss
+    return loss
 
 
 def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
@@ -88,14 +89,17 @@ def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
 
 
 def prune(w_DC: Tensor, gram_CC: Tensor, units: int, batches: list[int], damp: float) -> Iterator[Pruned]:
-    """The map after each batch of removals; `batches` holds how many units each removes. Ties take the lower unit."""
-    w_DC, (inverse_CC, _) = w_DC.double(), inverse(gram_CC, damp)
+    """The map after each batch of removals; `batches` holds how many units each removes. Ties take the lower unit.
+
+    The map is changed in place from one batch to the next: who keeps it takes a copy.
+    """
+    w_DC, (inverse_CC, _) = w_DC.double().clone(), inverse(gram_CC, damp)
     removed: list[int] = []
     loss, length = 0.0, w_DC.shape[1] // units
     for count in batches:
         losses_U = losses(w_DC, inverse_CC, units)
         losses_U[removed] = float("inf")
         taken_U = losses_U.argsort(stable=True)[:count].sort().values.cpu()
-        w_DC, inverse_CC, grown = without(w_DC, inverse_CC, columns_of(taken_U, length).to(w_DC.device))
-        removed, loss = [*removed, *taken_U.tolist()], loss + grown
+        loss += remove(w_DC, inverse_CC, columns_of(taken_U, length).to(w_DC.device))
+        removed = [*removed, *taken_U.tolist()]
         yield Pruned(w_DC, removed, loss)

@@ -139,8 +139,13 @@ def run_layer(passes: Passes, number: int, h_STD: Tensor, batch: int,
     if not torch.isfinite(h_STD).all():
         raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")
     layer, family = passes.layers[number], family_of(passes.model)
+
+    def caught(part: str, x: Tensor) -> None:
+        # a hook that returned a value would change what the writer reads
+        seen(part, x.flatten(0, -2).float())
+
     hooks = [layer.get_submodule(family.parts[part].writer).register_forward_pre_hook(
-        lambda _, args, part=part: seen(part, args[0].flatten(0, -2).float())) for part in PARTS]
+        lambda _, args, part=part: caught(part, args[0])) for part in PARTS]
     try:
         return passes.run_batches(h_STD, [number], batch)
     finally:

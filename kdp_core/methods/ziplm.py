@@ -1,0 +1,275 @@
+"""ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
+
+Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as kdp_core.methods._obs
+says, with H = X'X of the dense model's inputs. On the way it passes levels s: every number of heads, and channels whose
+number shrinks by the factor `shrink`. Each level has its map and its prior, the relative error of the writer's outputs,
+    p_s = |W_s X' - W X'| / |W X'|.
+The levels of all writers are chosen together: for coefficients c_l the knapsack
+    min sum_l c_l p_l,s(l)    so that the levels remove the ratio of ALL parameters
+is solved by dynamic programming, and SPDY (Frantar and Alistarh 2022) searches for the coefficients: from c = 1 on, a
+tenth of them is drawn anew from [0, 1], and a draw is kept if the model put together from its levels has a lower loss
+on calibration text.
+
+Where we differ: the budget is parameters, not milliseconds, since methods are compared at equal parameters. At least
+one unit of each part is kept, where the paper may remove a whole part. A unit of grouped heads is a key-value head with
+its query heads. The paper alternates this with training by distillation; here nothing is trained. Its 1,000 draws run
+the model on all calibration text; here on `judge_sequences`.
+"""
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor, nn
+
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural, NotNegative
+from kdp_core.base.records import Composed, Plan, Selection, Tokens
+from kdp_core.methods import _obs
+from kdp_core.methods._judge import Judge, loss_nats, picked
+from kdp_core.methods._method import Method
+from kdp_core.methods._select import ROUNDING, BlockError, no_layer
+from kdp_core.methods._widths import (
+    PARTS,
+    Sizes,
+    check_family,
+    columns_of,
+    coupled_of,
+    first_states,
+    narrow_tensors,
+    run_layer,
+    sizes_of,
+    width_of,
+)
+from kdp_core.model import checkpoints
+from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
+from kdp_core.states.block import gram
+from kdp_core.states.hidden import HiddenStates, boundary_states
+
+logger = logging.getLogger(__name__)
+
+BUCKETS = 4096
+"""Steps of the knapsack's budget. Rounding to steps moves the share by at most half a step for each writer."""
+REDRAWN = 0.1
+"""Share of the coefficients that a draw changes."""
+
+Shrink = Annotated[float, Gt(0), Lt(1)]
+"""Channels of a level, relative to the level before."""
+
+
+class Level(NamedTuple):
+    """A writer with fewer units."""
+    kept_U: Tensor
+    """Numbers of the kept units, ascending."""
+    w_DK: Tensor
+    """Their columns, float32 on the CPU."""
+    prior: float
+    params: int
+    """Parameters that are removed with the other units."""
+
+
+Ladder = list[Level]
+"""The levels of one writer; the first is the dense one."""
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", shrink: Shrink = 0.9, batch_channels: Count = 1, draws: Natural = 1000,
+            judge_sequences: Count = 16, damp: NotNegative = 0.01, sequences: Count | None = None,
+            batch_sequences: Count = 8, seed: int = 0) -> Composed:
+    """Prune every writer to all levels, and choose the levels by a knapsack whose coefficients are searched for.
+
+    shrink: channels of a level, relative to the level before.
+    batch_channels: channels that are removed together; 1 in the paper, more for wide MLPs.
+    draws: draws of coefficients; 0 takes the knapsack of the priors themselves.
+    judge_sequences: number of calibration sequences on which a draw is judged; all if there are fewer.
+    damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
+    sequences: number of calibration sequences for H, drawn by `seed`; null means all.
+    batch_sequences: sequences of a forward pass.
+    seed: seed of the choice of sequences and of the draws.
+    Raises BlockError for a ratio out of reach, FitError for models whose norms follow the sum.
+    """
+    options.check(compose, locals())
+    began = time.perf_counter()
+    config = checkpoints.config_of(dense)
+    check_family("ziplm", config)
+    blank = checkpoints.on_meta(config)
+    coupled = coupled_of(decoder_layers(blank)[0], family_of(config))
+    sizes = sizes_of(decoder_layers(blank)[0], coupled, config, config.num_hidden_layers)
+    total = count_params(blank)
+    _check_reach(selection.ratio_target, total, sizes)
+    h_STD = first_states(hidden, sequences, seed)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+    passes = Passes(model, hidden.tokens)
+    ladders = list(_ladders(passes, h_STD, batch_sequences, sizes, shrink, batch_channels, damp))
+    writers = [_writer(passes, number, part) for number in range(sizes.layers) for part in PARTS]
+    judge = _judge(passes, tokens, judge_sequences, batch_sequences, seed)
+    levels, search = searched(ladders, selection.ratio_target * total, draws, seed,
+                              lambda levels: _loss(judge, writers, ladders, levels))
+    chosen = [ladder[level] for ladder, level in zip(ladders, levels, strict=True)]
+    _put(writers, chosen)
+    tensors, widths, entries = {}, [], []
+    for number in range(sizes.layers):
+        own = dict(zip(PARTS, chosen[2 * number:2 * number + 2], strict=True))
+        tensors |= narrow_tensors(model, number, coupled, {part: level.kept_U for part, level in own.items()}, sizes)
+        lost = {part: sizes.units[part] - len(level.kept_U) for part, level in own.items()}
+        widths.append(width_of(config, sizes, lost["attention"], lost["mlp"]))
+        entries.append({"layer": number, "groups": lost["attention"], "channels": lost["mlp"],
+                        "errors": {part: level.prior for part, level in own.items()}})
+    return Composed(Plan("ziplm", [], [], tensors, shape={"widths": widths}), [], [],
+                    {"tokens": h_STD[..., 0].numel(), "layers": entries,
+                     "share": sum(level.params for level in chosen) / total, **search,
+                     "seconds": time.perf_counter() - began})
+
+
+def _check_reach(ratio: float, total: int, sizes: Sizes) -> None:
+    most = sum(sizes.layers * (sizes.units[part] - 1) * sizes.unit_params[part] for part in PARTS)
+    if ratio * total > most * (1 + ROUNDING):
+        raise BlockError(f"ratio {ratio} is too high: all that ziplm can remove is {most / total:.4f} of all "
+                         "parameters, as one head group and one channel of each layer are kept; ask for less")
+
+
+# Levels ---------------------------------------------------------------------------------------------------------------
+
+def counts_of(units: int, part: str, shrink: float) -> list[int]:
+    """Kept units of each level, descending from all of them to one."""
+    if part == "attention":
+        return list(range(units, 0, -1))
+    found = [units]
+    while found[-1] > 1:
+        # at least one less than the level before
+        found.append(max(1, min(found[-1] - 1, round(found[-1] * shrink))))
+    return found
+
+
+def _ladders(passes: Passes, h_STD: Tensor, batch: int, sizes: Sizes, shrink: float, batch_channels: int,
+             damp: float) -> Iterator[Ladder]:
+    """The ladder of each writer of the dense model, layer by layer, attention before MLP."""
+    for number in range(sizes.layers):
+        grams = {part: torch.zeros(width, width, dtype=torch.float64, device=passes.device) for part, width in
+                 ((part, _writer(passes, number, part).in_features) for part in PARTS)}
+        h_STD = run_layer(passes, number, h_STD, batch,
+                          lambda part, x_NC, grams=grams: grams[part].add_(gram(x_NC, x_NC)))
+        for part in PARTS:
+            counts = counts_of(sizes.units[part], part, shrink)
+            w_DC = _writer(passes, number, part).weight
+            yield ladder(w_DC, grams[part], counts, sizes.unit_params[part],
+                         1 if part == "attention" else batch_channels, damp)
+        logger.info("pruned the writers of layer %d of %d", number + 1, sizes.layers)
+
+
+def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, batch: int, damp: float) -> Ladder:
+    """The levels of a writer that keep `counts` units, found by removing `batch` units at a time."""
+    units, dense_DC = counts[0], w_DC.detach().double()
+    found = [Level(torch.arange(units), dense_DC.float().cpu(), 0.0, 0)]
+    steps, wanted = _steps(counts, batch), set(counts)
+    for pruned in _obs.prune(dense_DC, gram_CC, units, steps, damp):
+        left = units - len(pruned.removed)
+        if left in wanted:
+            kept_U = pruned.kept(units)
+            columns_K = columns_of(kept_U, len(gram_CC) // units).to(w_DC.device)
+            # p_s = |W_s X' - W X'| / |W X'|
+            prior = max(_obs.relative_error(dense_DC, pruned.w_DC, gram_CC), 0.0) ** 0.5
+            found.append(Level(kept_U, pruned.w_DC[:, columns_K].float().cpu(), prior, (units - left) * unit_params))
+    return found
+
+
+def _steps(counts: list[int], batch: int) -> list[int]:
+    """Batches of removals that stop at every count on the way."""
+    found = []
+    for before, after in itertools.pairwise(counts):
+        whole, rest = divmod(before - after, batch)
+        found += [batch] * whole + [rest] * (rest > 0)
+    return found
+
+
+# The choice -----------------------------------------------------------------------------------------------------------
+
+def knapsack(costs: list[np.ndarray], saved: list[np.ndarray], budget: int) -> list[int]:
+    """The level of each writer so that the saved steps sum to `budget` at least and the costs to as little as possible.
+
+    Ties take the lower level. All last levels together must reach the budget.
+    """
+    # best[b]: least cost of the writers so far that save b steps at least
+    best = np.full(budget + 1, np.inf)
+    best[0] = 0.0
+    table, steps = [], np.arange(budget + 1)
+    for cost, save in zip(costs, saved, strict=True):
+        tried = np.stack([best[np.maximum(steps - step, 0)] + price for price, step in zip(cost, save, strict=True)])
+        table.append(tried.argmin(0))
+        best = tried.min(0)
+    levels, at = [], budget
+    for choice, save in zip(reversed(table), reversed(saved), strict=True):
+        levels.append(int(choice[at]))
+        at = max(at - int(save[levels[-1]]), 0)
+    return levels[::-1]
+
+
+def searched(ladders: list[Ladder], goal: float, draws: int, seed: int,
+             loss: Callable[[tuple[int, ...]], float]) -> tuple[list[int], dict[str, Any]]:
+    """(levels of least loss, how they were found). `loss` runs the model that the levels give, in nats a token."""
+    most = sum(ladder[-1].params for ladder in ladders)
+    # parameters of a step, to which what a level saves is rounded
+    step = max(goal, 1.0) / BUCKETS
+    saved = [np.array([round(level.params / step) for level in ladder]) for ladder in ladders]
+    budget = min(round(min(goal, most) / step), sum(int(save[-1]) for save in saved))
+    priors = [np.array([level.prior for level in ladder]) for ladder in ladders]
+    generator = np.random.default_rng(seed)
+    best_L, known = np.ones(len(ladders)), {}
+
+    def tried(coefficients_L: np.ndarray) -> tuple[float, tuple[int, ...]]:
+        levels = tuple(knapsack([c * prior for c, prior in zip(coefficients_L, priors, strict=True)], saved, budget))
+        if levels not in known:
+            known[levels] = loss(levels)
+        return known[levels], levels
+
+    best = first = tried(best_L)
+    for number in range(draws):
+        drawn_L = best_L.copy()
+        places = generator.choice(len(ladders), max(1, round(REDRAWN * len(ladders))), replace=False)
+        drawn_L[places] = generator.uniform(0, 1, len(places))
+        found = tried(drawn_L)
+        if found[0] < best[0]:
+            best, best_L = found, drawn_L
+            logger.info("draw %d of %d: loss %.4f nats", number + 1, draws, found[0])
+    return list(best[1]), {"loss_nats": best[0], "loss_nats_first": first[0], "evaluations": len(known)}
+
+
+def _judge(passes: Passes, tokens: Tokens, sequences: int, batch: int, seed: int) -> Judge:
+    """The sequences on which models are judged, with their state 0."""
+    ids_ST = picked(tokens, sequences, seed)
+    first = torch.cat([boundary_states(passes.model, ids_BT, [0])[0] for ids_BT in ids_ST.split(batch)])
+    return Judge(passes, ids_ST, {0: first}, batch)
+
+
+def _loss(judge: Judge, writers: list[nn.Linear], ladders: list[Ladder], levels: tuple[int, ...]) -> float:
+    """Mean loss of the next token of the model with these levels, in nats."""
+    _put(writers, [ladder[level] for ladder, level in zip(ladders, levels, strict=True)])
+    return loss_nats(judge, 0, range(len(judge.passes.layers)))
+
+
+def _put(writers: list[nn.Linear], levels: list[Level]) -> None:
+    """Give writers the maps of levels; the columns of removed units are zero."""
+    for writer, level in zip(writers, levels, strict=True):
+        length = level.w_DK.shape[1] // len(level.kept_U)
+        w_DC = torch.zeros(writer.weight.shape)
+        w_DC[:, columns_of(level.kept_U, length)] = level.w_DK
+        # a new parameter, since the old memory may map a file
+        writer.weight = nn.Parameter(w_DC.to(writer.weight), requires_grad=False)
+
+
+def _writer(passes: Passes, number: int, part: str) -> nn.Linear:
+    return passes.layers[number].get_submodule(family_of(passes.model).parts[part].writer)
+
+
+METHODS = (
+    Method("ziplm", "Kurtic et al. 2023, ZipLM without training: heads and channels removed one at a time, as many of "
+                    "each as a searched knapsack says", "heads and channels removed", no_layer, compose=compose,
+           example={"compose": {"sequences": 8, "draws": 5, "judge_sequences": 4}}),
+)
