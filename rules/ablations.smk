@@ -26,8 +26,8 @@ rule ablation:
         runtime=minutes(10),
     params:
         ablation=lambda wildcards: grid.ablation(config, wildcards.ablation),
-        code=code.of_script("ablations"),
+        code=code.of_script("results/ablations"),
     message:
         "Tabulating the ablation {wildcards.ablation}"
     script:
-        "../workflow_scripts/ablations.py"
+        "../workflow_scripts/results/ablations.py"

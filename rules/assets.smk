@@ -16,11 +16,11 @@ rule text:
     params:
         entry=lambda wildcards: config["texts"][wildcards.text],
         cache=config.get("cache", ".cache/assets"),
-        code=code.of_script("text"),
+        code=code.of_script("model/text"),
     message:
         "Fetching text {wildcards.text}"
     script:
-        "../workflow_scripts/text.py"
+        "../workflow_scripts/model/text.py"
 
 
 rule dense:
@@ -43,11 +43,11 @@ rule dense:
             if key not in ("device", "gpus", "max_memory")
         },
         cache=config.get("cache", ".cache/assets"),
-        code=code.of_script("dense"),
+        code=code.of_script("model/dense"),
     message:
         "Fetching and converting model {wildcards.model}"
     script:
-        "../workflow_scripts/dense.py"
+        "../workflow_scripts/model/dense.py"
 
 
 rule tokens:
@@ -71,8 +71,8 @@ rule tokens:
         runtime=minutes(30),
     params:
         calibration=lambda wildcards: config["calibrations"][wildcards.calib],
-        code=code.of_script("tokens"),
+        code=code.of_script("model/tokens"),
     message:
         "Packing calibration {wildcards.calib} for {wildcards.model}"
     script:
-        "../workflow_scripts/tokens.py"
+        "../workflow_scripts/model/tokens.py"

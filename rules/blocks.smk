@@ -33,4 +33,4 @@ checkpoint blocks:
     message:
         "Selecting blocks: {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/blocks.py"
+        "../workflow_scripts/methods/blocks.py"

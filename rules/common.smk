@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
+# Snakemake hands this path on to the scripts, which therefore find job.py and gather.py
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
 from planning import code, evaluation, figures, grid, resources, variants
@@ -85,7 +86,9 @@ def options_of(part):
 def code_of(part):
     """The hash of the library code of one part of a variant's method, or of the step that the wildcard names."""
     return lambda wildcards: code.of_method(
-        part, method_of(wildcards), wildcards.step if part == "step" else part
+        f"methods/{part}",
+        method_of(wildcards),
+        wildcards.step if part == "step" else part,
     )
 
 

@@ -30,4 +30,4 @@ rule compose:
     message:
         "Composing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/compose.py"
+        "../workflow_scripts/methods/compose.py"

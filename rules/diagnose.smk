@@ -25,8 +25,8 @@ rule diagnose:
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=config.get("diagnose", {}),
-        code=code.of_script("diagnose"),
+        code=code.of_script("score/diagnose"),
     message:
         "Diagnosing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/diagnose.py"
+        "../workflow_scripts/score/diagnose.py"

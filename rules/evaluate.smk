@@ -23,11 +23,11 @@ rule tasks:
         runtime=minutes(10),
     params:
         options=known_options(config["evaluate"], OWN_TASKS),
-        code=code.of_script("tasks"),
+        code=code.of_script("score/tasks"),
     message:
         "Making tasks from held-out text {config[evaluate][text]}"
     script:
-        "../workflow_scripts/tasks.py"
+        "../workflow_scripts/score/tasks.py"
 
 
 rule score:
@@ -56,11 +56,11 @@ rule score:
         benchmarks=lambda wildcards: one_task(wildcards).get("benchmarks", {}),
         records=lambda wildcards, output: os.path.dirname(output.scores),
         definitions=evaluation.task_files(),
-        code=code.of_script("evaluate"),
+        code=code.of_script("score/evaluate"),
     message:
         "Scoring {wildcards.task} of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/evaluate.py"
+        "../workflow_scripts/score/evaluate.py"
 
 
 use rule score as score_dense with:
@@ -110,11 +110,11 @@ rule evaluate:
         # the record of a task stays here if the job fails or another task is added
         records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
         definitions=evaluation.task_files(),
-        code=code.of_script("evaluate"),
+        code=code.of_script("score/evaluate"),
     message:
         "Evaluating {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/evaluate.py"
+        "../workflow_scripts/score/evaluate.py"
 
 
 use rule evaluate as evaluate_dense with:
@@ -154,11 +154,11 @@ rule efficiency:
         dtype=dtype_of,
         device=device_of,
         options=config.get("efficiency", {}),
-        code=code.of_script("efficiency"),
+        code=code.of_script("score/efficiency"),
     message:
         "Timing {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}, beside the dense model"
     script:
-        "../workflow_scripts/efficiency.py"
+        "../workflow_scripts/score/efficiency.py"
 
 
 use rule efficiency as efficiency_dense with:

@@ -26,7 +26,7 @@ rule figure_all:
     message:
         "Drawing {output.png}"
     script:
-        "../workflow_scripts/figure.py"
+        "../workflow_scripts/figures/figure.py"
 
 
 use rule figure_all as figure_ablation with:

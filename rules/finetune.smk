@@ -35,8 +35,8 @@ rule finetune:
         dtype=dtype_of,
         device=device_of,
         options=lambda wildcards: variants.options(config, wildcards.method)["finetune"],
-        code=code.of_script("finetune"),
+        code=code.of_script("prune/finetune"),
     message:
         "Fine-tuning {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/finetune.py"
+        "../workflow_scripts/prune/finetune.py"

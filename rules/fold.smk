@@ -21,9 +21,9 @@ rule fold:
     params:
         method=method_of,
         code=lambda wildcards: code.of_method(
-            "fold", method_of(wildcards), "module"
+            "prune/fold", method_of(wildcards), "module"
         ),
     message:
         "Folding {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/fold.py"
+        "../workflow_scripts/prune/fold.py"

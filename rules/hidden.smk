@@ -37,11 +37,11 @@ rule hidden:
         dtype=dtype_of,
         device=device_of,
         options=EXTRACTION,
-        code=code.of_script("hidden"),
+        code=code.of_script("states/hidden"),
     message:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}"
     script:
-        "../workflow_scripts/hidden.py"
+        "../workflow_scripts/states/hidden.py"
 
 
 use rule hidden as hidden_shard with:

@@ -21,11 +21,11 @@ rule comparisons:
         runtime=minutes(30),
     params:
         grid=POINTS,
-        code=code.of_script("comparisons"),
+        code=code.of_script("results/comparisons"),
     message:
         "Comparing models item by item"
     script:
-        "../workflow_scripts/comparisons.py"
+        "../workflow_scripts/results/comparisons.py"
 
 
 rule seeds:
@@ -47,11 +47,11 @@ rule seeds:
         runtime=minutes(10),
     params:
         families=FAMILIES,
-        code=code.of_script("seeds"),
+        code=code.of_script("results/seeds"),
     message:
         "Tabulating calibration seeds"
     script:
-        "../workflow_scripts/seeds.py"
+        "../workflow_scripts/results/seeds.py"
 
 
 rule paper_costs:
@@ -68,11 +68,11 @@ rule paper_costs:
         mem_mb=memory_mb(2000),
         runtime=minutes(10),
     params:
-        code=code.of_script("costs"),
+        code=code.of_script("results/costs"),
     message:
         "Counting the costs of the paper's models from their configurations"
     script:
-        "../workflow_scripts/costs.py"
+        "../workflow_scripts/results/costs.py"
 
 
 rule paper:
@@ -100,8 +100,8 @@ rule paper:
         models=config["grid"]["models"],
         calibrations=grid.calibration_sizes(config),
         ablations=grid.paper_ablations(config),
-        code=code.of_script("paper"),
+        code=code.of_script("results/paper"),
     message:
         "Writing the paper's tables"
     script:
-        "../workflow_scripts/paper.py"
+        "../workflow_scripts/results/paper.py"

@@ -21,8 +21,8 @@ rule plan:
     params:
         work=resources.workload(config),
         options=config.get("plan", {}),
-        code=code.of_script("plan"),
+        code=code.of_script("study/plan"),
     message:
         "Estimating the cost of the grid"
     script:
-        "../workflow_scripts/plan.py"
+        "../workflow_scripts/study/plan.py"

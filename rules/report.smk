@@ -26,11 +26,11 @@ rule tables:
     params:
         grid=POINTS,
         steps=STEPS,
-        code=code.of_script("tables"),
+        code=code.of_script("results/tables"),
     message:
         "Writing tables"
     script:
-        "../workflow_scripts/tables.py"
+        "../workflow_scripts/results/tables.py"
 
 
 rule report:
@@ -63,8 +63,8 @@ rule report:
         config_yaml=lambda wildcards: yaml.safe_dump(
             config, sort_keys=False, allow_unicode=True
         ),
-        code=code.of_script("report"),
+        code=code.of_script("results/report"),
     message:
         "Writing the report"
     script:
-        "../workflow_scripts/report.py"
+        "../workflow_scripts/results/report.py"

@@ -33,4 +33,4 @@ rule search:
     message:
         "Ordering the layers to remove: {wildcards.method}, K_max {wildcards.k_max}"
     script:
-        "../workflow_scripts/search.py"
+        "../workflow_scripts/methods/search.py"

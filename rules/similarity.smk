@@ -18,8 +18,8 @@ rule similarity:
         runtime=minutes(20, per_billion=6),
     params:
         options=config.get("similarity", {}),
-        code=code.of_script("similarity"),
+        code=code.of_script("states/similarity"),
     message:
         "Comparing the layers of {wildcards.model}"
     script:
-        "../workflow_scripts/similarity.py"
+        "../workflow_scripts/states/similarity.py"

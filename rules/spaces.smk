@@ -25,11 +25,11 @@ rule spaces_probe:
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=SPACES.get("probe", {}),
-        code=code.of_script("spaces"),
+        code=code.of_script("study/spaces"),
     message:
         "Measuring {wildcards.model} without single layers"
     script:
-        "../workflow_scripts/spaces.py"
+        "../workflow_scripts/study/spaces.py"
 
 
 use rule spaces_probe as spaces with:
@@ -51,6 +51,6 @@ use rule spaces_probe as spaces with:
         device=device_of,
         length=lambda wildcards: config["calibrations"][wildcards.calib]["length"],
         options=SPACES.get("compare", {}),
-        code=code.of_script("spaces"),
+        code=code.of_script("study/spaces"),
     message:
         "Comparing the spaces of {wildcards.method}, ratio {wildcards.ratio}, K_max {wildcards.k_max}"

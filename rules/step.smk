@@ -31,4 +31,4 @@ rule step:
     message:
         "Fitting {wildcards.method} on layers {wildcards.start}-{wildcards.stop}: {wildcards.step}"
     script:
-        "../workflow_scripts/step.py"
+        "../workflow_scripts/methods/step.py"

@@ -19,4 +19,4 @@ rule test:
     message:
         "Testing the embedded default"
     script:
-        "../workflow_scripts/test.py"
+        "../workflow_scripts/results/test.py"

@@ -21,11 +21,11 @@ rule theory:
         kernel=variants.theory_kernel(config),
         options=variants.theory_options(config),
         device=device_of,
-        code=code.of_script("theory"),
+        code=code.of_script("study/theory"),
     message:
         "Measuring Theorems 1 and 2 on {wildcards.model}"
     script:
-        "../workflow_scripts/theory.py"
+        "../workflow_scripts/study/theory.py"
 
 
 rule theory_tables:
@@ -44,8 +44,8 @@ rule theory_tables:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        code=code.of_script("theory_tables"),
+        code=code.of_script("results/theory_tables"),
     message:
         "Writing the tables of Theorems 1 and 2"
     script:
-        "../workflow_scripts/theory_tables.py"
+        "../workflow_scripts/results/theory_tables.py"

@@ -22,11 +22,11 @@ rule kernel_view:
         split=lambda wildcards: known_options(
             options_of("kernel")(wildcards), ("heldout", "seed")
         ),
-        code=code.of_script("views"),
+        code=code.of_script("study/views"),
     message:
         "Writing the kernel space of {wildcards.method}, block {wildcards.start}-{wildcards.stop}"
     script:
-        "../workflow_scripts/views.py"
+        "../workflow_scripts/study/views.py"
 
 
 rule trajectories:
@@ -46,8 +46,8 @@ rule trajectories:
         runtime=minutes(30),
     params:
         options=VIEWS.get("trajectories", {}),
-        code=code.of_script("views"),
+        code=code.of_script("study/views"),
     message:
         "Computing paths of the states of {wildcards.model} through its layers"
     script:
-        "../workflow_scripts/views.py"
+        "../workflow_scripts/study/views.py"

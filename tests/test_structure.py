@@ -3,6 +3,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "kdp_core"
 SPELLED_OUT = ("kdp_core",)
 """Folders whose own folders stand in the README's tree too."""
+MOST_MODULES, MOST_LINES = 16, 350
+"""A reader can take in a folder of so many modules, and a module of so many lines."""
 
 
 def folder_of(path: Path) -> str:
@@ -105,6 +108,28 @@ def test_imports_point_upward(path):
 
 def test_no_module_is_in_an_import_cycle():
     assert cycle(import_graph()) == []
+
+
+def crowded(paths: list[str], most: int) -> list[str]:
+    """Folders with more than `most` modules, each with their number; the folder's own __init__.py does not count."""
+    counts = Counter(str(Path(path).parent) for path in paths if path.endswith(".py") and Path(path).stem != "__init__")
+    return [f"{folder}: {count}" for folder, count in sorted(counts.items()) if count > most]
+
+
+def test_no_folder_of_the_checkout_is_crowded():
+    if not (tracked := git_files()):
+        pytest.skip("not in a git checkout")
+    assert crowded(tracked, MOST_MODULES) == [], f"at most {MOST_MODULES} modules a folder; split it by topic"
+
+
+def test_a_crowded_folder_is_seen():
+    assert crowded(["a/b.py", "a/c.py", "a/__init__.py", "a/d.md", "a/e/f.py", "g.py"], 1) == ["a: 2"]
+
+
+def test_no_module_of_the_library_is_long():
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in
+             zip(relative(files()), files(), strict=True)}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_a_cycle_is_seen():

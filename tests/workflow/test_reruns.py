@@ -33,18 +33,21 @@ CASES = [
     ("a further seed of a calibration", {"calibrations": {"few": {"seeds": [0, 5]}}}, {**CALIBRATION, "seeds": 1}),
 ]
 ELSEWHERE = {
-    "a benchmark more": ["test_benchmarks.py::test_a_task_more_is_scored_alone",
-                         "test_split.py::test_a_task_that_fails_costs_itself_alone"],
-    "`evaluate.split`": ["test_split.py::test_the_switch_gives_what_is_there_again_and_can_be_left_out_of_the_count"],
+    "a benchmark more": ["stages/test_benchmarks.py::test_a_task_more_is_scored_alone",
+                         "stages/test_split.py::test_a_task_that_fails_costs_itself_alone"],
+    "`evaluate.split`": [
+        "stages/test_split.py::test_the_switch_gives_what_is_there_again_and_can_be_left_out_of_the_count"],
     "`hidden.shards`": [
-        "test_hidden.py::test_another_number_of_shards_reruns_what_reads_states_for_its_set_of_inputs_alone"],
+        "stages/test_hidden.py::test_another_number_of_shards_reruns_what_reads_states_for_its_set_of_inputs_alone"],
     "width of the inverse network": ["test_workflow.py::test_the_width_of_the_inverse_reruns_step_2_and_what_follows"],
-    "`search` options": ["test_compose.py::test_options_of_the_search_rerun_it_and_all_that_follows",
-                         "test_compose.py::test_a_variant_on_a_variant_shares_its_search_unless_it_searches_otherwise"],
-    "`compose` options": ["test_compose.py::test_the_learning_rate_reruns_compose_and_later_only",
-                          "test_compose.py::test_the_entries_of_a_stand_in_choose_blocks_anew_from_the_same_search"],
-    "code of a library module": ["test_planning_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
-    "a comment or a docstring": ["test_planning_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
+    "`search` options": [
+        "stages/test_compose.py::test_options_of_the_search_rerun_it_and_all_that_follows",
+        "stages/test_compose.py::test_a_variant_on_a_variant_shares_its_search_unless_it_searches_otherwise"],
+    "`compose` options": [
+        "stages/test_compose.py::test_the_learning_rate_reruns_compose_and_later_only",
+        "stages/test_compose.py::test_the_entries_of_a_stand_in_choose_blocks_anew_from_the_same_search"],
+    "code of a library module": ["planning/test_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
+    "a comment or a docstring": ["planning/test_code.py::test_an_edit_reruns_the_jobs_that_import_the_module"],
 }
 """Rows whose tests need another project, a real run, or a library to edit."""
 

@@ -20,7 +20,7 @@ OWN = ("job", "planning")
 
 @cache
 def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
-    """Hash of the library code of a workflow script.
+    """Hash of the library code of a workflow script, which is named with its folder, as `results/tables`.
 
     `functions` names the functions of methods that the job runs, as module.name. None stands for those of all methods.
     """
@@ -43,13 +43,13 @@ def of_method(script: str, method: str, *parts: str) -> str:
 
 def of_figure(module: str) -> str:
     """Hash of the library code that draws the figures of a module of kdp_core/figures, which no script imports."""
-    return of_script("figure", (f"{module}.FIGURES",))
+    return of_script("figures/figure", (f"{module}.FIGURES",))
 
 
 def of_blocks(method: str, sized: str) -> str:
     """Hash of the library code that selects blocks for a method and counts the stand-ins of the method `sized`."""
     functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]
-    return of_script("blocks", (functions[0]["block"], functions[1]["module_params"]))
+    return of_script("methods/blocks", (functions[0]["block"], functions[1]["module_params"]))
 
 
 def _closure(start: list[Path]) -> set[Path]:

@@ -4,7 +4,7 @@ import yaml
 from planning.config import check
 from planning.messages import ConfigError
 
-from tests.workflow.configs import with_ablation, with_model, with_seeds
+from tests.workflow.planning.configs import with_ablation, with_model, with_seeds
 from tests.workflow.project import CONFIG, ROOT
 
 CONFIGS = sorted([ROOT / "config.yaml", *(ROOT / "configs").glob("*.yaml")])

@@ -6,7 +6,7 @@ from planning import resources
 from planning.config import check
 
 from tests import pico
-from tests.workflow.configs import with_model
+from tests.workflow.planning.configs import with_model
 
 
 @pytest.mark.parametrize("sequences, batch, shards, expected", [

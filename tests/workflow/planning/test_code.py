@@ -26,16 +26,19 @@ def forget():
 
 def hashes():
     """The hash of every kind of job, by its name."""
-    made = {name: code.of_script(name) for name in ("hidden", "similarity", "evaluate", "plan", "tables")}
-    made |= {f"step {method} {step}": code.of_method("step", method, step)
+    made = {name.split("/")[1]: code.of_script(name) for name in
+            ("states/hidden", "states/similarity", "score/evaluate", "study/plan", "results/tables")}
+    made |= {f"step {method} {step}": code.of_method("methods/step", method, step)
              for method, step in (("kdp", "kernel"), ("kdp", "inverse"), ("linear", "fit"))}
-    made |= {f"search {method}": code.of_method("search", method, "search") for method in ("sleb", "kdp_residual")}
-    made |= {f"compose {method}": code.of_method("compose", method, "compose")
+    made |= {f"search {method}": code.of_method("methods/search", method, "search")
+             for method in ("sleb", "kdp_residual")}
+    made |= {f"compose {method}": code.of_method("methods/compose", method, "compose")
              for method in ("kdp_residual", "replaceme_lstsq")}
     made |= {f"blocks {method}": code.of_blocks(method, method) for method in ("remove", "linear", "kdp", "sleb")}
     made["blocks linear as kdp"] = code.of_blocks("linear", "kdp")
     made["blocks remove as kdp_residual"] = code.of_blocks("remove", "kdp_residual")
-    return made | {f"fold {method}": code.of_method("fold", method, "module") for method in ("remove", "kdp", "sleb")}
+    return made | {f"fold {method}": code.of_method("prune/fold", method, "module")
+                   for method in ("remove", "kdp", "sleb")}
 
 
 def reruns(library, file, old, new):
@@ -92,8 +95,8 @@ def test_a_helper_of_scripts_counts_and_how_jobs_run_does_not(library):
 
 def test_another_function_of_the_same_module_is_another_hash():
     assert code.of_blocks("kdp", "kdp") != code.of_blocks("shortgpt", "kdp")
-    assert code.of_script("step", ("kdp_core.methods.kdp.linear.direct",)) != \
-        code.of_script("step", ("kdp_core.methods.kdp.linear.sequential",))
+    assert code.of_script("methods/step", ("kdp_core.methods.kdp.linear.direct",)) != \
+        code.of_script("methods/step", ("kdp_core.methods.kdp.linear.sequential",))
 
 
 def test_an_edit_of_a_family_of_figures_redraws_that_family_alone(library):

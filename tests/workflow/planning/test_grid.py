@@ -4,7 +4,7 @@ from planning import figures, grid
 from planning.config import check
 from planning.messages import ConfigError
 
-from tests.workflow.configs import with_ablation, with_seeds
+from tests.workflow.planning.configs import with_ablation, with_seeds
 from tests.workflow.project import CONFIG
 
 
