@@ -2,7 +2,7 @@
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
       -> evaluate, efficiency, diagnose -> comparisons -> tables, ablations, paper, views, theory, spaces -> figures
-      -> report.
+      -> report, check.
 Each stage has a rule file and a library module; each rule has a thin script.
 """
 
@@ -55,6 +55,7 @@ rule all:
         "results/report.html",
         "results/scores.csv",
         "results/summary.csv",
+        "results/checked.txt",
         # the dense scores are named here too, so that they run beside the extraction, before blocks are selected
         dense_measured(),
         # the scores are named here too, so that the blocks of all points are selected at the same time

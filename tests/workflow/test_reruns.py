@@ -6,7 +6,7 @@ from snakemake.utils import update_config
 
 from tests.workflow.project import ROOT, Project
 
-SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "all": 1}
+SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "check": 1, "all": 1}
 """What follows a change of anything in the summary."""
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
 PRUNED = {"fold": 3, "evaluate": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1, "figure_variant": 2,
@@ -18,11 +18,12 @@ CALIBRATION = {"tokens": 1, "hidden": 1, **SIMILARITY}
 CASES = [
     ("nothing", {}, {}),
     ("a figure's style", {"figures": {"colormap": "cividis"}},
-     {"figure_calibrated": 1, "figure_all": 1, "report": 1, "all": 1}),
+     {"figure_calibrated": 1, "figure_all": 1, "report": 1, "check": 1, "all": 1}),
     ("`evaluate` options", {"evaluate": {"batch_size": 4}}, SCORES),
     ("window or items of the held-out tasks", {"evaluate": {"window": 12}}, {"tasks": 1, **SCORES}),
     ("`efficiency` options", {"efficiency": {"repeats": 2}}, {"efficiency": 3, "efficiency_dense": 1, **SUMMARY}),
-    ("`diagnose` options", {"diagnose": {"windows": 3}}, {"diagnose": 3, "figure_ratio": 1, "report": 1, "all": 1}),
+    ("`diagnose` options", {"diagnose": {"windows": 3}},
+     {"diagnose": 3, "figure_ratio": 1, "report": 1, "check": 1, "all": 1}),
     ("epochs of step 1", {"methods": {"kdp": {"kernel": {"epochs": 3}}}},
      # one block, two steps; costs are measured for this variant only
      {**PRUNED, "step": 2, "fold": 1, "evaluate": 1, "efficiency": 1, "diagnose": 1}),

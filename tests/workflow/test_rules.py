@@ -39,7 +39,7 @@ def test_every_rule_has_message_log_benchmark_resources_and_conda():
             assert not lacking, f"rule {rule.name} lacks {', '.join(lacking)}"
 
 
-def test_the_tests_of_results_are_a_target_of_their_own(tmp_path):
+def test_the_tests_of_the_embedded_default_are_a_target_of_their_own(tmp_path):
     project = Project(tmp_path).make()
     assert project.planned("test") == {"test": 1}
     project.config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))

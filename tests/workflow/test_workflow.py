@@ -18,7 +18,8 @@ def test_the_contract_of_paths_and_records(built):
     for path in ("pico/dense/model.safetensors", "pico/facts.json", "pico/few/tokens.safetensors", "pico/scores.json",
                  "pico/few/similarity.safetensors", f"{POINT[8:]}/plan.json", f"{POINT[8:]}/checkpoint/config.json",
                  f"{POINT[8:]}/scores.json", f"{POINT[8:]}/efficiency.json", f"{POINT[8:]}/diagnosis.json",
-                 "scores.csv", "summary.csv", "tables/summary.tex", "figures/score-ratio.pdf", "report.html"):
+                 "scores.csv", "summary.csv", "tables/summary.tex", "figures/score-ratio.pdf", "report.html",
+                 "checked.txt"):
         assert (results / path).stat().st_size > 0, path
     states = hidden.read(results / "pico/few/hidden.zarr")
     assert states.layers == list(range(11)) and (states.sequences, states.tokens, states.width) == (40, 24, 48)
@@ -96,7 +97,7 @@ def test_an_ablation_of_finished_points_only_tabulates_and_draws(copied):
     copied.config["ablations"] = {"rows": {"title": "Rows", "caption": "Side by side.", "x": ["variant"],
                                            "variants": ["kdp", "linear", "remove"],
                                            "metrics": ["ppl", "heldout_lastword"]}}
-    assert copied.planned() == {"all": 1, "ablation": 1, "figure_ablation": 1, "report": 1}
+    assert copied.planned() == {"all": 1, "ablation": 1, "figure_ablation": 1, "report": 1, "check": 1}
     copied.run("results/tables/ablation-rows.md", "results/figures/ablation-rows.pdf")
     results = copied.folder / "results"
     summary = pd.read_csv(results / "summary.csv").set_index("method")

@@ -1,7 +1,14 @@
-"""Rule `test`: runs tests/results with pytest; the log holds what pytest printed."""
+"""Rules `check` and `test` run a file of tests/results with pytest; the log holds what pytest printed.
+
+`check` tests the results of this run, `test` the embedded default.
+"""
+import json
 import logging
+import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from job import job
@@ -11,19 +18,37 @@ class ResultsFailed(RuntimeError):
     """A test of the results failed, or was skipped."""
 
 
-def run(folder: Path) -> str:
-    """The last line that pytest prints about a folder of tests. Raises ResultsFailed."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)],
-                          cwd=folder.parents[1], text=True, check=False, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+def passed(file: Path, run: str = "") -> list[str]:
+    """The names of the tests of a file, all of which passed. `run` names the JSON file of the run that they test.
+
+    Raises ResultsFailed with the first failure.
+    """
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", str(file)],
+                          cwd=file.parents[2], env={**os.environ, "KDP_RUN": run}, text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     logging.info("pytest printed:\n%s", done.stdout)
-    last = (done.stdout.strip().splitlines() or ["nothing"])[-1].strip("= ")
+    lines = done.stdout.strip().splitlines() or ["nothing"]
+    wrong = [line for line in lines if re.match(r"(FAILED|ERROR|SKIPPED) ", line)]
     # a test is skipped if its sources cannot be fetched; whoever asks for the tests asks for all of them
-    if done.returncode or "skipped" in last:
-        raise ResultsFailed(f"pytest ended with `{last}`; see in the log which test failed or was skipped, and why")
-    return last
+    if done.returncode or wrong:
+        raise ResultsFailed(f"pytest ended with `{lines[-1].strip('= ')}`; see in the log which test failed or was "
+                            f"skipped, and why. The first one: {wrong[0] if wrong else 'none'}")
+    return [line.removeprefix("PASSED ") for line in lines if line.startswith("PASSED ")]
+
+
+def check(file: Path, run: dict, out: str) -> None:
+    """Test the results in this folder, and write the names of the tests."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as named:
+        json.dump({"folder": str(Path.cwd()), **run}, named)
+        named.flush()
+        names = passed(file, named.name)
+    Path(out).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        print(run(Path(snakemake.input.tests)))
+        tests = Path(snakemake.input.tests)
+        if snakemake.rule == "check":
+            check(tests, snakemake.params.run, snakemake.output[0])
+        else:
+            print("\n".join(passed(tests)))
