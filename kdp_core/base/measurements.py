@@ -195,7 +195,7 @@ class KernelView(NamedTuple):
     true_PF: Tensor
     """phi(h_{l+k}), less `mean_F`."""
     mean_F: Tensor
-    """What was taken off: the mean of phi(h_{l+k}) over the training tokens, or zero."""
+    """What was taken off: the mean of phi(h_{l+k}) over the training tokens."""
     error_P: list[float]
     """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
     error_raw_P: list[float]

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base import options
-from kdp_core.base.options import Edge
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._judge import RankError, ranked
 from kdp_core.methods._method import Method, Sizes
-from kdp_core.methods._select import eligible_layers, in_order
+from kdp_core.methods._select import in_order
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import to_head
 from kdp_core.states.block import Counted
@@ -46,25 +45,20 @@ class _Influence(NamedTuple):
 
 def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                     device: str = "cpu", dtype: str = "float32", last_state: LastState = "pre_norm",
-                    massive: Counted = "raw", protect: Edge = 0.0) -> Search:
-    """Rank all eligible layers by block influence, from stored states.
+                    massive: Counted = "raw") -> Search:
+    """Rank all layers by block influence, from stored states.
 
     k_max: not read; neighbouring layers may be removed.
     last_state: `pre_norm`, the output of the last layer, or `final_norm`, the same after the final norm, as in the
         public code; the model is loaded only for `final_norm`.
     massive: `raw` counts all tokens alike, as the paper does; `mask` excludes tokens massive before or after the layer.
-    protect: share of the layers kept at each end, rounded to whole layers; 0 in the paper.
-    Raises RankError if no layer may be removed, HiddenError for a state that is not stored.
+    Raises RankError if no token is left to judge a layer by, HiddenError for a state that is not stored.
     """
     options.check(block_influence, locals())
     began = time.perf_counter()
-    eligible = eligible_layers(facts.layers, protect)
-    if not eligible:
-        raise RankError(f"search.protect {protect}: no layer of {facts.layers} may be removed; give a smaller "
-                        "share of the layers at each end")
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if last_state == "final_norm" else None
-    before_STD, found = hidden.state(eligible.start), {}
-    for layer in eligible:
+    before_STD, found = hidden.state(0), {}
+    for layer in range(facts.layers):
         after_STD = hidden.state(layer + 1)
         keep_ST = torch.ones(after_STD.shape[:2], dtype=torch.bool)
         if massive == "mask":

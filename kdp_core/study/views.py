@@ -7,7 +7,7 @@ Choices on points that the paper leaves open, or on which its figure would misle
 - The paper's sequence is "a sample from CMMLU"; here it is one that neither step of KDP was fitted on.
 - At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
   that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is therefore
-  taken off (`centre`), and errors are given with and without it.
+  taken off, and errors are given with and without it.
 - Position 0 is often a massive token, which bypasses the stand-in; the next counted position takes its place.
 - The state of a sample is that of one token at every layer: the last token, which has read the longest text.
 - t-SNE keeps neighbours, not lines, and with the layer as third axis every path looks straight. `straightness` is
@@ -66,13 +66,12 @@ class Straightness(NamedTuple):
 
 
 def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, seed: int = 0, *,
-                positions: list[Natural] | None = None, centre: bool = True) -> KernelView:
+                positions: list[Natural] | None = None) -> KernelView:
     """Predicted and true features after a trained block, for the first sequence that step 1 did not fit.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
     positions: positions to show; the first counted token at or after each is taken, and none twice; null means 0, 25
         and 50.
-    centre: whether the mean of the true features over the training tokens is taken off.
     Raises OptionError for a negative position, ViewError if no counted token is at or after one of the positions.
     """
     options.check(kernel_view, locals())
@@ -84,9 +83,9 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
     first_PD, last_PD = states.h_KSTD[[0, -1], which][:, shown]
     # A_k ... A_1 phi(h_l) beside phi(h_{l+k})
     predicted_PF = _features(kernel, first_PD) @ chain(kernel.operators_KFF).float().T
-    true_PF, off_F = _features(kernel, last_PD), mean_F if centre else torch.zeros_like(mean_F)
+    true_PF = _features(kernel, last_PD)
     miss_P = (predicted_PF - true_PF).square().sum(-1)
-    return KernelView(kernel.block, int(which), shown, predicted_PF - off_F, true_PF - off_F, off_F,
+    return KernelView(kernel.block, int(which), shown, predicted_PF - mean_F, true_PF - mean_F, mean_F,
                       (miss_P / (true_PF - mean_F).square().sum(-1)).tolist(),
                       (miss_P / true_PF.square().sum(-1)).tolist(), *_overall(kernel, states, mean_F))
 

@@ -21,7 +21,7 @@ def small(options):
     """The same options at pico size."""
     made = {step: dict(given) for step, given in options.items()}
     if "search" in made:
-        made["search"] |= {"entries": 8, "fit_sequences": 12, "judge_sequences": 4}
+        made["search"] |= {"entries": 8, "judge_sequences": 4}
         made["compose"] |= {"entries": 8}
     if "kernel" in made:
         made["kernel"] |= {"features": 32, "epochs": 1}

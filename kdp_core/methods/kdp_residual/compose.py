@@ -26,7 +26,17 @@ from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Sel
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods.kdp_residual import joint
 from kdp_core.methods.kdp_residual.closed_form import fit_stand_in
-from kdp_core.methods.kdp_residual.dictionaries import Fit, Kind, candidates, counted
+from kdp_core.methods.kdp_residual.dictionaries import (
+    BANDWIDTH_SCALE,
+    RIDGE,
+    THETA_LR,
+    THETA_STEPS,
+    TOKEN_WEIGHT,
+    Fit,
+    Kind,
+    candidates,
+    counted,
+)
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, family_of
 from kdp_core.model.passes import Passes, built
@@ -50,11 +60,12 @@ def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", dictionary: Kind = "neurons", entries: Count = 96, bandwidth_scale: Positive = 3.0,
-            theta_steps: Natural = 30, theta_lr: Positive = 0.2, ridge: NotNegative = 1e-4,
-            token_weight: TokenWeight = "inverse_norm", prefix: bool = True, epochs: Natural = 1, lr: Positive = 3e-4,
-            batch_sequences: Count = 4, positions: Count = 32, kl_weight: Chance = 0.5, heldout: Share = 0.1,
-            seed: Natural = 0, resume: Resume = OFF) -> Composed:
+            dtype: str = "float32", dictionary: Kind = "neurons", entries: Count = 96,
+            bandwidth_scale: Positive = BANDWIDTH_SCALE, theta_steps: Natural = THETA_STEPS,
+            theta_lr: Positive = THETA_LR, ridge: NotNegative = RIDGE, token_weight: TokenWeight = TOKEN_WEIGHT,
+            prefix: bool = True, epochs: Natural = 1, lr: Positive = 3e-4, batch_sequences: Count = 4,
+            positions: Count = 32, kl_weight: Chance = 0.5, heldout: Share = 0.1, seed: Natural = 0,
+            resume: Resume = OFF) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
@@ -99,7 +110,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-                   dtype: str = "float32", ridge: NotNegative = 1e-4, token_weight: TokenWeight = "inverse_norm",
+                   dtype: str = "float32", ridge: NotNegative = RIDGE, token_weight: TokenWeight = TOKEN_WEIGHT,
                    prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
     """Fit the linear part alone, in closed form. This shows what fitting on the pruned prefix gains by itself.
 

@@ -21,6 +21,14 @@ from kdp_core.states.hidden import HiddenStates
 
 Kind = Literal["neurons", "rff", "rff_learned", "none"]
 """The dictionaries that a variant may choose."""
+BANDWIDTH_SCALE = 3.0
+"""Default of `compose` and of the search: width of the kernel of random features, in median distances."""
+RIDGE = 1e-4
+"""The same for the ridge, relative to features of unit variance."""
+TOKEN_WEIGHT: TokenWeight = "inverse_norm"
+"""The same for the weights of tokens."""
+THETA_STEPS, THETA_LR = 30, 0.2
+"""The same for the updates of learned frequencies and their learning rate."""
 
 
 class Dictionary(NamedTuple):
@@ -54,16 +62,16 @@ class Fit(NamedTuple):
     massive_factor: float
     batch_sequences: int
     seed: int
-    theta_steps: int = 30
-    theta_lr: float = 0.2
+    theta_steps: int = THETA_STEPS
+    theta_lr: float = THETA_LR
     device: str | torch.device = "cpu"
     """Where products are computed and solved."""
 
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
-    """The defaults of `compose` for a single stand-in."""
-    return Fit(dictionary, entries, 3.0, 1e-4, "inverse_norm", family_of(model).norm, hidden.massive_factor, 8, seed,
-               device=model.device)
+    """The defaults of `compose` for a single stand-in, which is fitted in batches of 8 sequences."""
+    return Fit(dictionary, entries, BANDWIDTH_SCALE, RIDGE, TOKEN_WEIGHT, family_of(model).norm, hidden.massive_factor,
+               8, seed, device=model.device)
 
 
 def neurons(model: nn.Module, block: Block) -> Dictionary:

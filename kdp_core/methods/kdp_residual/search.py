@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdp_core.base.options import Count, Edge, Natural, Share, check
+from kdp_core.base.options import Count, Natural, Share, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._select import eligible_layers
 from kdp_core.methods.kdp_residual.closed_form import fit_alone
@@ -30,6 +30,10 @@ from kdp_core.model.passes import Passes, Step, built
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
+PROTECTED = 0.1
+"""Share of the layers kept at each end, as in KDP."""
+FIT_SEQUENCES = 128
+"""At most so many sequences are fitted on."""
 
 
 class SearchError(ValueError):
@@ -49,26 +53,24 @@ class _Run(NamedTuple):
 
 def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                   device: str = "cpu", dtype: str = "float32", dictionary: Kind = "neurons",
-                  entries: Count = 96, fit_sequences: Count = 128, judge_sequences: Count = 16, protect: Edge = 0.1,
-                  largest: Share = 0.5, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
+                  entries: Count = 96, judge_sequences: Count = 16, largest: Share = 0.5,
+                  batch_sequences: Count = 8, seed: Natural = 0) -> Search:
     """Order layers by the divergence that their replacement causes, until `largest` of all layers are replaced.
 
     dictionary: dictionary of the stand-ins: `neurons`, `rff`, `rff_learned` or `none`.
     entries: entries of that dictionary.
-    fit_sequences: sequences that the stand-ins are fitted on.
-    judge_sequences: other sequences, on which outputs are compared.
-    protect: share of the layers kept at each end, rounded to whole layers.
+    judge_sequences: sequences on which outputs are compared; the stand-ins are fitted on others.
     largest: share of the layers to order; a ratio that needs more layers is refused.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises SearchError if there are too few sequences or if no layer may be removed.
+    Raises SearchError if there are too few sequences or if `k_max` lets no layer be removed.
     """
     check(by_divergence, locals())
     began = time.perf_counter()
-    eligible = eligible_layers(facts.layers, protect)
-    _check_sizes(hidden, eligible, k_max, fit_sequences, judge_sequences)
+    eligible = eligible_layers(facts.layers, PROTECTED)
+    _check_sizes(hidden, k_max, judge_sequences)
     drawn = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    fitted, judged = drawn[judge_sequences:][:fit_sequences].sort().values, drawn[:judge_sequences].sort().values
+    fitted, judged = drawn[judge_sequences:][:FIT_SEQUENCES].sort().values, drawn[:judge_sequences].sort().values
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     options = closed_form_options(model, hidden, dictionary=dictionary, entries=entries, seed=seed)
     stand_ins = {}
@@ -83,13 +85,12 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
                    "seconds": time.perf_counter() - began})
 
 
-def _check_sizes(hidden: HiddenStates, eligible: range, k_max: int, fit_sequences: int, judge_sequences: int) -> None:
+def _check_sizes(hidden: HiddenStates, k_max: int, judge_sequences: int) -> None:
     if judge_sequences >= hidden.sequences:
-        raise SearchError(f"search.judge_sequences {judge_sequences} and fit_sequences {fit_sequences} of "
-                          f"{hidden.sequences} sequences leave none on one side; lower them or add sequences")
-    if not eligible or k_max < 2:
-        raise SearchError(f"search: no layer may be removed with k_max {k_max} and {len(eligible)} eligible layers; "
-                          "raise k_max or lower protect")
+        raise SearchError(f"search.judge_sequences {judge_sequences} of {hidden.sequences} sequences leaves none to "
+                          "fit on; lower it or add calibration sequences")
+    if k_max < 2:
+        raise SearchError(f"search: no layer may be removed with k_max {k_max}; raise k_max")
 
 
 def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:

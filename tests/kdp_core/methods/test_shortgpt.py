@@ -96,13 +96,11 @@ def of_states(path, h_LSTD, **options):
     return block_influence(None, stored.write(path, h_LSTD), None, facts_of(len(h_LSTD) - 1), k_max=2, **options)
 
 
-def test_a_turn_scores_its_cosine_and_the_ends_may_be_kept(tmp_path):
+def test_a_turn_scores_its_cosine(tmp_path):
     angles = [0.1, 0.7, 0.3, 1.2, 0.2]
     found = of_states(tmp_path / "h.zarr", turned(angles))
     assert found.order == [0, 4, 2, 1, 3]
     assert found.single == pytest.approx({str(k): 1 - math.cos(angle) for k, angle in enumerate(angles)}, abs=1e-6)
-    kept = of_states(tmp_path / "kept.zarr", turned(angles), protect=0.2)
-    assert kept.order == [2, 1, 3] and sorted(kept.single) == ["1", "2", "3"]
 
 
 def test_ties_go_to_the_lowest_layer():
@@ -141,17 +139,10 @@ def test_a_token_without_direction_is_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize("options, message", [
     ({"last_state": "post"}, "last_state is 'post'; choose one of pre_norm, final_norm"),
     ({"massive": "bypass"}, "massive is 'bypass'; choose one of raw, mask"),
-    ({"protect": 0.5}, r"protect is 0\.5; give a number below 0\.5"),
-    ({"protect": -0.2}, r"protect is -0\.2; give a number at least 0"),
 ])
 def test_options_that_cannot_be_are_named(dense, options, message):
     with pytest.raises(OptionError, match=message):
         block_influence(None, dense.hidden, TOKENS, dense.facts, k_max=3, **options)
-
-
-def test_a_model_of_protected_layers_alone_is_refused(dense):
-    with pytest.raises(RankError, match=r"search\.protect 0\.3: no layer of 2 may be removed"):
-        block_influence(None, dense.hidden, TOKENS, dense.facts._replace(layers=2), k_max=3, protect=0.3)
 
 
 def test_a_score_that_is_no_number_is_refused():

@@ -39,7 +39,7 @@ def numpy_features(record, h):
 
 def test_rows_are_numpys_and_belong_to_a_sequence_never_fitted(drifting):
     record = kernel.fit(drifting, (0, 3), **SMALL, seed=2)
-    view = views.kernel_view(drifting, record, 0.2, 2, positions=[0, 7], centre=False)
+    view = views.kernel_view(drifting, record, 0.2, 2, positions=[0, 7])
     split = load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=2)
     assert view.sequence == int(split.heldout[0]) and view.sequence not in split.train
     h_LTD = split.h_KSTD[:, view.sequence]
@@ -47,20 +47,11 @@ def test_rows_are_numpys_and_belong_to_a_sequence_never_fitted(drifting):
     for a in record.operators_KFF.double().numpy():
         z = z @ a.T
     true = numpy_features(record, h_LTD[-1, view.positions])
-    np.testing.assert_allclose(view.predicted_PF, z, atol=1e-5)
-    np.testing.assert_allclose(view.true_PF, true, atol=1e-6)
+    mean = numpy_features(record, split.tokens(split.train)[-1]).mean(0)
+    np.testing.assert_allclose(view.mean_F, mean, atol=1e-5)
+    np.testing.assert_allclose(view.predicted_PF, z - mean, atol=1e-5)
+    np.testing.assert_allclose(view.true_PF, true - mean, atol=1e-5)
     np.testing.assert_allclose(view.error_raw_P, ((z - true) ** 2).sum(-1), rtol=1e-3)  # |phi| is 1
-
-
-def test_centring_moves_both_rows_alike_and_errors_not_at_all(drifting):
-    record = kernel.fit(drifting, (0, 3), **SMALL)
-    plain, centred = (views.kernel_view(drifting, record, 0.2, centre=centre) for centre in (False, True))
-    assert not plain.mean_F.any()
-    torch.testing.assert_close(centred.true_PF + centred.mean_F, plain.true_PF)
-    torch.testing.assert_close(centred.predicted_PF - centred.true_PF, plain.predicted_PF - plain.true_PF)
-    assert centred._replace(mean_F=0, true_PF=0, predicted_PF=0) == plain._replace(mean_F=0, true_PF=0, predicted_PF=0)
-    split = load(drifting, (0, 3), massive="bypass", heldout=0.2, seed=0)
-    np.testing.assert_allclose(centred.mean_F, numpy_features(record, split.tokens(split.train)[-1]).mean(0), atol=1e-5)
 
 
 def test_the_mean_flatters_a_wide_kernel(drifting):

@@ -8,7 +8,7 @@ import pytest
 from kdp_core.base import store
 from tests.workflow.project import Project
 
-VARIANTS = {"kdp_residual": {"search": {"entries": 8, "fit_sequences": 16, "judge_sequences": 4},
+VARIANTS = {"kdp_residual": {"search": {"entries": 8, "judge_sequences": 4},
                          "compose": {"entries": 8, "batch_sequences": 12, "positions": 8}},
         "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8}}, "joint_drop": {},
         "llm_pruner": {}, "slicegpt": {"compose": {"multiple": 1}}, "wanda": {}}
@@ -136,4 +136,4 @@ def test_an_option_that_the_library_refuses_is_one_clear_line(changed):
     # a variant of its own, because the output of a failed job is deleted
     changed.config["methods"]["greedy"] = {"base": "kdp_residual", "search": {"judge_sequences": 40}}
     text = changed.run(FEW + "/greedy/search-k3.json", check=False)
-    assert "SearchError" in text and "lower them or add sequences" in text and "Traceback" not in text
+    assert "SearchError" in text and "lower it or add calibration sequences" in text and "Traceback" not in text

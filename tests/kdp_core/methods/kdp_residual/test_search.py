@@ -21,7 +21,7 @@ from tests import pico
 from tests.kdp_core import stored
 
 FIT, JUDGE = 12, 4
-OPTIONS = {"k_max": 3, "entries": 4, "fit_sequences": FIT, "judge_sequences": JUDGE, "largest": 0.5}
+OPTIONS = {"k_max": 3, "entries": 4, "judge_sequences": JUDGE, "largest": 0.5}
 
 
 class Dense(NamedTuple):
@@ -104,11 +104,9 @@ def test_same_seed_same_search_whatever_the_batch(dense, found):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"judge_sequences": 16}, r"judge_sequences 16 and fit_sequences 12 of 16 sequences leave none on one side"),
+    ({"judge_sequences": 16}, "judge_sequences 16 of 16 sequences leaves none to fit on"),
     ({"judge_sequences": 0}, "judge_sequences is 0; give a number at least 1"),
-    ({"fit_sequences": 0}, "fit_sequences is 0; give a number at least 1"),
-    ({"k_max": 1}, "no layer may be removed with k_max 1 and 4 eligible layers"),
-    ({"protect": 0.5}, "protect is 0.5; give a number below 0.5"),
+    ({"k_max": 1}, "no layer may be removed with k_max 1; raise k_max"),
     ({"largest": 0.0}, r"largest is 0\.0; give a number above 0"),
     ({"largest": 1.0}, r"largest is 1\.0; give a number below 1"),
     ({"dictionary": "words"}, r"dictionary is 'words'; choose one of neurons, rff,"),
