@@ -91,7 +91,7 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 
 
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both states in the dense model's basis. A sliced model's states are turned back; they lack the mean that layer
+    """Both states in the dense model's basis. A sliced model's states are turned back. They lack the mean that layer
     norms take off, so it is taken off the dense ones too.
     """
     if basis_DE is None:

@@ -1,7 +1,7 @@
 """Choices of layers that papers and their released code published, and how far a selection of ours agrees with them.
 
-Listed are choices whose whole set or order of layers is published, or the beginning of the order. They depend on
-calibration text that is not always known, and on precisions from 4 bits to 16: layers with nearly equal scores may
+The list holds choices whose set or order of layers is published, or at least the beginning of the order. They depend on
+calibration text that is not always known, and on precisions from 4 bits to 16. So layers with nearly equal scores may
 swap. Layers are numbered from 0. `python benchmarks/oracles.py` checks the choices for a model on this machine.
 """
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Oracle(NamedTuple):
     """Method that makes the same choice."""
     source: str
     layers: list[int]
-    """In the order in which they are removed, or ascending if only the set is known."""
+    """The published layers, in the order in which they are removed, or ascending if only the set is known."""
     ordered: bool
     options: dict[str, dict[str, int | str]]
     """Options of the method, by part, in which the publication differs from our default."""
@@ -56,11 +56,11 @@ ORACLES = (
 
 
 class Agreement(NamedTuple):
-    """Of one oracle and one choice of as many layers."""
+    """How far a choice of ours agrees with an oracle of as many layers."""
     shared: float
     """Share of the published layers that are chosen here too."""
     same_order: bool | None
-    """None if the publication gives no order."""
+    """Whether the order is the same too; None if the publication gives no order."""
     chosen: list[int]
 
 
@@ -73,7 +73,7 @@ def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
 
 def choose(oracle: Oracle, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity,
            facts: ModelFacts, *, device: str = "cpu", dtype: str = "float32") -> list[int]:
-    """The layers that our method chooses: in order of removal, or ascending if it selects them all at once."""
+    """The layers that our method chooses, in order of removal, or ascending if it selects them all at once."""
     method, options = METHODS[oracle.method], oracle.options
     where = {"device": device, "dtype": dtype}
     if method.search:

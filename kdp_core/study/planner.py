@@ -74,12 +74,12 @@ class Cost(NamedTuple):
 class Sweep(NamedTuple):
     """A whole grid."""
     params: dict[str, int]
-    """Of each model."""
+    """Parameters of each model."""
     costs: list[Cost]
     unreachable: list[str]
     """Grid points whose ratio the removable layers cannot reach."""
     options: dict[str, float]
-    """Of `plan`."""
+    """The options of `plan`."""
 
 
 def facts_of(source: str, converted: Path) -> ModelFacts:
@@ -107,11 +107,11 @@ def _config(source: str, name: str, converted: Path) -> PretrainedConfig:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Count a grid: `work` as workflow_scripts/planning gives it, `facts` of every model by its name in the config.
+    """Count a grid. workflow_scripts/planning makes `work`; `facts` holds each model under its name in the config.
 
-    tflops: what an accelerator sustains in forward passes, TFLOP/s.
-    tflops_fit: what it sustains in fits, which are float32, TFLOP/s.
-    load_gib_s: weights read from disk, GiB a second.
+    tflops: throughput that an accelerator sustains in forward passes, TFLOP/s.
+    tflops_fit: throughput that it sustains in fits, which are float32, TFLOP/s.
+    load_gib_s: rate at which weights are read from disk, GiB/s.
     evaluate_tokens: tokens that a model reads in one evaluation, all tasks together.
     """
     options = {"tflops": tflops, "tflops_fit": tflops_fit, "load_gib_s": load_gib_s,
@@ -155,7 +155,7 @@ class _Count:
         return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))
 
     def _sizes(self, calib: str, block_layers: int = 0) -> Sizes:
-        """What the formulas of the methods read."""
+        """The sizes that the formulas of the methods read."""
         one = self.work["calibrations"][calib]
         return Sizes(one["sequences"], one["length"], self.facts.width, self.facts.layers, self.layer, self.head,
                      block_layers)
@@ -180,7 +180,7 @@ class _Count:
         return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
 
     def _stored(self) -> list[int]:
-        """Numbers of the states on disk; beside each token stand its norm and whether it is massive, 5 bytes."""
+        """Numbers of the states on disk. Each token also has its norm and a mark if it is massive, together 5 bytes."""
         return self.work["state_layers"] or list(range(self.facts.layers + 1))
 
     def _similarity(self) -> int:

@@ -2,11 +2,12 @@
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
-- `probe`: one sublayer or layer at a time is removed, and all layers before it are dense. Both states after it pass
-  the final norm and the head (Figures 4, 5, 6).
-- `compare`, decoding: both models read the dense model's continuation of a prompt (teacher-forced) and the pruned
-  model's own continuation (free-running, Figure 7). On the first text the two models are also compared state by state.
-- `compare`, choices: one token among a few letters; p over all tokens beside p over the letters (Figure 8).
+- `probe` removes one sublayer or layer at a time, and all layers before it are dense. Both states after it pass the
+  final norm and the head (Figures 4, 5, 6).
+- `compare` lets both models read the dense model's continuation of a prompt (teacher-forced) and the pruned model's own
+  continuation (free-running, Figure 7). On the first text the two models are also compared state by state.
+- `compare` also lets both models answer a question with a letter. It measures p over all tokens and p over the letters
+  alone (Figure 8).
 
 Differences from the released code (CASE-Lab-UMD/Pruning-on-Representations ba1c25b):
 - It applies the head to inner states WITHOUT the final norm; here inner states pass it unless `final_norm` is off.

@@ -8,12 +8,12 @@ Points on which statement and proof disagree, or which they leave open:
 - Equation 12 bounds the error of each token by the root of a mean over tokens. That holds for root mean squares, not
   for single tokens. Here the bounded quantity is `rms`, and `beyond` is the share of tokens above the bound.
 - L_ERM is one number, and the proof needs it for every operator. Here it is the largest mean of the operators.
-- C is "universal" and not given. Reported are the bound with C = 1, the bound without that term (exact on the training
-  tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and
-  R_n = B_A R_phi sqrt(2m / n). The last one is still too small: phi is learned and its class is not counted, and for
-  vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
-- delta is for one operator; the union bound of the proof over k operators would make it delta / k. Once the proof
-  writes d for 2m.
+- C is "universal" and not given. The record holds the bound with C = 1, the bound without that term (exact on the
+  training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and R_n = B_A
+  R_phi sqrt(2m / n). The last one is still too small: phi is learned and its class is not counted, and for vectors the
+  contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
+- delta is for one operator; the union bound of the proof over k operators would make it delta / k. In one place
+  the proof writes d for 2m.
 - The n samples are taken as independent. Tokens of one sequence are not, so n tokens is the favourable reading.
 - Equation 2 gives |phi| = 1 for every input, so R_phi = 1, and the constant part of phi counts: any error is below
   (1 + B_A^k) R_phi for any operators (`trivial`), and the training mean of phi(h_{l+k}) as a prediction has the error

@@ -35,11 +35,11 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 SEED = 0
-"""Of t-SNE and of the unrelated walks."""
+"""Seed of t-SNE and of the unrelated walks."""
 
 
 class ViewError(ValueError):
-    """The states have nothing to show, or not what was asked for."""
+    """The states do not hold what is to be shown."""
 
 
 class Paths(NamedTuple):
@@ -56,7 +56,7 @@ class Paths(NamedTuple):
 
 
 class Straightness(NamedTuple):
-    """How straight paths are: means over samples; in each field 1 is a straight line."""
+    """How straight paths are. Each field is a mean over samples, and 1 is a straight line."""
     chord: float
     """Distance of the two ends, divided by the length of the path."""
     turn: float
