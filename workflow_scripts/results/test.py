@@ -23,8 +23,9 @@ def passed(file: Path, run: str = "") -> list[str]:
 
     Raises ResultsFailed with the first failure.
     """
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", str(file)],
-                          cwd=file.parents[2], env={**os.environ, "KDP_RUN": run}, text=True, check=False,
+    # without the options of pyproject.toml, of which some need pytest-xdist
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-rA", str(file)]
+    done = subprocess.run(command, cwd=file.parents[2], env={**os.environ, "KDP_RUN": run}, text=True, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     logging.info("pytest printed:\n%s", done.stdout)
     lines = done.stdout.strip().splitlines() or ["nothing"]
