@@ -1,9 +1,13 @@
 """Bad input: one clear error that names the value, before anything expensive has run."""
+import copy
+
 import pytest
 import safetensors.torch
+from planning.config import check
+from planning.messages import ConfigError
 
 from tests import pico
-from tests.workflow.project import Project
+from tests.workflow.project import CONFIG, Project
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +73,19 @@ def refused(project, *arguments):
     (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"]}, tasks=["piqa"]), "name it once"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
 ])
-def test_the_config_is_refused_before_any_job(project, change, words):
-    change(project.config)
+def test_a_wrong_config_is_refused(change, words):
+    config = copy.deepcopy(CONFIG)
+    change(config)
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    assert words in str(error.value)
+
+
+def test_the_config_is_refused_before_any_job(project):
+    project.config["methods"]["kdp"]["kernel"]["epoch"] = 3
     text = refused(project, "--dry-run")
-    assert words in text and not (project.folder / "results").exists()
+    assert "unknown key 'epoch' at methods.kdp.kernel; did you mean 'epochs'?" in text
+    assert not (project.folder / "results").exists()
 
 
 def test_a_missing_model_is_named(project):

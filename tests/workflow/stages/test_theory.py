@@ -18,18 +18,17 @@ def with_theory(**theory):
     return copy.deepcopy(CONFIG) | {"theory": theory}
 
 
-def test_record_tables_and_figure(tmp_path):
-    project = Project(tmp_path).make()
-    project.config["theory"] = THEORY
-    project.run("--cores", "1", "results/tables/theory.csv", "results/figures/pico/few/theory.png")
-    record = store.read(tmp_path / "results/pico/few/theory.json")
+def test_record_tables_and_figure(copied):
+    copied.config["theory"] = THEORY
+    copied.run("--cores", "1", "results/tables/theory.csv", "results/figures/pico/few/theory.png")
+    record = store.read(copied.folder / "results/pico/few/theory.json")
     # the variant's features, theory's own epochs and share of judged sequences
     assert record.block == (3, 6) and record.features == 32 and record.stats["kernel_epochs"] == 1
     assert record.sequences == 32 and len(record.horizons) == 6 and len(record.ridges) == 1
     assert all(row["train_rms"] <= row["bound_erm"] * 1.00001 for row in record.horizons)
-    frame = pd.read_csv(tmp_path / "results/tables/theory.csv")
+    frame = pd.read_csv(copied.folder / "results/tables/theory.csv")
     assert set(frame["model"]) == {"pico"} and len(frame[frame["what"] == "risk"]) == len(record.risks)
-    assert "B_A" in (tmp_path / "results/tables/theory.md").read_text(encoding="utf-8")
+    assert "B_A" in (copied.folder / "results/tables/theory.md").read_text(encoding="utf-8")
 
 
 def test_tables_and_a_figure_of_the_report_where_the_config_has_theory(tmp_path):

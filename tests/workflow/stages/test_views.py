@@ -7,7 +7,7 @@ from planning import figures
 from planning.config import check
 from planning.messages import ConfigError
 
-from tests.workflow.project import CONFIG, Project
+from tests.workflow.project import CONFIG
 
 VIEWS = {"variants": ["kdp"], "blocks": ["2-4"], "heatmaps": {"positions": [0, 7]},
          "trajectories": {"samples": 12, "perplexity": 5.0}}
@@ -17,16 +17,15 @@ def with_views(**views):
     return copy.deepcopy(CONFIG) | {"views": views}
 
 
-def test_views_of_a_named_block(tmp_path):
-    project = Project(tmp_path).make()
-    project.config["views"] = VIEWS
+def test_views_of_a_named_block(copied):
+    copied.config["views"] = VIEWS
     at = "results/figures/pico/few"
-    project.run("--cores", "1", f"{at}/kdp-heatmaps.png", f"{at}/trajectories.png")
-    rows = pd.read_csv(tmp_path / f"{at}/kdp-heatmaps.csv")
+    copied.run("--cores", "1", f"{at}/kdp-heatmaps.png", f"{at}/trajectories.png")
+    rows = pd.read_csv(copied.folder / f"{at}/kdp-heatmaps.csv")
     assert set(rows["block"]) == {"2-4"} and len(rows) == 2 * 32 and rows["error"].between(0, 10).all()
-    places = pd.read_csv(tmp_path / f"{at}/trajectories.csv")
+    places = pd.read_csv(copied.folder / f"{at}/trajectories.csv")
     assert places["sequence"].nunique() == 12 and sorted(places["layer"].unique()) == list(range(11))
-    straight = pd.read_csv(tmp_path / "results/pico/few/straightness.csv")
+    straight = pd.read_csv(copied.folder / "results/pico/few/straightness.csv")
     assert set(straight["space"]) == {"states", "t-SNE"} and straight["chord"].between(0, 1).all()
 
 
