@@ -4,7 +4,7 @@ With `evaluate.split` every task of every model is a job of its own, and `evalua
 """
 
 OWN_TASKS = ("window", "lastword_items", "continuation_items", "seed")
-SCORING = ("tasks", "limit", "fewshot", "batch_size", "max_length", "seed")
+SCORING = ("tasks", "limit", "fewshot", "scorer", "batch_size", "max_length", "seed")
 
 
 rule tasks:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -23,6 +23,8 @@ FILES = Path(__file__).parent / "task_files"
 DATA = "kdp_core.score.benchmark_data"
 """The module whose functions read the data; lm-eval imports it by this name."""
 HUB = "hub"
+Scorer = Literal["fast", "lm_eval"]
+"""Who computes log-likelihoods: kdp_core.score.fast or lm-eval."""
 CLUE = "7a92286c90a77a495dcaeba0fe34939053ef7dc5"
 C4_SHARD = {"data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"}, "verification_mode": "no_checks"}
 

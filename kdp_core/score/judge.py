@@ -1,8 +1,7 @@
 """The model as lm-eval sees it: `Judge` answers the requests of a task with log-likelihoods or with text.
 
-It differs from lm-eval's own `HFLM` in two ways, with the same results up to rounding:
-    windows    items that carry token ids (`heldout_ppl`) are scored on these ids, without a BOS or EOS before them
-    prefixes   choices that share a context run it once, with a KV cache, which saves up to 3/4 of a four-choice task
+It is lm-eval's own `HFLM`, but items that carry token ids (`heldout_ppl`) are scored on these ids, without a BOS or EOS
+before them. kdp_core.score.fast computes the same log-likelihoods faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
 import logging
@@ -29,7 +28,7 @@ Request = tuple[Any, list[int], list[int]]
 
 
 class Judge(HFLM):
-    """lm-eval's view of a loaded model: its tokenisation and batching, with the two changes of this module."""
+    """lm-eval's view of a loaded model: its tokenisation and batching, with the change of this module."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8,
                  max_length: int | None = None) -> None:
@@ -72,21 +71,10 @@ class Judge(HFLM):
         return found
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order."""
-        scores: list[tuple[float, bool] | None] = [None] * len(requests)
-        shared, single = self._by_context(requests)
-        for places in shared:
-            found = self._continuations(requests[places[0]][1], [requests[place][2] for place in places])
-            for place, score in zip(places, found, strict=True):
-                scores[place] = score
-            self.progress.advance(len(places))
-        rest = self._alone([requests[place] for place in single], **settings) if single else []
-        for place, score in zip(single, rest, strict=True):
-            scores[place] = score
-        return scores
+        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order.
 
-    def _alone(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
-        """Score as lm-eval does, with fewer sequences at a time where their logits would be too large."""
+        They are lm-eval's own, with fewer sequences at a time where their logits would be too large.
+        """
         before, longest = self.batch_size, max(len(context) + len(ids) for _, context, ids in requests)
         if self.device.type == "cpu":
             sequence_bytes = 4 * min(longest, self.max_length) * self.model.config.vocab_size
@@ -95,39 +83,6 @@ class Judge(HFLM):
             return super()._loglikelihood_tokens(requests, **settings)
         finally:
             self.batch_size_per_gpu = before
-
-    def _by_context(self, requests: list[Request]) -> tuple[list[list[int]], list[int]]:
-        """Places of the requests that share a context worth running once (in groups), and places of all others.
-
-        The others are scored by lm-eval: lone requests, one-token choices (lm-eval shares their logits already),
-        contexts of one token (nothing can be shared) and sequences that must be cut to the model's length.
-        """
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for place, (_, context, _) in enumerate(requests):
-            groups[tuple(context)].append(place)
-        shared = []
-        for context, places in groups.items():
-            lengths = [len(requests[place][2]) for place in places]
-            if len(places) > 1 and len(context) > 1 and max(lengths) > 1 and \
-                    len(context) + max(lengths) <= self.max_length:
-                shared += [places[i:i + self.batch_size] for i in range(0, len(places), self.batch_size)]
-        taken = {place for places in shared for place in places}
-        return shared, [place for place in range(len(requests)) if place not in taken]
-
-    @torch.inference_mode()
-    def _continuations(self, context: list[int], continuations: list[list[int]]) -> list[tuple[float, bool]]:
-        """Score the continuations of one context: all but its last token run once, then the cache is repeated."""
-        prefix_1T = torch.tensor([context[:-1]], device=self.device)
-        cache = self.model(prefix_1T, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(continuations))
-        longest = max(map(len, continuations))
-        # padding is at the end, where a causal model's earlier positions do not see it
-        target_ST = torch.tensor([ids + [0] * (longest - len(ids)) for ids in continuations], device=self.device)
-        input_ST = torch.cat([torch.full_like(target_ST[:, :1], context[-1]), target_ST[:, :-1]], dim=1)
-        logits_STV = self.model(input_ST, past_key_values=cache, use_cache=True).logits
-        log_probs_ST, hits_ST = _log_probs(logits_STV, target_ST), logits_STV.argmax(-1) == target_ST
-        return [(float(log_probs[:len(ids)].sum(dtype=torch.float64)), bool(hits[:len(ids)].all()))
-                for ids, log_probs, hits in zip(continuations, log_probs_ST, hits_ST, strict=True)]
 
 
 class Progress:

@@ -5,7 +5,7 @@ schema.py runs this module in a process of its own, since it imports the library
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from kdp_core import figures
 from kdp_core.methods import (
@@ -118,6 +118,8 @@ def evaluate_block() -> dict[str, Any]:
         "task_folders": some({"type": "string"}, "Folders with further lm-eval task files."),
         "limit": count("Items a task at most, the first ones."),
         "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
+        "scorer": {"type": "string", "enum": list(get_args(benchmarks.Scorer)), "description":
+                   "How log-likelihoods are computed; fast unless set. No score depends on it."},
         "batch_size": count("Sequences a forward pass."),
         "max_length": count("Tokens a sequence at most."),
         "split": {"type": "boolean", "description": "A job for each task of each model, each with a device of its own; "

@@ -11,7 +11,7 @@ from kdp_core.base import store
 from kdp_core.base.options import OptionError
 from kdp_core.model import checkpoints
 from kdp_core.results.summary import main_scores
-from kdp_core.score import evaluate, judge, tasks
+from kdp_core.score import evaluate, fast, judge, tasks
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.metrics import PPL_CEILING, PRIMARY
 from tests import pico
@@ -328,6 +328,7 @@ def test_a_changed_data_file_is_seen(llama_folder, data, tmp_path, loads):
 
 def test_long_tasks_say_how_far_they_are(llama_folder, data, monkeypatch, caplog):
     monkeypatch.setattr(judge, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(fast, "ROW_TOKENS", 16)
     with caplog.at_level("INFO", logger="kdp_core"):
         evaluate.evaluate(llama_folder, tasks=[], chosen=Chosen(["piqa", "wikitext"], data=str(data)), batch_size=2)
     said = [record.getMessage() for record in caplog.records]

@@ -1,0 +1,195 @@
+"""The fast scorer: log-likelihoods equal to lm-eval's, with as few tokens and logits computed as they need.
+
+lm-eval's HFLM pads sequences to one length, runs a context again for each choice, and computes the logits of every
+token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples
+that many prompts begin with run once for all, and only the tokens that are scored pass the output head. Rows of an
+evaluation on CPU run side by side, one on each thread: a thread that works alone does not wait for others after every
+operation. Prompts, metrics and generation are lm-eval's.
+Packing needs a model that takes an attention mask of any form and the positions of tokens. `packs` tries it on a few
+tokens; any other model is scored by lm-eval's own route.
+Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
+"""
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from kdp_core.model.families import FamilyError, base_of, family_of, output_head
+from kdp_core.score import packing
+from kdp_core.score.judge import Judge, Request
+from kdp_core.score.packing import Family, Row, Scored
+
+logger = logging.getLogger(__name__)
+
+ROW_TOKENS = 256
+"""Tokens of a row on CPU, and for each sequence of a batch on other devices. Matrix products reach their full speed
+at 64 tokens, and the states of more than 256 no longer fit a core's cache."""
+HEAD_TOKENS = 64
+"""Tokens whose logits are in memory together, on CPU."""
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers by the part of the sequence that they see, in transformers' words."""
+
+
+class Found(NamedTuple):
+    """What a row gives for one sequence."""
+    number: int
+    log_likelihood: float
+    greedy: bool
+
+
+class FastJudge(Judge):
+    """lm-eval's view of a loaded model whose log-likelihoods are computed on packed rows."""
+
+    def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
+        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order."""
+        if not self._packs:
+            return super()._loglikelihood_tokens(requests, **settings)
+        sequences = [_scored(context, continuation, self.max_length) for _, context, continuation in requests]
+        scores: list[tuple[float, bool] | None] = [None] * len(requests)
+        for found in self._all(packing.pack(sequences, self._row_tokens), sequences):
+            for number, log_likelihood, greedy in found:
+                scores[number] = log_likelihood, greedy
+            # a rolling window has no key: its text counts when all its windows are scored
+            self.progress.advance(sum(requests[one.number][0] is not None for one in found))
+        return scores
+
+    def _windows(self, windows: list[list[int]]) -> list[float]:
+        if not self._packs:
+            return super()._windows(windows)
+        return [score for score, _ in self._loglikelihood_tokens([("window", ids[:1], ids[1:]) for ids in windows])]
+
+    @property
+    def _row_tokens(self) -> int:
+        return ROW_TOKENS if self.device.type == "cpu" else ROW_TOKENS * self.batch_size
+
+    @property
+    def _packs(self) -> bool:
+        """Whether the model takes packed rows; it is tried once."""
+        if not hasattr(self, "_tried"):
+            self._tried = packs(self.model)
+        return self._tried
+
+    def _all(self, families: list[Family], sequences: list[Scored]) -> Iterator[list[Found]]:
+        """What the rows give, in any order."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        if min(threads, len(families)) == 1:
+            for family in families:
+                yield from score_family(self.model, family, sequences)
+            return
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                jobs = [pool.submit(lambda one: list(score_family(self.model, one, sequences)), family)
+                        for family in families]
+                for job in as_completed(jobs):
+                    yield from job.result()
+        finally:
+            torch.set_num_threads(threads)
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether a model gives packed sequences the states that it gives them alone, tried on a few tokens."""
+    contexts = ((2, 3, 4, 5, 6, 7), (2, 3, 9))
+    alone = [Scored((*context, *ids), ids) for context in contexts for ids in ((4, 5, 6), (4, 8), (7, 7, 7, 7))]
+    try:
+        family_of(model)
+        if not set(_kinds(model)) <= {FULL, SLIDING}:
+            return False
+        together = {one.number: one.log_likelihood for family in packing.pack(alone, ROW_TOKENS)
+                    for found in score_family(model, family, alone) for one in found}
+        expected = {number: found[0].log_likelihood for number, one in enumerate(alone)
+                    for found in score_family(model, packing.pack([one], ROW_TOKENS)[0], [one])}
+    except (FamilyError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        logger.info("%s takes no packed sequences (%s); lm-eval's own route scores it", type(model).__name__, error)
+        return False
+    return all(abs(together[number] - score) <= 1e-3 * (1 + abs(score)) or score != score
+               for number, score in expected.items())
+
+
+@torch.inference_mode()
+def score_family(model: PreTrainedModel, family: Family, sequences: list[Scored]) -> Iterator[list[Found]]:
+    """What each row of a family gives; `sequences` are those that the family was packed from."""
+    cache = DynamicCache() if family.prefix else None
+    if family.prefix:
+        base_of(model)(torch.tensor([family.prefix], device=model.device), past_key_values=cache, use_cache=True)
+    for row in family.rows:
+        h_ND = _states(model, row, len(family.prefix), cache)
+        yield _row_scores(model, h_ND, row, sequences)
+
+
+def _states(model: PreTrainedModel, row: Row, prefix: int, cache: DynamicCache | None) -> Tensor:
+    """What enters the output head, for each token of a row, (N, D)."""
+    given: dict[str, Any] = {}
+    if prefix or not row.chain:
+        given = {"position_ids": torch.tensor([row.positions_N], device=model.device),
+                 "attention_mask": _masks(model, row, prefix)}
+    states = base_of(model)(torch.tensor([row.ids_N], device=model.device), past_key_values=cache,
+                            use_cache=cache is not None, **given).last_hidden_state[0]
+    if cache is not None:
+        cache.crop(-len(row.ids_N))
+    return states
+
+
+def _masks(model: PreTrainedModel, row: Row, prefix: int) -> Tensor | dict[str, Tensor]:
+    """Additive masks (1, 1, N, P + N): one for all layers, or one by kind for models whose layers differ."""
+    def mask(window: int | None) -> Tensor:
+        seen = packing.visible(row, prefix, window)
+        least = torch.finfo(model.dtype).min
+        return torch.where(seen, 0.0, least)[None, None].to(model.device, model.dtype)
+
+    window = getattr(model.config, "sliding_window", None)
+    kinds = _kinds(model)
+    if kinds:
+        return {kind: mask(window if kind == SLIDING else None) for kind in dict.fromkeys((FULL, *kinds))}
+    return mask(window)
+
+
+def _kinds(model: PreTrainedModel) -> list[str]:
+    """The kind of each layer; empty where the layers do not differ."""
+    return list(getattr(model.config, "layer_types", None) or [])
+
+
+def _row_scores(model: PreTrainedModel, h_ND: Tensor, row: Row, sequences: list[Scored]) -> list[Found]:
+    """The scores of the sequences of a row."""
+    paths = [(number, row.path(end, len(sequences[number].targets))) for number, end in row.ends]
+    nodes = sorted({node for _, path in paths for node in path})
+    place = {node: place for place, node in enumerate(nodes)}
+    at = torch.tensor([place[node] for _, path in paths for node in path], device=h_ND.device)
+    targets = torch.tensor([token for number, _ in paths for token in sequences[number].targets], device=h_ND.device)
+    log_probs, hits = _log_probs(_head(model), h_ND[nodes], at, targets)
+    lengths = [len(path) for _, path in paths]
+    return [Found(number, float(own.sum(dtype=torch.float64)), bool(hit.all()))
+            for (number, _), own, hit in zip(paths, log_probs.split(lengths), hits.split(lengths), strict=True)]
+
+
+def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax at the targets (float32), and whether each is the likeliest token; `at` is the place in `h_CD`."""
+    chunk = HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
+    log_probs = torch.empty(len(targets), device=h_CD.device)
+    hits = torch.empty(len(targets), dtype=torch.bool, device=h_CD.device)
+    for first in range(0, len(h_CD), chunk):
+        logits_CV = head(h_CD[first:first + chunk]).float()
+        mine = ((at >= first) & (at < first + chunk)).nonzero()[:, 0]
+        rows, ids = at[mine] - first, targets[mine]
+        hits[mine] = logits_CV.argmax(-1)[rows] == ids
+        log_probs[mine] = logits_CV.log_softmax(-1)[rows, ids]
+    return log_probs, hits
+
+
+def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """From what enters the output head to logits, with the soft cap of families that have one."""
+    name, head = family_of(model).soft_cap, output_head(model)
+    cap = getattr(model.config, name) if name else None
+    return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)
+
+
+def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
+    """What lm-eval gives the model of a request, which it cuts from the left to the model's length.
+
+    Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model reads.
+    """
+    assert context and 0 < len(continuation) <= max_length
+    return Scored(tuple([*context, *continuation][-(max_length + 1):][:-1]), tuple(continuation))
