@@ -74,12 +74,17 @@ def pack(sequences: list[Scored], limit: int) -> list[Family]:
     for shared, numbers in _runs(sequences, order):
         size = _size(sequences, numbers, 0)
         if shared >= PREFIX and size > WHOLE * limit and len(numbers) > 1:
-            families.append(Family(sequences[numbers[0]].ids[:shared],
-                                   _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit)))
+            families.append(family(sequences, numbers, shared, limit))
         else:
             small += _units(sequences, numbers, 0, limit)
     families += [Family((), [row]) for row in _rows(sequences, small, 0, limit)]
     return sorted(families, key=lambda family: -family.tokens)
+
+
+def family(sequences: list[Scored], numbers: list[int], shared: int, limit: int) -> Family:
+    """Sorted sequences whose first `shared` tokens are the same, as rows after this prefix."""
+    return Family(sequences[numbers[0]].ids[:shared],
+                  _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit))
 
 
 def visible(row: Row, prefix: int, window: int | None = None) -> Tensor:

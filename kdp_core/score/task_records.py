@@ -20,6 +20,10 @@ from kdp_core.model import assets
 PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
 
 
+ITEM_FIELDS = {"doc_id", "target", "responses", "filter", "doc_hash", "prompt_hash"}
+"""What a line of an item holds beside the metrics."""
+
+
 class Record(NamedTuple):
     """What one task gave, as its file holds it."""
     task: str
@@ -56,6 +60,20 @@ def read(path: Path | None) -> Record | None:
     with path.open(encoding="utf-8", newline="\n") as file:
         head, samples = json.loads(file.readline()), list(file)
     return Record(**head | {"scores": [Score(**score) for score in head["scores"]], "samples": samples})
+
+
+def item_values(record: Record) -> dict[str, dict[str, Any]]:
+    """By metric, each item's value, for paired tests: of the first of lm-eval's filters that has the metric.
+
+    Items are named by task, number and hash, so that the same item has the same name for every model. The value of a
+    perplexity is (log-likelihood in nats, weight), that of AUC (margin in nats, label).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for sample in map(json.loads, record.samples):
+        name = f"{record.task}:{sample['doc_id']}:{sample['doc_hash']}"
+        for metric in sample.keys() - ITEM_FIELDS:
+            found.setdefault(metric, {}).setdefault(name, sample[metric])
+    return found
 
 
 def _file_name(task: str) -> str:

@@ -11,7 +11,7 @@ from kdp_core.base import store
 from kdp_core.base.options import OptionError
 from kdp_core.model import checkpoints
 from kdp_core.results.summary import main_scores
-from kdp_core.score import evaluate, fast, judge, tasks
+from kdp_core.score import evaluate, fast, judge, task_records, tasks
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.metrics import PPL_CEILING, PRIMARY
 from tests import pico
@@ -216,6 +216,18 @@ def test_a_killed_evaluation_goes_on_at_the_task_it_was_in(scored, llama_folder,
 
     again = evaluate.evaluate(llama_folder, **given)
     assert again == found and len(ran) == 2 and len(loads) == 2
+
+
+def test_a_record_tells_the_value_of_each_item_and_both_scorers_agree(llama_folder, task_folder, tmp_path, loads):
+    given = {"tasks": ["heldout_continuation"], "task_folders": [task_folder]}
+    values = {}
+    for scorer in ("fast", "lm_eval"):
+        found = evaluate.evaluate(llama_folder, **given, scorer=scorer, records_folder=tmp_path / scorer)
+        record = task_records.read(_kept(tmp_path / scorer)["heldout_continuation"])
+        values[scorer] = task_records.item_values(record)
+        assert set(values[scorer]) == {"acc", "acc_norm"} and len(values[scorer]["acc"]) == 8
+        assert statistics.mean(values[scorer]["acc"].values()) == _by_name(found)["heldout_continuation", "acc"].value
+    assert values["fast"] == values["lm_eval"] and len(loads) == 2
 
 
 def test_what_changes_a_score_makes_its_record_anew(llama_folder, task_folder, tmp_path, loads):

@@ -1,13 +1,24 @@
 """The fast scorer against lm-eval's own HFLM: on pico models of all families, folded ones, and real sets."""
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from kdp_core.score import fast
+from kdp_core.model import checkpoints
+from kdp_core.model.folded import FOLDED
+from kdp_core.score import benchmarks, fast, packing
+from kdp_core.score.benchmarks import BENCHMARKS, Chosen
 from kdp_core.score.fast import FastJudge
+from kdp_core.score.judge import Judge
+from kdp_core.score.packing import Scored
 from tests import pico
+from tests.kdp_core.model.random_weights import filled
+from tests.kdp_core.score.hub import built
 
 DOCUMENTS = pico.documents(12, seed=3, words=90)
 
@@ -57,3 +68,107 @@ def test_it_gives_the_same_on_several_threads(packed):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+FOLDED_AS = {
+    "stand-ins and dropped parts": {
+        "stand_ins": [{"layer": 2, "after": False, "kind": "affine", "options": {"width": 32}},
+                      {"layer": 3, "after": True, "kind": "affine", "options": {"width": 32, "bypass_above": 9.0}}],
+        "dropped_parts": {"attention": [0, 2], "mlp": [1]}, "head_adapter": 3},
+    "narrow": {"widths": [{"heads": 2, "kv_heads": 1, "intermediate": 20}] * 4},
+    "sliced": {"sliced": {"attention": [12, 16, 32, 32], "mlp": [20, 24, 32, 32], "final": 28},
+               "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("entries", FOLDED_AS.values(), ids=list(FOLDED_AS))
+def test_folded_models_are_packed_too(entries, packed, monkeypatch):
+    monkeypatch.setattr(fast, "ROW_TOKENS", 64)
+    config_class, model_class = FOLDED["llama"]
+    given = {key: value for key, value in pico.model("llama", layers=4).config.to_dict().items() if key != "model_type"}
+    check(FastJudge(filled(model_class(config_class(**{**given, **entries})).eval()), pico.tokenizer()), requests())
+
+
+def test_a_model_that_mixes_neighbouring_tokens_is_scored_by_lm_eval():
+    model = pico.model("llama", layers=2)
+    model.model.layers[1].register_forward_pre_hook(
+        lambda _, args: (args[0] + 0.05 * torch.nn.functional.pad(args[0], (0, 0, 1, 0))[:, :-1], *args[1:]))
+    assert not fast.packs(model)
+    check(FastJudge(model, pico.tokenizer()), requests())
+
+
+def test_a_model_of_an_unknown_family_is_scored_by_lm_eval():
+    config = GPT2Config(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=256)
+    model = GPT2LMHeadModel(config).eval()
+    assert not fast.packs(model)
+    check(FastJudge(model, pico.tokenizer()), requests())
+
+
+def test_greedy_continuations_are_found(packed):
+    judge, context = FastJudge(pico.model("llama"), pico.tokenizer()), [5, 9, 200, 31]
+    best = judge.model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    greedy = best[0, len(context):].tolist()
+    given = [(("", str(i)), context, ids) for i, ids in enumerate((greedy, [greedy[0], (greedy[1] + 1) % 384]))]
+    assert [hit for _, hit in judge._loglikelihood_tokens(given)] == [True, False]
+
+
+def test_rolling_text_and_windows_are_lm_evals(packed):
+    """Texts longer than the model reads, which lm-eval cuts into windows, beside items that carry token ids."""
+    model = pico.model("llama")
+    ours, theirs = (judge(model, pico.tokenizer(), max_length=24) for judge in (FastJudge, Judge))
+    given = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in DOCUMENTS[:3]]
+    ids = [Instance("loglikelihood_rolling", {"ids": list(range(2 + i, 18 + i))}, ("",), 0) for i in range(3)]
+    found = ours.loglikelihood_rolling(given + ids)
+    # lm-eval's route is closed above, so its own class answers
+    text = HFLM(pretrained=model, backend="causal", tokenizer=pico.tokenizer(), max_length=24)
+    assert found[:3] == pytest.approx(text.loglikelihood_rolling(given), abs=1e-4 * 24)
+    assert found[3:] == pytest.approx(theirs.loglikelihood_rolling(ids), abs=1e-4)
+
+
+def test_what_sequences_share_is_run_once():
+    """Tokens that are run, counted: one context with its choices, and examples that all prompts begin with."""
+    context, choices = tuple(range(10, 30)), [(40, 41, 42), (40, 43), (50,)]
+    one = packing.pack([Scored((*context, *ids[:-1]), ids) for ids in choices], 256)
+    # the last token of a choice is only predicted: 20 of the context, 40 and 41 of the choices
+    assert [(family.prefix, family.tokens) for family in one] == [((), 22)]
+    shots = tuple(range(100, 200))
+    many = [Scored((*shots, 300 + i, 301 + i, 302 + i), (7,)) for i in range(0, 90, 3)]
+    family, = packing.pack(many, 64)
+    assert len(family.prefix) == 100 and family.tokens == 100 + 3 * 30
+    assert all(len(row.ids_N) <= 64 for row in family.rows)
+    assert sorted(number for row in family.rows for number, _ in row.ends) == list(range(30))
+
+
+def test_a_token_sees_its_own_path_within_the_window():
+    row = packing.pack([Scored((1, 2, 3), (9,)), Scored((1, 2, 4, 5), (9,))], 8)[0].rows[0]
+    assert (row.ids_N, row.positions_N) == ([1, 2, 3, 4, 5], [0, 1, 2, 2, 3])
+    seen = packing.visible(row, 0).int().tolist()
+    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert packing.visible(row, 0, 2).int().tolist()[4] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_real_items_of_every_local_task(shots, llama_folder):
+    """The prompts of the real sets, as many as are there, on a pico model that reads at most 64 tokens."""
+    data = os.environ.get("KDP_DATA", "")
+    names = [name for name, entry in BENCHMARKS.items() if not entry.code and data and all(
+        (Path(data) / file).is_file() for file in benchmarks.local_files(name, fewshot=shots))]
+    if not names:
+        pytest.skip("KDP_DATA names no folder with the local files of docs/benchmarks.md")
+    model, tokenizer = checkpoints.load_model(llama_folder), checkpoints.load_tokenizer(llama_folder)
+    ours = FastJudge(model, tokenizer, max_length=64)
+    theirs = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, max_length=64, batch_size=8)
+    for name in names:
+        task = built(Chosen([name], data=data, fewshot=shots), name)
+        task.build_all_requests(limit=3)
+        kind = task.instances[0].request_type
+        if kind == "generate_until":
+            continue
+        given = [one for one in task.instances if len(tokenizer(one.args[-1])["input_ids"]) <= 60
+                 or kind == "loglikelihood_rolling"]
+        found, right = (getattr(judge, kind)(given) for judge in (ours, theirs))
+        if kind == "loglikelihood":
+            assert [hit for _, hit in found] == [hit for _, hit in right], name
+            found, right = ([score for score, _ in answers] for answers in (found, right))
+        # a rolling score is a sum over many windows, each to 1e-4
+        assert found == pytest.approx(right, abs=1e-4, rel=1e-6 if kind == "loglikelihood_rolling" else 0), name
