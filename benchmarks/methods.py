@@ -49,7 +49,9 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "kdp": KDP, "kdp_residual": RESIDUAL,
     # SLEB's own code reads about 10,000 tokens for each candidate; here it reads 2,048, as kdp_residual's search does
     "sleb": {"search": {"sequences": 16}},
-    "streamline": {"compose": {"epochs": 5}},
+    "streamline": {"compose": {"epochs": 5}}, "streamline_relative": {"compose": {"epochs": 5}},
+    # the paper draws 1,000 times
+    "ziplm": {"compose": {"draws": 100}},
 }
 """The options of a method that differ from its defaults, for a run on a CPU."""
 VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
