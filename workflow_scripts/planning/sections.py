@@ -29,8 +29,8 @@ def some(item: dict[str, Any], description: str) -> dict[str, Any]:
     return {"type": "array", "items": item, "minItems": 1, "uniqueItems": True, "description": description}
 
 
-SOURCE = text("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel, or a local "
-              "path.")
+SOURCE = text("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one "
+              "file joined by ' + '), or a local path.")
 SHA256 = text("Hash that the file must have.", pattern="^[0-9a-f]{64}$")
 
 MODEL = block("A dense model.", {

