@@ -45,6 +45,11 @@ include: "rules/report.smk"
 include: "rules/test.smk"
 
 
+onerror:
+    for reason in failures.reasons([str(path) for path in log]):
+        failures.say_last(reason)
+
+
 localrules:
     all,
 

@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 # Snakemake hands this path on to the scripts, which therefore find job.py and gather.py
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
-from planning import code, evaluation, figures, grid, resources, variants
+from planning import code, evaluation, failures, figures, grid, resources, variants
 from planning.config import check
 from planning.grid import BLOCK, POINT, POINT_NAME, SEARCH
 from planning.messages import ConfigError
@@ -22,6 +22,7 @@ from planning.messages import ConfigError
 try:
     config.update(check(config))
 except ConfigError as error:
+    failures.say_last(str(error))
     raise WorkflowError(str(error)) from None
 
 FAMILIES = grid.seed_families(config)

@@ -2,10 +2,10 @@
 
 Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
 There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
-sink. A mix takes a fixed number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most
-128 tokens from each of its data sets. The paper does not say whether samples are packed, cut or padded; here they are
-packed. Orders follow from (seed, name of the part) through SHA-256, so a new part does not change the windows of the
-others.
+sink. A family that cannot do without a first token of its own (`families.first_token`) has it in every window. A mix
+takes a fixed number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens
+from each of its data sets. The paper does not say whether samples are packed, cut or padded; here they are packed.
+Orders follow from (seed, name of the part) through SHA-256, so a new part does not change the windows of the others.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib
@@ -14,6 +14,7 @@ import logging
 import re
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -91,25 +92,26 @@ def read_hub_documents(name: str, *, revision: str, config: str | None, split: s
     except TextError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise TextError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}; check name, configuration, "
+        raise TextError(f"{where} cannot be read: {shorten(str(error), 300)}; check name, configuration, "
                         "split and network, or name a local file") from error
     return _not_empty(taken, where)
 
 
 def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int, seed: int,
-         vocabulary: int | None = None) -> Tokens:
+         vocabulary: int | None = None, start: int | None = None) -> Tokens:
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
     The documents of a part are shuffled and joined, and the part's windows are the first ones of that text. The ids are
-    int64 (S, T). `vocabulary` is the number of embedding rows, which all ids must be below (None: unchecked). Raises
-    TextError for a part that is too short, or for ids that are too large.
+    int64 (S, T). `vocabulary` is the number of embedding rows, which all ids must be below (None: unchecked). `start`
+    is an id that every window begins with, in the place of one of its tokens. Raises TextError for a part that is too
+    short, or for ids that are too large.
     """
     _check_parts(parts, length)
     ids, sources = [], []
     for part in parts:
         order = torch.randperm(len(part.documents), generator=_generator(seed, part.name)).tolist()
         text = SEPARATOR.join(part.documents[i] for i in order)
-        ids.append(_first_windows(tokenizer, text, length, part))
+        ids.append(_started(_first_windows(tokenizer, text, _own(length, start), part), start))
         sources += [part.name] * part.sequences
     order = torch.randperm(len(sources), generator=_generator(seed, "/windows"))
     ids_ST = torch.cat(ids)[order]
@@ -122,19 +124,19 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
 
 
 def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int,
-            vocabulary: int | None = None) -> Tensor:
+            vocabulary: int | None = None, start: int | None = None) -> Tensor:
     """All windows of the documents in their order, for held-out perplexity, int64 (S, T).
 
-    A remainder shorter than `length` tokens is left out. `vocabulary` as in `pack`. Raises TextError for a text shorter
-    than one window, or for ids that are too large.
+    A remainder shorter than `length` tokens is left out. `vocabulary` and `start` as in `pack`. Raises TextError for a
+    text shorter than one window, or for ids that are too large.
     """
     if length < 1:
         raise TextError(f"a window of {length} tokens is not possible; give a length of at least 1 token")
     ids_N = _tokenise(tokenizer, SEPARATOR.join(documents))
-    if len(ids_N) < length:
+    if len(ids_N) < _own(length, start):
         raise TextError(f"the text gives {len(ids_N)} tokens, less than one window of {length}; "
                         "give more text or shorter windows")
-    ids_ST = _cut(ids_N, length)
+    ids_ST = _started(_cut(ids_N, _own(length, start)), start)
     _check_vocabulary(ids_ST, vocabulary)
     return ids_ST
 
@@ -163,6 +165,19 @@ def _cut(ids_N: Tensor, length: int) -> Tensor:
     """All whole windows (S, T); the remainder is left out."""
     count = len(ids_N) // length
     return ids_N[:count * length].view(count, length)
+
+
+def _own(length: int, start: int | None) -> int:
+    """Tokens of a window that come from the text; TextError if none would."""
+    own = length if start is None else length - 1
+    if own < 1:
+        raise TextError(f"a window of {length} tokens holds no text beside its first token; give longer windows")
+    return own
+
+
+def _started(ids_ST: Tensor, start: int | None) -> Tensor:
+    """Windows with the id `start` before their tokens, if there is one."""
+    return ids_ST if start is None else torch.nn.functional.pad(ids_ST, (1, 0), value=start)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

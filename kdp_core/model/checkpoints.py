@@ -6,17 +6,19 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gguf import GGUFReader
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, pre_tokenizers
 
 from kdp_core.base.records import ModelFacts
 from kdp_core.base.store import atomic
+from kdp_core.model import gguf_file
 from kdp_core.model.assets import sha256_of
-from kdp_core.model.families import FAMILIES, decoder_layers, family_of, is_known, type_of
+from kdp_core.model.families import decoder_layers, output_head, type_of
+from kdp_core.model.intake import PICKLED, ModelError, check_config, check_folder, has_weights, is_pickled
 from kdp_core.model.sizes import count_macs, count_params
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+# what torch raises for a file that holds more than tensors; this library imports no pickle of its own
+NOT_TENSORS = torch.serialization.pickle.UnpicklingError
 MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
 """The device, in accelerate's word, of a model whose layers are spread over several devices."""
@@ -33,29 +37,31 @@ JUNK = ("_model_name_or_path", "quantization_config")
 """Entries of the configuration that a GGUF file leaves behind and that are wrong after conversion."""
 
 
-class ModelError(ValueError):
-    """A checkpoint cannot serve as a dense model."""
-
-
 def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
             trust_remote_code: bool = False) -> ModelFacts:
-    """Write the checkpoint at `path` (GGUF file or safetensors folder) to the folder `out`, as plain safetensors.
+    """Write the checkpoint at `path` (GGUF file or checkpoint folder) to the folder `out`, as plain safetensors.
 
-    GGUF weights are dequantised. The facts hold `source`; of an absolute path they hold only the last part. Raises
-    ModelError before loading for a form, family or vocabulary that cannot be used, and after loading for weights that
-    are missing or not finite.
+    GGUF weights are dequantised; of pickled weights (pytorch_model*.bin) the tensors are read and nothing else. The
+    facts hold `source`; of an absolute path they hold only the last part. Raises ModelError before loading for a form
+    or family that cannot be used, and after loading for weights that are missing or not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        check_folder(path)
     where = _locate(path)
     where["trust_remote_code"] = trust_remote_code
-    _check_config(path, _load(path, "AutoConfig", where))
+    header = _header(path)
+    config = _load(path, "AutoConfig", where)
+    check_config(_entries(config, header), path)
+    if header is not None:
+        gguf_file.complete(header, config)
     tokenizer = _load(path, "AutoTokenizer", where)
-    if path.suffix == ".gguf":
-        _repair_gguf(tokenizer, path)
+    if header is not None:
+        _repair_gguf(tokenizer, header)
     logger.info("loading %s as %s", path.name, dtype)
-    model, info = _load(path, MODEL, where, dtype=torch_dtype(dtype), output_loading_info=True)
-    _check_weights(path, model, info)
-    _check_vocabulary(path, model, tokenizer)
+    model, info = _load(path, MODEL, where, config=config, dtype=torch_dtype(dtype), output_loading_info=True)
+    _check_weights(path, model, info, header)
+    _warn_of_vocabulary(path, model, tokenizer)
     _make_plain(model, tokenizer)
     with atomic(out) as temporary:
         model.save_pretrained(temporary)
@@ -187,10 +193,24 @@ def _locate(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is neither a checkpoint folder nor a .gguf file; correct the model's source")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json; name the folder that holds config.json, weights and tokenizer")
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path} has no *.safetensors weights; pickled ones (*.bin, *.pt, *.pth) run code when they "
-                         "are read and are refused: convert to safetensors, or take a revision that has them")
-    return {"pretrained_model_name_or_path": path, "use_safetensors": True}
+    if not has_weights(path):
+        raise ModelError(f"{path} has no weights (*.safetensors or {PICKLED}); other forms run code when they are read "
+                         "and are refused: convert to safetensors, or take a revision that has them")
+    return {"pretrained_model_name_or_path": path, "use_safetensors": not is_pickled(path), "weights_only": True}
+
+
+def _header(path: Path) -> gguf_file.Header | None:
+    """The checked header of a GGUF file; None for a folder."""
+    if path.suffix != ".gguf":
+        return None
+    header = gguf_file.read(path)
+    gguf_file.check(header)
+    return header
+
+
+def _entries(config: "PretrainedConfig", header: gguf_file.Header | None) -> dict[str, Any]:
+    """A configuration's entries. A GGUF file has one for its own quantised weights, which are dequantised."""
+    return {key: value for key, value in config.to_dict().items() if header is None or key not in JUNK}
 
 
 def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
@@ -199,51 +219,46 @@ def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
     Of `where` the class gets only the arguments that it knows.
     """
     if kind != MODEL:
-        where = {key: value for key, value in where.items() if key != "use_safetensors"}
+        where = {key: value for key, value in where.items() if key not in ("use_safetensors", "weights_only")}
     try:
         return _auto(kind).from_pretrained(**where, **more)
+    except NOT_TENSORS as error:
+        raise ModelError(f"{path}: {PICKLED} holds more than tensors, or is damaged, and nothing else is read; convert "
+                         "it to safetensors, or take a revision that has them") from error
     except LOAD_ERRORS as error:
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: {kind} cannot load it ({said}); get the checkpoint again, complete, or "
-                         "choose another") from error
+        raise ModelError(f"{path}: {kind} cannot load it ({shorten(str(error), 300)}); get the checkpoint "
+                         "again, complete, or choose another") from error
 
 
-def _check_config(path: Path, config: "PretrainedConfig") -> None:
-    if config.is_encoder_decoder:
-        raise ModelError(f"{path}: {type_of(config)} is an encoder-decoder model; choose a decoder-only one, as "
-                         "layers are removed from one stack here")
-    if not is_known(config):
-        raise ModelError(f"{path}: family {type_of(config)!r} is not supported; choose one of {', '.join(FAMILIES)}")
-    if not family_of(config).norms_first(config):
-        raise ModelError(f"{path}: the norms of this {type_of(config)} model follow the sum "
-                         f"({family_of(config).pre_norm} is false, as in OPT-350M), so it has no residual stream; "
-                         "choose another size")
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is not None and path.suffix != ".gguf":
-        raise ModelError(f"{path} is quantised; only GGUF is dequantised here, so choose the full-precision checkpoint")
-
-
-def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any]) -> None:
+def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
+                   header: gguf_file.Header | None) -> None:
     missing = sorted(info["missing_keys"])  # transformers fills these with random numbers and only warns
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get the checkpoint "
                          "again, complete")
+    if header is not None and (unused := gguf_file.unused_tensors(header, model)):
+        raise ModelError(f"{path} holds {len(unused)} tensors that a {type_of(model)} model has no place for, the "
+                         f"first {unused[0]}; take the safetensors original")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: NaN weights, or infinite ones, in {name} (as {tensor.dtype}); get the "
                              "checkpoint again or choose a dtype of wider range")
 
 
-def _check_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Warn of entries beyond the embedding, such as an added padding token; an id that text really gives is refused."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ModelError(f"{path}: vocabulary mismatch, the tokenizer has {len(tokenizer)} entries and the model "
-                         f"{rows} embedding rows; use the tokenizer that belongs to the model")
+        first = min((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)[1]
+        logger.warning("%s: the tokenizer has %d entries and the model %d embedding rows; texts that give an entry "
+                       "beyond them, such as %s, will be refused", path, len(tokenizer), rows, first)
 
 
 def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Remove what points to the converted file, so that an ordinary full-precision checkpoint is saved."""
     model.hf_quantizer, model.is_quantized = None, False
+    # a head of its own under a flag that says tied: a merge of adapters leaves that (huggingface/transformers#45127)
+    model.config.tie_word_embeddings = output_head(model).weight is model.get_input_embeddings().weight
     for name in JUNK:
         model.config.__dict__.pop(name, None)
     for name in ("is_local", "local_files_only", "gguf_file", "name_or_path"):
@@ -255,19 +270,16 @@ def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
         model.generation_config.do_sample = True
 
 
-def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header) -> None:
     """Correct two errors of transformers 5 in reading a GGUF file's tokenizer.
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
     splits digits before its byte-level BPE, which the file states by name only and which transformers does not read.
     """
-    reader = GGUFReader(path)
-    tokens, pre = reader.get_field("tokenizer.ggml.tokens"), reader.get_field("tokenizer.ggml.pre")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    if tokens is not None:
-        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens.data)]
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]
     backend = Tokenizer.from_str(json.dumps(state))
-    if pre is not None and pre.contents() == "smollm":
+    if header.fields.get("tokenizer.ggml.pre") == "smollm":
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                          backend.pre_tokenizer])
     tokenizer._tokenizer = backend

@@ -92,6 +92,9 @@ class Family(NamedTuple):
     """Name below the trunk of the map from the last state to the width of the embedding, where a model has one."""
     soft_cap: str = ""
     """Entry that holds the soft cap of the logits."""
+    needs_bos: bool = False
+    """Whether a sequence must begin with the token for that. Gemma 3 270M has a perplexity of 14 with it on a paragraph
+    of news, and of 156 without it, the first eight tokens left out."""
 
     @property
     def prefix(self) -> str:
@@ -150,7 +153,7 @@ _RECORDS = (
            {"attention": _attention("self_attn.o_proj", "input_layernorm", "post_attention_layernorm",
                                     "attention_bias"),
             "mlp": _gated("pre_feedforward_layernorm", "post_feedforward_layernorm")},
-           gain_offset=1.0, head_norms=True, soft_cap="final_logit_softcapping",
+           gain_offset=1.0, head_norms=True, soft_cap="final_logit_softcapping", needs_bos=True,
            names={"hidden_act": "hidden_activation"},
            defaults={"tie_word_embeddings": True, "attention_bias": False, "num_key_value_heads": 4, "head_dim": 256}),
     Family("opt", "OPTConfig", "OPTForCausalLM",
@@ -189,6 +192,12 @@ def family_of(model: Any) -> Family:
     if name not in FAMILIES:
         raise FamilyError(f"family {name!r} is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def first_token(model: Any) -> int | None:
+    """The id that every sequence of a model (or configuration) begins with; None where a text's own comes first."""
+    config = getattr(model, "config", model)
+    return config.bos_token_id if family_of(config).needs_bos else None
 
 
 # Where things lie in a model (a causal language model of transformers) ------------------------------------------------

@@ -12,6 +12,7 @@ from kdp_core import methods
 from kdp_core.base import texts
 from kdp_core.base.records import Tokens
 from kdp_core.model import checkpoints
+from kdp_core.model.families import first_token
 from kdp_core.prune import fold
 from kdp_core.states import hidden, similarity
 
@@ -49,7 +50,7 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     methods.check_options(method, options or {})
     # too few documents are refused before the model is written
     tokens = texts.pack(tokenizer, [texts.Part("documents", documents, sequences)], length=length, seed=seed,
-                        vocabulary=model.get_input_embeddings().weight.shape[0])
+                        vocabulary=model.get_input_embeddings().weight.shape[0], start=first_token(model))
     with tempfile.TemporaryDirectory(prefix="kdp-") as kept:
         folder = Path(kept)
         model.save_pretrained(folder / "dense")

@@ -24,6 +24,7 @@ from datasets import Dataset
 from kdp_core.base import options, store, texts
 from kdp_core.base.options import Count, Natural
 from kdp_core.model import checkpoints
+from kdp_core.model.families import first_token
 
 FILES = Path(__file__).parent / "task_files"
 NAMES = ("heldout_ppl", "heldout_lastword", "heldout_continuation")
@@ -117,11 +118,12 @@ def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dat
     is left out. `bytes` counts the UTF-8 bytes of the predicted tokens 2 to end.
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
-    reader = checkpoints.load_tokenizer(tokenizer)
+    reader, start = checkpoints.load_tokenizer(tokenizer), first_token(checkpoints.config_of(tokenizer))
     items = []
-    for ids in texts.windows(reader, given["documents"], length=given["window"]).tolist():
+    for ids in texts.windows(reader, given["documents"], length=given["window"], start=start).tolist():
         predicted = reader.decode(ids[1:], clean_up_tokenization_spaces=False)
-        items.append({"ids": ids, "text": reader.decode(ids, clean_up_tokenization_spaces=False),
+        own = ids if start is None else ids[1:]
+        items.append({"ids": ids, "text": reader.decode(own, clean_up_tokenization_spaces=False),
                       "bytes": len(predicted.encode())})
     return {"test": Dataset.from_list(items)}
 

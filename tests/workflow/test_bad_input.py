@@ -1,5 +1,6 @@
 """Bad input: one clear error that names the value, before anything expensive has run."""
 import copy
+import json
 
 import pytest
 import safetensors.torch
@@ -88,6 +89,34 @@ def test_the_config_is_refused_before_any_job(project):
     assert not (project.folder / "results").exists()
 
 
+def unusable(folder, **entries):
+    """A local model whose configuration has other entries."""
+    pico.save(folder, "llama", layers=1)
+    described = json.loads((folder / "config.json").read_text()) | entries
+    (folder / "config.json").write_text(json.dumps(described))
+    return str(folder)
+
+
+def test_a_local_folder_that_cannot_be_pruned_is_refused_with_the_config(project, tmp_path):
+    source = unusable(tmp_path / "other", model_type="falcon")
+    project.config["models"]["pico"]["source"] = source
+    text = refused(project, "--dry-run")
+    # it is the last thing that a user reads
+    assert f"config: models.pico: {source}: family 'falcon' is not supported; choose" in text.strip().splitlines()[-1]
+    assert not (project.folder / "results").exists()
+
+
+def test_a_folder_is_looked_at_until_it_is_converted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = copy.deepcopy(CONFIG)
+    config["models"]["pico"]["source"] = unusable(tmp_path / "other", quantization_config={"bits": 4})
+    with pytest.raises(ConfigError, match=r"models\.pico: .*other is quantised"):
+        check(config)
+    (tmp_path / "results/pico").mkdir(parents=True)
+    (tmp_path / "results/pico/facts.json").touch()
+    check(config)
+
+
 def test_a_missing_model_is_named(project):
     project.config["models"]["pico"]["source"] = "no/such/model"
     text = refused(project, "results/pico/facts.json")
@@ -108,7 +137,10 @@ def test_weights_that_are_not_numbers_are_named(project, tmp_path):
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     project.config["models"]["pico"]["source"] = str(folder)
     text = refused(project, "results/pico/facts.json")
-    assert "ModelError" in text and "model.layers.1.mlp.up_proj.weight" in text
+    # the last thing that a user reads, below what snakemake says of the failure
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("dense: ModelError: ") and "model.layers.1.mlp.up_proj.weight" in last
+    assert last.endswith("(whole trace: results/logs/dense/pico.log)")
 
 
 def test_a_ratio_out_of_reach_stops_before_training_and_says_the_largest(project):

@@ -72,3 +72,22 @@ def test_failure_is_passed_on(folder):
     (folder / "Snakefile").write_text('rule broken:\n    output: "x"\n    shell: "exit 3"\n')
     done = finished(folder)
     assert done.returncode != 0 and "results/report.html" not in done.stdout
+
+
+def test_the_error_of_the_job_is_the_last_line(folder):
+    (folder / "Snakefile").write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT / "workflow_scripts")!r})
+from planning import failures
+onerror:
+    for reason in failures.reasons([str(path) for path in log]):
+        failures.say_last(reason)
+rule broken:
+    output: "x"
+    log: "results/logs/broken/x.log"
+    shell: "echo 'kdp_core.model.intake.ModelError: too small; choose another' > {{log}}; exit 3"
+""")
+    done = finished(folder)
+    assert done.returncode != 0
+    assert done.stdout.strip().splitlines()[-1] == \
+        "broken: ModelError: too small; choose another (whole trace: results/logs/broken/x.log)"

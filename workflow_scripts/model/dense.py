@@ -2,14 +2,14 @@
 from job import job
 
 from kdp_core.base import store
-from kdp_core.model import assets, checkpoints
+from kdp_core.model import assets, checkpoints, intake
 
 
 def convert_model(entry: dict, cache: str, out: str, out_facts: str) -> None:
     """Fetch, check and convert a model."""
-    path = assets.fetch(entry["source"], sha256=entry.get("sha256"), cache=cache)
+    path = assets.fetch(entry["source"], sha256=entry.get("sha256"), cache=cache, check=intake.check_folder)
     facts = checkpoints.convert(path, out, dtype=entry.get("dtype", "float32"), source=entry["source"],
-                           trust_remote_code=entry.get("trust_remote_code", False))
+                                trust_remote_code=entry.get("trust_remote_code", False))
     store.write(out_facts, facts)
 
 

@@ -3,6 +3,7 @@ from job import job
 
 from kdp_core.base import store, texts
 from kdp_core.model import checkpoints
+from kdp_core.model.families import first_token
 
 
 def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out: str) -> None:
@@ -10,7 +11,8 @@ def pack_tokens(dense: str, facts: str, documents: dict, calibration: dict, out:
     parts = [texts.Part(name, texts.read_documents(documents[name], format="jsonl"), count)
              for name, count in calibration["mix"].items()]
     tokens = texts.pack(checkpoints.load_tokenizer(dense), parts, length=calibration["length"],
-                        seed=calibration["seed"], vocabulary=store.read(facts).vocabulary)
+                        seed=calibration["seed"], vocabulary=store.read(facts).vocabulary,
+                        start=first_token(checkpoints.config_of(dense)))
     store.write(out, tokens)
 
 

@@ -1,7 +1,8 @@
 """What is known of a run before any job: the checked configuration, the grid, resources, hashes of code, figures.
 
-The rules import these modules. They import neither torch nor kdp_core, so that planning stays quick; what they must
-know of the methods stands in the schema (schema.py), which is made from the signatures of the library.
+The rules import these modules. They import neither torch nor methods, so that planning stays quick; what they must
+know of the methods stands in the schema (schema.py), which is made from the signatures of the library. Of kdp_core they
+import only modules that import nothing heavy: the tables of families, and the check of folders.
 
     schema       the JSON schema of the configuration
     messages     ConfigError, and the words of its messages
@@ -10,6 +11,8 @@ know of the methods stands in the schema (schema.py), which is made from the sig
     evaluation   tasks and benchmarks
     resources    sizes of models, memory, devices, shards, and what the planner counts
     config       the check of a configuration
+    sources      the check of the folders of local models
+    failures     the last line of a run that failed
     code         hashes of the library code that a script runs
     figures      the figures of the report: titles, captions, looks
 """

@@ -9,6 +9,7 @@ from planning.evaluation import benchmark_files
 from planning.messages import ConfigError, refuse, require
 from planning.resources import batch_sequences, batches_of
 from planning.schema import schema
+from planning.sources import check_folders
 
 RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
@@ -36,6 +37,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_shards(config)
     _check_devices(config)
     _check_benchmarks(config)
+    check_folders(config)
     return config
 
 

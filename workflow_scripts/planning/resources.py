@@ -9,6 +9,7 @@ from planning import variants
 from planning.evaluation import evaluated
 from planning.grid import grid_points, points, run_variants
 from planning.schema import schema
+from planning.sources import params_of
 
 
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
@@ -29,14 +30,9 @@ def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
 
 
 def _size_of_config(config: dict[str, Any]) -> dict[str, float]:
-    """The size of a model of this configuration if no weights are tied or shared: at least its true size."""
-    config = config | config.get("text_config", {})
-    width, layers = config["hidden_size"], config["num_hidden_layers"]
-    inner = config.get("intermediate_size") or config.get("ffn_dim") or 4 * width
-    heads = config["num_attention_heads"] * config.get("head_dim", width // config["num_attention_heads"])
-    # embedding and head; queries, keys, values, output; gate, up, down
-    params = 2 * config["vocab_size"] * width + layers * (4 * width * heads + 3 * width * inner)
-    return {"params": params, "width": width, "layers": layers}
+    """The size of the model of this configuration, counted as the library counts it."""
+    inner = config | config.get("text_config", {})
+    return {"params": params_of(config), "width": inner["hidden_size"], "layers": inner["num_hidden_layers"]}
 
 
 def weights_mb(config: dict[str, Any], model: str) -> float:

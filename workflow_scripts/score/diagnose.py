@@ -3,13 +3,14 @@ from job import job
 
 from kdp_core.base import store, texts
 from kdp_core.model import checkpoints
+from kdp_core.model.families import first_token
 from kdp_core.score import diagnose
 
 
 def compare(dense: str, facts: str, checkpoint: str, pruned: str, text: str, length: int, out: str, **options) -> None:
     """Cut the held-out text into windows and compare the two models on them."""
     ids_ST = texts.windows(checkpoints.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
-                           vocabulary=store.read(facts).vocabulary)
+                           vocabulary=store.read(facts).vocabulary, start=first_token(checkpoints.config_of(dense)))
     dropped = [layer for start, stop in store.read(pruned).blocks for layer in range(start, stop)]
     store.write(out, diagnose.diagnose(dense, checkpoint, ids_ST, dropped=dropped, **options))
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from kdp_core.base import store, texts
 from kdp_core.model import checkpoints
+from kdp_core.model.families import first_token
 from kdp_core.study import spaces
 
 
 def windows(dense: str, facts: str, text: str, length: int) -> Tensor:
     """The held-out text, cut into windows."""
     return texts.windows(checkpoints.load_tokenizer(dense), texts.read_documents(text, format="jsonl"), length=length,
-                         vocabulary=store.read(facts).vocabulary)
+                         vocabulary=store.read(facts).vocabulary, start=first_token(checkpoints.config_of(dense)))
 
 
 def items(folder: str) -> list[spaces.Choice]:

@@ -208,3 +208,16 @@ def test_windows_of_too_little_text(tokenizer):
         windows(tokenizer, ["rain"], length=64)
     with pytest.raises(TextError, match="at least 1 token"):
         windows(tokenizer, ["rain"], length=0)
+
+
+def test_windows_that_begin_with_a_token_of_their_own(tokenizer):
+    """Each holds one token of the text less; the text goes on where the window before ends."""
+    plain_N = windows(tokenizer, pico.documents(3), length=1).view(-1)
+    ids_ST = windows(tokenizer, pico.documents(3), length=12, start=0)
+    assert ids_ST.shape == (len(plain_N) // 11, 12) and bool((ids_ST[:, 0] == 0).all())
+    assert torch.equal(ids_ST[:, 1:].reshape(-1), plain_N[:ids_ST[:, 1:].numel()])
+    tokens = pack(tokenizer, parts(), length=12, seed=3, start=0)
+    assert tokens.ids_ST.shape == (9, 12) and bool((tokens.ids_ST[:, 0] == 0).all())
+    assert torch.equal(tokens.ids_ST[:, 1:], pack(tokenizer, parts(), length=11, seed=3).ids_ST)
+    with pytest.raises(TextError, match="window of 1 tokens holds no text"):
+        windows(tokenizer, pico.documents(3), length=1, start=0)

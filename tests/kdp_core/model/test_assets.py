@@ -7,6 +7,7 @@ import pytest
 
 from kdp_core.model import assets
 from kdp_core.model.assets import AssetError, HashMismatch, Source, SourceError, fetch, parse_source, sha256_of
+from kdp_core.model.intake import ModelError, check_folder
 
 DATA = b"first document\nsecond document\n"
 DATA_HASH = hashlib.sha256(DATA).hexdigest()
@@ -165,24 +166,73 @@ def test_wheel_of_another_platform_serves(index, tmp_path):
     assert fetch("pypi:pocketdata==1.2/pocketdata/texts/lee.cor", sha256=DATA_HASH, cache=tmp_path).is_file()
 
 
-def test_hub_snapshot_takes_no_pickles(tmp_path, monkeypatch):
-    asked = {}
+class Hub:
+    """A stubbed hub: repositories as lists of files; it keeps what was asked for, in order."""
 
-    def snapshot_download(repo_id, **options):
-        asked.update(options, repo_id=repo_id)
-        (tmp_path / "config.json").write_text("{}")
-        return str(tmp_path)
+    def __init__(self, folder, files):
+        self.folder, self.files, self.taken, self.revisions = folder / COMMIT, files, [], []
+        self.folder.mkdir(parents=True)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert fetch("hf:org/name@abc", sha256=None, cache=tmp_path / "cache") == tmp_path
-    assert (asked["repo_id"], asked["revision"]) == ("org/name", "abc")
-    files = ["config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja",
-             "pytorch_model.bin", "model.pt", "flax_model.msgpack", "original/params.json", "consolidated.safetensors"]
-    taken = list(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=asked["allow_patterns"],
-                                                           ignore_patterns=asked["ignore_patterns"]))
-    assert taken == files[:5]
+    def snapshot_download(self, repo_id, *, revision, allow_patterns, ignore_patterns):
+        chosen = huggingface_hub.utils.filter_repo_objects(list(self.files), allow_patterns=allow_patterns,
+                                                           ignore_patterns=ignore_patterns)
+        self.revisions.append((repo_id, revision))
+        for name in chosen:
+            self.taken.append(name)
+            (self.folder / name).write_bytes(self.files[name])
+        return str(self.folder)
+
+
+COMMIT = "0123456789" * 4
+LLAMA = b'{"model_type": "llama"}'
+SMALL = {"config.json": LLAMA, "tokenizer.model": b"", "merges.txt": b"", "chat_template.jinja": b""}
+NEVER = {name: b"" for name in ("model.pt", "training_args.bin", "flax_model.msgpack", "original/params.json",
+                                "consolidated.safetensors")}
+
+
+def hub(tmp_path, monkeypatch, files):
+    made = Hub(tmp_path / "hub", files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_hub_weights_are_fetched_last_and_safetensors_before_pickles(tmp_path, monkeypatch):
+    files = SMALL | NEVER | {"model.safetensors": b"w", "pytorch_model.bin": b"w"}
+    made = hub(tmp_path, monkeypatch, files)
+    assert fetch("hf:org/name@abc", sha256=None, cache=tmp_path / "cache", check=check_folder) == made.folder
+    assert made.taken == [*SMALL, "model.safetensors"]
+    assert made.revisions == [("org/name", "abc"), ("org/name", COMMIT)]
     with pytest.raises(HashMismatch):
         fetch("hf:org/name@abc", sha256="2" * 64, cache=tmp_path / "cache")
+
+
+def test_older_weights_are_fetched_where_there_are_no_others(tmp_path, monkeypatch):
+    shards = {f"pytorch_model-0000{n}-of-00002.bin": b"w" for n in (1, 2)}
+    made = hub(tmp_path, monkeypatch, SMALL | NEVER | shards)
+    fetch("hf:facebook/opt-125m", sha256=None, cache=tmp_path / "cache", check=check_folder)
+    assert made.taken == [*SMALL, *shards]
+
+
+@pytest.mark.parametrize("change, match", [
+    ({"config.json": b'{"model_type": "falcon"}'}, "family 'falcon' is not supported; choose one of llama"),
+    ({"config.json": b'{"model_type": "mixtral", "num_local_experts": 8}'}, "mixture of experts.*choose a dense"),
+    ({"config.json": b'{"model_type": "llama", "quantization_config": {"bits": 4}}'}, "is quantised"),
+    ({"config.json": b"<html>"}, "is not JSON"),
+    ({"config.json": None}, r"has no config\.json"),
+    ({"tokenizer.model": None}, r"has no tokenizer\.json"),
+])
+def test_hub_models_are_refused_before_their_weights(tmp_path, monkeypatch, change, match):
+    files = SMALL | {"model.safetensors": b"w"} | change
+    made = hub(tmp_path, monkeypatch, {name: content for name, content in files.items() if content is not None})
+    with pytest.raises(ModelError, match=match):
+        fetch("hf:org/name@abc", sha256=None, cache=tmp_path / "cache", check=check_folder)
+    assert not any(name.endswith((".safetensors", ".bin")) for name in made.taken)
+
+
+def test_hub_repository_without_weights(tmp_path, monkeypatch):
+    hub(tmp_path, monkeypatch, SMALL | NEVER)
+    with pytest.raises(AssetError, match=r"hf:org/name@abc has no weights \(\*\.safetensors or pytorch_model"):
+        fetch("hf:org/name@abc", sha256=None, cache=tmp_path / "cache")
 
 
 def test_hub_failure_and_data_sets(tmp_path, monkeypatch):

@@ -2,17 +2,20 @@
 import json
 import shutil
 
-import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, OPTConfig, T5Config
 
+from kdp_core.base import texts
+from kdp_core.base.records import Plan
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.assets import sha256_of
 from kdp_core.model.checkpoints import ModelError, convert, facts, load_model, load_tokenizer, on_meta
-from kdp_core.model.sizes import count_macs, count_params
+from kdp_core.model.sizes import count_macs, count_params, params_of
+from kdp_core.prune.fold import fold
+from kdp_core.study import planner
 from tests import pico
 
 IDS_ST = torch.arange(2, 26).view(2, 12)
@@ -53,66 +56,6 @@ def test_conversion_keeps_the_function_of_every_family(pico_folder, tmp_path):
     assert str(tmp_path) not in written and str(pico_folder) not in written
 
 
-def write_gguf(path, model, tokenizer, pre="gpt-2"):
-    """The pico Llama as llama.cpp would write it: q and k rows interleaved for its form of the rotary embedding."""
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_name("/home/someone/model")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        if heads:
-            tensor = tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        if name != "lm_head.weight":
-            writer.add_tensor(names.get_name(name, (".weight",)), tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_gguf_becomes_the_same_model(tmp_path):
-    model, tokenizer = pico.model("llama", layers=3), pico.tokenizer()
-    path = write_gguf(tmp_path / "pico.gguf", model, tokenizer)
-    found = convert(path, tmp_path / "dense", dtype="float32", source="/data/secret/pico.gguf")
-    back = load_model(tmp_path / "dense")
-    assert torch.allclose(logits(back), logits(model), atol=1e-5)
-    assert (found.source, found.sha256) == ("pico.gguf", sha256_of(path))
-    assert back.config.eos_token_id == 1 and back.generation_config.eos_token_id == 1
-    config = json.loads((tmp_path / "dense/config.json").read_text())
-    assert not {"quantization_config", "_model_name_or_path"} & set(config) and config["tie_word_embeddings"]
-    text = "The council said rain  12 3\n\nwould"
-    kept = load_tokenizer(tmp_path / "dense")
-    assert len(kept) == len(tokenizer) == 384 and kept.eos_token == "</s>"
-    assert kept(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids
-
-
-def test_gguf_of_smollm_splits_digits(tmp_path):
-    """Its published pre-tokenizer splits digits first, so a space before a digit stands alone."""
-    path = write_gguf(tmp_path / "pico.gguf", pico.model("llama", layers=1), pico.tokenizer(), pre="smollm")
-    convert(path, tmp_path / "dense", dtype="float32", source="pico")
-    backend = load_tokenizer(tmp_path / "dense").backend_tokenizer
-    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("in  20")] == ["in", "ĠĠ", "2", "0"]
-
-
 def test_published_sampling_options_do_not_stop_the_saving(checkpoint, tmp_path):
     (checkpoint / "generation_config.json").write_text(
         json.dumps({"temperature": 0.9, "top_p": 0.6, "eos_token_id": 1}))
@@ -136,17 +79,111 @@ def test_missing_weights_are_not_made_up(checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
 
 
-def test_vocabulary_mismatch(checkpoint, tmp_path):
+def test_tokenizer_entries_beyond_the_embedding_are_warned_of(checkpoint, tmp_path, caplog):
+    """Gemma 3 1B and LLaMA-2 with a padding token are published so; only an id that a text gives is an error."""
     tokenizer = pico.tokenizer()
     tokenizer.add_tokens(["<one>", "<two>"])
     tokenizer.save_pretrained(checkpoint)
-    with pytest.raises(ModelError, match=r"vocabulary mismatch.*386 entries.*384 embedding"):
+    convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
+    assert "386 entries and the model 384 embedding rows" in caplog.text and "such as <one>" in caplog.text
+    kept = load_tokenizer(tmp_path / "dense")
+    assert len(kept) == 386
+    ids_ST = texts.windows(kept, ["rain on the coast"], length=4, vocabulary=384)
+    assert int(ids_ST.max()) < 384
+    with pytest.raises(texts.TextError, match="gives id 385"):
+        texts.windows(kept, ["rain on the <two> coast"], length=1, vocabulary=384)
+
+
+def untie(weights):
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 0.5
+
+
+def test_a_head_of_its_own_under_a_tied_flag(checkpoint, tmp_path):
+    """A merge of adapters leaves the flag true (huggingface/transformers#45127)."""
+    embedding = 384 * 32
+    tied = convert(checkpoint, tmp_path / "tied", dtype="float32", source="x")
+    edit_weights(checkpoint, untie)
+    assert json.loads((checkpoint / "config.json").read_text())["tie_word_embeddings"]
+    found = convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
+    config = json.loads((tmp_path / "dense/config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    model, weights = load_model(tmp_path / "dense"), load_file(checkpoint / "model.safetensors")
+    assert torch.equal(model.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(model.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    on_disk = sum(tensor.numel() for tensor in load_file(tmp_path / "dense/model.safetensors").values())
+    assert found.params_total == tied.params_total + embedding == on_disk
+
+
+def test_all_who_count_a_model_count_the_same(checkpoint, tmp_path):
+    """Facts, fold's count of the dense model, the planner, and the arithmetic that the workflow's estimate uses."""
+    edit_weights(checkpoint, untie)
+    dense = tmp_path / "dense"
+    found = convert(checkpoint, dense, dtype="float32", source="x")
+    record = fold(Plan("remove", [(3, "whole"), (4, "whole")], [], {}), dense, tmp_path / "pruned")
+    described = json.loads((dense / "config.json").read_text())
+    assert {found.params_total, record.params_before, planner.facts_of("x", dense).params_total,
+            params_of(described), count_params(load_model(dense))} == {found.params_total}
+    assert record.params_removed == pytest.approx(2 * found.params_per_layer[3] / found.params_total)
+
+
+def pickled(checkpoint, shards=1):
+    """The checkpoint's weights as PyTorch wrote them before safetensors."""
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    names = sorted(weights)
+    if shards == 1:
+        torch.save(weights, checkpoint / "pytorch_model.bin")
+        return
+    files = {name: f"pytorch_model-0000{1 + n % shards}-of-0000{shards}.bin" for n, name in enumerate(names)}
+    for file in set(files.values()):
+        torch.save({name: weights[name] for name in names if files[name] == file}, checkpoint / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": files}
+    (checkpoint / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_older_weights_become_safetensors(checkpoint, tmp_path, shards):
+    before = logits(load_model(checkpoint))
+    pickled(checkpoint, shards)
+    convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
+    assert torch.equal(logits(load_model(tmp_path / "dense")), before)
+    assert (tmp_path / "dense/model.safetensors").is_file() and not list((tmp_path / "dense").glob("*.bin"))
+
+
+class Planted:
+    """It touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_but_tensors_is_unpickled(checkpoint, tmp_path):
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights | {"more": Planted(tmp_path / "ran")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model.*more than tensors.*convert"):
+        convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "dense").exists()
+    torch.load(checkpoint / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()  # the plant works
+
+
+def test_other_pickles_are_refused(checkpoint, tmp_path):
+    (checkpoint / "model.safetensors").rename(checkpoint / "consolidated.pth")
+    with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors or pytorch_model.*convert to safetensors"):
         convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
 
 
-def test_pickles_are_refused(checkpoint, tmp_path):
-    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"no \*\.safetensors.*convert to safetensors"):
+def test_a_missing_tokenizer_is_named(checkpoint, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (checkpoint / name).unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json .*; copy tokenizer\.json .* into it$"):
+        convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
+    (checkpoint / "vocab.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"vocab\.json and no merges\.txt; copy merges\.txt"):
         convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
 
 

@@ -12,6 +12,7 @@ from kdp_core.model.families import (
     decoder_layers,
     family_of,
     final_norm,
+    first_token,
     is_known,
     output_head,
     trunk,
@@ -122,3 +123,8 @@ def test_the_family_of_models_configurations_mappings_and_names():
     assert not is_known(Qwen2Config())
     with pytest.raises(FamilyError, match="family 'qwen2' is not supported; choose a model of llama, mistral"):
         family_of(Qwen2Config())
+
+
+def test_gemma_alone_begins_with_a_token_of_its_own():
+    assert {name: first_token(pico.model(name, layers=1).config) for name in pico.EVERY} == \
+        {name: 0 if name.startswith("gemma") else None for name in pico.EVERY}

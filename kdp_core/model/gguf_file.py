@@ -1,0 +1,278 @@
+"""GGUF files: every metadata field that changes the forward pass is carried over, or the file is refused.
+
+transformers reads sizes, norms and the base frequency of a GGUF file, and drops what it does not know. The fields of
+the file are therefore compared with a table: FIELDS are read by transformers or here, IDLE change nothing, NEUTRAL may
+only have the value that changes nothing. Any other field is refused. The meaning of the fields is that of llama.cpp
+(gguf-py/gguf/constants.py, src/llama-model.cpp; rotary scaling: rope_yarn in ggml-cpu/ops.cpp).
+"""
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+
+from kdp_core.model.intake import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+FIELDS = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "rope.freq_base",
+    "attention.key_length", "attention.value_length", "attention.scale", "attention.sliding_window",
+    "attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping", "rope.dimension_count",
+    "rope.freq_base_swa", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
+}
+"""Fields below the architecture's name that transformers or this module reads."""
+IDLE = {"tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
+"""Fields that describe and do not change the forward pass."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,), "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,),
+    "embedding_scale": (0.0, 1.0), "expert_count": (0,), "expert_used_count": (0,), "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,), "residual_scale": (0.0, 1.0), "rope.scaling.yarn_log_multiplier": (0.0,),
+    "use_parallel_residual": (False,),
+}
+"""Fields that no supported family has, with the values that change nothing."""
+PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF.")
+"""Fields beside those of the architecture: names, licences, the tokenizer, how the file was made."""
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+PUBLISHED_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Meta's numbers of every Llama from 3.1 on; the file holds only the factors that follow from them."""
+WIDE_LAYERS = (46, 62)
+"""Layers of the 27B models of Gemma 2 and Gemma 3. They alone scale queries by hidden_size / heads, and the file does
+not say so: llama.cpp knows them by this number too."""
+BYTE_LEVEL = {
+    "default", "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling",
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen",
+    "gpt-4o", "llama4", "smollm",
+}
+"""Pre-tokenizers of byte-level vocabularies that transformers, or `checkpoints`, splits text by as llama.cpp does."""
+
+
+class Header(NamedTuple):
+    """What a GGUF file says of itself, without its weights."""
+    path: Path
+    architecture: str
+    fields: Mapping[str, Any]
+    """All metadata by its full name; arrays of the tokenizer are left out."""
+    tensors: Mapping[str, np.ndarray]
+    """Rotary factors, by name."""
+    names: frozenset[str]
+    """Names of all tensors."""
+    vocabulary: int
+    """Entries of the tokenizer."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field of the architecture."""
+        return self.fields.get(f"{self.architecture}.{name}", default)
+
+
+def read(path: Path) -> Header:
+    """The header of a GGUF file; ModelError for a file that is damaged."""
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise ModelError(f"{path} is no complete GGUF file ({error}); get it again") from error
+    # the arrays of a tokenizer hold hundreds of thousands of entries, and no size follows from them
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    fields |= {name: reader.fields[name].contents() for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+               if name in reader.fields}
+    rope = {tensor.name: np.array(tensor.data, dtype=np.float64).reshape(-1) for tensor in reader.tensors
+            if tensor.name in ROPE_TENSORS}
+    names = frozenset(tensor.name for tensor in reader.tensors)
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    return Header(path, str(fields.get("general.architecture", "")), fields, rope, names,
+                  0 if tokens is None else len(tokens.data))
+
+
+def check(header: Header) -> None:
+    """Raise ModelError for a file that is no whole model, or holds a field that cannot be carried over."""
+    if header.fields.get("general.type", "model") != "model":
+        raise ModelError(f"{header.path} holds a {header.fields['general.type']}, not a model; name the model's file")
+    if header.fields.get("split.count", 1) > 1:
+        raise ModelError(f"{header.path} is one of {header.fields['split.count']} files of a split model; join them "
+                         "with llama-gguf-split --merge")
+    _check_tokenizer(header)
+    if (experts := header.get("expert_count", 0)) > 1:
+        raise ModelError(f"{header.path} is a mixture of {experts} experts, which is not supported; choose a dense "
+                         "model")
+    for name, value in header.fields.items():
+        own = name.removeprefix(f"{header.architecture}.")
+        if own == name:
+            if not name.startswith(PREFIXES):
+                raise _unknown(header, name, value)
+        elif own in NEUTRAL:
+            if value not in NEUTRAL[own]:
+                raise _unknown(header, name, value)
+        elif own not in FIELDS | IDLE or (isinstance(value, list) and own != "attention.sliding_window_pattern"):
+            raise _unknown(header, name, value)
+
+
+def complete(header: Header, config: "PretrainedConfig") -> None:
+    """Write into a configuration what the file says and transformers did not read; ModelError where it has no entry.
+
+    Raises ModelError too where the file holds a tensor that the model has no place for.
+    """
+    _complete_heads(header, config)
+    _complete_attention(header, config)
+    scaling = _rope(header, config)
+    slow = header.get("rope.freq_base_swa")
+    if not isinstance(next(iter(config.rope_parameters.values()), None), Mapping):
+        if slow is not None:
+            raise _unknown(header, f"{header.architecture}.rope.freq_base_swa", slow)
+        config.rope_parameters = config.rope_parameters | scaling
+        return
+    # one set for each kind of layer: llama.cpp scales only layers that attend to everything
+    kinds = {kind: dict(entries) for kind, entries in config.rope_parameters.items()}
+    kinds["full_attention"] |= scaling
+    if slow is not None:
+        kinds["sliding_attention"]["rope_theta"] = slow
+    config.rope_parameters = kinds
+
+
+def unused_tensors(header: Header, model: Any) -> list[str]:
+    """Tensors of the file that transformers drops because the model has no such parameter."""
+    number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
+    names = get_tensor_name_map(number, model.config.num_hidden_layers)
+    used = {names.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
+    return sorted(header.names - used - set(ROPE_TENSORS))
+
+
+def _complete_heads(header: Header, config: "PretrainedConfig") -> None:
+    length, values = header.get("attention.key_length"), header.get("attention.value_length")
+    if length is None and header.get("rope.dimension_count"):
+        # transformers takes the rotated part of a head for the whole
+        length = config.hidden_size // config.num_attention_heads
+    if values is not None and values != (length or _head_dim(config)):
+        raise _unknown(header, f"{header.architecture}.attention.value_length", values)
+    if length is not None:
+        if not hasattr(config, "head_dim") and length != _head_dim(config):
+            raise _unknown(header, f"{header.architecture}.attention.key_length", length)
+        if hasattr(config, "head_dim"):
+            config.head_dim = length
+    rotated = header.get("rope.dimension_count", _head_dim(config))
+    if rotated != _head_dim(config):
+        raise _unknown(header, f"{header.architecture}.rope.dimension_count", rotated)
+    if any(name.endswith(("attn_q.bias", "attn_output.bias")) for name in header.names) \
+            and getattr(config, "attention_bias", None) is False:
+        config.attention_bias = True
+    if any(name.endswith("ffn_up.bias") for name in header.names) and getattr(config, "mlp_bias", None) is False:
+        config.mlp_bias = True
+
+
+def _complete_attention(header: Header, config: "PretrainedConfig") -> None:
+    scale, heads = header.get("attention.scale", 0.0), config.num_attention_heads
+    if hasattr(config, "query_pre_attn_scalar"):
+        wide = config.num_hidden_layers in WIDE_LAYERS
+        config.query_pre_attn_scalar = round(scale ** -2) if scale else \
+            config.hidden_size // heads if wide else _head_dim(config)
+    scalar = getattr(config, "query_pre_attn_scalar", _head_dim(config))
+    if scale and not math.isclose(scale, scalar ** -0.5, rel_tol=1e-5):
+        raise _unknown(header, f"{header.architecture}.attention.scale", scale)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if value := header.get(name, 0.0):
+            if not hasattr(config, name):
+                raise _unknown(header, f"{header.architecture}.{name}", value)
+            setattr(config, name, value)
+    _complete_windows(header, config)
+
+
+def _complete_windows(header: Header, config: "PretrainedConfig") -> None:
+    window, pattern = header.get("attention.sliding_window", 0), header.get("attention.sliding_window_pattern")
+    if not window or (window >= config.max_position_embeddings and not hasattr(config, "sliding_window")):
+        return
+    if not hasattr(config, "sliding_window") or hasattr(config, "use_sliding_window"):
+        raise _unknown(header, f"{header.architecture}.attention.sliding_window", window)
+    config.sliding_window = window
+    if pattern is None:
+        return
+    if not getattr(config, "layer_types", None):
+        raise _unknown(header, f"{header.architecture}.attention.sliding_window_pattern", pattern)
+    slides = pattern if isinstance(pattern, list) else \
+        [(layer + 1) % pattern != 0 for layer in range(config.num_hidden_layers)]
+    config.layer_types = ["sliding_attention" if slide else "full_attention" for slide in slides]
+
+
+def _rope(header: Header, config: "PretrainedConfig") -> dict[str, Any]:
+    """Entries of `rope_parameters` beside rope_theta."""
+    # as llama.cpp: a factor without a type is linear, as older files have it, and a factor of 0 is none
+    kind = header.get("rope.scaling.type", "linear")
+    factor = header.get("rope.scaling.factor", 0.0) or header.get("rope.scale_linear", 0.0) or 1.0
+    factor = 1.0 if kind == "none" else factor
+    near, far = (header.tensors.get(f"rope_factors_{name}.weight") for name in ("short", "long"))
+    factors = header.tensors.get("rope_freqs.weight")
+    if near is not None and far is not None:
+        return _longrope(header, config, near * factor, far * factor, header.get("rope.scaling.attn_factor", 1.0))
+    if kind == "yarn" and factors is None:
+        return _yarn(header, config, factor)
+    if kind not in ("none", "linear"):
+        raise _unknown(header, f"{header.architecture}.rope.scaling.type", kind)
+    if factors is not None and not np.allclose(factors, 1):
+        return _factors(header, config, factors * factor)
+    return {"rope_type": "linear", "factor": factor} if factor != 1 else {}
+
+
+def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str, Any]:
+    extrapolated = header.get("rope.scaling.yarn_ext_factor", 1.0)
+    if extrapolated not in (1.0, -1.0):  # -1 stands for the type's own
+        raise _unknown(header, f"{header.architecture}.rope.scaling.yarn_ext_factor", extrapolated)
+    gain = header.get("rope.scaling.attn_factor", 1.0) * header.get("rope.scaling.yarn_attn_factor", 1.0)
+    return {"rope_type": "yarn", "factor": factor,
+            "original_max_position_embeddings": header.get("rope.scaling.original_context_length",
+                                                           config.max_position_embeddings),
+            "attention_factor": gain * (0.1 * math.log(factor) + 1) if factor > 1 else gain,
+            "beta_fast": header.get("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": header.get("rope.scaling.yarn_beta_slow", 1.0)}
+
+
+def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
+    """Divisors of the frequencies: Meta's own form where they follow from it, else a form that takes any divisors."""
+    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
+    base = config.rope_parameters.get("rope_theta", 0.0)
+    if base and np.allclose(_meta_factors(len(factors), base, scaling), factors, rtol=1e-5):
+        return scaling
+    return _longrope(header, config, factors, factors, 1.0)
+
+
+def _meta_factors(count: int, base: float, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Divisors of the frequencies in Llama 3.1 (convert_hf_to_gguf.py, generate_extra_tensors)."""
+    frequencies = base ** -(np.arange(count) / count)
+    waves, context = 2 * np.pi / frequencies, scaling["original_max_position_embeddings"]
+    low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+    smooth = np.clip((context / waves - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def _longrope(header: Header, config: "PretrainedConfig", near: np.ndarray, far: np.ndarray,
+              gain: float) -> dict[str, Any]:
+    if len(near) != _head_dim(config) // 2 or len(far) != len(near):
+        raise ModelError(f"{header.path}: {len(near)} rotary factors for heads of {_head_dim(config)} channels, which "
+                         "cannot be carried over; take the safetensors original")
+    known = header.get("rope.scaling.original_context_length", config.max_position_embeddings)
+    if hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = known
+    return {"rope_type": "longrope", "short_factor": near.tolist(), "long_factor": far.tolist(),
+            "attention_factor": gain, "original_max_position_embeddings": known}
+
+
+def _check_tokenizer(header: Header) -> None:
+    kind, split = header.fields.get("tokenizer.ggml.model"), header.fields.get("tokenizer.ggml.pre", "default")
+    if kind is None or not header.vocabulary:
+        raise ModelError(f"{header.path} holds no tokenizer (tokenizer.ggml.model, tokenizer.ggml.tokens); take a file "
+                         "with one, or the safetensors original")
+    if kind == "gpt2" and split not in BYTE_LEVEL:
+        raise ModelError(f"{header.path}: tokenizer.ggml.pre is {split!r}, and how it splits text is not known here; "
+                         "take the safetensors original")
+
+
+def _head_dim(config: "PretrainedConfig") -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _unknown(header: Header, name: str, value: Any) -> ModelError:
+    return ModelError(f"{header.path}: {name} is {value}, which changes the model and cannot be carried over; take the "
+                      "safetensors original")

@@ -1,0 +1,82 @@
+"""What a model must be to be pruned, seen from its configuration and the names of its files, before any weight is read.
+
+This module imports neither torch nor transformers, so that a workflow checks local folders before its first job.
+"""
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdp_core.model.families import FAMILIES, family_of, is_known, type_of
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Entries of a configuration that count the experts of a layer."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+"""Any of these is a tokenizer; vocab.json needs merges.txt beside it."""
+PICKLED = "pytorch_model*.bin"
+"""Weights as PyTorch wrote them before safetensors; they are read as tensors only."""
+
+
+class ModelError(ValueError):
+    """A checkpoint cannot serve as a dense model."""
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise ModelError for a checkpoint folder whose configuration or tokenizer cannot be used; no weight is read."""
+    folder = Path(folder)
+    described = folder / "config.json"
+    if not described.is_file():
+        raise ModelError(f"{folder} has no config.json; name the folder that holds config.json, weights and tokenizer")
+    try:
+        config = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{described} is not JSON ({error}); get the checkpoint again") from error
+    check_config(config, folder)
+    check_tokenizer_files(folder)
+
+
+def check_config(config: Mapping[str, Any], place: str | Path) -> None:
+    """Raise ModelError for an architecture that cannot be pruned, or for quantised weights.
+
+    config: the entries of a config.json; `place` is named in the message.
+    """
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{place}: {type_of(config)} is an encoder-decoder model; choose a decoder-only one, as "
+                         "layers are removed from one stack here")
+    if experts := next((name for name in EXPERTS if (config.get(name) or 0) > 1), ""):
+        raise ModelError(f"{place}: {type_of(config)} is a mixture of experts ({experts} is {config[experts]}), which "
+                         "is not supported; choose a dense model")
+    if not is_known(config):
+        raise ModelError(f"{place}: family {type_of(config)!r} is not supported; choose one of {', '.join(FAMILIES)}")
+    family = family_of(config)
+    if family.pre_norm and not config.get(family.pre_norm, True):
+        raise ModelError(f"{place}: the norms of this {family.name} model follow the sum ({family.pre_norm} is false, "
+                         "as in OPT-350M), so it has no residual stream; choose another size")
+    if config.get("quantization_config") is not None:
+        raise ModelError(f"{place} is quantised; only GGUF is dequantised here, so choose the full-precision "
+                         "checkpoint")
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise ModelError where a folder lacks the files of a tokenizer; the message names them."""
+    if (folder / "vocab.json").is_file() and not _any(folder, ["merges.txt", "tokenizer.json"]):
+        raise ModelError(f"{folder} has vocab.json and no merges.txt; copy merges.txt, or tokenizer.json, from the "
+                         "model's repository into it")
+    # a tokenizer may come as code of its own
+    if not _any(folder, TOKENIZER_FILES) and not any(folder.glob("tokenization*.py")):
+        raise ModelError(f"{folder} has no tokenizer.json (nor {', '.join(TOKENIZER_FILES[1:])}); copy tokenizer.json "
+                         "and tokenizer_config.json from the model's repository into it")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights in a form that is read."""
+    return any(folder.glob("*.safetensors")) or is_pickled(folder)
+
+
+def is_pickled(folder: Path) -> bool:
+    """Whether a folder's only weights are PyTorch's older files."""
+    return not any(folder.glob("*.safetensors")) and any(folder.glob(PICKLED))
+
+
+def _any(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)

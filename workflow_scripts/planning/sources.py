@@ -1,0 +1,26 @@
+"""Models that lie in local folders: their check before any job, and their size. No module that is heavy is imported."""
+import sys
+from pathlib import Path
+from typing import Any
+
+from planning.messages import ConfigError
+from planning.schema import ROOT
+
+# the library lies beside the Snakefile, whether it is installed or not
+sys.path.append(str(ROOT))
+
+from kdp_core.model import intake
+from kdp_core.model.sizes import params_of
+
+__all__ = ["check_folders", "params_of"]
+
+
+def check_folders(config: dict[str, Any]) -> None:
+    """Raise ConfigError for a model of the grid whose local folder cannot be used; converted ones are left alone."""
+    for name in config["grid"]["models"]:
+        folder = Path(config["models"][name]["source"].strip()).expanduser()
+        if folder.is_dir() and not Path(f"results/{name}/facts.json").is_file():
+            try:
+                intake.check_folder(folder)
+            except intake.ModelError as error:
+                raise ConfigError(f"config: models.{name}: {error}") from None
