@@ -162,6 +162,7 @@ def test_no_snakemake_no_printing_no_pickle(path):
 MODEL_TYPES = CORE / "model/families.py"
 """The one module that names model types."""
 NAMES_OF_OTHERS = {CORE / "study/planner.py": "configurations as they were published",
+                   CORE / "model/gguf_file.py": "GGUF names ways to split text by the models that have them",
                    CORE / "results/paper.py": "the paper prints OPT models in tables of their own"}
 """Modules that name a model type all the same, with the reason."""
 WORDS = {"clip"}

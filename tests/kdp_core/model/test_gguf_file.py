@@ -1,6 +1,7 @@
 """GGUF files: the converted model gives the logits of the safetensors original, or the file is refused in one line."""
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,6 +202,7 @@ def with_biases():
     ({"llama.attention.scale": 0.5}, r"attention\.scale is 0\.5"),
     ({"llama.attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50"),
     ({"llama.rope.scaling.type": "dynamic"}, r"rope\.scaling\.type is dynamic"),
+    ({"llama.rope.scaling.type": "longrope"}, r"rope\.scaling\.type is longrope"),
     ({"llama.rope.scaling.alpha": 1000.0}, r"rope\.scaling\.alpha is 1000"),
     ({"llama.rope.dimension_count": 4}, r"rope\.dimension_count is 4"),
     ({"llama.rope.freq_base_swa": 10.0}, r"freq_base_swa is 10"),
@@ -213,6 +215,15 @@ def with_biases():
 ])
 def test_what_cannot_be_carried_over_is_refused(tmp_path, fields, match):
     refused(tmp_path, match, fields=fields)
+
+
+def test_sizes_layer_by_layer_are_refused():
+    """llama-quantize --prune-layers leaves the lists of a pruned file as long as they were (llama.cpp#27976)."""
+    header = gguf_file.Header(Path("pruned.gguf"), "llama", {
+        "tokenizer.ggml.model": "gpt2", "llama.block_count": 2, "llama.attention.head_count_kv": [2, 2, 2]}, {},
+        frozenset(), 384)
+    with pytest.raises(ModelError, match=r"head_count_kv is \[2, 2, 2\]"):
+        gguf_file.check(header)
 
 
 def test_fields_that_change_nothing_are_taken(tmp_path):
