@@ -1,43 +1,18 @@
 """Joint training of a pruned model's stand-ins against the dense model's outputs. All weights of the model are frozen.
 
 A local fit sees one block only. It cannot see what an error does to the outputs, or how the errors of several blocks
-add up. Here Adam trains all stand-ins together, from the closed form, to lower KL(dense || pruned) of the next-token
-distributions (kdp_core.model.distil). The forward pass starts at the first stand-in, because the layers before it are
-those of the dense model and the state there is stored. Only a random part of each sequence's positions is compared,
-because the output head is half of the cost of a small model.
-
-The loss on held-out sequences judges before the first epoch and after each epoch. The weights of the best epoch are
-kept, and the start is a candidate too. With kl_weight 1 the aim is the dense model itself. With a lower weight the
-calibration text counts too; this lowers the perplexity on text of its kind and raises the divergence from the dense
-model (docs/kdp.md reports both).
+add up. Here Adam trains all stand-ins together, from the closed form (kdp_core.methods._outputs). The forward pass
+starts at the first stand-in, because the layers before it are those of the dense model and the state there is stored.
 """
-import copy
-import logging
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Module, Tokens
-from kdp_core.base.resume import OFF, Progress, Resume
-from kdp_core.methods._train import cosine, descend
-from kdp_core.model.distil import Losses, token_losses
-from kdp_core.model.passes import Passes, Step, built, path_of
+from kdp_core.base.resume import OFF, Resume
+from kdp_core.methods import _outputs
+from kdp_core.model.passes import Passes, built, path_of
 from kdp_core.states.hidden import HiddenStates
-
-logger = logging.getLogger(__name__)
-WARMUP = 8
-"""Updates over which the learning rate rises. It is multiplied by half a cosine that falls to zero over all updates."""
-CLIP = 1.0
-"""Largest norm of the gradient."""
-
-
-class _Data(NamedTuple):
-    """What training reads: states at the first stand-in, final states of the dense model, and token ids."""
-    start_STD: Tensor
-    final_STD: Tensor
-    ids_ST: Tensor
 
 
 def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Module], kept: Tensor, held: Tensor, *,
@@ -47,60 +22,11 @@ def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Mo
     stand_ins = nn.ModuleList(built(module) for module in modules).to(passes.device)
     passes.model.requires_grad_(False)
     path = path_of(modules, list(stand_ins), modules[0].block[0], len(passes.layers))
-    data = _Data(hidden.state(modules[0].block[0]), hidden.state(len(passes.layers)), tokens.ids_ST)
-    generator = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam(stand_ins.parameters(), lr=lr, betas=(0.9, 0.99))
-    total = epochs * math.ceil(len(kept) / batch_sequences)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda update: cosine(update, total, warmup=WARMUP, at_once=True))
-    judged = judge(passes, path, data, held, batch_sequences, kl_weight)
-    progress = Progress(resume, list(stand_ins.parameters()), {"adam": adam, "rate": schedule, "order": generator},
-                        best=judged["heldout_loss"], best_state=copy.deepcopy(stand_ins.state_dict()), sums=0.0,
-                        curve=[{"epoch": 0, "seconds": 0.0, "kl": None, **judged}])
-    values = progress.values
-    for epoch in progress.epochs(epochs):
-        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
-        for which in progress.updates(order.split(batch_sequences)):
-            values["sums"] += _update(passes, path, data, which, adam, positions, kl_weight, generator)
-            schedule.step()
-        kl, values["sums"] = values["sums"] / len(order), 0.0
-        judged = judge(passes, path, data, held, batch_sequences, kl_weight)
-        values["curve"].append({"epoch": epoch, "seconds": progress.seconds(), "kl": kl, **judged})
-        logger.info("epoch %d of %d: divergence %.4f, held out %.4f nats", epoch, epochs, kl, judged["heldout_kl"])
-        if judged["heldout_loss"] < values["best"]:
-            values |= {"best": judged["heldout_loss"], "best_state": copy.deepcopy(stand_ins.state_dict())}
-    stand_ins.load_state_dict(values["best_state"])
+    data = _outputs.data_of(hidden, tokens, modules[0].block[0])
+    curve = _outputs.train(passes, path, data, list(stand_ins.parameters()), kept, held, epochs=epochs, lr=lr,
+                           batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
+                           resume=resume)
     trained = [module._replace(tensors={name: tensor.detach().cpu().clone()
                                         for name, tensor in stand_in.state_dict().items()})
                for module, stand_in in zip(modules, stand_ins, strict=True)]
-    return trained, values["curve"]
-
-
-def _update(passes: Passes, path: list[Step], data: _Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
-          kl_weight: float, generator: torch.Generator) -> float:
-    """One update. Returns the KL of its sequences in nats per token, summed over the sequences."""
-    # the last position has no next token to be compared on
-    chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
-    h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
-    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
-                   kl_weight)
-    descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)
-    return losses.kl_nats.item() * len(which)
-
-
-def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
-    """Losses at some positions, from the last states of the pruned and of the dense model before the final norm."""
-    return token_losses(passes.to_head(h_BPD).flatten(0, 1), passes.to_head(final_BPD).flatten(0, 1),
-                        next_BP.flatten(), passes.head, passes.head, kl_weight=kl_weight)
-
-
-@torch.no_grad()
-def judge(passes: Passes, path: list[Step], data: _Data, held: Tensor, batch: int,
-          kl_weight: float) -> dict[str, float]:
-    """The loss and KL(dense || pruned) on these sequences, in nats per token."""
-    loss = kl = 0.0
-    for which in held.split(batch):
-        h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
-        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:], kl_weight)
-        loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
-    return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}
+    return trained, curve

@@ -1,0 +1,103 @@
+"""Training of some weights of a pruned model against the outputs of the dense model; all other weights are frozen.
+
+Adam lowers KL(dense || pruned) of the next-token distributions (kdp_core.model.distil). Only a random part of each
+sequence's positions is compared, because the output head is half of the cost of a small model.
+
+The loss on held-out sequences judges before the first epoch and after each epoch. The weights of the best epoch are
+kept, and the start is a candidate too. With kl_weight 1 the aim is the dense model itself. With a lower weight the
+calibration text counts too; this lowers the perplexity on text of its kind and raises the divergence from the dense
+model (docs/kdp.md reports both).
+"""
+import logging
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import Tokens
+from kdp_core.base.resume import OFF, Progress, Resume
+from kdp_core.methods._train import copies, cosine, descend, restore
+from kdp_core.model.distil import Losses, token_losses
+from kdp_core.model.passes import Passes, Step
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+WARMUP = 8
+"""Updates over which the learning rate rises. It is multiplied by half a cosine that falls to zero over all updates."""
+CLIP = 1.0
+"""Largest norm of the gradient."""
+
+
+class Data(NamedTuple):
+    """What training reads: states at the start of the path, final states of the dense model, and token ids."""
+    start_STD: Tensor
+    final_STD: Tensor
+    ids_ST: Tensor
+
+
+def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
+    """The data of a path that starts at state `start`, before which the model is the dense one."""
+    return Data(hidden.state(start), hidden.state(hidden.layers[-1]), tokens.ids_ST)
+
+
+def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], kept: Tensor, held: Tensor, *,
+          epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float, seed: int,
+          resume: Resume = OFF) -> list[dict[str, Any]]:
+    """Train `weights`, which lie on the path, in place on the sequences `kept`; the best by `held` are left in place.
+
+    Returns one entry for each epoch, the start first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.99))
+    total = epochs * math.ceil(len(kept) / batch_sequences)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda update: cosine(update, total, warmup=WARMUP, at_once=True))
+    judged = judge(passes, path, data, held, batch_sequences, kl_weight)
+    progress = Progress(resume, weights, {"adam": adam, "rate": schedule, "order": generator},
+                        best=judged["heldout_loss"], best_weights=copies(weights), sums=0.0,
+                        curve=[{"epoch": 0, "seconds": 0.0, "kl": None, **judged}])
+    values = progress.values
+    for epoch in progress.epochs(epochs):
+        order = progress.order(lambda: kept[torch.randperm(len(kept), generator=generator)])
+        for which in progress.updates(order.split(batch_sequences)):
+            values["sums"] += _update(passes, path, data, which, adam, positions, kl_weight, generator)
+            schedule.step()
+        kl, values["sums"] = values["sums"] / len(order), 0.0
+        judged = judge(passes, path, data, held, batch_sequences, kl_weight)
+        values["curve"].append({"epoch": epoch, "seconds": progress.seconds(), "kl": kl, **judged})
+        logger.info("epoch %d of %d: divergence %.4f, held out %.4f nats", epoch, epochs, kl, judged["heldout_kl"])
+        if judged["heldout_loss"] < values["best"]:
+            values |= {"best": judged["heldout_loss"], "best_weights": copies(weights)}
+    restore(weights, values["best_weights"])
+    return values["curve"]
+
+
+def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
+          kl_weight: float, generator: torch.Generator) -> float:
+    """One update. Returns the KL of its sequences in nats per token, summed over the sequences."""
+    # the last position has no next token to be compared on
+    chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
+    h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
+    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
+                   kl_weight)
+    descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)
+    return losses.kl_nats.item() * len(which)
+
+
+def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
+    """Losses at some positions, from the last states of the pruned and of the dense model before the final norm."""
+    return token_losses(passes.to_head(h_BPD).flatten(0, 1), passes.to_head(final_BPD).flatten(0, 1),
+                        next_BP.flatten(), passes.head, passes.head, kl_weight=kl_weight)
+
+
+@torch.no_grad()
+def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int,
+          kl_weight: float) -> dict[str, float]:
+    """The loss and KL(dense || pruned) on these sequences, in nats per token."""
+    loss = kl = 0.0
+    for which in held.split(batch):
+        h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
+        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:], kl_weight)
+        loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
+    return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}

@@ -1,0 +1,140 @@
+"""Attention and MLP of a layer taken apart: what enters the writer, and what the part adds to the state.
+
+A part reads the state `base`, makes the inputs f of its writer, and adds W f + b to the state, through one more norm in
+some families (Gemma). Axes: S sequences, B sequences of a batch, T tokens, D width, F inputs of the writer.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.model.families import family_of
+from kdp_core.model.passes import Passes
+
+PARTS = ("attention", "mlp")
+"""In the order in which a layer runs them."""
+SMALLEST_GAIN = 1e-3
+"""Outputs whose gain in the norm after the writer is below this share of the largest one keep their old values."""
+
+
+class _Reached(Exception):
+    """Ends a layer before its writer runs."""
+
+
+class Fed(NamedTuple):
+    """What a part is fed: the state that it adds to, and the inputs of its writer."""
+    base_STD: Tensor
+    f_STF: Tensor
+
+
+class Target(NamedTuple):
+    """What a writer should give, and the square root of the weight of each token."""
+    u_NTD: Tensor
+    root_NT1: Tensor
+
+
+def writer_of(passes: Passes, layer: int, part: str) -> nn.Module:
+    """The writer of a part, an nn.Linear."""
+    return passes.layers[layer].get_submodule(family_of(passes.model).parts[part].writer)
+
+
+def norm_after(passes: Passes, layer: int, part: str) -> nn.Module | None:
+    """The norm between the writer and the state, if the family has one."""
+    name = family_of(passes.model).parts[part].norm_after
+    return passes.layers[layer].get_submodule(name) if name else None
+
+
+def gain_after(passes: Passes, layer: int, part: str) -> Tensor | None:
+    """The factor of each output of the writer in that norm, float32 (D,)."""
+    norm = norm_after(passes, layer, part)
+    return None if norm is None else norm.weight.float() + family_of(passes.model).gain_offset
+
+
+@torch.no_grad()
+def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed:
+    """What a part is fed where `h_STD` enters its layer; float32 on the CPU. The layer runs no further than needed."""
+    found: list[Fed] = []
+    with _catching(passes, layer, part, found):
+        for h_BTD in h_STD.split(batch):
+            try:
+                passes.layer(layer, h_BTD.to(passes.device, passes.model.dtype))
+            except _Reached:
+                pass
+    # OPT flattens sequences and tokens inside a layer
+    base = torch.cat([one.base_STD.view(-1, *h_STD.shape[1:]) for one in found])
+    return Fed(base, torch.cat([one.f_STF.view(-1, h_STD.shape[1], one.f_STF.shape[-1]) for one in found]))
+
+
+@contextmanager
+def _catching(passes: Passes, layer: int, part: str, found: list[Fed]) -> Iterator[None]:
+    record, module = family_of(passes.model).parts[part], passes.layers[layer]
+    base: list[Tensor] = []
+
+    def keep_base(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        base.append(args[0] if args else kwargs["hidden_states"])
+
+    def stop(_: nn.Module, args: tuple) -> None:
+        found.append(Fed(base.pop().float().cpu(), args[0].float().cpu()))
+        raise _Reached
+
+    hooks = [module.get_submodule(record.norm).register_forward_pre_hook(keep_base, with_kwargs=True),
+             module.get_submodule(record.writer).register_forward_pre_hook(stop)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def after(passes: Passes, layer: int, part: str, given: Fed, batch: int) -> Tensor:
+    """The state after a part, float32 (S, T, D) on the CPU: base + norm(W f + b), or without the norm."""
+    writer, norm, found = writer_of(passes, layer, part), norm_after(passes, layer, part), []
+    for base_BTD, f_BTF in zip(given.base_STD.split(batch), given.f_STF.split(batch), strict=True):
+        u_BTD = writer(f_BTF.to(passes.device, writer.weight.dtype))
+        found.append(base_BTD + (u_BTD if norm is None else norm(u_BTD)).float().cpu())
+    return torch.cat(found)
+
+
+def target(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor) -> Target:
+    """What the writer should give, without its bias, so that the part leads to the state y."""
+    writer, gain_D = writer_of(passes, layer, part), gain_after(passes, layer, part)
+    u_STD = (y_STD - given.base_STD).to(passes.device)
+    # w_n = 1 / |y_n|^2: relative errors of the state count
+    root_ST1 = 1 / y_STD.norm(dim=-1, keepdim=True).clamp_min(1e-6).to(passes.device)
+    if gain_D is not None:
+        old_STD = writer(given.f_STF.to(passes.device, writer.weight.dtype)).float()
+        rms_ST1 = old_STD.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(1e-6)
+        # norm(u) = g u / rms(u), with the rms of the old output:  u = (y - base) rms / g
+        wide_D = gain_D.abs() > SMALLEST_GAIN * gain_D.abs().max()
+        u_STD = torch.where(wide_D, u_STD * rms_ST1 / torch.where(wide_D, gain_D, 1.0), old_STD)
+        root_ST1 = root_ST1 / rms_ST1
+    return Target(u_STD if writer.bias is None else u_STD - writer.bias.float(), root_ST1)
+
+
+@torch.no_grad()
+def products(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """sum w f f' and sum w f u' over all tokens, float64."""
+    gram, cross = 0.0, 0.0
+    for base_BTD, f_BTF, y_BTD in zip(given.base_STD.split(batch), given.f_STF.split(batch), y_STD.split(batch),
+                                      strict=True):
+        u_BTD, root_BT1 = target(passes, layer, part, Fed(base_BTD, f_BTF), y_BTD)
+        f_NF = (f_BTF.to(root_BT1.device) * root_BT1).flatten(0, 1)
+        gram, cross = gram + (f_NF.T @ f_NF).double(), cross + (f_NF.T @ (u_BTD * root_BT1).flatten(0, 1)).double()
+    return gram, cross
+
+
+def weights_of(writer: nn.Module) -> Tensor:
+    """w_FD of a writer, float64 copy."""
+    return writer.weight.detach().double().T.clone()
+
+
+@torch.no_grad()
+def put(writer: nn.Module, w_FD: Tensor, inputs: Tensor) -> None:
+    """Give a writer the matrix of these inputs; all others get zeros, so that they have no effect."""
+    made = torch.zeros_like(writer.weight)
+    made[:, inputs.to(made.device)] = w_FD.T.to(made.dtype)
+    writer.weight.copy_(made)
+

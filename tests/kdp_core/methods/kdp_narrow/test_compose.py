@@ -1,0 +1,169 @@
+"""The whole method on pico models: sizes, weights that stay, states that are met, training, refusals."""
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from kdp_core.base.records import Selection
+from kdp_core.base.resume import Resume, Stopped
+from kdp_core.methods import METHODS
+from kdp_core.methods._select import BlockError
+from kdp_core.methods.kdp_narrow import fit, parts
+from kdp_core.methods.kdp_narrow.compose import compose
+from kdp_core.methods.kdp_narrow.fit import Closed, Part
+from kdp_core.model import checkpoints
+from kdp_core.model.families import FAMILIES, family_of
+from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
+from kdp_core.prune.fold import fold
+from kdp_core.states import hidden
+from kdp_core.states.block import FitError
+from tests import pico
+from tests.kdp_core import stored
+
+QUICK = {"sequences": 8, "ladder_sequences": 8, "judge_sequences": 2, "epochs": 0, "heldout": 0.2, "positions": 8}
+CHANNELS = 64
+
+
+class Dense(NamedTuple):
+    """What the method starts from."""
+    folder: object
+    hidden: object
+
+
+@pytest.fixture(scope="module")
+def of_family(tmp_path_factory):
+    made = {}
+
+    def of(family):
+        if family not in made:
+            root = tmp_path_factory.mktemp(family)
+            folder = pico.save(root / "dense", family)
+            hidden.extract(checkpoints.load_model(folder), stored.tokens(), root / "hidden.zarr")
+            made[family] = Dense(folder, hidden.read(root / "hidden.zarr"))
+        return made[family]
+    return of
+
+
+def selection(ratio):
+    return Selection([], [], "weights", ratio, ratio, 1.0, 3, [], 0)
+
+
+def composed(dense, ratio=0.2, **options):
+    return compose(dense.folder, dense.hidden, stored.tokens(), selection(ratio), **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25])
+def test_the_ratio_is_met_to_half_a_channel(of_family, tmp_path, ratio):
+    dense = of_family("llama")
+    found = composed(dense, ratio)
+    facts = fold(found.plan, dense.folder, tmp_path / "pruned")
+    channel = count_params(checkpoints.load_model(dense.folder)) * ratio - facts.params_before + facts.params_after
+    assert abs(channel) <= 3 * pico.model("llama").config.hidden_size / 2 + 1
+    assert found.stats["share"] == pytest.approx(facts.params_removed)
+
+
+def test_without_solving_and_training_every_kept_weight_is_the_dense_models(of_family):
+    dense = of_family("llama")
+    weights = checkpoints.load_model(dense.folder).state_dict()
+    for name, tensor in composed(dense, solve=False).plan.tensors.items():
+        rows = {row.numpy().tobytes() for row in (weights[name] if tensor.shape[1] == weights[name].shape[1]
+                                                  else weights[name].T.contiguous())}
+        for row in tensor if tensor.shape[1] == weights[name].shape[1] else tensor.T.contiguous():
+            assert row.numpy().tobytes() in rows
+
+
+def test_only_writers_change(of_family):
+    dense = of_family("llama")
+    weights = checkpoints.load_model(dense.folder).state_dict()
+    for name, tensor in composed(dense, epochs=1).plan.tensors.items():
+        if tensor.shape == weights[name].shape and not name.endswith(("o_proj.weight", "down_proj.weight")):
+            assert torch.equal(tensor, weights[name])
+
+
+@pytest.mark.parametrize("family", [name for name in pico.EVERY if not FAMILIES[name].parallel])
+def test_what_a_part_is_fed_and_adds_is_what_the_layer_does(of_family, family):
+    dense = of_family(family)
+    passes = Passes(checkpoints.load_model(dense.folder), dense.hidden.tokens)
+    h_STD = dense.hidden.state(1)
+    given = parts.fed(passes, 1, "mlp", h_STD, 4)
+    made = parts.after(passes, 1, "mlp", given, 4)
+    assert torch.allclose(made, passes.run_batches(h_STD, [1], 4), atol=1e-5, rtol=1e-4)
+    # the old matrix is what the target asks for where nothing was removed
+    u_NTD, _ = parts.target(passes, 1, "mlp", given, made)
+    writer = parts.writer_of(passes, 1, "mlp")
+    old = given.f_STF @ writer.weight.T
+    assert torch.allclose(u_NTD, old, atol=1e-3 * old.abs().max().item())
+
+
+def test_solving_on_the_pruned_prefix_meets_the_dense_states_better(of_family):
+    dense, errors, which = of_family("llama"), {}, torch.arange(16)
+    sizes = [(Part(layer, part, units, 1), count) for layer in range(2, 6)
+             for part, units, count in (("attention", 2, 1), ("mlp", CHANNELS, 32))]
+    for solve in (True, False):
+        passes = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens)
+        errors[solve] = [error for *_, error in fit.in_order(passes, dense.hidden, sizes, which, which,
+                                                              Closed(1e-3, solve, 4))]
+    assert all(solved < kept for solved, kept in zip(errors[True], errors[False], strict=True))
+
+
+def test_the_folded_model_is_the_one_with_zeros(of_family, tmp_path):
+    dense = of_family("llama")
+    found = composed(dense)
+    fold(found.plan, dense.folder, tmp_path / "pruned")
+    model = checkpoints.load_model(dense.folder)
+    passes, config = Passes(model, dense.hidden.tokens), model.config
+    rows = {name: tensor for name, tensor in found.plan.tensors.items() if name.endswith("down_proj.weight")}
+    for number in range(config.num_hidden_layers):
+        narrow, writer = rows[f"model.layers.{number}.mlp.down_proj.weight"], parts.writer_of(passes, number, "mlp")
+        assert narrow.shape[1] <= writer.in_features
+    pruned = checkpoints.load_model(tmp_path / "pruned")
+    ids_ST = stored.tokens().ids_ST[:2]
+    with torch.no_grad():
+        state = pruned.model(ids_ST, use_cache=False).last_hidden_state
+        cached = pruned.generate(ids_ST[:1, :5], max_new_tokens=4, do_sample=False)
+        plain = pruned.generate(ids_ST[:1, :5], max_new_tokens=4, do_sample=False, use_cache=False)
+    assert state.isfinite().all() and torch.equal(cached, plain)
+
+
+def test_training_lowers_the_held_out_loss_or_keeps_the_closed_form(of_family):
+    curve = composed(of_family("llama"), epochs=2, lr=3e-3).curve
+    assert [row["epoch"] for row in curve] == [0, 1, 2]
+    assert min(row["heldout_loss"] for row in curve[1:]) < curve[0]["heldout_loss"]
+
+
+def test_a_ladder_leaves_the_model_as_it_was_and_rises(of_family):
+    dense = of_family("llama")
+    model = checkpoints.load_model(dense.folder).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    passes, which = Passes(model, dense.hidden.tokens), torch.arange(8)
+    part = Part(2, "mlp", CHANNELS, 1)
+    found = fit.ladder(passes, dense.hidden, part, which, torch.arange(8, 12), Closed(1e-3, True, 4), 1)
+    assert sorted(found.losses) == [16, 32, 48] and found.losses[16] > found.losses[32] > found.losses[48] > 0
+    assert all(torch.allclose(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(of_family, tmp_path):
+    dense = of_family("llama")
+    whole = composed(dense, epochs=2).plan.tensors
+    stopped = Resume(tmp_path / "state", "key", every_s=0.0)
+    stopped.asked = True
+    with pytest.raises(Stopped):
+        composed(dense, epochs=2, resume=stopped)
+    again = composed(dense, epochs=2, resume=Resume(tmp_path / "state", "key", every_s=1e9)).plan.tensors
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_what_cannot_be_done_is_said_with_the_remedy(of_family):
+    dense = of_family("llama")
+    with pytest.raises(BlockError, match=r"ratio 0\.8 is too high: kdp_narrow removes at most 0\.\d+"):
+        composed(dense, 0.8)
+    with pytest.raises(FitError, match="judge_sequences 40 of 13 sequences"):
+        composed(dense, judge_sequences=40)
+    with pytest.raises(FitError, match=r"set hidden\.layers to all"):
+        compose(dense.folder, dense.hidden._replace(layers=[0, 3]), stored.tokens(), selection(0.2), **QUICK)
+
+
+def test_parallel_families_are_refused_by_the_record():
+    refuses = METHODS["kdp_narrow"].refuses
+    assert not refuses(family_of("llama")) and refuses(family_of("llama")._replace(parallel=True))
