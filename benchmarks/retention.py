@@ -154,7 +154,7 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
     found: dict[str, Any] = {f"ppl_{name}": perplexity(model, ids_ST) for name, ids_ST in heldout.items()}
     scores = evaluate.evaluate(folder, tasks=[], chosen=Chosen(tuple(limits), data=str(data), limits=limits),
                                batch_size=16, samples_folder=samples)
-    found["outcomes"] = {one.task: one.values.tolist() for one in read_outcomes(samples, scores) if one.kind == "acc"}
+    found["outcomes"] = {one.task: one.values_I.tolist() for one in read_outcomes(samples, scores) if one.kind == "acc"}
     found["score_seconds"] = time.perf_counter() - began
     return found
 

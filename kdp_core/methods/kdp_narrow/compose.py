@@ -27,12 +27,12 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods import _outputs
 from kdp_core.methods._select import BlockError
+from kdp_core.methods._widths import PARTS, coupled_of, narrow_tensors, sizes_of, width_of
 from kdp_core.methods.kdp_narrow import fit, parts
 from kdp_core.methods.kdp_narrow.budget import Ladder, allocate
 from kdp_core.methods.kdp_narrow.fit import Closed, Part
-from kdp_core.methods.llm_pruner import coupled_of, narrowed
 from kdp_core.model import checkpoints
-from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, decoder_layers, family_of
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.model.surgery import narrow
@@ -106,15 +106,10 @@ def _check(hidden: HiddenStates, kept: int, judge_sequences: int) -> None:
 
 def _parts(model: nn.Module) -> list[Part]:
     """All parts in the order of depth, with their units and what a unit counts."""
-    found, config, family = [], model.config, family_of(model)
-    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    for number, layer in enumerate(decoder_layers(model)):
-        coupled = coupled_of(layer, family)
-        for name in parts.PARTS:
-            own = [layer.get_parameter(one.name) for one in coupled if one.part == name]
-            units = groups if name == "attention" else own[0].shape[0]
-            found.append(Part(number, name, units, sum(weight.numel() for weight in own) // units))
-    return found
+    layers = decoder_layers(model)
+    sizes = sizes_of(layers[0], coupled_of(layers[0], family_of(model)), model.config, len(layers))
+    return [Part(number, name, sizes.units[name], sizes.unit_params[name])
+            for number in range(len(layers)) for name in PARTS]
 
 
 def _sizes(passes: Passes, hidden: HiddenStates, ratio: float, fitted: Tensor, judged: Tensor,
@@ -146,16 +141,16 @@ def _counts(ladders: list[Ladder], goal: float, ratio: float) -> list[int]:
 def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], device: str,
            dtype: str) -> tuple[nn.Module, list[dict[str, int]]]:
     """The narrowed model, and the widths of its layers."""
-    config, family = model.config, family_of(model)
-    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    kept = {(part.layer, part.name): (units, part.units) for part, units, _ in found}
+    layers = decoder_layers(model)
+    coupled = coupled_of(layers[0], family_of(model))
+    sizes = sizes_of(layers[0], coupled, model.config, len(layers))
+    kept: list[dict[str, Tensor]] = [{} for _ in layers]
+    for part, units, _ in found:
+        kept[part.layer][part.name] = units
     state, widths = dict(model.state_dict()), []
-    for number, layer in enumerate(decoder_layers(model)):
-        heads, channels = (len(kept[number, name][0]) for name in parts.PARTS)
-        widths.append({HEADS: heads * (config.num_attention_heads // groups), KV_HEADS: heads, CHANNELS: channels})
-        for one in coupled_of(layer, family):
-            name = f"{family.prefix}{number}.{one.name}"
-            state[name] = narrowed(state[name], one.axis, *kept[number, one.part])
+    for number, own in enumerate(kept):
+        state |= narrow_tensors(model, number, coupled, own, sizes)
+        widths.append(width_of(model.config, sizes, *(sizes.units[name] - len(own[name]) for name in PARTS)))
     small = checkpoints.load_model(dense, device=device, dtype=dtype)
     narrow(small, widths)
     small.load_state_dict(state)
@@ -167,7 +162,7 @@ def _trained(small: nn.Module, hidden: HiddenStates, tokens: Tokens, kept: Tenso
     """Train the writers of the narrowed model in place."""
     passes = Passes(small, hidden.tokens)
     weights = [parts.writer_of(passes, layer, part).weight.requires_grad_(True)
-               for layer in range(len(passes.layers)) for part in parts.PARTS]
+               for layer in range(len(passes.layers)) for part in PARTS]
     curve = _outputs.train(passes, list(range(len(passes.layers))), _outputs.data_of(hidden, tokens, 0), weights, kept,
                            held, **options)
     small.requires_grad_(False)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.methods._widths import PARTS, columns_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.budget import Ladder
-from kdp_core.methods.kdp_narrow.parts import PARTS, Fed
-from kdp_core.methods.kdp_narrow.surgeon import Regression, inputs_of, kept_units, regression, solved
+from kdp_core.methods.kdp_narrow.parts import Fed
+from kdp_core.methods.kdp_narrow.surgeon import Regression, kept_units, regression, solved
 from kdp_core.model.distil import token_losses
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import relative_error
@@ -110,7 +111,7 @@ def _equations(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Close
 
 def _narrow(passes: Passes, part: Part, units: Tensor, equations: Regression, old_FD: Tensor, how: Closed) -> None:
     """Give the writer of a part zeros for all units but these, and a new or the old matrix for these."""
-    inputs = inputs_of(units, _inputs(passes, part))
+    inputs = columns_of(units, _inputs(passes, part))
     parts.put(parts.writer_of(passes, part.layer, part.name),
               solved(equations.of(inputs)) if how.solve else old_FD[inputs], inputs)
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
 
-PARTS = ("attention", "mlp")
-"""In the order in which a layer runs them."""
 SMALLEST_GAIN = 1e-3
 """Outputs whose gain in the norm after the writer is below this share of the largest one keep their old values."""
 

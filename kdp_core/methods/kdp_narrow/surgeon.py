@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.methods._obs import losses
+from kdp_core.methods._widths import columns_of
 from kdp_core.states.block import FitError
 
 ROUND = 64
@@ -55,30 +57,17 @@ def kept_units(equations: Regression, units: int, counts: list[int],
         while len(kept) > count:
             surplus = len(kept) - count
             removed = 1 if length > 1 else surplus if surplus <= ROUND else surplus // 2
-            rise_U = _rise(equations.of(inputs_of(kept, length)), length, scale_D)
+            rise_U = _rise(equations.of(columns_of(kept, length)), len(kept), scale_D)
             kept = kept[rise_U.argsort(stable=True)[removed:].sort().values.cpu()]
         found[count] = kept
     return found
 
 
-def inputs_of(units: Tensor, length: int) -> Tensor:
-    """Numbers of the inputs of these units."""
-    return (units[:, None] * length + torch.arange(length)).flatten()
-
-
-def _rise(equations: Regression, length: int, scale_D: Tensor | None) -> Tensor:
+def _rise(equations: Regression, units: int, scale_D: Tensor | None) -> Tensor:
     """The increase of the loss without each unit, rise_U."""
     inverse_FF = torch.cholesky_inverse(_factor(equations.gram_FF))
     w_FD = inverse_FF @ equations.cross_FD
-    w_FD = w_FD if scale_D is None else w_FD * scale_D
-    w_ULD = w_FD.unflatten(0, (-1, length))
-    if length == 1:
-        # |w_j|^2 / [H^-1]_jj
-        return w_ULD.square().sum(dim=(1, 2)) / inverse_FF.diagonal()
-    units = torch.arange(len(w_ULD), device=w_FD.device)
-    own_ULL = inverse_FF.unflatten(0, (-1, length)).unflatten(2, (-1, length))[units, :, units]
-    # tr(W_j' ([H^-1]_jj)^-1 W_j)
-    return (w_ULD * torch.cholesky_solve(w_ULD, torch.linalg.cholesky(own_ULL))).sum(dim=(1, 2))
+    return losses((w_FD if scale_D is None else w_FD * scale_D).T, inverse_FF, units)
 
 
 def _factor(gram_FF: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import itertools
 import pytest
 import torch
 
-from kdp_core.methods.kdp_narrow.surgeon import inputs_of, kept_units, regression, solved
+from kdp_core.methods._widths import columns_of
+from kdp_core.methods.kdp_narrow.surgeon import kept_units, regression, solved
 from kdp_core.states.block import FitError
 
 N, F, D = 40, 6, 3
@@ -47,7 +48,7 @@ def test_the_solution_has_no_gradient(data):
 @pytest.mark.parametrize("units", [6, 3, 2])
 def test_the_unit_that_is_removed_first_raises_the_loss_least(data, units):
     length, every = F // units, torch.arange(units)
-    rises = [least(data, inputs_of(every[every != unit], length)) for unit in range(units)]
+    rises = [least(data, columns_of(every[every != unit], length)) for unit in range(units)]
     kept = kept_units(equations_of(data), units, [units - 1])[units - 1]
     assert sorted(set(range(units)) - set(kept.tolist())) == [min(range(units), key=rises.__getitem__)]
 
@@ -56,7 +57,7 @@ def test_heads_leave_one_at_a_time_each_with_the_least_rise(data):
     kept = list(range(3))
     while len(kept) > 1:
         kept = list(min(itertools.combinations(kept, len(kept) - 1),
-                        key=lambda some: least(data, inputs_of(torch.tensor(some), 2))))
+                        key=lambda some: least(data, columns_of(torch.tensor(some), 2))))
     assert kept_units(equations_of(data), 3, [1])[1].tolist() == kept
 
 

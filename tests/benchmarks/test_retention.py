@@ -1,0 +1,129 @@
+"""The comparison on real tasks, on a pico model and made-up sets: plan, rows, tables, paired tests, resumption."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdp_core.methods import METHODS, check_options
+from tests import pico
+from tests.benchmarks.command import load, write_project
+
+QUICK = {"kdp_narrow_closed": {"compose": {**METHODS["kdp_narrow"].example["compose"], "epochs": 0}}}
+COLUMNS = ["model", "method", "group", "ratio", "seed", "params_removed", "acc", "acc_stderr",
+           "acc_above_chance_retained", "ppl_ratio_news", "ppl_ratio_wiki", "ppl_ratio_web", "fit_seconds", "peak_gib",
+           "speedup_prefill", "speedup_decode"]
+
+
+def write_sets(folder, sources):
+    """Calibration and evaluation files in the fields of the real sets, from pico text."""
+    lines = pico.documents(60)
+    rows = {"text": lines, "page": lines, "article": lines, "question_stem": lines}
+    for which in ("calib", "eval"):
+        (folder / which).mkdir(parents=True)
+    for source in sources.values():
+        for name in source.files:
+            made = [{**{key: one[n] for key, one in rows.items()}, "passage": line, "question": line, "goal": line,
+                     "sol1": line, "choices": line} for n, line in enumerate(lines)]
+            write(folder / f"calib/{name}.jsonl", made)
+    write(folder / "eval/wikitext2_test.jsonl", [{"page": line} for line in lines])
+    write(folder / "eval/c4_sample.jsonl", [{"text": line} for line in lines])
+    write(folder / "eval/piqa_val.jsonl", [{"goal": one[:20], "sol1": one[20:40], "sol2": one[40:60], "label": n % 2}
+                                           for n, one in enumerate(lines)])
+    write(folder / "eval/lambada_openai_test.jsonl", [{"text": one} for one in lines])
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    module, patch = load("retention"), pytest.MonkeyPatch()
+    root = write_project(tmp_path_factory.mktemp("root"))
+    write_sets(root / "sets", module.MIX)
+    patch.setattr(module.embedded, "ROOT", root)
+    patch.setattr(module, "MODELS", {"pico": module.Model("config.yaml")})
+    patch.setattr(module, "TASKS", {"piqa": 12, "lambada_openai": 8})
+    patch.setattr(module, "LENGTH", 24)
+    patch.setattr(module, "VARIANTS", {name: variant._replace(options=QUICK.get(name, dict(METHODS[variant.method].example)))
+                                       for name, variant in module.VARIANTS.items()})
+    yield module, root
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def done(benchmark, tmp_path_factory):
+    module, root = benchmark
+    out = tmp_path_factory.mktemp("out")
+    given = ["--data", str(root / "sets"), "--out", str(out), "--models", "pico", "--rows", "kdp_narrow_closed",
+             "shortgpt", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
+    # every task counts, since no pico model is above chance
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "counted_tasks", lambda dense: list(dense["outcomes"]))
+    yield module, module.main(given), out, given
+    patch.undo()
+
+
+def test_options_are_those_of_the_methods():
+    for variant in load("retention").VARIANTS.values():
+        check_options(variant.method, variant.options)
+
+
+def test_the_table_has_the_promised_columns_and_a_row_for_each(done):
+    _, frame, out, _ = done
+    assert list(frame)[:len(COLUMNS)] == COLUMNS
+    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "remove"}
+    pruned = frame[frame["ratio"] == 0.2]
+    assert pruned["params_removed"].between(0.12, 0.28).all() and (pruned["fit_seconds"] >= 0).all()
+    assert frame.loc[frame["method"] == "dense", "ppl_ratio_news"].item() == 1
+    assert pd.read_csv(out / "retention.csv")["method"].tolist() == frame["method"].tolist()
+
+
+def test_accuracies_and_their_share_above_chance_are_those_of_the_items(done):
+    module, frame, out, _ = done
+    dense = json.loads((out / "retention/pico/dense.json").read_text())
+    row = json.loads((out / "retention/pico/rows/shortgpt-r0.2-seed0.json").read_text())
+    assert {task: len(values) for task, values in row["outcomes"].items()} == {"piqa": 12, "lambada_openai": 8}
+    acc, full = (np.mean([np.mean(values) for values in one["outcomes"].values()]) for one in (row, dense))
+    found = frame[frame["method"] == "shortgpt"].iloc[0]
+    assert found["acc"] == pytest.approx(100 * acc)
+    assert found["acc_above_chance_retained"] == pytest.approx(100 * (acc - 0.25) / (full - 0.25))
+
+
+def test_each_neighbour_is_compared_with_the_best_of_ours_item_by_item(done):
+    _, frame, out, _ = done
+    pairs = pd.read_csv(out / "retention_tests.csv").set_index("method")
+    assert set(pairs.index) == {"shortgpt", "remove"} and set(pairs["ours"]) == {"kdp_narrow_closed"}
+    acc = frame.set_index("method")["acc"]
+    for name, pair in pairs.iterrows():
+        assert pair["difference"] == pytest.approx(acc["kdp_narrow_closed"] - acc[name], abs=1e-4)
+    assert (pairs["p_holm"] >= pairs["p"]).all()
+
+
+def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypatch, capsys):
+    module, frame, _, given = done
+    monkeypatch.setattr(module, "measure", lambda *args: pytest.fail("measured again"))
+    again = module.main(given)
+    assert again["acc"].tolist() == pytest.approx(frame["acc"].tolist())
+    assert "pico: 0 rows to measure" in capsys.readouterr().out
+    module.main([*given, "--ratios", "0.2", "0.3", "--plan"])
+    assert "pico: 3 rows to measure" in capsys.readouterr().out
+
+
+def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
+    module, _, _, given = done
+    frame = module.main([*given, "--ratios", "0.9", "--rows", "kdp_narrow_closed"])
+    assert "too high" in frame.set_index("ratio").loc[0.9, "refused"]
+
+
+def test_a_task_counts_if_the_dense_model_is_four_standard_errors_above_chance():
+    module = load("retention")
+    outcomes = {"piqa": [1.0] * 70 + [0.0] * 30, "arc_easy": [1.0] * 30 + [0.0] * 70, "lambada_openai": [1.0] * 20 + [0.0] * 80}
+    assert module.counted_tasks({"outcomes": outcomes}) == ["piqa", "lambada_openai"]
+
+
+def test_a_missing_folder_of_sets_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        load("retention").arguments(["--data", str(tmp_path / "none")])
+    assert "there is no calib/ and eval/ in it" in capsys.readouterr().err
