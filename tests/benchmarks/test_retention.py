@@ -9,7 +9,8 @@ from kdp_core.methods import METHODS, check_options
 from tests import pico
 from tests.benchmarks.command import load, write_project
 
-QUICK = {"kdp_narrow_closed": {"compose": {**METHODS["kdp_narrow"].example["compose"], "epochs": 0}}}
+EXAMPLE = METHODS["kdp_narrow"].example
+QUICK = {"kdp_narrow_closed": {**EXAMPLE, "compose": {**EXAMPLE["compose"], "epochs": 0}}}
 COLUMNS = ["model", "method", "group", "ratio", "seed", "params_removed", "acc", "acc_stderr",
            "acc_above_chance_retained", "ppl_ratio_news", "ppl_ratio_wiki", "ppl_ratio_web", "fit_seconds", "peak_gib",
            "speedup_prefill", "speedup_decode"]
@@ -18,13 +19,13 @@ COLUMNS = ["model", "method", "group", "ratio", "seed", "params_removed", "acc",
 def write_sets(folder, sources):
     """Calibration and evaluation files in the fields of the real sets, from pico text."""
     lines = pico.documents(60)
-    rows = {"text": lines, "page": lines, "article": lines, "question_stem": lines}
+    rows = {"text": lines, "page": lines, "article": lines}
     for which in ("calib", "eval"):
         (folder / which).mkdir(parents=True)
     for source in sources.values():
-        for name in source.files:
+        for name, _ in source.files:
             made = [{**{key: one[n] for key, one in rows.items()}, "passage": line, "question": line, "goal": line,
-                     "sol1": line, "choices": line} for n, line in enumerate(lines)]
+                     "sol1": line, "choices": line, "premise": line, "hypothesis": line} for n, line in enumerate(lines)]
             write(folder / f"calib/{name}.jsonl", made)
     write(folder / "eval/wikitext2_test.jsonl", [{"page": line} for line in lines])
     write(folder / "eval/c4_sample.jsonl", [{"text": line} for line in lines])
@@ -46,8 +47,9 @@ def benchmark(tmp_path_factory):
     patch.setattr(module, "MODELS", {"pico": module.Model("config.yaml")})
     patch.setattr(module, "TASKS", {"piqa": 12, "lambada_openai": 8})
     patch.setattr(module, "LENGTH", 24)
-    patch.setattr(module, "VARIANTS", {name: variant._replace(options=QUICK.get(name, dict(METHODS[variant.method].example)))
-                                       for name, variant in module.VARIANTS.items()})
+    patch.setattr(module, "VARIANTS", {
+        name: variant._replace(options=QUICK.get(name, dict(METHODS[variant.method].example)))
+        for name, variant in module.VARIANTS.items()})
     yield module, root
     patch.undo()
 
@@ -81,7 +83,7 @@ def test_the_table_has_the_promised_columns_and_a_row_for_each(done):
 
 
 def test_accuracies_and_their_share_above_chance_are_those_of_the_items(done):
-    module, frame, out, _ = done
+    _, frame, out, _ = done
     dense = json.loads((out / "retention/pico/dense.json").read_text())
     row = json.loads((out / "retention/pico/rows/shortgpt-r0.2-seed0.json").read_text())
     assert {task: len(values) for task, values in row["outcomes"].items()} == {"piqa": 12, "lambada_openai": 8}
@@ -119,7 +121,8 @@ def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
 
 def test_a_task_counts_if_the_dense_model_is_four_standard_errors_above_chance():
     module = load("retention")
-    outcomes = {"piqa": [1.0] * 70 + [0.0] * 30, "arc_easy": [1.0] * 30 + [0.0] * 70, "lambada_openai": [1.0] * 20 + [0.0] * 80}
+    outcomes = {task: [1.0] * right + [0.0] * (100 - right)
+                for task, right in (("piqa", 70), ("arc_easy", 30), ("lambada_openai", 20))}
     assert module.counted_tasks({"outcomes": outcomes}) == ["piqa", "lambada_openai"]
 
 

@@ -1,7 +1,8 @@
 """kdp_narrow: narrower MLPs and attentions in every layer, with the writers solved again and trained."""
 from kdp_core.methods._method import Method
-from kdp_core.methods._select import no_layer
+from kdp_core.methods.kdp_narrow.budget import by_budget
 from kdp_core.methods.kdp_narrow.compose import compose
+from kdp_core.methods.kdp_narrow.ladders import ladders
 from kdp_core.model.families import Family
 
 
@@ -13,7 +14,7 @@ def refuses(family: Family) -> bool:
 METHODS = (
     Method("kdp_narrow", "this project: heads and channels removed by the optimal brain surgeon under one budget, the "
                          "last matrices of attentions and MLPs solved again and trained; docs/kdp.md",
-           "heads and channels removed", no_layer, compose=compose, refuses=refuses,
-           example={"compose": {"sequences": 12, "ladder_sequences": 8, "judge_sequences": 2, "epochs": 1,
-                                "positions": 8, "heldout": 0.2}}),
+           "heads and channels removed", by_budget, search=ladders, compose=compose, refuses=refuses,
+           example={"search": {"fit_sequences": 8, "judge_sequences": 2},
+                    "compose": {"sequences": 12, "epochs": 1, "positions": 8, "heldout": 0.2}}),
 )

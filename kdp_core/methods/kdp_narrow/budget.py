@@ -5,9 +5,19 @@ each with a ladder of levels, and dynamic programming solves it exactly on a gri
 levels of an MLP the loss is interpolated linearly. A loss that falls with fewer units is noise of the measurement and
 counts as the one before it.
 """
+from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
+
+from kdp_core.base.options import Count, Share, check
+from kdp_core.base.records import ModelFacts, Search, Selection
+from kdp_core.methods._select import BlockError, no_layer
+
+GRAINS = 2000
+"""Steps of the knapsack up to the goal."""
+STEPS = 48
+"""Steps of the channels of an MLP in the knapsack."""
 
 
 class Ladder(NamedTuple):
@@ -26,6 +36,58 @@ class _Level(NamedTuple):
     cost: int
     loss: float
     kept: int
+
+
+def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
+    """What every part keeps at a ratio: `candidates` has an entry for each part, with `layer`, `part`, `kept`, `of`.
+
+    ratio: share of all parameters to remove, 0 to 1.
+    k_max: not read.
+    module_params: not read; nothing is put back.
+    Raises BlockError for a ratio that the ladders do not reach.
+    """
+    check(by_budget, locals())
+    names, ladders = _ladders(search)
+    counts = _counts(ladders, ratio, facts.params_total)
+    removed = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True))
+    most = sum((one.units - min(one.losses)) * one.unit_params for one in ladders)
+    chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
+              for (layer, part), count, one in zip(names, counts, ladders, strict=True)]
+    return no_layer(search, facts, ratio=ratio, k_max=k_max, module_params=module_params)._replace(
+        criterion=search.criterion, candidates=chosen, ratio_planned=removed / facts.params_total,
+        ratio_largest=most / facts.params_total)
+
+
+def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
+    """The names of the parts, (layer, part), and their ladders, in the order of the search."""
+    losses: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
+    for key, loss in search.single.items():
+        layer, part, kept = key.split(".")
+        losses[int(layer), part][int(kept)] = loss
+    found = []
+    for (_, part), own in losses.items():
+        units, unit_params = (search.stats["sizes"][part][key] for key in ("units", "unit_params"))
+        found.append(Ladder(units, unit_params, own, max(1, units // STEPS)))
+    return list(losses), found
+
+
+def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
+    """Units that each part keeps. The rounding of the knapsack is made good in the MLPs, one channel at a time."""
+    goal = ratio * total
+    counts = allocate(ladders, round(goal), max(1, round(goal / GRAINS)))
+    if counts is None:
+        most = sum((one.units - min(one.losses)) * one.unit_params for one in ladders)
+        raise BlockError(f"ratio {ratio} is too high: kdp_narrow removes at most {most / total:.4f} of all "
+                         "parameters, since each part keeps some of its units; ask for less")
+    channel = min(one.unit_params for one in ladders)
+    over = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True)) - goal
+    while abs(over) > channel / 2:
+        # channels come back where the smallest share is left, and leave where the largest is
+        within = [n for n, one in enumerate(ladders) if one.unit_params == channel and 1 < counts[n] < one.units]
+        chosen = (min if over > 0 else max)(within, key=lambda n: (counts[n] / ladders[n].units, n))
+        counts[chosen] += 1 if over > 0 else -1
+        over -= channel if over > 0 else -channel
+    return counts
 
 
 def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:

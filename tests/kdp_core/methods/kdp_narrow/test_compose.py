@@ -4,13 +4,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from kdp_core.base.records import Selection
 from kdp_core.base.resume import Resume, Stopped
 from kdp_core.methods import METHODS
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.kdp_narrow import fit, parts
+from kdp_core.methods.kdp_narrow.budget import by_budget
 from kdp_core.methods.kdp_narrow.compose import compose
 from kdp_core.methods.kdp_narrow.fit import Closed, Part
+from kdp_core.methods.kdp_narrow.ladders import ladder, ladders
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, family_of
 from kdp_core.model.passes import Passes
@@ -21,7 +22,8 @@ from kdp_core.states.block import FitError
 from tests import pico
 from tests.kdp_core import stored
 
-QUICK = {"sequences": 8, "ladder_sequences": 8, "judge_sequences": 2, "epochs": 0, "heldout": 0.2, "positions": 8}
+QUICK = {"sequences": 8, "epochs": 0, "heldout": 0.2, "positions": 8}
+LADDERS = {"fit_sequences": 8, "judge_sequences": 2}
 CHANNELS = 64
 
 
@@ -29,6 +31,8 @@ class Dense(NamedTuple):
     """What the method starts from."""
     folder: object
     hidden: object
+    facts: object
+    search: object
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +43,21 @@ def of_family(tmp_path_factory):
         if family not in made:
             root = tmp_path_factory.mktemp(family)
             folder = pico.save(root / "dense", family)
-            hidden.extract(checkpoints.load_model(folder), stored.tokens(), root / "hidden.zarr")
-            made[family] = Dense(folder, hidden.read(root / "hidden.zarr"))
+            model = checkpoints.load_model(folder)
+            hidden.extract(model, stored.tokens(), root / "hidden.zarr")
+            states, facts = hidden.read(root / "hidden.zarr"), checkpoints.facts(model, source="pico", sha256="")
+            made[family] = Dense(folder, states, facts, ladders(folder, states, stored.tokens(), facts, k_max=3,
+                                                                **LADDERS))
         return made[family]
     return of
 
 
-def selection(ratio):
-    return Selection([], [], "weights", ratio, ratio, 1.0, 3, [], 0)
+def selection(dense, ratio):
+    return by_budget(dense.search, dense.facts, ratio=ratio, k_max=3, module_params=0)
 
 
 def composed(dense, ratio=0.2, **options):
-    return compose(dense.folder, dense.hidden, stored.tokens(), selection(ratio), **{**QUICK, **options})
+    return compose(dense.folder, dense.hidden, stored.tokens(), selection(dense, ratio), **{**QUICK, **options})
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25])
@@ -138,8 +145,8 @@ def test_a_ladder_leaves_the_model_as_it_was_and_rises(of_family):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     passes, which = Passes(model, dense.hidden.tokens), torch.arange(8)
     part = Part(2, "mlp", CHANNELS, 1)
-    found = fit.ladder(passes, dense.hidden, part, which, torch.arange(8, 12), Closed(1e-3, True, 4), 1)
-    assert sorted(found.losses) == [16, 32, 48] and found.losses[16] > found.losses[32] > found.losses[48] > 0
+    found = ladder(passes, dense.hidden, part, which, torch.arange(8, 12), Closed(1e-3, True, 4))
+    assert sorted(found) == [16, 32, 48] and found[16] > found[32] > found[48] > 0
     assert all(torch.allclose(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -157,11 +164,22 @@ def test_a_stopped_training_goes_on_to_the_same_bits(of_family, tmp_path):
 def test_what_cannot_be_done_is_said_with_the_remedy(of_family):
     dense = of_family("llama")
     with pytest.raises(BlockError, match=r"ratio 0\.8 is too high: kdp_narrow removes at most 0\.\d+"):
-        composed(dense, 0.8)
-    with pytest.raises(FitError, match="judge_sequences 40 of 13 sequences"):
-        composed(dense, judge_sequences=40)
+        selection(dense, 0.8)
+    with pytest.raises(FitError, match="judge_sequences 40 of 16 sequences"):
+        ladders(dense.folder, dense.hidden, stored.tokens(), dense.facts, k_max=3, judge_sequences=40)
     with pytest.raises(FitError, match=r"set hidden\.layers to all"):
-        compose(dense.folder, dense.hidden._replace(layers=[0, 3]), stored.tokens(), selection(0.2), **QUICK)
+        ladders(dense.folder, dense.hidden._replace(layers=[0, 3]), stored.tokens(), dense.facts, k_max=3)
+
+
+def test_the_selection_says_what_each_part_keeps_and_the_model_has_it(of_family):
+    dense = of_family("llama")
+    chosen, found = selection(dense, 0.2), composed(dense, 0.2)
+    assert [(one["layer"], one["part"]) for one in chosen.candidates] == \
+        [(layer, part) for layer in range(dense.facts.layers) for part in ("attention", "mlp")]
+    for one in chosen.candidates:
+        width = found.plan.shape["widths"][one["layer"]]
+        assert one["kept"] == width["kv_heads" if one["part"] == "attention" else "intermediate"]
+    assert chosen.ratio_planned == pytest.approx(found.stats["share"]) and chosen.ratio_largest > 0.25
 
 
 def test_parallel_families_are_refused_by_the_record():

@@ -1,0 +1,101 @@
+"""What each part of each layer loses at the outputs of the model with fewer heads or channels.
+
+One part of the dense model is narrowed at a time, its writer is solved again, and KL(dense || pruned) of the next-token
+distributions is the loss. The losses do not depend on the ratio, so one search serves all ratios. MLPs are measured at
+three quarters, half and a quarter of their channels, attentions at every number of heads.
+"""
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.options import Count, Natural, NotNegative, check
+from kdp_core.base.records import ModelFacts, Search, Tokens
+from kdp_core.methods._widths import PARTS, coupled_of, sizes_of
+from kdp_core.methods.kdp_narrow import parts
+from kdp_core.methods.kdp_narrow.fit import Closed, Part, equations_of, goal, inputs, narrow
+from kdp_core.methods.kdp_narrow.surgeon import kept_units
+from kdp_core.model import checkpoints
+from kdp_core.model.distil import token_losses
+from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.passes import Passes
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates
+
+logger = logging.getLogger(__name__)
+RUNGS = (0.75, 0.5, 0.25)
+"""Shares of the channels of an MLP at which its loss is measured."""
+
+
+def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
+            dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, fit_sequences: Count = 96,
+            judge_sequences: Count = 8, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
+    """The loss of every part with fewer units: `single` holds it by `layer.part.units kept`.
+
+    solve: whether writers are solved again; otherwise kept weights stay as they are.
+    ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
+    fit_sequences: sequences that writers are solved on.
+    judge_sequences: other sequences, on which outputs are compared.
+    batch_sequences: sequences of a forward pass.
+    seed: seed of the choice of sequences.
+    Raises FitError if states are not stored or if there are too few sequences.
+    """
+    check(ladders, locals())
+    began = time.perf_counter()
+    if hidden.layers != list(range(len(hidden.layers))):
+        raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
+    if judge_sequences >= hidden.sequences:
+        raise FitError(f"search.judge_sequences {judge_sequences} of {hidden.sequences} sequences leave none to fit "
+                       "on; lower it or add calibration sequences")
+    drawn = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
+    judged, fitted = drawn[:judge_sequences], drawn[judge_sequences:][:fit_sequences]
+    model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
+    passes, how, single = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences), {}
+    for part in parts_of(model):
+        for count, loss in ladder(passes, hidden, part, fitted, judged, how).items():
+            single[f"{part.layer}.{part.name}.{count}"] = loss
+    sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in parts_of(model)}
+    return Search([], [], "divergence", k_max, single, len(single),
+                  {"sizes": sizes, "fit_tokens": len(fitted) * hidden.tokens,
+                   "judge_tokens": len(judged) * hidden.tokens, "seconds": time.perf_counter() - began})
+
+
+def parts_of(model: nn.Module) -> list[Part]:
+    """All parts in the order of depth, with their units and the parameters of a unit."""
+    layers = decoder_layers(model)
+    sizes = sizes_of(layers[0], coupled_of(layers[0], family_of(model)), model.config, len(layers))
+    return [Part(number, name, sizes.units[name], sizes.unit_params[name])
+            for number in range(len(layers)) for name in PARTS]
+
+
+def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor,
+           how: Closed) -> dict[int, float]:
+    """Units kept -> loss, of one part of the dense model. Its writer is as before afterwards."""
+    length = inputs(passes, part)
+    counts = list(range(1, part.units)) if length > 1 else [max(1, round(part.units * share)) for share in RUNGS]
+    given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer)[fitted], how.batch)
+    equations, old_FD = equations_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
+    kept = kept_units(equations, part.units, counts, parts.gain_after(passes, part.layer, part.name))
+    losses = {}
+    for count, units in kept.items():
+        narrow(passes, part, units, equations, old_FD, how)
+        losses[count] = _divergence(passes, hidden, part.layer, judged, how)
+    parts.put(parts.writer_of(passes, part.layer, part.name), old_FD, torch.arange(len(old_FD)))
+    logger.info("layer %d, %s: divergence %s", part.layer, part.name,
+                ", ".join(f"{loss:.4f} with {count}" for count, loss in losses.items()))
+    return losses
+
+
+@torch.no_grad()
+def _divergence(passes: Passes, hidden: HiddenStates, start: int, judged: Tensor, how: Closed) -> float:
+    """KL(dense || pruned) in nats a token, of the model as it is now from layer `start` on."""
+    h_STD = passes.run_batches(hidden.state(start)[judged], range(start, len(passes.layers)), how.batch)
+    final_STD, total = hidden.state(hidden.layers[-1])[judged], 0.0
+    for h_BTD, final_BTD in zip(h_STD.split(how.batch), final_STD.split(how.batch), strict=True):
+        student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
+        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), passes.head, passes.head,
+                              kl_weight=1.0)
+        total += losses.kl_nats.item() * len(h_BTD)
+    return total / len(h_STD)
