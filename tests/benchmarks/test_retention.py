@@ -25,7 +25,8 @@ def write_sets(folder, sources):
     for source in sources.values():
         for name, _ in source.files:
             made = [{**{key: one[n] for key, one in rows.items()}, "passage": line, "question": line, "goal": line,
-                     "sol1": line, "choices": line, "premise": line, "hypothesis": line} for n, line in enumerate(lines)]
+                     "sol1": line, "choices": line, "premise": line, "hypothesis": line}
+                    for n, line in enumerate(lines)]
             write(folder / f"calib/{name}.jsonl", made)
     write(folder / "eval/wikitext2_test.jsonl", [{"page": line} for line in lines])
     write(folder / "eval/c4_sample.jsonl", [{"text": line} for line in lines])
