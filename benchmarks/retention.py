@@ -86,9 +86,8 @@ VARIANTS: dict[str, Variant] = {
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
     "kdp": Variant("kdp", 3, KDP),
     **{name: Variant(name, 3, {"block": CKA}) for name in ("remove", "linear_prefix")},
-    "sleb": Variant("sleb", 3, {"search": {"sequences": 16}}),
     **{name: Variant(name, 3, {}) for name in (
-        "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge", "lorp",
+        "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge", "lorp",
         "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm") if name in METHODS},
 }
 """Structured rows. `kdp_narrow_closed` is not trained; `kdp_narrow_kept` leaves every kept weight as it is."""

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, sequences: Count = 320,
+            dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, sequences: Count = 640,
             epochs: Natural = 2, lr: Positive = 3e-4, batch_sequences: Count = 4, positions: Count = 48,
             kl_weight: Chance = 0.8, heldout: Share = 0.05, seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
