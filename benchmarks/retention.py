@@ -36,7 +36,6 @@ from protocol import CKA, KDP, RESIDUAL, Calibrated, Setup, Variant
 
 from kdp_core.base import store, texts
 from kdp_core.base.records import ModelFacts, Tokens
-from kdp_core.methods import METHODS
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import final_states, head_of, token_losses
 from kdp_core.prune import fold
@@ -87,8 +86,8 @@ VARIANTS: dict[str, Variant] = {
     "kdp": Variant("kdp", 3, KDP),
     **{name: Variant(name, 3, {"block": CKA}) for name in ("remove", "linear_prefix")},
     **{name: Variant(name, 3, {}) for name in (
-        "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge", "lorp",
-        "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm") if name in METHODS},
+        "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
+        "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
 """Structured rows. `kdp_narrow_closed` is not trained; `kdp_narrow_kept` leaves every kept weight as it is."""
 
