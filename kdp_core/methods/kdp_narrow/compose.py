@@ -26,7 +26,7 @@ from kdp_core.base.options import Chance, Count, Natural, NotNegative, Positive,
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods import _outputs
-from kdp_core.methods._widths import PARTS, coupled_of, narrow_tensors, sizes_of, width_of
+from kdp_core.methods.heads_channels.units import PARTS, coupled_of, narrow_tensors, sizes_of, width_of
 from kdp_core.methods.kdp_narrow import fit, parts
 from kdp_core.methods.kdp_narrow.fit import Closed, Part
 from kdp_core.methods.kdp_narrow.ladders import parts_of

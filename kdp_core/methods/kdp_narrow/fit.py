@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdp_core.methods._widths import PARTS, columns_of
+from kdp_core.methods.heads_channels.units import PARTS, columns_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.parts import Fed
 from kdp_core.methods.kdp_narrow.surgeon import Regression, kept_units, regression, solved

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.options import Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
-from kdp_core.methods._widths import PARTS, coupled_of, sizes_of
+from kdp_core.methods.heads_channels.units import PARTS, coupled_of, sizes_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.fit import Closed, Part, equations_of, goal, inputs, narrow
 from kdp_core.methods.kdp_narrow.surgeon import kept_units

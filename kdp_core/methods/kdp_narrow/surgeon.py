@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdp_core.methods._obs import losses
-from kdp_core.methods._widths import columns_of
+from kdp_core.methods.heads_channels.obs import losses
+from kdp_core.methods.heads_channels.units import columns_of
 from kdp_core.states.block import FitError
 
 ROUND = 64

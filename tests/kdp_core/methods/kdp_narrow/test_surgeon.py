@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from kdp_core.methods._widths import columns_of
+from kdp_core.methods.heads_channels.units import columns_of
 from kdp_core.methods.kdp_narrow.surgeon import kept_units, regression, solved
 from kdp_core.states.block import FitError
 

@@ -1,6 +1,6 @@
 """LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels are removed whose worth to the loss is least.
 
-Weights that work only together are removed together, in the units of kdp_core.methods._widths: a key-value head with
+Weights that work only together are removed together, in the units of kdp_core.methods.heads_channels.units: a key-value head with
 the consecutive query heads that read it, or an MLP channel.
 
 L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. The worth of a
@@ -38,7 +38,7 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._judge import Judge, backward, judge_of, picked
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
-from kdp_core.methods._widths import (
+from kdp_core.methods.heads_channels.units import (
     PARTS,
     Coupled,
     Sizes,

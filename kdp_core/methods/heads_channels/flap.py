@@ -34,7 +34,7 @@ from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
-from kdp_core.methods._widths import (
+from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
     check_family,

@@ -7,13 +7,13 @@ import torch
 
 from kdp_core.methods._judge import picked
 from kdp_core.methods._select import BlockError
-from kdp_core.methods._widths import PARTS
-from kdp_core.methods.ziplm import Level, counts_of, knapsack, ladder, searched
+from kdp_core.methods.heads_channels.units import PARTS
+from kdp_core.methods.heads_channels.ziplm import Level, counts_of, knapsack, ladder, searched
 from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from tests import pico
 from tests.kdp_core.methods import narrow
-from tests.kdp_core.methods.narrow import CHANNELS, TOKENS, composed, logits
+from tests.kdp_core.methods.heads_channels.narrow import CHANNELS, TOKENS, composed, logits
 
 OPTIONS = {"draws": 6, "judge_sequences": 4, "shrink": 0.8}
 DAMP = 0.01

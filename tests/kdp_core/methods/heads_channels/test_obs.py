@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from kdp_core.methods import _obs
+from kdp_core.methods.heads_channels import obs
 from kdp_core.states.block import FitError
 
 D, C, N = 5, 12, 40
@@ -32,8 +32,8 @@ def refitted(w_DC, h_CC, gone):
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_losses_are_those_of_least_squares_on_the_rest(length):
     w_DC, gram_CC = case()
-    inverse_CC, _ = _obs.inverse(gram_CC, 0.01)
-    losses_U = _obs.losses(w_DC, inverse_CC, C // length)
+    inverse_CC, _ = obs.inverse(gram_CC, 0.01)
+    losses_U = obs.losses(w_DC, inverse_CC, C // length)
     expected = [refitted(w_DC, damped(gram_CC, 0.01), range(unit * length, (unit + 1) * length))[1]
                 for unit in range(C // length)]
     assert losses_U.tolist() == pytest.approx(expected, rel=1e-8)
@@ -43,7 +43,7 @@ def test_losses_are_those_of_least_squares_on_the_rest(length):
 def test_each_batch_leaves_the_best_map_without_the_units_of_least_loss(length, batches):
     w_DC, gram_CC = case(1)
     h_CC, gone, units = damped(gram_CC, 0.01), [], C // length
-    for count, found in zip(batches, _obs.prune(w_DC, gram_CC, units, batches, 0.01), strict=True):
+    for count, found in zip(batches, obs.prune(w_DC, gram_CC, units, batches, 0.01), strict=True):
         before = refitted(w_DC, h_CC, columns(gone, length))[1]
         rises = {unit: refitted(w_DC, h_CC, columns([*gone, unit], length))[1] - before
                  for unit in range(units) if unit not in gone}
@@ -63,15 +63,15 @@ def test_the_relative_error_is_that_of_the_outputs():
     x_NC, w_DC, v_DC = (torch.randn(*shape, generator=generator, dtype=torch.float64)
                         for shape in ((N, C), (D, C), (D, C)))
     expected = ((x_NC @ (w_DC - v_DC).T).square().sum() / (x_NC @ w_DC.T).square().sum()).item()
-    assert _obs.relative_error(w_DC, v_DC, x_NC.T @ x_NC) == pytest.approx(expected)
+    assert obs.relative_error(w_DC, v_DC, x_NC.T @ x_NC) == pytest.approx(expected)
 
 
 def test_a_singular_gram_matrix_gets_more_damp_and_is_named_at_last():
     x_NC = torch.ones(4, 3, dtype=torch.float64)
-    assert _obs.inverse(x_NC.T @ x_NC, 0.0)[1] == 1e-4
-    assert _obs.inverse(x_NC.T @ x_NC, 0.01)[1] == 0.01
+    assert obs.inverse(x_NC.T @ x_NC, 0.0)[1] == 1e-4
+    assert obs.inverse(x_NC.T @ x_NC, 0.01)[1] == 0.01
     indefinite_CC = torch.tensor([[1.0, 3.0], [3.0, 1.0]], dtype=torch.float64)
     with pytest.raises(FitError, match=r"singular with damp 0\.1; raise compose\.damp or add calibration sequences"):
-        _obs.inverse(indefinite_CC, 0.01)
+        obs.inverse(indefinite_CC, 0.01)
     with pytest.raises(FitError, match="all inputs of a map are zero"):
-        _obs.inverse(torch.zeros(2, 2), 0.01)
+        obs.inverse(torch.zeros(2, 2), 0.01)

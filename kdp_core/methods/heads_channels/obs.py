@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdp_core.methods._widths import columns_of
+from kdp_core.methods.heads_channels.units import columns_of
 from kdp_core.states.block import FitError
 
 DAMP_LARGEST = 0.1

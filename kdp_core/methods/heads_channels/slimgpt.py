@@ -1,6 +1,6 @@
 """SlimGPT (Ling et al. 2024, NeurIPS, arXiv 2412.18110): structured optimal brain surgeon, layer after layer.
 
-The writers (o, down) of each layer lose heads and channels as kdp_core.methods._obs says: those whose removal raises
+The writers (o, down) of each layer lose heads and channels as kdp_core.methods.heads_channels.obs says: those whose removal raises
 the error of the writer's outputs least, while the columns that stay change to make up for them. H = X'X comes from the
 model as pruned so far: the inputs of a layer are the outputs of the pruned layers before it, and its MLP reads the
 state after its pruned attention.
@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from kdp_core.base import options
 from kdp_core.base.options import Chance, Count, NotNegative
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods import _obs
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
-from kdp_core.methods._widths import (
+from kdp_core.methods.heads_channels import obs
+from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
     check_family,
@@ -173,10 +173,10 @@ def _prune(passes: Passes, number: int, part: str, h_STD: Tensor, batch: int, si
 
     run_layer(passes, number, h_STD, batch, seen)
     w_DC = writer.weight.double()
-    *_, pruned = _obs.prune(w_DC, gram_CC, units, batches, damp)
+    *_, pruned = obs.prune(w_DC, gram_CC, units, batches, damp)
     # a new parameter, since the old memory may map a file
     writer.weight = nn.Parameter(pruned.w_DC.to(writer.weight.dtype), requires_grad=False)
-    return pruned.kept(units), _obs.relative_error(w_DC, pruned.w_DC, gram_CC)
+    return pruned.kept(units), obs.relative_error(w_DC, pruned.w_DC, gram_CC)
 
 
 def _writer(passes: Passes, number: int, part: str) -> nn.Linear:

@@ -3,16 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from kdp_core.methods import flap
 from kdp_core.methods._select import BlockError
-from kdp_core.methods._widths import PARTS, Sizes
-from kdp_core.methods.flap import Unit, chosen
+from kdp_core.methods.heads_channels import flap
+from kdp_core.methods.heads_channels.flap import Unit, chosen
+from kdp_core.methods.heads_channels.units import PARTS, Sizes
 from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from kdp_core.states.block import FitError
 from tests import pico
 from tests.kdp_core.methods import narrow
-from tests.kdp_core.methods.narrow import CHANNELS, HEAD, HEADS, LAYERS, composed, logits
+from tests.kdp_core.methods.heads_channels.narrow import CHANNELS, HEAD, HEADS, LAYERS, composed, logits
 
 
 @pytest.fixture(scope="module", params=pico.EVERY)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from kdp_core.methods._select import BlockError
-from kdp_core.methods._widths import PARTS, Sizes
-from kdp_core.methods.slimgpt import batches_of, cuts, shares
+from kdp_core.methods.heads_channels.slimgpt import batches_of, cuts, shares
+from kdp_core.methods.heads_channels.units import PARTS, Sizes
 from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from tests import pico
 from tests.kdp_core.methods import narrow
-from tests.kdp_core.methods.narrow import CHANNELS, LAYERS, composed, logits
+from tests.kdp_core.methods.heads_channels.narrow import CHANNELS, LAYERS, composed, logits
 
 DAMP = 0.01
 

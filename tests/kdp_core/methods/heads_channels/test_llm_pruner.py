@@ -9,10 +9,10 @@ import torch
 from kdp_core.base import store
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
-from kdp_core.methods import llm_pruner
 from kdp_core.methods._judge import judge_of, picked
 from kdp_core.methods._select import BlockError
-from kdp_core.methods.llm_pruner import Sizes, between, cut_for
+from kdp_core.methods.heads_channels import llm_pruner
+from kdp_core.methods.heads_channels.llm_pruner import Sizes, between, cut_for
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes

@@ -1,6 +1,6 @@
 """ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
 
-Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as kdp_core.methods._obs
+Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as kdp_core.methods.heads_channels.obs
 says, with H = X'X of the dense model's inputs. On the way it passes levels s: every number of heads, and channels whose
 number shrinks by the factor `shrink`. Each level has its map and its prior, the relative error of the writer's outputs,
     p_s = |W_s X' - W X'| / |W X'|.
@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, NotNegative
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods import _obs
 from kdp_core.methods._judge import Judge, loss_nats, picked
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
-from kdp_core.methods._widths import (
+from kdp_core.methods.heads_channels import obs
+from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
     check_family,
@@ -169,13 +169,13 @@ def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, b
     units, dense_DC = counts[0], w_DC.detach().double()
     found = [Level(torch.arange(units), dense_DC.float().cpu(), 0.0, 0)]
     steps, wanted = _steps(counts, batch), set(counts)
-    for pruned in _obs.prune(dense_DC, gram_CC, units, steps, damp):
+    for pruned in obs.prune(dense_DC, gram_CC, units, steps, damp):
         left = units - len(pruned.removed)
         if left in wanted:
             kept_U = pruned.kept(units)
             columns_K = columns_of(kept_U, len(gram_CC) // units).to(w_DC.device)
             # p_s = |W_s X' - W X'| / |W X'|
-            prior = max(_obs.relative_error(dense_DC, pruned.w_DC, gram_CC), 0.0) ** 0.5
+            prior = max(obs.relative_error(dense_DC, pruned.w_DC, gram_CC), 0.0) ** 0.5
             found.append(Level(kept_U, pruned.w_DC[:, columns_K].float().cpu(), prior, (units - left) * unit_params))
     return found
 
