@@ -1,7 +1,7 @@
 """LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels are removed whose worth to the loss is least.
 
-Weights that work only together are removed together, in the units of kdp_core.methods.heads_channels.units: a key-value head with
-the consecutive query heads that read it, or an MLP channel.
+Weights that work only together are removed together, in the units of `units`: a key-value head with the consecutive
+query heads that read it, or an MLP channel.
 
 L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. The worth of a
 weight, to first and second order in its removal (the Hessian is taken as its diagonal, and the diagonal as a), is

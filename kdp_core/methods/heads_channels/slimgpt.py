@@ -1,9 +1,9 @@
 """SlimGPT (Ling et al. 2024, NeurIPS, arXiv 2412.18110): structured optimal brain surgeon, layer after layer.
 
-The writers (o, down) of each layer lose heads and channels as kdp_core.methods.heads_channels.obs says: those whose removal raises
-the error of the writer's outputs least, while the columns that stay change to make up for them. H = X'X comes from the
-model as pruned so far: the inputs of a layer are the outputs of the pruned layers before it, and its MLP reads the
-state after its pruned attention.
+The writers (o, down) of each layer lose heads and channels as `obs` says: those whose removal raises the error of the
+writer's outputs least, while the columns that stay change to make up for them. H = X'X comes from the model as pruned
+so far: the inputs of a layer are the outputs of the pruned layers before it, and its MLP reads the state after its
+pruned attention.
 
 Batched Greedy Pruning. Heads leave one at a time; the loss of each is that of all its columns together, from a Cholesky
 factor of its own block of H^-1. Channels leave in batches, the first of `batch_first` of 11,008 channels (in

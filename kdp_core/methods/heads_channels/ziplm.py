@@ -1,14 +1,12 @@
 """ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
 
-Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as kdp_core.methods.heads_channels.obs
-says, with H = X'X of the dense model's inputs. On the way it passes levels s: every number of heads, and channels whose
-number shrinks by the factor `shrink`. Each level has its map and its prior, the relative error of the writer's outputs,
-    p_s = |W_s X' - W X'| / |W X'|.
-The levels of all writers are chosen together: for coefficients c_l the knapsack
-    min sum_l c_l p_l,s(l)    so that the levels remove the ratio of ALL parameters
-is solved by dynamic programming, and SPDY (Frantar and Alistarh 2022) searches for the coefficients: from c = 1 on, a
-tenth of them is drawn anew from [0, 1], and a draw is kept if the model put together from its levels has a lower loss
-on calibration text.
+Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as `obs` says, with H = X'X
+of the dense model's inputs. On the way it passes levels s: every number of heads, and channels whose number shrinks by
+the factor `shrink`. Each level has its map and its prior, the relative error of the writer's outputs, p_s = |W_s X' - W
+X'| / |W X'|. The levels of all writers are chosen together: for coefficients c_l the knapsack min sum_l c_l p_l,s(l) so
+that the levels remove the ratio of ALL parameters is solved by dynamic programming, and SPDY (Frantar and Alistarh
+2022) searches for the coefficients: from c = 1 on, a tenth of them is drawn anew from [0, 1], and a draw is kept if the
+model put together from its levels has a lower loss on calibration text.
 
 Where we differ: the budget is parameters, not milliseconds, since methods are compared at equal parameters. At least
 one unit of each part is kept, where the paper may remove a whole part. A unit of grouped heads is a key-value head with
