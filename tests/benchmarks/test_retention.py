@@ -7,7 +7,7 @@ import pytest
 
 from kdp_core.methods import METHODS, check_options
 from tests import pico
-from tests.benchmarks.command import load, write_project
+from tests.benchmarks.command import FOLDER, load, write_project
 
 EXAMPLE = METHODS["kdp_narrow"].example
 QUICK = {"kdp_narrow_closed": {**EXAMPLE, "compose": {**EXAMPLE["compose"], "epochs": 0}}}
@@ -131,3 +131,16 @@ def test_a_missing_folder_of_sets_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         load("retention").arguments(["--data", str(tmp_path / "none")])
     assert "there is no calib/ and eval/ in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", load("retention_page").PLACES)
+def test_the_pages_have_the_numbers_of_the_data(name):
+    text = (FOLDER.parent / name).read_text(encoding="utf-8")
+    assert load("retention_page").written(text) == text, "run python benchmarks/retention_page.py"
+
+
+def test_the_data_have_the_columns_of_the_command_and_rows_of_ours():
+    frame = pd.read_csv(FOLDER.parent / "docs/data/retention.csv")
+    assert set(COLUMNS) <= set(frame) and frame["method"].str.startswith("kdp_").any()
+    pruned = frame[frame["acc"].notna() & (frame["ratio"] > 0)]
+    assert ((pruned["params_removed"] - pruned["ratio"]).abs() < 0.02).all(), "ratios are matched"

@@ -1,0 +1,61 @@
+"""Writes the tables of retention into the pages: `python benchmarks/retention_page.py`.
+
+The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table stands
+between the lines `<!-- retention -->` and `<!-- end of retention -->`.
+"""
+import re
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "docs/data"
+PLACES = ("README.md", "docs/kdp.md")
+MARKED = re.compile(r"(<!-- retention -->\n).*?(<!-- end of retention -->)", re.DOTALL)
+HEAD = ("| method | removed (%) | accuracy (%) | kept above chance (%) | news | encyclopedia | web | prefill "
+        "| decode | fit (min) | against the best of ours |")
+SEED = 0
+"""The calibration seed of the table."""
+
+
+def table(model: str, ratio: float) -> str:
+    """The rows of one model and ratio as Markdown, the most accurate first, with the dense model above them."""
+    frame = pd.read_csv(DATA / "retention.csv")
+    tests = pd.read_csv(DATA / "retention_tests.csv")
+    frame = frame[(frame["model"] == model) & frame["ratio"].isin([0.0, ratio]) & frame["acc"].notna()]
+    frame = frame[frame["seed"].isin([SEED]) | frame["seed"].isna()]
+    tests = tests[(tests["model"] == model) & (tests["ratio"] == ratio) & (tests["seed"] == SEED)].set_index("method")
+    lines = [HEAD, "|---|" + "---|" * (HEAD.count("|") - 2)]
+    for _, row in frame.sort_values(["ratio", "acc"], ascending=[True, False]).iterrows():
+        lines.append("| " + " | ".join([f"`{row['method']}`" if row["ratio"] else row["method"], *cells(row),
+                                        against(row["method"], tests)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(row: pd.Series) -> list[str]:
+    """The numbers of a row."""
+    texts = [f"{row[f'ppl_ratio_{name}']:.2f} ×" for name in ("news", "wiki", "web")]
+    return [f"{100 * row['params_removed']:.1f}", f"{row['acc']:.1f} ± {row['acc_stderr']:.1f}",
+            f"{row['acc_above_chance_retained']:.0f}", *texts, f"{row['speedup_prefill']:.2f} ×",
+            f"{row['speedup_decode']:.2f} ×", f"{row['fit_seconds'] / 60:.0f}" if row["ratio"] else ""]
+
+
+def against(method: str, tests: pd.DataFrame) -> str:
+    """The paired difference of a row to the best of ours, in points of the mean accuracy, with its corrected p."""
+    if method not in tests.index:
+        return ""
+    test = tests.loc[method]
+    return f"{-test['difference']:+.1f} ± {test['stderr']:.1f} (p {test['p_holm']:.2g})"
+
+
+def written(text: str, model: str = "smollm2-135m", ratio: float = 0.25) -> str:
+    """The page with the current table. A page without the two marker lines raises ValueError."""
+    if not MARKED.search(text):
+        raise ValueError("the page has no lines '<!-- retention -->' and '<!-- end of retention -->'; put them around "
+                         "the table")
+    return MARKED.sub(lambda found: found[1] + table(model, ratio) + found[2], text)
+
+
+if __name__ == "__main__":
+    for name in PLACES:
+        (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
