@@ -38,6 +38,7 @@ from kdp_core.base import store, texts
 from kdp_core.base.records import ModelFacts, Tokens
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import final_states, head_of, token_losses
+from kdp_core.model.families import first_token
 from kdp_core.prune import fold
 from kdp_core.results import paired
 from kdp_core.results.compare import read_outcomes
@@ -121,7 +122,8 @@ def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> 
         documents = [one for file, field in source.files
                      for one in texts.read_documents(data / f"calib/{file}.jsonl", format="jsonl", field=field)]
         parts.append(texts.Part(name, documents, max(1, sequences * source.share // total)))
-    return texts.pack(checkpoints.load_tokenizer(dense), parts, length=LENGTH, seed=seed, vocabulary=vocabulary)
+    return texts.pack(checkpoints.load_tokenizer(dense), parts, length=LENGTH, seed=seed, vocabulary=vocabulary,
+                      start=first_token(checkpoints.config_of(dense)))
 
 
 def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -131,7 +133,8 @@ def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[st
                  "web": texts.read_documents(data / "eval/c4_sample.jsonl", format="jsonl", field="text")}
     found = {}
     for name, own in documents.items():
-        ids_ST = texts.windows(checkpoints.load_tokenizer(dense), own, length=LENGTH)
+        ids_ST = texts.windows(checkpoints.load_tokenizer(dense), own, length=LENGTH,
+                               start=first_token(checkpoints.config_of(dense)))
         found[name] = ids_ST[torch.linspace(0, len(ids_ST) - 1, min(HELDOUT[name], len(ids_ST))).long()]
     return found
 

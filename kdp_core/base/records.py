@@ -180,7 +180,7 @@ class Plan(NamedTuple):
     chance."""
     shape: dict[str, Any] | None = None
     """Entries of the folded configuration that give the shapes of the model, for plans that change widths. `tensors`
-    then have these shapes, and may hold tensors that the dense model lacks. Such a plan removes no layers."""
+    then have these shapes, and may hold tensors that the dense model lacks. Such a plan has no stand-ins."""
 
 
 class Composed(NamedTuple):

@@ -41,7 +41,7 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
         temporary.mkdir()
         tensors, made = _tensors(plan, dense, family_of(config), keep), _config(plan, config, keep)
         if plan.shape:
-            tensors = _of_shape(plan, tensors, made)
+            tensors = _of_shape(plan, tensors, made, keep)
         _write_shards(tensors, temporary, shard_size)
         made.save_pretrained(temporary)
         for path in sorted(dense.iterdir()):
@@ -66,8 +66,8 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
     if not is_known(config):
         raise FoldError(f"method {plan.method} cannot fold a {type_of(config)} model; choose a model of "
                         f"{', '.join(FAMILIES)}")
-    if plan.shape and (plan.drop or plan.modules):
-        raise FoldError(f"plan of {plan.method} changes widths and drops layers too; a plan does one of both")
+    if plan.shape and plan.modules:
+        raise FoldError(f"plan of {plan.method} changes widths and has stand-ins too; a plan does one of both")
     if _parts(plan) and not family_of(config).norms_first(config):
         raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {type_of(config)} model: its "
                         "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
@@ -124,7 +124,8 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
                 "stand_ins": [entry for entry, _, _ in _stand_ins(plan, keep)],
                 "dropped_parts": {which: [keep.index(layer) for layer, part in _parts(plan) if part == which]
                                   for which in ("attention", "mlp")},
-                **(plan.shape or {})}
+                **{key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
+                   for key, value in (plan.shape or {}).items()}}
     return config_class.from_dict({key: value for key, value in cut.items() if key != "_name_or_path"})
 
 
@@ -144,7 +145,8 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
                         replaced.add(name)
     dtype = next(iter(made.values())).dtype
     if plan.shape:
-        made |= {name: plan.tensors[name].to(dtype) for name in sorted(set(plan.tensors) - replaced)}
+        made |= {_renamed(name, prefix, number): plan.tensors[name].to(dtype)
+                 for name in sorted(set(plan.tensors) - replaced)}
     elif unknown := sorted(set(plan.tensors) - replaced):
         raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
     for _, path, tensors in _stand_ins(plan, keep):
@@ -152,14 +154,16 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
     return made
 
 
-def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
+def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
+              keep: list[int]) -> dict[str, Tensor]:
     """The tensors that a model of this configuration has, without dense tensors that it lacks."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
         raise FoldError(f"plan of {plan.method} gives {wrong[0]} the shape {list(tensors[wrong[0]].shape)}; its model "
                         f"has {list(shapes[wrong[0]])}")
-    if unknown := sorted(set(plan.tensors) - set(shapes)):
+    prefix, number = family_of(config).prefix, {old: new for new, old in enumerate(keep)}
+    if unknown := sorted(name for name in plan.tensors if _renamed(name, prefix, number) not in shapes):
         raise FoldError(f"plan of {plan.method} holds tensors that its model lacks: {', '.join(unknown[:5])}")
     if missing := sorted(set(shapes) - set(tensors) - tied):
         raise FoldError(f"plan of {plan.method} lacks tensors of its model: {', '.join(missing[:5])}")

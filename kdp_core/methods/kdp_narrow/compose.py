@@ -17,7 +17,7 @@ the outputs; heads and channels share one budget; and the writers are trained to
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,21 @@ from kdp_core.methods.kdp_narrow.ladders import parts_of
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
-from kdp_core.model.surgery import narrow
+from kdp_core.model.surgery import drop_parts, narrow
 from kdp_core.states.block import split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
+
+
+class _Small(NamedTuple):
+    """The model with narrow parts."""
+    model: nn.Module
+    widths: list[dict[str, int]]
+    gone: dict[str, list[int]]
+    """Part -> layers in which it has no units and is taken out."""
+    names: list[str]
+    """State-dict names of the tensors of all parts that are left."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -70,7 +80,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)),
                          drawn[:sequences].sort().values, held, how)
     after_fit = time.perf_counter()
-    small, widths = _small(model, dense, found, device, dtype)
+    small = _small(model, dense, found, device, dtype)
     curve: list[dict[str, Any]] = []
     if epochs:
         curve = _trained(small, hidden, tokens, kept, held, epochs=epochs, lr=lr, batch_sequences=batch_sequences,
@@ -81,46 +91,53 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
              **{name: best[name] for name in ("epoch", "heldout_loss", "heldout_kl") if best},
              "seconds_closed_form": after_fit - began,
              "seconds": time.perf_counter() - began + resume.earlier_s}
-    return Composed(Plan("kdp_narrow", [], [], _tensors(small), shape={"widths": widths}), curve,
+    state = small.model.state_dict()
+    plan = Plan("kdp_narrow", _dropped(small.gone), [], {name: state[name].detach().cpu().clone()
+                                                         for name in small.names}, shape={"widths": small.widths})
+    return Composed(plan, curve,
                     [{"block": (part.layer, part.layer + 1), "part": part.name, "heldout_error": error, "params": 0}
                      for part, _, error in found], stats)
 
 
 def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], device: str,
-           dtype: str) -> tuple[nn.Module, list[dict[str, int]]]:
-    """The narrowed model, and the widths of its layers."""
-    layers = decoder_layers(model)
-    coupled = coupled_of(layers[0], family_of(model))
+           dtype: str) -> _Small:
+    """The narrowed model as a module of its own."""
+    layers, family = decoder_layers(model), family_of(model)
+    coupled = coupled_of(layers[0], family)
     sizes = sizes_of(layers[0], coupled, model.config, len(layers))
     kept: list[dict[str, Tensor]] = [{} for _ in layers]
     for part, units, _ in found:
         kept[part.layer][part.name] = units
     state, widths = dict(model.state_dict()), []
+    gone = {part: [number for number, own in enumerate(kept) if not len(own[part])] for part in PARTS}
     for number, own in enumerate(kept):
-        state |= narrow_tensors(model, number, coupled, own, sizes)
-        widths.append(width_of(model.config, sizes, *(sizes.units[name] - len(own[name]) for name in PARTS)))
+        # a part without units has the width of one, until it is taken out
+        wide = {part: units if len(units) else torch.zeros(1, dtype=torch.int64) for part, units in own.items()}
+        state |= narrow_tensors(model, number, coupled, wide, sizes)
+        widths.append(width_of(model.config, sizes, *(sizes.units[name] - len(wide[name]) for name in PARTS)))
     small = checkpoints.load_model(dense, device=device, dtype=dtype)
     narrow(small, widths)
     small.load_state_dict(state)
-    return small.requires_grad_(False).eval(), widths
+    drop_parts(small, gone)
+    names = [f"{family.prefix}{number}.{one.name}" for number in range(len(layers)) for one in coupled
+             if number not in gone[one.part]]
+    return _Small(small.requires_grad_(False).eval(), widths, gone, names)
 
 
-def _trained(small: nn.Module, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
+def _trained(small: _Small, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
              **options: Any) -> list[dict[str, Any]]:
     """Train the writers of the narrowed model in place."""
-    passes = Passes(small, hidden.tokens)
+    passes = Passes(small.model, hidden.tokens)
     weights = [parts.writer_of(passes, layer, part).weight.requires_grad_(True)
-               for layer in range(len(passes.layers)) for part in PARTS]
+               for layer in range(len(passes.layers)) for part in PARTS if layer not in small.gone[part]]
     curve = _outputs.train(passes, list(range(len(passes.layers))), _outputs.data_of(hidden, tokens, 0), weights, kept,
                            held, **options)
-    small.requires_grad_(False)
+    small.model.requires_grad_(False)
     return curve
 
 
-def _tensors(small: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the parts of all layers, on the CPU."""
-    family, state = family_of(small), small.state_dict()
-    names = [f"{family.prefix}{number}.{one.name}" for number, layer in enumerate(decoder_layers(small))
-             for one in coupled_of(layer, family)]
-    return {name: state[name].detach().cpu().clone() for name in names}
-
+def _dropped(gone: dict[str, list[int]]) -> list[tuple[int, str]]:
+    """What the plan drops: layers without both parts as a whole."""
+    attention, mlp = (set(gone[part]) for part in PARTS)
+    return sorted((layer, "whole" if layer in attention & mlp else PARTS[0] if layer in attention else PARTS[1])
+                  for layer in attention | mlp)

@@ -85,8 +85,13 @@ def equations_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Clo
     return regression(gram_FF, cross_FD, old_FD, how.ridge), old_FD
 
 
+@torch.no_grad()
 def narrow(passes: Passes, part: Part, units: Tensor, equations: Regression, old_FD: Tensor, how: Closed) -> None:
-    """Give the writer of a part zeros for all units but these, and a new or the old matrix for these."""
-    columns = columns_of(units, inputs(passes, part))
-    parts.put(parts.writer_of(passes, part.layer, part.name),
-              solved(equations.of(columns)) if how.solve else old_FD[columns], columns)
+    """Give the writer of a part zeros for all units but these, and a new or the old matrix for these.
+
+    A part without units is removed with its bias.
+    """
+    columns, writer = columns_of(units, inputs(passes, part)), parts.writer_of(passes, part.layer, part.name)
+    parts.put(writer, solved(equations.of(columns)) if how.solve else old_FD[columns], columns)
+    if not len(units) and writer.bias is not None:
+        writer.bias.zero_()

@@ -2,7 +2,7 @@
 
 One part of the dense model is narrowed at a time, its writer is solved again, and KL(dense || pruned) of the next-token
 distributions is the loss. The losses do not depend on the ratio, so one search serves all ratios. MLPs are measured at
-three quarters, half and a quarter of their channels, attentions at every number of heads.
+three quarters, half, a quarter and none of their channels, attentions at every number of heads.
 """
 import logging
 import time
@@ -25,7 +25,7 @@ from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
-RUNGS = (0.75, 0.5, 0.25)
+RUNGS = (0.75, 0.5, 0.25, 0.0)
 """Shares of the channels of an MLP at which its loss is measured."""
 
 
@@ -70,19 +70,23 @@ def parts_of(model: nn.Module) -> list[Part]:
             for number in range(len(layers)) for name in PARTS]
 
 
+@torch.no_grad()
 def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor,
            how: Closed) -> dict[int, float]:
     """Units kept -> loss, of one part of the dense model. Its writer is as before afterwards."""
     length = inputs(passes, part)
-    counts = list(range(1, part.units)) if length > 1 else [max(1, round(part.units * share)) for share in RUNGS]
+    counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
     given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer)[fitted], how.batch)
     equations, old_FD = equations_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
     kept = kept_units(equations, part.units, counts, parts.gain_after(passes, part.layer, part.name))
-    losses = {}
+    losses, writer = {}, parts.writer_of(passes, part.layer, part.name)
+    bias_D = None if writer.bias is None else writer.bias.clone()
     for count, units in kept.items():
         narrow(passes, part, units, equations, old_FD, how)
         losses[count] = _divergence(passes, hidden, part.layer, judged, how)
-    parts.put(parts.writer_of(passes, part.layer, part.name), old_FD, torch.arange(len(old_FD)))
+        parts.put(writer, old_FD, torch.arange(len(old_FD)))
+        if bias_D is not None:
+            writer.bias.copy_(bias_D)
     logger.info("layer %d, %s: divergence %s", part.layer, part.name,
                 ", ".join(f"{loss:.4f} with {count}" for count, loss in losses.items()))
     return losses

@@ -474,7 +474,8 @@ def test_tensors_that_do_not_fit_the_shapes_of_a_plan_are_refused(dense, tmp_pat
 @pytest.mark.parametrize("the_plan, message", [
     (Plan("m", [(2, "norm")], [], {}), "plan of m removes 'norm' of a layer; a part is whole, attention or mlp"),
     (Plan("m", [(2, "attention"), (2, "mlp")], [], {}), r"layers \[2, 2\].*both parts of a layer: drop it whole"),
-    (Plan("m", [(2, "whole")], [], {}, shape={"widths": []}), "plan of m changes widths and drops layers too"),
+    (Plan("m", [(3, "whole"), (4, "whole")], [affine((3, 5))], {}, shape={"widths": []}),
+     "plan of m changes widths and has stand-ins too"),
     (Plan("m", [(10, "whole")], [], {}), r"plan of m drops layers \[10\]; the model has layers 0 to 9, each once"),
     (Plan("m", [(-1, "whole")], [], {}), r"layers \[-1\]; the model has layers 0 to 9"),
     (Plan("m", [(2, "whole"), (2, "whole")], [], {}), r"layers \[2, 2\].*each once"),
