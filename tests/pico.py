@@ -18,14 +18,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 64, "init_std": 0.2},
     "qwen3": {**_GATED, "head_dim": 8, "tie_word_embeddings": False},
     "mistral": {**_GATED, "sliding_window": 8},
+    "qwen2": {**_GATED, "tie_word_embeddings": False},
+    "smollm3": {**_GATED, "no_rope_layers": [1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1]},
+    "gemma2": {**_GATED, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0,
+               "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_GATED, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0},
+    "olmo2": {**_GATED},
+    "phi3": {**_GATED, "sliding_window": 8, "rms_norm_eps": 1e-6},
+    "gpt_neox": {"intermediate_size": 64},
+    "gpt2": {"n_inner": 64},
 }
-"""What the configuration of each family has beside the entries that all share. Mistral and Gemma attend to a window of
-8 tokens, Gemma in five layers of six."""
+"""What the configuration of each family has beside the entries that all share. Mistral, Phi-3 and Gemma attend to a
+window of 8 tokens, Gemma 2 in every second layer, Gemma 3 in five layers of six. Four layers of SmolLM3 know no
+positions."""
 EVERY = tuple(CONFIGS)
 """All families."""
 FAMILIES = EVERY[:3]
 """Families for tests that take long: tied and untied heads, root-mean-square and layer norms, gated and plain MLPs."""
+DIFFERENT = ("llama", "opt", "qwen3", "mistral", "gemma3_text")
+"""Families for tests that write a model's parts out by name. The others differ from these in names, biases and how
+matrices are fused and transposed, which tests of the records and the battery of the methods run for every family."""
 
 
 def documents(count: int, seed: int = 0, words: int = 60) -> list[str]:

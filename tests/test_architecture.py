@@ -65,7 +65,7 @@ def test_a_family_is_added(copy):
     for path in BEFORE:
         add(copy, path)
     assert passed(copy, "tests/kdp_core/methods/test_battery.py", "-k",
-                  "qwen2 and (linear_prefix or shortgpt or slicegpt) and not fine_tuned") >= 12
+                  "starcoder2 and (linear_prefix or shortgpt or slicegpt) and not fine_tuned") >= 12
 
 
 def test_a_figure_is_added(copy, tmp_path_factory):

@@ -1,7 +1,7 @@
-"""Writes the lists of methods in README.md and docs/methods.md: `python workflow_scripts/methods_table.py`.
+"""Writes the tables of methods in README.md and docs/methods.md: `python workflow_scripts/methods_table.py`.
 
-A list is made from the records of the methods. It stands between the lines `<!-- methods -->` and
-`<!-- end of methods -->`.
+The tables are made from the records of the methods and of the families. Each stands between two lines that name it,
+such as `<!-- methods -->` and `<!-- end of methods -->`.
 """
 import re
 import sys
@@ -12,12 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from kdp_core.methods import GROUPS, METHODS  # noqa: E402
-
-PLACES = ("README.md", "docs/methods.md")
-MARKED = re.compile(r"(<!-- methods -->\n).*?(<!-- end of methods -->)", re.DOTALL)
+from kdp_core.model.families import FAMILIES  # noqa: E402
 
 
-def table() -> str:
+def methods() -> str:
     """The methods by what they do to a model, as Markdown."""
     lines = ["| what is done | methods |", "|---|---|"]
     for group in GROUPS:
@@ -26,14 +24,38 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(text: str) -> str:
-    """The page with the current list of methods. A page without the two marker lines raises ValueError."""
-    if not MARKED.search(text):
-        raise ValueError("the page has no lines '<!-- methods -->' and '<!-- end of methods -->'; put them around the "
-                         "list of methods")
-    return MARKED.sub(lambda found: found[1] + table() + found[2], text)
+def families() -> str:
+    """Which method works on which family, as Markdown; the reasons of refusals stand below the table, by letter."""
+    refused = {(name, family): method.refuses(record)
+               for name, method in METHODS.items() for family, record in FAMILIES.items()}
+    reasons = list(dict.fromkeys(filter(None, refused.values())))
+    letter = {reason: "abcdefghijklmnopqrstuvwxyz"[number] for number, reason in enumerate(reasons)}
+    head = " | ".join(["method", *(f"`{family}`" for family in FAMILIES)])
+    lines = [f"| {head} |", "|---" * (len(FAMILIES) + 1) + "|"]
+    for name in METHODS:
+        why = [refused[name, family] for family in FAMILIES]
+        cells = " | ".join([f"`{name}`", *(f"refused ({letter[one]})" if one else "works" for one in why)])
+        lines.append(f"| {cells} |")
+    lines += ["", "Refused because", "", *(f"- ({letter[reason]}) {reason}" for reason in reasons)]
+    return "\n".join(lines) + "\n"
+
+
+PLACES = {"README.md": {"methods": methods}, "docs/methods.md": {"methods": methods, "families": families}}
+"""Page -> name of a table in it -> what makes the table."""
+
+
+def written(page: str, text: str) -> str:
+    """The text of a page with its current tables. A text without the two lines of a table raises ValueError."""
+    for name, made in PLACES[page].items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not marked.search(text):
+            raise ValueError(f"{page} has no lines '<!-- {name} -->' and '<!-- end of {name} -->'; put them around the "
+                             "table")
+        table = made()
+        text = marked.sub(lambda found, table=table: found[1] + table + found[2], text)
+    return text
 
 
 if __name__ == "__main__":
-    for name in PLACES:
-        (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PLACES:
+        (ROOT / page).write_text(written(page, (ROOT / page).read_text(encoding="utf-8")), encoding="utf-8")

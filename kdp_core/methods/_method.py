@@ -68,9 +68,14 @@ def no_params(facts: ModelFacts, options: Given) -> int:
     return 0
 
 
-def no_family(family: Family) -> bool:
+def no_family(family: Family) -> str:
     """The `refuses` of a method that prunes models of every family."""
-    return False
+    return ""
+
+
+def no_state_between(family: Family) -> str:
+    """The `refuses` of a method that needs the attention and the MLP of a layer in turn."""
+    return "attention and MLP read the same state, so that no state lies between them" if family.parallel else ""
 
 
 class Method(NamedTuple):
@@ -100,8 +105,8 @@ class Method(NamedTuple):
     """Part -> its floating-point operations, for the planner. The planner names a part without a formula."""
     needs: Literal["model", "states"] = "model"
     """`model`: `search` runs the whole model on one device. `states`: it reads stored states only."""
-    refuses: Callable[[Family], bool] = no_family
-    """(family) -> whether the method cannot prune its models."""
+    refuses: Callable[[Family], str] = no_family
+    """(family) -> why the method cannot prune its models, as in "slicegpt refuses gemma2: ..."; empty where it can."""
     keeps: int = 0
     """Layers of each selected block that `compose` keeps, with other weights."""
     example: Given = NOTHING

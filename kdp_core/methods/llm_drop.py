@@ -23,10 +23,10 @@ from torch.nn.functional import cosine_similarity
 from kdp_core.base import options
 from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods._method import Method
+from kdp_core.methods._method import Method, no_state_between
 from kdp_core.methods._select import ROUNDING, BlockError, Match, no_layer
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, is_known, norm_of, type_of
+from kdp_core.model.families import FAMILIES, Family, decoder_layers, entrance, family_of, is_known, type_of
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.model.surgery import drop_parts
@@ -96,9 +96,16 @@ def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
     if sequences is not None and not 1 <= sequences <= have:
         raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
     config = checkpoints.config_of(dense)
-    if not is_known(config) or not family_of(config).norms_first(config):
-        raise FitError(f"{method} cannot remove parts of this {type_of(config)} model; it knows models of "
-                       f"{', '.join(FAMILIES)} whose norms come before their parts")
+    if not is_known(config) or refuses(family_of(config)) or not family_of(config).norms_first(config):
+        why = f": {refuses(family_of(config))}" if is_known(config) and refuses(family_of(config)) else ""
+        fits = [name for name, family in FAMILIES.items() if not refuses(family)]
+        raise FitError(f"{method} cannot remove parts of this {type_of(config)} model{why}; it knows models of "
+                       f"{', '.join(fits)} whose states pass a part unchanged")
+
+
+def refuses(family: Family) -> str:
+    """Why parts of this family's layers cannot be ordered by the cosine around them."""
+    return no_state_between(family)
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
@@ -144,7 +151,7 @@ def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> d
         for number, layer in enumerate(passes.layers):
             caught: list[Tensor] = []
             # the first module of the MLP part reads y = x + attention(norm x)
-            reader = norm_of(layer, family, "mlp")
+            reader = entrance(layer, family, "mlp")
             hook = reader.register_forward_pre_hook(lambda _, args, caught=caught: caught.append(args[0]))
             try:
                 after_BTD = passes.layer(number, h_BTD)
@@ -160,9 +167,9 @@ def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> d
 
 METHODS = (
     Method("attn_drop", "He et al. 2024, LLM-Drop: attentions removed by the cosine around them", "parts removed",
-           no_layer, compose=removing("attn_drop", "attention")),
+           no_layer, compose=removing("attn_drop", "attention"), refuses=refuses),
     Method("mlp_drop", "He et al. 2024, LLM-Drop: MLPs removed by the cosine around them", "parts removed",
-           no_layer, compose=removing("mlp_drop", "mlp")),
+           no_layer, compose=removing("mlp_drop", "mlp"), refuses=refuses),
     Method("joint_drop", "He et al. 2024, LLM-Drop: attentions and MLPs from one list", "parts removed", no_layer,
-           compose=removing("joint_drop", "attention", "mlp")),
+           compose=removing("joint_drop", "attention", "mlp"), refuses=refuses),
 )

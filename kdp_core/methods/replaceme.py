@@ -35,7 +35,7 @@ from kdp_core.methods._method import Method
 from kdp_core.methods._select import one_run
 from kdp_core.methods._train import descend
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of, type_of
+from kdp_core.model.families import FAMILIES, Family, as_weight, decoder_layers, family_of, matrix, type_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import Counted, FitError, relative_error, ridge_solve, split
 from kdp_core.states.hidden import HiddenStates
@@ -169,10 +169,10 @@ def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[
 
 
 def _check_run(selection: Selection, config: Any, heldout: float, sequences: int) -> None:
-    if _norm_follows(family_of(config)):
-        fits = [name for name, family in FAMILIES.items() if not _norm_follows(family)]
-        raise FitError(f"ReplaceMe cannot be folded into a {type_of(config)} model: a norm follows its MLPs; choose a "
-                       f"model of {', '.join(fits)}")
+    if why := refuses(family_of(config)):
+        fits = [name for name, family in FAMILIES.items() if not refuses(family)]
+        raise FitError(f"ReplaceMe cannot be folded into a {type_of(config)} model: {why}; choose a model of "
+                       f"{', '.join(fits)}")
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
         raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
     if max(1, round(heldout * sequences)) >= sequences:
@@ -274,21 +274,22 @@ def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
     writer = family_of(model).parts["mlp"].writer
     prefix, last = f"{family_of(model).prefix}{layer}.{writer}", decoder_layers(model)[layer].get_submodule(writer)
     # down <- T' down
-    made = {f"{prefix}.weight": (t_DD.T @ last.weight.detach().cpu().double()).to(last.weight.dtype)}
+    made = {f"{prefix}.weight": as_weight(last, t_DD.T @ matrix(last).detach().cpu().double()).to(last.weight.dtype)}
     if last.bias is not None:
         made[f"{prefix}.bias"] = (t_DD.T @ last.bias.detach().cpu().double()).to(last.bias.dtype)
     return made
 
 
-def _norm_follows(family: Family) -> bool:
-    return bool(family.parts["mlp"].norm_after)
+def refuses(family: Family) -> str:
+    """Why a matrix cannot be multiplied into the MLPs of this family."""
+    return "a norm follows its MLPs" if family.parts["mlp"].norm_after else ""
 
 
 METHODS = (
     Method("replaceme_lstsq", "Shopkhoev et al. 2025, ReplaceMe, least squares: a run of layers absorbed into the MLP "
-                              "before it", "layers replaced", one_run, compose=compose, refuses=_norm_follows,
+                              "before it", "layers replaced", one_run, compose=compose, refuses=refuses,
            example={"compose": {"heldout": 0.2}}),
     Method("replaceme_cosine", "Shopkhoev et al. 2025, ReplaceMe, cosine: the same matrix trained on the angle of the "
-                               "states", "layers replaced", one_run, compose=compose_cosine, refuses=_norm_follows,
+                               "states", "layers replaced", one_run, compose=compose_cosine, refuses=refuses,
            example={"compose": {"epochs": 2, "heldout": 0.2}}),
 )

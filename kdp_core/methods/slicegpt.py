@@ -28,7 +28,6 @@ import bisect
 import itertools
 import logging
 import time
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +38,7 @@ from torch import Tensor, nn
 from kdp_core.base import options
 from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
-from kdp_core.methods._method import Method
+from kdp_core.methods._method import Method, no_state_between
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import (
@@ -106,12 +105,21 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     return Composed(Plan("slicegpt", [], [], tensors, shape=shape), [], [], stats)
 
 
+def refuses(family: Family) -> str:
+    """Why models of this family cannot be sliced."""
+    if family.norms_after:
+        return "the norms after its parts cannot be moved"
+    if family.fixed_width:
+        return "the code of its models takes the last state to be as wide as the first"
+    return no_state_between(family)
+
+
 def _check(config: "PretrainedConfig", hidden: HiddenStates, sequences: int | None, slicing: float | None,
            multiple: int) -> None:
-    if not is_known(config) or family_of(config).norms_after:
-        why = ": the norms after its parts cannot be moved" if is_known(config) else ""
-        fits = [name for name, family in FAMILIES.items() if not family.norms_after]
-        raise FitError(f"slicegpt cannot slice a {type_of(config)} model{why}; choose a model of {', '.join(fits)}")
+    why = refuses(family_of(config)) if is_known(config) else "it is of no known family"
+    if why:
+        fits = [name for name, family in FAMILIES.items() if not refuses(family)]
+        raise FitError(f"slicegpt cannot slice a {type_of(config)} model: {why}; choose a model of {', '.join(fits)}")
     if not (family_of(config).norms_first(config) and family_of(config).one_width(config)):
         raise FitError(f"slicegpt cannot slice this {type_of(config)} model: its norms follow the sum, its embedding "
                        "is projected or its final norm is missing, as in OPT-350M; choose another size")
@@ -267,6 +275,6 @@ def _writer(path: str, linear: nn.Linear, family: Family, q_DE: Tensor) -> dict[
 
 METHODS = (
     Method("slicegpt", "Ashkboos et al. 2024, SliceGPT: the width of the states cut to their principal components",
-           "states narrowed", no_layer, compose=compose, refuses=attrgetter("norms_after"),
+           "states narrowed", no_layer, compose=compose, refuses=refuses,
            example={"compose": {"multiple": 1}}),
 )

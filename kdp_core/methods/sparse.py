@@ -36,7 +36,7 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import no_layer
 from kdp_core.model import checkpoints
-from kdp_core.model.families import family_of
+from kdp_core.model.families import as_weight, family_of, is_linear, matrix
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError, gram
@@ -64,7 +64,7 @@ class _Matrix(NamedTuple):
     name: str
     """Name of its weight in the dense checkpoint."""
     layer: int
-    module: nn.Linear
+    module: nn.Module
 
 
 Rule = Callable[[Tensor, Tensor, int], Tensor]
@@ -82,10 +82,10 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     began = time.perf_counter()
     model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
     with torch.no_grad():
-        for matrix in matrices:
-            w_RC = matrix.module.weight
-            mask_RC = _lowest(w_RC.abs(), counts[matrix.name], PATTERNS[pattern])
-            _replace(matrix.module, w_RC.masked_fill(mask_RC, 0))
+        for one in matrices:
+            w_RC = matrix(one.module)
+            mask_RC = _lowest(w_RC.abs(), counts[one.name], PATTERNS[pattern])
+            _replace(one.module, w_RC.masked_fill(mask_RC, 0))
     return _composed("magnitude", model, matrices, {"tokens": 0, "seconds": time.perf_counter() - began})
 
 
@@ -176,18 +176,18 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
     """The linear modules of the decoder layers, in the order of the model."""
     prefix = family_of(model).prefix
     for path, module in model.named_modules():
-        if path.startswith(prefix) and isinstance(module, nn.Linear):
+        if path.startswith(prefix) and is_linear(module):
             yield _Matrix(f"{path}.weight", int(path[len(prefix):].split(".")[0]), module)
 
 
 def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
     """Number of weights to zero, by name of the matrix."""
-    total, scope = count_params(model), sum(matrix.module.weight.numel() for matrix in matrices)
+    total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
     if groups:
         zeros, columns = groups
         for name, _, module in matrices:
-            if module.in_features % columns:
-                raise FitError(f"compose.pattern {zeros}:{columns}: {name} has {module.in_features} columns, no "
+            if matrix(module).shape[1] % columns:
+                raise FitError(f"compose.pattern {zeros}:{columns}: {name} has {matrix(module).shape[1]} columns, no "
                                f"multiple of {columns}; choose another pattern or unstructured")
         return {name: module.weight.numel() * zeros // columns for name, _, module in matrices}
     goal = round(ratio * total)
@@ -211,10 +211,10 @@ def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], gi
     for number in range(len(passes.layers)):
         if not torch.isfinite(h_STD).all():
             raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")
-        own = [matrix for matrix in matrices if matrix.layer == number]
+        own = [one for one in matrices if one.layer == number]
         sums = _sums(passes, own, h_STD.split(given.batch), statistic)
         for name, _, module in own:
-            _replace(module, rule(module.weight, sums[name], counts[name]))
+            _replace(module, rule(matrix(module), sums[name], counts[name]))
         if number + 1 < len(passes.layers):
             h_STD = passes.run_batches(h_STD, [number], given.batch)
         logger.info("pruned layer %d of %d", number + 1, len(passes.layers))
@@ -239,9 +239,9 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
     return sums
 
 
-def _replace(module: nn.Linear, w_RC: Tensor) -> None:
+def _replace(module: nn.Module, w_RC: Tensor) -> None:
     """Give a module a new matrix in the precision of the old one. The old memory is not written: it may map a file."""
-    module.weight = nn.Parameter(w_RC.to(module.weight.dtype), requires_grad=False)
+    module.weight = nn.Parameter(as_weight(module, w_RC).to(module.weight.dtype), requires_grad=False)
 
 
 def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Tensor:

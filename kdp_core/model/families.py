@@ -16,6 +16,8 @@ HEADS, KV_HEADS, CHANNELS = "heads", "kv_heads", "intermediate"
 """What the rows of a reader are: query heads, key-value heads, or channels of the MLP."""
 WRITER_BIAS = "writer_bias"
 """Entry of a layer's widths that is 1 if its writers have biases, whatever the configuration says of the family."""
+TRIPLES = "triples"
+"""Rows of a reader that come head by head: query, key and value of the first head, then those of the second."""
 
 
 class FamilyError(ValueError):
@@ -27,7 +29,7 @@ class Part(NamedTuple):
     module: str
     """The module whose output is added to the state, by way of `norm_after` where there is one."""
     norm: str
-    """The norm through which the part reads the state."""
+    """The norm through which the part reads the state; empty where it reads the state itself."""
     readers: Mapping[str, tuple[str, ...]]
     """Linear maps that read the normed state -> kinds of their rows, in order; a fused map has several kinds."""
     writer: str
@@ -72,8 +74,10 @@ class Family(NamedTuple):
     """Whether the MLP is down(act(gate x) * up x); otherwise it is out(act(in x))."""
     parallel: bool = False
     """Whether attention and MLP read the same state, so that there is no state between them."""
-    head_norms: bool = False
-    """Whether queries and keys pass a norm over each head."""
+    head_norms: str = ""
+    """The norm that queries and keys pass: `each` over every head, `all` over all heads together; empty for none."""
+    transposed: bool = False
+    """Whether linear maps of the layers hold their matrix as (inputs, outputs), as GPT-2's do."""
     names: Mapping[str, str] = {}
     """Entries of the configuration under another name than LLaMA's, by LLaMA's name."""
     defaults: Mapping[str, Any] = {}
@@ -95,6 +99,14 @@ class Family(NamedTuple):
     needs_bos: bool = False
     """Whether a sequence must begin with the token for that. Gemma 3 270M has a perplexity of 14 with it on a paragraph
     of news, and of 156 without it, the first eight tokens left out."""
+    per_layer: tuple[str, ...] = ("layer_types",)
+    """Entries that are lists with one value for each layer, or more values than layers."""
+    fixed_width: bool = False
+    """Whether transformers' code takes the last state to be as wide as the first."""
+    only: Mapping[str, Any] = {}
+    """Entries whose other values make another model -> the value with which a model can be pruned."""
+    in_files: Mapping[str, str] = {}
+    """Names of tensors in checkpoint files where they differ from the module's -> the module's."""
 
     @property
     def prefix(self) -> str:
@@ -105,6 +117,11 @@ class Family(NamedTuple):
     def mean_free(self) -> bool:
         """Whether norms subtract the mean of a state, so that nothing reads it."""
         return self.norm == "layer"
+
+    @property
+    def reads(self) -> str:
+        """How the states that an MLP reads are scaled: by `norm`, or `none` where no norm comes before it."""
+        return self.norm if self.parts["mlp"].norm else "none"
 
     @property
     def norms_after(self) -> bool:
@@ -146,14 +163,31 @@ _RECORDS = (
     Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM",
            {"attention": _attention("self_attn.o_proj", "input_layernorm", bias="attention_bias"),
             "mlp": _gated("post_attention_layernorm")},
-           head_norms=True,
+           head_norms="each",
            defaults={"tie_word_embeddings": False, "attention_bias": False, "num_key_value_heads": 32,
                      "head_dim": 128}),
+    Family("qwen2", "Qwen2Config", "Qwen2ForCausalLM",
+           {"attention": _attention("self_attn.o_proj", "input_layernorm")._replace(reader_bias=True),
+            "mlp": _gated("post_attention_layernorm")},
+           defaults={"tie_word_embeddings": False, "num_key_value_heads": 32}),
+    Family("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM",
+           {"attention": _attention("self_attn.o_proj", "input_layernorm", bias="attention_bias"),
+            "mlp": _gated("post_attention_layernorm", bias="mlp_bias")},
+           per_layer=("layer_types", "no_rope_layers"),
+           defaults={"tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+                     "num_key_value_heads": 4}),
+    Family("gemma2", "Gemma2Config", "Gemma2ForCausalLM",
+           {"attention": _attention("self_attn.o_proj", "input_layernorm", "post_attention_layernorm",
+                                    "attention_bias"),
+            "mlp": _gated("pre_feedforward_layernorm", "post_feedforward_layernorm")},
+           gain_offset=1.0, soft_cap="final_logit_softcapping", needs_bos=True,
+           names={"hidden_act": "hidden_activation"},
+           defaults={"tie_word_embeddings": True, "attention_bias": False, "num_key_value_heads": 4, "head_dim": 256}),
     Family("gemma3_text", "Gemma3TextConfig", "Gemma3ForCausalLM",
            {"attention": _attention("self_attn.o_proj", "input_layernorm", "post_attention_layernorm",
                                     "attention_bias"),
             "mlp": _gated("pre_feedforward_layernorm", "post_feedforward_layernorm")},
-           gain_offset=1.0, head_norms=True, soft_cap="final_logit_softcapping", needs_bos=True,
+           gain_offset=1.0, head_norms="each", soft_cap="final_logit_softcapping", needs_bos=True,
            names={"hidden_act": "hidden_activation"},
            defaults={"tie_word_embeddings": True, "attention_bias": False, "num_key_value_heads": 4, "head_dim": 256}),
     Family("opt", "OPTConfig", "OPTForCausalLM",
@@ -165,6 +199,36 @@ _RECORDS = (
            lacks_final_norm="_remove_final_layer_norm", norm_affine="layer_norm_elementwise_affine",
            project_out="project_out",
            defaults={"tie_word_embeddings": True, "enable_bias": True, "max_position_embeddings": 2048}),
+    Family("olmo2", "Olmo2Config", "Olmo2ForCausalLM",
+           {"attention": _attention("self_attn.o_proj", "", "post_attention_layernorm", "attention_bias"),
+            "mlp": _gated("", "post_feedforward_layernorm")},
+           head_norms="all", defaults={"tie_word_embeddings": False, "attention_bias": False}),
+    Family("phi3", "Phi3Config", "Phi3ForCausalLM",
+           {"attention": Part("self_attn", "input_layernorm", {"self_attn.qkv_proj": (HEADS, KV_HEADS, KV_HEADS)},
+                              "self_attn.o_proj"),
+            "mlp": Part("mlp", "post_attention_layernorm", {"mlp.gate_up_proj": (CHANNELS, CHANNELS)},
+                        "mlp.down_proj")},
+           defaults={"tie_word_embeddings": False}),
+    Family("gpt_neox", "GPTNeoXConfig", "GPTNeoXForCausalLM",
+           {"attention": Part("attention", "input_layernorm", {"attention.query_key_value": (TRIPLES,)},
+                              "attention.dense", "", "attention_bias", "attention_bias"),
+            "mlp": Part("mlp", "post_attention_layernorm", {"mlp.dense_h_to_4h": (CHANNELS,)}, "mlp.dense_4h_to_h", "",
+                        True, True)},
+           trunk="gpt_neox", embeddings=("embed_in",), final_norm="final_layer_norm", norm="layer", gated=False,
+           parallel=True, only={"use_parallel_residual": True}, in_files={"embed_out.weight": "lm_head.weight"},
+           defaults={"tie_word_embeddings": False, "attention_bias": True}),
+    Family("gpt2", "GPT2Config", "GPT2LMHeadModel",
+           {"attention": Part("attn", "ln_1", {"attn.c_attn": (HEADS, KV_HEADS, KV_HEADS)}, "attn.c_proj", "", True,
+                              True),
+            "mlp": Part("mlp", "ln_2", {"mlp.c_fc": (CHANNELS,)}, "mlp.c_proj", "", True, True)},
+           trunk="transformer", layers="h", embeddings=("wte", "wpe"), final_norm="ln_f", norm="layer", gated=False,
+           transposed=True, extra_positions=0, fixed_width=True,
+           # with the other values a layer depends on its own number, or reads an encoder too
+           only={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+           names={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+                  "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",
+                  "hidden_act": "activation_function"},
+           defaults={"tie_word_embeddings": True, "max_position_embeddings": 1024}),
 )
 FAMILIES: dict[str, Family] = {record.name: record for record in _RECORDS}
 """Every family that can be pruned, by transformers' model type."""
@@ -233,5 +297,28 @@ def activation_of(model: Any) -> str:
 
 
 def norm_of(layer: Any, family: Family, part: str) -> Any:
-    """The norm through which a part of a decoder layer reads the state."""
-    return layer.get_submodule(family.parts[part].norm)
+    """The norm through which a part of a decoder layer reads the state; None where it reads the state itself."""
+    name = family.parts[part].norm
+    return layer.get_submodule(name) if name else None
+
+
+def entrance(layer: Any, family: Family, part: str) -> Any:
+    """The module of a part that reads the state: its norm, or where there is none the attention or MLP itself."""
+    return layer.get_submodule(family.parts[part].norm or family.parts[part].module)
+
+
+# Linear maps: nn.Linear, or transformers' Conv1D, which GPT-2 has and which holds its matrix transposed ---------------
+
+def is_linear(module: Any) -> bool:
+    """Whether a module is a linear map."""
+    return hasattr(module, "in_features") or hasattr(module, "nx")
+
+
+def matrix(linear: Any) -> Any:
+    """The matrix (outputs, inputs) of a linear map, a view of its weight."""
+    return linear.weight.T if hasattr(linear, "nx") else linear.weight
+
+
+def as_weight(linear: Any, w_RC: Any) -> Any:
+    """A matrix (outputs, inputs) as this linear map holds it."""
+    return w_RC.T.contiguous() if hasattr(linear, "nx") else w_RC

@@ -11,6 +11,10 @@ from kdp_core.model.families import FAMILIES, family_of, is_known, type_of
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Entries of a configuration that count the experts of a layer."""
+TAKE_OUT = ("AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_pretrained(path).text_config, "
+            "key_mapping={'^language_model.model': 'model', '^model.language_model': 'model'})"
+            ".save_pretrained(folder, save_original_format=False)")
+"""How a user saves the text model of a checkpoint that holds more, such as Gemma 3's; transformers' own words."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 """Any of these is a tokenizer; vocab.json needs merges.txt beside it."""
 PICKLED = "pytorch_model*.bin"
@@ -43,12 +47,20 @@ def check_config(config: Mapping[str, Any], place: str | Path) -> None:
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{place}: {type_of(config)} is an encoder-decoder model; choose a decoder-only one, as "
                          "layers are removed from one stack here")
-    if experts := next((name for name in EXPERTS if (config.get(name) or 0) > 1), ""):
-        raise ModelError(f"{place}: {type_of(config)} is a mixture of experts ({experts} is {config[experts]}), which "
+    text = config.get("text_config") or {}
+    entries = {**text, **config}
+    if experts := next((name for name in EXPERTS if (entries.get(name) or 0) > 1), ""):
+        raise ModelError(f"{place}: {type_of(config)} is a mixture of experts ({experts} is {entries[experts]}), which "
                          "is not supported; choose a dense model")
+    if is_known(text) and not is_known(config):
+        raise ModelError(f"{place}: {type_of(config)} holds more than text; take its {type_of(text)} model out: "
+                         f"{TAKE_OUT}, and copy the tokenizer's files")
     if not is_known(config):
         raise ModelError(f"{place}: family {type_of(config)!r} is not supported; choose one of {', '.join(FAMILIES)}")
     family = family_of(config)
+    if wrong := [name for name, value in family.only.items() if config.get(name, value) != value]:
+        raise ModelError(f"{place}: {wrong[0]} is {config[wrong[0]]} in this {family.name} model, and only "
+                         f"{family.only[wrong[0]]} is supported; choose another model")
     if family.pre_norm and not config.get(family.pre_norm, True):
         raise ModelError(f"{place}: the norms of this {family.name} model follow the sum ({family.pre_norm} is false, "
                          "as in OPT-350M), so it has no residual stream; choose another size")

@@ -9,7 +9,7 @@ This module imports torch only where a module is counted, so that a workflow can
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, Family, Part, family_of
+from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, TRIPLES, Family, Part, family_of, is_linear
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,13 +25,11 @@ def count_macs(module: "nn.Module") -> int:
 
     A module with an attribute `macs_per_token` gives its own number, and its parts are not counted.
     """
-    from torch import nn
-
     own = getattr(module, "macs_per_token", None)
     if own is not None:
         return int(own)
-    if isinstance(module, nn.Linear):
-        return module.in_features * module.out_features
+    if is_linear(module):
+        return module.weight.numel()
     return sum(count_macs(child) for child in module.children())
 
 
@@ -43,14 +41,14 @@ def params_of(config: Mapping[str, Any]) -> int:
     """
     config = {**config, **config.get("text_config", {})}
     family = family_of(config)
-    D, V = config["hidden_size"], config["vocab_size"]
+    D, V = _width(config, family), config["vocab_size"]
     # the embedding may be narrower than the states, with a projection at both ends
     W = config.get(family.embedding_width) or D
     projections = 0 if W == D else 2 * W * D
     positions = 0 if family.extra_positions is None else \
         (_entry(config, family, "max_position_embeddings") + family.extra_positions) * D
     head = 0 if _entry(config, family, "tie_word_embeddings") else V * W
-    return (V * W + projections + positions + config["num_hidden_layers"] * _layer_params(config, family)
+    return (V * W + projections + positions + _size(config, family, "num_hidden_layers") * _layer_params(config, family)
             + _final_norm_params(config, family) + head)
 
 
@@ -59,21 +57,31 @@ def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
     return config.get(family.names.get(name, name), family.defaults.get(name))
 
 
+def _size(config: Mapping[str, Any], family: Family, name: str) -> int:
+    """A size by LLaMA's name, which no configuration may leave out."""
+    return config[family.names.get(name, name)]
+
+
+def _width(config: Mapping[str, Any], family: Family) -> int:
+    return _size(config, family, "hidden_size")
+
+
 def _layer_params(config: Mapping[str, Any], family: Family) -> int:
     """Parameters of one decoder layer."""
-    heads = config["num_attention_heads"]
-    length = _entry(config, family, "head_dim") or config["hidden_size"] // heads
+    heads, D = _size(config, family, "num_attention_heads"), _width(config, family)
+    length = _entry(config, family, "head_dim") or D // heads
     kv_heads = _entry(config, family, "num_key_value_heads") or heads
-    inner = _entry(config, family, "intermediate_size")
-    rows = {HEADS: heads * length, KV_HEADS: kv_heads * length, CHANNELS: inner}
+    # GPT-2 leaves the entry empty, which means four times the width
+    inner = _entry(config, family, "intermediate_size") or 4 * D
+    rows = {HEADS: heads * length, KV_HEADS: kv_heads * length, TRIPLES: 3 * heads * length, CHANNELS: inner}
     parts = sum(_part_params(config, family, part, rows) for part in family.parts.values())
-    # queries and keys have a norm each, which all heads share
-    return parts + (2 * length if family.head_norms else 0)
+    # queries and keys have a norm each: of one head, which all heads share, or of all heads
+    return parts + {"": 0, "each": 2 * length, "all": (heads + kv_heads) * length}[family.head_norms]
 
 
 def _part_params(config: Mapping[str, Any], family: Family, part: Part, rows: dict[str, int]) -> int:
     """Parameters of the attention or the MLP of a layer, with the norms that belong to it."""
-    D = config["hidden_size"]
+    D = _width(config, family)
     read = sum(rows[kind] for kinds in part.readers.values() for kind in kinds)
     columns = rows[HEADS if part is family.parts["attention"] else CHANNELS]
     norms = sum(_norm_params(config, family) for name in (part.norm, part.norm_after) if name)
@@ -89,7 +97,7 @@ def _flag(config: Mapping[str, Any], family: Family, flag: str | bool) -> bool:
 def _norm_params(config: Mapping[str, Any], family: Family) -> int:
     """Gain and, of a layer norm, bias over the width of a state."""
     affine = not family.norm_affine or config.get(family.norm_affine, True)
-    return config["hidden_size"] * (2 if family.mean_free else 1) if affine else 0
+    return _width(config, family) * (2 if family.mean_free else 1) if affine else 0
 
 
 def _final_norm_params(config: Mapping[str, Any], family: Family) -> int:

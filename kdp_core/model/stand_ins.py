@@ -121,11 +121,13 @@ class NoAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None,
+    def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, layer_past: Any = None,
                 **kwargs: Any) -> tuple[Tensor, None]:
-        if past_key_values is not None:
+        # GPT-NeoX has another name for it
+        cache = layer_past if past_key_values is None else past_key_values
+        if cache is not None:
             token_B1T1 = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
-            past_key_values.update(token_B1T1, token_B1T1, self.layer_idx)
+            cache.update(token_B1T1, token_B1T1, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 
@@ -154,5 +156,7 @@ def rms_scale(h: Tensor) -> Tensor:
 
 
 def normalised(h: Tensor, norm: str) -> Tensor:
-    """States after the norm of a family, without its gain and bias: `rms` or `layer` (mean-free); float32."""
+    """States as a family's MLPs read them, without gain and bias: after `rms` or `layer` (mean-free), or `none`."""
+    if norm == "none":
+        return h
     return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)

@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdp_core.model.families import CHANNELS, HEADS, KV_HEADS, WRITER_BIAS, decoder_layers, family_of, output_head
+from kdp_core.model.families import (
+    CHANNELS,
+    HEADS,
+    KV_HEADS,
+    TRIPLES,
+    WRITER_BIAS,
+    decoder_layers,
+    family_of,
+    matrix,
+    output_head,
+)
 from kdp_core.model.stand_ins import MODULES, LowRank, NoAttention, NoMlp
 
 
@@ -55,26 +65,52 @@ def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
     """Give every layer the heads and MLP channels that configurations name; the checkpoint fills the weights later."""
     for layer, sizes in zip(decoder_layers(model), widths, strict=True):
         parts = family_of(model).parts
-        attention, heads, kv_heads = layer.get_submodule(parts["attention"].module), sizes[HEADS], sizes[KV_HEADS]
-        length = {HEADS: attention.head_dim, KV_HEADS: attention.head_dim, CHANNELS: 1}
+        attention = layer.get_submodule(parts["attention"].module)
+        # GPT-NeoX has another name for it
+        length = getattr(attention, "head_dim", None) or attention.head_size
+        rows = {HEADS: sizes[HEADS] * length, KV_HEADS: sizes[KV_HEADS] * length, TRIPLES: 3 * sizes[HEADS] * length,
+                CHANNELS: sizes[CHANNELS]}
         for name, part in parts.items():
             for reader, kinds in part.readers.items():
-                _resize(layer, reader, rows=sum(sizes[kind] * length[kind] for kind in kinds))
-            columns = HEADS if name == "attention" else CHANNELS
-            _resize(layer, part.writer, columns=sizes[columns] * length[columns], bias=bool(sizes.get(WRITER_BIAS)))
-        # OPT's attention holds the first of these counts, that of the other families the second
-        for name, count in (("num_heads", heads), ("num_key_value_groups", heads // kv_heads)):
-            if hasattr(attention, name):
-                setattr(attention, name, count)
+                _resize(layer, reader, rows=sum(rows[kind] for kind in kinds))
+            _resize(layer, part.writer, columns=rows[HEADS if name == "attention" else CHANNELS],
+                    bias=bool(sizes.get(WRITER_BIAS)))
+        _count_heads(attention, sizes[HEADS], sizes[KV_HEADS], rows[HEADS])
+
+
+def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) -> None:
+    """Tell an attention how many heads it has, by all names under which a family's attention knows it."""
+    for name, count in (("num_heads", heads), ("num_key_value_heads", kv_heads),
+                        ("num_key_value_groups", heads // kv_heads), ("split_size", columns)):
+        if hasattr(attention, name):
+            setattr(attention, name, count)
+    # Phi-3's attention reads the number of query heads from the configuration of the whole model
+    if hasattr(attention, "config"):
+        attention.config = LayerConfig(attention.config, heads)
+
+
+class LayerConfig:
+    """The configuration of a model with another number of heads, for one layer; all else is the model's own."""
+
+    def __init__(self, config: Any, heads: int) -> None:
+        self.config, self.num_attention_heads = config, heads
+
+    def __getattr__(self, name: str) -> Any:
+        # a copy asks for names before it has a configuration
+        if name == "config":
+            raise AttributeError(name)
+        return getattr(self.config, name)
 
 
 def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None,
             bias: bool = False) -> None:
-    """Replace a linear map by one of another size, with a bias if it had one or is given one."""
+    """Replace a linear map by one of another size and of its class, with a bias if it had one or is given one."""
     old = layer.get_submodule(name)
-    layer.set_submodule(name, nn.Linear(columns or old.in_features, rows or old.out_features,
-                                        bias or old.bias is not None, device=old.weight.device,
-                                        dtype=old.weight.dtype))
+    shape = (rows or matrix(old).shape[0], columns or matrix(old).shape[1])
+    with old.weight.device:
+        # Conv1D takes its outputs first and always has a bias
+        new = type(old)(*shape) if hasattr(old, "nx") else nn.Linear(*shape[::-1], bias or old.bias is not None)
+    layer.set_submodule(name, new.to(old.weight.dtype))
 
 
 def attach_head_adapter(model: nn.Module, rank: int) -> None:

@@ -1,7 +1,7 @@
 """A plan and the dense checkpoint become a pruned checkpoint: layers removed, stand-ins added, tensors replaced.
 
 The module reads the files of the dense checkpoint, one tensor at a time, and never builds the dense model. The kept
-layers are renumbered without gaps, and every per-layer list of the configuration (`layer_types`, ...) keeps the same
+layers are renumbered without gaps, and the per-layer lists of the configuration (`layer_types`, ...) keep the same
 indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A
 plan with stand-ins, without the attention or MLP of some layers, or of other shapes gives a class of
 kdp_core.model.folded, and the file that defines the class is written into the checkpoint.
@@ -112,9 +112,10 @@ def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, d
 def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
     """The configuration of the pruned model: per-layer lists of the kept layers, class and stand-ins."""
     count, config_class = config.num_hidden_layers, type(config)
-    cut = {key: [value[layer] for layer in keep] if isinstance(value, list) and len(value) == count else value
+    per_layer = family_of(config).per_layer
+    cut = {key: [value[layer] for layer in keep] if key in per_layer and isinstance(value, list) else value
            for key, value in config.to_dict().items()}
-    cut["num_hidden_layers"] = len(keep)
+    cut[family_of(config).names.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
     # the layer number at which windows start means another layer after the cut; layer_types says which layers have one
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
@@ -136,10 +137,11 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
     made, replaced = {}, set()
     for path in sorted(dense.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
+            for name_in_file in sorted(file.keys()):
+                name = family.in_files.get(name_in_file, name_in_file)
                 new = _renamed(name, prefix, number)
                 if new is not None and not name.startswith(removed):
-                    made[new] = file.get_tensor(name)
+                    made[new] = file.get_tensor(name_in_file)
                     if name in plan.tensors:
                         made[new] = _replacement(plan, name, made[new])
                         replaced.add(name)

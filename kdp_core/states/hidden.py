@@ -40,7 +40,7 @@ from torch.nn.functional import cosine_similarity
 from kdp_core.base import options, store
 from kdp_core.base.options import Count, Positive
 from kdp_core.base.records import Tokens
-from kdp_core.model.families import base_of, decoder_layers, family_of, norm_of
+from kdp_core.model.families import base_of, decoder_layers, entrance, family_of
 
 logger = logging.getLogger(__name__)
 HALF_MAX = 65504.0
@@ -278,11 +278,12 @@ def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
                                   for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
 
     hooks = []
-    # if norms follow the sum, as in OPT-350M, there is no y
-    if family_of(model).norms_first(model.config):
+    # if norms follow the sum, as in OPT-350M, or if both parts read x, there is no y
+    family = family_of(model)
+    if family.norms_first(model.config) and not family.parallel:
         for layer in decoder_layers(model):
             # the first module of the MLP part reads y
-            reader = norm_of(layer, family_of(model), "mlp")
+            reader = entrance(layer, family, "mlp")
             hooks += [layer.register_forward_pre_hook(
                           lambda _, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]),
                           with_kwargs=True),

@@ -48,10 +48,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
                                   "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40},
     "meta-llama/Meta-Llama-3-8B": _LLAMA_3,
     "meta-llama/Llama-3.1-8B": _LLAMA_3,
+    "Qwen/Qwen2.5-7B": {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False, "vocab_size": 152064,
+                        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+                        "num_attention_heads": 28, "num_key_value_heads": 4},
     "facebook/opt-2.7b": {**_OPT, "hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560},
     "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
 }
-"""Sizes of the paper's models (KDP, section 4.1), as their configurations on the hub have them."""
+"""Sizes of the paper's models (KDP, section 4.1) and of Qwen2.5 7B, as their configurations on the hub have them."""
 
 
 class PlanError(ValueError):

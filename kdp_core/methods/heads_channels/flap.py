@@ -41,12 +41,13 @@ from kdp_core.methods.heads_channels.units import (
     coupled_of,
     first_states,
     narrow_tensors,
+    no_single_heads,
     run_layer,
     sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import WRITER_BIAS, decoder_layers, family_of
+from kdp_core.model.families import WRITER_BIAS, decoder_layers, family_of, matrix
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
@@ -98,7 +99,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     check_family("flap", config)
     blank = checkpoints.on_meta(config)
-    sizes = sizes_of(decoder_layers(blank)[0], coupled_of(decoder_layers(blank)[0], family_of(config)), config,
+    sizes = sizes_of(decoder_layers(blank)[0], coupled_of(decoder_layers(blank)[0], config), config,
                      config.num_hidden_layers)
     total, added = count_params(blank), _bias_params(blank)
     _check_reach(selection.ratio_target, total, added, sizes)
@@ -123,7 +124,7 @@ def _bias_params(model: nn.Module) -> int:
     """Parameters of the biases that the writers of all layers lack."""
     writers = (layer.get_submodule(part.writer) for layer in decoder_layers(model)
                for part in family_of(model).parts.values())
-    return sum(writer.out_features for writer in writers if writer.bias is None)
+    return sum(len(matrix(writer)) for writer in writers if writer.bias is None)
 
 
 def _check_reach(ratio: float, total: int, added: int, sizes: Sizes) -> None:
@@ -164,7 +165,7 @@ def _units(model: nn.Module, sums: list[dict[str, _Sums]], sizes: Sizes) -> list
     family, found = family_of(model), []
     for number, layer in enumerate(decoder_layers(model)):
         for part in PARTS:
-            w_DC = layer.get_submodule(family.parts[part].writer).weight.detach()
+            w_DC = matrix(layer.get_submodule(family.parts[part].writer)).detach()
             m_U = metric(w_DC, sums[number][part].variance_C, part, sizes.units[part])
             if not torch.isfinite(m_U).all():
                 raise FitError(f"metrics of layer {number} are not finite; try dtype float32 for the model")
@@ -195,14 +196,14 @@ def _tensors(model: nn.Module, number: int, lost: dict[str, list[int]], sums: di
     """The tensors of a layer without its lost units, and its writers' biases."""
     layer, family = decoder_layers(model)[number], family_of(model)
     kept = {part: torch.tensor(sorted(set(range(sizes.units[part])) - set(lost[part]))) for part in PARTS}
-    made = narrow_tensors(model, number, coupled_of(layer, family), kept, sizes)
+    made = narrow_tensors(model, number, coupled_of(layer, model.config), kept, sizes)
     for part in PARTS:
         writer = layer.get_submodule(family.parts[part].writer)
         gone_C = torch.ones(sizes.units[part], dtype=torch.float64, device=writer.weight.device)
         gone_C[kept[part]] = 0
-        gone_C = gone_C.repeat_interleave(writer.in_features // sizes.units[part])
+        gone_C = gone_C.repeat_interleave(matrix(writer).shape[1] // sizes.units[part])
         # b = sum_{j removed} mean_j W_:j
-        bias_D = writer.weight.detach().double() @ (gone_C * sums[part].mean_C)
+        bias_D = matrix(writer).detach().double() @ (gone_C * sums[part].mean_C)
         bias_D = bias_D if writer.bias is None else bias_D + writer.bias.detach().double()
         made[f"{family.prefix}{number}.{family.parts[part].writer}.bias"] = bias_D.float().cpu()
     return made
@@ -210,5 +211,6 @@ def _tensors(model: nn.Module, number: int, lost: dict[str, list[int]], sums: di
 
 METHODS = (
     Method("flap", "An et al. 2024, FLAP: heads and channels whose inputs fluctuate least give way to a bias",
-           "heads and channels removed", no_layer, compose=compose, example={"compose": {"sequences": 8}}),
+           "heads and channels removed", no_layer, compose=compose,
+           refuses=no_single_heads, example={"compose": {"sequences": 8}}),
 )

@@ -45,11 +45,12 @@ from kdp_core.methods.heads_channels.units import (
     check_family,
     coupled_of,
     narrow_tensors,
+    no_single_heads,
     sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import decoder_layers
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
@@ -92,7 +93,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     check_family("llm_pruner", config)
     pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
-    coupled, total = coupled_of(decoder_layers(blank)[0], family_of(config)), count_params(blank)
+    coupled, total = coupled_of(decoder_layers(blank)[0], config), count_params(blank)
     sizes = sizes_of(decoder_layers(blank)[0], coupled, config, len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, seed)
@@ -165,7 +166,7 @@ def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: 
             g = gradients[index] / (S * predictions)
             a = squares[index] / (S * predictions ** 2) if squares else None
             s = saliency(weight.detach().float(), g, a, importance)
-            worths[one.part] += worth(s, one.axis, units[one.part], grouping).cpu()
+            worths[one.part] += worth(s, one, units[one.part], grouping).cpu()
         yield number, worths
 
 
@@ -178,13 +179,14 @@ def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
     return w * g - w.square() * a / 2               # s = W g - W^2 a / 2
 
 
-def worth(s: Tensor, axis: int, units: int, grouping: str) -> Tensor:
-    """worth_U that one tensor adds to its units. They lie along `axis`, one after the other, and have one length."""
-    s_RC = s.movedim(axis, 0).reshape(s.shape[axis], -1).double()
+def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
+    """worth_U that one tensor adds to its units."""
+    s_RC = s.movedim(one.axis, 0).reshape(s.shape[one.axis], -1).double()
     # element: sum_j |s_ij|,    vector: |sum_j s_ij|
     worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()
     # the worth of a unit is the sum over its rows (or columns) i
-    return worth_R.view(units, -1).sum(1)
+    return sum(section_R.view(units, -1).sum(1)
+               for section_R in worth_R.split([units * length for length in one.sections]))
 
 
 def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
@@ -197,5 +199,5 @@ def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
 METHODS = (
     Method("llm_pruner", "Ma et al. 2023, LLM-Pruner: heads and MLP channels removed by what they are worth to the "
                          "loss", "heads and channels removed", no_layer, compose=compose,
-           example={"compose": {"sequences": 4}}),
+           refuses=no_single_heads, example={"compose": {"sequences": 4}}),
 )

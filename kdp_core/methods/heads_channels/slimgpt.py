@@ -42,12 +42,13 @@ from kdp_core.methods.heads_channels.units import (
     coupled_of,
     first_states,
     narrow_tensors,
+    no_single_heads,
     run_layer,
     sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import as_weight, decoder_layers, family_of, matrix
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import gram
@@ -79,7 +80,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     check_family("slimgpt", config)
     blank = checkpoints.on_meta(config)
-    coupled = coupled_of(decoder_layers(blank)[0], family_of(config))
+    coupled = coupled_of(decoder_layers(blank)[0], config)
     sizes = sizes_of(decoder_layers(blank)[0], coupled, config, config.num_hidden_layers)
     total = count_params(blank)
     lost = cuts(selection.ratio_target, total, sizes, first_share)
@@ -165,17 +166,18 @@ def _prune(passes: Passes, number: int, part: str, h_STD: Tensor, batch: int, si
     units, writer = sizes.units[part], _writer(passes, number, part)
     if not batches:
         return torch.arange(units), 0.0
-    gram_CC = torch.zeros(writer.in_features, writer.in_features, dtype=torch.float64, device=writer.weight.device)
+    columns = matrix(writer).shape[1]
+    gram_CC = torch.zeros(columns, columns, dtype=torch.float64, device=writer.weight.device)
 
     def seen(which: str, x_NC: Tensor) -> None:
         if which == part:
             gram_CC.add_(gram(x_NC, x_NC))
 
     run_layer(passes, number, h_STD, batch, seen)
-    w_DC = writer.weight.double()
+    w_DC = matrix(writer).double()
     *_, pruned = obs.prune(w_DC, gram_CC, units, batches, damp)
     # a new parameter, since the old memory may map a file
-    writer.weight = nn.Parameter(pruned.w_DC.to(writer.weight.dtype), requires_grad=False)
+    writer.weight = nn.Parameter(as_weight(writer, pruned.w_DC).to(writer.weight.dtype), requires_grad=False)
     return pruned.kept(units), obs.relative_error(w_DC, pruned.w_DC, gram_CC)
 
 
@@ -186,5 +188,5 @@ def _writer(passes: Passes, number: int, part: str) -> nn.Linear:
 METHODS = (
     Method("slimgpt", "Ling et al. 2024, SlimGPT: heads and channels removed by structured optimal brain surgeon, more "
                       "of them in deeper layers", "heads and channels removed", no_layer, compose=compose,
-           example={"compose": {"sequences": 8}}),
+           refuses=no_single_heads, example={"compose": {"sequences": 8}}),
 )

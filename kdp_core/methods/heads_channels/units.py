@@ -21,10 +21,12 @@ from kdp_core.model.families import (
     FAMILIES,
     HEADS,
     KV_HEADS,
+    TRIPLES,
     Family,
     decoder_layers,
     family_of,
     is_known,
+    matrix,
     type_of,
 )
 from kdp_core.model.passes import Passes
@@ -44,7 +46,10 @@ class Coupled(NamedTuple):
     part: str
     """`attention` or `mlp`."""
     axis: int
-    """Axis along which its units lie; all units have the same length."""
+    """Axis along which its units lie."""
+    sections: tuple[int, ...]
+    """Sections of the axis, one after the other; of each its lines for a unit. All units lie in every section, in
+    order; a fused matrix has several sections."""
 
 
 class Sizes(NamedTuple):
@@ -68,27 +73,48 @@ class Sizes(NamedTuple):
         return {"attention": self.group_params, "mlp": self.channel_params}
 
 
-def check_family(method: str, config: "PretrainedConfig") -> None:
-    """Raise FitError for a model whose heads and channels cannot be removed."""
-    if not is_known(config) or not family_of(config).norms_first(config):
-        raise FitError(f"{method} cannot prune this {type_of(config)} model; it knows models of "
-                       f"{', '.join(FAMILIES)} whose norms come before their parts")
+def no_single_heads(family: Family) -> str:
+    """The `refuses` of a method that removes heads: why no head of this family can be removed by itself."""
+    return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
+        if family.head_norms == "all" else ""
 
 
-def coupled_of(layer: nn.Module, family: Family) -> list[Coupled]:
+def check_family(method: str, config: "PretrainedConfig",
+                 refuses: Callable[[Family], str] = no_single_heads) -> None:
+    """Raise FitError for a model whose heads and channels cannot be removed; `refuses` is the method's own."""
+    why = refuses(family_of(config)) if is_known(config) else ""
+    if why or not is_known(config) or not family_of(config).norms_first(config):
+        fits = [name for name, family in FAMILIES.items() if not refuses(family)]
+        raise FitError(f"{method} cannot prune this {type_of(config)} model{why and f': {why}'}; it knows models of "
+                       f"{', '.join(fits)} whose states pass a part unchanged")
+
+
+def coupled_of(layer: nn.Module, config: "PretrainedConfig") -> list[Coupled]:
     """The tensors of a layer from which units are removed."""
-    found = []
+    found, family = [], family_of(config)
     for part, own in family.parts.items():
-        found += [Coupled(f"{name}.{kind}", part, 0) for name in own.readers
-                  for kind, _ in layer.get_submodule(name).named_parameters()]
-        found.append(Coupled(f"{own.writer}.weight", part, 1))
+        length = matrix(layer.get_submodule(own.writer)).shape[1] // config.num_attention_heads
+        # lines of a unit: of the query heads of a group, of its key-value head, of all three of a head; of a channel
+        lines = {HEADS: length * config.num_attention_heads // _groups(config), KV_HEADS: length, TRIPLES: 3 * length,
+                 CHANNELS: 1}
+        for name, kinds in own.readers.items():
+            sections = tuple(lines[kind] for kind in kinds)
+            found += [Coupled(f"{name}.{kind}", part, int(family.transposed and kind == "weight"), sections)
+                      for kind, _ in layer.get_submodule(name).named_parameters()]
+        columns = lines[HEADS if part == "attention" else CHANNELS]
+        found.append(Coupled(f"{own.writer}.weight", part, int(not family.transposed), (columns,)))
     return found
+
+
+def _groups(config: "PretrainedConfig") -> int:
+    """Key-value heads; a model without such an entry has one for each query head."""
+    return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 def sizes_of(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig", layers: int) -> Sizes:
     """The sizes of `layers` layers that are all like this one."""
-    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    channels = next(layer.get_parameter(one.name) for one in coupled if one.part == "mlp").shape[0]
+    groups = _groups(config)
+    channels = matrix(layer.get_submodule(family_of(config).parts["mlp"].writer)).shape[1]
     params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
               for part in PARTS}
     return Sizes(layers, groups, channels, params["attention"] // groups, params["mlp"] // channels)
@@ -100,10 +126,13 @@ def width_of(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: in
     return {HEADS: left * each, KV_HEADS: left, CHANNELS: sizes.channels - channels}
 
 
-def narrowed(tensor: Tensor, axis: int, kept_U: Tensor, units: int) -> Tensor:
+def narrowed(tensor: Tensor, one: Coupled, kept_U: Tensor, units: int) -> Tensor:
     """The tensor with these units alone."""
-    index = columns_of(kept_U, tensor.shape[axis] // units)
-    return tensor.index_select(axis, index.to(tensor.device)).contiguous()
+    index, start = [], 0
+    for length in one.sections:
+        index.append(start + columns_of(kept_U, length))
+        start += units * length
+    return tensor.index_select(one.axis, torch.cat(index).to(tensor.device)).contiguous()
 
 
 def columns_of(units_U: Tensor, length: int) -> Tensor:
@@ -115,7 +144,7 @@ def narrow_tensors(model: nn.Module, number: int, coupled: list[Coupled], kept: 
                    sizes: Sizes) -> dict[str, Tensor]:
     """The tensors of a layer with the kept units of both parts alone, on the CPU, by state-dict name."""
     layer, prefix = decoder_layers(model)[number], f"{family_of(model).prefix}{number}."
-    return {prefix + one.name: narrowed(layer.get_parameter(one.name).detach(), one.axis, kept[one.part],
+    return {prefix + one.name: narrowed(layer.get_parameter(one.name).detach(), one, kept[one.part],
                                         sizes.units[one.part]).cpu() for one in coupled}
 
 

@@ -40,12 +40,13 @@ from kdp_core.methods.heads_channels.units import (
     coupled_of,
     first_states,
     narrow_tensors,
+    no_single_heads,
     run_layer,
     sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import as_weight, decoder_layers, family_of, matrix
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.states.block import gram
@@ -98,7 +99,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     check_family("ziplm", config)
     blank = checkpoints.on_meta(config)
-    coupled = coupled_of(decoder_layers(blank)[0], family_of(config))
+    coupled = coupled_of(decoder_layers(blank)[0], config)
     sizes = sizes_of(decoder_layers(blank)[0], coupled, config, config.num_hidden_layers)
     total = count_params(blank)
     _check_reach(selection.ratio_target, total, sizes)
@@ -151,12 +152,12 @@ def _ladders(passes: Passes, h_STD: Tensor, batch: int, sizes: Sizes, shrink: fl
     """The ladder of each writer of the dense model, layer by layer, attention before MLP."""
     for number in range(sizes.layers):
         grams = {part: torch.zeros(width, width, dtype=torch.float64, device=passes.device) for part, width in
-                 ((part, _writer(passes, number, part).in_features) for part in PARTS)}
+                 ((part, matrix(_writer(passes, number, part)).shape[1]) for part in PARTS)}
         h_STD = run_layer(passes, number, h_STD, batch,
                           lambda part, x_NC, grams=grams: grams[part].add_(gram(x_NC, x_NC)))
         for part in PARTS:
             counts = counts_of(sizes.units[part], part, shrink)
-            w_DC = _writer(passes, number, part).weight
+            w_DC = matrix(_writer(passes, number, part))
             yield ladder(w_DC, grams[part], counts, sizes.unit_params[part],
                          1 if part == "attention" else batch_channels, damp)
         logger.info("pruned the writers of layer %d of %d", number + 1, sizes.layers)
@@ -256,10 +257,10 @@ def _put(writers: list[nn.Linear], levels: list[Level]) -> None:
     """Give writers the maps of levels; the columns of removed units are zero."""
     for writer, level in zip(writers, levels, strict=True):
         length = level.w_DK.shape[1] // len(level.kept_U)
-        w_DC = torch.zeros(writer.weight.shape)
+        w_DC = torch.zeros(matrix(writer).shape)
         w_DC[:, columns_of(level.kept_U, length)] = level.w_DK
         # a new parameter, since the old memory may map a file
-        writer.weight = nn.Parameter(w_DC.to(writer.weight), requires_grad=False)
+        writer.weight = nn.Parameter(as_weight(writer, w_DC).to(writer.weight), requires_grad=False)
 
 
 def _writer(passes: Passes, number: int, part: str) -> nn.Linear:
@@ -269,5 +270,5 @@ def _writer(passes: Passes, number: int, part: str) -> nn.Linear:
 METHODS = (
     Method("ziplm", "Kurtic et al. 2023, ZipLM without training: heads and channels removed one at a time, as many of "
                     "each as a searched knapsack says", "heads and channels removed", no_layer, compose=compose,
-           example={"compose": {"sequences": 8, "draws": 5, "judge_sequences": 4}}),
+           refuses=no_single_heads, example={"compose": {"sequences": 8, "draws": 5, "judge_sequences": 4}}),
 )

@@ -2,14 +2,7 @@
 from kdp_core.methods._method import Method
 from kdp_core.methods.kdp_narrow.budget import by_budget
 from kdp_core.methods.kdp_narrow.compose import compose
-from kdp_core.methods.kdp_narrow.ladders import ladders
-from kdp_core.model.families import Family
-
-
-def refuses(family: Family) -> bool:
-    """A part is solved on the state that the part before it leaves."""
-    return family.parallel
-
+from kdp_core.methods.kdp_narrow.ladders import ladders, refuses
 
 METHODS = (
     Method("kdp_narrow", "this project: heads and channels removed by the optimal brain surgeon under one budget, the "

@@ -103,7 +103,7 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
            dtype: str) -> _Small:
     """The narrowed model as a module of its own."""
     layers, family = decoder_layers(model), family_of(model)
-    coupled = coupled_of(layers[0], family)
+    coupled = coupled_of(layers[0], model.config)
     sizes = sizes_of(layers[0], coupled, model.config, len(layers))
     kept: list[dict[str, Tensor]] = [{} for _ in layers]
     for part, units, _ in found:

@@ -14,6 +14,7 @@ from kdp_core.methods.heads_channels.units import PARTS, columns_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.parts import Fed
 from kdp_core.methods.kdp_narrow.surgeon import Regression, kept_units, regression, solved
+from kdp_core.model.families import matrix
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import relative_error
 from kdp_core.states.hidden import HiddenStates
@@ -67,7 +68,7 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
 
 def inputs(passes: Passes, part: Part) -> int:
     """Inputs of the writer that belong to one unit."""
-    return parts.writer_of(passes, part.layer, part.name).in_features // part.units
+    return matrix(parts.writer_of(passes, part.layer, part.name)).shape[1] // part.units
 
 
 def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, which: Tensor, how: Closed) -> Tensor:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from kdp_core.base.options import Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
-from kdp_core.methods.heads_channels.units import PARTS, coupled_of, sizes_of
+from kdp_core.methods._method import no_state_between
+from kdp_core.methods.heads_channels.units import PARTS, check_family, coupled_of, no_single_heads, sizes_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.fit import Closed, Part, equations_of, goal, inputs, narrow
 from kdp_core.methods.kdp_narrow.surgeon import kept_units
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import token_losses
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import Family, decoder_layers
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
@@ -27,6 +28,11 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 RUNGS = (0.75, 0.5, 0.25, 0.0)
 """Shares of the channels of an MLP at which its loss is measured."""
+
+
+def refuses(family: Family) -> str:
+    """Why parts cannot be solved, each on the state that the part before it leaves, or single heads not removed."""
+    return no_state_between(family) or no_single_heads(family)
 
 
 def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
@@ -40,9 +46,10 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     judge_sequences: other sequences, on which outputs are compared.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises FitError if states are not stored or if there are too few sequences.
+    Raises FitError for a model of a family that is refused, if states are not stored, and for too few sequences.
     """
     check(ladders, locals())
+    check_family("kdp_narrow", checkpoints.config_of(dense), refuses)
     began = time.perf_counter()
     if hidden.layers != list(range(len(hidden.layers))):
         raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
@@ -65,7 +72,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
 def parts_of(model: nn.Module) -> list[Part]:
     """All parts in the order of depth, with their units and the parameters of a unit."""
     layers = decoder_layers(model)
-    sizes = sizes_of(layers[0], coupled_of(layers[0], family_of(model)), model.config, len(layers))
+    sizes = sizes_of(layers[0], coupled_of(layers[0], model.config), model.config, len(layers))
     return [Part(number, name, sizes.units[name], sizes.unit_params[name])
             for number in range(len(layers)) for name in PARTS]
 

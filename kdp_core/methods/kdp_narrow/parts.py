@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdp_core.model.families import family_of
+from kdp_core.model.families import as_weight, family_of, matrix
 from kdp_core.model.passes import Passes
 
 SMALLEST_GAIN = 1e-3
@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
 
 def writer_of(passes: Passes, layer: int, part: str) -> nn.Module:
-    """The writer of a part, an nn.Linear."""
+    """The writer of a part, a linear map."""
     return passes.layers[layer].get_submodule(family_of(passes.model).parts[part].writer)
 
 
@@ -126,13 +126,13 @@ def products(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor, b
 
 def weights_of(writer: nn.Module) -> Tensor:
     """w_FD of a writer, float64 copy."""
-    return writer.weight.detach().double().T.clone()
+    return matrix(writer).detach().double().T.clone()
 
 
 @torch.no_grad()
 def put(writer: nn.Module, w_FD: Tensor, inputs: Tensor) -> None:
     """Give a writer the matrix of these inputs; all others get zeros, so that they have no effect."""
-    made = torch.zeros_like(writer.weight)
+    made = torch.zeros_like(matrix(writer))
     made[:, inputs.to(made.device)] = w_FD.T.to(made.dtype)
-    writer.weight.copy_(made)
+    writer.weight.copy_(as_weight(writer, made))
 

@@ -91,7 +91,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     check(compose, locals())
     began = time.perf_counter()
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
-    fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, family_of(model).norm, hidden.massive_factor,
+    fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, family_of(model).reads, hidden.massive_factor,
               batch_sequences, seed, theta_steps, theta_lr, model.device)
     _check_states(hidden, heldout)
     held, kept = split(hidden.sequences, heldout, seed)

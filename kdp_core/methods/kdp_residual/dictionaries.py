@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Block
 from kdp_core.methods.kdp_residual import projection
-from kdp_core.model.families import Family, activation_of, decoder_layers, family_of, norm_of
+from kdp_core.model.families import Family, activation_of, decoder_layers, family_of, matrix, norm_of
 from kdp_core.model.stand_ins import normalised
 from kdp_core.states.block import TokenWeight
 from kdp_core.states.hidden import HiddenStates
@@ -70,7 +70,7 @@ class Fit(NamedTuple):
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
     """The defaults of `compose` for a single stand-in, which is fitted in batches of 8 sequences."""
-    return Fit(dictionary, entries, BANDWIDTH_SCALE, RIDGE, TOKEN_WEIGHT, family_of(model).norm, hidden.massive_factor,
+    return Fit(dictionary, entries, BANDWIDTH_SCALE, RIDGE, TOKEN_WEIGHT, family_of(model).reads, hidden.massive_factor,
                8, seed, device=model.device)
 
 
@@ -89,12 +89,14 @@ def neurons(model: nn.Module, block: Block) -> Dictionary:
 def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """v_RD and c_R of the neurons of one layer, as they read normalised states."""
     norm, linears = norm_of(layer, family, "mlp"), [layer.get_submodule(name) for name in family.parts["mlp"].readers]
+    v_RD = torch.cat([matrix(linear) for linear in linears]).float()
+    c_R = torch.cat([torch.zeros(len(matrix(linear))) if linear.bias is None else linear.bias.float().cpu()
+                     for linear in linears])
+    if norm is None:
+        return v_RD.cpu(), c_R
     bias_D = getattr(norm, "bias", None)
     gain_D, bias_D = norm.weight + family.gain_offset, torch.zeros_like(norm.weight) if bias_D is None else bias_D
     # V (g * x + b) + c = (V g) x + (V b + c)
-    v_RD = torch.cat([linear.weight for linear in linears]).float()
-    c_R = torch.cat([torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.float().cpu()
-                     for linear in linears])
     return (v_RD * gain_D.float()).cpu(), v_RD.cpu() @ bias_D.float().cpu() + c_R
 
 

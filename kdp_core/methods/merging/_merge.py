@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Composed, Plan, Selection
 from kdp_core.model import checkpoints
-from kdp_core.model.families import family_of
+from kdp_core.model.families import family_of, is_linear
 from kdp_core.model.passes import Passes, Step
 from kdp_core.states.block import FitError, relative_error
 from kdp_core.states.hidden import HiddenStates
@@ -145,7 +145,7 @@ def _how(threshold: float, ended: str, stacks: list[tuple[float, Stack]], count:
 
 def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
     """What is merged, by name below the layer: weights and biases of its linear maps."""
-    return {f"{name}.{which}": parameter for name, module in layer.named_modules() if isinstance(module, nn.Linear)
+    return {f"{name}.{which}": parameter for name, module in layer.named_modules() if is_linear(module)
             for which, parameter in module.named_parameters()}
 
 

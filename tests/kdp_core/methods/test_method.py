@@ -87,6 +87,10 @@ def test_what_runs_the_whole_model_on_one_device():
 def test_families_that_are_refused():
     refused = {name: {family for family, record in FAMILIES.items() if method.refuses(record)}
                for name, method in METHODS.items()}
-    assert {name for name, families in refused.items() if "gemma3_text" in families} == {
-        "replaceme_lstsq", "replaceme_cosine", "slicegpt"}
-    assert not any(refused[name] for name in ("kdp", "remove", "llm_pruner"))
+    for family in ("gemma2", "gemma3_text"):
+        assert {name for name, families in refused.items() if family in families} == {
+            "replaceme_lstsq", "replaceme_cosine", "slicegpt"}
+    assert {name for name, families in refused.items() if "gpt_neox" in families} == {
+        "attn_drop", "mlp_drop", "joint_drop", "kdp_narrow", "slicegpt"}
+    assert refused["llm_pruner"] == {"olmo2"} and {name for name in refused if "gpt2" in refused[name]} == {"slicegpt"}
+    assert not any(refused[name] for name in ("kdp", "remove", "wanda"))

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from kdp_core.base.records import Selection
 from kdp_core.methods import slicegpt
 from kdp_core.methods._select import BlockError
-from kdp_core.model import checkpoints
+from kdp_core.model import checkpoints, families
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.sizes import count_macs
 from kdp_core.prune.finetune import finetune
@@ -117,6 +117,15 @@ def walked(dense, width):
     norm = model.model.decoder.final_layer_norm if family == "opt" else model.model.norm
     norm.register_forward_pre_hook(lambda _, args: (project(args[0]),))
     return model(DATA.ids_ST, use_cache=False).logits, bases
+
+
+@pytest.mark.parametrize("family", [name for name, record in families.FAMILIES.items()
+                                    if not slicegpt.refuses(record) and name not in FAMILIES])
+def test_nothing_sliced_computes_the_dense_models_logits_in_the_other_families(family, tmp_path):
+    """Fused matrices, biases of some readers only."""
+    case = dense_of(tmp_path, family, pico.lively(pico.model(family, layers=2)))
+    _, model = sliced_model(case, tmp_path / "out", slicing=0.0)
+    torch.testing.assert_close(logits(model), logits(case.model), atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_sliced_computes_the_dense_models_logits(dense, tmp_path):
@@ -343,7 +352,7 @@ def test_the_most_that_can_go_is_reached(dense):
 
 @pytest.mark.parametrize("family, config, message", [
     ("gemma3_text", {}, "slicegpt cannot slice a gemma3_text model: the norms after its parts cannot be moved; "
-                        "choose a model of llama, mistral, qwen3, opt"),
+                        "choose a model of llama, mistral, qwen3, qwen2, smollm3, opt, phi3"),
     ("opt", {"do_layer_norm_before": False}, "slicegpt cannot slice this opt model: its norms follow the sum"),
     ("opt", {"word_embed_proj_dim": 16}, "its embedding is projected or its final norm is missing, as in OPT-350M"),
 ])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
@@ -23,7 +24,7 @@ S = len(DATA.ids_ST)
 BLOCK = 24
 """Columns of a SparseGPT block: 24 and 8 of 32; 24, 24 and 16 of 64."""
 IDS_ST = torch.arange(2, 26).view(2, 12)
-TIED = ("llama", "opt", "gemma3_text")
+TIED = ("llama", "opt", "smollm3", "gemma2", "gemma3_text", "gpt2")
 """Families whose pico model has its embedding for a head."""
 
 
@@ -61,7 +62,7 @@ def matrices(model):
     """Name and module of all that may lose weights."""
     prefix = family_of(model).prefix
     return [(f"{prefix}{number}.{name}.weight", module) for number, layer in enumerate(decoder_layers(model))
-            for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+            for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 def total_of(model):

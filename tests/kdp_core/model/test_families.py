@@ -1,19 +1,24 @@
 """Records of families: what they say is so in a model of each family."""
 import pytest
 import torch
-from transformers import Qwen2Config
+from transformers import GPTJConfig
 
 from kdp_core.model.families import (
     FAMILIES,
     PREFIX,
     FamilyError,
     activation_of,
+    as_weight,
     base_of,
     decoder_layers,
+    entrance,
     family_of,
     final_norm,
     first_token,
     is_known,
+    is_linear,
+    matrix,
+    norm_of,
     output_head,
     trunk,
     type_of,
@@ -52,8 +57,8 @@ def test_a_model_runs_through_the_places_of_its_record(family):
         assert torch.equal(found["head"][1], logits)
     embeddings = [getattr(trunk(model), name) for name in FAMILIES[family].embeddings]
     assert embeddings[0] is model.get_input_embeddings()
-    state = embeddings[0](ids_ST) + sum(one(torch.ones_like(ids_ST), position_ids=torch.arange(12)[None])
-                                        for one in embeddings[1:])
+    positions = torch.arange(12)[None] + FAMILIES[family].extra_positions if embeddings[1:] else None
+    state = embeddings[0](ids_ST) + sum(torch.nn.functional.embedding(positions, one.weight) for one in embeddings[1:])
     torch.testing.assert_close(found["first"][0], state)
 
 
@@ -73,12 +78,21 @@ def test_parts_add_what_their_modules_give(family):
     for name, part in record.parts.items():
         watch(part.norm_after or part.module, name)
         reader = layer.get_submodule(next(iter(part.readers)))
-        layer.get_submodule(part.norm).register_forward_hook(
-            lambda _, args, output, name=name: found.update({f"{name} reads": output}))
+        # without a norm a part reads the state itself, so what comes in is what is read
+        entrance(layer, record, name).register_forward_hook(
+            lambda _, args, kwargs, output, name=name, own=part: found.update(
+                {f"{name} reads": output if own.norm else args[0] if args else kwargs["hidden_states"]}),
+            with_kwargs=True)
         reader.register_forward_hook(lambda _, args, output, name=name: found.update({f"{name} read": args[0]}))
     model(torch.arange(2, 14).view(1, 12))
     shape = found["x"].shape
     torch.testing.assert_close(found["out"], found["x"] + found["attention"].view(shape) + found["mlp"].view(shape))
+    if not record.parts["mlp"].norm:
+        torch.testing.assert_close(found["mlp reads"], found["x"] + found["attention"])
+    states = {"x": found["x"], "y": found["x"] + found["attention"].view(shape)}
+    norm = norm_of(layer, record, "mlp")
+    if norm is not None:
+        torch.testing.assert_close(found["mlp reads"].view(shape), norm(states["x" if record.parallel else "y"]))
     for name in record.parts:
         assert torch.equal(found[f"{name} reads"].view(shape), found[f"{name} read"].view(shape))
 
@@ -99,13 +113,19 @@ def test_norms_scale_as_the_record_says(family):
 def test_names_of_entries_are_those_of_the_configuration(family):
     model, record = pico.model(family, layers=2), FAMILIES[family]
     assert record.entry(model.config, "intermediate_size") == 64 and record.entry(model.config, "hidden_size") == 32
-    assert activation_of(model) == {"opt": "relu", "gemma3_text": "gelu_pytorch_tanh"}.get(family, "silu")
+    assert activation_of(model) == {"opt": "relu", "gemma2": "gelu_pytorch_tanh", "gemma3_text": "gelu_pytorch_tanh",
+                                    "gpt_neox": "gelu", "gpt2": "gelu_new"}.get(family, "silu")
     assert record.norms_first(model.config) and record.one_width(model.config)
     names = dict(model.named_modules())
     heads = {name for name in names if name.endswith(("q_norm", "k_norm"))}
-    assert bool(heads) == record.head_norms
-    gates = {name for name in names if name.endswith("gate_proj")}
-    assert bool(gates) == record.gated
+    assert bool(heads) == bool(record.head_norms)
+    widths = {names[name].weight.shape[0] for name in heads}
+    assert widths == {"": set(), "each": {8}, "all": {32, 16}}[record.head_norms]
+    readers = record.parts["mlp"].readers
+    assert sum(map(len, readers.values())) == (2 if record.gated else 1)
+    linear = names[f"{record.prefix}0.{next(iter(readers))}"]
+    assert is_linear(linear) and record.transposed == (linear.weight.shape[0] == 32)
+    assert matrix(linear).shape[1] == 32 and torch.equal(as_weight(linear, matrix(linear)), linear.weight)
 
 
 def test_opt_350m_has_norms_after_the_sum_and_two_widths():
@@ -120,9 +140,9 @@ def test_the_family_of_models_configurations_mappings_and_names():
     for given in (model, model.config, model.config.to_dict(), "opt", PREFIX + "opt"):
         assert family_of(given) is FAMILIES["opt"]
     assert type_of(model) == "opt" and is_known(model) and not is_known(PREFIX + "opt")
-    assert not is_known(Qwen2Config())
-    with pytest.raises(FamilyError, match="family 'qwen2' is not supported; choose a model of llama, mistral"):
-        family_of(Qwen2Config())
+    assert not is_known(GPTJConfig())
+    with pytest.raises(FamilyError, match="family 'gptj' is not supported; choose a model of llama, mistral"):
+        family_of(GPTJConfig())
 
 
 def test_gemma_alone_begins_with_a_token_of_its_own():

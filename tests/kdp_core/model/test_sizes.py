@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from kdp_core.base.records import Plan
+from kdp_core import methods
+from kdp_core.base.records import Module, Plan, Search
+from kdp_core.methods._select import in_order
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FamilyError
 from kdp_core.model.sizes import count_params, params_of
+from kdp_core.prune import fold as fold_module
 from kdp_core.prune.fold import fold
 from kdp_core.score import efficiency
 from kdp_core.study import planner
@@ -20,7 +23,14 @@ ODD = {
     "llama": [{"attention_bias": True, "mlp_bias": True}, {"head_dim": 12, "tie_word_embeddings": False}],
     "mistral": [{"head_dim": 4}, {"num_key_value_heads": 4, "tie_word_embeddings": True}],
     "qwen3": [{"attention_bias": True, "head_dim": 16}],
+    "qwen2": [{"tie_word_embeddings": True}],
+    "smollm3": [{"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}],
+    "gemma2": [{"attention_bias": True, "tie_word_embeddings": False}],
     "gemma3_text": [{"attention_bias": True, "tie_word_embeddings": False}],
+    "olmo2": [{"attention_bias": True, "num_key_value_heads": 4}, {"tie_word_embeddings": True}],
+    "phi3": [{"tie_word_embeddings": True}],
+    "gpt_neox": [{"attention_bias": False, "tie_word_embeddings": True}],
+    "gpt2": [{"n_inner": None}, {"tie_word_embeddings": False}],
     "opt": [{"enable_bias": False}, {"layer_norm_elementwise_affine": False}, {"_remove_final_layer_norm": True},
             {"word_embed_proj_dim": 16}, {"do_layer_norm_before": False}, {"tie_word_embeddings": False}],
 }
@@ -54,7 +64,7 @@ def test_defaults_of_the_record_are_those_of_the_class(family):
     config = pico.model(family, layers=2).config
     left = {key: value for key, value in config.to_dict().items()
             if key not in {"tie_word_embeddings", "attention_bias", "mlp_bias", "num_key_value_heads", "head_dim",
-                           "enable_bias", "max_position_embeddings"}}
+                           "enable_bias", "max_position_embeddings", "n_positions", "n_inner"}}
     assert params_of(left) == counted(type(config).from_dict(left))
 
 
@@ -68,6 +78,42 @@ def test_whoever_asks_gets_the_same_number(family, tmp_path):
     assert {params_of(json.loads((dense / "config.json").read_text())), folded.params_before, costs.params_dense,
             facts.params_total, planner.facts_of(str(dense), Path("nowhere")).params_total} == {expected}
     assert folded.params_after == costs.params < expected
+
+
+REAL = {"Qwen/Qwen2.5-7B": 7_615_616_512, "meta-llama/Llama-3.1-8B": 8_030_261_248}
+"""Parameters of real models, as their cards on the hub have them."""
+
+
+@pytest.mark.parametrize("name, total", REAL.items())
+def test_a_real_model_is_planned_counted_and_folded_without_its_weights(name, total):
+    config, facts = AutoConfig.for_model(**planner.PUBLISHED[name]), planner.facts_of(f"hf:{name}", Path("nowhere"))
+    assert total == params_of(planner.PUBLISHED[name]) == counted(config) == facts.params_total
+    layer, = set(facts.params_per_layer)
+    assert facts.params_total - facts.layers * layer == 2 * config.vocab_size * config.hidden_size + config.hidden_size
+
+    search = Search(list(range(3, facts.layers - 1, 2)), [0.0] * len(range(3, facts.layers - 1, 2)), "", 3, {}, 0, {})
+    selection = in_order(search, facts, ratio=0.2, k_max=3, module_params=0)
+    plan = methods.plan("shortened_ppl", selection, {})
+    removed = len(plan.drop)
+    assert removed == round(0.2 * total / layer) and selection.ratio_planned == pytest.approx(removed * layer / total)
+    width = facts.width
+    affine = Module((3, 4), "affine", {"width": width}, {})
+    for own, expected in ((plan, total - removed * layer),
+                          (Plan("m", [(3, "whole")], [affine], {}), total - layer + width * width + width),
+                          (Plan("m", [(3, "mlp")], [], {}), total - 3 * width * config.intermediate_size - width)):
+        assert counted(fold_config(own, config)) == expected
+    # without the last key-value head of every layer, its query heads and one channel
+    kv, group, length = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, 128
+    narrow = {"heads": (kv - 1) * group, "kv_heads": kv - 1, "intermediate": config.intermediate_size - 1}
+    rows, bias = (group + 2) * length, name.startswith("Qwen")
+    lost = rows * (width + bias) + group * length * width + 3 * width
+    assert counted(fold_config(Plan("m", [], [], {}, shape={"widths": [narrow] * facts.layers}), config)) == \
+        total - facts.layers * lost
+
+
+def fold_config(plan, config):
+    """The configuration of the pruned model, as fold writes it."""
+    return fold_module._config(plan, config, fold_module._kept_layers(plan, config))
 
 
 def test_unknown_family_is_named():

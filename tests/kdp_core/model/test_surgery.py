@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdp_core.model.families import FAMILIES, decoder_layers
+from kdp_core.model.families import FAMILIES, decoder_layers, matrix
 from kdp_core.model.folded import FOLDED
 from kdp_core.model.surgery import attach
 from tests import pico
@@ -48,10 +48,19 @@ def with_widths(base, widths):
 
 
 def whole(family, channels=64):
-    return {"heads": 4, "kv_heads": 4 if family == "opt" else 2, "intermediate": channels}
+    return {"heads": 4, "kv_heads": 2 if grouped(family) else 4, "intermediate": channels}
 
 
-@pytest.mark.parametrize("family", pico.EVERY)
+def grouped(family):
+    """Whether query heads share key-value heads."""
+    return family not in ("opt", "gpt_neox", "gpt2")
+
+
+WITH_WIDTHS = [name for name, record in FAMILIES.items() if record.head_norms != "all"]
+"""Families of which heads can be removed."""
+
+
+@pytest.mark.parametrize("family", WITH_WIDTHS)
 def test_all_heads_and_channels_are_the_base_class(family):
     base = pico.model(family, layers=3)
     folded = with_widths(base, [whole(family)] * 3)
@@ -59,18 +68,22 @@ def test_all_heads_and_channels_are_the_base_class(family):
     assert torch.equal(logits(folded), logits(base))
 
 
-@pytest.mark.parametrize("family", pico.EVERY)
+@pytest.mark.parametrize("family", WITH_WIDTHS)
 def test_layers_of_different_widths_have_their_shapes_and_generate_alike_with_cache(family):
     """Text longer than the sliding windows; the cache holds another number of heads in each layer."""
-    narrow = {"heads": 2, "kv_heads": 2 if family == "opt" else 1, "intermediate": 5}
+    narrow = {"heads": 2, "kv_heads": 1 if grouped(family) else 2, "intermediate": 5}
     model = pico.lively(with_widths(pico.model(family, layers=4), [whole(family), narrow, whole(family, 7), narrow]))
     for layer, (heads, kv_heads, channels) in zip(decoder_layers(model), [
             (4, whole(family)["kv_heads"], 64), (2, narrow["kv_heads"], 5), (4, whole(family)["kv_heads"], 7),
             (2, narrow["kv_heads"], 5)], strict=True):
-        parts = {name: [list(layer.get_submodule(path).weight.shape) for path in (*part.readers, part.writer)]
-                 for name, part in FAMILIES[family].parts.items()}
-        assert parts["attention"] == [[8 * heads, 32], [8 * kv_heads, 32], [8 * kv_heads, 32], [32, 8 * heads]]
-        assert parts["mlp"] == [[channels, 32]] * (1 if family == "opt" else 2) + [[32, channels]]
+        record = FAMILIES[family]
+        parts = {name: [list(matrix(layer.get_submodule(path)).shape) for path in (*part.readers, part.writer)]
+                 for name, part in record.parts.items()}
+        rows, inner = [8 * heads, 8 * kv_heads, 8 * kv_heads], [channels] * (2 if record.gated else 1)
+        if family in ("phi3", "gpt_neox", "gpt2"):
+            rows, inner = [sum(rows)], [sum(inner)]
+        assert parts["attention"] == [*([row, 32] for row in rows), [32, 8 * heads]]
+        assert parts["mlp"] == [*([row, 32] for row in inner), [32, channels]]
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs)

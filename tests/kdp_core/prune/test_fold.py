@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import Qwen2Config
+from transformers import GPTJConfig
 
 from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, decoder_layers
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.folded import FOLDED
 from kdp_core.model.sizes import count_params
 from kdp_core.prune.fold import FoldError, fold
 from tests import pico
 
+FAMILIES = pico.DIFFERENT
 WIDTH, LAYERS = 32, 10
 IDS_ST = torch.arange(2, 26).view(2, 12)
 EVERYWHERE = dict(blocks=[(0, 2), (3, 5), (5, 7), (8, 10)])
@@ -226,6 +227,18 @@ def test_lists_with_an_entry_a_layer_are_cut_with_the_layers(dense, tmp_path, fa
         assert before[5] == "full_attention" and "full_attention" not in after["layer_types"]
 
 
+def test_only_lists_of_the_record_are_cut_with_the_layers(tmp_path):
+    """SmolLM3's list may be longer than its layers; a list that happens to be as long is another thing."""
+    source = pico.save(tmp_path / "dense", "smollm3", layers=3)
+    before = config_of(source)
+    before["eos_token_id"] = [1, 2, 3]
+    (source / "config.json").write_text(json.dumps(before), encoding="utf-8")
+    fold(plan(dropped=[1]), source, tmp_path / "out")
+    after = config_of(tmp_path / "out")
+    assert before["no_rope_layers"][:4] == [1, 0, 1, 1] and after["no_rope_layers"] == [1, 1]
+    assert after["eos_token_id"] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("given", [dict(dropped=[2]), EVERYWHERE], ids=["plain", "stand-ins"])
 def test_checkpoint_tells_nothing_of_this_machine(dense, tmp_path, given):
     fold(plan(**given), dense / "llama", tmp_path / "out")
@@ -384,7 +397,7 @@ def test_dropped_parts_add_nothing_and_their_weights_are_gone(dense, tmp_path, f
     pruned = checkpoints.load_model(tmp_path / "out")
     ids_ST = torch.arange(2, 42).view(2, 20)  # longer than the sliding windows
     torch.testing.assert_close(pruned(ids_ST).logits, without_parts(model, family, ids_ST), atol=1e-5, rtol=1e-5)
-    parts = FAMILIES[family].parts
+    parts = family_of(family).parts
     gone = sum(count_params(decoder_layers(model)[layer].get_submodule(name))
                for layer, part in PARTS.drop if part != "whole" for name in (*parts[part].beside, parts[part].module))
     assert facts.params_before - facts.params_after == gone + count_params(decoder_layers(model)[2])
@@ -499,6 +512,6 @@ def test_plans_that_do_not_fit_are_refused_and_leave_nothing(dense, tmp_path, th
 
 def test_a_family_without_a_record_is_named(tmp_path):
     (tmp_path / "dense").mkdir()
-    Qwen2Config(num_hidden_layers=10).save_pretrained(tmp_path / "dense")
-    with pytest.raises(FoldError, match="method made_up cannot fold a qwen2 model; choose a model of llama, mistral"):
+    GPTJConfig(num_hidden_layers=10).save_pretrained(tmp_path / "dense")
+    with pytest.raises(FoldError, match="method made_up cannot fold a gptj model; choose a model of llama, mistral"):
         fold(plan(blocks=[(3, 5)]), tmp_path / "dense", tmp_path / "out")

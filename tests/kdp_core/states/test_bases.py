@@ -4,13 +4,14 @@ import copy
 import pytest
 import torch
 
+from kdp_core.methods import slicegpt
 from kdp_core.model.families import FAMILIES, decoder_layers, family_of
 from kdp_core.model.sliced import slice_widths
 from kdp_core.states.bases import bases_of, mean_free
 from tests import pico
 
 D, E = 32, 20
-NAMES = [name for name, family in FAMILIES.items() if not family.norms_after]
+NAMES = [name for name, family in FAMILIES.items() if not slicegpt.refuses(family)]
 
 
 def orthonormal(seed):

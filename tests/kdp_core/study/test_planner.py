@@ -45,6 +45,8 @@ def cost_of(sweep, stage):
     ("meta-llama/Llama-2-13b-hf", 13_015_864_320, 12_851_609_600),
     ("meta-llama/Meta-Llama-3-8B", 8_030_261_248, 7_504_658_432),
     ("meta-llama/Llama-3.1-8B", 8_030_261_248, 7_504_658_432),
+    # untied: the embedding, 57 norms and the biases of queries, keys and values multiply nothing
+    ("Qwen/Qwen2.5-7B", 7_615_616_512, 7_615_616_512 - 152064 * 3584 - 57 * 3584 - 28 * (28 + 2 * 4) * 128),
     ("facebook/opt-2.7b", 2_651_596_800, None), ("facebook/opt-6.7b", 6_658_473_984, None)])
 def test_published_models_have_their_published_sizes(name, params, macs):
     facts = planner.facts_of(f"hf:{name}@main", NOWHERE)

@@ -11,11 +11,11 @@ from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from kdp_core.states.block import FitError
 from tests import pico
-from tests.kdp_core.methods import narrow
+from tests.kdp_core.methods.heads_channels import narrow
 from tests.kdp_core.methods.heads_channels.narrow import CHANNELS, HEAD, HEADS, LAYERS, composed, logits
 
 
-@pytest.fixture(scope="module", params=pico.EVERY)
+@pytest.fixture(scope="module", params=pico.DIFFERENT)
 def dense(request, tmp_path_factory):
     return narrow.dense_of(tmp_path_factory.mktemp(request.param), request.param)
 

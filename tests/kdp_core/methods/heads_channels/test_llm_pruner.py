@@ -13,8 +13,9 @@ from kdp_core.methods._judge import judge_of, picked
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.heads_channels import llm_pruner
 from kdp_core.methods.heads_channels.llm_pruner import Sizes, between, cut_for
+from kdp_core.methods.heads_channels.units import coupled_of, no_single_heads
 from kdp_core.model import checkpoints
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import FAMILIES, decoder_layers, family_of, final_norm, matrix, trunk
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_macs, count_params
 from kdp_core.prune.finetune import finetune
@@ -42,7 +43,7 @@ class Dense(NamedTuple):
     """Key-value heads."""
 
 
-@pytest.fixture(scope="module", params=pico.EVERY)
+@pytest.fixture(scope="module", params=pico.DIFFERENT)
 def dense(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "model"
     model = pico.lively(pico.model(request.param, layers=LAYERS))
@@ -115,7 +116,7 @@ def test_worths_and_the_choice_are_those_of_loops_over_the_whole_models_gradient
     ids_ST = picked(TOKENS, SEQUENCES, 0)
     expected = literal(dense.model, ids_ST, importance, grouping, dense.groups)
     judge = judge_of(checkpoints.load_model(dense.folder).requires_grad_(False), ids_ST, 2)
-    coupled = llm_pruner.coupled_of(judge.passes.layers[0], family_of(dense.model))
+    coupled = coupled_of(judge.passes.layers[0], dense.model.config)
     units = {"attention": dense.groups, "mlp": CHANNELS}
     for layer, worths in llm_pruner.worths_by_layer(judge, PRUNED, coupled, units, importance, grouping):
         for part, values in zip(units, expected[layer], strict=True):
@@ -234,6 +235,84 @@ def test_it_can_be_fine_tuned(tmp_path, family):
     assert record.epoch > 0 and record.curve[record.epoch]["heldout_loss"] < record.curve[0]["heldout_loss"]
     assert after.params_after == count_params(tuned) == facts.params_after + record.params_added
     assert tuned.config.widths == pruned.config.widths and not torch.equal(logits(tuned), logits(pruned))
+
+
+# other families
+
+def columns_left(dense, pruned):
+    """Which columns of each dense matrix that adds to the state are still there, by equality; (layer, part) -> bool."""
+    family, found = family_of(dense), {}
+    for number, (layer, other) in enumerate(zip(decoder_layers(dense), decoder_layers(pruned), strict=True)):
+        for name, part in family.parts.items():
+            w_DC, left_DE = (matrix(one.get_submodule(part.writer)) for one in (layer, other))
+            found[number, name] = (w_DC.T[:, None] == left_DE.T[None]).all(dim=-1).any(dim=1)
+            assert found[number, name].sum() == left_DE.shape[1]
+    return found
+
+
+@pytest.mark.parametrize("family", [name for name, record in FAMILIES.items() if not no_single_heads(record)])
+def test_in_every_family_the_narrow_model_is_the_dense_one_without_these_columns(family, tmp_path):
+    """Rows of separate, fused, interleaved and transposed matrices are removed with the columns that they feed."""
+    model = pico.lively(pico.model(family, layers=LAYERS))
+    model.save_pretrained(tmp_path / "dense")
+    _, _, pruned = folded(Dense(tmp_path / "dense", model, None), 0.25, tmp_path / "out")
+    left = columns_left(model, pruned)
+    assert not left[2, "attention"].all() and not left[2, "mlp"].all() and left[0, "mlp"].all()
+    # a head is removed whole
+    assert len({tuple(head.tolist()) for head in left[2, "attention"].view(HEADS, HEAD)}) == 2
+    for (number, part), kept_C in left.items():
+        with torch.no_grad():
+            matrix(decoder_layers(model)[number].get_submodule(family_of(model).parts[part].writer))[:, ~kept_C] = 0
+    torch.testing.assert_close(logits(pruned), logits(model), atol=1e-4, rtol=1e-4)
+
+
+def fused(family, plain):
+    """A model of this family with the weights of a model whose matrices are separate, and the same outputs."""
+    made = pico.model(family, layers=LAYERS)
+    pairs = zip(decoder_layers(made), decoder_layers(plain), strict=True)
+    with torch.no_grad():
+        for layer, other in pairs:
+            for part, own in FAMILIES[family].parts.items():
+                theirs = family_of(plain).parts[part]
+                for (name, which) in itertools.product((*own.readers, own.writer), ("weight", "bias")):
+                    names = theirs.readers if name in own.readers else (theirs.writer,)
+                    if getattr(layer.get_submodule(name), which, None) is None:
+                        continue
+                    whole = torch.cat([getattr(other.get_submodule(one), which) for one in names])
+                    target = layer.get_submodule(name)
+                    (matrix(target) if which == "weight" else target.bias).copy_(whole)
+                for which in ("weight", "bias"):
+                    norm, source = (getattr(one.get_submodule(part.norm), which, None)
+                                    for one, part in ((layer, own), (other, theirs)))
+                    if norm is not None:
+                        norm.copy_(source)
+        for which in FAMILIES[family].embeddings[:1]:
+            getattr(trunk(made), which).weight.copy_(plain.get_input_embeddings().weight)
+        if not made.config.tie_word_embeddings:
+            made.lm_head.weight.copy_(plain.lm_head.weight)
+        final_norm(made).load_state_dict(final_norm(plain).state_dict())
+        if family == "gpt2":
+            # OPT's positions begin at the third row
+            made.transformer.wpe.weight.copy_(plain.model.decoder.embed_positions.weight[2:])
+            for layer in made.transformer.h:
+                layer.mlp.act = torch.nn.ReLU()
+    return made
+
+
+@pytest.mark.parametrize("family, plain", [("phi3", "mistral"), ("gpt2", "opt")])
+def test_units_of_fused_matrices_are_worth_what_they_are_in_separate_ones(family, plain):
+    models = [pico.lively(pico.model(plain, layers=LAYERS))]
+    models.append(fused(family, models[0]))
+    torch.testing.assert_close(logits(models[1]), logits(models[0]), atol=1e-4, rtol=1e-4)
+    units, found = {"attention": 2 if plain == "mistral" else HEADS, "mlp": CHANNELS}, []
+    for model in models:
+        judge = judge_of(model.requires_grad_(False), picked(TOKENS, SEQUENCES, 0), 2)
+        coupled = coupled_of(decoder_layers(model)[0], model.config)
+        found.append({(number, part): worth_U for number, worths in
+                      llm_pruner.worths_by_layer(judge, PRUNED, coupled, units, "first", "element")
+                      for part, worth_U in worths.items()})
+    for unit, worth_U in found[0].items():
+        torch.testing.assert_close(found[1][unit], worth_U, atol=1e-7, rtol=1e-3)
 
 
 # sizes

@@ -12,14 +12,14 @@ from kdp_core.methods.heads_channels.ziplm import Level, counts_of, knapsack, la
 from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from tests import pico
-from tests.kdp_core.methods import narrow
+from tests.kdp_core.methods.heads_channels import narrow
 from tests.kdp_core.methods.heads_channels.narrow import CHANNELS, TOKENS, composed, logits
 
 OPTIONS = {"draws": 6, "judge_sequences": 4, "shrink": 0.8}
 DAMP = 0.01
 
 
-@pytest.fixture(scope="module", params=pico.EVERY)
+@pytest.fixture(scope="module", params=pico.DIFFERENT)
 def dense(request, tmp_path_factory):
     return narrow.dense_of(tmp_path_factory.mktemp(request.param), request.param)
 

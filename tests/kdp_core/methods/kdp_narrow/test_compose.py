@@ -13,7 +13,7 @@ from kdp_core.methods.kdp_narrow.compose import compose
 from kdp_core.methods.kdp_narrow.fit import Closed, Part
 from kdp_core.methods.kdp_narrow.ladders import ladder, ladders
 from kdp_core.model import checkpoints
-from kdp_core.model.families import FAMILIES, family_of
+from kdp_core.model.families import family_of
 from kdp_core.model.passes import Passes
 from kdp_core.model.sizes import count_params
 from kdp_core.prune.fold import fold
@@ -88,7 +88,7 @@ def test_only_writers_change(of_family):
             assert torch.equal(tensor, weights[name])
 
 
-@pytest.mark.parametrize("family", [name for name in pico.EVERY if not FAMILIES[name].parallel])
+@pytest.mark.parametrize("family", pico.DIFFERENT)
 def test_what_a_part_is_fed_and_adds_is_what_the_layer_does(of_family, family):
     dense = of_family(family)
     passes = Passes(checkpoints.load_model(dense.folder), dense.hidden.tokens)

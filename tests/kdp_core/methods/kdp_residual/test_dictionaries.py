@@ -7,7 +7,7 @@ from scipy.spatial.distance import pdist
 from kdp_core.methods.kdp_residual import closed_form, dictionaries
 from kdp_core.methods.kdp_residual.closed_form import fit_stand_in
 from kdp_core.methods.kdp_residual.dictionaries import counted, neurons, random_features
-from kdp_core.model.families import decoder_layers
+from kdp_core.model.families import FAMILIES, decoder_layers, family_of
 from kdp_core.model.passes import built
 from kdp_core.model.stand_ins import normalised
 from kdp_core.states import hidden
@@ -16,14 +16,11 @@ from kdp_core.states.hidden import boundary_states
 from tests import pico
 from tests.kdp_core.methods.kdp_residual.examples import FIT, entries_of, randn
 
-LAST = {"opt": "fc2"}
-"""The last matrix of an MLP, `mlp.down_proj` in the other families."""
-ATTENTION_OUT = {"opt": "self_attn.out_proj"}
 IDS_ST = torch.randint(2, 384, (24, 24), generator=torch.Generator().manual_seed(2))
 
 
 def last_of(model, layer):
-    return decoder_layers(model)[layer].get_submodule(LAST.get(model.config.model_type, "mlp.down_proj"))
+    return decoder_layers(model)[layer].get_submodule(family_of(model).parts["mlp"].writer)
 
 
 def one_mlp(family):
@@ -31,7 +28,7 @@ def one_mlp(family):
     model = pico.lively(pico.model(family, layers=3))
     with torch.no_grad():
         for layer in decoder_layers(model):
-            for parameter in layer.get_submodule(ATTENTION_OUT.get(family, "self_attn.o_proj")).parameters():
+            for parameter in layer.get_submodule(FAMILIES[family].parts["attention"].writer).parameters():
                 parameter.zero_()
     return model, [h_BTD.clone() for h_BTD in boundary_states(model, IDS_ST, [0, 1, 2, 3])]
 
@@ -58,7 +55,8 @@ def test_the_dictionary_is_what_the_layers_last_matrix_reads(family):
     hook = last_of(model, 1).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model(IDS_ST)
     hook.remove()
-    norm = "layer" if family == "opt" else "rms"
+    norm = {"opt": "layer", "gpt2": "layer", "gpt_neox": "layer", "olmo2": "none"}.get(family, "rms")
+    assert dictionaries.closed_form_options(model, hidden_like(), dictionary="neurons", entries=64, seed=0).norm == norm
     dictionary = neurons(model, (1, 2))
     module = closed_form._module((1, 2), dictionary, torch.zeros(32 + dictionary.entries, 32), torch.zeros(32), 1e9,
                                 norm)
@@ -67,9 +65,9 @@ def test_the_dictionary_is_what_the_layers_last_matrix_reads(family):
     assert found.std() > 0.05 and dictionary.entries == 64
 
 
-@pytest.mark.parametrize("family", [family for family in pico.EVERY if family != "gemma3_text"])
+@pytest.mark.parametrize("family", [family for family in pico.EVERY if not FAMILIES[family].norms_after])
 def test_with_all_neurons_the_stand_in_is_the_layer(family):
-    """Of Gemma's it cannot be: a norm follows its MLPs."""
+    """Of Gemma's and OLMo2's it cannot be: a norm follows their MLPs."""
     model, states = one_mlp(family)
     fit = dictionaries.closed_form_options(model, hidden_like(), dictionary="neurons", entries=64, seed=0)
     h_STD, y_STD = states[1], states[2]
