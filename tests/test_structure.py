@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "kdp_core"
+COMMANDS = ROOT / "kdp"
 SPELLED_OUT = ("kdp_core",)
 """Folders whose own folders stand in the README's tree too."""
 MOST_MODULES, MOST_LINES = 16, 350
@@ -24,6 +25,11 @@ def folder_of(path: Path) -> str:
 def files() -> list[Path]:
     """Python files of kdp_core, those read by other tools as data (folders without __init__.py) in."""
     return sorted(path for path in CORE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def commands() -> list[Path]:
+    """Python files of the command line."""
+    return sorted(COMMANDS.glob("*.py"))
 
 
 def modules() -> list[Path]:
@@ -94,6 +100,11 @@ def relative(paths) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
+def test_docstring_lists_every_module_of_the_command_line():
+    names = re.findall(r"^ {4}(\w+) ", ast.get_docstring(parsed(COMMANDS / "__init__.py"), clean=False), re.MULTILINE)
+    assert sorted(names) == sorted(path.stem for path in commands() if not path.stem.startswith("__"))
+
+
 def test_docstring_lists_every_folder_once_and_no_other():
     assert sorted(listed()) == sorted({folder_of(path) for path in modules()})
 
@@ -127,8 +138,9 @@ def test_a_crowded_folder_is_seen():
 
 
 def test_no_module_of_the_library_is_long():
+    both = files() + commands()
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in
-             zip(relative(files()), files(), strict=True)}
+             zip(relative(both), both, strict=True)}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
@@ -148,7 +160,7 @@ def test_imports_are_read_in_every_form():
 def test_no_snakemake_no_printing_no_pickle(path):
     tree = parsed(path)
     tops = {name.split(".")[0] for name in imported(tree)}
-    assert not tops & {"snakemake", "pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    assert not tops & {"kdp", "snakemake", "pickle", "cloudpickle", "dill", "joblib", "shelve"}
     assert not imported(tree) & {"torch.save", "torch.load"}
     assert not calls(tree) & {"print", "torch.save", "torch.load", "pd.read_pickle", "pandas.read_pickle"}
     assert not any(name.endswith(".to_pickle") for name in calls(tree))
@@ -195,7 +207,7 @@ def missing_annotations(function: ast.FunctionDef) -> list[str]:
     return bare + ["return"] * (function.returns is None)
 
 
-@pytest.mark.parametrize("path", files(), ids=relative(files()))
+@pytest.mark.parametrize("path", files() + commands(), ids=relative(files() + commands()))
 def test_functions_are_annotated_and_public_ones_documented(path):
     tree = parsed(path)
     assert ast.get_docstring(tree), "a module opens with what it computes"

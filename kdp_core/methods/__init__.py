@@ -5,6 +5,7 @@ dictionary, by group, then by file name. A new method is a new file; see `kdp_co
 """
 import importlib
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from kdp_core.methods._method import (
 )
 from kdp_core.states.hidden import HiddenStates
 
-__all__ = ["GRID_ARGUMENTS", "GROUPS", "METHODS", "Method", "MethodError", "arguments", "check_options", "find",
-           "fit_step", "method_of", "method_schema", "one_device", "option_schema", "parts", "plan", "run", "settings",
-           "whole"]
+__all__ = ["GRID_ARGUMENTS", "GROUPS", "METHODS", "Keep", "Method", "MethodError", "arguments", "check_options", "find",
+           "fit_step", "made", "method_of", "method_schema", "one_device", "option_schema", "parts", "plan", "run",
+           "settings", "whole"]
 
 
 def find() -> dict[str, Method]:
@@ -98,20 +99,41 @@ def whole(name: str, selection: Selection, composed: Composed) -> Plan:
     return composed.plan._replace(method=name, drop=composed.plan.drop or blocks)
 
 
-def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity, facts: ModelFacts, *,
-        ratio: float, k_max: int, options: dict[str, dict[str, Any]]) -> Plan:
-    """A whole method in memory: search, select, fit every block, plan."""
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""(name of a record, how it is made) -> the record."""
+
+
+def made(name: str, make: Callable[[], Any]) -> Any:
+    """Make a record and keep it nowhere."""
+    return make()
+
+
+def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity | None, facts: ModelFacts,
+        *, ratio: float, k_max: int, options: dict[str, dict[str, Any]], keep: Keep = made, **filled: Any) -> Plan:
+    """A whole method: search, select, fit every block, plan. A method that searches reads no similarity.
+
+    keep: gets the name of every record, `search`, `plan`, `composed` or `start-stop-step`, and the call that makes it.
+        It may read the record from disk instead.
+    filled: arguments of GRID_ARGUMENTS, such as `device`, for the parts that have them.
+    """
     method = method_of(name)
     check_options(name, options)
-    base = method.search(dense, hidden, tokens, facts, k_max=k_max,
-                         **options.get("search", {})) if method.search else similarity
-    selection = method.select(base, facts, ratio=ratio, k_max=k_max,
-                              module_params=method.module_params(facts, options), **options.get("block", {}))
+
+    def own(part: str) -> dict[str, Any]:
+        known = arguments(parts(method)[part], filled=())
+        return {key: value for key, value in filled.items() if key in known} | options.get(part, {})
+
+    base = keep("search", lambda: method.search(dense, hidden, tokens, facts, k_max=k_max,
+                                                **own("search"))) if method.search else similarity
+    selection = keep("plan", lambda: method.select(base, facts, ratio=ratio, k_max=k_max, **own("block"),
+                                                   module_params=method.module_params(facts, options)))
     if method.compose:
-        return whole(name, selection, method.compose(dense, hidden, tokens, selection, **options.get("compose", {})))
+        return whole(name, selection, keep("composed", lambda: method.compose(dense, hidden, tokens, selection,
+                                                                              **own("compose"))))
     fitted: dict[Block, list[Any]] = {}
     for block in selection.blocks:
         fitted[block] = []
         for step in method.steps:
-            fitted[block].append(fit_step(name, step, hidden, block, fitted[block], **options.get(step, {})))
+            fitted[block].append(keep(f"{block[0]}-{block[1]}-{step}", lambda block=block, step=step: fit_step(
+                name, step, hidden, block, fitted[block], **own(step))))
     return plan(name, selection, fitted)

@@ -2,7 +2,8 @@
 
 The call runs the stages of the workflow one after the other on a folder of its own: calibration tokens, hidden states,
 similarity, the method, and `fold`. With the same model, documents, options and seed it gives the same bits as the
-workflow. It keeps nothing between two calls; a grid of many points is the workflow's task.
+workflow. `prune_model` keeps nothing between two calls; `stages` can keep every record (the command line does). A grid
+of many points is the workflow's task.
 """
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdp_core import methods
 from kdp_core.base import texts
-from kdp_core.base.records import Tokens
+from kdp_core.base.records import ModelFacts, PrunedFacts, Tokens
 from kdp_core.model import checkpoints
 from kdp_core.model.families import first_token
 from kdp_core.prune import fold
@@ -19,9 +20,12 @@ from kdp_core.states import hidden, similarity
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+METHOD = "kdp_residual"
+"""The method of a call that names none."""
+
 
 def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: list[str], *,
-                method: str = "kdp_residual", ratio: float = 0.25, k_max: int = 3, sequences: int = 128,
+                method: str = METHOD, ratio: float = 0.25, k_max: int = 3, sequences: int = 128,
                 length: int = 128, seed: int = 0, options: dict[str, dict[str, Any]] | None = None,
                 out: str | Path | None = None) -> "PreTrainedModel":
     """Remove the share `ratio` of all parameters of a causal language model by one method; return the pruned model.
@@ -55,17 +59,26 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
         folder = Path(kept)
         model.save_pretrained(folder / "dense")
         tokenizer.save_pretrained(folder / "dense")
-        return _pruned(folder, tokens, method, ratio, k_max, options or {}, Path(out) if out else folder / "pruned")
+        place = Path(out) if out else folder / "pruned"
+        stages(folder, tokens, checkpoints.facts(model, source="", sha256=""), place, method=method, ratio=ratio,
+               k_max=k_max, options=options or {})
+        return checkpoints.load_model(place)
 
 
-def _pruned(folder: Path, tokens: Tokens, method: str, ratio: float, k_max: int, options: dict[str, dict[str, Any]],
-            out: Path) -> "PreTrainedModel":
-    """Run the stages on the dense checkpoint in `folder` and load the result."""
-    dense = checkpoints.load_model(folder / "dense")
-    facts = checkpoints.facts(dense, source="", sha256="")
-    hidden.extract(dense, tokens, folder / "hidden.zarr")
-    states = hidden.read(folder / "hidden.zarr")
-    plan = methods.run(method, folder / "dense", states, tokens, similarity.similarity(states), facts, ratio=ratio,
-                       k_max=k_max, options=options)
-    fold.fold(plan, folder / "dense", out)
-    return checkpoints.load_model(out)
+def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method: str, ratio: float, k_max: int,
+           options: dict[str, dict[str, Any]], keep: methods.Keep = methods.made, **filled: Any) -> PrunedFacts:
+    """Prune the dense checkpoint in `folder`/dense into the folder `out`: states, similarity, method, fold.
+
+    The states stay in `folder`, and states that are there are read. `keep` and `filled` are those of `methods.run`;
+    `keep` also gets `similarity` and `pruned`.
+    """
+    dense, states = folder / "dense", folder / "hidden.zarr"
+    if not states.exists():
+        where = {name: filled[name] for name in ("device", "dtype") if name in filled}
+        hidden.extract(checkpoints.load_model(dense, **where), tokens, states)
+    read = hidden.read(states)
+    searches = methods.method_of(method).search is not None
+    basis = None if searches else keep("similarity", lambda: similarity.similarity(read))
+    plan = methods.run(method, dense, read, tokens, basis, facts, ratio=ratio, k_max=k_max, options=options, keep=keep,
+                       **filled)
+    return keep("pruned", lambda: fold.fold(plan, dense, out))

@@ -1,0 +1,251 @@
+"""The commands of kdp. Every error is one line on stderr, with exit code 1; `kdp --trace` shows its whole trace.
+
+Heavy modules are imported in the commands that need them, so that `kdp --help` takes no time.
+"""
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kdp import show, sources
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+CACHE = Path("~/.cache/kdp")
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+
+class CommandError(ValueError):
+    """A command cannot be run as it was given."""
+
+
+class OneLine(typer.core.TyperGroup):
+    """A group of commands whose every error is one line."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        """Run a command; in stand-alone mode exit with 0, with 1 after an error, with 130 after Ctrl-C."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except Exception as error:
+            if _STATE["trace"]:
+                raise
+            print(f"kdp: {sentence(error)}", file=sys.stderr)
+            code = 1
+        if code == INTERRUPTED:
+            print("kdp: interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(code or 0)
+
+
+def sentence(error: Exception) -> str:
+    """The message of an error in one line; an error that says nothing has its type."""
+    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    # an error of the library is written for the reader; the type of any other says what kind it is
+    mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
+    return " ".join(said.split()) if said and mine else f"{type(error).__name__}: {' '.join(said.split())}"
+
+
+_STATE = {"trace": False}
+app = typer.Typer(cls=OneLine, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+                  help="Prune a language model, try it, and see what was done to it.")
+Folder = Annotated[Path, typer.Argument(help="Folder of a checkpoint, pruned or dense.", show_default=False)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Cache = Annotated[Path, typer.Option(help="Where fetched files are kept.")]
+Heldout = Annotated[str, typer.Option(help="Held-out text: a source, a file, or `default`.")]
+
+
+@app.callback()
+def start(trace: Annotated[bool, typer.Option("--trace", help="Show the whole trace of an error.")] = False) -> None:
+    """Set what all commands share."""
+    _STATE["trace"] = trace
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+
+
+def console() -> Console:
+    """The terminal; made anew, since stdout may be another one in the next call."""
+    return Console(soft_wrap=False)
+
+
+def quiet() -> None:
+    """Silence the progress bars and hints of the packages that load models."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise CommandError for a folder without a checkpoint."""
+    if not (folder / "config.json").is_file():
+        unfinished = (folder / ".kdp").is_dir()
+        raise CommandError(f"{folder} holds no checkpoint (no config.json); " + (
+            "its pruning is not finished: run the same `kdp prune` again" if unfinished else
+            "name the folder that `kdp prune` wrote"))
+
+
+def parsed_options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """`part.option=value` as options by part; values are read as YAML."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        part, dot, option = name.partition(".")
+        if not (equals and dot and part and option):
+            raise CommandError(f"--option is {one!r}; write part.option=value, such as compose.epochs=2")
+        try:
+            found.setdefault(part, {})[option] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise CommandError(f"--option {name} is {value!r}, which is no value; write a number, a word or a "
+                               "list") from None
+    return found
+
+
+@app.command()
+def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/name@revision, a folder, a .gguf file, or "
+                                                    "`default`.", show_default=False)],
+          out: Annotated[Path, typer.Option(help="Folder of the pruned checkpoint.", show_default=False)],
+          ratio: Annotated[float, typer.Option(help="Share of all parameters to remove.")] = 0.25,
+          calibration: Annotated[str, typer.Option(
+              help="Calibration text: a source such as hf-data:org/name@revision, a file (.jsonl has a field `text`), "
+                   "or `default`.")] = sources.DEFAULT,
+          heldout: Heldout = sources.DEFAULT,
+          method: Annotated[str, typer.Option(help="A name of `kdp methods`.")] = "kdp_residual",
+          option: Annotated[list[str], typer.Option(help="An option of the method: part.option=value; may be given "
+                                                         "several times.")] = [],  # noqa: B006  typer copies it
+          k_max: Annotated[int, typer.Option(help="Layers of a block's context.")] = 3,
+          sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
+          length: Annotated[int, typer.Option(help="Tokens of a sequence, and of a held-out window.")] = 128,
+          seed: Annotated[int, typer.Option(help="Of the choice of sequences.")] = 0,
+          dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+          device: Device = "cpu",
+          keep: Annotated[bool, typer.Option("--keep", help="Keep the dense checkpoint and the hidden states, in "
+                                                            "DIR/.kdp.")] = False,
+          cache: Cache = CACHE) -> None:
+    """Remove a share of a model's parameters; say what was removed, what it costs and how much faster it is.
+
+    An interrupted run goes on when the same command is given again.
+    """
+    from kdp import pruning
+
+    quiet()
+    settings = pruning.Settings(model, calibration, heldout, method, ratio, k_max, sequences, length, seed, dtype,
+                                parsed_options(option))
+    pruning.check(settings, out, device)
+    terminal = console()
+    with show.stages(terminal) as shown:
+        found = pruning.prune(settings, out, cache=cache.expanduser(), device=device, keep=keep, show=shown)
+    terminal.print(show.summary(found, out))
+
+
+@app.command()
+def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What the model continues.",
+                                                                   show_default=False)],
+             tokens: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 64,
+             chat: Annotated[bool, typer.Option("--chat", help="Give the prompt as a user's turn of a chat.")] = False,
+             temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0)] = 0.0,
+             seed: Annotated[int, typer.Option(help="Of the draws, with a temperature above 0.")] = 0,
+             device: Device = "cpu") -> None:
+    """Continue a prompt with a checkpoint."""
+    check_checkpoint(folder)
+    if not prompt:
+        raise CommandError("the prompt is empty; give at least one word")
+    import torch
+
+    from kdp_core.model import checkpoints
+
+    quiet()
+    reader = checkpoints.load_tokenizer(folder)
+    if chat and not reader.chat_template:
+        raise CommandError(f"{folder} has no chat template; leave --chat out")
+    text = reader.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                      add_generation_prompt=True) if chat else prompt
+    ids = reader(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"]
+    model = checkpoints.load_model(folder, device=device)
+    torch.manual_seed(seed)
+    draws = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    with torch.inference_mode():
+        made = model.generate(ids.to(model.device), attention_mask=torch.ones_like(ids, device=model.device),
+                              max_new_tokens=tokens, pad_token_id=reader.eos_token_id, **draws)
+    typer.echo(reader.decode(made[0, ids.shape[1]:], skip_special_tokens=True))
+
+
+@app.command()
+def compare(first: Folder, second: Folder, heldout: Heldout = sources.DEFAULT,
+            window: Annotated[int, typer.Option(help="Tokens of a window.", min=2)] = 128,
+            device: Device = "cpu", cache: Cache = CACHE) -> None:
+    """Perplexity of two checkpoints on the same held-out windows, and the paired difference."""
+    for folder in (first, second):
+        check_checkpoint(folder)
+    wanted = sources.text(heldout, "--heldout", sources.HELDOUT)
+    from kdp import heldout as scoring
+
+    quiet()
+    scoring.check_same_tokens(first, second)
+    ids_ST = scoring.windows(first, sources.documents(wanted, cache.expanduser()), window)
+    scored = [scoring.perplexity(folder, ids_ST, device=device) for folder in (first, second)]
+    table = show.plain_table("checkpoint", "perplexity", "standard error")
+    for folder, one in zip((first, second), scored, strict=True):
+        table.add_row(str(folder), f"{one.ppl:.3f}", "" if one.stderr is None else f"{one.stderr:.3f}")
+    found = scoring.difference(*scored)
+    console().print(table)
+    typer.echo(f"The second has {found.ratio:.4f} times the perplexity of the first: {found.nats_per_token:+.4f} nats "
+               f"per token, standard error {found.stderr:.4f} over {found.windows} windows, p = {found.p:.2g} "
+               "(paired t).")
+
+
+@app.command()
+def inspect(folder: Folder) -> None:
+    """What was done to a checkpoint: method, parameters before and after, provenance, a picture of its layers."""
+    check_checkpoint(folder)
+    from kdp import record
+
+    quiet()
+    terminal = console()
+    terminal.print(record.facts(folder))
+    terminal.print(show.layers(record.shape(folder), record.pruned(folder)))
+
+
+@app.command()
+def plan(config: Annotated[Path, typer.Argument(help="A configuration; `kdp init` writes one.",
+                                                show_default=False)]) -> None:
+    """Check a configuration of the workflow and estimate its jobs, hours and disk; nothing is run."""
+    from kdp import workflow
+
+    quiet()
+    typer.echo(workflow.plan(config))
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the methods, what each does to the model, and where it was published."""
+    from kdp_core.methods import METHODS
+
+    table = show.plain_table("method", "what is done", "paper")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for name, method in METHODS.items():
+        table.add_row(name, method.group, method.paper)
+    console().print(table)
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("mine.yaml"),
+         model: Annotated[str, typer.Option(help="A source, a folder, a .gguf file, or `default`.")] = sources.DEFAULT,
+         calibration: Annotated[str, typer.Option(help="Calibration text: a source, a file, or "
+                                                       "`default`.")] = sources.DEFAULT,
+         heldout: Heldout = sources.DEFAULT) -> None:
+    """Write a commented configuration of the workflow for your own model and texts."""
+    from kdp import starter
+
+    starter.write(file, model, calibration, heldout)
+    typer.echo(f"{file} is written. `kdp plan {file}` checks it and says what it costs.")

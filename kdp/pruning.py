@@ -1,0 +1,250 @@
+"""The stages of `kdp prune`. Each record is kept in DIR/.kdp, so that an interrupted run continues where it was.
+
+Every record is written atomically: a record that is there is complete, and its stage does not run again. DIR belongs to
+one set of settings, and other settings are refused. At the end the dense checkpoint and the states, which are large,
+are deleted unless `keep` asks for them.
+"""
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from kdp import heldout, sources
+from kdp_core import methods
+from kdp_core.base import store, texts
+from kdp_core.base.records import ModelFacts, Tokens
+from kdp_core.base.resume import Resume
+from kdp_core.model import checkpoints, families, intake
+from kdp_core.prune import pruning
+from kdp_core.score import efficiency
+
+KEPT = ".kdp"
+"""The folder of the records, in the folder of the pruned checkpoint."""
+PLAIN = ("facts", "search", "plan", "pruned", "efficiency")
+"""Records without tensors."""
+LARGE = ("dense", "hidden.zarr")
+SAVE_EVERY_S = 60.0
+"""Seconds between two saved states of a training."""
+PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers")
+
+
+class PruneError(ValueError):
+    """A pruning cannot be run as it was asked for."""
+
+
+class Settings(NamedTuple):
+    """All that the result depends on, as given on the command line."""
+    model: str
+    calibration: str
+    heldout: str
+    method: str
+    ratio: float
+    k_max: int
+    sequences: int
+    length: int
+    seed: int
+    dtype: str
+    options: dict[str, dict[str, Any]]
+
+
+class Show(Protocol):
+    """Who tells the user what is done."""
+
+    def begin(self, stage: str) -> None:
+        """A stage begins, and the one before it is done."""
+
+    def found(self, stage: str) -> None:
+        """The record of a stage is there already."""
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+def check(settings: Settings, out: Path, device: str) -> None:
+    """Raise an error of one sentence for settings that cannot be run, before anything is fetched."""
+    methods.check_options(settings.method, settings.options)
+    if not 0 < settings.ratio < 1:
+        raise PruneError(f"--ratio is {settings.ratio:g}; give a share of the parameters between 0 and 1, such as 0.25")
+    for name, least in (("sequences", 2), ("length", 2), ("k_max", 2), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise PruneError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; give at least {least}")
+    checkpoints.torch_dtype(settings.dtype)
+    checkpoints.resolve_device(device)
+    sources.model(settings.model)
+    sources.text(settings.calibration, "--calibration", sources.CALIBRATION)
+    sources.text(settings.heldout, "--heldout", sources.HELDOUT)
+    check_out(out, settings)
+
+
+def check_out(out: Path, settings: Settings) -> None:
+    """Raise PruneError for a folder that holds something else than this pruning."""
+    begun = out / KEPT / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise PruneError(f"--out is {out}, which is a file; name a folder")
+    if not begun.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise PruneError(f"--out is {out}, which holds other files; name a new folder or an empty one")
+        return
+    before, now = store.read_json(begun), named(settings)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise PruneError(f"{out} holds a pruning with {name} {before.get(name)!r}, not {now[name]!r}; name another "
+                             "folder, or delete this one")
+
+
+def named(settings: Settings) -> dict[str, Any]:
+    """The settings as they are kept: absolute paths lose all but their last part, and a hash tells them apart."""
+    sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
+    bare = {name: Path(source).name if source.startswith(("/", "~")) else source for name, source in sourced.items()}
+    digest = hashlib.sha256(json.dumps(sourced).encode()).hexdigest()[:12]
+    return {**settings._asdict(), **bare, "sources": digest}
+
+
+def refuse_family(method: str, folder: Path) -> None:
+    """Raise an error for a checkpoint folder that the method cannot prune; only its configuration is read."""
+    intake.check_folder(folder)
+    family = families.family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if methods.method_of(method).refuses(family):
+        raise PruneError(f"method {method} cannot prune a {family.name} model; `kdp methods` lists the others")
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+class Run:
+    """One pruning in the folder `out`."""
+
+    def __init__(self, settings: Settings, out: Path, cache: Path, device: str, show: Show) -> None:
+        self.settings, self.out, self.cache, self.device, self.show = settings, out, cache, device, show
+        self.kept = out / KEPT
+        self.resume = Resume(self.kept / "training.safetensors", json.dumps(named(settings)), SAVE_EVERY_S)
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """The record of this name: read if it is there, otherwise made, written, and read back."""
+        path = self.kept / f"{name}.{'json' if name in PLAIN else 'safetensors'}"
+        if path.exists():
+            self.show.found(name)
+        else:
+            self.show.begin(name)
+            store.write(path, make())
+            self.resume.remove()
+            self.resume.earlier_s = 0.0
+        return store.read(path)
+
+    def plain(self, name: str, make: Callable[[], Any]) -> Any:
+        """The same for a value that JSON holds."""
+        path = self.kept / f"{name}.json"
+        if path.exists():
+            self.show.found(name)
+        else:
+            self.show.begin(name)
+            store.write_json(path, make())
+        return store.read_json(path)
+
+    def documents(self, name: str, given: str, default: sources.Text) -> tuple[str, list[str]]:
+        """The name and the documents of a text."""
+        text = sources.text(given, f"--{name}", default)
+        return text.name, self.plain(name, lambda: sources.documents(text, self.cache))
+
+    def facts(self) -> ModelFacts:
+        """The dense checkpoint is there, and its facts are known."""
+        if not (self.kept / "dense").exists():
+            (self.kept / "facts.json").unlink(missing_ok=True)
+        return self.keep("facts", self._convert)
+
+    def _convert(self) -> ModelFacts:
+        source, sha256 = sources.model(self.settings.model)
+        path = sources.fetch_model(source, sha256, self.cache, lambda folder: refuse_family(self.settings.method,
+                                                                                             folder))
+        made = checkpoints.convert(path, self.kept / "dense", dtype=self.settings.dtype, source=source)
+        refuse_family(self.settings.method, self.kept / "dense")
+        return made
+
+    def pack(self, name: str, documents: list[str], facts: ModelFacts) -> Tokens:
+        """The calibration sequences."""
+        part = texts.Part(name, documents, self.settings.sequences)
+        dense = self.kept / "dense"
+        return texts.pack(checkpoints.load_tokenizer(dense), [part], length=self.settings.length,
+                          seed=self.settings.seed, vocabulary=facts.vocabulary,
+                          start=families.first_token(checkpoints.config_of(dense)))
+
+    def prune(self) -> dict[str, Any]:
+        """Run the stages that are not done; return the summary."""
+        own = self.settings
+        store.write_json(self.kept / "settings.json", named(own))
+        name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
+        _, held = self.documents("heldout", own.heldout, sources.HELDOUT)
+        facts = self.facts()
+        # a text that is too short is refused here, before the states are extracted
+        ids_ST = heldout.windows(self.kept / "dense", held, own.length)
+        tokens = self.keep("tokens", lambda: self.pack(name, documents, facts))
+        self.show.begin("states")
+        pruned = pruning.stages(self.kept, tokens, facts, self.kept / "checkpoint", method=own.method, ratio=own.ratio,
+                                k_max=own.k_max, options=own.options, keep=self.keep, device=self.device,
+                                dtype=own.dtype, resume=self.resume, model_layers=facts.layers)
+        self._publish()
+        return {"settings": named(own), "facts": facts._asdict(), "pruned": pruned._asdict(),
+                **self._measure(ids_ST), "tokens_sha256": tokens.provenance["sha256"], "versions": versions()}
+
+    def _publish(self) -> None:
+        """Move the files of the checkpoint to `out`, the configuration last: with it the checkpoint is complete."""
+        if (made := self.kept / "checkpoint").is_dir():
+            for path in sorted(made.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+                os.replace(path, self.out / path.name)
+            made.rmdir()
+
+    def _measure(self, ids_ST: Tensor) -> dict[str, Any]:
+        """Perplexity of both models on the same windows, and their costs in turns."""
+        same = {"device": self.device, "dtype": self.settings.dtype}
+        scored = {name: self.plain(name, lambda folder=folder: heldout.perplexity(folder, ids_ST, **same)._asdict())
+                  for name, folder in (("ppl_dense", self.kept / "dense"), ("ppl_pruned", self.out))}
+        measured = self.keep("efficiency", lambda: efficiency.measure(self.kept / "dense", self.out, tokens=tokens_of(
+            self.settings.length), **same))
+        return {**scored, "efficiency": measured._asdict()}
+
+
+def tokens_of(length: int) -> int:
+    """Tokens of the prompt whose latency is measured: those of a sequence, at most 128."""
+    return min(length, 128)
+
+
+def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool, show: Show) -> dict[str, Any]:
+    """The whole of `kdp prune`; a pruning that is finished is read back."""
+    check(settings, out, device)
+    run = Run(settings, out, cache, device, show)
+    with stoppable(run.resume):
+        summary = run.kept / "summary.json"
+        if not summary.exists():
+            store.write_json(summary, run.prune())
+    if not keep:
+        for name in LARGE:
+            shutil.rmtree(run.kept / name, ignore_errors=True)
+    return store.read_json(summary)
+
+
+@contextmanager
+def stoppable(resume: Resume) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM a training saves its state before it stops; any other stage stops at once."""
+    def stop(number: int, frame: Any) -> None:
+        if not resume.stop():
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the result depends on, as far as they are installed."""
+    installed = {found.name.lower(): found.version for found in importlib.metadata.distributions()
+                 if found.name and found.name.lower() in PACKAGES}
+    return {name: installed[name] for name in PACKAGES if name in installed}

@@ -1,0 +1,163 @@
+"""What the commands print: progress of the stages, tables, and the picture of a model's layers."""
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kdp_core.model.families import CHANNELS, HEADS
+
+STAGES = {"calibration": "calibration text", "heldout": "held-out text", "facts": "dense model", "tokens": "tokens",
+          "states": "hidden states", "similarity": "similarity of layers", "search": "search", "plan": "selection",
+          "composed": "fit", "pruned": "fold", "ppl_dense": "perplexity, dense", "ppl_pruned": "perplexity, pruned",
+          "efficiency": "latency"}
+"""Stage -> its name on the screen; a step of a block is shown under its own name."""
+CELLS = 24
+"""Characters of a full bar."""
+
+
+class Stages(logging.Handler):
+    """A progress bar with a line for each stage that is done; messages of the library stand beside the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+                            console=console, transient=True)
+        self.task = self.bar.add_task("", total=len(STAGES))
+        self.stage, self.started = "", 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a message of the library beside the stage; a warning stays on the screen."""
+        if record.levelno >= logging.WARNING:
+            self.bar.console.print(f"warning: {record.getMessage()}", markup=False)
+        self.bar.update(self.task, description=f"{self.stage}: {record.getMessage()}"[:100])
+
+    def begin(self, stage: str) -> None:
+        """A stage begins, and the one before it is done."""
+        self.end()
+        self.stage, self.started = STAGES.get(stage, stage), time.perf_counter()
+        self.bar.update(self.task, description=self.stage)
+
+    def found(self, stage: str) -> None:
+        """The record of a stage is there already."""
+        self.end()
+        self.bar.console.print(f"[dim]{STAGES.get(stage, stage)}: done before[/dim]")
+        self.bar.advance(self.task)
+
+    def end(self) -> None:
+        """The stage that was begun is done."""
+        if self.stage:
+            self.bar.console.print(f"{self.stage}: {time.perf_counter() - self.started:.1f} s")
+            self.bar.advance(self.task)
+        self.stage = ""
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Stages]:
+    """Show the stages of the body."""
+    shown, library = Stages(console), logging.getLogger("kdp_core")
+    library.addHandler(shown)
+    library.setLevel(logging.INFO)
+    library.propagate = False
+    try:
+        with shown.bar:
+            yield shown
+            shown.end()
+    finally:
+        library.removeHandler(shown)
+        library.propagate = True
+
+
+def plain_table(*heads: str) -> Table:
+    """A table without frames whose first column is a name."""
+    table = Table(box=None, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place == 0 else "right", overflow="fold")
+    return table
+
+
+def summary(found: Mapping[str, Any], out: Path) -> Table:
+    """What a pruning removed, what it costs and what it gains."""
+    pruned, costs = found["pruned"], found["efficiency"]
+    dense, after = found["ppl_dense"], found["ppl_pruned"]
+    table = plain_table("", "dense", "pruned")
+    table.add_row("parameters", f"{pruned['params_before']:,}", f"{pruned['params_after']:,}")
+    table.add_row("layers", str(pruned["layers_before"]), str(pruned["layers_before"] - pruned["layers_removed"]))
+    table.add_row("perplexity, held out", spread(dense), spread(after))
+    for name, words in (("prefill", f"prompt of {costs['tokens']} tokens, ms"), ("decode", "next token, ms")):
+        table.add_row(words, f"{costs[f'{name}_dense_ms']:.1f}", f"{costs[f'{name}_ms']:.1f}")
+    table.title = (f"{found['settings']['method']} removed {pruned['params_removed']:.1%} of the parameters: "
+                   f"{words_of(pruned)}.\nPerplexity is {ratio(after, dense)} times the dense model's; a prompt is "
+                   f"{costs['speedup_prefill']:.2f} times as fast, a next token {costs['speedup_decode']:.2f} times.\n"
+                   f"The pruned model is in {out}.")
+    table.title_justify, table.title_style = "left", ""
+    return table
+
+
+def ratio(after: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    """One perplexity over another; `infinitely many` where the pruned model has collapsed (JSON holds null)."""
+    return "infinitely many" if after["ppl"] is None else f"{after['ppl'] / dense['ppl']:.2f}"
+
+
+def spread(scored: Mapping[str, Any]) -> str:
+    """A perplexity with its standard error."""
+    if scored["ppl"] is None:
+        return "infinite"
+    return f"{scored['ppl']:.2f}" + ("" if scored["stderr"] is None else f" ± {scored['stderr']:.2f}")
+
+
+def words_of(pruned: Mapping[str, Any]) -> str:
+    """What was removed, in words."""
+    runs = ", ".join(f"{start}" if stop == start + 1 else f"{start} to {stop - 1}" for start, stop in pruned["blocks"])
+    parts = ", ".join(f"{part} of layer {layer}" for layer, part in pruned["parts"])
+    zeroed = f"{pruned['params_zeroed']:,} weights set to zero" if pruned["params_zeroed"] else ""
+    layers = f"{pruned['layers_removed']} layers ({runs})" if pruned["layers_removed"] else ""
+    added = f"{pruned['params_added']:,} parameters put in" if pruned["params_added"] else ""
+    return "; ".join(filter(None, (layers, parts, zeroed, added))) or "heads, channels or widths inside the layers"
+
+
+def layers(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> Table:
+    """The picture: a line for each layer of the dense model, or, without a record of the pruning, of this one.
+
+    config: `layers`, HEADS and CHANNELS of the checkpoint, its `stand_ins`, `widths` and `dropped_parts`.
+    """
+    blocks = [tuple(block) for block in pruned["blocks"]] if pruned else []
+    removed = {layer for start, stop in blocks for layer in range(start, stop)}
+    total = config["layers"] + len(removed)
+    kinds = [entry["kind"] for entry in config["stand_ins"]]
+    stands = dict(zip((start for start, _ in sorted(blocks)), kinds, strict=False)) if pruned else {}
+    table, kept = plain_table("layer", "heads", "channels", ""), 0
+    for column in table.columns:
+        column.justify = "left"
+    for layer in range(total):
+        if layer in removed:
+            table.add_row(str(layer), "", "", f"stand-in: {stands[layer]}" if layer in stands else "removed",
+                          style="magenta" if layer in stands else "dim")
+        else:
+            table.add_row(str(layer), *_kept(config, kept))
+            kept += 1
+    for entry in [] if pruned else config["stand_ins"]:
+        where = "after" if entry["after"] else "before"
+        table.add_row("", "", "", f"stand-in {where} layer {entry['layer']}: {entry['kind']}", style="magenta")
+    return table
+
+
+def _kept(config: Mapping[str, Any], place: int) -> list[str]:
+    """The cells of a layer of the checkpoint: bars of its heads and channels, and what it lacks."""
+    sizes = config["widths"][place] if config["widths"] else {}
+    cells, lacks = [], [part for part, numbers in config["dropped_parts"].items() if place in numbers]
+    for part, kind in (("attention", HEADS), ("mlp", CHANNELS)):
+        own = 0 if part in lacks else sizes.get(kind, config[kind])
+        cells.append(f"{bar(own, config[kind])} {own}")
+    return [*cells, ", ".join(f"{part} removed" for part in lacks)]
+
+
+def bar(value: int, full: int) -> str:
+    """A bar of CELLS characters."""
+    filled = round(CELLS * value / full) if full else 0
+    return "█" * filled + "·" * (CELLS - filled)

@@ -1,0 +1,61 @@
+"""What the command line asks of the workflow: the check of a configuration, and the plan of its grid.
+
+The workflow's planning lies in a checkout, in the folder workflow_scripts beside this package. It is imported when it
+is asked for, so that all other commands run without a checkout.
+"""
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class WorkflowError(ValueError):
+    """The workflow is not here, or a configuration cannot be read."""
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """The configuration in `path` over config.yaml, as Snakemake reads it, checked and with its seeds apart.
+
+    Raises WorkflowError for a file that is no configuration, and ConfigError for one that cannot be run.
+    """
+    own = _read(path)
+    if not (ROOT / "workflow_scripts").is_dir():
+        raise WorkflowError("the workflow is not here; run `python -m kdp` in a checkout of kdp")
+    if (scripts := str(ROOT / "workflow_scripts")) not in sys.path:
+        sys.path.append(scripts)
+    from planning import grid
+    from planning.config import check
+
+    return grid.with_seeds_apart(check(merged(_read(ROOT / "config.yaml"), own)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WorkflowError(f"{path} cannot be read as a configuration: {error}") from error
+    if not isinstance(found, dict):
+        raise WorkflowError(f"{path} holds no configuration; `kdp init` writes one")
+    return found
+
+
+def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, key by key at every depth."""
+    return base | {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
+                   else value for key, value in own.items()}
+
+
+def plan(path: Path) -> str:
+    """The jobs, hours and disk of a configuration's grid, as the target `plan` of the workflow prints them."""
+    config = checked(path)
+    from planning import resources
+
+    from kdp_core.study import planner
+
+    work = resources.workload(config)
+    facts = {name: planner.facts_of(work["models"][name]["source"], Path("results", name, "dense"))
+             for name in dict.fromkeys(point["model"] for point in work["points"])}
+    return planner.table(planner.plan(work, facts, **config.get("plan", {})))

@@ -1,0 +1,242 @@
+"""The commands that look at checkpoints and configurations, and the form of every error."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from kdp import app, heldout, record, show, sources, workflow
+from kdp_core import methods
+from kdp_core.base import texts
+from kdp_core.model import checkpoints
+from tests import pico
+from tests.kdp.conftest import call, fails
+from tests.test_structure import ROOT
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+def test_generate_continues_a_prompt_as_the_model_does(finished):
+    result = call("generate", finished[0], "the council met", "--tokens", "5")
+    model, reader = checkpoints.load_model(finished[0]), checkpoints.load_tokenizer(finished[0])
+    ids = reader("the council met", return_tensors="pt")["input_ids"]
+    made = []
+    for _ in range(5):
+        made.append(int(model(torch.cat([ids[0], torch.tensor(made, dtype=torch.int64)])[None]).logits[0, -1].argmax()))
+    assert result.exit_code == 0
+    assert result.stdout == reader.decode(made, skip_special_tokens=True) + "\n"
+
+
+def test_perplexity_is_that_of_the_logits(llama_folder):
+    ids_ST = heldout.windows(llama_folder, pico.documents(10, 1), 24)
+    found = heldout.perplexity(llama_folder, ids_ST)
+    with torch.no_grad():
+        logits = checkpoints.load_model(llama_folder)(ids_ST).logits[:, :-1]
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids_ST[:, 1:].flatten())
+    assert found.ppl == pytest.approx(float(nats.exp()), rel=1e-4)
+    assert found.predictions == 23 and len(found.nats) == len(ids_ST)
+
+
+def test_a_paired_difference_has_the_standard_error_of_the_differences():
+    first = heldout.Perplexity(1.0, None, [-20.0, -30.0, -25.0], 10)
+    second = heldout.Perplexity(1.0, None, [-22.0, -31.0, -28.0], 10)
+    found = heldout.difference(first, second)
+    # differences of 0.2, 0.1 and 0.3 nats a token: mean 0.2, standard error 0.1 / sqrt(3)
+    assert found.nats_per_token == pytest.approx(0.2)
+    assert found.stderr == pytest.approx(0.1 / 3 ** 0.5)
+    assert found.ratio == pytest.approx(2.718281828 ** 0.2)
+
+
+def test_compare_prints_the_paired_difference(given, finished):
+    out, _ = finished
+    told = call("compare", out / ".kdp/dense", out, "--heldout", given.heldout, "--window", "24").stdout
+    said = " ".join(told.split())
+    scored = json.loads((out / ".kdp/summary.json").read_text())
+    ratio = scored["ppl_pruned"]["ppl"] / scored["ppl_dense"]["ppl"]
+    assert f"has {ratio:.4f} times the perplexity" in said and "standard error" in said and "p = " in said
+    same = call("compare", out, out, "--heldout", given.heldout, "--window", "24").stdout
+    assert "+0.0000 nats" in same and "p = 1 " in same
+
+
+def test_checkpoints_of_two_tokenizers_are_not_compared(llama_folder, tmp_path):
+    other = shutil.copytree(llama_folder, tmp_path / "other")
+    state = json.loads((other / "tokenizer.json").read_text())
+    state["added_tokens"].append({**state["added_tokens"][0], "id": 384, "content": "<more>"})
+    (other / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(heldout.HeldoutError, match="different tokenizers"):
+        heldout.check_same_tokens(llama_folder, other)
+
+
+def test_inspect_shows_method_parameters_provenance_and_every_layer(finished):
+    said = call("inspect", finished[0]).stdout
+    summary = json.loads((finished[0] / ".kdp/summary.json").read_text())
+    pruned = summary["pruned"]
+    assert "kdp_residual" in said and f"{pruned['params_after']:,} after" in said
+    # a long value goes over the end of a line
+    assert summary["facts"]["sha256"][:20] in said and "transformers" in said
+    rows = re.findall(r"^(\d+) ", said, re.MULTILINE)
+    assert rows == [str(layer) for layer in range(10)]
+    assert said.count("stand-in: ") == len(pruned["blocks"])
+    assert said.count("removed\n") + said.count("stand-in: ") >= 1
+
+
+def test_inspect_of_a_dense_checkpoint_says_that_it_has_no_record(llama_folder):
+    said = call("inspect", llama_folder).stdout
+    assert "no record of a pruning" in said and len(re.findall(r"^\d+ ", said, re.MULTILINE)) == 10
+
+
+def test_the_picture_tells_widths_removed_parts_and_blocks_apart():
+    config = {"layers": 3, "heads": 4, "intermediate": 64, "stand_ins": [], "dropped_parts": {"attention": [1]},
+              "widths": [{"heads": 4, "intermediate": 64}, {"heads": 4, "intermediate": 32}, {"heads": 2,
+                                                                                         "intermediate": 64}]}
+    cells = [list(column.cells) for column in show.layers(config, {"blocks": [[1, 2]]}).columns]
+    assert cells[0] == ["0", "1", "2", "3"]
+    assert cells[3] == ["", "removed", "attention removed", ""]
+    assert [cell.split()[-1] for cell in cells[1] if cell] == ["4", "0", "2"]
+    assert cells[2][2] == "█" * 12 + "·" * 12 + " 32"
+
+
+def test_a_record_of_the_workflow_is_found_beside_its_checkpoint(finished, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    shutil.copy(finished[0] / ".kdp/pruned.json", tmp_path)
+    assert record.pruned(tmp_path / "checkpoint")["method"] == "kdp_residual"
+    assert record.pruned(tmp_path) is None
+
+
+# Methods and configurations -------------------------------------------------------------------------------------------
+
+def test_methods_lists_every_method_with_its_group():
+    said = call("methods").stdout
+    assert set(methods.METHODS) <= set(said.split()) and "weights set to zero" in said
+
+
+def test_the_embedded_sources_are_those_of_the_default_configuration():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    model, = config["models"].values()
+    assert (model["source"], model["sha256"]) == sources.MODEL
+    for text in (sources.CALIBRATION, sources.HELDOUT):
+        assert config["texts"][text.name] == {key: getattr(text, key)
+                                              for key in ("source", "sha256", "format", "encoding")}
+    assert list(config["calibrations"]["news"]["mix"]) == [sources.CALIBRATION.name]
+
+
+def test_init_writes_a_configuration_that_is_checked_and_planned(given, tmp_path):
+    file = tmp_path / "mine.yaml"
+    assert call("init", file, "--model", given.model, "--calibration", given.calibration).exit_code == 0
+    config = workflow.checked(file)
+    assert config["models"]["my-model"]["source"] == str(given.model)
+    assert config["texts"]["my-calibration"]["format"] == "jsonl"
+    assert config["grid"]["ratios"] == [0.25] and config["hidden"]["batch_sequences"] == 8
+    assert call("init", tmp_path / "embedded.yaml").exit_code == 0
+    workflow.checked(tmp_path / "embedded.yaml")
+    result = call("plan", file)
+    assert result.exit_code == 0 and "| my-model |" in result.stdout and "| all |" in result.stdout
+
+
+def test_a_configuration_is_merged_at_every_depth():
+    assert workflow.merged({"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": {"f": 4}}, "e": {"g": 5}}) == {
+        "a": {"b": 1, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("more, message", [
+    (["--ratio", "1.5"], "--ratio is 1.5; give a share"),
+    (["--ratio", "much"], "'--ratio': Input should be a valid number"),
+    (["--method", "prune"], "method 'prune' is unknown; choose one of"),
+    (["--option", "compose.epoch=2"], "option 'epoch' is unknown"),
+    (["--option", "epochs"], "write part.option=value"),
+    (["--sequences", "0"], "--sequences is 0; give at least 2"),
+    (["--dtype", "int8"], "dtype 'int8' is unknown; choose one of"),
+    (["--device", "cuda:7"], "device 'cuda:7' is not here"),
+    (["--calibration", "nowhere.txt"], "--calibration is 'nowhere.txt', and no such file"),
+    (["--calibration", "hf:org/name"], "a text of the hub is hf-data:org/name@revision"),
+    (["--heldout", "pypi:gensim"], "source 'pypi:gensim' cannot be read"),
+    (["--frobnicate"], "No such option"),
+])
+def test_a_wrong_argument_of_prune_is_one_line_before_anything_is_done(given, tmp_path, monkeypatch, more, message):
+    monkeypatch.setattr(checkpoints, "convert", lambda *_, **__: pytest.fail("the model was converted"))
+    assert message in fails(*given.prune(tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_are_too_short_are_refused_before_the_states_are_extracted(given, tmp_path, monkeypatch):
+    from kdp_core.prune import pruning
+
+    monkeypatch.setattr(pruning, "stages", lambda *_, **__: pytest.fail("the states were extracted"))
+    assert "but 100000 are asked for" in fails(*given.prune(tmp_path / "a", "--sequences", "100000"))
+    (tmp_path / "short.txt").write_text("two words")
+    assert "less than one window" in fails(*given.prune(tmp_path / "b", "--heldout", tmp_path / "short.txt"))
+
+
+def test_a_folder_with_other_files_stays_as_it_is(given, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "holds other files" in fails(*given.prune(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["frobnicate"], "No such command"),
+    (["prune", "default"], "Missing option '--out'"),
+    (["prune", "nowhere", "--out", "out"], "MODEL is 'nowhere', and no such file or folder is here"),
+    (["prune", "hf-data:org/name", "--out", "out"], "a model of the hub is hf:org/name@revision"),
+    (["generate", "nowhere", "hello"], "nowhere holds no checkpoint"),
+    (["inspect", "nowhere"], "nowhere holds no checkpoint"),
+    (["compare", "nowhere", "nowhere"], "nowhere holds no checkpoint"),
+    (["plan", "nowhere.yaml"], "nowhere.yaml cannot be read as a configuration"),
+    (["init", "nowhere/mine.yaml"], "nowhere is no folder"),
+    (["init", "{here}"], "is there already"),
+])
+def test_every_other_error_is_one_line_too(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").write_text("- a list\n")
+    assert message in fails(*(one.format(here="here") for one in arguments))
+
+
+def test_a_wrong_configuration_is_one_line(tmp_path):
+    (tmp_path / "list.yaml").write_text("- a\n")
+    assert "holds no configuration" in fails("plan", tmp_path / "list.yaml")
+    (tmp_path / "typo.yaml").write_text("gird: {}\n")
+    assert "unknown key 'gird' at the top level; did you mean 'grid'?" in fails("plan", tmp_path / "typo.yaml")
+
+
+def test_a_refused_family_is_named_before_its_weights_are_read(tmp_path, given, monkeypatch):
+    monkeypatch.setattr(checkpoints, "convert", lambda *_, **__: pytest.fail("the weights were read"))
+    folder = pico.save(tmp_path / "gemma", "gemma3_text")
+    arguments = given._replace(model=folder).prune(tmp_path / "out", "--method", "slicegpt")
+    assert "method slicegpt cannot prune a gemma3_text model" in fails(*arguments)
+
+
+def test_code_of_a_checkpoint_never_runs(llama_folder, tmp_path):
+    folder, ran = shutil.copytree(llama_folder, tmp_path / "foreign"), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "foreign", "auto_map": {name: f"evil.{name}" for name in ("AutoConfig",
+                                                                                       "AutoModelForCausalLM")}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass AutoConfig: pass\n")
+    for arguments in (["generate", folder, "hello"], ["inspect", folder],
+                      ["prune", folder, "--out", tmp_path / "out", "--calibration", folder / "config.json"]):
+        fails(*arguments)
+    assert not ran.exists()
+
+
+def test_a_trace_is_shown_when_it_is_asked_for():
+    assert isinstance(call("--trace", "inspect", "nowhere").exception, app.CommandError)
+
+
+def test_an_error_without_words_has_its_type():
+    assert app.sentence(KeyError("a")) == "KeyError: 'a'"
+    assert app.sentence(texts.TextError("two\n lines")) == "two lines"
+
+
+def test_python_m_kdp_is_the_command_and_its_help_imports_no_torch():
+    code = "import sys, kdp.app; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    run = subprocess.run([sys.executable, "-m", "kdp", "inspect", "nowhere"], cwd=ROOT, capture_output=True, text=True,
+                         check=False)
+    assert run.returncode == 1 and run.stderr.startswith("kdp: nowhere holds no checkpoint")
+    assert len(run.stderr.splitlines()) == 1
