@@ -15,8 +15,11 @@ from kdp import show, sources
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 CACHE = Path("~/.cache/kdp")
+METHOD = "kdp_residual"
+"""The method of a pruning that names none, as in `kdp_core.prune_model`."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -119,7 +122,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
               help="Calibration text: a source such as hf-data:org/name@revision, a file (.jsonl has a field `text`), "
                    "or `default`.")] = sources.DEFAULT,
           heldout: Heldout = sources.DEFAULT,
-          method: Annotated[str, typer.Option(help="A name of `kdp methods`.")] = "kdp_residual",
+          method: Annotated[str, typer.Option(help="A name of `kdp methods`.")] = METHOD,
           option: Annotated[list[str], typer.Option(help="An option of the method: part.option=value; may be given "
                                                          "several times.")] = [],  # noqa: B006  typer copies it
           k_max: Annotated[int, typer.Option(help="Layers of a block's context.")] = 3,

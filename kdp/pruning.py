@@ -111,8 +111,8 @@ def refuse_family(method: str, folder: Path) -> None:
     """Raise an error for a checkpoint folder that the method cannot prune; only its configuration is read."""
     intake.check_folder(folder)
     family = families.family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    if methods.method_of(method).refuses(family):
-        raise PruneError(f"method {method} cannot prune a {family.name} model; `kdp methods` lists the others")
+    if why := methods.method_of(method).refuses(family):
+        raise PruneError(f"method {method} cannot prune a {family.name} model: {why}; `kdp methods` lists the others")
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------

@@ -56,5 +56,7 @@ def shape(folder: Path) -> dict[str, Any]:
     config = checkpoints.config_of(folder)
     channels = families.family_of(config).names.get("intermediate_size", "intermediate_size")
     return {"layers": config.num_hidden_layers, families.HEADS: config.num_attention_heads,
-            families.CHANNELS: getattr(config, channels), "stand_ins": getattr(config, "stand_ins", []),
-            "widths": getattr(config, "widths", []), "dropped_parts": getattr(config, "dropped_parts", {})}
+            # GPT-2 leaves its width out where it is four times that of the states
+            families.CHANNELS: getattr(config, channels) or 4 * config.hidden_size,
+            "stand_ins": getattr(config, "stand_ins", []), "widths": getattr(config, "widths", []),
+            "dropped_parts": getattr(config, "dropped_parts", {})}

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from kdp import app
 from kdp import pruning as command
 from kdp_core import methods
 from kdp_core.base import store, texts
@@ -108,6 +109,10 @@ def test_a_finished_pruning_is_read_back(given, finished, monkeypatch):
 
 def test_other_settings_in_the_same_folder_are_refused(given, finished):
     assert "with seed 0, not 1; name another folder" in fails(*given.prune(finished[0], *RESIDUAL, "--seed", "1"))
+
+
+def test_the_default_method_is_that_of_the_library():
+    assert app.METHOD == pruning.METHOD
 
 
 def test_ctrl_c_asks_a_training_to_save_and_stops_anything_else(tmp_path):
