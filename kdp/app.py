@@ -143,11 +143,11 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
     quiet()
     settings = pruning.Settings(model, calibration, heldout, method, ratio, k_max, sequences, length, seed, dtype,
                                 parsed_options(option))
-    pruning.check(settings, out, device)
     terminal = console()
     with show.stages(terminal) as shown:
         found = pruning.prune(settings, out, cache=cache.expanduser(), device=device, keep=keep, show=shown)
-    terminal.print(show.summary(found, out))
+    terminal.print(show.sentences(found, out), markup=False, highlight=False)
+    terminal.print(show.summary(found))
 
 
 @app.command()

@@ -31,6 +31,8 @@ KEPT = ".kdp"
 PLAIN = ("facts", "search", "plan", "pruned", "efficiency")
 """Records without tensors."""
 LARGE = ("dense", "hidden.zarr")
+REPEATS = 5
+"""Turns of each model whose latency counts, as in config.yaml."""
 SAVE_EVERY_S = 60.0
 """Seconds between two saved states of a training."""
 PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers")
@@ -205,7 +207,7 @@ class Run:
         scored = {name: self.plain(name, lambda folder=folder: heldout.perplexity(folder, ids_ST, **same)._asdict())
                   for name, folder in (("ppl_dense", self.kept / "dense"), ("ppl_pruned", self.out))}
         measured = self.keep("efficiency", lambda: efficiency.measure(self.kept / "dense", self.out, tokens=tokens_of(
-            self.settings.length), **same))
+            self.settings.length), repeats=REPEATS, **same))
         return {**scored, "efficiency": measured._asdict()}
 
 

@@ -16,9 +16,17 @@ STAGES = {"calibration": "calibration text", "heldout": "held-out text", "facts"
           "states": "hidden states", "similarity": "similarity of layers", "search": "search", "plan": "selection",
           "composed": "fit", "pruned": "fold", "ppl_dense": "perplexity, dense", "ppl_pruned": "perplexity, pruned",
           "efficiency": "latency"}
-"""Stage -> its name on the screen; a step of a block is shown under its own name."""
+"""Stage -> its name on the screen."""
 CELLS = 24
 """Characters of a full bar."""
+
+
+def label(stage: str) -> str:
+    """The name of a stage on the screen; that of a step on a block, `7-9-fit`, has the layers."""
+    if stage in STAGES:
+        return STAGES[stage]
+    start, stop, step = stage.split("-")
+    return f"{step} of layers {start} to {int(stop) - 1}"
 
 
 class Stages(logging.Handler):
@@ -40,13 +48,13 @@ class Stages(logging.Handler):
     def begin(self, stage: str) -> None:
         """A stage begins, and the one before it is done."""
         self.end()
-        self.stage, self.started = STAGES.get(stage, stage), time.perf_counter()
+        self.stage, self.started = label(stage), time.perf_counter()
         self.bar.update(self.task, description=self.stage)
 
     def found(self, stage: str) -> None:
         """The record of a stage is there already."""
         self.end()
-        self.bar.console.print(f"[dim]{STAGES.get(stage, stage)}: done before[/dim]")
+        self.bar.console.print(f"[dim]{label(stage)}: done before[/dim]")
         self.bar.advance(self.task)
 
     def end(self) -> None:
@@ -81,8 +89,8 @@ def plain_table(*heads: str) -> Table:
     return table
 
 
-def summary(found: Mapping[str, Any], out: Path) -> Table:
-    """What a pruning removed, what it costs and what it gains."""
+def summary(found: Mapping[str, Any]) -> Table:
+    """Dense and pruned model side by side."""
     pruned, costs = found["pruned"], found["efficiency"]
     dense, after = found["ppl_dense"], found["ppl_pruned"]
     table = plain_table("", "dense", "pruned")
@@ -91,12 +99,16 @@ def summary(found: Mapping[str, Any], out: Path) -> Table:
     table.add_row("perplexity, held out", spread(dense), spread(after))
     for name, words in (("prefill", f"prompt of {costs['tokens']} tokens, ms"), ("decode", "next token, ms")):
         table.add_row(words, f"{costs[f'{name}_dense_ms']:.1f}", f"{costs[f'{name}_ms']:.1f}")
-    table.title = (f"{found['settings']['method']} removed {pruned['params_removed']:.1%} of the parameters: "
-                   f"{words_of(pruned)}.\nPerplexity is {ratio(after, dense)} times the dense model's; a prompt is "
-                   f"{costs['speedup_prefill']:.2f} times as fast, a next token {costs['speedup_decode']:.2f} times.\n"
-                   f"The pruned model is in {out}.")
-    table.title_justify, table.title_style = "left", ""
     return table
+
+
+def sentences(found: Mapping[str, Any], out: Path) -> str:
+    """What a pruning removed, what it costs and what it gains."""
+    pruned, costs = found["pruned"], found["efficiency"]
+    return (f"\n{found['settings']['method']} removed {pruned['params_removed']:.1%} of the parameters: "
+            f"{words_of(pruned)}.\nPerplexity on held-out text is {ratio(found['ppl_pruned'], found['ppl_dense'])} "
+            f"times the dense model's. A prompt is {costs['speedup_prefill']:.2f} times as fast, a next token "
+            f"{costs['speedup_decode']:.2f} times.\nThe pruned model is in {out}.")
 
 
 def ratio(after: Mapping[str, Any], dense: Mapping[str, Any]) -> str:

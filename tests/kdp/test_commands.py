@@ -100,6 +100,10 @@ def test_the_picture_tells_widths_removed_parts_and_blocks_apart():
     assert cells[2][2] == "█" * 12 + "·" * 12 + " 32"
 
 
+def test_every_stage_has_words():
+    assert show.label("composed") == "fit" and show.label("7-9-kernel") == "kernel of layers 7 to 8"
+
+
 def test_a_record_of_the_workflow_is_found_beside_its_checkpoint(finished, tmp_path):
     (tmp_path / "checkpoint").mkdir()
     shutil.copy(finished[0] / ".kdp/pruned.json", tmp_path)
