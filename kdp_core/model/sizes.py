@@ -52,6 +52,13 @@ def params_of(config: Mapping[str, Any]) -> int:
             + _final_norm_params(config, family) + head)
 
 
+def shape_of(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Width of the states and number of layers of the model that a config.json describes."""
+    config = {**config, **config.get("text_config", {})}
+    family = family_of(config)
+    return _width(config, family), _size(config, family, "num_hidden_layers")
+
+
 def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
     """An entry by LLaMA's name, or the family's default where it is left out."""
     return config.get(family.names.get(name, name), family.defaults.get(name))

@@ -9,7 +9,7 @@ from planning import variants
 from planning.evaluation import evaluated
 from planning.grid import grid_points, points, run_variants
 from planning.schema import schema
-from planning.sources import params_of
+from planning.sources import params_of, shape_of
 
 
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
@@ -31,8 +31,8 @@ def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
 
 def _size_of_config(config: dict[str, Any]) -> dict[str, float]:
     """The size of the model of this configuration, counted as the library counts it."""
-    inner = config | config.get("text_config", {})
-    return {"params": params_of(config), "width": inner["hidden_size"], "layers": inner["num_hidden_layers"]}
+    width, layers = shape_of(config)
+    return {"params": params_of(config), "width": width, "layers": layers}
 
 
 def weights_mb(config: dict[str, Any], model: str) -> float:

@@ -200,7 +200,7 @@ def test_forms_that_do_not_serve(checkpoint, tmp_path):
 @pytest.mark.parametrize("config, message", [
     (OPTConfig(do_layer_norm_before=False), "do_layer_norm_before.*residual stream"),
     (T5Config(), "encoder-decoder"),
-    (AutoConfig.for_model("gptj"), "family 'gptj' is not supported; choose a model of llama"),
+    (AutoConfig.for_model("gptj"), "family 'gptj' is not supported; choose one of llama"),
     (LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised"),
 ])
 def test_architectures_that_do_not_serve(checkpoint, tmp_path, config, message):
