@@ -186,7 +186,7 @@ class Run:
         # a text that is too short is refused here, before the states are extracted
         ids_ST = heldout.windows(self.kept / "dense", held, own.length)
         tokens = self.keep("tokens", lambda: self.pack(name, documents, facts))
-        self.show.begin("states")
+        (self.show.found if (self.kept / "hidden.zarr").exists() else self.show.begin)("states")
         pruned = pruning.stages(self.kept, tokens, facts, self.kept / "checkpoint", method=own.method, ratio=own.ratio,
                                 k_max=own.k_max, options=own.options, keep=self.keep, device=self.device,
                                 dtype=own.dtype, resume=self.resume, model_layers=facts.layers)
