@@ -81,6 +81,7 @@ HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {}),
+    "kdp_narrow_mlp": Variant("kdp_narrow", 3, {"block": {"narrow": "mlp"}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
@@ -90,18 +91,12 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured rows. `kdp_narrow_closed` is not trained; `kdp_narrow_kept` leaves every kept weight as it is."""
+"""Structured rows. `kdp_narrow_mlp` keeps all attentions whole, `kdp_narrow_closed` is not trained, and
+`kdp_narrow_kept` leaves every kept weight as it is."""
 
 
-class Model(NamedTuple):
-    """A dense model of the comparison."""
-    config: str
-    """The configuration file that names it, below the project."""
-    own_items: Mapping[str, int] = {}
-
-
-MODELS = {"smollm2-135m": Model("config.yaml"), "gemma3-270m": Model("configs/gemma.yaml")}
-"""Models by the name that they have in their configuration."""
+MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
+"""Name of a model -> the configuration file that has it, below the project."""
 
 
 class Dense(NamedTuple):
@@ -197,7 +192,7 @@ def calibrate(dense: Dense, seed: int, options: argparse.Namespace) -> Calibrate
 def prepare(name: str, options: argparse.Namespace) -> Dense:
     """The dense model, its held-out text and its scores, each made once."""
     folder = options.out / "retention" / name
-    config = yaml.safe_load((embedded.ROOT / MODELS[name].config).read_text(encoding="utf-8"))
+    config = yaml.safe_load((embedded.ROOT / MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
     entry = config["models"][name]
     checkpoint, facts_path = folder / "dense", folder / "facts.json"

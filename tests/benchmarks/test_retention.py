@@ -45,7 +45,7 @@ def benchmark(tmp_path_factory):
     root = write_project(tmp_path_factory.mktemp("root"))
     write_sets(root / "sets", module.MIX)
     patch.setattr(module.embedded, "ROOT", root)
-    patch.setattr(module, "MODELS", {"pico": module.Model("config.yaml")})
+    patch.setattr(module, "MODELS", {"pico": "config.yaml"})
     patch.setattr(module, "TASKS", {"piqa": 12, "lambada_openai": 8})
     patch.setattr(module, "LENGTH", 24)
     patch.setattr(module, "VARIANTS", {

@@ -8,7 +8,7 @@ counts as the one before it.
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kdp_core.base.options import Count, Share, check
 from kdp_core.base.records import ModelFacts, Search, Selection
@@ -38,19 +38,24 @@ class _Level(NamedTuple):
     kept: int
 
 
-def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
+def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
+              narrow: Literal["both", "mlp"] = "both") -> Selection:
     """What every part keeps at a ratio: `candidates` has an entry for each part, with `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
+    narrow: `both` narrows attentions and MLPs, `mlp` keeps all attentions whole.
     k_max: not read.
     module_params: not read; nothing is put back.
     Raises BlockError for a ratio that the ladders do not reach.
     """
     check(by_budget, locals())
     names, ladders = _ladders(search)
+    if narrow == "mlp":
+        ladders = [one if part == "mlp" else one._replace(losses={})
+                   for (_, part), one in zip(names, ladders, strict=True)]
     counts = _counts(ladders, ratio, facts.params_total)
     removed = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True))
-    most = sum((one.units - min(one.losses)) * one.unit_params for one in ladders)
+    most = sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
               for (layer, part), count, one in zip(names, counts, ladders, strict=True)]
     return no_layer(search, facts, ratio=ratio, k_max=k_max, module_params=module_params)._replace(
@@ -76,7 +81,7 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
     goal = ratio * total
     counts = allocate(ladders, round(goal), max(1, round(goal / GRAINS)))
     if counts is None:
-        most = sum((one.units - min(one.losses)) * one.unit_params for one in ladders)
+        most = sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
         raise BlockError(f"ratio {ratio} is too high: kdp_narrow removes at most {most / total:.4f} of all "
                          "parameters, since each part keeps some of its units; ask for less")
     channel = min(one.unit_params for one in ladders)
