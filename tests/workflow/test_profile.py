@@ -109,7 +109,7 @@ def test_memory_and_time_grow_with_the_model(project):
     assert (small["mem_mb"], small["runtime"]) == (3001, 30)
     # a Llama of 7 billion parameters, by its configuration: 26 GB of float32, half as much more to be safe
     described = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008, "num_attention_heads": 32,
-                 "vocab_size": 32000}
+                 "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False}
     path = project.folder / "model/config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"head_dim": 128} | described),
                     encoding="utf-8")

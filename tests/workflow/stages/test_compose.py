@@ -10,8 +10,8 @@ from tests.workflow.project import Project
 
 VARIANTS = {"kdp_residual": {"search": {"entries": 8, "judge_sequences": 4},
                          "compose": {"entries": 8, "batch_sequences": 12, "positions": 8}},
-        "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8}}, "joint_drop": {},
-        "llm_pruner": {}, "slicegpt": {"compose": {"multiple": 1}}, "wanda": {}}
+        "linear_prefix": {}, "replaceme_lstsq": {}, "laco": {"compose": {"sequences": 8, "jump": "shorten"}},
+        "joint_drop": {}, "llm_pruner": {}, "slicegpt": {"compose": {"multiple": 1}}, "wanda": {}}
 CHOOSES = ("laco", "joint_drop", "llm_pruner", "slicegpt", "wanda")
 """Variants whose fit decides what is removed."""
 FEW = "results/pico/few"
