@@ -9,9 +9,9 @@ from tests.workflow.project import ROOT, Project
 SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "check": 1, "all": 1}
 """What follows a change of anything in the summary."""
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
-PRUNED = {"fold": 3, "evaluate": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1, "figure_variant": 2,
-          **SUMMARY}
-"""The jobs after a new selection of blocks that are known before it. Steps and costs are known only after it."""
+PRUNED = {"fold": 3, "evaluate": 3, "efficiency": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1,
+          "figure_variant": 2, **SUMMARY}
+"""The jobs after a new selection of blocks that are known before it. Steps are known only after it."""
 SIMILARITY = {"similarity": 1, "figure_calibrated": 1, "blocks": 3, **PRUNED, "figure_all": 5}
 CALIBRATION = {"tokens": 1, "hidden": 1, **SIMILARITY}
 
