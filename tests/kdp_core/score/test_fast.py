@@ -7,7 +7,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from kdp_core.model import checkpoints
 from kdp_core.model.folded import FOLDED
@@ -98,8 +98,8 @@ def test_a_model_that_mixes_neighbouring_tokens_is_scored_by_lm_eval():
 
 
 def test_a_model_of_an_unknown_family_is_scored_by_lm_eval():
-    config = GPT2Config(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=256)
-    model = GPT2LMHeadModel(config).eval()
+    config = GPTJConfig(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=256, rotary_dim=4)
+    model = GPTJForCausalLM(config).eval()
     assert not fast.packs(model)
     check(FastJudge(model, pico.tokenizer()), requests())
 
