@@ -12,7 +12,7 @@ import torch
 from kdp_core.base import store
 from kdp_core.base.records import Plan, Selection
 from kdp_core.base.resume import OFF, Progress, Resume, Stopped
-from kdp_core.methods import replaceme, streamline
+from kdp_core.methods import METHODS, replaceme
 from kdp_core.methods.kdp import inverse, kernel
 from kdp_core.methods.kdp_residual.compose import compose as compose_residual
 from kdp_core.model import checkpoints
@@ -84,7 +84,7 @@ TRAINERS = {
         made.hidden, kernel.fit(made.hidden, BLOCK, **KERNEL), width=8, epochs=3, lr=0.05, keep=keep, heldout=0.2,
         resume=resume) for keep in ("best", "last")},
     "joint": compose(compose_residual, entries=4, epochs=3, lr=0.01, batch_sequences=5, positions=8),
-    "streamline": compose(streamline.compose, epochs=3, lr=0.01, batch_sequences=5),
+    "streamline": compose(METHODS["streamline"].compose, epochs=3, lr=0.01, batch_sequences=5),
     "replaceme": compose(replaceme.compose_cosine, epochs=3, lr=0.01, batch_tokens=100),
     "finetune": fit_finetune,
 }
