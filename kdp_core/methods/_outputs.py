@@ -10,6 +10,7 @@ model (docs/kdp.md reports both).
 """
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -101,3 +102,20 @@ def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int
         losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:], kl_weight)
         loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
     return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}
+
+
+@torch.no_grad()
+def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: Tensor, batch: int) -> float:
+    """KL(dense || pruned) in nats a token, over all positions.
+
+    h_STD: states at the start of the path. final_STD: last states of the dense model for the same sequences.
+    """
+    total = 0.0
+    for h_BTD, final_BTD in zip(h_STD.split(batch), final_STD.split(batch), strict=True):
+        h_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
+        student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
+        # without cross-entropy no next tokens are read
+        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), passes.head, passes.head,
+                              kl_weight=1.0)
+        total += losses.kl_nats.item() * len(h_BTD)
+    return total / len(h_STD)

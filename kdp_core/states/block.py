@@ -49,6 +49,12 @@ class BlockStates(NamedTuple):
         return torch.arange(T).expand(len(which), T)[self.keep_ST[which]]
 
 
+def check_all_states(hidden: HiddenStates) -> None:
+    """Raise FitError if a state of the model is not stored."""
+    if hidden.layers != list(range(len(hidden.layers))):
+        raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
+
+
 def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """(held out, kept): sequence numbers, both ascending and drawn by `seed`. With two or more neither is empty."""
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))

@@ -37,19 +37,17 @@ from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
-    check_family,
     coupled_of,
     first_states,
+    layout,
     narrow_tensors,
     no_single_heads,
     run_layer,
-    sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
 from kdp_core.model.families import WRITER_BIAS, decoder_layers, family_of, matrix
 from kdp_core.model.passes import Passes
-from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -96,12 +94,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     options.check(compose, locals())
     began = time.perf_counter()
-    config = checkpoints.config_of(dense)
-    check_family("flap", config)
-    blank = checkpoints.on_meta(config)
-    sizes = sizes_of(decoder_layers(blank)[0], coupled_of(decoder_layers(blank)[0], config), config,
-                     config.num_hidden_layers)
-    total, added = count_params(blank), _bias_params(blank)
+    config, _, sizes, total, blank = layout("flap", dense)
+    added = _bias_params(blank)
     _check_reach(selection.ratio_target, total, added, sizes)
     h_STD = first_states(hidden, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)

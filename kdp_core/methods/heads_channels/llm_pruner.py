@@ -42,16 +42,12 @@ from kdp_core.methods.heads_channels.units import (
     PARTS,
     Coupled,
     Sizes,
-    check_family,
-    coupled_of,
+    layout,
     narrow_tensors,
     no_single_heads,
-    sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import decoder_layers
-from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -90,11 +86,9 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     options.check(compose, locals())
     began = time.perf_counter()
-    config = checkpoints.config_of(dense)
-    check_family("llm_pruner", config)
-    pruned, blank = between(config.num_hidden_layers, keep_first, keep_last), checkpoints.on_meta(config)
-    coupled, total = coupled_of(decoder_layers(blank)[0], config), count_params(blank)
-    sizes = sizes_of(decoder_layers(blank)[0], coupled, config, len(pruned))
+    config, coupled, sizes, total, _ = layout("llm_pruner", dense)
+    pruned = between(config.num_hidden_layers, keep_first, keep_last)
+    sizes = sizes._replace(layers=len(pruned))
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)

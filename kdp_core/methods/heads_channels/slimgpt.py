@@ -38,19 +38,16 @@ from kdp_core.methods.heads_channels import obs
 from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
-    check_family,
-    coupled_of,
     first_states,
+    layout,
     narrow_tensors,
     no_single_heads,
     run_layer,
-    sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import as_weight, decoder_layers, family_of, matrix
+from kdp_core.model.families import as_weight, family_of, matrix
 from kdp_core.model.passes import Passes
-from kdp_core.model.sizes import count_params
 from kdp_core.states.block import gram
 from kdp_core.states.hidden import HiddenStates
 
@@ -77,12 +74,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     options.check(compose, locals())
     began = time.perf_counter()
-    config = checkpoints.config_of(dense)
-    check_family("slimgpt", config)
-    blank = checkpoints.on_meta(config)
-    coupled = coupled_of(decoder_layers(blank)[0], config)
-    sizes = sizes_of(decoder_layers(blank)[0], coupled, config, config.num_hidden_layers)
-    total = count_params(blank)
+    config, coupled, sizes, total, _ = layout("slimgpt", dense)
     lost = cuts(selection.ratio_target, total, sizes, first_share)
     h_STD = first_states(hidden, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)

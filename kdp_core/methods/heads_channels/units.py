@@ -11,11 +11,13 @@ tensors; kdp_core.model.surgery.narrow builds such layers.
 Axes beside those of kdp_core.base.records: U units of a part, C columns of a writer.
 """
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdp_core.model import checkpoints
 from kdp_core.model.families import (
     CHANNELS,
     FAMILIES,
@@ -30,6 +32,7 @@ from kdp_core.model.families import (
     type_of,
 )
 from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
 
@@ -77,6 +80,29 @@ def no_single_heads(family: Family) -> str:
     """The `refuses` of a method that removes heads: why no head of this family can be removed by itself."""
     return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
         if family.head_norms == "all" else ""
+
+
+class Layout(NamedTuple):
+    """A dense model as it is known before its weights are read."""
+    config: "PretrainedConfig"
+    coupled: list[Coupled]
+    """Of each layer; all are alike."""
+    sizes: Sizes
+    total: int
+    """All parameters of the model."""
+    blank: nn.Module
+    """The model on the meta device."""
+
+
+def layout(method: str, dense: Path) -> Layout:
+    """The layout of the checkpoint in `dense`; FitError for a model whose heads and channels cannot be removed."""
+    config = checkpoints.config_of(dense)
+    check_family(method, config)
+    blank = checkpoints.on_meta(config)
+    layer = decoder_layers(blank)[0]
+    coupled = coupled_of(layer, config)
+    sizes = sizes_of(layer, coupled, config, config.num_hidden_layers)
+    return Layout(config, coupled, sizes, count_params(blank), blank)
 
 
 def check_family(method: str, config: "PretrainedConfig",

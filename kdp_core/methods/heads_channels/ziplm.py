@@ -32,23 +32,21 @@ from kdp_core.methods._judge import Judge, loss_nats, picked
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import ROUNDING, BlockError, no_layer
 from kdp_core.methods.heads_channels import obs
+from kdp_core.methods.heads_channels.knapsack import knapsack
 from kdp_core.methods.heads_channels.units import (
     PARTS,
     Sizes,
-    check_family,
     columns_of,
-    coupled_of,
     first_states,
+    layout,
     narrow_tensors,
     no_single_heads,
     run_layer,
-    sizes_of,
     width_of,
 )
 from kdp_core.model import checkpoints
-from kdp_core.model.families import as_weight, decoder_layers, family_of, matrix
+from kdp_core.model.families import as_weight, family_of, matrix
 from kdp_core.model.passes import Passes
-from kdp_core.model.sizes import count_params
 from kdp_core.states.block import gram
 from kdp_core.states.hidden import HiddenStates, boundary_states
 
@@ -96,12 +94,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     options.check(compose, locals())
     began = time.perf_counter()
-    config = checkpoints.config_of(dense)
-    check_family("ziplm", config)
-    blank = checkpoints.on_meta(config)
-    coupled = coupled_of(decoder_layers(blank)[0], config)
-    sizes = sizes_of(decoder_layers(blank)[0], coupled, config, config.num_hidden_layers)
-    total = count_params(blank)
+    config, coupled, sizes, total, _ = layout("ziplm", dense)
     _check_reach(selection.ratio_target, total, sizes)
     h_STD = first_states(hidden, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
@@ -189,26 +182,6 @@ def _steps(counts: list[int], batch: int) -> list[int]:
 
 
 # The choice -----------------------------------------------------------------------------------------------------------
-
-def knapsack(costs: list[np.ndarray], saved: list[np.ndarray], budget: int) -> list[int]:
-    """The level of each writer so that the saved steps sum to `budget` at least and the costs to as little as possible.
-
-    Ties take the lower level. All last levels together must reach the budget.
-    """
-    # best[b]: least cost of the writers so far that save b steps at least
-    best = np.full(budget + 1, np.inf)
-    best[0] = 0.0
-    table, steps = [], np.arange(budget + 1)
-    for cost, save in zip(costs, saved, strict=True):
-        tried = np.stack([best[np.maximum(steps - step, 0)] + price for price, step in zip(cost, save, strict=True)])
-        table.append(tried.argmin(0))
-        best = tried.min(0)
-    levels, at = [], budget
-    for choice, save in zip(reversed(table), reversed(saved), strict=True):
-        levels.append(int(choice[at]))
-        at = max(at - int(save[levels[-1]]), 0)
-    return levels[::-1]
-
 
 def searched(ladders: list[Ladder], goal: float, draws: int, seed: int,
              loss: Callable[[tuple[int, ...]], float]) -> tuple[list[int], dict[str, Any]]:

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from kdp_core.base.options import Count, Share, check
 from kdp_core.base.records import ModelFacts, Search, Selection
 from kdp_core.methods._select import BlockError, no_layer
+from kdp_core.methods.heads_channels.knapsack import knapsack
 
 GRAINS = 2000
 """Steps of the knapsack up to the goal."""
@@ -33,7 +36,8 @@ class Ladder(NamedTuple):
 
 
 class _Level(NamedTuple):
-    cost: int
+    saved: int
+    """Steps of the knapsack that leave."""
     loss: float
     kept: int
 
@@ -55,12 +59,11 @@ def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, 
                    for (_, part), one in zip(names, ladders, strict=True)]
     counts = _counts(ladders, ratio, facts.params_total)
     removed = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True))
-    most = sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
               for (layer, part), count, one in zip(names, counts, ladders, strict=True)]
     return no_layer(search, facts, ratio=ratio, k_max=k_max, module_params=module_params)._replace(
         criterion=search.criterion, candidates=chosen, ratio_planned=removed / facts.params_total,
-        ratio_largest=most / facts.params_total)
+        ratio_largest=_largest(ladders) / facts.params_total)
 
 
 def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
@@ -76,19 +79,26 @@ def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
     return list(losses), found
 
 
+def _largest(ladders: list[Ladder]) -> int:
+    """Parameters that leave where every part is at the last rung of its ladder."""
+    return sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
+
+
 def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
     """Units that each part keeps. The rounding of the knapsack is made good in the MLPs, one channel at a time."""
     goal = ratio * total
     counts = allocate(ladders, round(goal), max(1, round(goal / GRAINS)))
     if counts is None:
-        most = sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
-        raise BlockError(f"ratio {ratio} is too high: kdp_narrow removes at most {most / total:.4f} of all "
-                         "parameters, since each part keeps some of its units; ask for less")
+        raise BlockError(f"ratio {ratio} is too high: all that kdp_narrow can remove is "
+                         f"{_largest(ladders) / total:.4f} of all parameters; ask for less")
     channel = min(one.unit_params for one in ladders)
     over = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True)) - goal
     while abs(over) > channel / 2:
         # channels come back where the smallest share is left, and leave where the largest is
         within = [n for n, one in enumerate(ladders) if one.unit_params == channel and 1 < counts[n] < one.units]
+        # where every MLP is whole or gone, the first or the last channel of one moves
+        within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (
+            counts[n] < one.units if over > 0 else counts[n] > 0)]
         chosen = (min if over > 0 else max)(within, key=lambda n: (counts[n] / ladders[n].units, n))
         counts[chosen] += 1 if over > 0 else -1
         over -= channel if over > 0 else -channel
@@ -100,29 +110,12 @@ def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
 
     grain: parameters that count as one in the knapsack; sizes are rounded to it.
     """
-    most = round(goal / grain)
-    infinite = float("inf")
-    best, chosen = [0.0] + [infinite] * most, []
-    for ladder in ladders:
-        after, taken = [infinite] * (most + 1), [0] * (most + 1)
-        levels = _levels(ladder, grain)
-        for number, level in enumerate(levels):
-            for before in range(most + 1):
-                # what exceeds the goal counts as the goal
-                at, loss = min(before + level.cost, most), best[before] + level.loss
-                if loss < after[at]:
-                    after[at], taken[at] = loss, number * (most + 1) + before
-        chosen.append((levels, taken))
-        best = after
-    return _traced(chosen, most) if best[most] < infinite else None
-
-
-def _traced(chosen: list[tuple[list[_Level], list[int]]], most: int) -> list[int]:
-    kept, at = [], most
-    for levels, taken in reversed(chosen):
-        number, at = divmod(taken[at], most + 1)
-        kept.append(levels[number].kept)
-    return kept[::-1]
+    levels, budget = [_levels(ladder, grain) for ladder in ladders], round(goal / grain)
+    if sum(own[-1].saved for own in levels) < budget:
+        return None
+    chosen = knapsack([np.array([level.loss for level in own]) for own in levels],
+                      [np.array([level.saved for level in own]) for own in levels], budget)
+    return [own[number].kept for own, number in zip(levels, chosen, strict=True)]
 
 
 def _levels(ladder: Ladder, grain: int) -> list[_Level]:

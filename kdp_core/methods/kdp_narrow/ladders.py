@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from kdp_core.base.options import Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._method import no_state_between
+from kdp_core.methods._outputs import divergence
 from kdp_core.methods.heads_channels.units import PARTS, check_family, coupled_of, no_single_heads, sizes_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.fit import Closed, Part, equations_of, goal, inputs, narrow
 from kdp_core.methods.kdp_narrow.surgeon import kept_units
 from kdp_core.model import checkpoints
-from kdp_core.model.distil import token_losses
 from kdp_core.model.families import Family, decoder_layers
 from kdp_core.model.passes import Passes
-from kdp_core.states.block import FitError
+from kdp_core.states.block import FitError, check_all_states
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     check(ladders, locals())
     check_family("kdp_narrow", checkpoints.config_of(dense), refuses)
     began = time.perf_counter()
-    if hidden.layers != list(range(len(hidden.layers))):
-        raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
+    check_all_states(hidden)
     if judge_sequences >= hidden.sequences:
         raise FitError(f"search.judge_sequences {judge_sequences} of {hidden.sequences} sequences leave none to fit "
                        "on; lower it or add calibration sequences")
@@ -60,10 +59,11 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     judged, fitted = drawn[:judge_sequences], drawn[judge_sequences:][:fit_sequences]
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     passes, how, single = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences), {}
-    for part in parts_of(model):
-        for count, loss in ladder(passes, hidden, part, fitted, judged, how).items():
+    every, final_STD = parts_of(model), hidden.state(facts.layers)[judged]
+    for part in every:
+        for count, loss in ladder(passes, hidden, part, fitted, judged, final_STD, how).items():
             single[f"{part.layer}.{part.name}.{count}"] = loss
-    sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in parts_of(model)}
+    sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
     return Search([], [], "divergence", k_max, single, len(single),
                   {"sizes": sizes, "fit_tokens": len(fitted) * hidden.tokens,
                    "judge_tokens": len(judged) * hidden.tokens, "seconds": time.perf_counter() - began})
@@ -78,35 +78,28 @@ def parts_of(model: nn.Module) -> list[Part]:
 
 
 @torch.no_grad()
-def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor,
+def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, final_STD: Tensor,
            how: Closed) -> dict[int, float]:
-    """Units kept -> loss, of one part of the dense model. Its writer is as before afterwards."""
+    """Units kept -> loss, of one part of the dense model. Its writer is as before afterwards.
+
+    final_STD: last states of the dense model for the sequences `judged`.
+    """
     length = inputs(passes, part)
     counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
-    given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer)[fitted], how.batch)
+    # a state is stored for all sequences, so it is read once for both kinds
+    h_STD, path = hidden.state(part.layer), range(part.layer, len(passes.layers))
+    h_STD, judged_STD = h_STD[fitted], h_STD[judged]
+    given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
     equations, old_FD = equations_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
     kept = kept_units(equations, part.units, counts, parts.gain_after(passes, part.layer, part.name))
     losses, writer = {}, parts.writer_of(passes, part.layer, part.name)
     bias_D = None if writer.bias is None else writer.bias.clone()
     for count, units in kept.items():
         narrow(passes, part, units, equations, old_FD, how)
-        losses[count] = _divergence(passes, hidden, part.layer, judged, how)
+        losses[count] = divergence(passes, path, judged_STD, final_STD, how.batch)
         parts.put(writer, old_FD, torch.arange(len(old_FD)))
         if bias_D is not None:
             writer.bias.copy_(bias_D)
     logger.info("layer %d, %s: divergence %s", part.layer, part.name,
                 ", ".join(f"{loss:.4f} with {count}" for count, loss in losses.items()))
     return losses
-
-
-@torch.no_grad()
-def _divergence(passes: Passes, hidden: HiddenStates, start: int, judged: Tensor, how: Closed) -> float:
-    """KL(dense || pruned) in nats a token, of the model as it is now from layer `start` on."""
-    h_STD = passes.run_batches(hidden.state(start)[judged], range(start, len(passes.layers)), how.batch)
-    final_STD, total = hidden.state(hidden.layers[-1])[judged], 0.0
-    for h_BTD, final_BTD in zip(h_STD.split(how.batch), final_STD.split(how.batch), strict=True):
-        student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
-        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), passes.head, passes.head,
-                              kl_weight=1.0)
-        total += losses.kl_nats.item() * len(h_BTD)
-    return total / len(h_STD)

@@ -40,7 +40,7 @@ from kdp_core.methods.kdp_residual.dictionaries import (
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, family_of
 from kdp_core.model.passes import Passes, built
-from kdp_core.states.block import FitError, TokenWeight, relative_error, split
+from kdp_core.states.block import FitError, TokenWeight, check_all_states, relative_error, split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -129,8 +129,7 @@ def _check_states(hidden: HiddenStates, heldout: float) -> None:
     if max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
-    if hidden.layers != list(range(len(hidden.layers))):
-        raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
+    check_all_states(hidden)
 
 
 def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from kdp_core.base.options import Count, Natural, Share, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
+from kdp_core.methods._outputs import divergence
 from kdp_core.methods._select import eligible_layers
 from kdp_core.methods.kdp_residual.closed_form import fit_alone
 from kdp_core.methods.kdp_residual.dictionaries import Kind, closed_form_options
 from kdp_core.model import checkpoints
-from kdp_core.model.distil import token_losses
 from kdp_core.model.passes import Passes, Step, built
 from kdp_core.states.hidden import HiddenStates
 
@@ -132,17 +132,9 @@ def _path(run: _Run, removed: list[int], start: int) -> list[Step]:
     return [run.stand_ins[layer] if layer in removed else layer for layer in range(start, len(run.states))]
 
 
-@torch.no_grad()
 def _divergence(run: _Run, removed: list[int], layer: int) -> float:
     """KL(dense || pruned) in nats per token if this layer is removed too."""
-    path, sums = _path(run, [*removed, layer], layer), 0.0
-    for h_BTD, final_BTD in zip(run.states[layer].split(run.batch), run.final_STD.split(run.batch), strict=True):
-        h_BTD = run.passes.run(h_BTD.to(run.passes.device, run.passes.model.dtype), path)
-        student, teacher = (run.passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
-        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), run.passes.head,
-                              run.passes.head, kl_weight=1.0)
-        sums += losses.kl_nats.item() * len(h_BTD)
-    return sums / len(run.final_STD)
+    return divergence(run.passes, _path(run, [*removed, layer], layer), run.states[layer], run.final_STD, run.batch)
 
 
 def _advance(run: _Run, removed: list[int], layer: int) -> None:

@@ -7,8 +7,9 @@ import torch
 
 from kdp_core.methods._judge import picked
 from kdp_core.methods._select import BlockError
+from kdp_core.methods.heads_channels.knapsack import knapsack
 from kdp_core.methods.heads_channels.units import PARTS
-from kdp_core.methods.heads_channels.ziplm import Level, counts_of, knapsack, ladder, searched
+from kdp_core.methods.heads_channels.ziplm import Level, counts_of, ladder, searched
 from kdp_core.model import checkpoints
 from kdp_core.prune.fold import fold
 from tests import pico

@@ -60,7 +60,7 @@ def composed(dense, ratio=0.2, **options):
     return compose(dense.folder, dense.hidden, stored.tokens(), selection(dense, ratio), **{**QUICK, **options})
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.25])
+@pytest.mark.parametrize("ratio", [0.001, 0.1, 0.25])
 def test_the_ratio_is_met_to_half_a_channel(of_family, tmp_path, ratio):
     dense = of_family("llama")
     found = composed(dense, ratio)
@@ -151,9 +151,10 @@ def test_a_ladder_leaves_the_model_as_it_was_and_rises(of_family):
     dense = of_family("llama")
     model = checkpoints.load_model(dense.folder).requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    passes, which = Passes(model, dense.hidden.tokens), torch.arange(8)
+    passes, which, judged = Passes(model, dense.hidden.tokens), torch.arange(8), torch.arange(8, 12)
     part = Part(2, "mlp", CHANNELS, 1)
-    found = ladder(passes, dense.hidden, part, which, torch.arange(8, 12), Closed(1e-3, True, 4))
+    found = ladder(passes, dense.hidden, part, which, judged, dense.hidden.state(dense.facts.layers)[judged],
+                   Closed(1e-3, True, 4))
     assert sorted(found) == [0, 16, 32, 48] and found[0] > found[16] > found[32] > found[48] > 0
     assert all(torch.allclose(tensor, before[name]) for name, tensor in model.state_dict().items())
 
