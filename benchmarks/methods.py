@@ -30,18 +30,13 @@ import embedded
 import pandas as pd
 import protocol
 import torch
-from protocol import CKA, FREE, FT, KDP, RESIDUAL, Setup, Variant
+from protocol import CKA, FREE, FT, KDP, REFUSALS, RESIDUAL, Setup, Variant
 
 from kdp_core.base import store
 from kdp_core.base.records import PrunedFacts
 from kdp_core.methods import METHODS
-from kdp_core.methods._judge import RankError
-from kdp_core.methods._select import BlockError
-from kdp_core.methods.kdp_residual.search import SearchError
 from kdp_core.prune import fold
-from kdp_core.prune.fold import FoldError
 from kdp_core.score import efficiency
-from kdp_core.states.block import FitError
 
 logger = logging.getLogger("methods")
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -55,8 +50,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """The options of a method that differ from its defaults, for a run on a CPU."""
 VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
-REFUSALS = (BlockError, FitError, FoldError, RankError, SearchError)
-"""The errors of a method that cannot prune the model or reach the ratio. Any other error ends the run."""
 
 
 def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ This is no command. quality.py and methods.py import it, so both measure on the 
 """
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,18 @@ from kdp_core import methods
 from kdp_core.base import store
 from kdp_core.base.measurements import Scores
 from kdp_core.base.records import ModelFacts, Plan, PrunedFacts, Search, Selection, Similarity, Tokens
+from kdp_core.methods._judge import RankError
+from kdp_core.methods._select import BlockError
+from kdp_core.methods.kdp_residual.search import SearchError
 from kdp_core.model import checkpoints
 from kdp_core.prune import finetune
+from kdp_core.prune.fold import FoldError
 from kdp_core.results.summary import main_scores, retained
 from kdp_core.score import evaluate, tasks
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.metrics import PRIMARY
 from kdp_core.states import hidden, similarity
+from kdp_core.states.block import FitError
 
 logger = logging.getLogger("protocol")
 FT = "+ft"
@@ -49,6 +54,10 @@ KDP = {"block": CKA, "kernel": {"features": 1024, "epochs": 2, "batch_sequences"
        "inverse": {"width": 1024, "epochs": 5}}
 FREE = 30
 """K_max of kdp_residual: any number of consecutive layers may be removed."""
+
+
+REFUSALS = (BlockError, FitError, FoldError, RankError, SearchError)
+"""The errors of a method that cannot prune the model or reach the ratio. Any other error ends the run."""
 
 
 class Calibrated(NamedTuple):
@@ -107,14 +116,18 @@ def prepare(folder: Path, options: argparse.Namespace) -> Setup:
 
 
 def calibrate(setup: Setup, seed: int, sequences: int) -> Calibrated:
-    """Tokens, states and similarity of one seed; they are made once."""
+    """The records of one seed with the default calibration set."""
+    return calibrated(setup, seed, lambda: embedded.calibration_tokens(
+        setup.dense, setup.config, sequences=sequences, seed=seed, vocabulary=setup.facts.vocabulary))
+
+
+def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrated:
+    """Tokens, states and similarity of one seed; they are made once. `pack` makes the tokens."""
     at = setup.folder / f"seed{seed}"
     tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
     if not alike.exists():
-        packed = embedded.calibration_tokens(setup.dense, setup.config, sequences=sequences, seed=seed,
-                                             vocabulary=setup.facts.vocabulary)
-        store.write(tokens, packed)
-        hidden.extract(checkpoints.load_model(setup.dense), packed, states)
+        store.write(tokens, pack())
+        hidden.extract(checkpoints.load_model(setup.dense), store.read(tokens), states)
         store.write(alike, similarity.similarity(hidden.read(states)))
     return Calibrated(at, store.read(tokens), hidden.read(states), store.read(alike))
 

