@@ -13,10 +13,11 @@ from planning.schema import schema
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
     """The look of each variant of these points, the same in every figure: see kdp_core.figures.style.Look.
 
-    A look is the place of the variant's method in the list of methods, the number of the variant among the variants of
-    this method, and what the method does.
+    A look is the place of the variant's method among the methods that the configuration names, in the order of the list
+    of methods; the number of the variant among the variants of this method; and what the method does.
     """
-    methods, found, seen = list(schema()["methods"]), {}, {}
+    named = {variants.base_of(config, name) for name in config["methods"]}
+    methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
     # a variant that is named like its method comes first, wherever it stands in the configuration
     for name in sorted(config["methods"], key=lambda name: name not in methods):
         base = variants.base_of(config, name)
