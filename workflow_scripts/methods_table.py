@@ -24,6 +24,24 @@ def methods() -> str:
     return "\n".join(lines) + "\n"
 
 
+def file_of(name: str) -> str:
+    """The file of the library that a method's record stands in, from the checkout's root."""
+    record = METHODS[name]
+    # a package collects the records of its modules, so the longest name is the module that holds the record
+    module = max((module for module, loaded in sys.modules.items() if module.startswith("kdp_core.methods.")
+                  and any(one is record for one in getattr(loaded, "METHODS", ()))), key=len)
+    return Path(str(sys.modules[module].__file__)).relative_to(ROOT).as_posix()
+
+
+def files() -> str:
+    """Every method with its paper and its file, as Markdown."""
+    lines = ["| method | paper | file |", "|---|---|---|"]
+    # a stroke in a cell would end the cell
+    lines += [f"| `{name}` | {method.paper.replace('|', '&#124;')} | `{file_of(name)}` |"
+              for name, method in METHODS.items()]
+    return "\n".join(lines) + "\n"
+
+
 def families() -> str:
     """Which method works on which family, as Markdown; the reasons of refusals stand below the table, by letter."""
     refused = {(name, family): method.refuses(record)
@@ -40,7 +58,8 @@ def families() -> str:
     return "\n".join(lines) + "\n"
 
 
-PLACES = {"README.md": {"methods": methods}, "docs/methods.md": {"methods": methods, "families": families}}
+PLACES = {"README.md": {"methods": methods},
+          "docs/methods.md": {"methods": methods, "files": files, "families": families}}
 """Page -> name of a table in it -> what makes the table."""
 
 

@@ -1,4 +1,6 @@
 """The tables of methods in the pages are those of the records."""
+import html
+
 import methods_table
 import pytest
 
@@ -16,6 +18,13 @@ def test_a_page_has_the_tables_as_they_are(page):
 def test_every_method_stands_in_the_table_once():
     table = methods_table.methods()
     assert all(table.count(f"`{name}`") == 1 for name in METHODS)
+
+
+def test_every_method_has_its_paper_and_the_file_that_names_it():
+    for row in methods_table.files().splitlines()[2:]:
+        name, paper, file = row.strip("| ").split(" | ")
+        assert html.unescape(paper) == METHODS[name.strip("`")].paper
+        assert f'Method("{name.strip("`")}"' in (ROOT / file.strip("`")).read_text(encoding="utf-8")
 
 
 def test_every_method_works_on_a_family_or_is_refused_with_a_reason():
