@@ -5,9 +5,9 @@ texts; none of news), pruned to the same share of ALL parameters, and scored on 
 and the last words of LAMBADA, perplexity on news, encyclopedia and web text, and speed beside the dense model. The data
 are real sets in a local folder (--data); its calib/ has the calibration files, its eval/ the items.
 
-The command prints its plan first: items, the standard error that they give, and the hours that the rest will take on
-this machine (--plan prints no more than that). A row is written to <out>/retention/ as soon as it is measured, and no
-row is measured twice, so that the run can be stopped, continued and split by --models, --rows, --ratios and --seeds.
+The command prints its plan first: the items, the standard error that they give, and the hours that the remaining rows
+take on this machine (--plan prints the plan and stops). A row is written to <out>/retention/ as soon as it is measured,
+and no row is measured twice. So the run can be stopped, continued, and split by --models, --rows, --ratios and --seeds.
 The outcome of every item is kept, so that models are compared item by item:
     <out>/retention.csv        a row for each model, method, ratio and calibration seed
     <out>/retention_tests.csv  each method against the best of ours: difference of the mean accuracy over tasks, its

@@ -1,9 +1,9 @@
 """Records on disk: a record with tensors is a safetensors file, and a record without is a JSON file.
 
-A tensor field becomes a tensor of the file. All other fields are JSON in the file's metadata, under one key:
-safetensors writes several keys in an order that changes, and with one key the same record gives the same bytes. Every
-write uses a temporary name in the same folder and then renames, so a killed process leaves the old file or none, and a
-temporary file, hidden and named .tmp, which may be deleted.
+A tensor field becomes a tensor of the file. All other fields are JSON in the file's metadata, under one key, so that
+the same record gives the same bytes; safetensors writes several keys in a changing order. Every file is written under a
+temporary name in the same folder and then renamed. A killed process therefore leaves the old file or none. It may also
+leave the temporary file, which is hidden, is named .tmp, and may be deleted.
 """
 import glob
 import json

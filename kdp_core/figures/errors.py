@@ -1,7 +1,8 @@
 """Errors of the pruned models' states by layer.
 
-No paper has this figure. Lines that one panel cannot hold are dealt out to bands by what their methods do; in every
-band the other lines stand behind in pale grey. Reads the numbers of kdp_core.score.diagnose and computes none.
+No paper has this figure. If a panel would hold too many lines, they are split into bands by what their methods
+do; each band shows the lines of the other bands in pale grey. Reads the numbers of kdp_core.score.diagnose and computes
+none.
 """
 from collections.abc import Mapping, Sequence
 

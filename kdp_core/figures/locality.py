@@ -1,4 +1,4 @@
-"""How the similarity of layers falls with their distance, and RLS, the redundancy that this says.
+"""How the similarity of layers falls with their distance, and RLS, LoRP's measure of redundancy.
 
 Figure 2 of LoRP (2026). Cosines are means over tokens. Massive tokens are left out unless the treatment of the
 similarity says otherwise; LoRP keeps them. Reads the numbers of the similarity stage and computes means by distance and

@@ -1,8 +1,8 @@
 """Scores of variants against the share of parameters that is really removed.
 
-Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026), with error bars. Lines that one panel cannot hold are dealt out
-to bands of panels by what their methods do; in every band the other lines stand behind in pale grey. Reads the numbers
-of kdp_core.results.summary and computes none.
+Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026), with error bars. If a panel would hold too many
+lines, they are split into bands by what their methods do; each band shows the lines of the other bands in pale grey.
+Reads the numbers of kdp_core.results.summary and computes none.
 """
 import math
 from collections.abc import Mapping, Sequence

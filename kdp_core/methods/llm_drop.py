@@ -1,4 +1,4 @@
-"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both are removed, one by one.
+"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both are removed one by one.
 
 The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).

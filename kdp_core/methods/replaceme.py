@@ -9,14 +9,14 @@ and it is multiplied into that MLP's last matrix, so that no parameter is added.
 the cosine needs the pairs themselves in memory.
 
 The paper weighs all tokens alike and takes alpha = 0, and so do we. With few calibration tokens a small ridge helps;
-`ridges` chooses it on held-out sequences. Massive tokens then dominate X'X; `massive: mask` excludes them from the fit.
-With the cosine a token has the same weight whatever its norm.
+`ridges` chooses it on held-out sequences. In least squares massive tokens dominate X'X; `massive: mask` excludes them.
+In the cosine every token has the same weight, whatever its norm.
 
-The paper's Adam starts at the identity, which means that the run is only removed. An update moves an entry of T by at
-most about the learning rate, and 10 epochs over 8000 x 1024 tokens are 80,000 updates. A few ten thousand tokens give
-only a few dozen updates in an epoch. So the default here is more epochs. The best epoch by held-out loss is kept, and
-the start is a candidate too. The released code's mode that is not "accurate" trains on cos(T'm, Y), which does not
-determine the length of T'm; here the start determines it.
+Adam starts at the identity, as in the paper. There the run is removed and nothing replaces it. One update moves an
+entry of T by about the learning rate at most. The paper's 10 epochs over 8000 x 1024 tokens are 80,000 updates, but a
+few ten thousand tokens give only a few dozen updates an epoch. The default here is therefore 100 epochs. The best epoch
+by held-out loss is kept, and the start is a candidate too. The released code has a mode (`accurate: false`) that trains
+on cos(T'm, Y). This loss does not determine the length of T'm, so the length stays near that of the start.
 """
 import logging
 import time

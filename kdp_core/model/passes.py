@@ -1,7 +1,7 @@
-"""A dense model taken apart: single decoder layers run on stored states, and its outputs made from the last state.
+"""Parts of a dense model that run by themselves: single layers on stored states, and the outputs from the last state.
 
-Searches and fits on the pruned prefix try many ways through the same layers. A layer that runs on stored states saves
-the run of all layers before it. What a layer needs beside its states (positions, masks, rotary tables) differs by
+Searches and fits on the pruned prefix run many paths through the same layers. If a layer runs on stored states, the
+layers before it need not run again. What a layer needs beside its states (positions, masks, rotary tables) differs by
 family and depends only on the shape of the batch. It is taken once from the model's own forward pass over one sequence
 of that length, without padding, and used again. A path is a list of layer numbers and stand-ins, in order.
 """

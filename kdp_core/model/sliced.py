@@ -1,7 +1,7 @@
 """States of reduced width, each in a basis of its own (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024).
 
-Every norm gives its gain to the matrices that read it, and every part of a layer gets a matrix of its own that turns
-the state from the basis that the part reads to the basis that it writes in.
+Every norm gives its gain to the matrices that read it, and every part of a layer gets a matrix of its own that rotates
+the state from the basis that the part reads to the basis that it writes.
 """
 from typing import Any
 

@@ -1,10 +1,10 @@
 """Scores of a checkpoint by lm-eval (EleutherAI's evaluation harness), each with its standard error.
 
 `evaluate` loads the tasks, scores them one by one with kdp_core.score.judge, and returns the scores of all.
-With a folder of records the scores of a task are kept as soon as it is done: an evaluation that was killed continues
-with the task that it was in, and one that is asked for more scores what is new (kdp_core.score.task_records). Several
-evaluations of one checkpoint, each of some of the tasks, may share a folder at the same time; an evaluation of all
-tasks then takes what they kept.
+With a folder of records the scores of a task are kept as soon as it is done (kdp_core.score.task_records). An
+evaluation that was killed continues with the task that it was in, and an evaluation with more tasks scores only the new
+ones. Several evaluations of one checkpoint may share a folder at the same time, each with some of the tasks. An
+evaluation of all tasks then takes the kept scores.
 Standard errors: means have lm-eval's closed form. Perplexities and bits per byte have the delta method over items, and
 areas under the curve have DeLong's (kdp_core.score.standard_errors). Anything else has lm-eval's bootstrap.
 The network is not used unless a task's own data are on a hub.

@@ -1,4 +1,4 @@
-"""The fast scorer: log-likelihoods equal to lm-eval's, with as few tokens and logits computed as they need.
+"""The fast scorer: the log-likelihoods of lm-eval, from as few tokens and logits as possible.
 
 lm-eval's HFLM pads sequences to one length, runs a context again for each choice, and computes the logits of every
 token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples

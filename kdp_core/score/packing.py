@@ -1,4 +1,4 @@
-"""Many token sequences as few rows of tokens: what several sequences begin with stands, and runs, once.
+"""Many token sequences packed into few rows of tokens; a beginning that several sequences share runs once.
 
 A row is a forest: each token is a node, the nodes of a sequence are a path from a root, and sequences that begin alike
 share the beginning of their path. A token attends to its own path alone (`visible`), at the positions of that path, so

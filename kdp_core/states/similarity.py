@@ -12,7 +12,7 @@ Massive tokens, 1.6 % of SmolLM2's tokens, decide a raw linear CKA: every pair o
 scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them. Methods whose
 paper counts all tokens read a mean cosine over all of them, whatever the treatment; a massive token then has the same
 chance to be drawn as any other.
-Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width, P pairs.
+Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """
 import logging
 import math
@@ -26,6 +26,7 @@ from kdp_core.base import options
 from kdp_core.base.options import Count
 from kdp_core.base.records import Similarity
 from kdp_core.states.hidden import HiddenStates
+from kdp_core.states.pairwise import median_distance, squared_distances
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tens
     """Mean cosine, mean angular distance, and the HSIC of both kernels summed over minibatches, each (L, L) float64."""
     L, N, _ = x_LND.shape
     cosine_LL, angular_LL, linear_LL, rbf_LL = (torch.zeros(L, L, dtype=torch.float64) for _ in range(4))
-    sigma_L = median_distance(x_LND[:, :batch].double())
+    sigma_L = torch.tensor([median_distance(x_BD) for x_BD in x_LND[:, :batch]], dtype=torch.float64)
     # if all states of a layer are equal, its Gram matrix is rounding noise, which correlates with itself
     flat_L = (x_LND == x_LND[:, :1]).all(-1).all(-1)
     for start in range(0, N, batch):
@@ -113,22 +114,6 @@ def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tens
     for hsic_LL in (linear_LL, rbf_LL):
         hsic_LL[flat_L] = hsic_LL[:, flat_L] = 0.0
     return cosine_LL, angular_LL, linear_LL, rbf_LL
-
-
-def squared_distances(x_LBD: Tensor) -> Tensor:
-    """|x_i - x_j|^2 of all pairs of tokens of a batch, (L, B, B), in squared units of the states."""
-    square_LB = x_LBD.square().sum(-1)
-    return (square_LB[:, :, None] + square_LB[:, None, :] - 2 * x_LBD @ x_LBD.mT).clamp_min(0)
-
-
-def median_distance(x_LBD: Tensor) -> Tensor:
-    """Median distance of the pairs of distinct tokens, one value for each layer (L,), in the units of the states.
-
-    It is at least 1e-12, so that it can divide.
-    """
-    B = x_LBD.shape[1]
-    upper_P = torch.triu_indices(B, B, offset=1)
-    return squared_distances(x_LBD)[:, upper_P[0], upper_P[1]].median(dim=1).values.sqrt().clamp_min(1e-12)
 
 
 def u_centre(gram_LBB: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Choices of layers that papers and their released code published, and how far a selection of ours agrees with them.
+"""Selections of layers that papers and released code have published, and how far our selections agree with them.
 
-The list holds choices whose set or order of layers is published, or at least the beginning of the order. They depend on
-calibration text that is not always known, and on precisions from 4 bits to 16. So layers with nearly equal scores may
-swap. Layers are numbered from 0. `python benchmarks/oracles.py` checks the choices for a model on this machine.
+A selection is listed if its set or its order of layers is published, or at least the beginning of the order. It depends
+on the calibration text, which is not always known, and on the precision, from 4 to 16 bits. So layers with nearly equal
+scores may swap places. Layers are numbered from 0. `python benchmarks/oracles.py` makes the selections of a model again
+on this machine.
 """
 from collections.abc import Sequence
 from pathlib import Path

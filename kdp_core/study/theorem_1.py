@@ -12,13 +12,14 @@ Points on which statement and proof disagree, or which they leave open:
   training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and R_n = B_A
   R_phi sqrt(2m / n). The last one is still too small: phi is learned and its class is not counted, and for vectors the
   contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
-- delta is for one operator; the union bound of the proof over k operators would make it delta / k. In one place
-  the proof writes d for 2m.
-- The n samples are taken as independent. Tokens of one sequence are not, so n tokens is the favourable reading.
+- delta is that of one operator. The proof takes a union bound over k operators, which would make it delta / k. In one
+  place the proof writes d for 2m.
+- The n samples are taken as independent. Tokens of one sequence are not independent, so n is too high for them, and the
+  bound that is computed here is lower than it should be.
 - Equation 2 gives |phi| = 1 for every input, so R_phi = 1, and the constant part of phi counts: any error is below
   (1 + B_A^k) R_phi for any operators (`trivial`), and the training mean of phi(h_{l+k}) as a prediction has the error
-  `constant`. A bound above `trivial` says nothing; one above `constant` does not even say that A is better than a
-  constant.
+  `constant`. A bound above `trivial` says nothing at all. A bound above `constant` does not say that A is
+  better than a constant.
 Axes: K operators or states of the run, N tokens, F = 2m features.
 """
 import itertools

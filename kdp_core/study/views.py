@@ -7,10 +7,10 @@ Choices on points that the paper leaves open, or on which its figure would misle
 - The paper's sequence is "a sample from CMMLU"; here it is one that neither step of KDP was fitted on.
 - At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
   that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is therefore
-  taken off, and errors are given with and without it.
+  subtracted, and errors are given with and without it.
 - Position 0 is often a massive token, which bypasses the stand-in; the next counted position takes its place.
 - The state of a sample is that of one token at every layer: the last token, which has read the longest text.
-- t-SNE keeps neighbours, not lines, and with the layer as third axis every path looks straight. `straightness` is
+- t-SNE keeps neighbours, not lines, and with the layer as the third axis every path looks straight. `straightness` is
   therefore also measured on the states themselves, and in both spaces beside walks whose steps have the same lengths
   and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in the
   plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space such walks

@@ -5,21 +5,23 @@ variance,
     m_j = 1/(N - 1) sum_n (x_nj - mean_j)^2 |W_:j|^2,
 for an attention squared once more, as in the released code. Metrics are standardised over the columns of one writer,
 (m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean over its columns.
-AL-AM: one list of all heads and channels of all layers, and those of least metric are removed until the ratio is met;
-each counts with its parameters (in the released code a head as 170 channels, which is 4 * 128 / 3). What a removed
-column added on average becomes a bias of its writer,
+All heads and channels of all layers form one list (the paper's AL-AM). Those of the lowest metric are removed until
+the ratio is met. Each unit counts with its parameters; the released code counts a head as 170 channels, 4 * 128 / 3.
+The mean of what the removed columns contributed becomes a bias of the writer,
     b = sum_{j removed} mean_j W_:j.
-All means are those of the dense model; no weight changes.
+All means are those of the dense model, and no weight changes.
 
-The bias. LLaMA's writers have none, and its configuration can give them one only together with the readers. So the
-widths of a folded layer say `writer_bias: 1`, and the writer gets a bias; OPT's own bias is added to. All layers get
-them, and they count as put back.
+LLaMA's writers have no bias, and its configuration can give them one only together with the readers. So the widths of a
+folded layer say `writer_bias: 1`, and the writer gets a bias. OPT's writers have a bias, to which b is added. All
+layers get these biases, and they count as put back.
 
-Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71): the ratio counts all parameters, and the nearest
-number of units is removed; at least one unit of each part of a layer is kept, where the code can remove all and then
-fails; a unit of grouped heads is a key-value head with its query heads, where the code knows only heads of their own;
-sums are float64. Its calibration is 2,048 (the paper: 1,024) sequences of 128 tokens of WikiText-2; here it is the
-calibration set, all of it by default.
+Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):
+    The ratio counts all parameters, and the nearest number of units is removed.
+    At least one unit of each part of a layer is kept. The code can remove all units of a part, and then it fails.
+    A unit of grouped heads is a key-value head with its query heads. The code does not know grouped heads.
+    Sums are float64.
+    The code reads 2,048 sequences of 128 tokens of WikiText-2 (the paper: 1,024). Here the whole calibration set is
+        read by default.
 """
 import logging
 import time

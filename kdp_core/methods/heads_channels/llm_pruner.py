@@ -1,25 +1,27 @@
-"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): heads and MLP channels are removed whose worth to the loss is least.
+"""LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): the heads and MLP channels that matter least to the loss are removed.
 
 Weights that work only together are removed together, in the units of `units`: a key-value head with the consecutive
 query heads that read it, or an MLP channel.
 
-L is the mean loss of the next token, L_i that of sequence i of n, g = dL/dW, a = 1/n sum_i (dL_i/dW)^2. The worth of a
-weight, to first and second order in its removal (the Hessian is taken as its diagonal, and the diagonal as a), is
+L is the mean loss of the next token, and L_i the loss of sequence i of n. With g = dL/dW and a = 1/n sum_i
+(dL_i/dW)^2, the score of a weight estimates what its removal does to the loss, to first or to second order. The second
+order takes a as the diagonal of the Hessian and ignores the rest of it:
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
-The worth of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
-columns (`vector`; a bias is a row of its own). In each layer the units of least worth are removed. If two units are
-equal, the one with the lower number is removed.
+The score of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
+columns (`vector`; a bias counts as a row). In each layer the units of the lowest score are removed. If two units have
+equal scores, the one with the lower number is removed.
 
-Sizes. The first layers and the last ones are kept whole. All others lose equally much: the share of their heads that
-the ratio needs, rounded to whole units, and then as many channels as are still needed, one more in some layers. So the
-ratio of ALL parameters is met to half a channel of one layer. At least one unit of each is kept.
+Sizes. The first layers and the last ones are kept whole. All other layers lose the same share of their heads, rounded
+to whole units, and then as many channels as the ratio still needs; some layers lose one channel more than others. The
+ratio of ALL parameters is thus met to half a channel of one layer. At least one unit of each part is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
-    Its ratio counts the layers that it prunes, so that 0.25 removes 19.5 % of LLaMA-7B; it rounds each part by itself.
+    Its ratio is a share of the layers that it prunes: 0.25 removes 19.5 % of LLaMA-7B. It rounds each part by itself.
     For grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K. The model shares
         a key-value head between consecutive query heads; here these are removed together.
     It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences are read.
-    It keeps the gradients of the whole model; here those of one layer at a time (kdp_core.methods._judge).
+    It keeps the gradients of the whole model. Here those of one layer are in memory at a time
+        (kdp_core.methods._judge).
     It cannot prune OPT.
     It fine-tunes all layers on instructions. Here fine-tuned variants are trained like those of every other method.
 """

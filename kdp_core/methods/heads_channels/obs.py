@@ -1,7 +1,7 @@
-"""Structured optimal brain surgeon: units of a linear map's inputs are removed, and the columns that stay make up.
+"""Structured optimal brain surgeon: input units of a linear map are removed, and the columns that remain compensate.
 
-W (D, C) maps inputs x to W x, and H = X'X over the calibration tokens, damped. To remove the columns J of a unit and
-change the others so that |W X' - W_new X'|^2 grows least,
+W (D, C) maps inputs x to W x, and H = X'X over the calibration tokens, damped. The columns J of a unit are removed, and
+the other columns change so that |W X' - W_new X'|^2 grows least:
     loss_J = tr(W_J ([H^-1]_JJ)^-1 W_J'),
     W <- W - W_J ([H^-1]_JJ)^-1 [H^-1]_J:,    H^-1 <- H^-1 - [H^-1]_:J ([H^-1]_JJ)^-1 [H^-1]_J:
 (Hassibi and Stork 1993; in this form Kurtic et al. 2022). Units are removed in batches; after each batch the losses of

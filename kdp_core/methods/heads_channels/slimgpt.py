@@ -1,25 +1,25 @@
 """SlimGPT (Ling et al. 2024, NeurIPS, arXiv 2412.18110): structured optimal brain surgeon, layer after layer.
 
-The writers (o, down) of each layer lose heads and channels as `obs` says: those whose removal raises the error of the
-writer's outputs least, while the columns that stay change to make up for them. H = X'X comes from the model as pruned
-so far: the inputs of a layer are the outputs of the pruned layers before it, and its MLP reads the state after its
-pruned attention.
+Heads and channels are removed from the writers (o, down) of each layer by the surgeon of `obs`. It removes the units
+whose removal raises the error of the writer's outputs least, and it changes the columns that remain to compensate.
+H = X'X comes from the model as it is pruned so far: the inputs of a layer are the outputs of the pruned layers before
+it, and its MLP reads the state after its pruned attention.
 
-Batched Greedy Pruning. Heads leave one at a time; the loss of each is that of all its columns together, from a Cholesky
-factor of its own block of H^-1. Channels leave in batches, the first of `batch_first` of 11,008 channels (in
-proportion for other widths), each later one half as large, down to `batch_last`: the first ones to leave depend on each
-other least.
+Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is that of all its columns together, from a
+Cholesky factor of its own block of H^-1. Channels are removed in batches. The first batch has `batch_first` of 11,008
+channels (in proportion for other widths), and each later batch is half as large, down to `batch_last`: the channels
+that are removed first depend on each other least.
 
-Incremental Pruning Ratio. Errors of early layers pass through all later ones, so the share of layer i of n rises with
-depth:
+Incremental Pruning Ratio. The errors of early layers pass through all later layers, so the share of layer i of n rises
+with depth:
     r_i = r_0 + (r_{n-1} - r_0) log(i + 1) / log(n).
-r_0 is `first_share`, and r_{n-1} is solved so that the ratio of ALL parameters is met. A layer loses the nearest whole
-number of head groups to its share, and channels for the rest.
+r_0 is `first_share`, and r_{n-1} is solved so that the ratio of ALL parameters is met. The number of head groups that a
+layer loses is its share, rounded to whole groups; channels make up the rest.
 
 No code is released. ASSUME: r_0 = 0, batches that halve from 1,024 to 8, and a damp of 0.01, as in SparseGPT. A unit of
-grouped heads is a key-value head with its query heads; the paper's models have none. The paper reads 256 sequences of
-2,048 tokens of C4; here it is the calibration set, all of it by default. It fine-tunes by LoRA afterwards; here
-fine-tuned variants are trained like those of every other method.
+grouped heads is a key-value head with its query heads; the paper's models have no grouped heads. The paper reads 256
+sequences of 2,048 tokens of C4; here the whole calibration set is read by default. The paper fine-tunes by LoRA
+afterwards; here fine-tuned variants are trained like those of every other method.
 """
 import logging
 import math

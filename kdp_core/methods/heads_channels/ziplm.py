@@ -1,17 +1,22 @@
 """ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
 
-Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, as `obs` says, with H = X'X
-of the dense model's inputs. On the way it passes levels s: every number of heads, and channels whose number shrinks by
-the factor `shrink`. Each level has its map and its prior, the relative error of the writer's outputs, p_s = |W_s X' - W
-X'| / |W X'|. The levels of all writers are chosen together: for coefficients c_l the knapsack min sum_l c_l p_l,s(l) so
-that the levels remove the ratio of ALL parameters is solved by dynamic programming, and SPDY (Frantar and Alistarh
-2022) searches for the coefficients: from c = 1 on, a tenth of them is drawn anew from [0, 1], and a draw is kept if the
-model put together from its levels has a lower loss on calibration text.
+Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, by the surgeon of `obs`.
+Its H = X'X is that of the dense model's inputs. The result of a writer is a list of levels s: one for every number of
+heads, and one for numbers of channels that shrink by the factor `shrink`. Each level has its matrix W_s and its prior,
+the relative error of the writer's outputs:
+    p_s = |W_s X' - W X'| / |W X'|.
 
-Where we differ: the budget is parameters, not milliseconds, since methods are compared at equal parameters. At least
-one unit of each part is kept, where the paper may remove a whole part. A unit of grouped heads is a key-value head with
-its query heads. The paper alternates this with training by distillation; here nothing is trained. Its 1,000 draws run
-the model on all calibration text; here on `judge_sequences`.
+The levels of all writers are chosen together. For coefficients c_l, dynamic programming solves the knapsack
+    min sum_l c_l p_l,s(l),    so that the levels remove the ratio of ALL parameters.
+SPDY (Frantar and Alistarh 2022) searches for the coefficients. It starts from c = 1. Each draw replaces a tenth of the
+coefficients by numbers from [0, 1], and it is kept if the model of its levels has a lower loss on calibration text.
+
+Where we differ from the paper:
+    The budget is a number of parameters, not milliseconds, since methods are compared at equal parameters.
+    At least one unit of each part is kept. The paper may remove a whole part.
+    A unit of grouped heads is a key-value head with its query heads.
+    The paper alternates pruning with training by distillation. Here nothing is trained.
+    Its 1,000 draws run the model on all calibration text. Here they run it on `judge_sequences`.
 """
 import itertools
 import logging

@@ -2,10 +2,10 @@
 
 Paper: KDP (ICLR 2026), equations 2 and 5.
     phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
-    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned;
+    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m are drawn once; lambda and L are learned;
     phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
-Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not its
-inverse. `kernel` fits these parts and lists what the paper leaves open.
+Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); but frequencies of covariance Sigma give the kernel
+with Sigma in the place of its inverse. `kernel` fits these parts and lists what the paper leaves open.
 """
 import functools
 import itertools
@@ -127,9 +127,3 @@ def chain(a_KFF: Tensor) -> Tensor:
     for a_FF in a_KFF.double():
         product_FF = a_FF @ product_FF
     return product_FF
-
-
-def median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
-    """Median distance of two distinct tokens, measured on a sample of the tokens."""
-    x_BD = x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]].double()
-    return torch.pdist(x_BD).median().item()

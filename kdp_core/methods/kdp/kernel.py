@@ -1,11 +1,7 @@
 """Step 1 of KDP: a learnable random-Fourier-feature kernel, in which the map of one layer is nearly linear.
 
-Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B.
-    phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
-    Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m drawn once; lambda and L are learned;
-    phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
-Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); frequencies of covariance Sigma give Sigma, not its
-inverse.
+Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. `features` has the features phi, the
+operators A_i and the loss; this module trains them.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are alike in it. x is therefore
@@ -37,16 +33,7 @@ from kdp_core.base.options import Count, Natural, NotNegative, Positive, Share, 
 from kdp_core.base.records import Block, KernelMap
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import TrainingFailed, descend
-from kdp_core.methods.kdp.features import (
-    Lift,
-    Operators,
-    Weight,
-    chain,
-    cosine_weights,
-    equation_5,
-    median_distance,
-    ols,
-)
+from kdp_core.methods.kdp.features import Lift, Operators, Weight, chain, cosine_weights, equation_5, ols
 from kdp_core.states.block import (
     BlockStates,
     LiftInput,
@@ -58,6 +45,7 @@ from kdp_core.states.block import (
     ridge_solve,
 )
 from kdp_core.states.hidden import HiddenStates
+from kdp_core.states.pairwise import sampled_median_distance
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +93,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     states = load(hidden, block, massive=massive, heldout=heldout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     x_ND = lift_input(states.tokens(states.train)[0], lift)
-    unit = median_distance(x_ND, generator) if bandwidth == "median" else 1.0
+    unit = sampled_median_distance(x_ND, generator) if bandwidth == "median" else 1.0
     phi = Lift(hidden.width, features, rank, bandwidth_scale * unit, generator).to(device)
     operators = Operators(block[1] - block[0], features).to(device)
     run = _Run(states, phi, operators, lift, loss == "chain", weight, model_layers or hidden.layers[-1], ridge,

@@ -1,9 +1,9 @@
-"""How much each part of each layer loses: the least sum of measured losses with a given number of parameters removed.
+"""How many units each part of each layer keeps: the sum of the measured losses is least for the parameters to remove.
 
-Losses are taken as additive, as ZipLM (Kurtic et al. 2023) and others do. So the choice is a knapsack over the parts,
-each with a ladder of levels, and dynamic programming solves it exactly on a grid of parameters. Between two measured
-levels of an MLP the loss is interpolated linearly. A loss that falls with fewer units is noise of the measurement and
-counts as the one before it.
+Losses are added up, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, each of which has a
+ladder of levels; dynamic programming solves it exactly on a grid of parameters. Between two measured levels of an MLP
+the loss is interpolated linearly. If a loss falls with fewer units, this is noise of the measurement, and the loss
+before it counts.
 """
 from collections import defaultdict
 from collections.abc import Mapping

@@ -1,18 +1,18 @@
-"""kdp_narrow: every layer stays, its MLP and its attention get narrower, and the writers make up for it.
+"""kdp_narrow: every layer is kept with a narrower attention and MLP, and the writers change to compensate.
 
-KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so what the removed
-attentions gave is lost. Here every layer keeps a part of its own attention, hence the context:
-1. search (`ladders`): what each part of each layer loses at the outputs with fewer channels or heads;
-2. selection (`budget`): what each part keeps, so that the sum of losses is least at the given ratio;
-3. fit (`fit.in_order`): the optimal brain surgeon chooses channels and heads on the already pruned prefix, and each
-   writer (o_proj and down_proj in LLaMA's words) is solved again in closed form against the dense model's states;
-4. training: all writers together against the outputs of the dense model, for `epochs` epochs.
+KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context
+that the removed attentions gave is lost. Here every layer keeps a part of its own attention, and with it the context:
+1. The search (`ladders`) measures what the outputs lose if a part of one layer has fewer channels or heads.
+2. The selection (`budget`) decides what each part keeps, so that the sum of these losses is least at the given ratio.
+3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon, on the already pruned prefix. It
+   solves each writer (o_proj and down_proj in LLaMA) again in closed form, against the dense model's states.
+4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
 So the last matrices of attentions and MLPs are changed, and all other kept weights are those of the dense model. With
 `solve: false` and `epochs: 0` every kept weight is untouched.
 
 ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) have the surgeon's rule and the new
-solution. New here: the target is the state of the dense model, as in kdp_residual; the price of a unit is the loss at
-the outputs; heads and channels share one budget; and the writers are trained together.
+solution. Four things are new here: the target is the state of the dense model, as in kdp_residual; the price of a unit
+is the loss at the outputs; heads and channels share one budget; and the writers are trained together.
 """
 import logging
 import time

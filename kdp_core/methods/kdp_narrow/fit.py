@@ -1,7 +1,7 @@
 """The closed-form half of kdp_narrow: parts are narrowed in the order of depth, and their writers are solved again.
 
 Each writer is solved on what the already pruned model feeds it, with the dense model's state as the target. So it also
-takes back what earlier parts did wrong.
+corrects the errors of earlier parts.
 Axes: as in `parts`.
 """
 import logging

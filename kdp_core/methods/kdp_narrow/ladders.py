@@ -1,4 +1,4 @@
-"""What each part of each layer loses at the outputs of the model with fewer heads or channels.
+"""The ladder of each part: what the outputs of the model lose if this part has fewer heads or channels.
 
 One part of the dense model is narrowed at a time, its writer is solved again, and KL(dense || pruned) of the next-token
 distributions is the loss. The losses do not depend on the ratio, so one search serves all ratios. MLPs are measured at

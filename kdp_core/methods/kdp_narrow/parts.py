@@ -1,7 +1,8 @@
-"""Attention and MLP of a layer taken apart: what enters the writer, and what the part adds to the state.
+"""The attention and the MLP of a layer, each run by itself: the inputs of its writer, and what it adds to the state.
 
-A part reads the state `base`, makes the inputs f of its writer, and adds W f + b to the state, through one more norm in
-some families (Gemma). Axes: S sequences, B sequences of a batch, T tokens, D width, F inputs of the writer.
+A part reads the state `base` and computes the inputs f of its writer. It adds W f + b to the state; in some families
+(Gemma) W f + b passes one more norm first.
+Axes: S sequences, B sequences of a batch, T tokens, D width, F inputs of the writer.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -18,6 +18,7 @@ from kdp_core.model.families import Family, activation_of, decoder_layers, famil
 from kdp_core.model.stand_ins import normalised
 from kdp_core.states.block import TokenWeight
 from kdp_core.states.hidden import HiddenStates
+from kdp_core.states.pairwise import sampled_median_distance
 
 Kind = Literal["neurons", "rff", "rff_learned", "none"]
 """The dictionaries that a variant may choose."""
@@ -103,9 +104,7 @@ def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
 def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: int) -> Dictionary:
     """Random Fourier features of an RBF kernel; its width: `bandwidth_scale` median distances of the states."""
     generator = torch.Generator().manual_seed(seed)
-    one_ND, other_ND = (x_ND[torch.randint(len(x_ND), (1024,), generator=generator)] for _ in range(2))
-    distances_N = (one_ND - other_ND).norm(dim=1)
-    width = bandwidth_scale * distances_N[distances_N > 0].median()
+    width = bandwidth_scale * sampled_median_distance(x_ND, generator)
     v_RD = torch.randn(entries, x_ND.shape[1], generator=generator) / width
     return Dictionary("rff", v_RD, 2 * math.pi * torch.rand(entries, generator=generator), "relu")
 

@@ -6,13 +6,12 @@ import zarr
 
 from kdp_core.base.options import OptionError
 from kdp_core.states import hidden
+from kdp_core.states.pairwise import squared_distances
 from kdp_core.states.similarity import (
     SimilarityError,
     cka,
     hsic_pairs,
-    median_distance,
     similarity,
-    squared_distances,
     u_centre,
 )
 from tests.kdp_core import stored
@@ -81,15 +80,6 @@ def test_u_centred_rows_sum_to_zero():
     # what every entry of the Gram matrix shares is centred away, and the diagonal does not count
     torch.testing.assert_close(u_centre(x_LND @ x_LND.mT + 7), centred_LBB)
     torch.testing.assert_close(u_centre(x_LND @ x_LND.mT + 7 * torch.eye(9)), centred_LBB)
-
-
-def test_distances_against_numpy():
-    x_LND = normal(2, 11, 3)
-    apart = [np.array([np.linalg.norm(x[i] - x[j]) for i in range(11) for j in range(i)]) for x in x_LND.numpy()]
-    for layer in range(2):
-        found_P = squared_distances(x_LND)[layer][tuple(torch.tril_indices(11, 11, offset=-1))].sqrt()
-        np.testing.assert_allclose(found_P.numpy(), apart[layer], atol=1e-9)
-        assert median_distance(x_LND)[layer].item() == pytest.approx(np.median(apart[layer]))
 
 
 @pytest.mark.parametrize("batch", [32, 256])

@@ -4,9 +4,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist
 
-from kdp_core.methods.kdp.features import Lift, Operators, chain, cosine_weights, equation_5, median_distance, ols
+from kdp_core.methods.kdp.features import Lift, Operators, chain, cosine_weights, equation_5, ols
 from kdp_core.states.block import FitError, lift_input
 
 
@@ -86,16 +85,6 @@ def test_rms_input_forgets_the_length_of_a_state_and_raw_does_not():
     torch.testing.assert_close(lift_input(3 * h, "rms"), lift_input(h, "rms"))
     torch.testing.assert_close(lift_input(h, "rms").square().mean(-1), torch.ones(4))
     assert lift_input(h, "raw") is h
-
-
-@pytest.mark.parametrize("count", [50, 33])
-def test_median_distance_is_scipys(count):
-    x_ND = torch.randn(count, 4, generator=seeded(8))
-    # torch takes the lower one of two middle values
-    expected = np.quantile(pdist(x_ND.double().numpy()), 0.5, method="lower")
-    assert median_distance(x_ND, seeded()) == pytest.approx(expected)
-    sampled = median_distance(torch.randn(500, 4, generator=seeded(9)), seeded(), sample=100)
-    assert sampled == pytest.approx(expected, rel=0.3) and sampled != pytest.approx(expected, rel=1e-6)
 
 
 # least squares and operators

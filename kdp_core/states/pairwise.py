@@ -1,0 +1,22 @@
+"""Distances of all pairs of tokens, and their median: the scale of every RBF kernel here.
+
+Axes: L layers, B tokens of a minibatch, N tokens, D width.
+"""
+import torch
+from torch import Tensor
+
+
+def squared_distances(x_LBD: Tensor) -> Tensor:
+    """|x_i - x_j|^2 of all pairs of tokens of a batch, (L, B, B), in squared units of the states."""
+    square_LB = x_LBD.square().sum(-1)
+    return (square_LB[:, :, None] + square_LB[:, None, :] - 2 * x_LBD @ x_LBD.mT).clamp_min(0)
+
+
+def median_distance(x_ND: Tensor) -> float:
+    """Median distance of two distinct tokens, in the units of the states; at least 1e-12, so that it can divide."""
+    return torch.pdist(x_ND.double()).median().clamp_min(1e-12).item()
+
+
+def sampled_median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
+    """Median distance of two distinct tokens, measured on a sample of the tokens."""
+    return median_distance(x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]])
