@@ -1,11 +1,12 @@
-# `make demo` runs the workflow and `make test` runs the tests. Both set up .venv first.
+# `make demo` runs the workflow, `make test` the tests, and `make lint` the checks of style and types.
+# All of them set up .venv first.
 PYTHON ?= python3
 CORES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-cluster clean
+.PHONY: demo test lint test-cluster clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -20,6 +21,16 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(CORES)
+
+# the extras that only some targets need
+$(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
 
 # `make test-cluster` needs slurm-wlm and munge; see docs/cluster.md
 test-cluster: $(READY)

@@ -158,7 +158,8 @@ class Run:
         """The dense checkpoint is there, and its facts are known."""
         if not (self.kept / "dense").exists():
             (self.kept / "facts.json").unlink(missing_ok=True)
-        return self.keep("facts", self._convert)
+        facts: ModelFacts = self.keep("facts", self._convert)
+        return facts
 
     def _convert(self) -> ModelFacts:
         source, sha256 = sources.model(self.settings.model)
@@ -203,12 +204,16 @@ class Run:
 
     def _measure(self, ids_ST: Tensor) -> dict[str, Any]:
         """Perplexity of both models on the same windows, and their costs in turns."""
-        same = {"device": self.device, "dtype": self.settings.dtype}
-        scored = {name: self.plain(name, lambda folder=folder: heldout.perplexity(folder, ids_ST, **same)._asdict())
-                  for name, folder in (("ppl_dense", self.kept / "dense"), ("ppl_pruned", self.out))}
-        measured = self.keep("efficiency", lambda: efficiency.measure(self.kept / "dense", self.out, tokens=tokens_of(
-            self.settings.length), repeats=REPEATS, **same))
-        return {**scored, "efficiency": measured._asdict()}
+        dense, device, dtype = self.kept / "dense", self.device, self.settings.dtype
+
+        def scored(folder: Path) -> dict[str, Any]:
+            return heldout.perplexity(folder, ids_ST, device=device, dtype=dtype)._asdict()
+
+        found = {"ppl_dense": self.plain("ppl_dense", lambda: scored(dense)),
+                 "ppl_pruned": self.plain("ppl_pruned", lambda: scored(self.out))}
+        measured = self.keep("efficiency", lambda: efficiency.measure(
+            dense, self.out, tokens=tokens_of(self.settings.length), repeats=REPEATS, device=device, dtype=dtype))
+        return {**found, "efficiency": measured._asdict()}
 
 
 def tokens_of(length: int) -> int:
@@ -227,7 +232,8 @@ def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool
     if not keep:
         for name in LARGE:
             shutil.rmtree(run.kept / name, ignore_errors=True)
-    return store.read_json(summary)
+    found: dict[str, Any] = store.read_json(summary)
+    return found
 
 
 @contextmanager

@@ -29,7 +29,8 @@ def checked(path: Path) -> dict[str, Any]:
     from planning import grid
     from planning.config import check
 
-    return grid.with_seeds_apart(check(merged(_read(ROOT / "config.yaml"), own)))
+    found: dict[str, Any] = grid.with_seeds_apart(check(merged(_read(ROOT / "config.yaml"), own)))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,14 @@ A notebook needs few names, and they are here: `prune_model`, `fold`, `load_mode
 `METHODS`. They are imported when they are first used, so that `import kdp_core` takes no time.
 """
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdp_core.methods import METHODS
+    from kdp_core.model.checkpoints import load_model, load_tokenizer
+    from kdp_core.prune.fold import fold
+    from kdp_core.prune.pruning import prune_model
+    from kdp_core.score.evaluate import evaluate
 
 PUBLIC = {"METHODS": "kdp_core.methods", "evaluate": "kdp_core.score.evaluate", "fold": "kdp_core.prune.fold",
           "load_model": "kdp_core.model.checkpoints", "load_tokenizer": "kdp_core.model.checkpoints",

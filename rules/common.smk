@@ -53,7 +53,9 @@ def one_of(names):
 
 def embedded(section):
     """Names of a section of the embedded default that the configuration has with the same entries."""
-    own = yaml.safe_load(Path(workflow.basedir, "config.yaml").read_text(encoding="utf-8"))[section]
+    own = yaml.safe_load(
+        Path(workflow.basedir, "config.yaml").read_text(encoding="utf-8")
+    )[section]
     return [name for name, entry in own.items() if config[section].get(name) == entry]
 
 
@@ -252,7 +254,9 @@ def trained(wildcards, step):
     """The records of one step on every block that a variant has trained on a calibration set, by first layer."""
     points = grid.points_like(POINTS, wildcards)
     found = {path for point in points for path in records_of(point)}
-    return grid.by_layer(path for path in found if os.path.basename(path) == f"{step}.safetensors")
+    return grid.by_layer(
+        path for path in found if os.path.basename(path) == f"{step}.safetensors"
+    )
 
 
 def dense_measured():
@@ -298,7 +302,9 @@ def theory_wanted():
 def tables_wanted():
     """The tables of the paper and of the ablations, and the table of calibration seeds if there are several."""
     seeds = ["results/tables/seeds.csv"] if FAMILIES else []
-    ablations = [f"results/tables/ablation-{name}.csv" for name in config.get("ablations", {})]
+    ablations = [
+        f"results/tables/ablation-{name}.csv" for name in config.get("ablations", {})
+    ]
     return ["results/tables/paper/index.md", *ablations, *seeds]
 
 

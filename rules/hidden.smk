@@ -60,7 +60,10 @@ use rule hidden as hidden_join with:
     input:
         shards_of,
     resources:
-        mem_mb=memory_mb(2000, states=lambda wildcards: resources.norm_states(config, wildcards.model)),
+        mem_mb=memory_mb(
+            2000,
+            states=lambda wildcards: resources.norm_states(config, wildcards.model),
+        ),
         runtime=minutes(30),
     message:
         "Joining hidden states of {wildcards.model} over {wildcards.calib}"

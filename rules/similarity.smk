@@ -14,7 +14,12 @@ rule similarity:
     conda:
         environment()
     resources:
-        mem_mb=memory_mb(3000, states=lambda wildcards: resources.gathered_states(config, wildcards.model, wildcards.calib)),
+        mem_mb=memory_mb(
+            3000,
+            states=lambda wildcards: resources.gathered_states(
+                config, wildcards.model, wildcards.calib
+            ),
+        ),
         runtime=minutes(20, per_billion=6),
     params:
         options=config.get("similarity", {}),

@@ -19,9 +19,12 @@ rule step:
         environment()
     resources:
         **ONE_GPU,
-        mem_mb=memory_mb(3000, states=lambda wildcards: resources.block_states(
-            int(wildcards.start), int(wildcards.stop)
-        )),
+        mem_mb=memory_mb(
+            3000,
+            states=lambda wildcards: resources.block_states(
+                int(wildcards.start), int(wildcards.stop)
+            ),
+        ),
         runtime=minutes(60, per_billion=30),
     params:
         method=method_of,

@@ -14,7 +14,10 @@ rule theory:
         environment()
     resources:
         **ONE_GPU,
-        mem_mb=memory_mb(4000, states=lambda wildcards: resources.block_states(*config["theory"]["run"])),
+        mem_mb=memory_mb(
+            4000,
+            states=lambda wildcards: resources.block_states(*config["theory"]["run"]),
+        ),
         runtime=minutes(20, per_billion=6),
     params:
         run=config.get("theory", {}).get("run"),

@@ -1,11 +1,14 @@
-"""docs/architecture.md: its picture is drawn from the imports, and its three worked tasks are executed."""
+"""docs/architecture.md: its picture is drawn from the imports, and its four worked examples are executed."""
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
+from kdp import workflow
+from kdp_core.score import evaluate
 from tests.test_structure import ROOT
 from tests.workflow.project import Project
 
@@ -16,7 +19,7 @@ BEFORE = {"kdp_core/model/families.py": ")\nFAMILIES: dict", "tests/pico.py": '}
 
 def snippets():
     """What the page says to create or to add: path -> (whether the file is new, code)."""
-    found = re.findall(r"(Create|Add to `\w+` in) `([\w/.]+)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL)
+    found = re.findall(r"(Create|Add to `\w+` in)\s`([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL)
     return {path: (word == "Create", code) for word, path, code in found}
 
 
@@ -36,6 +39,7 @@ def add(root, path):
     file = root / path
     assert file.exists() is not new
     if new:
+        file.parent.mkdir(exist_ok=True)
         file.write_text(code, encoding="utf-8")
         return
     text = file.read_text(encoding="utf-8")
@@ -51,9 +55,9 @@ def passed(root, *arguments):
     return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
-def test_the_page_has_the_three_tasks():
+def test_the_page_has_the_four_examples():
     assert list(snippets()) == ["kdp_core/methods/alternate.py", "kdp_core/model/families.py", "tests/pico.py",
-                                "kdp_core/figures/bars.py"]
+                                "my_tasks/opposites.yaml", "my_tasks/opposites.jsonl", "kdp_core/figures/bars.py"]
 
 
 def test_a_method_is_added(copy):
@@ -66,6 +70,19 @@ def test_a_family_is_added(copy):
         add(copy, path)
     assert passed(copy, "tests/kdp_core/methods/test_battery.py", "-k",
                   "starcoder2 and (linear_prefix or shortgpt or slicegpt) and not fine_tuned") >= 12
+
+
+def test_a_task_is_added(llama_folder, tmp_path, monkeypatch):
+    for path in ("my_tasks/opposites.yaml", "my_tasks/opposites.jsonl"):
+        add(tmp_path, path)
+    monkeypatch.chdir(tmp_path)
+    score, = evaluate.evaluate(llama_folder, tasks=["opposites"], task_folders=["my_tasks"]).scores
+    assert (score.task, score.metric, score.items) == ("opposites", "acc", 4)
+    assert score.value in (0, 0.25, 0.5, 0.75, 1)
+    checked = workflow.merged(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")),
+                              yaml.safe_load(re.search(r"```yaml\n(evaluate: .*?)```", PAGE, re.DOTALL)[1]))
+    (tmp_path / "mine.yaml").write_text(yaml.dump(checked), encoding="utf-8")
+    assert workflow.checked(tmp_path / "mine.yaml")["evaluate"]["task_folders"] == ["my_tasks"]
 
 
 def test_a_figure_is_added(copy, tmp_path_factory):
