@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from kdp_core.base.records import KernelMap
-from kdp_core.methods.kdp.features import Lift, features_of, median_distance
+from kdp_core.methods.kdp.features import Lift, features_of
 from kdp_core.score import standard_errors
 from kdp_core.states.block import gram, lift_input, relative_error, ridge_solve
+from kdp_core.states.pairwise import sampled_median_distance
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[floa
     """
     width, base, everything = kernel.omega_DM.shape[0], 2 * len(kernel.b_M), max(shares)
     x_ND = lift_input(train.h_KND[0], kernel.lift_input).cpu()
-    unit = median_distance(x_ND, torch.Generator().manual_seed(seed))
+    unit = sampled_median_distance(x_ND, torch.Generator().manual_seed(seed))
     chosen = [Design("identity", width, None, share) for share in shares]
     random = [(base, scales[0], share) for share in shares]
     random += [(count, scales[0], everything) for count in counts] + [(base, scale, everything) for scale in scales]
