@@ -220,3 +220,48 @@ class Trajectories(NamedTuple):
     """A row for each space and run of layers: kdp_core.study.views.straightness_table."""
     own_neighbour: float
     """Share of states whose nearest other state is one of the same sample."""
+
+
+class SingleStep(NamedTuple):
+    """What single predictions of a pruned model say beside those of the dense one: kdp_core.study.single_step."""
+    windows: int
+    positions: int
+    """Of each window, without the first."""
+    values: dict[str, float]
+    """Mean of each statistic over all positions, and with the prefix `last_` over the last ones."""
+    stderr: dict[str, float | None]
+    """Standard error of each over windows; None with one window."""
+
+
+class Predictor(NamedTuple):
+    """How the loss of generation quality follows from single-step statistics: kdp_core.study.expect."""
+    features: list[str]
+    scale: list[float]
+    """Root mean square of each transformed feature over the rows of the fit."""
+    coefficients: dict[str, list[float]]
+    """For each loss the weight of each feature, none below 0."""
+    alpha: dict[str, float]
+    """The ridge of each, chosen by leaving methods out among the rows of the fit."""
+    spread: dict[str, float]
+    """For each loss, the distance from the measured one that nine of ten predictions for left-out methods keep."""
+    validation: dict[str, dict[str, float]]
+    """For each loss: rank correlation for left-out methods, its interval (low, high), mean error, rows, groups."""
+    rows: list[dict[str, Any]]
+    """The rows of the fit: model, method, ratio, their features and losses."""
+    provenance: dict[str, Any]
+    """Command, file and its SHA-256, versions, what the losses were measured on."""
+
+
+class Expectation(NamedTuple):
+    """What a pruned model is expected to lose in generation, from its single-step statistics."""
+    losses: dict[str, float]
+    """0: as good as the dense model; 1: nothing left."""
+    low: dict[str, float]
+    high: dict[str, float]
+    """The range that held for nine of ten left-out models."""
+    nearest: dict[str, Any]
+    """The measured row whose statistics are nearest: model, method, ratio, losses, distance."""
+    beyond: bool
+    """Whether a statistic exceeds all that the predictor was fitted on."""
+    statistics: dict[str, float]
+    sentence: str

@@ -115,6 +115,15 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
     return Scores(scores, seconds, task_records.versions(found))
 
 
+def requests(folder: str | Path, chosen: Chosen, seed: int = 0) -> Mapping[str, Any]:
+    """lm-eval's tasks of benchmarks, each with the requests that `evaluate` would score for the checkpoint."""
+    with _quiet(), benchmarks.task_folder(chosen) as made:
+        loaded = _load_tasks(_task_manager(chosen.tasks, made, folder), chosen.tasks, seed)["tasks"]
+        _prepare(loaded, chosen, None, seed)
+        _jobs(loaded, chosen, None, None, {"seed": seed})
+    return loaded
+
+
 def _check_names(tasks: Sequence[str], chosen: Chosen | None) -> None:
     if isinstance(tasks, str) or not (tasks or (chosen and chosen.tasks)):
         raise EvaluationError(f"tasks {tasks!r} is no list of task names; name at least one, such as ['hellaswag']")

@@ -34,6 +34,7 @@ from kdp_core.model import checkpoints
 from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.score.diagnose import kept_states
+from kdp_core.score.generation import greedy
 from kdp_core.states.bases import bases_of
 from kdp_core.states.hidden import boundary_states
 from kdp_core.study.distances import averaged, compared, restricted, turned
@@ -166,19 +167,6 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
     answers = _answers(dense, pruned, checkpoints.load_tokenizer(dense_folder), items[:choices], temperature)
     return Spaces(temperature, final_norm, prompts, prompt_tokens, steps, rows, depth, answers,
                   {"seconds": time.perf_counter() - began})
-
-
-def greedy(model: nn.Module, prompt_BT: Tensor, steps: int) -> Tensor:
-    """The `steps` most likely tokens id_BG after each prompt, one after another.
-
-    Of equally likely tokens the lowest is taken. Decoding does not stop at an end of text.
-    """
-    output = model(prompt_BT.to(model.device), use_cache=True)
-    said = [output.logits[:, -1].argmax(dim=-1)]
-    while len(said) < steps:
-        output = model(said[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
-        said.append(output.logits[:, -1].argmax(dim=-1))
-    return torch.stack(said, dim=1).cpu()
 
 
 def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: Tensor, own_BG: Tensor,

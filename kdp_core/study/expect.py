@@ -1,0 +1,216 @@
+"""Will a pruned model still generate? A prediction from single-step statistics, without generating.
+
+What is predicted are the losses of kdp_core.score.generation, from statistics of kdp_core.study.single_step:
+    loss = 1 - exp(-sum_f w_f phi_f / s_f),    w_f >= 0
+with phi the statistics brought to lengths (KL and 1 - cosine are squares of small changes, so their roots are taken)
+and s their scale. No statistic of a model that equals the dense one differs from 0, so it is predicted no loss; since
+no weight is negative, more damage is never predicted less loss. The weights are a ridge regression of -log(1 - loss)
+(scikit-learn), whose penalty is chosen by leaving methods out.
+Validation leaves one method out at a time with all its ratios, fits on the others alone, and predicts what was left
+out. Two methods that made the same model anywhere, by removing the same layers, are left out together.
+`chain` is a reference that nothing is fitted for: if each token agrees with probability a, and no text comes back after
+the first difference, the expected share of equal tokens in G steps is sum_g a^g / G.
+Axes: R rows, F features, M groups of methods.
+"""
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from kdp_core.base import store
+from kdp_core.base.measurements import Expectation, Predictor, SingleStep
+
+logger = logging.getLogger(__name__)
+FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change": 1.0, "margin_lost": 1.0,
+            "angle_h": 0.5, "angle_p": 0.5}
+"""Statistic -> the power that makes a length of it."""
+LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
+"""The losses in the order in which they are told; `quality` is the mean of the others."""
+PREFIX = "loss_"
+"""How the columns of losses begin."""
+LENGTH = 40
+"""Tokens of a window of the rows that the library's predictor was fitted on; other lengths may shift what it says."""
+MOST = 0.95
+"""Losses above count as this in the fit, since -log(1 - loss) has no end."""
+ALPHAS = (0.01, 0.1, 1.0, 10.0)
+"""Penalties that are tried."""
+DRAWS = 1000
+"""Draws of the bootstrap over groups of methods."""
+KEPT = 0.9
+"""Share of the predictions for left-out methods that the given range holds."""
+RECORD = Path(__file__).with_name("expect.json")
+"""The predictor that comes with the library."""
+
+
+class ExpectError(ValueError):
+    """Rows are too few to fit a predictor, or statistics are not those that it was fitted on."""
+
+
+# What is expected of a model ------------------------------------------------------------------------------------------
+
+def expectation(measured: SingleStep, predictor: Predictor | None = None) -> Expectation:
+    """What a model with these single-step statistics is expected to lose; without a predictor, the library's own."""
+    predictor = predictor or own_predictor()
+    phi_F = lengths(pd.DataFrame([measured.values]))[0]
+    losses = {name: _loss(phi_F, predictor, name) for name in LOSSES if name in predictor.coefficients}
+    seen_RF = lengths(pd.DataFrame(predictor.rows))
+    low, high = ({name: float(np.clip(loss + sign * predictor.spread[name], 0, 1)) for name, loss in losses.items()}
+                 for sign in (-1, 1))
+    near, found = nearest(phi_F, predictor), Expectation(
+        losses, low, high, {}, bool((phi_F > seen_RF.max(axis=0) * (1 + 1e-9)).any()), dict(measured.values), "")
+    found = found._replace(nearest=near)
+    return found._replace(sentence=sentence(found, measured))
+
+
+def own_predictor() -> Predictor:
+    """The predictor that comes with the library."""
+    return store.read(RECORD)
+
+
+def lengths(frame: pd.DataFrame) -> np.ndarray:
+    """phi_RF of the rows of a frame. Raises ExpectError for a missing statistic or one that is no number."""
+    if missing := [name for name in FEATURES if name not in frame]:
+        raise ExpectError(f"the statistic {missing[0]} is missing; measure with kdp_core.study.single_step")
+    phi_RF = np.stack([frame[name].to_numpy(float).clip(min=0) ** power for name, power in FEATURES.items()], axis=1)
+    if not np.isfinite(phi_RF).all():
+        raise ExpectError("a single-step statistic is no number; the pruned model's outputs are not finite")
+    return phi_RF
+
+
+def nearest(phi_F: np.ndarray, predictor: Predictor) -> dict[str, Any]:
+    """The row of the fit whose statistics are nearest, with its distance in scaled lengths."""
+    scale_F = np.array(predictor.scale)
+    distance_R = np.linalg.norm((lengths(pd.DataFrame(predictor.rows)) - phi_F) / scale_F, axis=1)
+    place = int(distance_R.argmin())
+    row = predictor.rows[place]
+    return {**{name: row[name] for name in ("model", "method", "ratio", f"{PREFIX}quality")},
+            "distance": float(distance_R[place])}
+
+
+def sentence(found: Expectation, measured: SingleStep) -> str:
+    """What to expect in one sentence, and the evidence in a second one."""
+    def kept(name: str) -> str:
+        return f"{100 * (1 - found.losses[name]):.0f} %"
+
+    parts = {"agreement": "the same next tokens as the dense model in {} of greedy text",
+             "lambada": "{} of its correct last words of passages (LAMBADA)",
+             "rouge1": "{} of its overlap with human summaries (XSum)"}
+    told = ", ".join(words.format(kept(name)) for name, words in parts.items() if name in found.losses)
+    values, near = measured.values, found.nearest
+    beyond = " Some statistics exceed all that were measured, so the range may not hold." if found.beyond else ""
+    return (f"Expect this model to keep {kept('quality')} of the dense model's generation quality "
+            f"({100 * (1 - found.high['quality']):.0f} to {100 * (1 - found.low['quality']):.0f} %): {told}. "
+            f"The evidence: KL {values['kl']:.2g} nats, another most likely token at "
+            f"{100 * values['disagreement']:.0f} % of positions; the nearest measured model ({near['method']} on "
+            f"{near['model']}, ratio {near['ratio']:g}) kept {100 * (1 - near[PREFIX + 'quality']):.0f} %.{beyond}")
+
+
+def _loss(phi_F: np.ndarray, predictor: Predictor, name: str) -> float:
+    # loss = 1 - exp(-sum_f w_f phi_f / s_f)
+    return float(1 - np.exp(-np.array(predictor.coefficients[name]) @ (phi_F / np.array(predictor.scale))))
+
+
+# The fit --------------------------------------------------------------------------------------------------------------
+
+def fit(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Predictor:
+    """The predictor of measured rows, with its validation.
+
+    frame: a row a pruned model: model, method, ratio, the statistics, and the losses with the prefix `loss_`.
+    Raises ExpectError for fewer than three groups of methods.
+    """
+    groups_R, names = groups(frame), [name for name in LOSSES if PREFIX + name in frame]
+    if len(set(groups_R)) < 3:
+        raise ExpectError(f"the rows are of {len(set(groups_R))} groups of methods; measure at least three")
+    phi_RF = lengths(frame)
+    scale_F = np.sqrt((phi_RF ** 2).mean(axis=0)).clip(min=1e-12)
+    made = {name: weights(phi_RF / scale_F, frame[PREFIX + name].to_numpy(float), groups_R) for name in names}
+    left = {name: left_out(frame, name) for name in names}
+    kept = ["model", "method", "ratio", *FEATURES, *(PREFIX + name for name in names)]
+    return Predictor(list(FEATURES), scale_F.tolist(), {name: one[0].tolist() for name, one in made.items()},
+                     {name: one[1] for name, one in made.items()},
+                     {name: float(np.quantile(np.abs(left[name] - frame[PREFIX + name]), KEPT)) for name in names},
+                     {name: validated(frame, name, left[name]) for name in names},
+                     frame[kept].to_dict("records"), dict(provenance))
+
+
+def left_out(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """The loss `name` of each row, predicted from the rows of other groups of methods alone."""
+    groups_R, phi_RF, loss_R = groups(frame), lengths(frame), frame[PREFIX + name].to_numpy(float)
+    found_R = np.empty(len(frame))
+    for group in sorted(set(groups_R)):
+        own_R = groups_R == group
+        scale_F = np.sqrt((phi_RF[~own_R] ** 2).mean(axis=0)).clip(min=1e-12)
+        weights_F, _ = weights(phi_RF[~own_R] / scale_F, loss_R[~own_R], groups_R[~own_R])
+        found_R[own_R] = 1 - np.exp(-(phi_RF[own_R] / scale_F) @ weights_F)
+    return found_R
+
+
+def groups(frame: pd.DataFrame) -> np.ndarray:
+    """The group of each row, named after a method: all rows of a method, and of methods that made an equal model."""
+    head = {method: method for method in frame["method"]}
+
+    def root(method: str) -> str:
+        return method if head[method] == method else root(head[method])
+
+    same = frame.assign(key=frame["kl"].map("{:.9e}".format)).groupby(["model", "key"])["method"]
+    for methods in same.unique():
+        for other in methods[1:]:
+            first, second = sorted((root(methods[0]), root(other)))
+            head[second] = first
+    return np.array([root(method) for method in frame["method"]])
+
+
+def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[str, float]:
+    """Rank correlation of predictions for left-out methods with its 95 % interval over groups, and the mean error."""
+    loss_R, groups_R = frame[PREFIX + name].to_numpy(float), groups(frame)
+    low, high = interval(predicted_R, loss_R, groups_R)
+    return {"spearman": rank_correlation(predicted_R, loss_R), "low": low, "high": high,
+            "error": float(np.abs(predicted_R - loss_R).mean()), "rows": len(frame), "groups": len(set(groups_R))}
+
+
+def rank_correlation(first_R: np.ndarray, second_R: np.ndarray) -> float:
+    """Spearman's rank correlation; 0 where one of the two is constant, since it then orders nothing."""
+    if np.ptp(first_R) == 0 or np.ptp(second_R) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(first_R), rankdata(second_R))[0, 1])
+
+
+def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the rank correlation by a bootstrap that draws whole groups of methods."""
+    draw, known = np.random.default_rng(seed), sorted(set(groups_R))
+    places = {group: np.flatnonzero(groups_R == group) for group in known}
+    found = []
+    for _ in range(DRAWS):
+        rows = np.concatenate([places[known[k]] for k in draw.integers(len(known), size=len(known))])
+        found.append(rank_correlation(first_R[rows], second_R[rows]))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def single_statistics(frame: pd.DataFrame, name: str, statistics: Sequence[str]) -> dict[str, float]:
+    """The rank correlation of each statistic alone with the loss `name`; nothing is fitted."""
+    loss_R = frame[PREFIX + name].to_numpy(float)
+    return {one: rank_correlation(frame[one].to_numpy(float), loss_R) for one in statistics}
+
+
+def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:
+    """The loss of agreement over `steps` tokens if every token agrees by chance and no text comes back."""
+    # 1 - sum_{g=1..G} a^g / G
+    return 1 - ((1 - disagreement_R)[:, None] ** np.arange(1, steps + 1)).mean(axis=1)
+
+
+def weights(x_RF: np.ndarray, loss_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of scaled lengths, none negative, and the penalty that leaving groups of methods out favours."""
+    # imported here, because scikit-learn takes seconds to load
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
+
+    y_R = -np.log1p(-np.minimum(loss_R, MOST))
+    ridge = Ridge(positive=True, fit_intercept=False)
+    found = GridSearchCV(ridge, {"alpha": list(ALPHAS)}, cv=LeaveOneGroupOut(), scoring="neg_mean_absolute_error")
+    found.fit(x_RF, y_R, groups=groups_R)
+    return found.best_estimator_.coef_, float(found.best_params_["alpha"])

@@ -1,0 +1,82 @@
+"""Statistics beside measured generation, on a pico model and made-up sets: plan, rows, tables, resumption."""
+import json
+
+import pandas as pd
+import pytest
+
+from kdp_core.methods import METHODS, check_options
+from kdp_core.study import expect
+from tests import pico
+from tests.benchmarks.command import load, write_project
+from tests.benchmarks.test_retention import write, write_sets
+
+ROWS = ("shortgpt", "magnitude", "deepest")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    module, patch = load("generation"), pytest.MonkeyPatch()
+    root = write_project(tmp_path_factory.mktemp("root"))
+    write_sets(root / "sets", module.retention.MIX)
+    write(root / "sets/eval/xsum_dev.jsonl", [{"document": one, "summary": one[:40]} for one in pico.documents(8)])
+    patch.setattr(module.embedded, "ROOT", root)
+    patch.setattr(module.retention, "MODELS", {"pico": "config.yaml"})
+    patch.setattr(module.retention, "LENGTH", 24)
+    patch.setattr(module, "SIZES", module.Sizes(3, 3, 12, 6, 4, 99, 2, 12, 6))
+    patch.setattr(module, "VARIANTS", {name: variant._replace(options=dict(METHODS[variant.method].example))
+                                       for name, variant in module.VARIANTS.items()})
+    yield module, root
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def done(benchmark, tmp_path_factory):
+    module, root = benchmark
+    out = tmp_path_factory.mktemp("out")
+    given = ["--data", str(root / "sets"), "--out", str(out), "--models", "pico", "--rows", *ROWS, "--ratios", "0.2",
+             "--sequences", "34", "--choices", "3", "--tasks", "piqa", "--threads", "1"]
+    return module, module.main(given), out, given
+
+
+def test_options_are_those_of_the_methods():
+    for variant in load("generation").VARIANTS.values():
+        check_options(variant.method, variant.options)
+
+
+def test_each_row_has_statistics_generation_and_losses(done):
+    _, frame, out, _ = done
+    assert set(frame["method"]) == {"dense", *ROWS}
+    pruned, dense = frame[frame["ratio"] > 0], frame[frame["ratio"] == 0].iloc[0]
+    assert (pruned["kl"] > 0).all() and pruned["loss_quality"].between(0, 1).all()
+    assert (pruned["loss_agreement"] == 1 - pruned["agreement"]).all()
+    assert dense["loss_quality"] == 0 and dense["agreement"] == 1
+    again = pd.read_csv(out / "generation.csv")
+    assert again["method"].tolist() == frame["method"].tolist()
+    assert set(expect.FEATURES) <= set(again) and "text" not in again
+
+
+def test_the_choices_have_a_row_for_each_model_and_task(done):
+    _, _, out, _ = done
+    table = pd.read_csv(out / "generation_choices.csv")
+    assert set(table["method"]) == set(ROWS) and set(table["task"]) == {"piqa"} and set(table["items"]) == {3}
+    assert (table["drop"] - (table["acc_dense"] - table["acc"])).abs().max() < 1e-9
+
+
+def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypatch, capsys):
+    module, frame, out, given = done
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("a row was measured again"))
+    assert module.main(given)["kl"].tolist() == pytest.approx(frame["kl"].tolist(), nan_ok=True)
+    module.main([*given, "--ratios", "0.2", "0.3", "--plan"])
+    assert "pico: 3 rows to measure" in capsys.readouterr().out
+    assert json.loads((out / "generation/pico/rows/shortgpt-r0.2.json").read_text())["method"] == "shortgpt"
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--data", "none"], "there is no calib/ and eval/ in it"),
+    (["--data", ".", "--ratios", "1.5"], "--ratios has 1.5"),
+])
+def test_wrong_words_are_refused_in_one_line(benchmark, given, message, capsys):
+    module, root = benchmark
+    with pytest.raises(SystemExit):
+        module.arguments([str(root / "sets") if one == "." else one for one in given])
+    assert message in capsys.readouterr().err.splitlines()[-1]
