@@ -166,7 +166,9 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
         raise CommandError("the prompt is empty; give at least one word")
     import torch
 
+    from kdp_core.base import texts
     from kdp_core.model import checkpoints
+    from kdp_core.model.families import first_token
 
     quiet()
     reader = checkpoints.load_tokenizer(folder)
@@ -174,8 +176,8 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
         raise CommandError(f"{folder} has no chat template; leave --chat out")
     text = reader.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
                                       add_generation_prompt=True) if chat else prompt
-    ids = reader(text, return_tensors="pt", add_special_tokens=not chat)["input_ids"]
     model = checkpoints.load_model(folder, device=device)
+    ids = texts.prompt_ids(reader, text, templated=chat, start=first_token(model))
     torch.manual_seed(seed)
     draws = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with torch.inference_mode():

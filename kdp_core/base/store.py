@@ -13,7 +13,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,21 +39,43 @@ class StoreError(ValueError):
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` for a file or folder that the body makes; if the body succeeds, it is renamed."""
+    """A temporary path beside `path` for a file or folder that the body makes; if the body succeeds, it is renamed.
+
+    An old folder is renamed before it is deleted: NFS keeps the files that a process still has open, and the folder
+    cannot be deleted then. A folder that `path` links to is replaced where it is, and the link stays.
+    """
     path = Path(path)
+    if path.is_symlink() and path.is_dir():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary, old = _temporary(path), _temporary(path)
     try:
         yield temporary
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if path.is_dir():
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        elif temporary.exists():
-            temporary.unlink()
+        for left in (temporary, old):
+            _delete(left)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _delete(path: Path) -> None:
+    """Delete a temporary file or folder; what cannot be deleted stays, hidden, and is swept with a later write."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _sweep(path: Path) -> None:
@@ -61,7 +83,7 @@ def _sweep(path: Path) -> None:
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
         pid = int(stale.name.rsplit("-", 2)[1])
         if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            _delete(stale)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,9 +2,10 @@
 
 Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
 There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
-sink. A family that cannot do without a first token of its own (`families.first_token`) has it in every window. A mix
-takes a fixed number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens
-from each of its data sets. The paper does not say whether samples are packed, cut or padded; here they are packed.
+sink. A family that cannot do without a first token of its own (`families.first_token`) has it once in every window: one
+that the text itself holds, as texts made with a chat template do, is left out. A mix takes a fixed number of windows
+from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens from each of its data sets. The
+paper does not say whether samples are packed, cut or padded; here they are packed.
 Orders follow from (seed, name of the part) through SHA-256, so a new part does not change the windows of the others.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
@@ -111,7 +112,7 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
     for part in parts:
         order = torch.randperm(len(part.documents), generator=_generator(seed, part.name)).tolist()
         text = SEPARATOR.join(part.documents[i] for i in order)
-        ids.append(_started(_first_windows(tokenizer, text, _own(length, start), part), start))
+        ids.append(_started(_first_windows(tokenizer, text, _own(length, start), part, start), start))
         sources += [part.name] * part.sequences
     order = torch.randperm(len(sources), generator=_generator(seed, "/windows"))
     ids_ST = torch.cat(ids)[order]
@@ -132,7 +133,7 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
     """
     if length < 1:
         raise TextError(f"a window of {length} tokens is not possible; give a length of at least 1 token")
-    ids_N = _tokenise(tokenizer, SEPARATOR.join(documents))
+    ids_N = _tokenise(tokenizer, SEPARATOR.join(documents), start)
     if len(ids_N) < _own(length, start):
         raise TextError(f"the text gives {len(ids_N)} tokens, less than one window of {length}; "
                         "give more text or shorter windows")
@@ -141,24 +142,41 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
     return ids_ST
 
 
-def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part) -> Tensor:
+def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part,
+                   start: int | None) -> Tensor:
     """First windows of the text's tokens; a prefix of the text is tokenised, and doubled until it is long enough."""
     need = part.sequences * length
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
-    ids_N = _tokenise(tokenizer, text[:size])
+    ids_N = _tokenise(tokenizer, text[:size], start)
     while len(ids_N) < need + MARGIN and size < len(text):
         size *= 2
-        ids_N = _tokenise(tokenizer, text[:size])
+        ids_N = _tokenise(tokenizer, text[:size], start)
     if len(ids_N) < need:
         raise TextError(f"text {part.name!r} gives {len(ids_N) // length} sequences of {length} tokens "
                         f"({len(ids_N)} tokens), but {part.sequences} are asked for; ask for fewer or add text")
     return _cut(ids_N[:need], length)
 
 
-def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> Tensor:
-    """Token ids without special tokens, int64 (N,)."""
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, templated: bool = False,
+               start: int | None = None) -> Tensor:
+    """Ids of a text that a model continues, int64 (1, N), with the special tokens that the tokenizer adds.
+
+    templated: a chat template made the text, and all special tokens stand in it.
+    start: an id that the family cannot do without at the beginning. A first token that the text itself has is not added
+        a second time.
+    """
+    given = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    found = tokenizer(text, add_special_tokens=not (templated or given))["input_ids"]
+    if start is not None and found[:1] != [start]:
+        found = [start, *found]
+    return torch.tensor([found], dtype=torch.int64)
+
+
+def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, start: int | None) -> Tensor:
+    """Token ids without special tokens, and without the id that every window begins with, int64 (N,)."""
     found = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return torch.tensor(found, dtype=torch.int64)
+    ids_N = torch.tensor(found, dtype=torch.int64)
+    return ids_N if start is None else ids_N[ids_N != start]
 
 
 def _cut(ids_N: Tensor, length: int) -> Tensor:

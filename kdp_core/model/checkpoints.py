@@ -17,7 +17,7 @@ from kdp_core.base.records import ModelFacts
 from kdp_core.base.store import atomic
 from kdp_core.model import gguf_file
 from kdp_core.model.assets import sha256_of
-from kdp_core.model.families import decoder_layers, output_head, type_of
+from kdp_core.model.families import decoder_layers, first_token, output_head, type_of
 from kdp_core.model.intake import PICKLED, ModelError, check_config, check_folder, has_weights, is_pickled
 from kdp_core.model.sizes import count_macs, count_params
 
@@ -63,6 +63,7 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
     _check_weights(path, model, info, header)
     _warn_of_vocabulary(path, model, tokenizer)
     _make_plain(model, tokenizer)
+    begin_with(tokenizer, first_token(model))
     with atomic(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -118,6 +119,15 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
     """The tokenizer of a checkpoint folder."""
     return _load(Path(folder), "AutoTokenizer", {"pretrained_model_name_or_path": folder},
                  trust_remote_code=trust_remote_code)
+
+
+def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
+    """Let the tokenizer itself add the first token that the family cannot do without, if it does not do so.
+
+    lm-eval, `kdp generate` and whoever loads the checkpoint ask the tokenizer.
+    """
+    if start is not None and start == tokenizer.bos_token_id and tokenizer("a")["input_ids"][:1] != [start]:
+        tokenizer.add_bos_token = True
 
 
 def resolve_device(name: str) -> torch.device:
@@ -271,10 +281,11 @@ def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
 
 
 def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header) -> None:
-    """Correct two errors of transformers 5 in reading a GGUF file's tokenizer.
+    """Correct three errors of transformers 5 in reading a GGUF file's tokenizer.
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
     splits digits before its byte-level BPE, which the file states by name only and which transformers does not read.
+    A file that does not say whether a text begins with a first token leaves that to the kind of its tokenizer.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]
@@ -283,6 +294,8 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header)
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                          backend.pre_tokenizer])
     tokenizer._tokenizer = backend
+    if tokenizer.bos_token is not None:
+        tokenizer.add_bos_token = gguf_file.adds_first_token(header)
 
 
 def _without_place(source: str) -> str:

@@ -53,6 +53,12 @@ BYTE_LEVEL = {
 """Pre-tokenizers of byte-level vocabularies that transformers, or `checkpoints`, splits text by as llama.cpp does."""
 
 
+TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
+"""Fields of the tokenizer that are read here."""
+FIRST_TOKEN = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
+"""Pre-tokenizers of byte-level vocabularies whose texts begin with a first token where the file does not say."""
+
+
 class Header(NamedTuple):
     """What a GGUF file says of itself, without its weights."""
     path: Path
@@ -79,8 +85,7 @@ def read(path: Path) -> Header:
         raise ModelError(f"{path} is no complete GGUF file ({error}); get it again") from error
     # the arrays of a tokenizer hold hundreds of thousands of entries, and no size follows from them
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-    fields |= {name: reader.fields[name].contents() for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-               if name in reader.fields}
+    fields |= {name: reader.fields[name].contents() for name in TOKENIZER if name in reader.fields}
     rope = {tensor.name: np.array(tensor.data, dtype=np.float64).reshape(-1) for tensor in reader.tensors
             if tensor.name in ROPE_TENSORS}
     names = frozenset(tensor.name for tensor in reader.tensors)
@@ -132,6 +137,12 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
     if slow is not None:
         kinds["sliding_attention"]["rope_theta"] = slow
     config.rope_parameters = kinds
+
+
+def adds_first_token(header: Header) -> bool:
+    """Whether a text begins with the tokenizer's first token: as the file says, else as llama.cpp does."""
+    kind, split = header.fields["tokenizer.ggml.model"], header.fields.get("tokenizer.ggml.pre", "default")
+    return bool(header.fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or split in FIRST_TOKEN))
 
 
 def unused_tensors(header: Header, model: Any) -> list[str]:

@@ -1,7 +1,10 @@
 """The model as lm-eval sees it: `Judge` answers the requests of a task with log-likelihoods or with text.
 
-It is lm-eval's own `HFLM`, but items that carry token ids (`heldout_ppl`) are scored on these ids, without a BOS or EOS
-before them. kdp_core.score.fast computes the same log-likelihoods faster.
+It is lm-eval's own `HFLM` with three changes. Items that carry token ids (`heldout_ppl`) are scored on these ids,
+without a BOS or EOS before them. A rolling text begins with one first token: where a tokenizer adds its own, lm-eval
+0.4.13 puts a second one before it and scores the one (EleutherAI/lm-evaluation-harness#3333). A family that needs a
+first token has it in every window of such a text (#2382 there). kdp_core.score.fast computes the same log-likelihoods
+faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
 import logging
@@ -12,9 +15,13 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kdp_core.model import checkpoints
+from kdp_core.model.families import FamilyError, first_token
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,9 @@ class Judge(HFLM):
         super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size,
                          max_length=max_length)
         self.progress = Progress("", 0)
+        self._start = _first_token(model)
+        checkpoints.begin_with(tokenizer, self._start)
+        _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
 
     def watch(self, progress: "Progress") -> None:
         """Report each answered request to `progress`, through the hook that lm-eval has for partial results."""
@@ -52,12 +62,31 @@ class Judge(HFLM):
                 found = []
                 for first in range(0, len(places), self.batch_size):
                     few = [requests[place] for place in places[first:first + self.batch_size]]
-                    found += super().loglikelihood_rolling(few, disable_tqdm)
+                    found += self._texts([request.args[0] for request in few], disable_tqdm)
             else:
                 found = self._windows([requests[place].doc["ids"] for place in places])
             for place, score in zip(places, found, strict=True):
                 scores[place] = score
         return scores
+
+    def _texts(self, texts: list[str], disable_tqdm: bool) -> list[float]:
+        """Log-likelihood (nats) of each text, in windows of the model's length that overlap by one token."""
+        prefix, asked, owners = self.prefix_token_id, [], []
+        room = self.max_length - (self._start is not None)
+        for place, text in enumerate(texts):
+            ids = self.tok_encode(text, add_special_tokens=False)
+            ids = ids[1:] if ids[:1] == [prefix] else ids
+            for window in get_rolling_token_windows(ids, prefix_token=prefix, max_seq_len=room, context_len=1):
+                context, predicted = make_disjoint_window(window)
+                begun = self._start in (None, context[0])
+                asked.append((None, context if begun else [self._start, *context], predicted))
+                owners.append(place)
+        found = [0.0] * len(texts)
+        scores = self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm) if asked else []
+        for place, (log_likelihood, _) in zip(owners, scores, strict=True):
+            found[place] += log_likelihood
+        self.progress.advance(len(texts))
+        return found
 
     @torch.inference_mode()
     def _windows(self, windows: list[list[int]]) -> list[float]:
@@ -104,6 +133,20 @@ class Progress:
     def add_partial(self, *_: Any) -> None:
         """lm-eval calls this after each of its own answers."""
         self.advance(1)
+
+
+def _first_token(model: PreTrainedModel) -> int | None:
+    try:
+        return first_token(model)
+    except FamilyError:
+        return None
+
+
+def _pad_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Pad with a token that the embedding has; what stands in padded places is never attended to."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        ends = tokenizer.eos_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends if ends is not None and ends < rows else 0)
 
 
 def _log_probs(logits_STV: Tensor, ids_ST: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ tokens. LLM-Drop orders the parts by it, so no method runs the model again for i
 
 Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token), and
 `sublayers` (layer, attention or MLP, sequence) if the first layer ran; attributes: layers, massive_factor, provenance.
-Chunks of states hold one layer of one batch. They are not compressed: lossless codecs save less than a tenth of float16
-states.
+Chunks of states hold one layer of one batch, not compressed: lossless codecs save less than a tenth of float16 states.
 
 Several processes may share the work. Each writes a shard, which is whole batches of the sequences, as a group of its
 own with the same chunks. `join` puts the chunk files into one group by hard links, under the numbers that they have
@@ -23,8 +22,6 @@ decides it.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -41,6 +38,7 @@ from kdp_core.base import options, store
 from kdp_core.base.options import Count, Positive
 from kdp_core.base.records import Tokens
 from kdp_core.model.families import base_of, decoder_layers, entrance, family_of
+from kdp_core.states import chunks
 
 logger = logging.getLogger(__name__)
 HALF_MAX = 65504.0
@@ -76,9 +74,10 @@ class HiddenStates(NamedTuple):
     provenance: dict[str, Any]
 
     def state(self, layer: int) -> Tensor:
-        """State `layer`, float32 (S, T, D). Raises HiddenError if it is not stored."""
-        array = zarr.open_group(self.path, mode="r")["states"]
-        return torch.from_numpy(array[self.index(layer)]).float()
+        """State `layer`, float32 (S, T, D). Raises HiddenError if it is not stored, and LostChunk."""
+        array, place = zarr.open_group(self.path, mode="r")["states"], self.index(layer)
+        chunks.check(array, [place])
+        return torch.from_numpy(array[place]).float()
 
     def massive(self, layers: list[int]) -> Tensor:
         """Which tokens are massive in any of these states, bool (S, T)."""
@@ -87,7 +86,9 @@ class HiddenStates(NamedTuple):
     def sublayers(self) -> Tensor:
         """Cosine of the states before and after each attention and MLP, mean over tokens, float32 (L, P, S)."""
         group = zarr.open_group(self.path, mode="r")
-        return torch.from_numpy(group["sublayers"][:]) if "sublayers" in group else torch.zeros(0, 2, self.sequences)
+        if "sublayers" not in group:
+            return torch.zeros(0, 2, self.sequences)
+        return torch.from_numpy(chunks.whole(group["sublayers"]))
 
     def index(self, layer: int) -> int:
         """The place of state `layer` on the layer axis."""
@@ -98,10 +99,10 @@ class HiddenStates(NamedTuple):
 
 
 def read(path: str | Path) -> HiddenStates:
-    """Open the group that `extract` or `join` wrote."""
+    """Open the group that `extract` or `join` wrote. LostChunk, here or when a state is read, if a part is lost."""
     group = zarr.open_group(path, mode="r")
     _, sequences, tokens, width = group["states"].shape
-    return HiddenStates(Path(path), list(group.attrs["layers"]), torch.from_numpy(group["massive"][:]),
+    return HiddenStates(Path(path), list(group.attrs["layers"]), torch.from_numpy(chunks.whole(group["massive"])),
                         group.attrs["massive_factor"], sequences, tokens, width, dict(group.attrs["provenance"]))
 
 
@@ -140,7 +141,7 @@ def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: Posi
     """Write the group `path` from the shards of one extraction, in any order.
 
     massive_factor: as for `extract`.
-    Raises HiddenError for shards that lack sequences, overlap, or differ in options or precision.
+    Raises HiddenError for shards that lack sequences, overlap, or differ in options or precision, and LostChunk.
     """
     options.check(join, locals())
     groups = sorted((zarr.open_group(shard, mode="r") for shard in shards), key=lambda group: group.attrs["sequences"])
@@ -151,10 +152,11 @@ def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: Posi
         states = _create_states(group, (first.shape[0], groups[-1].attrs["sequences"][1], *first.shape[2:]),
                                 first.chunks[1], str(first.dtype))
         for shard in groups:
-            _link_chunks(shard["states"], states, shard.attrs["sequences"][0] // first.chunks[1])
-        _mark(group, torch.from_numpy(np.concatenate([shard["norm"][:] for shard in groups], axis=1)), massive_factor)
+            chunks.link(shard["states"], states, shard.attrs["sequences"][0] // first.chunks[1])
+        norm_LST = torch.from_numpy(np.concatenate([chunks.whole(shard["norm"]) for shard in groups], axis=1))
+        _mark(group, norm_LST, massive_factor)
         if "sublayers" in groups[0]:
-            cosines = [torch.from_numpy(shard["sublayers"][:]) for shard in groups]
+            cosines = [torch.from_numpy(chunks.whole(shard["sublayers"])) for shard in groups]
             _keep_sublayers(group, torch.cat(cosines, dim=2))
         group.attrs.update({"layers": groups[0].attrs["layers"], "massive_factor": massive_factor,
                             "provenance": groups[0].attrs["provenance"]})
@@ -191,25 +193,6 @@ def _named(places: Iterable[tuple[int, int]]) -> str:
     return ", ".join(f"{start}-{stop}" for start, stop in places)
 
 
-def _link_chunks(shard: zarr.Array, states: zarr.Array, before: int) -> None:
-    """Link every chunk file of a shard to its name in the whole array, `before` batches later."""
-    for layer, batch in np.ndindex(shard.cdata_shape[:2]):
-        source, target = _chunk(shard, layer, batch), _chunk(states, layer, before + batch)
-        # zarr stores no chunk that is all zeros
-        if source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source, target)
-            except OSError:
-                # some parallel file systems link within one folder only
-                shutil.copyfile(source, target)
-
-
-def _chunk(array: zarr.Array, layer: int, batch: int) -> Path:
-    """The file of one batch at one place of the layer axis."""
-    return array.store.root / array.path / array.metadata.encode_chunk_key((layer, batch, 0, 0))
-
-
 def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, int] | None, layers: list[int],
             batch: int, dtype: str, massive_factor: float) -> None:
     """Write the states of all sequences, or of a shard, batch by batch."""
@@ -240,8 +223,8 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
 
 
 def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype: str) -> zarr.Array:
-    return group.create_array("states", shape=shape, chunks=(1, batch, *shape[2:]), dtype=dtype, compressors=None,
-                              dimension_names=[*BESIDE, "width"])
+    return group.create_array("states", shape=shape, chunks=(1, batch, *shape[2:]), dtype=dtype,
+                              dimension_names=[*BESIDE, "width"], **chunks.PLAIN)
 
 
 def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
@@ -254,13 +237,13 @@ def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
 def _beside(group: zarr.Group, name: str, values_LST: Tensor) -> None:
     values = values_LST.numpy()
     array = group.create_array(name, shape=values.shape, chunks=(1, *values.shape[1:]), dtype=values.dtype,
-                               compressors=None, dimension_names=BESIDE)
+                               dimension_names=BESIDE, **chunks.PLAIN)
     array[:] = values
 
 
 def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
     array = group.create_array("sublayers", shape=cos_LPS.shape, chunks=cos_LPS.shape, dtype="float32",
-                               compressors=None, dimension_names=["layer", "part", "sequence"])
+                               dimension_names=["layer", "part", "sequence"], **chunks.PLAIN)
     array[:] = cos_LPS.numpy()
 
 

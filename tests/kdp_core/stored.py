@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdp_core.base import texts
 from kdp_core.base.records import Tokens
-from kdp_core.states import hidden
+from kdp_core.states import chunks, hidden
 from kdp_core.states.hidden import HiddenStates
 from tests import pico
 
@@ -29,7 +29,7 @@ def write(path: Path, h_LSTD: Tensor, massive_factor: float = 8.0) -> HiddenStat
     norm_LST = h_LSTD.norm(dim=-1)
     massive_LST = norm_LST > massive_factor * norm_LST.flatten(1).median(dim=1).values[:, None, None]
     for name, values in (("states", h_LSTD), ("norm", norm_LST), ("massive", massive_LST)):
-        group.create_array(name, data=values.numpy())
+        group.create_array(name, data=values.numpy(), chunks=(1, *values.shape[1:]), **chunks.PLAIN)
     group.attrs.update({"layers": list(range(len(h_LSTD))), "massive_factor": massive_factor, "provenance": {}})
     return hidden.read(path)
 

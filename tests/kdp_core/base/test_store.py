@@ -1,6 +1,12 @@
 """Records on disk: nothing is lost, no file is half written, and no other file is taken for a record."""
 import json
 import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +190,87 @@ def test_folder_is_replaced_whole(tmp_path):
     assert temporaries(tmp_path) == []
 
 
+def folder_of(path, name):
+    with store.atomic(path) as temporary:
+        temporary.mkdir()
+        (temporary / name).write_text(name)
+
+
+def test_a_folder_that_cannot_be_deleted_is_replaced_all_the_same(tmp_path, monkeypatch):
+    """NFS keeps files that a process has open, under other names, and then deletes no folder (nextstrain/augur#32).
+
+    What is left is swept when its process is gone and the folder is written again.
+    """
+    def busy(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(16, "Device or resource busy", str(path))
+
+    folder_of(tmp_path / "out", "old")
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    folder_of(tmp_path / "out", "new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for left in temporaries(tmp_path) for path in (tmp_path / left).iterdir()] == ["old"]
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    inner = os.replace
+
+    def replace(source, target):
+        # a mount point, or a quota that is full
+        if str(target).endswith("out") and (source / "new").exists():
+            raise OSError(18, "Invalid cross-device link", str(source))
+        inner(source, target)
+
+    folder_of(tmp_path / "out", "old")
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="cross-device"):
+        folder_of(tmp_path / "out", "new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"] and temporaries(tmp_path) == []
+
+
+def test_a_link_to_a_folder_stays_and_what_it_points_to_is_replaced(tmp_path):
+    """Results that lie on another disk."""
+    (tmp_path / "scratch/real").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "scratch/real")
+    folder_of(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "scratch/real/new").read_text() == "new"
+    assert temporaries(tmp_path) == temporaries(tmp_path / "scratch") == []
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import torch
+from kdp_core.base import store
+from kdp_core.base.records import LinearMap
+from kdp_core.states import hidden
+from tests import pico
+from tests.kdp_core import stored
+folder = Path({folder!r})
+record = LinearMap((0, 1), torch.ones(90, 90), torch.ones(90), None, {{}})
+model, tokens = pico.model("llama", layers=2), stored.tokens()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+for name, write in (("h.zarr", lambda path: hidden.extract(model, tokens, path)),
+                    ("x.json", lambda path: store.write_json(path, ["x" * 9000])),
+                    ("x.safetensors", lambda path: store.write(path, record))):
+    try:
+        write(folder / name)
+    except Exception as error:
+        print(name, type(error).__name__, error)
+"""
+
+
+def test_a_disk_that_is_full_leaves_nothing_and_is_named(tmp_path):
+    """A limit on the size of files, as a quota is: every form of record fails and no part of it is left."""
+    code = FULL.format(root=str(Path(__file__).parents[3]), folder=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["h.zarr", "x.json", "x.safetensors"], done.stdout + done.stderr
+    assert all("too large" in line for line in lines) and list(tmp_path.iterdir()) == []
+
+
 def test_nothing_at_the_final_path_while_writing(tmp_path):
     with store.atomic(tmp_path / "file") as temporary:
         temporary.write_text("new")
@@ -225,11 +312,6 @@ def test_refuses_foreign_safetensors(tmp_path, metadata):
 
 
 def test_leftovers_of_killed_writers_are_swept_and_those_of_living_ones_kept(tmp_path):
-    import os
-    import socket
-    import subprocess
-    import sys
-
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead, alive, other = (tmp_path / f".x.json.{host}-{pid}-abc.tmp" for host, pid in (

@@ -8,7 +8,7 @@ import torch
 
 from kdp_core.base import texts
 from kdp_core.base.options import OptionError
-from kdp_core.base.texts import Part, TextError, pack, read_documents, read_hub_documents, windows
+from kdp_core.base.texts import Part, TextError, pack, prompt_ids, read_documents, read_hub_documents, windows
 from tests import pico
 
 
@@ -221,3 +221,41 @@ def test_windows_that_begin_with_a_token_of_their_own(tokenizer):
     assert torch.equal(tokens.ids_ST[:, 1:], pack(tokenizer, parts(), length=11, seed=3).ids_ST)
     with pytest.raises(TextError, match="window of 1 tokens holds no text"):
         windows(tokenizer, pico.documents(3), length=1, start=0)
+
+
+def begun(adds):
+    made = pico.tokenizer()
+    made.add_bos_token = adds
+    return made
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_tokenizer_that_adds_a_first_token_adds_none_to_windows(tokenizer, adds):
+    for start in (None, 0):
+        own = begun(adds)
+        assert torch.equal(windows(own, pico.documents(3), length=12, start=start),
+                           windows(tokenizer, pico.documents(3), length=12, start=start))
+        assert torch.equal(pack(own, parts(), length=12, seed=3, start=start).ids_ST,
+                           pack(tokenizer, parts(), length=12, seed=3, start=start).ids_ST)
+
+
+def test_a_first_token_in_the_text_is_not_doubled(tokenizer):
+    """Documents made with a chat template bring it."""
+    templated = [f"<s>{document}" for document in pico.documents(3)]
+    ids_ST = windows(tokenizer, templated, length=12, start=0)
+    assert torch.equal(ids_ST, windows(tokenizer, pico.documents(3), length=12, start=0))
+    # of a family that needs none, the text stays as it is given
+    assert int((windows(tokenizer, templated, length=12) == 0).sum()) > 0
+
+
+@pytest.mark.parametrize("adds, start, expected", [(True, None, [0]), (True, 0, [0]), (False, 0, [0]),
+                                                   (False, None, [])])
+def test_a_prompt_has_its_first_token_once(adds, start, expected):
+    """Llama's tokenizer adds it, GPT-2's does not, Gemma must have it."""
+    own = begun(adds)
+    text_ids = own("the council", add_special_tokens=False).input_ids
+    assert prompt_ids(own, "the council", start=start).tolist() == [expected + text_ids]
+    assert prompt_ids(own, "<s>the council", start=start).tolist() == [[0, *text_ids]]
+    assert prompt_ids(own, "<s>the council", templated=True, start=start).tolist() == [[0, *text_ids]]
+    bare = [] if start is None else [start]
+    assert prompt_ids(own, "the council", templated=True, start=start).tolist() == [bare + text_ids]

@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,17 @@ def test_gguf_of_smollm_splits_digits(tmp_path):
     assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("in  20")] == ["in", "ĠĠ", "2", "0"]
 
 
+@pytest.mark.parametrize("pre, says, expected", [("gpt-2", True, [0]), ("gpt-2", False, []), ("gpt-2", None, []),
+                                                 ("llama-bpe", None, [0]), ("llama-bpe", False, [])])
+def test_a_text_begins_as_the_file_says_or_as_llama_cpp_does(tmp_path, pre, says, expected):
+    """Older files of Llama 3 hold no add_bos_token; llama.cpp goes by the name of the pre-tokenizer."""
+    fields = {} if says is None else {"tokenizer.ggml.add_bos_token": says}
+    path = write_gguf(tmp_path / "pico.gguf", pico.model("llama", layers=1), pico.tokenizer(), pre=pre, fields=fields)
+    convert(path, tmp_path / "dense", dtype="float32", source="x")
+    kept = load_tokenizer(tmp_path / "dense")
+    assert kept("rain").input_ids == expected + kept("rain", add_special_tokens=False).input_ids
+
+
 def meta_factors(rope, head_dim=8):
     """The divisors that convert_hf_to_gguf.py writes for Llama 3.1, frequency by frequency."""
     found = []
@@ -111,10 +123,12 @@ SCALED = {
                  {"rope_factors_short.weight": np.array(LONG["short_factor"]),
                   "rope_factors_long.weight": np.array(LONG["long_factor"])}),
 }
-"""rope_parameters of the original -> the fields below `rope.` and the tensors that llama.cpp writes for them.
+"""rope_parameters of the original -> the fields below `rope.` and the tensors that llama.cpp writes for them."""
+NO_FORM = {"dynamic", "proportional"}
+"""Types of transformers that GGUF has no value for. A file that names one anyway is refused.
 
-transformers knows two types more. `dynamic` is not written by llama.cpp, and `proportional` belongs to a family that
-has no record here.
+`dynamic` changes the base frequency with the length of each sequence, which llama.cpp does not compute
+(ggml-org/llama.cpp#8361). `proportional` is Gemma 4's, and its files hold the frequencies as factors of rope_freqs.
 """
 
 
@@ -134,8 +148,15 @@ def test_rotary_scaling_is_carried_over(tmp_path, name):
 def test_every_scaling_type_of_transformers_is_tried():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    assert set(ROPE_INIT_FUNCTIONS) - {"dynamic", "proportional"} == \
-        {rope["rope_type"] for rope, _, _ in SCALED.values()} - {"default"}
+    assert set(ROPE_INIT_FUNCTIONS) - NO_FORM == {rope["rope_type"] for rope, _, _ in SCALED.values()} - {"default"}
+    # llama3 has no value either: its factors lie in a tensor
+    assert {kind.value for kind in gguf.RopeScalingType} == {"none", "linear", "yarn", "longrope"}
+
+
+@pytest.mark.parametrize("kind", sorted(NO_FORM))
+def test_scaling_types_without_a_form_in_gguf_are_refused(tmp_path, kind):
+    refused(tmp_path, rf"llama\.rope\.scaling\.type is {kind}, which changes the model and cannot be carried over",
+            fields={"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 2.0})
 
 
 def test_gemma_keeps_windows_caps_scale_and_both_frequencies(tmp_path):
@@ -201,7 +222,6 @@ def with_biases():
     ({"llama.attention.sliding_window": 16}, r"sliding_window is 16"),
     ({"llama.attention.scale": 0.5}, r"attention\.scale is 0\.5"),
     ({"llama.attn_logit_softcapping": 50.0}, r"attn_logit_softcapping is 50"),
-    ({"llama.rope.scaling.type": "dynamic"}, r"rope\.scaling\.type is dynamic"),
     ({"llama.rope.scaling.type": "longrope"}, r"rope\.scaling\.type is longrope"),
     ({"llama.rope.scaling.alpha": 1000.0}, r"rope\.scaling\.alpha is 1000"),
     ({"llama.rope.dimension_count": 4}, r"rope\.dimension_count is 4"),

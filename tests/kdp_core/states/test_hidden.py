@@ -15,6 +15,7 @@ from kdp_core.base.options import OptionError
 from kdp_core.base.records import Tokens
 from kdp_core.model.families import decoder_layers
 from kdp_core.states import hidden
+from kdp_core.states.chunks import LostChunk
 from kdp_core.states.hidden import HalfOverflow, HiddenError, boundary_states, extract, join, read
 from tests import pico
 
@@ -205,6 +206,7 @@ KILLED = """
 import os, sys, torch
 sys.path.insert(0, {root!r})
 from kdp_core.states import hidden
+from kdp_core.states.chunks import LostChunk
 from tests import pico
 from tests.kdp_core.states.test_hidden import tokens
 torch.set_num_threads(1)
@@ -272,7 +274,7 @@ def test_shards_are_joined_where_links_stay_in_a_folder_and_where_states_are_zer
         model.get_input_embeddings().weight[sample.ids_ST[2:].unique()] = 0
     extract(model, sample, tmp_path / "whole.zarr", batch_sequences=2)
     made = shards(tmp_path, model, sample, [(0, 2), (2, 4)], batch_sequences=2)
-    assert not list((made[1] / "states/c").rglob("*/0/0/0")), "zarr stores no chunk of zeros"
+    assert {path.stat().st_size for path in (made[1] / "states/c").rglob("*") if path.is_file()} == {2 * 12 * 32 * 2}
 
     inner = os.link
 
@@ -284,6 +286,33 @@ def test_shards_are_joined_where_links_stay_in_a_folder_and_where_states_are_zer
     monkeypatch.setattr(os, "link", within_a_folder)
     join(made, tmp_path / "joined.zarr")
     assert content(tmp_path / "joined.zarr") == content(tmp_path / "whole.zarr")
+
+
+def test_a_lost_or_short_chunk_is_not_read_as_zeros(tmp_path):
+    """A quota that ran out, or a copy that was cut short: zarr would give zeros for the one."""
+    whole = extracted(tmp_path, pico.model("llama", layers=2), tokens(), batch_sequences=2)
+    for name, read_it in (("states/c/1/0/0/0", lambda: whole.state(1)), ("massive/c/1/0/0", lambda: read(whole.path)),
+                          ("sublayers/c/0/0/0", whole.sublayers)):
+        file = whole.path / name
+        kept = file.read_bytes()
+        for left in (None, kept[:-4]):
+            file.unlink(missing_ok=True)
+            if left is not None:
+                file.write_bytes(left)
+            with pytest.raises(LostChunk, match=rf"{name} holds {len(left or b'')} bytes of {len(kept)}.*delete "):
+                read_it()
+        file.write_bytes(kept)
+        read_it()
+
+
+def test_shards_that_lost_a_chunk_are_not_joined(tmp_path):
+    made = shards(tmp_path, pico.model("llama", layers=2), tokens(sequences=4), [(0, 2), (2, 4)], batch_sequences=2)
+    for name in ("states/c/1/0/0/0", "norm/c/0/0/0"):
+        (made[1] / name).rename(tmp_path / "aside")
+        with pytest.raises(LostChunk, match=f"{name} holds 0 bytes of "):
+            join(made, tmp_path / "joined.zarr")
+        (tmp_path / "aside").rename(made[1] / name)
+    assert not (tmp_path / "joined.zarr").exists()
 
 
 @pytest.mark.parametrize("sequences", [(0, 3), (1, 4), (4, 4), (4, 6), (-2, 2)])

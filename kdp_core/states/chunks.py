@@ -1,0 +1,56 @@
+"""Files of the chunks of a Zarr array: that each is there in full, and how two arrays share them.
+
+Zarr reads a chunk whose file is missing as zeros (zarr-developers/zarr-python#486), as after a quota that ran out or a
+copy that was cut short. Arrays are therefore written with every chunk, all zeros included, and without compression, so
+that every file has one size. Before an array is read, its files are measured.
+"""
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+PLAIN: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
+"""Arguments with which an array must be created."""
+
+
+class LostChunk(RuntimeError):
+    """A part of an array is not on disk."""
+
+
+def whole(array: zarr.Array) -> np.ndarray:
+    """All values. Raises LostChunk."""
+    check(array, range(array.cdata_shape[0]))
+    return array[:]
+
+
+def check(array: zarr.Array, places: Iterable[int]) -> None:
+    """Raise LostChunk if a chunk at one of these places of the first axis is missing or cut short."""
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    for place in itertools.product(places, *map(range, array.cdata_shape[1:])):
+        file = _file(array, place)
+        if (found := file.stat().st_size if file.is_file() else 0) != size:
+            raise LostChunk(f"{file} holds {found} bytes of {size}, so values are lost; delete {array.store.root} and "
+                            "make it again")
+
+
+def link(part: zarr.Array, whole: zarr.Array, before: int) -> None:
+    """Link every chunk file of a part to its name in the whole array, `before` chunks later along the second axis."""
+    check(part, range(part.cdata_shape[0]))
+    for first, second, *rest in np.ndindex(part.cdata_shape):
+        source, target = _file(part, (first, second, *rest)), _file(whole, (first, before + second, *rest))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            # some parallel file systems link within one folder only
+            shutil.copyfile(source, target)
+
+
+def _file(array: zarr.Array, place: tuple[int, ...]) -> Path:
+    return array.store.root / array.path / array.metadata.encode_chunk_key(place)
