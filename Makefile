@@ -1,12 +1,12 @@
-# `make demo` runs the workflow, `make test` the tests, and `make lint` the checks of style and types.
-# All of them set up .venv first.
+# `make demo` runs the workflow, `make test` the tests, `make lint` the checks of style and types, and `make docs`
+# builds the site of the documentation. All of them set up .venv first.
 PYTHON ?= python3
 CORES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint test-cluster clean
+.PHONY: demo test lint docs test-cluster clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site:      site/index.html"
 
 # `make test-cluster` needs slurm-wlm and munge; see docs/cluster.md
 test-cluster: $(READY)

@@ -1,8 +1,8 @@
 """What every method gives on every family, as numbers: `python -m tests.kdp_core.methods.numbers` records what is new.
 
 The battery compares with numbers.json. A method or a family that is added has no numbers there. The command adds them,
-removes those of methods that are gone, and leaves the others as they are. `--again METHOD` computes those of one method again, after a change that
-means to change them.
+removes those of methods that are gone, and leaves the others as they are. `--again METHOD` computes those of one method
+again, after a change that means to change them.
 """
 import argparse
 import json
