@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 
+from kdp_core.model.families import family_of
 from kdp_core.model.intake import ModelError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def check(header: Header) -> None:
     if header.fields.get("split.count", 1) > 1:
         raise ModelError(f"{header.path} is one of {header.fields['split.count']} files of a split model; join them "
                          "with llama-gguf-split --merge")
+    _check_architecture(header)
     _check_tokenizer(header)
     if (experts := header.get("expert_count", 0)) > 1:
         raise ModelError(f"{header.path} is a mixture of {experts} experts, which is not supported; choose a dense "
@@ -122,8 +124,12 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
 
     Raises ModelError too where the file holds a tensor that the model has no place for.
     """
+    _complete_sizes(header, config)
     _complete_heads(header, config)
     _complete_attention(header, config)
+    if not hasattr(config, "rope_parameters"):
+        _check_without_rope(header)
+        return
     scaling = _rope(header, config)
     slow = header.get("rope.freq_base_swa")
     if not isinstance(next(iter(config.rope_parameters.values()), None), Mapping):
@@ -151,6 +157,14 @@ def unused_tensors(header: Header, model: Any) -> list[str]:
     names = get_tensor_name_map(number, model.config.num_hidden_layers)
     used = {names.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
     return sorted(header.names - used - set(ROPE_TENSORS))
+
+
+def _complete_sizes(header: Header, config: "PretrainedConfig") -> None:
+    """Sizes that transformers reads under another name than the configuration's, as it does with GPT-2."""
+    names = family_of(config).names
+    for field, name in (("feed_forward_length", "intermediate_size"), ("context_length", "max_position_embeddings")):
+        if (value := header.get(field)) is not None:
+            setattr(config, names.get(name, name), value)
 
 
 def _complete_heads(header: Header, config: "PretrainedConfig") -> None:
@@ -268,6 +282,22 @@ def _longrope(header: Header, config: "PretrainedConfig", near: np.ndarray, far:
         config.original_max_position_embeddings = known
     return {"rope_type": "longrope", "short_factor": near.tolist(), "long_factor": far.tolist(),
             "attention_factor": gain, "original_max_position_embeddings": known}
+
+
+def _check_without_rope(header: Header) -> None:
+    """Raise ModelError where a file scales the rotation of a family that learns its positions, such as GPT-2."""
+    for name, value in header.fields.items():
+        if name.startswith(f"{header.architecture}.rope."):
+            raise _unknown(header, name, value)
+
+
+def _check_architecture(header: Header) -> None:
+    # the import takes seconds, and a file that is converted needs transformers anyway
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if header.architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        raise ModelError(f"{header.path} holds a model of architecture {header.architecture!r}, which is not read from "
+                         "GGUF; take the safetensors original")
 
 
 def _check_tokenizer(header: Header) -> None:

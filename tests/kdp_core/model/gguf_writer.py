@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen3": gguf.MODEL_ARCH.QWEN3, "gemma3": gguf.MODEL_ARCH.GEMMA3}
+ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
+                 "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3": gguf.MODEL_ARCH.GEMMA3, "phi3": gguf.MODEL_ARCH.PHI3,
+                 "gpt2": gguf.MODEL_ARCH.GPT2}
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+"""Matrices of GPT-2, which a file holds as those of every other family."""
 
 
 def write_gguf(path: Path, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, *, pre: str = "gpt-2",
@@ -42,13 +46,17 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, pre: str) -> None:
@@ -61,6 +69,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase
     writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
+    writer.add_pad_token_id(1)
 
 
 def _write_field(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
@@ -71,9 +80,12 @@ def _write_field(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
 
 def _as_written(name: str, tensor: torch.Tensor, config: Any, architecture: str) -> np.ndarray:
     """Llama's q and k rows are interleaved for llama.cpp's rotary embedding, and Gemma's norms hold 1 + weight."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if architecture == "llama" and heads:
+    counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    if architecture == "llama" and name.split(".")[-2] in counts:
+        heads = getattr(config, counts[name.split(".")[-2]])
         tensor = tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if architecture.startswith("gemma") and name.endswith("norm.weight"):
         tensor = tensor + 1
+    if architecture == "gpt2" and name.endswith(TRANSPOSED):
+        tensor = tensor.T.contiguous()
     return tensor.detach().numpy()

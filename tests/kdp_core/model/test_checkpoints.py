@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, OPTConfig, T5Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, T5Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from kdp_core.base import texts
 from kdp_core.base.records import Plan
@@ -96,6 +97,49 @@ def test_tokenizer_entries_beyond_the_embedding_are_warned_of(checkpoint, tmp_pa
 
 def untie(weights):
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 0.5
+
+
+ROTARY = {
+    "linear": {"factor": 4.0}, "dynamic": {"factor": 4.0}, "yarn": {"factor": 4.0},
+    "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.5], "long_factor": [1.0, 2.0, 3.0, 5.0], "factor": 4.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0},
+    "proportional": {"partial_rotary_factor": 0.5},
+}
+"""Every type of scaling of the rotation that transformers knows."""
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+def test_the_scaling_of_the_rotation_is_kept_through_conversion_and_folding(tmp_path, kind):
+    """At 200 tokens of a model of 64, where each type changes the logits; `dynamic` at such lengths only."""
+    assert set(ROTARY) == set(ROPE_INIT_FUNCTIONS)
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 64, **ROTARY[kind]}
+    plain = pico.model("llama", layers=3)
+    config = LlamaConfig.from_dict({**plain.config.to_dict(), "max_position_embeddings": 64, "rope_parameters": rope})
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model.load_state_dict(plain.state_dict())
+    ids_ST = torch.randint(384, (1, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, unscaled = model(ids_ST).logits, plain(ids_ST).logits
+        assert (expected - unscaled).abs().max() > 0.05
+        model.save_pretrained(tmp_path / "source")
+        pico.tokenizer().save_pretrained(tmp_path / "source")
+        convert(tmp_path / "source", tmp_path / "dense", dtype="float32", source="x")
+        fold(Plan("m", [(1, "whole")], [], {}), tmp_path / "dense", tmp_path / "pruned")
+        del model.model.layers[1]
+        for folder, wanted in (("dense", expected), ("pruned", model(ids_ST, use_cache=False).logits)):
+            assert torch.allclose(load_model(tmp_path / folder)(ids_ST, use_cache=False).logits, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("family, adds, expected", [("gemma3_text", False, [0]), ("gemma3_text", True, [0]),
+                                                    ("llama", False, []), ("llama", True, [0])])
+def test_the_tokenizer_adds_the_first_token_that_the_family_needs(tmp_path, family, adds, expected):
+    """lm-eval and other tools ask the tokenizer; of the others it stays as it is."""
+    folder, own = pico.save(tmp_path / "source", family, layers=1), pico.tokenizer()
+    own.add_bos_token = adds
+    own.save_pretrained(folder)
+    convert(folder, tmp_path / "dense", dtype="float32", source="x")
+    kept = load_tokenizer(tmp_path / "dense")
+    assert kept("rain").input_ids == expected + kept("rain", add_special_tokens=False).input_ids
 
 
 def test_a_head_of_its_own_under_a_tied_flag(checkpoint, tmp_path):

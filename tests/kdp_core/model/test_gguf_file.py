@@ -64,6 +64,33 @@ def test_gguf_becomes_the_same_model(tmp_path):
     assert kept(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids
 
 
+GEMMA_2 = {"attention.key_length": 8, "attention.value_length": 8, "attention.sliding_window": 8,
+           "final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0}
+READ = {"qwen2": ("qwen2", {}), "gemma2": ("gemma2", GEMMA_2), "gpt2": ("gpt2", {}),
+        "phi3": ("phi3", {"rope.dimension_count": 8, "attention.sliding_window": 8})}
+"""Families that no other test of this file converts -> llama.cpp's name of the architecture, and its own fields."""
+
+
+@pytest.mark.parametrize("family", READ)
+def test_every_family_that_is_read_becomes_the_same_model(tmp_path, family):
+    architecture, fields = READ[family]
+    assert_same_model(pico.lively(pico.model(family, layers=3)), tmp_path, architecture,
+                      fields={f"{architecture}.{name}": value for name, value in fields.items()})
+
+
+@pytest.mark.parametrize("architecture", ["olmo2", "smollm3", "gptneox", "never-heard-of"])
+def test_architectures_that_are_not_read_are_named(architecture):
+    """transformers reads no GGUF files of three families; OPT has none."""
+    header = gguf_file.Header(Path("x.gguf"), architecture, {}, {}, frozenset(), 384)
+    with pytest.raises(ModelError, match=f"architecture '{architecture}', which is not read from GGUF; take the safe"):
+        gguf_file.check(header)
+
+
+def test_a_rotation_of_a_model_that_has_none_is_refused(tmp_path):
+    refused(tmp_path, r"gpt2\.rope\.freq_base is 10000", model=pico.model("gpt2", layers=1), architecture="gpt2",
+            fields={"gpt2.rope.freq_base": 10000.0})
+
+
 def test_gguf_of_smollm_splits_digits(tmp_path):
     """Its published pre-tokenizer splits digits first, so a space before a digit stands alone."""
     path = write_gguf(tmp_path / "pico.gguf", pico.model("llama", layers=1), pico.tokenizer(), pre="smollm")
