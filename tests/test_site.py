@@ -50,6 +50,26 @@ def test_links_between_pages_lead_somewhere(page):
     assert [target for target in targets if not target.startswith(MADE) and not (DOCS / target).exists()] == []
 
 
+def test_every_cell_of_the_comparison_has_a_source():
+    page = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    tools = [row[0] for row in rows(page.split("## At a glance")[0])]
+    topics = page.split("\n## ")[2:]
+    linked = re.findall(r"^\| \[[\w ]+\]\(#([\w-]+)\)", page, re.MULTILINE)
+    assert [topic.splitlines()[0].lower().replace(" ", "-") for topic in topics] == linked and len(linked) == 9
+    for topic in topics:
+        found = rows(topic)
+        assert [row[0] for row in found] == ["kdp", *tools]
+        assert all(row[1] and ("`" in row[2] or row[2].startswith("not found in")) for row in found)
+        for path in re.findall(r"`([\w./-]+)`", found[0][2]):
+            assert (ROOT / path).exists(), path
+
+
+def rows(text):
+    """The cells of a table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
 def test_the_page_on_the_configuration_has_every_section_and_what_the_demo_sets():
     import config_page
     from planning import schema
