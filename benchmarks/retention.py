@@ -79,8 +79,8 @@ HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 """Held-out text -> windows."""
 
 VARIANTS: dict[str, Variant] = {
-    "kdp_narrow": Variant("kdp_narrow", 3, {}),
-    "kdp_narrow_mlp": Variant("kdp_narrow", 3, {"block": {"narrow": "mlp"}}),
+    "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
+    "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
@@ -90,8 +90,8 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured rows. `kdp_narrow_mlp` keeps all attentions whole, `kdp_narrow_closed` is not trained, and
-`kdp_narrow_kept` leaves every kept weight as it is."""
+"""Structured rows. `kdp_narrow_additive` takes the losses of attentions as they were measured, `kdp_narrow_closed` is
+not trained, and `kdp_narrow_kept` leaves every kept weight as it is."""
 
 
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
@@ -317,7 +317,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")
-    parser.add_argument("--sequences", type=int, default=680, help=f"calibration sequences of {LENGTH} tokens (680)")
+    parser.add_argument("--sequences", type=int, default=1360, help=f"calibration sequences of {LENGTH} tokens (1360)")
     parser.add_argument("--items", type=int, default=0, help="most items of a task (0: those of the plan)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")

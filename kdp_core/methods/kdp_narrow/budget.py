@@ -8,11 +8,11 @@ before it counts.
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from kdp_core.base.options import Count, Share, check
+from kdp_core.base.options import Count, Positive, Share, check
 from kdp_core.base.records import ModelFacts, Search, Selection
 from kdp_core.methods._select import BlockError, no_layer
 from kdp_core.methods.heads_channels.knapsack import knapsack
@@ -43,20 +43,20 @@ class _Level(NamedTuple):
 
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
-              narrow: Literal["both", "mlp"] = "both") -> Selection:
+              attention_price: Positive = 4.0) -> Selection:
     """What every part keeps at a ratio: `candidates` has an entry for each part, with `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
-    narrow: `both` narrows attentions and MLPs, `mlp` keeps all attentions whole.
+    attention_price: factor of the losses of attentions. 1 takes them as measured, a high one keeps all attentions.
     k_max: not read.
     module_params: not read; nothing is put back.
     Raises BlockError for a ratio that the ladders do not reach.
     """
     check(by_budget, locals())
     names, ladders = _ladders(search)
-    if narrow == "mlp":
-        ladders = [one if part == "mlp" else one._replace(losses={})
-                   for (_, part), one in zip(names, ladders, strict=True)]
+    ladders = [one if part == "mlp" else
+               one._replace(losses={kept: attention_price * loss for kept, loss in one.losses.items()})
+               for (_, part), one in zip(names, ladders, strict=True)]
     counts = _counts(ladders, ratio, facts.params_total)
     removed = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True))
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
@@ -99,6 +99,8 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
         # where every MLP is whole or gone, the first or the last channel of one moves
         within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (
             counts[n] < one.units if over > 0 else counts[n] > 0)]
+        if not within:
+            break  # heads alone were removed, and no channel is left to give back
         chosen = (min if over > 0 else max)(within, key=lambda n: (counts[n] / ladders[n].units, n))
         counts[chosen] += 1 if over > 0 else -1
         over -= channel if over > 0 else -channel

@@ -194,12 +194,16 @@ def test_the_selection_says_what_each_part_keeps_and_the_model_has_it(of_family)
     assert chosen.ratio_planned == pytest.approx(found.stats["share"]) and chosen.ratio_largest > 0.25
 
 
-def test_attentions_may_be_kept_whole(of_family):
+def test_the_price_of_attentions_decides_how_much_of_them_is_kept(of_family):
     dense = of_family("llama")
-    chosen = by_budget(dense.search, dense.facts, ratio=0.2, k_max=3, module_params=0, narrow="mlp")
-    assert all(one["kept"] == one["of"] for one in chosen.candidates if one["part"] == "attention")
-    assert chosen.ratio_planned == pytest.approx(0.2, abs=0.005)
-    assert chosen.ratio_largest < selection(dense, 0.2).ratio_largest
+
+    def kept(price):
+        chosen = by_budget(dense.search, dense.facts, ratio=0.2, k_max=3, module_params=0, attention_price=price)
+        assert chosen.ratio_planned == pytest.approx(0.2, abs=0.005)
+        return [one["kept"] / one["of"] for one in chosen.candidates if one["part"] == "attention"]
+
+    cheap, dear = kept(1e-3), kept(1e3)
+    assert all(share == 1 for share in dear) and sum(cheap) < sum(dear)
 
 
 def test_parallel_families_are_refused_by_the_record():
