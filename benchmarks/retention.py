@@ -92,8 +92,6 @@ VARIANTS: dict[str, Variant] = {
 }
 """Structured rows. `kdp_narrow_additive` takes the losses of attentions as they were measured, `kdp_narrow_closed` is
 not trained, and `kdp_narrow_kept` leaves every kept weight as it is."""
-
-
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file that has it, below the project."""
 
@@ -105,8 +103,6 @@ class Dense(NamedTuple):
     heldout: dict[str, torch.Tensor]
     scores: dict[str, Any]
 
-
-# What is measured -----------------------------------------------------------------------------------------------------
 
 def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> Tokens:
     """The calibration sequences: `sequences` in all, shared out over the sources."""
@@ -202,8 +198,6 @@ def row_path(folder: Path, name: str, ratio: float, seed: int) -> Path:
     return folder / "rows" / f"{name}-r{ratio:g}-seed{seed}.json"
 
 
-# What comes of it -----------------------------------------------------------------------------------------------------
-
 def counted_tasks(dense: Mapping[str, Any]) -> list[str]:
     """The tasks on which the dense model is above chance by more than four standard errors."""
     found = []
@@ -269,19 +263,16 @@ def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, 
         if not ours or not others:
             continue
         best = max(ours, key=lambda row: sum(np.mean(row["outcomes"][task]) for task in tasks))
-        values = {task: np.array([best["outcomes"][task], *(row["outcomes"][task] for row in others)]).T
-                  for task in tasks}
-        table = paired.accuracies(values, dict.fromkeys(tasks, "acc"), [(0, n) for n in range(1, len(others) + 1)]
-                                  )[paired.ALL]
-        p_values = [float(table.p_JJ[0, number]) for number in range(1, len(others) + 1)]
+        values = {task: np.array([one["outcomes"][task] for one in (best, *others)]).T for task in tasks}
+        pairs = [(0, number) for number in range(1, len(others) + 1)]
+        table = paired.accuracies(values, dict.fromkeys(tasks, "acc"), pairs)[paired.ALL]
+        p_values = [float(table.p_JJ[pair]) for pair in pairs]
         for number, (row, p, corrected) in enumerate(zip(others, p_values, paired.holm(p_values), strict=True), 1):
             found.append({"model": dense.name, "ratio": ratio, "seed": seed, "ours": best["method"],
                           "method": row["method"], "difference": 100 * float(table.difference_JJ[0, number]),
                           "stderr": 100 * float(table.stderr_JJ[0, number]), "p": p, "p_holm": corrected})
     return found
 
-
-# The command ----------------------------------------------------------------------------------------------------------
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """The rows that are still to be measured, those of one seed and ratio together."""

@@ -136,7 +136,7 @@ def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str,
 
 
 def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
-    """Titles and lines of the panels that so many lines need: one without a title, or one or more for each group."""
+    """(title, lines) of each panel: one panel without a title if all lines fit, else one or more for each group."""
     if len(lines) <= most:
         return [("", list(lines))]
     known = looks_of([line.variant for line in lines], looks)

@@ -7,19 +7,21 @@ back, since a root-mean-square norm without gain does not depend on the turn (th
     residual     x <- x Q_i' Q_{i+1}                        one matrix for each part, since each state has its own Q
     embedding    E <- E Q_0,    head  W <- W diag(gain) Q_last, shift into a bias
 and a Q with only its first d' columns, the eigenvectors of X'X of the largest eigenvalues, narrows all of these. States
-are taken from the first to the last, each from the model as it is sliced so far; a dense part that runs on x Q Q' gives
-the same. The norms still divide by the width before slicing, with the model's own eps. A layer norm subtracts a mean
-too. There the mean is removed from writers and embeddings, which changes nothing that is read, and the norm becomes a
-root-mean-square norm.
+are taken from the first to the last, each from the model as it is sliced so far. A dense part that reads x Q Q' gives
+the same states as a sliced part, so dense parts are run. The norms still divide by the width before slicing, with the
+model's own eps. A layer norm subtracts a mean too. There the mean is removed from writers and embeddings, which changes
+nothing that is read, and the norm becomes a root-mean-square norm.
 
 The share of removed parameters is below the share of removed columns: each matrix is narrowed on one side only, each
 part gets a d' x d' matrix, and a head tied to its embedding must become a matrix of its own. d' is solved for the share
 of ALL parameters; `slicing` sets the share of the width instead, as the papers do. A 7B LLaMA sliced by 25 % has 15.3 %
 fewer parameters.
 
-Where we differ from the released code (microsoft/TransformerCompression 6b12cde): it makes embeddings and writers
-mean-free for root-mean-square norms too, which changes such a model; it sets every eps to 1e-5; it multiplies each
-basis by an unseeded random rotation. Rotations here are float64, and the signs of eigenvectors are fixed.
+Where we differ from the released code (microsoft/TransformerCompression 6b12cde):
+    It makes embeddings and writers mean-free for root-mean-square norms too, which changes such a model.
+    It sets every eps to 1e-5.
+    It multiplies each basis by an unseeded random rotation. Here nothing is drawn, rotations are float64, and the signs
+        of eigenvectors are fixed.
 The method cannot prune Gemma 3, whose norms after the parts cannot be moved, nor an OPT whose norms follow the sum.
 
 Axes beside those of kdp_core.base.records: E kept directions.

@@ -191,7 +191,7 @@ def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor,
 
 
 def _rate(update: int, total: int, lr: float, min_lr: float) -> float:
-    """The learning rate of an update: `lr` at the first, `min_lr` at the last of `total`."""
+    """The learning rate of an update: `lr` at the first of `total` updates, and `min_lr` at the last one."""
     # eta = eta_min + (eta_max - eta_min) (1 + cos(pi t / (T - 1))) / 2
     return min_lr + (lr - min_lr) * cosine(update, total - 1)
 

@@ -195,7 +195,7 @@ def check(chosen: Chosen) -> None:
 
 
 def shots_of(name: str, fewshot: int | None) -> int:
-    """Examples in a prompt of a benchmark, if the user asks for `fewshot` (None: no wish)."""
+    """Examples in a prompt of a benchmark, if the user asks for `fewshot` (None: for no number)."""
     benchmark = BENCHMARKS[name]
     return benchmark.fewshot if benchmark.fixed or fewshot is None else fewshot
 

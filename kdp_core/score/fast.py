@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kdp_core.model.families import FamilyError, base_of, family_of, output_head
 from kdp_core.score import packing
 from kdp_core.score.judge import Judge, Request
-from kdp_core.score.packing import Family, Row, Scored
+from kdp_core.score.packing import Group, Row, Scored
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +74,17 @@ class FastJudge(Judge):
             self._tried = packs(self.model)
         return self._tried
 
-    def _all(self, families: list[Family], sequences: list[Scored]) -> Iterator[list[Found]]:
+    def _all(self, groups: list[Group], sequences: list[Scored]) -> Iterator[list[Found]]:
         """What the rows give, in any order."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if min(threads, len(families)) == 1:
-            for family in families:
-                yield from score_family(self.model, family, sequences)
+        if min(threads, len(groups)) == 1:
+            for group in groups:
+                yield from score_group(self.model, group, sequences)
             return
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                jobs = [pool.submit(lambda one: list(score_family(self.model, one, sequences)), family)
-                        for family in families]
+                jobs = [pool.submit(lambda one: list(score_group(self.model, one, sequences)), group)
+                        for group in groups]
                 for job in as_completed(jobs):
                     yield from job.result()
         finally:
@@ -103,8 +103,8 @@ def packs(model: PreTrainedModel) -> bool:
         if not set(_kinds(model)) <= {FULL, SLIDING}:
             return False
         numbers = list(range(len(tried)))
-        alone = [_values(model, packing.family([one], [0], 0, ROW_TOKENS), [one])[0] for one in tried]
-        together = [_values(model, packing.family(tried, numbers, shared, ROW_TOKENS), tried) for shared in (0, 2)]
+        alone = [_values(model, packing.group([one], [0], 0, ROW_TOKENS), [one])[0] for one in tried]
+        together = [_values(model, packing.group(tried, numbers, shared, ROW_TOKENS), tried) for shared in (0, 2)]
     except (FamilyError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         logger.info("%s takes no packed sequences (%s); lm-eval's own route scores it", type(model).__name__, error)
         return False
@@ -114,19 +114,19 @@ def packs(model: PreTrainedModel) -> bool:
                for one in together)
 
 
-def _values(model: PreTrainedModel, family: Family, sequences: list[Scored]) -> list[float]:
-    """The log-likelihoods of the sequences of one family, by number."""
-    return [one.log_likelihood for one in sorted(itertools.chain(*score_family(model, family, sequences)))]
+def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> list[float]:
+    """The log-likelihoods of the sequences of one group, by number."""
+    return [one.log_likelihood for one in sorted(itertools.chain(*score_group(model, group, sequences)))]
 
 
 @torch.inference_mode()
-def score_family(model: PreTrainedModel, family: Family, sequences: list[Scored]) -> Iterator[list[Found]]:
-    """What each row of a family gives; `sequences` are those that the family was packed from."""
-    cache = DynamicCache() if family.prefix else None
-    if family.prefix:
-        base_of(model)(torch.tensor([family.prefix], device=model.device), past_key_values=cache, use_cache=True)
-    for row in family.rows:
-        h_ND = _states(model, row, len(family.prefix), cache)
+def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> Iterator[list[Found]]:
+    """What each row of a group gives; `sequences` are those that the group was packed from."""
+    cache = DynamicCache() if group.prefix else None
+    if group.prefix:
+        base_of(model)(torch.tensor([group.prefix], device=model.device), past_key_values=cache, use_cache=True)
+    for row in group.rows:
+        h_ND = _states(model, row, len(group.prefix), cache)
         yield _row_scores(model, h_ND, row, sequences)
 
 

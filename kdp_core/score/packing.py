@@ -3,7 +3,7 @@
 A row is a forest: each token is a node, the nodes of a sequence are a path from a root, and sequences that begin alike
 share the beginning of their path. A token attends to its own path alone (`visible`), at the positions of that path, so
 a row of many sequences gives each of them the states that it has alone, and nothing is padded.
-A beginning of many tokens that more than a row shares is a prefix of its own (`Family`): it runs once, and its rows
+A beginning of many tokens that more than a row shares is a prefix of its own (`Group`): it runs once, and its rows
 attend to it through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 WHOLE = 2
-"""A family of sequences is one row, without a prefix, up to this many times the tokens of a row."""
+"""A group of sequences is one row, without a prefix, up to this many times the tokens of a row."""
 PREFIX = 64
 """Fewest tokens of a prefix that is worth a pass of its own."""
 
@@ -56,35 +56,35 @@ class Row(NamedTuple):
         return self.parents_N == list(range(-1, len(self.parents_N) - 1))
 
 
-class Family(NamedTuple):
+class Group(NamedTuple):
     """Rows that follow one prefix, which is empty for most."""
     prefix: tuple[int, ...]
     rows: list[Row]
 
     @property
     def tokens(self) -> int:
-        """Tokens that a model runs for the family."""
+        """Tokens that a model runs for the group."""
         return len(self.prefix) + sum(len(row.ids_N) for row in self.rows)
 
 
-def pack(sequences: list[Scored], limit: int) -> list[Family]:
-    """All sequences in rows of about `limit` tokens, the largest families first."""
+def pack(sequences: list[Scored], limit: int) -> list[Group]:
+    """All sequences in rows of about `limit` tokens, the largest groups first."""
     order = sorted(range(len(sequences)), key=lambda number: sequences[number].ids)
-    families, small = [], []
+    groups, small = [], []
     for shared, numbers in _runs(sequences, order):
         size = _size(sequences, numbers, 0)
         if shared >= PREFIX and size > WHOLE * limit and len(numbers) > 1:
-            families.append(family(sequences, numbers, shared, limit))
+            groups.append(group(sequences, numbers, shared, limit))
         else:
             small += _units(sequences, numbers, 0, limit)
-    families += [Family((), [row]) for row in _rows(sequences, small, 0, limit)]
-    return sorted(families, key=lambda family: -family.tokens)
+    groups += [Group((), [row]) for row in _rows(sequences, small, 0, limit)]
+    return sorted(groups, key=lambda group: -group.tokens)
 
 
-def family(sequences: list[Scored], numbers: list[int], shared: int, limit: int) -> Family:
+def group(sequences: list[Scored], numbers: list[int], shared: int, limit: int) -> Group:
     """Sorted sequences whose first `shared` tokens are the same, as rows after this prefix."""
-    return Family(sequences[numbers[0]].ids[:shared],
-                  _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit))
+    return Group(sequences[numbers[0]].ids[:shared],
+                 _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit))
 
 
 def visible(row: Row, prefix: int, window: int | None = None) -> Tensor:

@@ -1,8 +1,8 @@
 """Why multiple choice survives pruning: probabilities over all tokens beside those over an item's own candidates.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, which shows the letters
-of MMLU. Here the items are those of the benchmarks, with the prompts on which they are scored, and the candidates are
-their choices as they are scored, whole texts of any length:
+of MMLU. Here the items, the prompts and the candidates are those of the benchmarks. A candidate is a choice of an
+item, which may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
 For both: KL(dense || pruned) in nats, and whether the most likely one stays the same. order is the share of pairs of

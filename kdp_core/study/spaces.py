@@ -100,7 +100,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
 
 @contextmanager
 def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
-    """The layer with an attention or MLP that adds nothing; a `whole` layer is bypassed by the caller."""
+    """While this is open, the attention or MLP of the layer adds nothing. The caller bypasses a `whole` layer."""
     if part == "whole":
         yield
         return

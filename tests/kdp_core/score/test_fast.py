@@ -130,13 +130,13 @@ def test_what_sequences_share_is_run_once():
     context, choices = tuple(range(10, 30)), [(40, 41, 42), (40, 43), (50,)]
     one = packing.pack([Scored((*context, *ids[:-1]), ids) for ids in choices], 256)
     # the last token of a choice is only predicted: 20 of the context, 40 and 41 of the choices
-    assert [(family.prefix, family.tokens) for family in one] == [((), 22)]
+    assert [(group.prefix, group.tokens) for group in one] == [((), 22)]
     shots = tuple(range(100, 200))
     many = [Scored((*shots, 300 + i, 301 + i, 302 + i), (7,)) for i in range(0, 90, 3)]
-    family, = packing.pack(many, 64)
-    assert len(family.prefix) == 100 and family.tokens == 100 + 3 * 30
-    assert all(len(row.ids_N) <= 64 for row in family.rows)
-    assert sorted(number for row in family.rows for number, _ in row.ends) == list(range(30))
+    group, = packing.pack(many, 64)
+    assert len(group.prefix) == 100 and group.tokens == 100 + 3 * 30
+    assert all(len(row.ids_N) <= 64 for row in group.rows)
+    assert sorted(number for row in group.rows for number, _ in row.ends) == list(range(30))
 
 
 def test_a_token_sees_its_own_path_within_the_window():
