@@ -10,6 +10,7 @@ import yaml
 from kdp import workflow
 from kdp_core.score import evaluate
 from tests.test_structure import ROOT
+from tests.workflow import forks
 from tests.workflow.project import Project
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -49,7 +50,7 @@ def add(root, path):
 
 def passed(root, *arguments):
     """How many tests pass in a copy; a failing one fails here."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *arguments],
+    done = subprocess.run([forks.python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *arguments],
                           cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     return int(re.search(r"(\d+) passed", done.stdout)[1])
@@ -90,8 +91,8 @@ def test_a_figure_is_added(copy, tmp_path_factory):
     project = Project(tmp_path_factory.mktemp("pico")).make()
     command = project.command("--dry-run", "results/figures/perplexity-bars.png")
     command[command.index(str(ROOT / "Snakefile"))] = str(copy / "Snakefile")
-    planned = subprocess.run(command, cwd=project.folder, env=project.environment(), capture_output=True, text=True,
-                             check=False)
+    planned = subprocess.run([forks.python(), *command[1:]], cwd=project.folder, env=project.environment(),
+                             capture_output=True, text=True, check=False)
     assert planned.returncode == 0 and "figure_all" in planned.stdout, planned.stdout[-2000:] + planned.stderr[-2000:]
     code = ("import pandas as pd\nfrom kdp_core.figures import figure_of\nfrom kdp_core.figures.style import save\n"
             "summary = pd.DataFrame({'method': ['dense', 'kdp'], 'ratio': [0.0, 0.2], 'k_max': [0, 3], "

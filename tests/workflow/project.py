@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests import pico
+from tests.workflow import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 # the rules find planning there too
@@ -57,9 +58,12 @@ class Project:
                 str(self.folder), "--workflow-profile", str(ROOT / "profiles" / "default"), *arguments]
 
     def run(self, *arguments: str, check: bool = True) -> str:
-        """Run snakemake and return what it printed; fails the test with that text unless `check` is off."""
-        done = subprocess.run(self.command(*arguments), cwd=self.folder, env=self.environment(), text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        """Run snakemake and return what it printed; fails the test with that text unless `check` is off.
+
+        Snakemake and its jobs are forked from a process that has imported what they need.
+        """
+        done = subprocess.run([forks.python(), *self.command(*arguments)[1:]], cwd=self.folder, text=True, check=False,
+                              env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert not check or done.returncode == 0, done.stdout[-4000:]
         return done.stdout
 
