@@ -9,8 +9,8 @@ import yaml
 
 from kdp import workflow
 from kdp_core.score import evaluate
+from tests import forks
 from tests.test_structure import ROOT
-from tests.workflow import forks
 from tests.workflow.project import Project
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests import pico
-from tests.workflow import forks
+from tests import forks, pico
 
 ROOT = Path(__file__).resolve().parents[2]
 # the rules find planning there too

@@ -48,10 +48,10 @@ def prepared(family: str, root: Path) -> Dense:
                  checkpoints.facts(model, source="pico", sha256=""))
 
 
-def run(name: str, dense: Dense) -> Plan:
-    """The plan of a method with the options of its example."""
+def run(name: str, dense: Dense, keep: methods.Keep = methods.made) -> Plan:
+    """The plan of a method with the options of its example; `keep` gets its records, as in `methods.run`."""
     return methods.run(name, dense.folder, dense.hidden, dense.tokens, dense.similarity, dense.facts, ratio=RATIO,
-                       k_max=K_MAX, options=METHODS[name].example)
+                       k_max=K_MAX, options=METHODS[name].example, keep=keep)
 
 
 def logits(model: Any) -> torch.Tensor:

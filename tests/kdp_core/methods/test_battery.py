@@ -90,20 +90,30 @@ def skip_refused(name, dense):
         pytest.skip("refused, which a test of its own checks")
 
 
-def selected(name, dense):
-    """The blocks by themselves: of a search where the method has one, else of the similarity."""
-    row, options = METHODS[name], METHODS[name].example
-    base = row.search(dense.folder, dense.hidden, dense.tokens, dense.facts, k_max=K_MAX, **options.get("search", {})) \
-        if row.search else dense.similarity
-    return row.select(base, dense.facts, ratio=RATIO, k_max=K_MAX,
-                      module_params=row.module_params(dense.facts, options), **options.get("block", {}))
+OUTCOMES: dict[tuple[str, str], tuple[Any, Any]] = {}
+"""(family, method) -> its plan and its selection, so that tests that change neither share one run."""
+
+
+def outcome(name, dense):
+    """The plan and the selection of one run of a method on a family."""
+    if (key := (dense.facts.family, name)) not in OUTCOMES:
+        made = {}
+        plan = run(name, dense, keep=lambda record, make: made.setdefault(record, make()))
+        OUTCOMES[key] = plan, made["plan"]
+    return OUTCOMES[key]
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def pruned(request, dense, tmp_path_factory):
     skip_refused(request.param, dense)
-    plan, folder = run(request.param, dense), tmp_path_factory.mktemp("pruned") / "checkpoint"
-    return Pruned(dense, plan, selected(request.param, dense), fold(plan, dense.folder, folder), folder)
+    (plan, selection), folder = outcome(request.param, dense), tmp_path_factory.mktemp("pruned") / "checkpoint"
+    return Pruned(dense, plan, selection, fold(plan, dense.folder, folder), folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(pruned):
+    """The pruned model; tests must not change it."""
+    return checkpoints.load_model(pruned.folder)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.refuses is not no_family])
@@ -157,21 +167,19 @@ def whole_layers(plan):
     return [layer for layer, part in plan.drop if part == "whole"]
 
 
-def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned):
-    model = checkpoints.load_model(pruned.folder)
-    assert logits(model).isfinite().all()
-    assert len(decoder_layers(model)) == 10 - len(whole_layers(pruned.plan))
-    runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
+def test_checkpoint_loads_computes_and_generates_alike_with_cache(pruned, loaded):
+    assert logits(loaded).isfinite().all()
+    assert len(decoder_layers(loaded)) == 10 - len(whole_layers(pruned.plan))
+    runs = [loaded.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs)
     assert checkpoints.load_tokenizer(pruned.folder).decode(runs[0][0])
 
 
-def test_checkpoint_saves_and_reloads_with_the_same_bits(pruned, tmp_path):
-    model = checkpoints.load_model(pruned.folder)
-    model.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(checkpoints.load_model(tmp_path / "again")), logits(model))
-    if family_of(model).in_files:
+def test_checkpoint_saves_and_reloads_with_the_same_bits(pruned, loaded, tmp_path):
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(checkpoints.load_model(tmp_path / "again")), logits(loaded))
+    if family_of(loaded).in_files:
         # transformers writes the names of its old files, fold those of the module
         return
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (pruned.folder / "model.safetensors").read_bytes()
@@ -184,7 +192,7 @@ def test_checkpoint_holds_no_pickle(pruned):
         assert not path.read_bytes().startswith(PICKLED), path
 
 
-def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
+def test_checkpoint_can_be_fine_tuned(pruned, loaded, tmp_path):
     """Its fine-tuned variant, by the one stage that all methods share; one tied and one separate head are enough."""
     if pruned.dense.facts.family not in ("llama", "qwen3"):
         pytest.skip("another family, same heads")
@@ -194,7 +202,7 @@ def test_checkpoint_can_be_fine_tuned(pruned, tmp_path):
     assert facts.params_after == model.num_parameters() and logits(model).isfinite().all()
     assert facts.params_zeroed == pruned.facts.params_zeroed
     assert record.epoch == min(record.curve, key=lambda epoch: epoch["heldout_kl_nats"])["epoch"]
-    assert torch.equal(logits(model), logits(checkpoints.load_model(pruned.folder))) == (record.epoch == 0)
+    assert torch.equal(logits(model), logits(loaded)) == (record.epoch == 0)
 
 
 def test_the_numbers_are_those_recorded(pruned):
@@ -238,7 +246,7 @@ def test_fitted_stand_ins_come_closer_to_the_model_than_nothing_for_the_same_blo
     """On text that no fit has seen. What stands in for neurons depends on the family, the linear parts do not."""
     if name != "kdp_residual":
         skip_alike(dense)
-    plan = run(name, dense)
+    plan, _ = outcome(name, dense)
     fold(plan, dense.folder, tmp_path / "filled")
     fold(plan._replace(modules=[]), dense.folder, tmp_path / "empty")
     tokens = texts.pack(pico.tokenizer(), [texts.Part("other", pico.documents(20, seed=9), 8)], length=24, seed=0)
@@ -298,7 +306,7 @@ def test_an_unknown_method_is_told_the_known_ones():
 
 def test_steps_one_by_one_are_the_whole_method(dense):
     skip_alike(dense)
-    whole, fitted = run("kdp", dense), {}
+    (whole, _), fitted = outcome("kdp", dense), {}
     for module in whole.modules:
         fitted[module.block] = []
         for step, options in METHODS["kdp"].example.items():
@@ -339,7 +347,7 @@ def test_a_composed_plan_gets_its_name_and_the_layers_of_its_blocks():
 
 def test_replaceme_adds_no_parameter_and_needs_no_code_of_ours(dense, tmp_path):
     skip_refused("replaceme_lstsq", dense)
-    facts = fold(run("replaceme_lstsq", dense), dense.folder, tmp_path / "out")
+    facts = fold(outcome("replaceme_lstsq", dense)[0], dense.folder, tmp_path / "out")
     assert facts.params_added == 0 and not (tmp_path / "out" / folded.FILE).exists()
     assert checkpoints.load_model(tmp_path / "out").config.model_type == dense.facts.family
 

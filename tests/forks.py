@@ -10,7 +10,7 @@ jobs in the same way.
 A forked process is not the child of the one that asked for it and gets no signal that is sent to the small program.
 Tests that send signals therefore start the interpreter itself.
 
-    python tests/workflow/forks.py FOLDER    # the server, until its standard input ends
+    python tests/forks.py FOLDER    # the server, until its standard input ends
 """
 import atexit
 import contextlib
@@ -58,7 +58,7 @@ def python() -> str:
         # elsewhere system libraries do not work in forked processes
         return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
-    # -P: modules beside this file, such as `numbers`, must not stand before those of Python
+    # -P: what lies beside this file must not hide modules of Python
     server = subprocess.Popen(
         [sys.executable, "-P", __file__, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow import forks
+from tests import forks
 
 
 def ran(python, folder, *arguments, given=""):
@@ -27,7 +27,8 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("arguments", [
     ("scripts/said.py", "a", "b"), ("-m", "module", "a"), ("-c", "import module", "a"),
-    ("-c", "import sys; sys.exit(3)"), ("-c", "import sys; sys.exit('why')"), ("-c", "1 / 0"), ("-c", "import sys; sys.exit()"),
+    ("-c", "import sys; sys.exit(3)"), ("-c", "import sys; sys.exit('why')"), ("-c", "1 / 0"),
+    ("-c", "import sys; sys.exit()"),
     ("-c", "import atexit; atexit.register(print, 'last'); print('first')"),
     ("-c", "import threading; threading.Timer(0.1, lambda: print('thread')).start()")])
 def test_it_does_what_the_interpreter_does(folder, arguments):
