@@ -2,7 +2,7 @@
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
       -> evaluate, efficiency, diagnose -> comparisons -> tables, ablations, paper, views, theory, spaces -> figures
-      -> report, check.
+      -> cards, report, check.
 Each stage has a rule file and a library module; each rule has a thin script.
 """
 
@@ -41,6 +41,7 @@ include: "rules/views.smk"
 include: "rules/theory.smk"
 include: "rules/spaces.smk"
 include: "rules/paper.smk"
+include: "rules/cards.smk"
 include: "rules/report.smk"
 include: "rules/test.smk"
 
@@ -65,6 +66,7 @@ rule all:
         dense_measured(),
         # the scores are named here too, so that the blocks of all points are selected at the same time
         of_points("scores.json"),
+        of_points("card.md"),
         theory_wanted(),
         tables_wanted(),
     message:

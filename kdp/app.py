@@ -223,6 +223,20 @@ def inspect(folder: Folder) -> None:
 
 
 @app.command()
+def export(folder: Folder, gguf: Annotated[Path, typer.Option(help="The GGUF file to write.", show_default=False)]
+           ) -> None:
+    """Write a checkpoint whose layers are only removed or merged as a GGUF file for llama.cpp."""
+    check_checkpoint(folder)
+    if gguf.exists():
+        raise CommandError(f"--gguf is {gguf}, which is there already; name another file, or delete it")
+    from kdp_core.model import gguf_export
+
+    quiet()
+    gguf_export.export(folder, gguf)
+    typer.echo(f"{gguf} is written, {gguf.stat().st_size / 1e6:.0f} MB.")
+
+
+@app.command()
 def plan(config: Annotated[Path, typer.Argument(help="A configuration; `kdp init` writes one.",
                                                 show_default=False)]) -> None:
     """Check a configuration of the workflow and estimate its jobs, hours and disk; nothing is run."""

@@ -1,11 +1,12 @@
 """What is known of a checkpoint: the record of its pruning, its provenance, and the shape of its layers."""
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from kdp import show
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.model import checkpoints, families
 from kdp_core.model.sizes import count_params
 
@@ -14,10 +15,16 @@ KEPT = ".kdp"
 
 def pruned(folder: Path) -> dict[str, Any] | None:
     """The record of the pruning, of `kdp prune` or of the workflow; None for a checkpoint that has none."""
-    # the workflow writes it beside the folder `checkpoint`
+    # the workflow writes it beside the folder `checkpoint`; a checkpoint that was copied away has it in its own file
     places = [folder / KEPT / "pruned.json"] + [folder.parent / "pruned.json"] * (folder.name == "checkpoint")
     found = next((place for place in places if place.is_file()), None)
-    return None if found is None else store.read(found)._asdict()
+    return carried(folder).get("pruned") if found is None else store.read(found)._asdict()
+
+
+def carried(folder: Path) -> dict[str, Any]:
+    """What a checkpoint itself says of its making; empty where it says nothing."""
+    file = folder / provenance.MADE
+    return store.read_json(file) if file.is_file() else {}
 
 
 def facts(folder: Path) -> Table:
@@ -34,7 +41,8 @@ def facts(folder: Path) -> Table:
                                     f"({done['params_removed']:.1%} removed)")
         table.add_row("removed", show.words_of(done))
     summary = folder / KEPT / "summary.json"
-    for name, value in (_provenance(store.read_json(summary)) if summary.is_file() else {}).items():
+    known = _provenance(store.read_json(summary)) if summary.is_file() else _of_workflow(carried(folder))
+    for name, value in known.items():
         table.add_row(name, value)
     return table
 
@@ -48,7 +56,27 @@ def _provenance(summary: dict[str, Any]) -> dict[str, str]:
             "tokens, sha256": summary["tokens_sha256"], "settings": settings, "options": options or "defaults",
             "perplexity": f"{show.spread(summary['ppl_dense'])} dense, {show.spread(summary['ppl_pruned'])} pruned, on "
                           f"{own['heldout']}",
-            "versions": ", ".join(f"{name} {version}" for name, version in summary["versions"].items())}
+            **_code(summary)}
+
+
+def _of_workflow(made: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint says that was copied away, or that the workflow made."""
+    point, config = made.get("point", {}), made.get("config", {})
+    model = config.get("models", {}).get(point.get("model"), {})
+    known = {"model": model.get("source", ""), "point": ", ".join(f"{name} {value}" for name, value in point.items()),
+             "settings": json.dumps(made["settings"]) if "settings" in made else "",
+             "options": json.dumps(config.get("methods", {})) if config else "",
+             "tokens, sha256": made.get("tokens_sha256", ""),
+             "inputs, sha256": "\n".join(f"{digest} {name}" for name, digest in made.get("inputs", {}).items()),
+             "seeds": ", ".join(f"{name} {seed}" for name, seed in made.get("seeds", {}).items())}
+    return {name: value for name, value in known.items() if value} | _code(made)
+
+
+def _code(made: dict[str, Any]) -> dict[str, str]:
+    """Versions, and the state of the code, as far as they are known."""
+    versions, git = made.get("versions"), made.get("git")
+    known = {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
+    return known | ({"code": f"commit {git['commit']}" + (" with changes" if git["changed"] else "")} if git else {})
 
 
 def shape(folder: Path) -> dict[str, Any]:

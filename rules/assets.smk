@@ -43,6 +43,7 @@ rule dense:
             if key not in ("device", "gpus", "max_memory")
         },
         cache=config.get("cache", ".cache/assets"),
+        links=config.get("checkpoints") == "links",
         code=code.of_script("model/dense"),
     message:
         "Fetching and converting model {wildcards.model}"

@@ -20,6 +20,7 @@ rule fold:
         runtime=minutes(10, per_billion=3),
     params:
         method=method_of,
+        links=config.get("checkpoints") == "links",
         code=lambda wildcards: code.of_method(
             "prune/fold", method_of(wildcards), "module"
         ),

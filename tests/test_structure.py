@@ -180,9 +180,10 @@ MODEL_TYPES = CORE / "model/families.py"
 """The one module that names model types."""
 NAMES_OF_OTHERS = {CORE / "study/planner.py": "configurations as they were published",
                    CORE / "model/gguf_file.py": "GGUF names ways to split text by the models that have them",
+                   CORE / "model/gguf_export.py": "GGUF names ways to split text by the models that have them",
                    CORE / "results/paper.py": "the paper prints OPT models in tables of their own"}
 """Modules that name a model type all the same, with the reason."""
-WORDS = {"clip"}
+WORDS = {"clip", "git"}
 """Model types that are names of other things here."""
 
 

@@ -31,6 +31,8 @@ class ModelFacts(NamedTuple):
     source: str
     sha256: str
     """Of the source file; of a folder, the hash of the sorted list of its files' hashes."""
+    licence: str = ""
+    """Of the base model, as its files name it, such as `apache-2.0`; empty where they name none."""
 
 
 class Tokens(NamedTuple):

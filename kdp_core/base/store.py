@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -122,12 +122,15 @@ def write(path: str | Path, record: NamedTuple) -> None:
 
 def read(path: str | Path) -> Any:
     """Read back the record that `write` wrote. Raises StoreError for a file that is no record of this version."""
-    if Path(path).suffix == ".json":
-        return _join(path, read_json(path), {})
-    with safe_open(path, framework="pt") as file:
-        head = json.loads((file.metadata() or {}).get(KEY, "null"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()} if head else {}
-    return _join(path, head, tensors)
+    try:
+        if Path(path).suffix == ".json":
+            return _join(path, read_json(path), {})
+        with safe_open(path, framework="pt") as file:
+            head = json.loads((file.metadata() or {}).get(KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if head else {}
+        return _join(path, head, tensors)
+    except (SafetensorError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error}); delete it and run again") from error
 
 
 def write_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -205,15 +208,16 @@ def _tuples(value: Any) -> Any:
 
 def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
     fields = {key: value for key, value in fields.items() if key != "record"}
-    if set(fields) != set(RECORDS[name]._fields):
+    # a field with a default came later: older records do without it
+    if not set(fields) <= set(RECORDS[name]._fields) <= set(fields) | set(RECORDS[name]._field_defaults):
         raise StoreError(f"{path}: the fields of {name} differ from those of this version; delete it and run again")
     return RECORDS[name](**fields)
 
 
 def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(head, dict) or not {"record", "fields"} <= set(head):
+    if not isinstance(head, dict) or not {"record", "fields"} <= set(head) or not isinstance(head["fields"], dict):
         raise StoreError(f"{path} is no record of kdp, since something else wrote it; delete it and run again")
-    if head["record"] not in RECORDS:
+    if not isinstance(head["record"], str) or head["record"] not in RECORDS:
         raise StoreError(f"{path} holds the unknown record {head['record']!r} of another version; "
                          "delete it and run again")
     return _build(path, head["record"], _fill(path, head["fields"], tensors))

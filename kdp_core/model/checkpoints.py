@@ -4,6 +4,7 @@ transformers is imported when a model, a tokenizer or a configuration is loaded,
 """
 import json
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 from textwrap import shorten
@@ -13,12 +14,22 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, pre_tokenizers
 
+from kdp_core.base.provenance import without_place
 from kdp_core.base.records import ModelFacts
 from kdp_core.base.store import atomic
-from kdp_core.model import gguf_file
+from kdp_core.model import gguf_file, shards
 from kdp_core.model.assets import sha256_of
-from kdp_core.model.families import decoder_layers, first_token, output_head, type_of
-from kdp_core.model.intake import PICKLED, ModelError, check_config, check_folder, has_weights, is_pickled
+from kdp_core.model.families import decoder_layers, family_of, first_token, output_head, type_of
+from kdp_core.model.intake import (
+    PICKLED,
+    ModelError,
+    check_config,
+    check_folder,
+    has_weights,
+    is_pickled,
+    licence_files,
+    licence_of,
+)
 from kdp_core.model.sizes import count_macs, count_params
 
 if TYPE_CHECKING:
@@ -38,12 +49,13 @@ JUNK = ("_model_name_or_path", "quantization_config")
 
 
 def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
-            trust_remote_code: bool = False) -> ModelFacts:
+            trust_remote_code: bool = False, shared: Path | None = None) -> ModelFacts:
     """Write the checkpoint at `path` (GGUF file or checkpoint folder) to the folder `out`, as plain safetensors.
 
     GGUF weights are dequantised; of pickled weights (pytorch_model*.bin) the tensors are read and nothing else. The
     facts hold `source`; of an absolute path they hold only the last part. Raises ModelError before loading for a form
     or family that cannot be used, and after loading for weights that are missing or not finite.
+    With `shared`, a folder, the layers have files of their own, which pruned checkpoints share (shards.py).
     """
     path = Path(path)
     if path.is_dir():
@@ -67,7 +79,12 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
     with atomic(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return facts(model, source=_without_place(source), sha256=sha256_of(path))
+        if shared is not None:
+            shards.share(temporary, shared, family_of(model).prefix)
+        for file in licence_files(path) if path.is_dir() else []:
+            shutil.copy(file, temporary / file.name)
+    licence = licence_of(path) if header is None else str(header.fields.get("general.license", ""))
+    return facts(model, source=without_place(source), sha256=sha256_of(path), licence=licence)
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
@@ -183,14 +200,14 @@ def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
         return _auto(MODEL).from_config(config)
 
 
-def facts(model: "PreTrainedModel", *, source: str, sha256: str) -> ModelFacts:
+def facts(model: "PreTrainedModel", *, source: str, sha256: str, licence: str = "") -> ModelFacts:
     """What later stages must know of a model; a model on the meta device is enough, as only counts are taken."""
     layers = decoder_layers(model)
     return ModelFacts(
         family=type_of(model), layers=len(layers), width=model.config.hidden_size,
         vocabulary=model.get_input_embeddings().weight.shape[0], params_total=count_params(model),
         params_per_layer=[count_params(layer) for layer in layers], macs_per_token=count_macs(model),
-        source=source, sha256=sha256)
+        source=source, sha256=sha256, licence=licence)
 
 
 def _locate(path: Path) -> dict[str, Any]:
@@ -296,8 +313,3 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header)
     tokenizer._tokenizer = backend
     if tokenizer.bos_token is not None:
         tokenizer.add_bos_token = gguf_file.adds_first_token(header)
-
-
-def _without_place(source: str) -> str:
-    """The source as configured; only the last part of an absolute or home path, which holds on one machine only."""
-    return Path(source).name if source.startswith(("/", "~")) else source

@@ -107,6 +107,8 @@ class Family(NamedTuple):
     """Entries whose other values make another model -> the value with which a model can be pruned."""
     in_files: Mapping[str, str] = {}
     """Names of tensors in checkpoint files where they differ from the module's -> the module's."""
+    gguf: str = ""
+    """llama.cpp's name of the architecture, where models of the family can be written as GGUF files here."""
 
     @property
     def prefix(self) -> str:
@@ -156,7 +158,7 @@ _RECORDS = (
     Family("llama", "LlamaConfig", "LlamaForCausalLM",
            {"attention": _attention("self_attn.o_proj", "input_layernorm", bias="attention_bias"),
             "mlp": _gated("post_attention_layernorm", bias="mlp_bias")},
-           defaults={"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}),
+           gguf="llama", defaults={"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False}),
     Family("mistral", "MistralConfig", "MistralForCausalLM",
            {"attention": _attention("self_attn.o_proj", "input_layernorm"), "mlp": _gated("post_attention_layernorm")},
            defaults={"tie_word_embeddings": False, "num_key_value_heads": 8}),

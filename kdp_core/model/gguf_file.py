@@ -97,6 +97,7 @@ def read(path: Path) -> Header:
 
 def check(header: Header) -> None:
     """Raise ModelError for a file that is no whole model, or holds a field that cannot be carried over."""
+    _check_kinds(header)
     if header.fields.get("general.type", "model") != "model":
         raise ModelError(f"{header.path} holds a {header.fields['general.type']}, not a model; name the model's file")
     if header.fields.get("split.count", 1) > 1:
@@ -117,6 +118,16 @@ def check(header: Header) -> None:
                 raise _unknown(header, name, value)
         elif own not in FIELDS | IDLE or (isinstance(value, list) and own != "attention.sliding_window_pattern"):
             raise _unknown(header, name, value)
+
+
+def _check_kinds(header: Header) -> None:
+    """Raise ModelError where a field that is read here as a number holds something else."""
+    own = {*FIELDS, *NEUTRAL} - {"rope.scaling.type"}
+    numbers = {"split.count"} | {f"{header.architecture}.{name}" for name in own}
+    for name in sorted(numbers & set(header.fields)):
+        value = header.fields[name]
+        if not isinstance(value, bool | int | float | list):
+            raise ModelError(f"{header.path}: {name} is {value!r}, which is no number; get the file again")
 
 
 def complete(header: Header, config: "PretrainedConfig") -> None:
@@ -258,12 +269,12 @@ def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) ->
     """Divisors of the frequencies: Meta's own form where they follow from it, else a form that takes any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
-    if base and np.allclose(_meta_factors(len(factors), base, scaling), factors, rtol=1e-5):
+    if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):
         return scaling
     return _longrope(header, config, factors, factors, 1.0)
 
 
-def _meta_factors(count: int, base: float, scaling: Mapping[str, Any]) -> np.ndarray:
+def meta_factors(count: int, base: float, scaling: Mapping[str, Any]) -> np.ndarray:
     """Divisors of the frequencies in Llama 3.1 (convert_hf_to_gguf.py, generate_extra_tensors)."""
     frequencies = base ** -(np.arange(count) / count)
     waves, context = 2 * np.pi / frequencies, scaling["original_max_position_embeddings"]

@@ -3,6 +3,7 @@
 This module imports neither torch nor transformers, so that a workflow checks local folders before its first job.
 """
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ TAKE_OUT = ("AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_p
 """How a user saves the text model of a checkpoint that holds more, such as Gemma 3's; transformers' own words."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 """Any of these is a tokenizer; vocab.json needs merges.txt beside it."""
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Files that go along with every model that is made of a model."""
 PICKLED = "pytorch_model*.bin"
 """Weights as PyTorch wrote them before safetensors; they are read as tensors only."""
 
@@ -78,6 +81,21 @@ def check_tokenizer_files(folder: Path) -> None:
     if not _any(folder, TOKENIZER_FILES) and not any(folder.glob("tokenization*.py")):
         raise ModelError(f"{folder} has no tokenizer.json (nor {', '.join(TOKENIZER_FILES[1:])}); copy tokenizer.json "
                          "and tokenizer_config.json from the model's repository into it")
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that the model card in a checkpoint folder names, as `apache-2.0`; empty where none is named."""
+    card = folder / "README.md"
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) \
+        if card.is_file() else None
+    named = dict(re.findall(r"^(license|license_name): *[\"']?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
+    # `other` has its name in an entry of its own
+    return named.get("license_name") or named.get("license", "")
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that state its licence."""
+    return sorted(path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
 
 
 def has_weights(folder: Path) -> bool:

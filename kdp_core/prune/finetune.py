@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, PreTrainedModel
 
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.base.options import Chance, Count, Natural, Positive, check
 from kdp_core.base.records import Finetuned, PrunedFacts, Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import copies, cosine, restore
-from kdp_core.model import checkpoints, folded
+from kdp_core.model import checkpoints, folded, shards
 from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
 from kdp_core.model.families import family_of, type_of
 from kdp_core.model.sizes import count_params
@@ -43,7 +43,6 @@ from kdp_core.states.block import split
 logger = logging.getLogger(__name__)
 PartialShare = Annotated[float, Ge(0), Lt(1)]
 """A share of at least 0 and below 1."""
-INDEX = "model.safetensors.index.json"
 
 
 class FinetuneError(ValueError):
@@ -253,7 +252,8 @@ def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
 def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
     """The checkpoint with these tensors, loaded once as users load it. Without tensors it is a copy."""
     with store.atomic(out) as temporary:
-        shutil.copytree(pruned, temporary)
+        shutil.copytree(pruned, temporary, ignore=shutil.ignore_patterns(*provenance.ABOUT),
+                        copy_function=shards.link_or_copy)
         if change:
             put(temporary, change)
         if "head_adapter.a.weight" in change:
@@ -266,24 +266,26 @@ def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> Pre
 
 def put(folder: Path, change: dict[str, Tensor]) -> None:
     """Write tensors into a checkpoint, shard by shard. A new tensor is written into the first shard."""
-    shards = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors"))
     known: set[str] = set()
-    for path in shards:
+    for path in files:
         with safe_open(path, framework="pt") as file:
             known |= set(file.keys())
-    for path in shards:
+    for path in files:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            mine = {name for name in change if name in names or (path == shards[0] and name not in known)}
+            mine = {name for name in change if name in names or (path == files[0] and name not in known)}
             tensors = {name: file.get_tensor(name) for name in names} if mine else {}
         if mine:
             dtype = next(iter(tensors.values())).dtype
             tensors |= {name: change[name].to(dtype).contiguous() for name in mine}
-            save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
-    if (folder / INDEX).exists():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        index["weight_map"] |= {name: shards[0].name for name in change if name not in known}
-        store.write_json(folder / INDEX, index)
+            # other checkpoints may hold the same file
+            path.unlink()
+            save_file(dict(sorted(tensors.items())), path, metadata=shards.HEAD)
+    if (folder / shards.INDEX).exists():
+        index = json.loads((folder / shards.INDEX).read_text(encoding="utf-8"))
+        index["weight_map"] |= {name: files[0].name for name in change if name not in known}
+        store.write_json(folder / shards.INDEX, index)
 
 
 def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFacts:

@@ -8,32 +8,36 @@ kdp_core.model.folded, and the file that defines the class is written into the c
 """
 import itertools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.base.records import Plan, PrunedFacts
-from kdp_core.model import checkpoints, folded
+from kdp_core.model import checkpoints, folded, shards
 from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_of
 from kdp_core.model.sizes import count_params
 
-LEFT_BEHIND = ("config.json", "model.safetensors.index.json")
-"""Files of the dense folder that fold writes anew."""
+LEFT_BEHIND = ("config.json", shards.INDEX, *provenance.ABOUT)
+"""Files of the dense folder that fold writes anew, or that speak of the dense model alone."""
 
 
 class FoldError(ValueError):
     """A plan that does not fit its model."""
 
 
-def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> PrunedFacts:
-    """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters."""
+def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB",
+         about: Mapping[str, Any] | None = None, shared: Path | None = None) -> PrunedFacts:
+    """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters.
+
+    about: what the checkpoint's file kdp.json says of its making; without it there is no such file.
+    shared: a folder by which checkpoints share equal layers (kdp_core.model.shards); without it each has its own.
+    """
     dense, out = Path(dense), Path(out)
     config = checkpoints.config_of(dense)
     keep = _kept_layers(plan, config)
@@ -42,7 +46,10 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
         tensors, made = _tensors(plan, dense, family_of(config), keep), _config(plan, config, keep)
         if plan.shape:
             tensors = _of_shape(plan, tensors, made, keep)
-        _write_shards(tensors, temporary, shard_size)
+        if shared is None:
+            shards.write(tensors, temporary, shard_size)
+        else:
+            shards.write_shared(tensors, temporary, shared, family_of(config).prefix)
         made.save_pretrained(temporary)
         for path in sorted(dense.iterdir()):
             if path.is_file() and path.suffix != ".safetensors" and path.name not in LEFT_BEHIND:
@@ -50,6 +57,8 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB") -> Prun
         if _own_class(plan):
             (temporary / folded.FILE).write_text(folded.source(), encoding="utf-8")
         facts = _count(plan, config, keep, temporary, _zeroed(plan, dense))
+        if about is not None:
+            store.write_json(temporary / provenance.MADE, {**about, "pruned": facts._asdict()})
     return facts
 
 
@@ -192,15 +201,6 @@ def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
         return name
     old, rest = name[len(prefix):].split(".", 1)
     return f"{prefix}{number[int(old)]}.{rest}" if int(old) in number else None
-
-
-def _write_shards(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
-    for filename, names in split.filename_to_tensors.items():
-        save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        store.write_json(folder / "model.safetensors.index.json", index)
 
 
 def _zeroed(plan: Plan, dense: Path) -> int:

@@ -27,7 +27,7 @@ import torch
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
-from kdp_core.base import options, store
+from kdp_core.base import options, provenance, store
 from kdp_core.base.measurements import Scores
 from kdp_core.base.options import Count, Natural
 from kdp_core.model import assets, checkpoints
@@ -94,7 +94,7 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
     settings = {"dtype": dtype, "device": device.split(":")[0], "scorer": scorer, "batch_size": batch_size,
                 "max_length": max_length, "seed": seed, "code": code}
     if records_folder is not None:
-        settings["checkpoint"] = assets.sha256_of(folder)
+        settings["checkpoint"] = assets.sha256_of(folder, without=provenance.ABOUT)
     with _quiet(), benchmarks.task_folder(chosen) as made:
         manager = _task_manager(names, [*made, *map(Path, task_folders)], folder)
         loaded = _load_tasks(manager, names, seed)

@@ -84,6 +84,33 @@ def test_inspect_shows_method_parameters_provenance_and_every_layer(finished):
     assert said.count("removed\n") + said.count("stand-in: ") >= 1
 
 
+def test_a_checkpoint_carries_its_card_and_its_provenance(given, finished, tmp_path):
+    out = finished[0]
+    text, made = (out / "README.md").read_text(), json.loads((out / "kdp.json").read_text())
+    summary = json.loads((out / ".kdp/summary.json").read_text())
+    assert f"{summary['ppl_pruned']['ppl']:.4g} ± {summary['ppl_pruned']['stderr']:.2g}" in text
+    assert "kdp prune model --out DIR --ratio 0.2" in text and "--option search.entries=8" in text
+    assert made["versions"]["torch"] and made["settings"]["ratio"] == 0.2 and made["seeds"] == {"calibration": 0}
+    assert made["inputs"]["calibration tokens"] == summary["tokens_sha256"]
+    for place in (given.model.parent, given.heldout.parent, out.parent):
+        assert str(place) not in text and str(place) not in json.dumps(made)
+    # without its records, as somebody else gets it
+    away = shutil.copytree(out, tmp_path / "away", ignore=shutil.ignore_patterns(".kdp"))
+    said = call("inspect", away).stdout
+    assert "kdp_residual" in said and summary["tokens_sha256"][:20] in said and "transformers" in said
+
+
+def test_export_writes_a_gguf_file_of_a_stock_model(given, llama_folder, finished, tmp_path):
+    assert "is written" in call("export", llama_folder, "--gguf", tmp_path / "dense.gguf").stdout
+    checkpoints.convert(tmp_path / "dense.gguf", tmp_path / "back", dtype="float32", source="")
+    ids = torch.arange(2, 26)[None]
+    with torch.no_grad():
+        one, other = (checkpoints.load_model(folder)(ids).logits for folder in (llama_folder, tmp_path / "back"))
+    assert torch.equal(one, other)
+    assert "is there already" in fails("export", llama_folder, "--gguf", tmp_path / "dense.gguf")
+    assert "llama.cpp knows no such model" in fails("export", finished[0], "--gguf", tmp_path / "folded.gguf")
+
+
 def test_inspect_of_a_dense_checkpoint_says_that_it_has_no_record(llama_folder):
     said = call("inspect", llama_folder).stdout
     assert "no record of a pruning" in said and len(re.findall(r"^\d+ ", said, re.MULTILINE)) == 10

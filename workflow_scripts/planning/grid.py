@@ -73,9 +73,11 @@ def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> 
         source = variants.source_of(config, name)
         search = variants.search_of(config, source)
         more[name] = ({"source": source} if source != name else {}) | ({"search": search} if search else {})
-    return [dict(model=model, calib=calib, method=name, ratio=f"{ratio:g}", k_max=str(k_max), **more[name])
+    made = [dict(model=model, calib=calib, method=name, ratio=f"{ratio:g}", k_max=str(k_max), **more[name])
             for model, calib, name, ratio, k_max in itertools.product(
                 grid["models"], grid["calibrations"], names, grid["ratios"], grid["k_max"])]
+    left_out = {tuple(one["point"].values()) for one in config.get("refused", [])}
+    return [point for point in made if tuple(point[key] for key in KEYS) not in left_out]
 
 
 def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
@@ -149,17 +151,37 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
         {"ablations": studies} if studies else {})
 
 
+def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
+    """The part of a configuration by which the checkpoint of one point is made: what overrides the default's."""
+    names, name = [], point["method"]
+    while name in config["methods"]:
+        names.append(name)
+        sized = variants.options(config, name).get("block", {}).get("sized_as")
+        names += [sized] if sized and sized not in names else []
+        name = (config["methods"][name] or {}).get("base")
+    calibration = config["calibrations"][point["calib"]]
+    chosen = {"models": [point["model"]], "texts": list(calibration["mix"]), "calibrations": [point["calib"]],
+              "methods": list(dict.fromkeys(names))}
+    made = {section: {one: config[section][one] for one in keys} for section, keys in chosen.items()}
+    made["grid"] = {"models": [point["model"]], "calibrations": [point["calib"]], "methods": [point["method"]],
+                    "ratios": [float(point["ratio"])], "k_max": [int(point["k_max"])]}
+    return made | {section: config[section] for section in ("hidden", "similarity") if section in config}
+
+
 def seeds(config: dict[str, Any]) -> dict[str, int]:
     """Every seed that the grid uses."""
-    made = {f"calibration {point['calib']}": config["calibrations"][point["calib"]]["seed"]
-            for point in points(config)}
-    made["evaluation"] = config["evaluate"].get("seed", 0)
-    for name in run_variants(config):
-        own = schema()["methods"][variants.base_of(config, name)]["properties"] \
-            if variants.source_of(config, name) == name else ["finetune"]
-        made |= {f"{name}, {part}": variants.options(config, name).get(part, {}).get("seed", 0) for part in own
-                 if part != "block"}
-    return made
+    return {name: seed for point in points(config) for name, seed in seeds_of(config, point).items()}
+
+
+def seeds_of(config: dict[str, Any], point: dict[str, str]) -> dict[str, int]:
+    """Every seed that a point uses."""
+    name, calib = point["method"], point["calib"]
+    own = schema()["methods"][variants.base_of(config, name)]["properties"] \
+        if variants.source_of(config, name) == name else ["finetune"]
+    return {f"calibration {calib}": config["calibrations"][calib]["seed"],
+            "evaluation": config["evaluate"].get("seed", 0),
+            **{f"{name}, {part}": variants.options(config, name).get(part, {}).get("seed", 0) for part in own
+               if part != "block"}}
 
 
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:

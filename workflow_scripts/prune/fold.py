@@ -1,16 +1,21 @@
 """Rule `fold` writes the pruned checkpoint of one grid point."""
+from pathlib import Path
+
 from job import job
 
 from kdp_core import methods
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.base.records import Plan, Selection
+from kdp_core.model import shards
 from kdp_core.prune import fold
 
 
-def fold_point(method: str, dense: str, plan: str, fitted: list[str], out: str, out_facts: str) -> None:
+def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: bool, out: str, out_facts: str) -> None:
     """Read the fitted records, make the plan from them, and fold it."""
     selection, records = store.read(plan), [store.read(path) for path in fitted]
-    store.write(out_facts, fold.fold(planned(method, selection, records), dense, out))
+    about = {**provenance.here(), "inputs": provenance.hashes({path: path for path in (plan, *fitted)})}
+    store.write(out_facts, fold.fold(planned(method, selection, records), dense, out, about=about,
+                                     shared=Path(dense).parent / shards.POOL if links else None))
 
 
 def planned(method: str, selection: Selection, records: list) -> Plan:
@@ -26,4 +31,4 @@ def planned(method: str, selection: Selection, records: list) -> Plan:
 if __name__ == "__main__":
     with job(snakemake):
         fold_point(snakemake.params.method, snakemake.input.dense, snakemake.input.plan, snakemake.input.fitted,
-                   snakemake.output.checkpoint, snakemake.output.pruned)
+                   snakemake.params.links, snakemake.output.checkpoint, snakemake.output.pruned)

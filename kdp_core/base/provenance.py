@@ -1,0 +1,78 @@
+"""Where a result comes from: versions of packages, state of the code, hashes of inputs, and sources without user paths.
+
+A checkpoint carries this as the file MADE. The file and the model card CARD say how the checkpoint was made and what it
+scored; no weight, no token and no score depends on them, so hashes of checkpoints leave them out (`ABOUT`).
+"""
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+CARD = "README.md"
+MADE = "kdp.json"
+ABOUT = (CARD, MADE)
+"""The files of a checkpoint that only speak about it."""
+PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers", "numpy", "lm_eval")
+"""The packages that results depend on."""
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ("/", "~", "\\", "./", "../")
+"""How a path of one machine begins."""
+
+
+def here() -> dict[str, Any]:
+    """Versions and the state of the code of this process."""
+    return {"versions": versions(), "git": git_state()}
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Python, and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(root: Path = ROOT) -> dict[str, Any] | None:
+    """The commit of the code, and whether files differ from it; None for code that lies in no checkout."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        changed = bool(_git(root, "status", "--porcelain", "--untracked-files=no").strip())
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": changed}
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True,
+                          timeout=30).stdout
+
+
+def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
+    """SHA-256 of each file, by name."""
+    found = {}
+    for name, path in files.items():
+        with Path(path).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def without_place(source: str) -> str:
+    """A source as configured; of a path of one machine only the last part, which tells nothing of its user."""
+    return Path(source.replace("\\", "/")).name if source.startswith(LOCAL) or source[1:3] == ":\\" else source
+
+
+def without_places(value: Any) -> Any:
+    """A configuration with `without_place` on all its texts."""
+    if isinstance(value, Mapping):
+        return {key: without_places(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(one) for one in value]
+    return without_place(value) if isinstance(value, str) else value

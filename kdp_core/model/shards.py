@@ -1,0 +1,112 @@
+"""The weight files of a checkpoint: shards of a largest size, or a file a layer that checkpoints share by hard links.
+
+Pruned models of one dense model differ in few layers. Where each layer has a file of its own, a layer that two
+checkpoints hold under one number is the same bytes, and both folders name one file on disk. Each folder stays a plain
+checkpoint: copied, packed or uploaded it has all its weights, and deleted it leaves the others whole. The files are
+read-only, so that no program changes a file of several checkpoints by accident.
+
+The folder POOL beside the checkpoints holds a further link to each file, under its hash, by which later checkpoints
+find it. A file that no checkpoint holds any more is deleted when the next checkpoint is written.
+"""
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from kdp_core.base import store
+
+POOL = "shared"
+INDEX = "model.safetensors.index.json"
+HEAD = {"format": "pt"}
+"""What transformers asks of the metadata of a weight file."""
+READ_ONLY = 0o444
+
+
+def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
+    """Write shards of at most this size, and their index where there are several."""
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
+    for filename, names in split.filename_to_tensors.items():
+        save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata=HEAD)
+    if split.is_sharded:
+        _write_index(folder, split.metadata, split.tensor_to_filename)
+
+
+def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: str) -> None:
+    """Write a file for each layer, one for the stand-ins and one for the rest; a file that the pool has is linked.
+
+    prefix: where the layers stand in the names of the tensors, such as `model.layers.`.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(tensors):
+        groups.setdefault(_group(name, prefix), []).append(name)
+    pool.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for number, group in enumerate(sorted(groups), start=1):
+        filename = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        content = save({name: tensors[name].contiguous() for name in groups[group]}, metadata=HEAD)
+        _place(content, folder / filename, pool)
+        files |= dict.fromkeys(groups[group], filename)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    _write_index(folder, {"total_size": size}, files)
+    _sweep(pool)
+
+
+def share(folder: Path, pool: Path, prefix: str) -> None:
+    """Write the weights of a checkpoint anew, by layers, so that others can share them."""
+    old = sorted(folder.glob("*.safetensors"))
+    tensors = {}
+    for path in old:
+        with safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}
+    for path in old:
+        path.unlink()
+    write_shared(tensors, folder, pool, prefix)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Copy a file for `shutil.copytree`; a weight file that checkpoints share is linked."""
+    if source.endswith(".safetensors") and not os.stat(source).st_mode & 0o222:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
+def _group(name: str, prefix: str) -> str:
+    """A name that sorts the rest first, then layers by number, then stand-ins."""
+    if not name.startswith(prefix):
+        return "stand-ins" if ".stand_in" in name or "head_adapter" in name else "a"
+    return "stand-ins" if ".stand_in" in name else f"layer {int(name[len(prefix):].split('.')[0]):05d}"
+
+
+def _place(content: bytes, path: Path, pool: Path) -> None:
+    """Put a file with this content at `path`, as a link to the pool's file where that can be."""
+    kept = pool / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+    # another process may delete the file of the pool, and some file systems have no links
+    with contextlib.suppress(OSError):
+        os.link(kept, path)
+        return
+    path.write_bytes(content)
+    path.chmod(READ_ONLY)
+    with contextlib.suppress(OSError):
+        os.link(path, kept)
+
+
+def _sweep(pool: Path) -> None:
+    """Delete the files that no checkpoint holds."""
+    for path in pool.glob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_nlink == 1:
+                path.unlink()
+
+
+def _write_index(folder: Path, metadata: Any, files: dict[str, str]) -> None:
+    store.write_json(folder / INDEX, {"metadata": metadata, "weight_map": files})
+

@@ -1,0 +1,144 @@
+"""The model card of a pruned checkpoint: its README.md, as the hub of Hugging Face shows it.
+
+The card is written from the records of the pruning and of its scores. It says what the checkpoint is, what was removed,
+what it scored beside the dense model, under which licence the base model stands, how the checkpoint was made, and how
+to make it again. What is not known is left out or said to be unknown.
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from kdp_core.base.measurements import Efficiency, Scores
+from kdp_core.base.provenance import without_place, without_places
+from kdp_core.base.records import ModelFacts, PrunedFacts
+from kdp_core.methods import GROUPS, method_of
+
+HUB = "hf:"
+UNITS = {"ppl": "perplexity", "share": "share of items"}
+
+
+class Made(NamedTuple):
+    """How a checkpoint was made."""
+    method: str
+    """A key of METHODS."""
+    variant: str
+    """The name of the method with its options in the configuration; the method's own name where it has none."""
+    ratio: float
+    """Share of all parameters that was to be removed."""
+    again: str
+    """Commands or a configuration that make the checkpoint again, as a fenced block of Markdown."""
+    provenance: Mapping[str, Any]
+    """`versions`, `git`, `seeds` and `inputs`, as `provenance.here` and `hashes` give them."""
+    stock: bool
+    """Whether transformers' own class holds the model."""
+
+
+class Measured(NamedTuple):
+    """What the dense and the pruned model scored on the same items."""
+    dense: Scores
+    pruned: Scores
+    costs: Efficiency | None
+
+
+def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured | None) -> str:
+    """The card as Markdown, with the entries that the hub reads on top."""
+    parts = [_entries(facts, made), f"# {_name(facts)} without {pruned.params_removed:.1%} of its parameters",
+             _what(facts, pruned, made), "## Use", _use(made.stock), "## Scores", _scores(measured),
+             "## Licence", _licence(facts), "## How it was made", _how(facts, made), "## Make it again",
+             without_place(made.again)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _name(facts: ModelFacts) -> str:
+    """The name of the base model: that of its repository, or of its file."""
+    bare = without_place(facts.source)
+    return bare.removeprefix(HUB).split("@")[0] if bare.startswith(HUB) else bare.rsplit("/", 1)[-1]
+
+
+def _entries(facts: ModelFacts, made: Made) -> str:
+    """The block of YAML that the hub reads."""
+    entries: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation",
+                               "tags": ["pruned", "kdp", made.method]}
+    if facts.source.startswith(HUB):
+        entries |= {"base_model": _name(facts), "base_model_relation": "finetune"}
+    if facts.licence:
+        entries["license"] = facts.licence
+    return f"---\n{yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
+    method = method_of(made.method)
+    named = f"`{made.variant}`" + (f" (the method `{made.method}`)" if made.variant != made.method else "")
+    rows = [("base model", f"{_name(facts)} ({facts.family})"), ("method", f"{named}: {method.group}"),
+            ("published in", method.paper), ("asked for", f"{made.ratio:.1%} of all parameters removed"),
+            ("parameters", f"{pruned.params_after:,}, of which {pruned.params_added:,} were put in; "
+                           f"{pruned.params_before:,} in the base model"),
+            ("layers", f"{pruned.layers_before - pruned.layers_removed} of {pruned.layers_before}")]
+    if pruned.params_zeroed:
+        rows.append(("weights set to zero", f"{pruned.params_zeroed:,}; they are stored and count as removed"))
+    kind = GROUPS[method.group]
+    return f"A pruned language model ({kind}), made by kdp.\n\n" + table(["", ""], rows)
+
+
+def _use(stock: bool) -> str:
+    trust = "" if stock else ", trust_remote_code=True"
+    why = "It loads as a model of its family, and no code comes with it." if stock else (
+        "The file modeling_kdp.py in this folder defines the model. It needs torch and transformers alone. Read it "
+        "before you trust it.")
+    return (f"{why}\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER"{trust})\n'
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```')
+
+
+def _scores(measured: Measured | None) -> str:
+    """Every score of the pruned model beside the dense model's, with standard errors over items."""
+    if measured is None:
+        return "It has not been scored."
+    before = {(score.task, score.metric): score for score in measured.dense.scores}
+    rows = []
+    for score in measured.pruned.scores:
+        dense = before.get((score.task, score.metric))
+        better = "higher" if score.higher_is_better else "lower"
+        rows.append((score.task, f"{score.metric} ({better} is better)", "" if dense is None else _value(dense),
+                     _value(score), f"{score.items:,}"))
+    said = table(["task", "metric", "base model", "this model", "items"], rows)
+    said += "\n\nThe number after ± is one standard error over items."
+    if (costs := measured.costs) is not None:
+        said += (f"\n\nOn {costs.device} with {costs.threads} thread{'s' * (costs.threads != 1)}, a prompt of "
+                 f"{costs.tokens} tokens is {costs.speedup_prefill:.2f} times as fast as in the base model, and a next "
+                 f"token {costs.speedup_decode:.2f} times (medians of {costs.repeats} paired turns).")
+    return said + (" The scores tell of text like that of these tasks. Nobody tested what pruning does to other "
+                   "languages, to long texts or to safety.")
+
+
+def _value(score: Any) -> str:
+    if score.value is None:
+        return "not finite"
+    return f"{score.value:.4g}" + ("" if score.stderr is None else f" ± {score.stderr:.2g}")
+
+
+def _licence(facts: ModelFacts) -> str:
+    if facts.licence:
+        return (f"The base model is given under the licence `{facts.licence}`, as its own files say. The licence holds "
+                "for this model too.")
+    return ("The files of the base model name no licence. Find out which one holds for it before you pass this model "
+            "on.")
+
+
+def _how(facts: ModelFacts, made: Made) -> str:
+    known = without_places(dict(made.provenance))
+    rows = [("base model", f"`{without_place(facts.source)}`"), ("base model, SHA-256", f"`{facts.sha256}`")]
+    rows += [(f"{name}, SHA-256", f"`{digest}`") for name, digest in (known.get("inputs") or {}).items()]
+    rows += [(f"seed of {name}", str(seed)) for name, seed in (known.get("seeds") or {}).items()]
+    rows += [(name, version) for name, version in (known.get("versions") or {}).items()]
+    if git := known.get("git"):
+        rows.append(("code", f"commit `{git['commit']}`" + (", with changes" if git["changed"] else "")))
+    return table(["", ""], rows)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+                     for line in lines)
