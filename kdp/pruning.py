@@ -5,7 +5,6 @@ one set of settings, and other settings are refused. At the end the dense checkp
 are deleted unless `keep` asks for them.
 """
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -17,14 +16,15 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from kdp import heldout, sources
+from kdp import about, heldout, sources
 from kdp_core import methods
-from kdp_core.base import store, texts
+from kdp_core.base import provenance, store, texts
 from kdp_core.base.records import ModelFacts, Tokens
 from kdp_core.base.resume import Resume
 from kdp_core.model import checkpoints, families, intake
 from kdp_core.prune import pruning
 from kdp_core.score import efficiency
+from kdp_core.study import reach
 
 KEPT = ".kdp"
 """The folder of the records, in the folder of the pruned checkpoint."""
@@ -35,7 +35,6 @@ REPEATS = 5
 """Turns of each model whose latency counts, as in config.yaml."""
 SAVE_EVERY_S = 60.0
 """Seconds between two saved states of a training."""
-PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers")
 
 
 class PruneError(ValueError):
@@ -102,9 +101,9 @@ def check_out(out: Path, settings: Settings) -> None:
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """The settings as they are kept: absolute paths lose all but their last part, and a hash tells them apart."""
+    """The settings as they are kept: of a path of this machine the last part, and a hash that tells paths apart."""
     sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
-    bare = {name: Path(source).name if source.startswith(("/", "~")) else source for name, source in sourced.items()}
+    bare = {name: provenance.without_place(source) for name, source in sourced.items()}
     digest = hashlib.sha256(json.dumps(sourced).encode()).hexdigest()[:12]
     return {**settings._asdict(), **bare, "sources": digest}
 
@@ -184,6 +183,9 @@ class Run:
         name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
         _, held = self.documents("heldout", own.heldout, sources.HELDOUT)
         facts = self.facts()
+        if why := reach.refusal(own.method, facts, own.sequences, ratio=own.ratio, k_max=own.k_max,
+                                options=own.options):
+            raise PruneError(why)
         # a text that is too short is refused here, before the states are extracted
         ids_ST = heldout.windows(self.kept / "dense", held, own.length)
         tokens = self.keep("tokens", lambda: self.pack(name, documents, facts))
@@ -192,8 +194,10 @@ class Run:
                                 k_max=own.k_max, options=own.options, keep=self.keep, device=self.device,
                                 dtype=own.dtype, resume=self.resume, model_layers=facts.layers)
         self._publish()
-        return {"settings": named(own), "facts": facts._asdict(), "pruned": pruned._asdict(),
-                **self._measure(ids_ST), "tokens_sha256": tokens.provenance["sha256"], "versions": versions()}
+        found = {"settings": named(own), "facts": facts._asdict(), "pruned": pruned._asdict(),
+                 **self._measure(ids_ST), "tokens_sha256": tokens.provenance["sha256"], **provenance.here()}
+        about.write(self.out, found, facts, pruned)
+        return found
 
     def _publish(self) -> None:
         """Move the files of the checkpoint to `out`, the configuration last: with it the checkpoint is complete."""
@@ -250,9 +254,3 @@ def stoppable(resume: Resume) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the result depends on, as far as they are installed."""
-    installed = {found.name.lower(): found.version for found in importlib.metadata.distributions()
-                 if found.name and found.name.lower() in PACKAGES}
-    return {name: installed[name] for name in PACKAGES if name in installed}

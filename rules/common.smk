@@ -14,19 +14,23 @@ from snakemake.exceptions import WorkflowError
 # Snakemake hands this path on to the scripts, which therefore find job.py and gather.py
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
-from planning import code, evaluation, failures, figures, grid, resources, variants
+from planning import code, evaluation, failures, figures, grid, refusals, resources, variants
 from planning.config import check
 from planning.grid import BLOCK, POINT, POINT_NAME, SEARCH
 from planning.messages import ConfigError
 
 try:
     config.update(check(config))
+    FAMILIES = grid.seed_families(config)
+    config.update(grid.with_seeds_apart(config))
+    config.update(refusals.without_refused(config))
 except ConfigError as error:
     failures.say_last(str(error))
     raise WorkflowError(str(error)) from None
 
-FAMILIES = grid.seed_families(config)
-config.update(grid.with_seeds_apart(config))
+if workflow.is_main_process:
+    for point, reason in refusals.named(config).items():
+        print(f"left out: {point}: {reason}", file=sys.stderr)
 POINTS = grid.points(config)
 GRID = grid.grid_points(config)
 STEPS = {name: variants.fits(config, name) for name in grid.run_variants(config)}

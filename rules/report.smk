@@ -60,8 +60,11 @@ rule report:
         # these are functions, because snakemake reads braces in strings as wildcards
         figures=lambda wildcards: FIGURES,
         seeds=grid.seeds(config),
+        refused=lambda wildcards: refusals.named(config),
         config_yaml=lambda wildcards: yaml.safe_dump(
-            config, sort_keys=False, allow_unicode=True
+            {key: value for key, value in config.items() if key != "refused"},
+            sort_keys=False,
+            allow_unicode=True,
         ),
         code=code.of_script("results/report"),
     message:

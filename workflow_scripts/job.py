@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planning import refusals
+
 if TYPE_CHECKING:
     from kdp_core.base.resume import Resume
 
@@ -51,6 +53,7 @@ def job(snakemake: Any) -> Iterator[None]:
     except Exception as error:
         logging.getLogger().removeHandler(screen)
         logging.exception("failed")
+        refusals.record(rule, dict(snakemake.wildcards.items()), snakemake.config, error)
         print(f"{rule}: {type(error).__name__}: {error}\n(whole trace: {snakemake.log[0]})", file=sys.stderr)
         sys.exit(1)
 

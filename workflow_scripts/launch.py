@@ -30,10 +30,19 @@ def main(arguments: list[str]) -> int:
         snakemake = [sys.executable, "-m", "snakemake"]
         if LOCKS.is_dir() and any(LOCKS.iterdir()):
             subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=False, close_fds=False)
+        started = time.time()
         done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
+        if done.returncode and refused_since(started):
+            print("\nSome grid points cannot be made; the run goes on without them.", file=sys.stderr)
+            done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
     if done.returncode == 0:
         print("\nReport:        results/report.html\nSummary table: results/summary.csv")
     return done.returncode
+
+
+def refused_since(started: float) -> bool:
+    """Whether a job found out since this time that its point cannot be made (planning/refusals.py)."""
+    return any(file.stat().st_mtime >= started for file in (ROOT / "results").glob("*/*/*/r*/refused.json"))
 
 
 def _taken(lock: TextIO) -> bool:

@@ -59,6 +59,9 @@ class Sizes(NamedTuple):
         return self.sequences * self.length
 
 
+Orders = Callable[[ModelFacts, int, Mapping[str, Any]], int]
+"""(facts, k_max, options of the search) -> the most layers that the search can order."""
+
 Flops = Callable[[Sizes, Mapping[str, Any]], float]
 """(sizes, options of the part and of the steps before it) -> floating-point operations."""
 
@@ -103,6 +106,8 @@ class Method(NamedTuple):
     `compose` has no steps and no `module`."""
     flops: Mapping[str, Flops] = NOTHING
     """Part -> its floating-point operations, for the planner. The planner names a part without a formula."""
+    orders: Orders | None = None
+    """The most layers that `search` can order, which is known before it runs. None: all of them."""
     needs: Literal["model", "states"] = "model"
     """`model`: `search` runs the whole model on one device. `states`: it reads stored states only."""
     refuses: Callable[[Family], str] = no_family

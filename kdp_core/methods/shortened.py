@@ -20,8 +20,9 @@ are in memory at a time.
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,11 @@ def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
     return range(keep_first, layers - keep_last)
 
 
+def _most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
+    """The most layers that a search can order."""
+    return len(_eligible(facts.layers, given["keep_first"], given["keep_last"]))
+
+
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
     """The weights of all linear maps and norms of a layer, including the norms of queries and keys."""
     return [module.weight for module in layer.modules() if isinstance(getattr(module, "weight", None), nn.Parameter)]
@@ -147,9 +153,9 @@ def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
 
 METHODS = (
     Method("shortened_ppl", "Kim et al. 2024, Shortened LLaMA: layers by the perplexity without each",
-           "layers removed", in_order, search=perplexity, example={"search": {"sequences": 4}}),
+           "layers removed", in_order, search=perplexity, orders=_most_ordered, example={"search": {"sequences": 4}}),
     Method("shortened_taylor", "Kim et al. 2024, Shortened LLaMA: layers by sum |W g|", "layers removed", in_order,
-           search=taylor, example={"search": {"sequences": 4}}),
+           search=taylor, orders=_most_ordered, example={"search": {"sequences": 4}}),
     Method("shortened_magnitude", "Kim et al. 2024, Shortened LLaMA: layers by sum |W|", "layers removed", in_order,
-           search=magnitude),
+           search=magnitude, orders=_most_ordered),
 )

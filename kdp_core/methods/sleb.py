@@ -31,6 +31,11 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 
+def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
+    """The most layers that the search can order: `largest` of all, and neither the first nor the last."""
+    return min(round(given["largest"] * facts.layers), facts.layers - 2)
+
+
 def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
            dtype: str = "float32", sequences: Count | None = 80, largest: Share = 0.5, batch_sequences: Count = 8,
            seed: int = 0) -> Search:
@@ -45,7 +50,7 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     """
     options.check(greedy, locals())
     began = time.perf_counter()
-    most = min(round(largest * facts.layers), facts.layers - 2)
+    most = most_ordered(facts, k_max, {"largest": largest})
     if most < 1:
         raise RankError(f"search.largest {largest} of {facts.layers} layers: none may be removed, as the first and "
                         "the last layer are kept; raise it or take a deeper model")
@@ -89,5 +94,6 @@ def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
 
 METHODS = (
     Method("sleb", "Song et al. 2024, SLEB: the layer whose removal raises the loss least, scored again after each",
-           "layers removed", in_order, search=greedy, flops={"search": _flops}, example={"search": {"sequences": 4}}),
+           "layers removed", in_order, search=greedy, orders=most_ordered, flops={"search": _flops},
+           example={"search": {"sequences": 4}}),
 )

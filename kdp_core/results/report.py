@@ -45,12 +45,13 @@ LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unk
 def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry] = (),
           fits: pd.DataFrame | None = None, comparisons: pd.DataFrame | None = None, config_yaml: str = "",
           versions: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
-          benchmarks: pd.DataFrame | None = None) -> str:
+          benchmarks: pd.DataFrame | None = None, refused: Mapping[str, str] | None = None) -> str:
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
     comparisons: paired tests, as findings.headline takes them, or none.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
+    refused: grid points that could not be made, with the reasons.
     Raises ReportError for an empty summary or a figure without its file.
     """
     if summary.empty:
@@ -59,6 +60,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     models = list(dict.fromkeys(summary["model"]))
     return page.document(TITLE, _lead(summary, benchmarks), [
         ("In short", "short", _glance(said, models, comparisons)),
+        ("Left out", "refused", _refused(refused)),
         ("Summary", "summary", summary_table(summary, comparisons)),
         ("Overview", "figures", "".join(figure(entry) for entry in figures if entry.model not in models)),
         *((model, f"model{place}", of_model(model, summary, scores, figures, fits, comparisons))
@@ -108,6 +110,14 @@ def _card(finding: Finding) -> str:
         words = text(claim.text).replace(text(claim.first), f"<b>{text(claim.first)}</b>", 1)
         said += f"<dt>{text(claim.topic)}{level}</dt><dd>{words if claim.first else text(claim.text)}</dd>"
     return f'<article class="card"><h4>Target {text(finding.target)}</h4><dl>{said}</dl></article>'
+
+
+def _refused(refused: Mapping[str, str] | None) -> str:
+    """The grid points that could not be made, and why."""
+    if not refused:
+        return ""
+    said = f"{counted(len(refused), 'grid point')} could not be made. All others were, and this page is about them."
+    return page.note(said) + page.plain(["Point", "Reason"], [list(one) for one in refused.items()], label="Left out")
 
 
 # How it was made ------------------------------------------------------------------------------------------------------

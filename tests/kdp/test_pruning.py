@@ -124,3 +124,9 @@ def test_ctrl_c_asks_a_training_to_save_and_stops_anything_else(tmp_path):
         kept.training = True
         signal.raise_signal(signal.SIGTERM)
     assert kept.asked and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_ratio_that_no_data_allow_is_refused_before_the_states(given, tmp_path):
+    said = fails(*given.prune(tmp_path / "out", *RESIDUAL, "--option", "search.largest=0.1"))
+    assert "ratio 0.2: the 1 layers that the search ordered" in said and "search.largest" in said
+    assert not (tmp_path / "out/.kdp/hidden.zarr").exists()

@@ -73,6 +73,10 @@ def refused(project, *arguments):
      "nowhere/eval/piqa_val.jsonl does not exist; put it there, take `data: hub`"),
     (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"]}, tasks=["piqa"]), "name it once"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
+    (lambda c: c["similarity"].update(batch=600), "similarity.batch is 600, and of calibrations.few 512 tokens are"),
+    (lambda c: c["methods"]["kdp"].update(block=3), "methods.kdp.block is 3, but must be of type object"),
+    (lambda c: c["evaluate"].update(tasks=["../x"]), "evaluate.tasks.0 is '../x', but must match"),
+    (lambda c: c["texts"].update({"a\n": {"source": "x"}}), "unknown key 'a\\n' at texts"),
 ])
 def test_a_wrong_config_is_refused(change, words):
     config = copy.deepcopy(CONFIG)

@@ -1,5 +1,6 @@
 """Rule `search` orders the layers to remove by the method's own criterion."""
 from job import job
+from planning import refusals
 
 from kdp_core.base import store
 from kdp_core.methods import method_of
@@ -15,5 +16,6 @@ def search(method: str, inputs, k_max: int, out: str, **options) -> None:
 if __name__ == "__main__":
     with job(snakemake):
         params = snakemake.params
+        refusals.stop_before_work(dict(snakemake.wildcards.items()), snakemake.config)
         search(params.method, snakemake.input, int(snakemake.wildcards.k_max), snakemake.output[0], dtype=params.dtype,
                device=params.device, **params.options)

@@ -11,6 +11,8 @@ import only modules that import nothing heavy: the tables of families, and the c
     evaluation   tasks and benchmarks
     resources    sizes of models, memory, devices, shards, and what the planner counts
     config       the check of a configuration
+    refusals     the points that cannot be made, foreseen or found by a job, which a run leaves out
+    foreseen     the process that asks the library which points these are
     sources      the check of the folders of local models
     failures     the last line of a run that failed
     code         hashes of the library code that a script runs

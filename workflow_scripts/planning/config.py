@@ -7,7 +7,7 @@ from typing import Any
 from planning import grid, variants
 from planning.evaluation import benchmark_files
 from planning.messages import ConfigError, refuse, require
-from planning.resources import batch_sequences, batches_of
+from planning.resources import batch_sequences, batches_of, calibration_tokens
 from planning.schema import schema
 from planning.sources import check_folders
 
@@ -34,6 +34,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         require(f"{section}.variants", config.get(section, {}).get("variants", []),
                 dict.fromkeys(config["grid"]["methods"]), "name a variant of grid.methods, or add it there")
     _check_ablations(config)
+    _check_similarity(config)
     _check_shards(config)
     _check_devices(config)
     _check_benchmarks(config)
@@ -128,6 +129,15 @@ def _check_ablations(config: dict[str, Any]) -> None:
             if key not in variants.options(config, variant).get(part, {}):
                 raise ConfigError(f"config: {at}.x is {option}, which methods.{variant} does not set; "
                                   "write it into the variant")
+
+
+def _check_similarity(config: dict[str, Any]) -> None:
+    known, own = schema()["properties"]["similarity"]["properties"], config.get("similarity", {})
+    asked, batch = (own.get(name, known[name]["default"]) for name in ("tokens", "batch"))
+    for calib in dict.fromkeys(point["calib"] for point in grid.points(config)):
+        if (tokens := min(asked or calibration_tokens(config, calib), calibration_tokens(config, calib))) < batch:
+            raise ConfigError(f"config: similarity.batch is {batch}, and of calibrations.{calib} {tokens} tokens are "
+                              "compared, which do not fill one batch; lower similarity.batch or add sequences")
 
 
 def _check_shards(config: dict[str, Any]) -> None:

@@ -59,11 +59,18 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
         key=lambda one: (one["module"], one["scope"], one["needs"]))]
     made = [_filled(one, words) for group in together if "{model}" not in path(group[0]["scope"])
             for words in _subjects(config, group[0]) for one in group]
+    points = grid.points(config)
     for model, calib in grid.calibrated(config):
         made += [_filled(one, words | {"model": model, "calib": calib})
                  for group in together if "{model}" in path(group[0]["scope"])
-                 for words in _subjects(config, group[0]) for one in group]
+                 for words in _subjects(config, group[0]) for one in group
+                 if one["needs"] == "viewed" or _has_points(points, words | {"model": model, "calib": calib})]
     return made
+
+
+def _has_points(points: list[dict[str, str]], words: dict[str, str]) -> bool:
+    """Whether a figure of these wildcards has points to show; those that cannot be made are left out of a run."""
+    return bool(grid.points_like(points, {key: words[key] for key in grid.KEYS if key in words}))
 
 
 def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:

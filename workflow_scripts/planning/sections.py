@@ -1,6 +1,11 @@
 """Sections of the schema that no signature of the library says: models, texts, calibration sets, grid, ablations."""
 from typing import Any
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$(?!\n)"
+"""Names that become parts of paths. In Python `$` also matches before a line break at the end."""
+TASK = r"^[^/\\\s.-][^/\\\s]*$(?!\n)"
+"""Names of tasks, which become names of files."""
+
 
 def text(description: str, **more: Any) -> dict[str, Any]:
     """A string."""
@@ -21,7 +26,7 @@ def block(description: str, properties: dict[str, Any], required: tuple[str, ...
 def named(description: str, item: dict[str, Any]) -> dict[str, Any]:
     """Named entries of one kind."""
     return {"type": "object", "description": description, "minProperties": 1, "additionalProperties": False,
-            "patternProperties": {"^[A-Za-z0-9][A-Za-z0-9_.-]*$": item}}
+            "patternProperties": {NAME: item}}
 
 
 def some(item: dict[str, Any], description: str) -> dict[str, Any]:

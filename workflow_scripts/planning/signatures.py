@@ -20,7 +20,7 @@ from kdp_core.prune import finetune
 from kdp_core.score import benchmarks
 from kdp_core.states import hidden, similarity
 from kdp_core.study import planner, spaces, theory, views
-from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TEXT, block, count, named, some, text
+from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, block, count, named, some, text
 
 
 def signature_block(description: str, function: Any, filled: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -39,6 +39,14 @@ def hidden_block() -> dict[str, Any]:
         "type": "boolean", "description": "false deletes a model's states when the last job that reads them has "
                                           "ended; a variant added later extracts them again, and all that reads them "
                                           "runs again. True unless set."}
+    return made
+
+
+def similarity_block() -> dict[str, Any]:
+    """How layers are compared; the sizes have their defaults beside them, for the check before any job."""
+    made = signature_block("Similarity of layers.", similarity.similarity)
+    for name in ("tokens", "batch"):
+        made["properties"][name]["default"] = arguments(similarity.similarity)[name].default
     return made
 
 
@@ -113,8 +121,9 @@ def evaluate_block() -> dict[str, Any]:
         "lastword_items": count("Items of heldout_lastword."),
         "continuation_items": count("Items of heldout_continuation."),
         "seed": count("Of the choice of items.", 0),
-        "tasks": some({"type": "string"}, "lm-eval tasks, groups or tags; heldout_ppl, heldout_lastword and "
-                                          "heldout_continuation are made from the held-out text."),
+        "tasks": some({"type": "string", "pattern": TASK},
+                      "lm-eval tasks, groups or tags; heldout_ppl, heldout_lastword and heldout_continuation are made "
+                      "from the held-out text."),
         "task_folders": some({"type": "string"}, "Folders with further lm-eval task files."),
         "limit": count("Items a task at most, the first ones."),
         "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
@@ -138,9 +147,11 @@ def build() -> dict[str, Any]:
             "calibrations": named("Calibration sets by name.", CALIBRATION),
             "grid": GRID,
             "hidden": hidden_block(),
-            "similarity": signature_block("Similarity of layers.", similarity.similarity),
+            "similarity": similarity_block(),
             "methods": named("Variants by name; `base` names the variant or method that a variant stands on.",
-                             {"type": ["object", "null"]}),
+                             {"type": ["object", "null"], "properties": {
+                                 "base": {"type": "string"}, "block": {"type": "object", "properties": {
+                                     "sized_as": {"type": "string"}}}, "finetune": {"type": "object"}}}),
             "ablations": named("Studies by name.", ABLATION),
             "evaluate": evaluate_block(),
             "efficiency": block("Latency and memory.", {
@@ -161,6 +172,8 @@ def build() -> dict[str, Any]:
                 "variants": some({"type": "string"}, "Variants of grid.methods in figures of many variants; all of "
                                                      "them unless set."),
                 "tasks": some({"type": "string"}, "Tasks of the figure of scores by task; all of them unless set.")}),
+            "checkpoints": text("copies, or links: checkpoints of one dense model share the files of equal layers, as "
+                                "hard links; copies unless set.", enum=["copies", "links"]),
             "cache": text("Folder for downloaded files."),
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},

@@ -18,7 +18,11 @@ __all__ = ["check_folders", "params_of", "shape_of"]
 def check_folders(config: dict[str, Any]) -> None:
     """Raise ConfigError for a model of the grid whose local folder cannot be used; converted ones are left alone."""
     for name in config["grid"]["models"]:
-        folder = Path(config["models"][name]["source"].strip()).expanduser()
+        try:
+            folder = Path(config["models"][name]["source"].strip()).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"config: models.{name}.source is {config['models'][name]['source']!r}: {error}; write "
+                              "the whole path") from None
         if folder.is_dir() and not Path(f"results/{name}/facts.json").is_file():
             try:
                 intake.check_folder(folder)

@@ -7,7 +7,7 @@ import torch
 from gather import table
 from job import job
 
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
@@ -28,11 +28,11 @@ def run_times(folder: str) -> pd.DataFrame:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages on which numbers depend, the machine and its threads."""
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads()),
-            **{name: version(name) for name in PACKAGES}}
+    """The versions of the packages on which numbers depend, the state of the code, the machine and its threads."""
+    git = provenance.git_state()
+    code = {"kdp, commit": git["commit"] + " with changes" * git["changed"]} if git else {}
+    return {"machine": platform.machine(), "threads": str(torch.get_num_threads()), **provenance.versions(PACKAGES),
+            **code}
 
 
 def write_report(inputs, params, out: str) -> None:
@@ -43,7 +43,7 @@ def write_report(inputs, params, out: str) -> None:
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
-        versions=versions(), seeds=params.seeds, benchmarks=run_times("results/benchmarks")))
+        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks")))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Rule `hidden_shard` extracts those of some sequences, and rule `hidden_join` joins the shards.
 """
 from job import job
+from planning import refusals
 
 from kdp_core.base import store
 from kdp_core.states import hidden
@@ -28,5 +29,6 @@ if __name__ == "__main__":
         if snakemake.rule == "hidden_join":
             join_hidden(inputs, snakemake.output[0], snakemake.params.options)
         else:
+            refusals.stop_before_work(dict(wildcards.items()), snakemake.config)
             shard = (int(wildcards.start), int(wildcards.stop)) if "start" in wildcards.keys() else None
             extract_hidden(inputs.dense, inputs.tokens, snakemake.output[0], shard, snakemake.params)

@@ -10,7 +10,8 @@ METHODS = (
            example={"compose": {"heldout": 0.2}}),
     Method("kdp_residual", "this project: skip path, linear part and a dictionary of the model's own neurons; "
                            "docs/kdp.md", "layers replaced", in_order, module_params=module_params,
-           size_options=("compose.dictionary", "compose.entries"), search=search.by_divergence, compose=compose,
+           size_options=("compose.dictionary", "compose.entries"), search=search.by_divergence,
+           orders=search.most_ordered, compose=compose,
            example={"search": {"entries": 8, "judge_sequences": 4},
                     "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}),
 )

@@ -13,8 +13,9 @@ was judged again is removed ("lazy" greedy, Minoux 1978). A run through the kept
 """
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,13 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     return Search(order, rises, "divergence", k_max, single, tried,
                   {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,
                    "seconds": time.perf_counter() - began})
+
+
+def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
+    """The most layers that the search can order: in runs of at most k_max - 1, and `largest` of all."""
+    eligible = len(eligible_layers(facts.layers, PROTECTED))
+    # of k_max neighbours one stays
+    return min(round(given["largest"] * facts.layers), eligible - eligible // k_max)
 
 
 def _check_sizes(hidden: HiddenStates, k_max: int, judge_sequences: int) -> None:

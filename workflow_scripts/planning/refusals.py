@@ -1,0 +1,205 @@
+"""The points that cannot be made. A run leaves them out and names them, and all other points go on.
+
+Some are foreseen: where a model is known, the library tells from configuration and facts alone which points no data can
+make (`foreseen`). Others a job finds out, such as a kernel that collapses; the job writes the reason to the file FILE
+of the point (`record`). The next run leaves such a point out as long as the part of the configuration that makes it,
+and the library, are the same.
+"""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from planning import grid, variants
+from planning.messages import ConfigError
+from planning.schema import ROOT, sources
+
+FILE = "refused.json"
+RULES = ("search", "blocks", "step", "compose", "fold", "finetune")
+"""The rules that make points."""
+NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
+"""Errors of the library that speak of files, so that the same job may succeed next time."""
+CACHE = ROOT / ".cache" / "refusals"
+KEPT = 64
+"""Answers that stay in the cache, the newest ones."""
+
+Point = dict[str, str]
+
+
+def without_refused(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `refused`, the points that are left out and why, and without variants that have no point.
+
+    Raises ConfigError if no point is left.
+    """
+    every = grid.points(config)
+    reasons = foreseen(config, every)
+    for point in every:
+        if reason := _recorded(config, point):
+            reasons.setdefault(_name(point), reason)
+    refused = [{"point": {key: point[key] for key in grid.KEYS}, "reason": reason} for point in every
+               if (reason := reasons.get(_name(point)) or reasons.get(_name(grid.source_point(point))))]
+    if not refused:
+        return config
+    made = config | {"refused": refused}
+    if not grid.grid_points(made):
+        first = next(iter(named(made).items()))
+        raise ConfigError(f"config: no point of the grid can be made; {first[0]}: {first[1]}")
+    return _without_empty(made)
+
+
+def named(config: dict[str, Any]) -> dict[str, str]:
+    """The points that are left out, in words, and the reason of each."""
+    words = "{method} on {model}, {calib}, ratio {ratio}, K max {k_max}"
+    return {words.format(**one["point"]): one["reason"] for one in config.get("refused", [])}
+
+
+def _name(point: Point) -> tuple[str, ...]:
+    return tuple(point[key] for key in grid.KEYS)
+
+
+def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the variants and ratios that have no point left, wherever they are named."""
+    left = grid.grid_points(config)
+    kept = {key: {point[key] for point in left} for key in grid.KEYS}
+    own = config["grid"]
+    made = config | {"grid": own | {
+        "methods": [name for name in own["methods"] if name in kept["method"]],
+        "ratios": [ratio for ratio in own["ratios"] if f"{ratio:g}" in kept["ratio"]],
+        "k_max": [k_max for k_max in own["k_max"] if str(k_max) in kept["k_max"]]}}
+    gone = set(own["methods"]) - kept["method"]
+    for section in ("figures", "spaces", "views"):
+        if "variants" in made.get(section, {}):
+            made[section] = made[section] | {"variants": [name for name in made[section]["variants"]
+                                                          if name not in gone]}
+    studies = {name: study | {"variants": [one for one in study["variants"] if any(
+        point["method"] == one for point in grid.ablation_points(config, name))]}
+        for name, study in config.get("ablations", {}).items()}
+    return made | ({"ablations": {name: study for name, study in studies.items() if study["variants"]}}
+                   if studies else {})
+
+
+# Foreseen -------------------------------------------------------------------------------------------------------------
+
+def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
+    """What `reach.refusal` is asked about a point."""
+    name = variants.source_of(config, point["method"])
+    sized = variants.sized_as(config, name)
+    return {"model": point["model"], "source": config["models"][point["model"]]["source"].strip(),
+            "method": variants.base_of(config, name),
+            "sequences": sum(config["calibrations"][point["calib"]]["mix"].values()),
+            "given": {"ratio": float(point["ratio"]), "k_max": int(point["k_max"]),
+                      "options": {part: own for part, own in variants.options(config, name).items()
+                                  if part != "finetune"},
+                      "sized": sized["method"], "sized_options": sized["options"],
+                      "treatment": config.get("similarity", {}).get("treatment", "mask")}}
+
+
+def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
+    """The reasons of points that no data can make, by the point's keys; of models that are known already."""
+    asked = {_name(point): question(config, point) for point in points if _is_known(config, point["model"])}
+    if not asked:
+        return {}
+    found = dict(zip(asked, _answers(list(asked.values())), strict=True))
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def _is_known(config: dict[str, Any], model: str) -> bool:
+    return any(path.is_file() for path in _descriptions(model, config["models"][model]["source"].strip()))
+
+
+def _descriptions(model: str, source: str) -> list[Path]:
+    """The files that tell the size of a model."""
+    return [Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"]
+
+
+def _answers(questions: list[dict[str, Any]]) -> list[str]:
+    """The library's answers, from the cache or from a process that takes seconds."""
+    digest = hashlib.sha256(json.dumps([questions, sources()], sort_keys=True).encode())
+    for path in dict.fromkeys(path for one in questions for path in _descriptions(one["model"], one["source"])):
+        digest.update(path.read_bytes() if path.is_file() else b"-")
+    file = CACHE / f"{digest.hexdigest()[:24]}.json"
+    if not file.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = file.with_suffix(f".{os.getpid()}.tmp")
+        made.write_text(_asked(questions), encoding="utf-8")
+        os.replace(made, file)
+        for old in sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+            old.unlink(missing_ok=True)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _asked(questions: list[dict[str, Any]]) -> str:
+    paths = [str(ROOT), str(ROOT / "workflow_scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run([sys.executable, "-m", "planning.foreseen"], input=json.dumps(questions), text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, check=False)
+    # a model that the library cannot describe is refused by its own job, in better words
+    return done.stdout.splitlines()[-1] if done.returncode == 0 else json.dumps([""] * len(questions))
+
+
+# Found by a job -------------------------------------------------------------------------------------------------------
+
+def key(config: dict[str, Any], point: Point) -> str:
+    """A hash of what makes a point: its part of the configuration, and the library."""
+    parts = [grid.alone(config, point), sources()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _recorded(config: dict[str, Any], point: Point) -> str:
+    file = Path(grid.folder(point), FILE)
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found["reason"] if found["key"] == key(config, point) else ""
+
+
+def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: Exception) -> None:
+    """Write down that a job refused its points, if the error is one that the same job would end with again."""
+    kind = type(error)
+    if rule in RULES and kind.__module__.startswith("kdp_core") and kind.__name__ not in NOT_FOR_GOOD:
+        for point in _of_job(rule, wildcards, config):
+            _write(config, point, f"{kind.__name__}: {error}")
+
+
+def stop_before_work(wildcards: dict[str, str], config: dict[str, Any]) -> None:
+    """Before an expensive job, write down the points that no data can make; ConfigError if the job serves no other.
+
+    It runs in a job, where the library is loaded and the facts of the model are there.
+    """
+    from planning.foreseen import answers
+
+    points = _of_job("search" if "k_max" in wildcards else "hidden", wildcards, config)
+    reasons = answers([question(config, point) for point in points])
+    for point, reason in zip(points, reasons, strict=True):
+        if reason:
+            _write(config, point, reason)
+    if points and all(reasons):
+        raise ConfigError(f"no point that needs this job can be made; {reasons[0]}")
+
+
+def _write(config: dict[str, Any], point: Point, reason: str) -> None:
+    file = Path(grid.folder(point), FILE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = file.with_suffix(f".{os.getpid()}.tmp")
+    made.write_text(json.dumps({"reason": " ".join(reason.split()), "key": key(config, point)}), encoding="utf-8")
+    os.replace(made, file)
+
+
+def _of_job(rule: str, wildcards: dict[str, str], config: dict[str, Any]) -> list[Point]:
+    """The points that a job works for."""
+    points = [point for point in grid.points(config) if all(point[name] == wildcards[name] for name in (
+        "model", "calib", "ratio", "k_max") if name in wildcards)]
+    if rule == "hidden":
+        return points
+    if rule == "search":
+        return [point for point in points if point.get("search") == wildcards["method"]]
+    points = [point for point in points if wildcards["method"] in (point["method"], point.get("source"))]
+    return [point for point in points if _has_block(point, wildcards)] if rule == "step" else points
+
+
+def _has_block(point: Point, wildcards: dict[str, str]) -> bool:
+    plan = Path(grid.folder(grid.source_point(point)), "plan.json")
+    return plan.is_file() and [int(wildcards["start"]), int(wildcards["stop"])] in \
+        json.loads(plan.read_text(encoding="utf-8"))["fields"]["blocks"]
