@@ -6,7 +6,7 @@ from snakemake.utils import update_config
 
 from tests.workflow.project import ROOT, Project
 
-SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "report": 1, "check": 1, "all": 1}
+SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "cards": 1, "report": 1, "check": 1, "all": 1}
 """What follows a change of anything in the summary."""
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
 PRUNED = {"fold": 3, "evaluate": 3, "efficiency": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1,

@@ -87,7 +87,8 @@ def test_the_width_of_the_inverse_reruns_step_2_and_what_follows(copied):
     changed = ("kdp/blocks/*/inverse.safetensors", "kdp/r0.1-k3/*.json", "kdp/r0.1-k3/checkpoint/model.safetensors")
     before = {pattern: times(pattern) for pattern in (*kept, *changed)}
     copied.config["methods"]["kdp"]["inverse"]["width"] = 20
-    copied.run(POINT + "/scores.json", POINT + "/efficiency.json", POINT + "/diagnosis.json")
+    copied.run(POINT + "/scores.json", POINT + "/efficiency.json", POINT + "/diagnosis.json",
+               POINT + "/card.md")
     assert all(before[pattern] and times(pattern) == before[pattern] for pattern in kept)
     assert all(before[pattern][path] != time for pattern in changed for path, time in times(pattern).items())
     assert store.read(next(iter(times(changed[0])))).w1_HF.shape[0] == 20
