@@ -14,7 +14,16 @@ from snakemake.exceptions import WorkflowError
 # Snakemake hands this path on to the scripts, which therefore find job.py and gather.py
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
-from planning import code, evaluation, failures, figures, grid, refusals, resources, variants
+from planning import (
+    code,
+    evaluation,
+    failures,
+    figures,
+    grid,
+    refusals,
+    resources,
+    variants,
+)
 from planning.config import check
 from planning.grid import BLOCK, POINT, POINT_NAME, SEARCH
 from planning.messages import ConfigError
