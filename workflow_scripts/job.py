@@ -53,9 +53,17 @@ def job(snakemake: Any) -> Iterator[None]:
     except Exception as error:
         logging.getLogger().removeHandler(screen)
         logging.exception("failed")
-        refusals.record(rule, dict(snakemake.wildcards.items()), snakemake.config, error)
+        _refuse(snakemake, error)
         print(f"{rule}: {type(error).__name__}: {error}\n(whole trace: {snakemake.log[0]})", file=sys.stderr)
         sys.exit(1)
+
+
+def _refuse(snakemake: Any, error: Exception) -> None:
+    """Write down that a point cannot be made; a failure of this must not hide the error itself."""
+    try:
+        refusals.record(snakemake.rule, dict(snakemake.wildcards.items()), snakemake.config, error)
+    except Exception:
+        logging.exception("the refusal could not be written down")
 
 
 def device_here(name: str) -> str:

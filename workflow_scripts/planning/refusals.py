@@ -91,8 +91,8 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
             "method": variants.base_of(config, name),
             "sequences": sum(config["calibrations"][point["calib"]]["mix"].values()),
             "given": {"ratio": float(point["ratio"]), "k_max": int(point["k_max"]),
-                      "options": {part: own for part, own in variants.options(config, name).items()
-                                  if part != "finetune"},
+                      "options": {part: {key: value for key, value in own.items() if key != "sized_as"}
+                                  for part, own in variants.options(config, name).items() if part != "finetune"},
                       "sized": sized["method"], "sized_options": sized["options"],
                       "treatment": config.get("similarity", {}).get("treatment", "mask")}}
 

@@ -97,3 +97,20 @@ def test_only_what_would_end_alike_again_is_written_down(config, kind, kept):
     assert [str(file.parent) for file in files] == ([grid.folder(point)] if kept else [])
     if kept:
         assert json.loads(files[0].read_text())["reason"] == "BlockError: a reason in two lines"
+
+
+def test_every_question_about_a_point_is_answered(config, tmp_path):
+    """Variants with all that a configuration may say, `sized_as`, `finetune` and studies in."""
+    from planning.foreseen import answers
+
+    from tests import pico
+
+    pico.save(tmp_path / "model", "llama")
+    config["methods"] |= {"tuned": {"base": "linear", "finetune": {}}, "searched": {"base": "kdp_residual", "search": {
+        "largest": 0.1, "judge_sequences": 4}}}
+    config["grid"]["methods"] += ["tuned", "searched"]
+    points = grid.points(config)
+    found = dict(zip([(point["method"], point["ratio"]) for point in points], answers(
+        [refusals.question(config, point) for point in points]), strict=True))
+    assert {name for name, why in found.items() if why} == {("searched", "0.2")}
+    assert "search.largest" in found["searched", "0.2"]
