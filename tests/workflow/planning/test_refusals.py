@@ -112,5 +112,6 @@ def test_every_question_about_a_point_is_answered(config, tmp_path):
     points = grid.points(config)
     found = dict(zip([(point["method"], point["ratio"]) for point in points], answers(
         [refusals.question(config, point) for point in points]), strict=True))
-    assert {name for name, why in found.items() if why} == {("searched", "0.2")}
+    # of a model this small a single layer is less than a tenth
+    assert {name for name, why in found.items() if why} == {("searched", "0.1"), ("searched", "0.2")}
     assert "search.largest" in found["searched", "0.2"]
