@@ -59,7 +59,7 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
         key=lambda one: (one["module"], one["scope"], one["needs"]))]
     made = [_filled(one, words) for group in together if "{model}" not in path(group[0]["scope"])
             for words in _subjects(config, group[0]) for one in group]
-    points = grid.points(config)
+    points = grid.grid_points(config)
     for model, calib in grid.calibrated(config):
         made += [_filled(one, words | {"model": model, "calib": calib})
                  for group in together if "{model}" in path(group[0]["scope"])
