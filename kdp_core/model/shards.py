@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdp_core.base import store
 
-POOL = "shared"
+POOL = ".shared"
 INDEX = "model.safetensors.index.json"
 HEAD = {"format": "pt"}
 """What transformers asks of the metadata of a weight file."""
