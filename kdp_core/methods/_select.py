@@ -288,6 +288,15 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
     return Selection([], [], "weights", ratio, ratio, largest, k_max, [], 0)
 
 
+def as_drops(removed: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Removed parts as a plan names them: a layer of which both parts are removed is one entry, `whole`."""
+    found = []
+    for layer in sorted({layer for layer, _ in removed}):
+        parts = sorted(part for number, part in removed if number == layer)
+        found.append((layer, parts[0] if len(parts) == 1 else "whole"))
+    return found
+
+
 def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int, match: str,
                 keep_last: int) -> Selection:
     """The deepest layers, without the last `keep_last` layers."""

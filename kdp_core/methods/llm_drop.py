@@ -17,18 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from kdp_core.base import options
 from kdp_core.base.options import Count
 from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.methods._method import Method, no_state_between
-from kdp_core.methods._select import ROUNDING, BlockError, Match, no_layer
+from kdp_core.methods._select import ROUNDING, BlockError, Match, as_drops, no_layer
 from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES, Family, decoder_layers, entrance, family_of, is_known, type_of
 from kdp_core.model.passes import Passes
-from kdp_core.model.sizes import count_params
+from kdp_core.model.sizes import count_params, part_params
 from kdp_core.model.surgery import drop_parts
 from kdp_core.states.block import FitError
 from kdp_core.states.hidden import HiddenStates
@@ -67,7 +67,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
         checkpoints.on_meta(checkpoints.config_of(dense))
     family, total = family_of(model), count_params(model)
-    shares = {(layer, part): _params(module, family, part) / total
+    shares = {(layer, part): part_params(module, family, part) / total
               for layer, module in enumerate(decoder_layers(model)) for part in parts}
     reachable = sum(shares.values())
     if selection.ratio_target > reachable + ROUNDING:
@@ -87,7 +87,7 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
         if iterative:
             drop_parts(model, {part: [layer]})
             scores = _cosines(passes, family, start_STD, batch)
-    plan = Plan(method, _drops([(entry["layer"], entry["part"]) for entry in order]), [], {})
+    plan = Plan(method, as_drops([(entry["layer"], entry["part"]) for entry in order]), [], {})
     return Composed(plan, [], [], {"tokens": (sequences or hidden.sequences) * hidden.tokens, "order": order,
                                    "seconds": time.perf_counter() - began})
 
@@ -113,22 +113,6 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
     if match == "reach":
         return share >= ratio - ROUNDING
     return ratio - share <= with_next - ratio
-
-
-def _params(layer: nn.Module, family: Family, part: str) -> int:
-    """Parameters that are removed with a part of a layer."""
-    own = family.parts[part]
-    return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
-
-
-def _drops(removed: list[Unit]) -> list[Unit]:
-    """The parts as a plan names them: a layer of which both parts are removed is one entry, `whole`."""
-    layers = sorted({layer for layer, _ in removed})
-    found: list[Unit] = []
-    for layer in layers:
-        parts = sorted(part for number, part in removed if number == layer)
-        found.append((layer, parts[0] if len(parts) == 1 else "whole"))
-    return found
 
 
 def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:

@@ -111,6 +111,22 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
     return Losses(kl_weight * temperature ** 2 * kl + (1 - kl_weight) * ce, kl.detach(), ce.detach())
 
 
+def variance(weight_NV: Tensor, d_NV: Tensor) -> Tensor:
+    """Var_w(d) of each token; its weights sum to 1."""
+    mean_N = (weight_NV * d_NV).sum(dim=-1)
+    return (weight_NV * (d_NV - mean_N[:, None]).square()).sum(dim=-1)
+
+
+def estimated_kl(z_NV: Tensor, other_NV: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(z / T) || softmax(z' / T)) of each token to second order in z' - z, from the logits; float64.
+
+    "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3. The error is of order 3.
+    """
+    z_NV, d_NV = z_NV.double(), (other_NV - z_NV).double()
+    # KL(p || p') ~ Var_p(Dz) / (2 T^2),  p = softmax(z / T)
+    return variance((z_NV / temperature).softmax(dim=-1), d_NV) / (2 * temperature ** 2)
+
+
 def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
            temperature: float) -> Tensor:
     """Sums of KL and of cross-entropy over a chunk, (2,)."""

@@ -20,6 +20,12 @@ def count_params(module: "nn.Module") -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def part_params(layer: "nn.Module", family: Family, part: str) -> int:
+    """Parameters that are removed with the attention or the MLP of a layer: its own and those of its norms."""
+    own = family.parts[part]
+    return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
+
+
 def count_macs(module: "nn.Module") -> int:
     """Multiply-adds for one token: the sum of in * out over all linear maps, a tied output head included.
 

@@ -3,8 +3,11 @@
 A stand-in belongs to the layer that follows it: it maps the hidden state before that layer reads it (`stand_in`), or,
 after the last layer, what that layer returns (`stand_in_after`).
 """
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdp_core.model.families import (
@@ -13,6 +16,7 @@ from kdp_core.model.families import (
     KV_HEADS,
     TRIPLES,
     WRITER_BIAS,
+    Family,
     decoder_layers,
     family_of,
     matrix,
@@ -59,6 +63,24 @@ def drop_parts(model: nn.Module, dropped: dict[str, list[int]]) -> None:
             for name in found.beside:
                 setattr(layers[number], name, nn.Identity())
             setattr(layers[number], found.module, NoAttention(number) if part == "attention" else NoMlp())
+
+
+@contextmanager
+def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
+    """While this is open, the attention or MLP of the layer adds nothing. The caller bypasses a `whole` layer."""
+    if part == "whole":
+        yield
+        return
+    adding = layer.get_submodule(family.parts[part].module)
+
+    def nothing(_: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+    hook = adding.register_forward_hook(nothing)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:

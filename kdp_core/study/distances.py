@@ -14,7 +14,7 @@ Axes: N tokens, D hidden width of the dense model, E that of a sliced one, V voc
 import torch
 from torch import Tensor, nn
 
-from kdp_core.model.distil import head_of, to_head
+from kdp_core.model.distil import head_of, to_head, variance
 from kdp_core.model.families import family_of
 from kdp_core.score import standard_errors
 from kdp_core.states.bases import mean_free
@@ -38,12 +38,6 @@ def split(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
     along_N = (d_ND * a_ND).sum(dim=-1) / square_N
     rest_ND = d_ND - along_N[:, None] * a_ND
     return along_N.abs(), (rest_ND.square().sum(dim=-1) / square_N).sqrt()
-
-
-def variance(weight_NV: Tensor, d_NV: Tensor) -> Tensor:
-    """Var_w(d) of each token; its weights sum to 1."""
-    mean_N = (weight_NV * d_NV).sum(dim=-1)
-    return (weight_NV * (d_NV - mean_N[:, None]).square()).sum(dim=-1)
 
 
 def outputs(z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Tensor]:

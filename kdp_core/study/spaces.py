@@ -18,8 +18,7 @@ Position 0, a massive token in most models, is never measured.
 """
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -31,8 +30,9 @@ from kdp_core.base import options
 from kdp_core.base.measurements import Probes, Spaces
 from kdp_core.base.options import Count, Natural, Positive
 from kdp_core.model import checkpoints
-from kdp_core.model.families import Family, decoder_layers, family_of
+from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
+from kdp_core.model.surgery import without
 from kdp_core.score.diagnose import kept_states
 from kdp_core.score.generation import greedy
 from kdp_core.states.bases import bases_of
@@ -96,24 +96,6 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
                            for name in ("angle_p", "estimate_p", "kl", "estimate_kl")}} for window in range(windows)]
         logger.info("probe: layer %d of %d", layer + 1, layers)
     return Probes(temperature, final_norm, windows, chosen, rows, tokens, {"seconds": time.perf_counter() - began})
-
-
-@contextmanager
-def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
-    """While this is open, the attention or MLP of the layer adds nothing. The caller bypasses a `whole` layer."""
-    if part == "whole":
-        yield
-        return
-    adding = layer.get_submodule(family.parts[part].module)
-
-    def nothing(_: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
-
-    hook = adding.register_forward_hook(nothing)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def spaced(length: int, count: int) -> list[int]:

@@ -1,0 +1,161 @@
+"""Layers, attentions and MLPs by how much their removal is estimated to change the next-token distribution.
+
+    KL(p || p') ~ Var_p(Dz) / (2 T^2),    z = W norm(h),  p = softmax(z / T),  Dz = z' - z
+
+"Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3, with its protocol of one
+removal at a time: all layers before are dense, and the state right after the layer passes the final norm and the head.
+So one pass of the dense model over the text gives all estimates of layers, and one more pass those of a kind of parts.
+The paper has no ranking; this is ours. The unit of the lowest mean estimate over tokens is removed first; of equal
+ones, the lower layer, and in one layer the attention before the MLP.
+
+An inner state that passes the head is not what the model says. `at: output` therefore takes Dz of the model's own
+logits: the layers after the removed unit are run too, at half a pass for each unit.
+
+The estimate is of second order. Where a removal changes the distribution much it is wrong in size (docs/choosing.md
+compares the orders). Position 0, a massive token in most models, is never read.
+"""
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base import options
+from kdp_core.base.options import Count, Natural, Positive
+from kdp_core.base.records import Composed, ModelFacts, Plan, Search, Selection, Tokens
+from kdp_core.methods._judge import RankError, ranked
+from kdp_core.methods._method import no_state_between
+from kdp_core.methods._search.objectives import drawn
+from kdp_core.methods._select import ROUNDING, BlockError, Match, as_drops, between, enough
+from kdp_core.model import checkpoints
+from kdp_core.model.distil import estimated_kl
+from kdp_core.model.families import decoder_layers, family_of, type_of
+from kdp_core.model.passes import Passes
+from kdp_core.model.sizes import count_params, part_params
+from kdp_core.model.surgery import without
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates, boundary_states
+
+logger = logging.getLogger(__name__)
+Unit = tuple[int, str]
+"""(layer, `whole`, `attention` or `mlp`)."""
+At = Literal["layer", "output"]
+Part = Literal["attention", "mlp"]
+
+
+def rank(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
+         dtype: str = "float32", temperature: Positive = 1.0, at: At = "layer", sequences: Count = 16,
+         draw: Natural = 0, positions: Count = 16, keep_first: Natural = 1, keep_last: Natural = 1,
+         batch_sequences: Count = 8) -> Search:
+    """Rank layers by Var_p(Dz) / (2 T^2).
+
+    k_max: not read; neighbouring layers may be removed.
+    temperature: T of the probabilities.
+    at: logits that are compared: of the states right after the `layer`, as in the paper, or of the model's `output`.
+    sequences: calibration sequences that are read.
+    draw: which of the disjoint draws of so many sequences.
+    positions: tokens of each sequence that are compared, evenly spaced up to its last one.
+    keep_first: layers at the start that are kept.
+    keep_last: layers at the end that are kept.
+    batch_sequences: sequences of a forward pass.
+    Raises RankError for too few sequences or tokens and BlockError if no layer may be removed.
+    """
+    options.check(rank, locals())
+    began = time.perf_counter()
+    eligible = between(facts.layers, keep_first, keep_last)
+    ids_ST = _read(tokens, sequences, draw, positions)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    scores = estimates(model, ids_ST, [(layer, "whole") for layer in eligible], temperature=temperature, at=at,
+                       positions=positions, batch_sequences=batch_sequences)
+    stats = {"tokens": len(ids_ST) * positions, "temperature": temperature, "at": at,
+             "seconds": time.perf_counter() - began}
+    return ranked({layer: scores[layer, "whole"] for layer in eligible}, "fragility", k_max, 1, stats)
+
+
+def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
+            dtype: str = "float32", parts: list[Part] | None = None, temperature: Positive = 1.0, at: At = "layer",
+            sequences: Count = 16, draw: Natural = 0, positions: Count = 16, batch_sequences: Count = 8,
+            match: Match = "nearest") -> Composed:
+    """Remove attentions and MLPs by Var_p(Dz) / (2 T^2), from one list.
+
+    parts: parts that may be removed, attention or mlp; null means both.
+    temperature: T of the probabilities.
+    at: logits that are compared: of the states right after the `layer`, as in the paper, or of the model's `output`.
+    sequences: calibration sequences that are read.
+    draw: which of the disjoint draws of so many sequences.
+    positions: tokens of each sequence that are compared, evenly spaced up to its last one.
+    batch_sequences: sequences of a forward pass.
+    match: `nearest` share to the ratio, or `reach` it at least.
+    Raises BlockError for a ratio out of reach, RankError for too few sequences or tokens, FitError for a model whose
+    norms follow the sum.
+    """
+    options.check(compose, locals())
+    began = time.perf_counter()
+    config = checkpoints.config_of(dense)
+    if (why := no_state_between(family_of(config))) or not family_of(config).norms_first(config):
+        raise FitError(f"fragility_parts cannot remove parts of this {type_of(config)} model: "
+                       f"{why or 'its norms follow the sum'}; take fragility, which removes layers")
+    ids_ST = _read(tokens, sequences, draw, positions)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    units = [(layer, part) for layer in range(len(decoder_layers(model))) for part in parts or ["attention", "mlp"]]
+    scores = estimates(model, ids_ST, units, temperature=temperature, at=at, positions=positions,
+                       batch_sequences=batch_sequences)
+    order = sorted(units, key=lambda unit: (scores[unit], unit))
+    family, total = family_of(model), count_params(model)
+    sizes = [part_params(decoder_layers(model)[layer], family, part) / total for layer, part in order]
+    shares = list(itertools.accumulate(sizes, initial=0.0))
+    if selection.ratio_target > shares[-1] + ROUNDING:
+        raise BlockError(f"ratio {selection.ratio_target} is too high: all that fragility_parts can remove is "
+                         f"{shares[-1]:.4f} of all parameters; ask for less")
+    count = enough(shares, selection.ratio_target, match)
+    removed = [{"layer": layer, "part": part, "estimate": scores[layer, part]} for layer, part in order]
+    return Composed(Plan("fragility_parts", as_drops(order[:count]), [], {}), [], [],
+                    {"tokens": len(ids_ST) * positions, "temperature": temperature, "at": at, "order": removed,
+                     "removed": count, "seconds": time.perf_counter() - began})
+
+
+def _read(tokens: Tokens, sequences: int, draw: int, positions: int) -> Tensor:
+    """The sequences that are read."""
+    ids_ST = drawn(tokens, sequences, draw)
+    if positions >= ids_ST.shape[1]:
+        raise RankError(f"positions is {positions}, but sequences have {ids_ST.shape[1]} tokens, of which the first is "
+                        f"left out; give 1 to {ids_ST.shape[1] - 1}")
+    return ids_ST
+
+
+@torch.no_grad()
+def estimates(model: nn.Module, ids_ST: Tensor, units: Sequence[Unit], *, temperature: float, at: str, positions: int,
+              batch_sequences: int) -> dict[Unit, float]:
+    """Var_p(Dz) / (2 T^2) of each unit, the mean over sequences and positions."""
+    passes, (S, T) = Passes(model, ids_ST.shape[1]), ids_ST.shape
+    chosen = [T - 1 - (positions - 1 - i) * (T - 1) // positions for i in range(positions)]
+    sums, layers = dict.fromkeys(units, 0.0), len(passes.layers)
+    for number, ids_BT in enumerate(ids_ST.split(batch_sequences)):
+        h_KBTD = boundary_states(model, ids_BT, list(range(layers + 1)))
+        for unit, left_BTD in _removed(passes, h_KBTD, units):
+            after = unit[0] + 1 if at == "layer" else layers
+            left_BTD = passes.run(left_BTD, range(unit[0] + 1, after))
+            sums[unit] += _estimated(passes, h_KBTD[after][:, chosen], left_BTD[:, chosen], temperature)
+        logger.info("fragility: %d of %d sequences", min((number + 1) * batch_sequences, S), S)
+    return {unit: total / (S * positions) for unit, total in sums.items()}
+
+
+def _removed(passes: Passes, h_KBTD: list[Tensor], units: Sequence[Unit]) -> Iterator[tuple[Unit, Tensor]]:
+    """The state after each unit's layer without the unit; all layers before are dense."""
+    family = family_of(passes.model)
+    for layer, part in units:
+        before_BTD = h_KBTD[layer].to(passes.device, passes.model.dtype)
+        with without(passes.layers[layer], family, part):
+            yield (layer, part), before_BTD if part == "whole" else passes.layer(layer, before_BTD)
+
+
+def _estimated(passes: Passes, dense_BPD: Tensor, other_BPD: Tensor, temperature: float) -> float:
+    """Sum of the estimates over tokens. Half a dozen float64 matrices of logits are held at once, so chunks are small.
+    """
+    size = max(1, passes.head.chunk() // 8)
+    return sum(estimated_kl(*(passes.head(passes.to_head(h_CD)).cpu() for h_CD in pair), temperature).sum().item()
+               for pair in zip(dense_BPD.flatten(0, 1).split(size), other_BPD.flatten(0, 1).split(size), strict=True))

@@ -1,0 +1,92 @@
+"""The row `layer_search`: what it removes, what it says of itself, refusals, same bits."""
+from typing import Any, NamedTuple
+
+import pytest
+
+from kdp_core.base.options import OptionError
+from kdp_core.methods._judge import RankError
+from kdp_core.methods._method import Sizes
+from kdp_core.methods.searching.sets import compose, flops
+from tests import pico
+from tests.kdp_core.methods.searching.test_objectives import ENTRIES, write
+from tests.kdp_core.methods.searching.whole import LAYERS, TOKENS, as_many, evaluator
+
+OPTIONS = {"sequences": 5, "budget": 60, "batch_sequences": 2}
+
+
+class Dense(NamedTuple):
+    """A checkpoint."""
+    folder: Any
+    model: Any
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    model, folder = pico.lively(pico.model("llama", layers=LAYERS)), tmp_path_factory.mktemp("dense") / "model"
+    model.save_pretrained(folder)
+    pico.tokenizer().save_pretrained(folder)
+    return Dense(folder, model)
+
+
+def run(dense, count=2, **more):
+    return compose(dense.folder, None, TOKENS, as_many(count), **OPTIONS | more)
+
+
+def test_what_a_search_says_of_itself(dense):
+    found = run(dense, strategy="swaps")
+    stats = found.stats
+    assert found.plan.drop == [(layer, "whole") for layer in stats["removed"]] and len(stats["removed"]) == 2
+    assert stats["value"] == stats["best_so_far"][-1]["value"] and stats["passes"] <= 60
+    assert set(stats["single"]) == {"1", "2", "3", "4"} and stats["eligible"] == [1, 2, 3, 4]
+    assert (stats["objective"], stats["strategy"], stats["budget"]) == ("kl", "swaps", 60)
+    assert stats["passes"] < stats["passes_without_trails"] and stats["tokens"] == 5 * 24
+
+
+def test_single_removals_are_rises_over_the_dense_model(dense):
+    found = run(dense, objective="loss", strategy="one_shot").stats
+    judged = evaluator(dense.model, "loss", ids_ST=TOKENS.ids_ST)
+    assert found["dense_value"] > 1, "a loss, not a distance"
+    assert all(-found["dense_value"] < rise < found["dense_value"] for rise in found["single"].values())
+    assert judged.values[frozenset()] == pytest.approx(found["dense_value"], rel=0.2)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "evolution", "tpe"])
+def test_same_seed_same_bits(dense, strategy):
+    one, other = (run(dense, strategy=strategy) for _ in range(2))
+    assert one.plan == other.plan
+    assert {**one.stats, "seconds": 0} == {**other.stats, "seconds": 0}
+
+
+def test_another_draw_is_other_text(dense):
+    one, other = (run(dense, objective="loss", draw=draw).stats["dense_value"] for draw in (0, 1))
+    assert one != other
+
+
+def test_items_of_a_file_are_judged(dense, tmp_path):
+    path = write(tmp_path / "items.jsonl", ENTRIES)
+    found = run(dense, objective="margin", items=str(path), sequences=2).stats
+    assert found["value"] >= -50 and found["tokens"] > 0
+    assert found["dense_value"] != run(dense, objective="margin", sequences=5).stats["dense_value"]
+
+
+@pytest.mark.parametrize("count, options, message", [
+    (2, {"budget": 21}, "budget is 21 layer passes, and judging every single removal takes 22"),
+    (5, {}, "5 of 6 layers must go, but compose.keep_first 1 and keep_last 1 leave 4"),
+    (1, {"keep_first": 4, "keep_last": 4}, "leave 0 that may"),
+    (2, {"draw": 3}, "draw 3 of 5 sequences needs 20 calibration sequences, and there are 16"),
+    (2, {"objective": "margin", "choices": 6}, "choices is 6, but the ends of only 5"),
+    (2, {"objective": "margin", "items": "nowhere.jsonl"}, r"items nowhere\.jsonl cannot be read"),
+    (2, {"objective": "bleu"}, "objective is 'bleu'; choose one of loss, kl, margin, accuracy, last_state"),
+    (2, {"strategy": "grid"}, "strategy is 'grid'; choose one of random, one_shot"),
+    (2, {"choices": 1}, "choices is 1; give a number at least 2"),
+])
+def test_options_that_cannot_be_are_named_before_the_model_is_read(dense, monkeypatch, count, options, message):
+    monkeypatch.setattr("kdp_core.model.checkpoints.load_model", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    with pytest.raises((RankError, OptionError), match=message):
+        run(dense, count, **options)
+
+
+def test_the_planner_counts_the_budget():
+    sizes = Sizes(sequences=100, length=128, width=64, layers=30, layer_macs=1e6, head_macs=10**7)
+    small, large = (flops(sizes, {"sequences": 16, "budget": budget}) for budget in (1000, 2000))
+    assert large == 2 * small and small == 2 * 16 * 128 * (1000 * 1e6 + 1000 / 15 * 1e7)
