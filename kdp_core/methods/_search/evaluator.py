@@ -55,9 +55,10 @@ class Evaluator:
     @torch.no_grad()
     def _begin(self) -> None:
         """The dense model: its value, and its states, which are always kept."""
-        start_STD = torch.cat([boundary_states(self.passes.model, ids_BT, [0])[0]
-                               for ids_BT in self.objective.ids_ST.split(self.batch)])
-        self._dense = self._run(DENSE, [start_STD])
+        self.start_STD = torch.cat([boundary_states(self.passes.model, ids_BT, [0])[0]
+                                    for ids_BT in self.objective.ids_ST.split(self.batch)])
+        """h_STD before layer 0."""
+        self._dense = self._run(DENSE, [self.start_STD])
         self.spent = self.without_trails = self.layers
         self.values[DENSE] = self._score(DENSE, self._dense[-1])
 

@@ -11,8 +11,9 @@
     tpe         optuna's tree-structured Parzen estimator over one number for each layer; the lowest numbers are removed
 
 "Rethinking Layer Redundancy" (arXiv 2604.24938) compares seven searches and does not name them in its abstract, so
-this list is ours. Every strategy ends if the budget is spent or if all sets of the size have been judged. The result
-is the evaluator's best set. Of equal values the lexicographically smallest set is taken.
+this list is ours. Every strategy ends if the budget is spent or if all sets of the size have been judged. Annealing and
+tpe end earlier if they propose only known sets, REPEATS of them in a row. The result is the evaluator's best set. Of
+equal values the lexicographically smallest set is taken.
 """
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,7 @@ import numpy as np
 from kdp_core.methods._search.evaluator import DENSE, Evaluator, Layers, Spent
 
 Strategy = Literal["random", "one_shot", "greedy", "swaps", "beam", "annealing", "evolution", "tpe"]
-REPEATS = 1000
+REPEATS = 100
 """A search ends after so many proposals in a row that were all judged before."""
 HOT, COLD = 0.1, 0.001
 """Temperature of annealing at the start and the end, in shares of what the first set loses beside the dense model."""
@@ -179,12 +180,27 @@ def _tpe(evaluator: Evaluator, space: Space) -> Iterator[Layers]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=space.seed))
     keys = {f"layer {layer}": optuna.distributions.FloatDistribution(0.0, 1.0) for layer in space.eligible}
+    draw = np.random.default_rng(space.seed)
     while True:
         trial = study.ask(keys)
         key = {layer: trial.params[f"layer {layer}"] for layer in space.eligible}
-        removed = frozenset(sorted(space.eligible, key=lambda layer: (key[layer], layer))[:space.size])
-        yield removed
-        study.tell(trial, evaluator.values[removed])
+        known = _lowest(key, space) in evaluator.values
+        yield _lowest(key, space)
+        study.tell(trial, evaluator.values[_lowest(key, space)])
+        if known and space.size < len(key):
+            # the estimator soon proposes a few sets again and again; exchanging two keys of such a set leads on
+            removed = _lowest(key, space)
+            back, out = (int(draw.choice(sorted(some))) for some in (removed, set(key) - removed))
+            key[back], key[out] = key[out], key[back]
+            yield _lowest(key, space)
+            study.add_trial(optuna.trial.create_trial(
+                params={f"layer {layer}": one for layer, one in key.items()}, distributions=keys,
+                value=evaluator.values[_lowest(key, space)]))
+
+
+def _lowest(key: dict[int, float], space: Space) -> Layers:
+    """The layers of the lowest keys."""
+    return frozenset(sorted(key, key=lambda layer: (key[layer], layer))[:space.size])
 
 
 FINISHING: dict[str, Callable[[Evaluator, Space], object]] = {

@@ -1,0 +1,119 @@
+"""How far searches for layers agree: between objectives, between searches, and between draws of calibration text.
+
+"Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) claims that the objective decides which layers
+appear redundant, that searches under one objective agree, and that ranks by perplexity and by accuracy often differ.
+Here each claim is a number that is measured once for each draw of calibration text:
+    Jaccard(A, B) = |A and B| / |A or B| of two chosen sets,
+    Spearman of the rises of the objective at single removals, and of ranks of pruned models.
+An interval is that of Student's t over the draws. A claim is told only by an interval that lies on one side of zero;
+with one draw there is none. Rows are plain mappings: objective, strategy, draw, single (layer -> rise), removed, and
+the held-out figures of the pruned model, heldout_nats (less is better) and heldout_accuracy (more is better).
+"""
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+Row = Mapping[str, Any]
+KEYS = ("objective", "strategy", "draw")
+CONFIDENCE = 0.95
+
+
+def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
+    """Share of the layers of two sets that both have; 1 for two empty sets."""
+    one, other = set(one), set(other)
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:
+    """Rank correlation over the common keys; None for fewer than three, or where one of them has one value only."""
+    common = sorted(set(one) & set(other))
+    values = [[which[key] for key in common] for which in (one, other)]
+    if len(common) < 3 or any(len(set(column)) == 1 for column in values):
+        return None
+    return float(stats.spearmanr(*values).statistic)
+
+
+def pairs(rows: Sequence[Row]) -> pd.DataFrame:
+    """Every two rows that differ in one of objective, strategy and draw, with both measures of agreement."""
+    found = []
+    for one, other in itertools.combinations(rows, 2):
+        differs = [key for key in KEYS if one[key] != other[key]]
+        if len(differs) == 1:
+            same = {key: one[key] for key in KEYS if key != differs[0]}
+            found.append({"varies": differs[0], "one": one[differs[0]], "other": other[differs[0]], **same,
+                          "jaccard": jaccard(one["removed"], other["removed"]),
+                          "spearman": spearman(one["single"], other["single"])})
+    return pd.DataFrame(found, columns=["varies", "one", "other", *KEYS, "jaccard", "spearman"])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """Mean and the ends of its 95 % interval by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, error = float(pd.Series(values).mean()), float(pd.Series(values).sem())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def claims(rows: Sequence[Row]) -> pd.DataFrame:
+    """The claims of the paper: the number of each in every draw, its mean with an interval, and what can be told.
+
+    Each number is a difference whose sign decides: above zero the claim holds.
+    """
+    draws = sorted({row["draw"] for row in rows})
+    by_draw = {draw: [row for row in rows if row["draw"] == draw] for draw in draws}
+    told = {
+        "objectives choose different layers: sets of two draws share more than sets of two objectives":
+            [_difference(_mean_jaccard(rows, "draw", draw), _mean_jaccard(by_draw[draw], "objective"))
+             for draw in draws],
+        "searches agree more than objectives: sets of two searches share more than sets of two objectives":
+            [_difference(_mean_jaccard(by_draw[draw], "strategy"), _mean_jaccard(by_draw[draw], "objective"))
+             for draw in draws],
+        "perplexity and accuracy rank models differently: 0.5 - Spearman of the two":
+            [_difference(0.5, _ranks(by_draw[draw])) for draw in draws],
+        "a longer search is not worth it: held-out nats of the longer searches above those of one_shot":
+            [_longer(by_draw[draw]) for draw in draws],
+    }
+    return pd.DataFrame([_verdict(claim, [value for value in values if value is not None])
+                         for claim, values in told.items()])
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> float | None:
+    """Mean over the pairs that differ in this alone, or of those in which a draw takes part."""
+    frame = pairs(rows)
+    frame = frame[frame["varies"] == varies]
+    if draw is not None:
+        frame = frame[(frame["one"] == draw) | (frame["other"] == draw)]
+    return float(frame["jaccard"].mean()) if len(frame) else None
+
+
+def _ranks(rows: Sequence[Row]) -> float | None:
+    """Spearman of the ranks of pruned models by perplexity and by accuracy; 1 if the same model is best by both."""
+    nats = {(row["objective"], row["strategy"]): -row["heldout_nats"] for row in rows}
+    return spearman(nats, {(row["objective"], row["strategy"]): row["heldout_accuracy"] for row in rows})
+
+
+def _longer(rows: Sequence[Row]) -> float | None:
+    """Mean over objectives of the held-out loss of other searches less that of one_shot, random left out."""
+    found = []
+    for row in rows:
+        others = [one["heldout_nats"] for one in rows if one["objective"] == row["objective"]
+                  and one["strategy"] not in ("one_shot", "random")]
+        if row["strategy"] == "one_shot" and others:
+            found.append(sum(others) / len(others) - row["heldout_nats"])
+    return sum(found) / len(found) if found else None
+
+
+def _verdict(claim: str, values: Sequence[float]) -> dict[str, Any]:
+    known = interval(values)
+    mean, low, high = known or (sum(values) / len(values) if values else math.nan, math.nan, math.nan)
+    told = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told here"
+    return {"claim": claim, "draws": len(values), "mean": mean, "low": low, "high": high, "told": told}
