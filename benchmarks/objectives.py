@@ -82,18 +82,13 @@ def prepare(options: argparse.Namespace) -> Setup:
     config, folder = embedded.default_config(), options.out / "objectives"
     dense, facts = embedded.dense_model(folder, config)
     tokenizer, start = checkpoints.load_tokenizer(dense), first_token(checkpoints.config_of(dense))
-    documents = texts.read_documents(**_text(config, "lee-background"))
-    tokens = texts.pack(tokenizer, [texts.Part("news", documents, options.sequences * (max(options.draws) + 1))],
-                        length=options.length, seed=0, vocabulary=facts.vocabulary, start=start)
+    name = next(iter(next(iter(config["calibrations"].values()))["mix"]))
+    part = texts.Part(name, embedded.documents(name, config), options.sequences * (max(options.draws) + 1))
+    tokens = texts.pack(tokenizer, [part], length=options.length, seed=0, vocabulary=facts.vocabulary, start=start)
     windows_ST = texts.windows(tokenizer, embedded.documents("lee", config), length=options.length, start=start)
     places = torch.linspace(0, len(windows_ST) - 1, min(options.heldout, len(windows_ST))).long()
     items = write_items(folder, options.data) if options.data else None
     return Setup(folder, dense, facts, tokens, windows_ST[places], items)
-
-
-def _text(config: dict[str, Any], name: str) -> dict[str, Any]:
-    entry = config["texts"][name]
-    return {"path": embedded.fetch(entry, config), "format": entry["format"], "encoding": entry["encoding"]}
 
 
 def judged(setup: Setup, goal: str, options: argparse.Namespace) -> Evaluator:
