@@ -183,7 +183,7 @@ NAMES_OF_OTHERS = {CORE / "study/planner.py": "configurations as they were publi
                    CORE / "model/gguf_export.py": "GGUF names ways to split text by the models that have them",
                    CORE / "results/paper.py": "the paper prints OPT models in tables of their own"}
 """Modules that name a model type all the same, with the reason."""
-WORDS = {"clip", "git"}
+WORDS = {"beam", "clip", "git"}
 """Model types that are names of other things here."""
 
 

@@ -6,8 +6,8 @@ import torch
 
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
-from kdp_core.methods import METHODS, llm_drop
-from kdp_core.methods._select import BlockError
+from kdp_core.methods import METHODS
+from kdp_core.methods._select import BlockError, as_drops
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
 from kdp_core.prune.fold import fold
@@ -125,7 +125,7 @@ def test_the_folded_share_is_as_near_as_one_more_or_less_allows(dense, tmp_path,
 
 
 def test_a_layer_that_loses_both_parts_goes_whole():
-    assert llm_drop._drops([(3, "mlp"), (1, "attention"), (3, "attention")]) == [(1, "attention"), (3, "whole")]
+    assert as_drops([(3, "mlp"), (1, "attention"), (3, "attention")]) == [(1, "attention"), (3, "whole")]
 
 
 def test_refusals(dense):
