@@ -2,13 +2,14 @@
 
 The commands call kdp_core and print what it returns. A grid of many points is the workflow's task.
 
-    app        the commands, and the form of an error
-    sources    models and texts by source string or path, the embedded ones by `default`
-    pruning    the stages of `kdp prune`, each with its record on disk
-    heldout    perplexity of checkpoints on the windows of one text, and the paired difference of two
-    about      the model card and the provenance that a checkpoint carries
-    record     what is known of a checkpoint
-    show       tables, progress and the picture of the layers
-    workflow   what is asked of the workflow: the check of a configuration, the plan
-    starter    the configuration that `kdp init` writes
+    app         the commands, and the form of an error
+    sources     models and texts by source string or path, the embedded ones by `default`
+    pruning     the stages of `kdp prune`, each with its record on disk
+    heldout     perplexity of checkpoints on the windows of one text, and the paired difference of two
+    about       the model card and the provenance that a checkpoint carries
+    expectation what a pruned checkpoint is expected to lose in generation
+    record      what is known of a checkpoint
+    show        tables, progress and the picture of the layers
+    workflow    what is asked of the workflow: the check of a configuration, the plan
+    starter     the configuration that `kdp init` writes
 """

@@ -237,6 +237,28 @@ def export(folder: Folder, gguf: Annotated[Path, typer.Option(help="The GGUF fil
 
 
 @app.command()
+def expect(folder: Folder,
+           dense: Annotated[str | None, typer.Option(help="The dense model: a folder or a source. Left out, it is the "
+                                                          "one that DIR's record names.", show_default=False)] = None,
+           heldout: Heldout = sources.DEFAULT,
+           windows: Annotated[int, typer.Option(help="Windows of held-out text.", min=2)] = 8,
+           window: Annotated[int | None, typer.Option(help="Tokens of a window; left out, as many as the prediction "
+                                                           "was fitted on.", min=2, show_default=False)] = None,
+           device: Device = "cpu", cache: Cache = CACHE) -> None:
+    """Say whether a pruned checkpoint will still generate, from single predictions; nothing is generated."""
+    check_checkpoint(folder)
+    wanted = sources.text(heldout, "--heldout", sources.HELDOUT)
+    from kdp import expectation
+
+    quiet()
+    with expectation.dense_of(folder, dense, cache.expanduser()) as other:
+        found = expectation.expectation(folder, other, sources.documents(wanted, cache.expanduser()), windows=windows,
+                                        length=window, device=device)
+    typer.echo(found.sentence)
+    console().print(expectation.table(found))
+
+
+@app.command()
 def plan(config: Annotated[Path, typer.Argument(help="A configuration; `kdp init` writes one.",
                                                 show_default=False)]) -> None:
     """Check a configuration of the workflow and estimate its jobs, hours and disk; nothing is run."""

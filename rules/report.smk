@@ -40,6 +40,7 @@ rule report:
         fits="results/tables/fits.csv",
         comparisons="results/tables/comparisons.csv",
         figures=[f"results/figures/{entry['name']}.png" for entry in FIGURES],
+        expectations=expectations_wanted(),
     output:
         report(
             "results/report.html",
@@ -59,6 +60,9 @@ rule report:
     params:
         # these are functions, because snakemake reads braces in strings as wildcards
         figures=lambda wildcards: FIGURES,
+        expected=(
+            grid.chosen_points(config, "generation") if "generation" in config else []
+        ),
         seeds=grid.seeds(config),
         refused=lambda wildcards: refusals.named(config),
         config_yaml=lambda wildcards: yaml.safe_dump(

@@ -45,11 +45,13 @@ LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unk
 def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry] = (),
           fits: pd.DataFrame | None = None, comparisons: pd.DataFrame | None = None, config_yaml: str = "",
           versions: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
-          benchmarks: pd.DataFrame | None = None, refused: Mapping[str, str] | None = None) -> str:
+          benchmarks: pd.DataFrame | None = None, refused: Mapping[str, str] | None = None,
+          expectations: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> str:
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
     comparisons: paired tests, as findings.headline takes them, or none.
+    expectations: for each model, its pruned models in words with what is expected of their generation.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
     refused: grid points that could not be made, with the reasons.
     Raises ReportError for an empty summary or a figure without its file.
@@ -63,7 +65,8 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
         ("Left out", "refused", _refused(refused)),
         ("Summary", "summary", summary_table(summary, comparisons)),
         ("Overview", "figures", "".join(figure(entry) for entry in figures if entry.model not in models)),
-        *((model, f"model{place}", of_model(model, summary, scores, figures, fits, comparisons))
+        *((model, f"model{place}", of_model(
+            model, summary, scores, figures, fits, comparisons, (expectations or {}).get(model, ())))
           for place, model in enumerate(models, start=1)),
         ("Tasks", "tasks", _tasks(scores)),
         ("Configuration", "configuration", page.folded("The configuration of this run", f"<pre>{text(config_yaml)}"

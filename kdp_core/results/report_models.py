@@ -126,14 +126,16 @@ def _error(column: Column, error: Any) -> str:
 # A model --------------------------------------------------------------------------------------------------------------
 
 def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry],
-             fits: pd.DataFrame | None, comparisons: pd.DataFrame | None) -> str:
-    """Scores by task, costs and blocks, paired tests, fits and figures of one model.
+             fits: pd.DataFrame | None, comparisons: pd.DataFrame | None,
+             expectations: Sequence[tuple[str, str]] = ()) -> str:
+    """Expected generation, scores by task, costs and blocks, paired tests, fits and figures of one model.
 
     Its own summary is shown only if there are several models. Raises ReportError for a figure without its file.
     """
     own, alone = summary[summary["model"] == model], summary["model"].nunique() == 1
     measured = scores[scores["model"] == model]
     parts = [("Summary", "" if alone else summary_table(own, comparisons, label=f"Summary of {model}")),
+             ("Will it still generate?", "".join(page.note(f"{words}: {said}") for words, said in expectations)),
              ("Scores by task", _task_scores(own, measured)),
              ("Costs and blocks", _costs(own, measured)),
              ("Paired comparisons", _comparisons(comparisons, model)),

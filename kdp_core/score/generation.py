@@ -87,8 +87,10 @@ def stories(items: Sequence[Mapping[str, Any]], tokenizer: Any, *, count: int, t
     """
     ask, kept = tokenizer(PROMPT, add_special_tokens=False)["input_ids"], []
     for item in items:
+        if len(kept) == count:
+            break
         ids = tokenizer(item["document"])["input_ids"]
-        if len(ids) >= tokens and len(kept) < count:
+        if len(ids) >= tokens:
             kept.append(([*ids[:tokens], *ask], item["summary"]))
     if len(kept) < count:
         raise GenerationError(f"{len(kept)} of {len(items)} stories have {tokens} tokens, and {count} are asked for; "

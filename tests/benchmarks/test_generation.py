@@ -80,3 +80,41 @@ def test_wrong_words_are_refused_in_one_line(benchmark, given, message, capsys):
     with pytest.raises(SystemExit):
         module.arguments([str(root / "sets") if one == "." else one for one in given])
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+# What is committed ----------------------------------------------------------------------------------------------------
+
+PAGE = load("generation_page")
+
+
+def test_the_page_has_the_numbers_of_the_data():
+    text = PAGE.PAGE.read_text(encoding="utf-8")
+    assert PAGE.written(text, PAGE.tables()) == text, "run python benchmarks/generation_page.py"
+
+
+def test_the_predictor_of_the_library_is_that_of_the_data():
+    frame, kept = PAGE.rows(), expect.own_predictor()
+    made = PAGE.predictor(frame)
+    assert kept.provenance["sha256"] == made.provenance["sha256"], "run python benchmarks/generation_page.py"
+    for name, weights in made.coefficients.items():
+        assert kept.coefficients[name] == pytest.approx(weights, rel=1e-3, abs=1e-3)
+        assert kept.validation[name]["spearman"] == pytest.approx(made.validation[name]["spearman"], abs=1e-3)
+
+
+def test_the_rows_cover_several_methods_at_two_ratios():
+    frame = PAGE.rows()
+    assert frame["method"].nunique() >= 3 and frame["ratio"].nunique() >= 2
+    assert frame["loss_quality"].between(0, 1).all() and (frame["kl"] > 0).all()
+
+
+def test_the_words_of_the_page_are_those_of_the_data():
+    found, text = PAGE.numbers(PAGE.rows()), " ".join(PAGE.PAGE.read_text(encoding="utf-8").split())
+    assert (found["rows"], found["groups"]) == (11, 7) and "11 rows of 7 methods" in text
+    assert f"predicted to {100 * found['chain_error']:.0f} points" in text
+    assert f"with a rank correlation of {found['chain']:.2f}" in text
+    assert "`{}` at {:g}".format(*found["worst"]) in text
+
+
+def test_a_page_without_its_markers_is_refused():
+    with pytest.raises(ValueError, match="no lines '<!-- generation -->'"):
+        PAGE.written("nothing", {"generation": ""})

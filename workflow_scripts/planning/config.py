@@ -30,7 +30,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_methods(config)
     _check_theory(config)
     _check_views(config)
-    for section in ("figures", "spaces"):
+    for section in ("figures", "spaces", "generation"):
         require(f"{section}.variants", config.get(section, {}).get("variants", []),
                 dict.fromkeys(config["grid"]["methods"]), "name a variant of grid.methods, or add it there")
     _check_ablations(config)

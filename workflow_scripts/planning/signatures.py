@@ -19,7 +19,7 @@ from kdp_core.methods.kdp import kernel
 from kdp_core.prune import finetune
 from kdp_core.score import benchmarks
 from kdp_core.states import hidden, similarity
-from kdp_core.study import planner, spaces, theory, views
+from kdp_core.study import planner, single_step, spaces, theory, views
 from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, block, count, named, some, text
 
 
@@ -79,6 +79,14 @@ def spaces_block() -> dict[str, Any]:
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled),
         "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled)})
+
+
+def generation_block() -> dict[str, Any]:
+    """Of which pruned models it is said whether they still generate, and on how much text."""
+    return block("Whether pruned models will still generate, from single predictions; left out, it is not said.", {
+        "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
+        "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
+                                      ("device", "dtype"))})
 
 
 def method_block(name: str) -> dict[str, Any]:
@@ -163,6 +171,7 @@ def build() -> dict[str, Any]:
             "theory": theory_block(),
             "views": views_block(),
             "spaces": spaces_block(),
+            "generation": generation_block(),
             "training": block("Trainings, all of them.", {
                 "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
                                       "0 saves after every step. No result depends on it.", 0)}),

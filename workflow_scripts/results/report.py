@@ -35,6 +35,15 @@ def versions() -> dict[str, str]:
             **code}
 
 
+def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """For each model its pruned models in words, each with what is expected of it."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for point, path in zip(points, paths, strict=True):
+        words = f"{point['method']}, {point['calib']}, ratio {point['ratio']}, K max {point['k_max']}"
+        found.setdefault(point["model"], []).append((words, store.read(path).sentence))
+    return found
+
+
 def write_report(inputs, params, out: str) -> None:
     """Write tables, figures and the configuration into the page."""
     entries = [FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
@@ -43,6 +52,7 @@ def write_report(inputs, params, out: str) -> None:
     store.write_text(out, report.build(
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
+        expectations=expectations(params.expected, inputs.get("expectations", [])),
         versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks")))
 
 

@@ -1,0 +1,127 @@
+"""Will a pruned model still generate, and why does multiple choice survive?
+
+`validation` and `survival` show the measurements that the predictor of kdp_core.study.expect comes from, and
+`expected` what it says of the models of a run. `survival` holds, for the benchmarks' own items, what Figure 8 of
+"Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026) shows for the letters of MMLU.
+"""
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from kdp_core.base.measurements import Expectation
+from kdp_core.figures._entry import Entry
+from kdp_core.figures.style import (
+    GREY,
+    PAGE_IN,
+    Drawn,
+    FigureError,
+    Looks,
+    labels_of,
+    legend_below,
+    looks_of,
+    marks,
+    quiet,
+)
+
+NAMES = {"quality": "All measures", "agreement": "Same tokens", "lambada": "Last words", "rouge1": "Summaries",
+         "repetition": "No repetition"}
+"""Losses as titles of panels."""
+
+
+def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Looks | None = None,
+             width: float = PAGE_IN, line_height: float = 0.17) -> Drawn:
+    """What each pruned model is expected to keep of the dense model's generation, with the range of nine in ten.
+
+    expectations: by (variant, K max). Raises FigureError without records.
+    """
+    if not expectations:
+        raise FigureError("no expectation to draw; give that of at least one pruned model")
+    names = [name for name in NAMES if name in next(iter(expectations.values())).losses]
+    frame = pd.DataFrame([
+        {"method": method, "k_max": k_max, "loss": name, "kept": 100 * (1 - one.losses[name]),
+         "low": 100 * (1 - one.high[name]), "high": 100 * (1 - one.low[name])}
+        for (method, k_max), one in expectations.items() for name in names])
+    known = looks_of([method for method, _ in expectations], looks)
+    label = labels_of([(method, "", k_max) for method, k_max in expectations])
+    with quiet():
+        figure = Figure(figsize=(width, max(len(expectations) * line_height + 0.8, 1.5)))
+        axes = figure.subplots(1, len(names), squeeze=False)[0]
+        for axis, name in zip(axes, names, strict=True):
+            for place, (_, row) in enumerate(frame[frame["loss"] == name].iterrows()):
+                axis.errorbar([row["kept"]], [place], **marks(known[row["method"]]), elinewidth=0.7, capsize=1.5,
+                              xerr=[[row["kept"] - row["low"]], [row["high"] - row["kept"]]])
+            axis.set(title=NAMES[name], xlabel="Kept (%)", xlim=(-4, 104), ylim=(len(expectations) - 0.5, -0.5),
+                     yticks=range(len(expectations)))
+            axis.set_yticklabels([label((method, "", k_max)) for method, k_max in expectations]
+                                 if axis is axes[0] else [])
+    return Drawn(figure, frame)
+
+
+def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width: float = PAGE_IN,
+               height: float = 1.9) -> Drawn:
+    """Predictions for left-out methods beside what was measured, a panel a loss; on the dotted line both are equal.
+
+    rows: a row a pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value a row.
+    """
+    known = looks_of(rows["method"], None)
+    frame = pd.concat([rows[["method", "ratio"]].assign(loss=name, measured=rows[f"loss_{name}"], predicted=values)
+                       for name, values in predicted.items()], ignore_index=True)
+    with quiet():
+        figure = Figure(figsize=(width, height + 0.6))
+        axes = figure.subplots(1, len(predicted), squeeze=False)[0]
+        for axis, name in zip(axes, predicted, strict=True):
+            axis.axline((0, 0), (1, 1), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
+            for row in frame[frame["loss"] == name].itertuples():
+                axis.plot(100 * row.predicted, 100 * row.measured, linestyle="none", **marks(known[row.method]))
+            axis.set(title=NAMES[name], xlim=(-4, 104), ylim=(-4, 104), aspect="equal", xlabel="Predicted loss (%)",
+                     ylabel="Measured loss (%)" if axis is axes[0] else "")
+        legend_below(figure, [Line2D([], [], linestyle="none", label=name, **marks(look))
+                              for name, look in known.items()], width=width)
+    return Drawn(figure, frame)
+
+
+def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
+    """Multiple-choice items: KL over all tokens beside KL over the candidates, and both beside the drop of accuracy.
+
+    choices: a row a pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError without rows.
+    """
+    if choices.empty:
+        raise FigureError("no multiple-choice item was compared; give the items of at least one task")
+    known = looks_of(choices["task"], None)
+    with quiet():
+        figure = Figure(figsize=(width, height + 0.3))
+        axes = figure.subplots(1, 3)
+        for row in choices.itertuples():
+            mark, drop = marks(known[row.task]), 100 * row.drop
+            axes[0].plot(row.kl, max(row.kl_candidates, 1e-4), linestyle="none", **mark)
+            axes[1].plot(100 * row.agreement, 100 * row.agreement_candidates, linestyle="none", **mark)
+            axes[2].plot(max(row.kl_candidates, 1e-4), drop, linestyle="none", **mark)
+            axes[2].plot(row.kl, drop, linestyle="none", **{**mark, "fillstyle": "none", "alpha": 0.5})
+        axes[0].set(xscale="log", yscale="log", xlabel="KL over all tokens (nats)", ylabel="KL over candidates (nats)")
+        axes[0].autoscale(False)
+        axes[0].axline((1e-2, 1e-2), (1, 1), color=GREY, linestyle=":", linewidth=0.9)
+        axes[1].axline((0, 0), (100, 100), color=GREY, linestyle=":", linewidth=0.9)
+        axes[1].set(xlim=(-4, 104), ylim=(-4, 104), xlabel="Same likeliest token (%)",
+                    ylabel="Same likeliest candidate (%)")
+        axes[2].set(xscale="log", xlabel="KL (nats): full over candidates,\nhollow over all tokens",
+                    ylabel="Drop of accuracy (points)")
+        for side in (axes[0].xaxis, axes[0].yaxis, axes[2].xaxis):
+            side.set_major_locator(LogLocator(subs=(1, 3)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            side.set_minor_locator(NullLocator())
+        legend_below(figure, [Line2D([], [], linestyle="none", label=task, **marks(look))
+                              for task, look in known.items()], width=width)
+    return Drawn(figure, choices)
+
+
+FIGURES = (
+    Entry("generation-expected", "Will it still generate?",
+          "What each pruned model is expected to keep of the dense model's generation, from single predictions alone; "
+          "bars hold nine of ten models of methods that the predictor did not know. docs/choosing.md says how it was "
+          "validated.",
+          expected, scope="ratio", needs="generation", place=91),
+)
