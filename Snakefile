@@ -1,8 +1,8 @@
 """kdp prunes language models by every variant of a grid, scores them, and writes a report.
 
 Flow: text, dense -> tokens -> hidden -> similarity, search -> blocks -> step, compose -> fold -> finetune
-      -> evaluate, efficiency, diagnose -> comparisons -> tables, ablations, paper, views, theory, spaces -> figures
-      -> cards, report, check.
+      -> evaluate, efficiency, diagnose, answers -> comparisons -> tables, ablations, paper, views, theory, spaces
+      -> figures -> cards, report, check.
 Each stage has a rule file and a library module; each rule has a thin script.
 """
 
@@ -41,6 +41,7 @@ include: "rules/views.smk"
 include: "rules/theory.smk"
 include: "rules/spaces.smk"
 include: "rules/expect.smk"
+include: "rules/answers.smk"
 include: "rules/paper.smk"
 include: "rules/cards.smk"
 include: "rules/report.smk"

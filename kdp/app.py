@@ -127,6 +127,8 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
           method: Annotated[str, typer.Option(help="A name of `kdp methods`.")] = METHOD,
           option: Annotated[list[str], typer.Option(help="An option of the method: part.option=value; may be given "
                                                          "several times.")] = [],  # noqa: B006  typer copies it
+          thorough: Annotated[bool, typer.Option("--thorough", help="Take the method's own defaults, which may run for "
+                                                                    "an hour, not its quick setting.")] = False,
           k_max: Annotated[int, typer.Option(help="Layers of a block's context.")] = 3,
           sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
           length: Annotated[int, typer.Option(help="Tokens of a sequence, and of a held-out window.")] = 128,
@@ -144,7 +146,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
 
     quiet()
     settings = pruning.Settings(model, calibration, heldout, method, ratio, k_max, sequences, length, seed, dtype,
-                                parsed_options(option))
+                                pruning.options_of(method, parsed_options(option), thorough=thorough))
     terminal = console()
     with show.stages(terminal) as shown:
         found = pruning.prune(settings, out, cache=cache.expanduser(), device=device, keep=keep, show=shown)

@@ -66,6 +66,12 @@ class Show(Protocol):
         """The record of a stage is there already."""
 
 
+def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool) -> dict[str, dict[str, Any]]:
+    """The options of a pruning: those given, and beside them the method's quick setting unless `thorough`."""
+    quick = {} if thorough else methods.method_of(method).quick
+    return {part: {**quick.get(part, {}), **given.get(part, {})} for part in dict.fromkeys([*quick, *given])}
+
+
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 def check(settings: Settings, out: Path, device: str) -> None:

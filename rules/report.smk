@@ -41,6 +41,10 @@ rule report:
         comparisons="results/tables/comparisons.csv",
         figures=[f"results/figures/{entry['name']}.png" for entry in FIGURES],
         expectations=expectations_wanted(),
+        answers=[
+            f"{CALIBRATED}/answers.json".format(model=model, calib=calib)
+            for model, calib in (MODELS if ANSWERING else [])
+        ],
     output:
         report(
             "results/report.html",

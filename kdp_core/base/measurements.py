@@ -92,6 +92,15 @@ class Diagnosis(NamedTuple):
     """Of the paired differences, window by window: both models read the same text."""
 
 
+class Answers(NamedTuple):
+    """What models write after the same prompts, each with its most likely tokens."""
+    prompts: list[str]
+    tokens: int
+    """Most new tokens of a continuation."""
+    rows: list[dict[str, Any]]
+    """One for each model: `name`, and `texts` with a continuation of each prompt."""
+
+
 class Theory(NamedTuple):
     """Theorems 1 and 2 of KDP measured on a run of layers; errors are norms in the kernel space unless named."""
     block: Block

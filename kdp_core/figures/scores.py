@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import (
+    COLUMN_IN,
     GREY,
     PAGE_IN,
     PALE,
@@ -49,6 +50,11 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
     kept = [*KEYS, "params_removed", *(column for name in metrics for column in (name, COLUMNS[name].stderr) if column)]
     columns = {name: COLUMNS[name] for name in metrics}
     return _against(summary[kept].reset_index(drop=True), columns, looks, width, height, {})
+
+
+def score_against_size(summary: pd.DataFrame, *, looks: Looks | None = None) -> Drawn:
+    """Perplexity and accuracy one above the other, as wide as a column or a telephone: the first picture of a run."""
+    return score_against_ratio(summary, metrics=("ppl", "acc"), looks=looks, width=COLUMN_IN, height=1.65)
 
 
 def tasks_against_ratio(scores: pd.DataFrame, summary: pd.DataFrame, *, tasks: Sequence[str] | None = None,
@@ -86,7 +92,8 @@ def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | 
     keys = list(dict.fromkeys(zip(pruned["method"], pruned["calib"], pruned["k_max"], strict=True)))
     label = labels_of(keys)
     lines = lines_of([(key[0], key[1:], label(key)) for key in keys], looks)
-    bands, across = deal(lines, looks), min(len(columns), ACROSS)
+    # a figure of one column has its panels one above the other
+    bands, across = deal(lines, looks), min(len(columns), ACROSS if width > COLUMN_IN else 1)
     down = math.ceil(len(columns) / across) * len(models)
 
     def draw(axes: Sequence[Axes], title: str, shown: Sequence[Line]) -> None:
@@ -144,6 +151,11 @@ def _score_axis(axis: Axes, column: Column, title: str) -> None:
 
 
 FIGURES = (
+    Entry("score-size", "How much is removed, and what is left",
+          "Perplexity on held-out text (lower is better) and mean accuracy (higher is better) against the share of all "
+          "parameters that is really removed. Thick lines are this project's own methods, the dotted line is the dense "
+          "model, bars are one standard error.",
+          score_against_size, scope="all", place=5),
     Entry("score-ratio", "Score against ratio",
           "Mean accuracy and perplexity against the share of all parameters really removed, one line a method and K "
           "max; bars are one standard error. KDP paper, Figure 6.",

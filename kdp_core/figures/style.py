@@ -98,6 +98,8 @@ class Look(NamedTuple):
     """0 for the variant that is named like its method, from 1 for further variants of this method."""
     group: str
     """What its method does, such as `layers removed`: variants of one group are drawn together."""
+    own: bool = False
+    """Whether the method is this project's own: its lines are thicker, and the legend says `ours`."""
 
 
 class Line(NamedTuple):
@@ -110,9 +112,13 @@ class Line(NamedTuple):
 
 
 def marks(look: Look) -> dict[str, Any]:
-    """Colour, marker and its fill. The first 56 methods differ in colour or marker, variants of one method in fill."""
+    """Colour, marker, its fill, and the size of our own.
+
+    The first 56 methods differ in colour or marker, variants of one method in fill.
+    """
     shift = max(look.number - 1, 0) // len(FILLS)
     made = {"color": COLORS[look.place % len(COLORS)], "marker": MARKERS[(look.place + shift) % len(MARKERS)]}
+    made |= {"linewidth": 1.9, "markersize": 4.4} if look.own else {}
     return made | ({"fillstyle": FILLS[(look.number - 1) % len(FILLS)]} if look.number else {})
 
 
@@ -125,7 +131,8 @@ def looks_of(variants: Iterable[str], looks: Looks | None) -> dict[str, Look]:
 def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[Line]:
     """One line for each (variant, key, label), in order. Dashes tell the keys, in the order of their first lines."""
     known, apart = looks_of([name for name, _, _ in keys], looks), list(dict.fromkeys(key for _, key, _ in keys))
-    return [Line(name, key, label, marks(known[name]) | {"linestyle": DASHES[apart.index(key) % len(DASHES)]})
+    return [Line(name, key, f"{label} (ours)" if known[name].own else label,
+                 marks(known[name]) | {"linestyle": DASHES[apart.index(key) % len(DASHES)]})
             for name, key, label in keys]
 
 

@@ -74,7 +74,7 @@ def method_schema(name: str) -> dict[str, Any]:
         "type": "string", "description": "Count the stand-ins of this variant when choosing how many blocks are "
                                          "removed, so that both variants replace the same blocks."}
     return {"type": "object", "additionalProperties": False, "x-size": list(method.size_options),
-            "x-steps": list(method.steps), "x-group": GROUPS[method.group],
+            "x-steps": list(method.steps), "x-group": GROUPS[method.group], "x-own": method.own,
             "x-one-device": one_device(method), "properties": made}
 
 

@@ -116,6 +116,13 @@ class Method(NamedTuple):
     """Layers of each selected block that `compose` keeps, with other weights."""
     example: Given = NOTHING
     """Options by part that are small enough for a test."""
+    quick: Given = NOTHING
+    """Options by part of a fit in minutes on a small model, where the defaults take an hour. Empty: the defaults."""
+
+    @property
+    def own(self) -> bool:
+        """Whether the method is this project's own; figures mark it."""
+        return self.paper.startswith("this project")
 
 
 def parts(method: Method) -> dict[str, Callable[..., Any]]:

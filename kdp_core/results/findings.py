@@ -74,6 +74,41 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
     return said
 
 
+def sentence(summary: pd.DataFrame) -> str:
+    """The outcome of a run in one sentence: the best model of the largest target, beside plain removal of layers.
+
+    It speaks of the first dense model and of pruned models that are really smaller. The best model has the lowest
+    perplexity, or the highest accuracy if no perplexity was measured. Empty if there is nothing to say.
+    """
+    own = summary[summary["model"] == summary["model"].iloc[0]]
+    pruned = own[(own["method"] != DENSE) & ~zeros(own)]
+    pruned = pruned[pruned["ratio"] == pruned["ratio"].max()]
+    metric = next((name for name in ("ppl_ratio", "rp") if pruned[name].notna().any()), None)
+    if metric is None:
+        return ""
+    best = pruned.sort_values(metric, ascending=metric == "ppl_ratio", kind="stable").iloc[0]
+    said = (f"Without {_share(best['params_removed'])} of its parameters, which {best['method']} removed, "
+            f"{best['model']} has {_left_words(best)} of the dense model")
+    floor = pruned[pruned["method"] == BASELINE]
+    if best["method"] == BASELINE or floor.empty:
+        return f"{said}."
+    floor = floor.iloc[0]
+    return (f"{said}; without {_share(floor['params_removed'])}, removed as whole layers with nothing in their place, "
+            f"it has {_left_words(floor)}.")
+
+
+def _left_words(row: pd.Series) -> str:
+    """What is left of a pruned model: perplexity and accuracy beside the dense model's."""
+    ratio = row["ppl_ratio"]
+    said = [f"{ratio:,.{0 if ratio >= 10 else 2}f} times the perplexity"] if known(ratio) else []
+    return " and ".join([*said, *([f"{_share(row['rp'] / 100)} of the accuracy"] if known(row["rp"]) else [])])
+
+
+def _share(share: float) -> str:
+    """A share in percent; its sign stays on the line of the number."""
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
 def number_of(row: pd.Series, name: str) -> str:
     """A value of the summary with its standard error and unit."""
     column = COLUMNS[name]

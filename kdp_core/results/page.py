@@ -80,8 +80,12 @@ def note(words: str) -> str:
     return f'<p class="note">{text(words)}</p>\n' if words else ""
 
 
-def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """The page: a title, a lead, and (heading, anchor, markup) of each section; empty sections are left out."""
+def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]], first: str = "") -> str:
+    """The page: a title, a lead, what stands on the first screen beside it, and the sections.
+
+    first: markup below the lead.
+    sections: (heading, anchor, markup) of each; empty ones are left out.
+    """
     kept = [part for part in sections if part[2]]
     links = "".join(f'<a href="#{anchor}">{text(heading)}</a> ' for heading, anchor, _ in kept)
     body = "".join(f'<section id="{anchor}"><h2>{text(heading)}</h2>\n{markup}</section>\n'
@@ -89,7 +93,7 @@ def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) ->
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n{POLICY}'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{text(title)}</title>\n<style>{CSS}</style></head>\n<body><header><h1>{text(title)}</h1>"
-            f'<p class="lead">{text(lead)}</p><nav aria-label="Sections">{links}</nav></header>\n'
+            f'<p class="lead">{text(lead)}</p>{first}<nav aria-label="Sections">{links}</nav></header>\n'
             f"<main>{body}</main>\n<script>{SCRIPT}</script></body></html>\n")
 
 
@@ -138,6 +142,14 @@ header + main > section:first-child h2 { margin-top: 1rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p, dl, figcaption { max-width: 48rem; }
 .lead { margin: 0 0 .6rem; }
+header > .lead { font-size: clamp(1rem, .9rem + .5vw, 1.15rem); max-width: 60rem; margin-bottom: 1rem; }
+.first { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem 2rem;
+  align-items: start; margin-bottom: 1rem; }
+.first figure { margin: 0; } .first img { width: 100%; max-width: 31rem; }
+.answers h2 { border: 0; margin: 0 0 .4rem; padding: 0; font-size: 1rem; }
+.answers dl { margin: 0 0 .6rem; font-size: .925rem; } .answers dt { color: var(--soft); font-size: .825rem; }
+.answers dd { margin: 0 0 .5rem; overflow-wrap: anywhere; } .answers dd b { font-weight: 600; }
+.answers details dl { display: block; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem; }
 a { color: var(--link); text-decoration: none; } a:hover, a:focus { text-decoration: underline; }
 .note, figcaption, .pm { color: var(--soft); font-size: .875rem; } .pm { font-size: .85em; white-space: nowrap; }

@@ -1,14 +1,17 @@
-"""One self-contained HTML page of a run: the findings and how sure they are, then each model, then how it was made.
+"""One self-contained HTML page of a run: the outcome in a sentence and a picture, what the models write, the findings
+and how sure they are, then each model, then how it was made.
 
 The page loads nothing from elsewhere, and its content security policy tells the browser to refuse it. Links lead to
 files beside the page. All text is escaped. Equal arguments give equal bytes.
 """
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from kdp_core.base.measurements import Answers
 from kdp_core.results import findings, page
 from kdp_core.results.columns import DENSE
 from kdp_core.results.findings import Finding, counted, duration, known, listing
@@ -17,6 +20,8 @@ from kdp_core.results.paired import SIGNIFICANT
 from kdp_core.results.report_models import FigureEntry, ReportError, figure, of_model, summary_table
 
 TITLE = "Kernelized Dynamics Pruning: results"
+FIRST = "score-size"
+"""The figure that stands on the first screen."""
 READING = {
     "Standard error (±)": "How far a score would move by chance if other items of the same kind had been drawn. About "
                           "two thirds of the time the score would move less than this. The standard error of a mean "
@@ -46,7 +51,8 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
           fits: pd.DataFrame | None = None, comparisons: pd.DataFrame | None = None, config_yaml: str = "",
           versions: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
           benchmarks: pd.DataFrame | None = None, refused: Mapping[str, str] | None = None,
-          expectations: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> str:
+          expectations: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+          answers: Mapping[str, Answers] | None = None) -> str:
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
@@ -54,17 +60,20 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     expectations: for each model, its pruned models in words with what is expected of their generation.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
     refused: grid points that could not be made, with the reasons.
+    answers: what the models continue prompts with, by the dense model's name.
     Raises ReportError for an empty summary or a figure without its file.
     """
     if summary.empty:
         raise ReportError("the summary has no rows; evaluate at least the dense model before you build the report")
     said = findings.headline(summary, comparisons=comparisons)
     models = list(dict.fromkeys(summary["model"]))
-    return page.document(TITLE, _lead(summary, benchmarks), [
-        ("In short", "short", _glance(said, models, comparisons)),
+    first = [entry for entry in figures if Path(entry.png_path).stem == FIRST]
+    return page.document(TITLE, findings.sentence(summary) or _run(summary, None), [
+        ("In short", "short", _glance(said, models, comparisons, _run(summary, benchmarks))),
         ("Left out", "refused", _refused(refused)),
         ("Summary", "summary", summary_table(summary, comparisons)),
-        ("Overview", "figures", "".join(figure(entry) for entry in figures if entry.model not in models)),
+        ("Overview", "figures", "".join(figure(entry) for entry in figures
+                                          if entry.model not in models and entry not in first)),
         *((model, f"model{place}", of_model(
             model, summary, scores, figures, fits, comparisons, (expectations or {}).get(model, ())))
           for place, model in enumerate(models, start=1)),
@@ -73,12 +82,34 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
                                                        "</pre>") if config_yaml else ""),
         ("Versions and seeds", "versions", _pairs("Package", versions) + _pairs("Seed", seeds)),
         ("Run times", "times", _times(benchmarks) if benchmarks is not None else ""),
-    ])
+    ], _first_screen(first, answers or {}))
 
 
 # The first screen -----------------------------------------------------------------------------------------------------
 
-def _lead(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
+def _first_screen(figures: Sequence[FigureEntry], answers: Mapping[str, Answers]) -> str:
+    """The first picture, and beside it what the models answer."""
+    parts = [figure(entry, heading=False) for entry in figures]
+    parts += [f'<div class="answers">{_answers(model, own)}</div>' for model, own in answers.items()]
+    return f'<div class="first">{"".join(parts)}</div>\n' if parts else ""
+
+
+def _answers(model: str, own: Answers) -> str:
+    """The continuations of the first prompt, and those of the others folded."""
+    made = [f"<dl>{''.join(_answer(prompt, row['name'], row['texts'][place]) for row in own.rows)}</dl>"
+            for place, prompt in enumerate(own.prompts)]
+    more = "".join(f"<h3>{text(prompt)} …</h3>{lines}" for prompt, lines in zip(own.prompts[1:], made[1:], strict=True))
+    return (f"<h2>What {text(model)} writes, dense and pruned</h2>{made[0]}"
+            f"{page.folded('More prompts', more)}" + page.note(
+                f"Each model continues the words in bold with its most likely {own.tokens} tokens at most. These are "
+                "examples, not measurements."))
+
+
+def _answer(prompt: str, name: str, continued: str) -> str:
+    return f"<dt>{text(name)}</dt><dd><b>{text(prompt)}</b>{text(' '.join(continued.splitlines()))}</dd>"
+
+
+def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
     """What was pruned and how long it took, in one or two sentences."""
     pruned = summary[summary["method"] != DENSE]
     models = list(dict.fromkeys(summary["model"]))
@@ -93,9 +124,9 @@ def _lead(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
             f"which gave {counted(len(pruned), 'pruned model')}.{took}")
 
 
-def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None) -> str:
-    """One card for each target of each model, and what the words mean."""
-    made = ""
+def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None, run: str) -> str:
+    """What was run, one card for each target of each model, and what the words mean."""
+    made = f'<p class="lead">{text(run)}</p>'
     for model in models:
         own = [finding for finding in said if finding.model == model]
         dense = "".join(f'<p class="lead">{text(claim.text)}</p>' for finding in own if not finding.target

@@ -219,8 +219,8 @@ def _plain(value: Any) -> str:
         f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
 
 
-def figure(entry: FigureEntry) -> str:
-    """A figure with its caption and links. Raises ReportError if its file does not exist."""
+def figure(entry: FigureEntry, *, heading: bool = True) -> str:
+    """A figure with its title, caption and links. Raises ReportError if its file does not exist."""
     path = Path(entry.png_path)
     if not path.is_file():
         raise ReportError(f"figure {entry.title!r} has no file {path.name}; run rule {entry.rule} first")
@@ -229,7 +229,8 @@ def figure(entry: FigureEntry) -> str:
     width, height = struct.unpack(">II", data[16:24])
     links = "".join(f' <a href="{text(quote(entry.link))}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv")
                     ) if entry.link else ""
-    return (f'<figure><h4>{text(entry.title)}</h4><img alt="{text(entry.title)}: described below" '
+    title = f"<h4>{text(entry.title)}</h4>" if heading else ""
+    return (f'<figure>{title}<img alt="{text(entry.title)}: described below" '
             f'width="{width}" height="{height}" '
             f'src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">'
             f"<figcaption>{text(entry.caption)} Made by rule <code>{text(entry.rule)}</code>.{links}</figcaption>"

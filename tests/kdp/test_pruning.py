@@ -37,7 +37,8 @@ def of_library(given, folder, method, options):
 
 
 def test_a_composed_method_gives_the_bits_of_the_library(given, finished, tmp_path):
-    assert weights(finished[0]) == weights(of_library(given, tmp_path, "kdp_residual", OPTIONS))
+    assert weights(finished[0]) == weights(of_library(
+        given, tmp_path, "kdp_residual", command.options_of("kdp_residual", OPTIONS, thorough=False)))
 
 
 def test_a_method_with_steps_gives_the_bits_of_the_library_and_large_files_are_deleted(given, tmp_path):
@@ -114,6 +115,30 @@ def test_other_settings_in_the_same_folder_are_refused(given, finished):
 
 def test_the_default_method_is_that_of_the_library():
     assert app.METHOD == pruning.METHOD
+
+
+def test_a_method_has_its_quick_setting_unless_it_is_to_be_thorough(monkeypatch):
+    quick, given = methods.METHODS[app.METHOD].quick, {"compose": {"epochs": 3}, "block": {"narrow": "mlp"}}
+    assert command.options_of(app.METHOD, {}, thorough=False) == quick
+    found = command.options_of(app.METHOD, given, thorough=False)
+    assert found == {**quick, "compose": {**quick["compose"], "epochs": 3}, "block": {"narrow": "mlp"}}
+    assert command.options_of(app.METHOD, given, thorough=True) == given
+    # the command hands on what follows from its own options
+    seen = []
+
+    def stop(settings, *_, **__):
+        seen.append(settings.options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(command, "prune", stop)
+    for more in ((), ("--thorough",)):
+        call("prune", "default", "--out", "unused", "--option", "compose.epochs=3", *more)
+    assert seen == [{**quick, "compose": {**quick["compose"], "epochs": 3}}, {"compose": {"epochs": 3}}]
+
+
+@pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if method.quick])
+def test_a_quick_setting_has_known_options(name):
+    methods.check_options(name, methods.METHODS[name].quick)
 
 
 def test_ctrl_c_asks_a_training_to_save_and_stops_anything_else(tmp_path):

@@ -6,13 +6,13 @@ from snakemake.utils import update_config
 
 from tests.workflow.project import ROOT, Project
 
-SUMMARY = {"tables": 1, "paper": 1, "figure_all": 3, "cards": 1, "report": 1, "check": 1, "all": 1}
+SUMMARY = {"tables": 1, "paper": 1, "figure_all": 4, "cards": 1, "report": 1, "check": 1, "all": 1}
 """What follows a change of anything in the summary."""
 SCORES = {"evaluate": 3, "evaluate_dense": 1, "comparisons": 1, **SUMMARY}
 PRUNED = {"fold": 3, "evaluate": 3, "efficiency": 3, "diagnose": 3, "comparisons": 1, "figure_ratio": 1,
           "figure_variant": 2, **SUMMARY}
 """The jobs after a new selection of blocks that are known before it. Steps are known only after it."""
-SIMILARITY = {"similarity": 1, "figure_calibrated": 1, "blocks": 3, **PRUNED, "figure_all": 5}
+SIMILARITY = {"similarity": 1, "figure_calibrated": 1, "blocks": 3, **PRUNED, "figure_all": 6}
 CALIBRATION = {"tokens": 1, "hidden": 1, **SIMILARITY}
 
 CASES = [
@@ -24,6 +24,7 @@ CASES = [
     ("`efficiency` options", {"efficiency": {"repeats": 2}}, {"efficiency": 3, "efficiency_dense": 1, **SUMMARY}),
     ("`diagnose` options", {"diagnose": {"windows": 3}},
      {"diagnose": 3, "figure_ratio": 1, "report": 1, "check": 1, "all": 1}),
+    ("`answers` options", {"answers": {"prompts": ["word"]}}, {"answers": 1, "report": 1, "all": 1}),
     ("epochs of step 1", {"methods": {"kdp": {"kernel": {"epochs": 3}}}},
      # one block, two steps; costs are measured for this variant only
      {**PRUNED, "step": 2, "fold": 1, "evaluate": 1, "efficiency": 1, "diagnose": 1}),

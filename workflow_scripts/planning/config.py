@@ -33,6 +33,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     for section in ("figures", "spaces", "generation"):
         require(f"{section}.variants", config.get(section, {}).get("variants", []),
                 dict.fromkeys(config["grid"]["methods"]), "name a variant of grid.methods, or add it there")
+    if (ratio := config.get("answers", {}).get("ratio")) not in (None, *config["grid"]["ratios"]):
+        raise ConfigError(f"config: answers.ratio is {ratio}, which is no ratio of the grid; choose one of "
+                          f"{', '.join(map(str, config['grid']['ratios']))}")
     _check_ablations(config)
     _check_similarity(config)
     _check_shards(config)

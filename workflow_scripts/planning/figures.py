@@ -14,7 +14,8 @@ def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, lis
     """The look of each variant of these points, the same in every figure: see kdp_core.figures.style.Look.
 
     A look is the place of the variant's method among the methods that the configuration names, in the order of the list
-    of methods; the number of the variant among the variants of this method; and what the method does.
+    of methods; the number of the variant among the variants of this method; what the method does; and whether it is
+    this project's own.
     """
     named = {variants.base_of(config, name) for name in config["methods"]}
     methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
@@ -24,7 +25,7 @@ def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, lis
         group = "fine-tuned" if variants.source_of(config, name) != name else schema()["methods"][base]["x-group"]
         # the method's own look stays free if no variant is named like the method
         number = seen[base] = seen.get(base, -1 if name == base else 0) + 1
-        found[name] = [methods.index(base), number, group]
+        found[name] = [methods.index(base), number, group, schema()["methods"][base]["x-own"]]
     return {name: found[name] for name in dict.fromkeys(point["method"] for point in points)}
 
 

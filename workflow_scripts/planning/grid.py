@@ -86,6 +86,20 @@ def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
     return [point for point in grid_points(config) if point["method"] in chosen]
 
 
+def answering(config: dict[str, Any]) -> list[dict[str, str]]:
+    """The points whose models answer prompts: those of `answers.ratio`, or of the largest ratio of the grid."""
+    if "answers" not in config:
+        return []
+    ratio = config["answers"].get("ratio", max(config["grid"]["ratios"]))
+    return [point for point in chosen_points(config, "figures") if point["ratio"] == f"{ratio:g}"]
+
+
+def answering_names(points: list[dict[str, str]]) -> list[str]:
+    """The names under which the dense model and these points of one calibration set answer."""
+    several = len({point["k_max"] for point in points}) > 1
+    return ["dense", *(point["method"] + (f", K max {point['k_max']}" if several else "") for point in points)]
+
+
 def points_like(points: list[dict[str, str]], wildcards: dict[str, str]) -> list[dict[str, str]]:
     """Those of the points that have the values of these wildcards."""
     return [point for point in points if all(point.get(key, value) == value for key, value in wildcards.items())]

@@ -19,7 +19,7 @@ from kdp_core.methods.kdp import kernel
 from kdp_core.prune import finetune
 from kdp_core.score import benchmarks
 from kdp_core.states import hidden, similarity
-from kdp_core.study import planner, single_step, spaces, theory, views
+from kdp_core.study import answers, planner, single_step, spaces, theory, views
 from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, block, count, named, some, text
 
 
@@ -87,6 +87,16 @@ def generation_block() -> dict[str, Any]:
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
                                       ("device", "dtype"))})
+
+
+def answers_block() -> dict[str, Any]:
+    """Which prompts are answered, and by which pruned models."""
+    made = signature_block("Prompts that the dense and pruned models continue for the report; left out, none.",
+                           answers.answers, ("device", "dtype"))
+    made["properties"]["prompts"] |= {"minItems": 1}
+    made["properties"]["ratio"] = {"type": "number", "description": "A ratio of the grid: its models answer. The "
+                                                                    "largest unless set."}
+    return made | {"required": ["prompts"]}
 
 
 def method_block(name: str) -> dict[str, Any]:
@@ -172,6 +182,7 @@ def build() -> dict[str, Any]:
             "views": views_block(),
             "spaces": spaces_block(),
             "generation": generation_block(),
+            "answers": answers_block(),
             "training": block("Trainings, all of them.", {
                 "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
                                       "0 saves after every step. No result depends on it.", 0)}),

@@ -46,6 +46,7 @@ def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, li
 
 def write_report(inputs, params, out: str) -> None:
     """Write tables, figures and the configuration into the page."""
+    answered = list(inputs.get("answers") or [])
     entries = [FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
                            entry["name"].split("/")[0] if "/" in entry["name"] else "")
                for entry, path in zip(params.figures, inputs.figures, strict=True)]
@@ -53,7 +54,14 @@ def write_report(inputs, params, out: str) -> None:
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
         expectations=expectations(params.expected, inputs.get("expectations", [])),
-        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks")))
+        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks"),
+        answers={name_of(path, answered): store.read(path) for path in answered}))
+
+
+def name_of(path: str, among: list[str]) -> str:
+    """The model of a file in the folder of a model and calibration set, with the set if there are several."""
+    model, calib = Path(path).parts[-3:-1]
+    return f"{model}, {calib}" if len({Path(one).parts[-2] for one in among}) > 1 else model
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdp_core.methods.heads_channels.obs import losses
+from kdp_core.methods.heads_channels.obs import losses, remove
 from kdp_core.methods.heads_channels.units import columns_of
 from kdp_core.states.block import FitError
 
@@ -52,22 +52,23 @@ def kept_units(equations: Regression, units: int, counts: list[int],
     units: number of units; all have the same number of inputs, one after the other.
     scale_D: factor of each output in the state, where a norm with a gain follows the writer.
     """
-    length, kept, found = len(equations.gram_FF) // units, torch.arange(units), {}
+    length, gone, found = len(equations.gram_FF) // units, torch.zeros(units, dtype=torch.bool), {}
+    if min(counts) < units:
+        inverse_FF = torch.cholesky_inverse(_factor(equations.gram_FF))
+        w_DF = (inverse_FF @ equations.cross_FD).T.contiguous()
+        if scale_D is not None:
+            w_DF *= scale_D[:, None]
     for count in sorted(counts, reverse=True):
-        while len(kept) > count:
-            surplus = len(kept) - count
+        while (surplus := units - int(gone.sum()) - count) > 0:
             removed = 1 if length > 1 else surplus if surplus <= ROUND else surplus // 2
-            rise_U = _rise(equations.of(columns_of(kept, length)), len(kept), scale_D)
-            kept = kept[rise_U.argsort(stable=True)[removed:].sort().values.cpu()]
-        found[count] = kept
+            rise_U = losses(w_DF, inverse_FF, units).cpu()
+            rise_U[gone] = torch.inf
+            chosen = rise_U.argsort(stable=True)[:removed]
+            # W and H^-1 of the inputs that are left follow from those before
+            remove(w_DF, inverse_FF, columns_of(chosen, length).to(w_DF.device))
+            gone[chosen] = True
+        found[count] = (~gone).nonzero()[:, 0]
     return found
-
-
-def _rise(equations: Regression, units: int, scale_D: Tensor | None) -> Tensor:
-    """The increase of the loss without each unit, rise_U."""
-    inverse_FF = torch.cholesky_inverse(_factor(equations.gram_FF))
-    w_FD = inverse_FF @ equations.cross_FD
-    return losses((w_FD if scale_D is None else w_FD * scale_D).T, inverse_FF, units)
 
 
 def _factor(gram_FF: Tensor) -> Tensor:

@@ -40,6 +40,19 @@ def test_lines_split_by_k_max():
     assert legend(drawn) == ["kdp, K max 3", "remove, K max 3", "lossy, K max 3", "kdp, K max 5", "dense"]
 
 
+def test_the_first_picture_is_as_wide_as_a_column_and_marks_our_own():
+    looks = {"kdp": [0, 0, "", True], "remove": [1, 0, "", False], "lossy": [2, 0, "", False]}
+    drawn = score_figures.score_against_size(summarise(points.grid()), looks=looks)
+    assert drawn.figure.get_size_inches()[0] == style.COLUMN_IN
+    above, below = labelled(drawn)
+    assert (above.get_ylabel(), below.get_ylabel()) == ("Perplexity", "Accuracy (%)")
+    assert above.get_subplotspec().rowspan.stop == below.get_subplotspec().rowspan.start
+    assert legend(drawn) == ["kdp (ours)", "remove", "lossy", "dense"]
+    widths = {line.get_color(): line.get_linewidth() for line in above.get_lines() if len(line.get_xdata()) == 2
+              and line.get_linestyle() == "-"}
+    assert widths[style.COLORS[0]] > widths[style.COLORS[1]] == widths[style.COLORS[2]]
+
+
 def test_a_panel_a_task():
     grid = points.grid()
     drawn = score_figures.tasks_against_ratio(tidy(grid), summarise(grid))

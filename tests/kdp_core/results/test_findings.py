@@ -132,3 +132,17 @@ def test_names_say_what_varies_and_long_lists_are_counted():
     assert [findings.duration(seconds) for seconds in (0.4, 119, 120, 7199, 9000)] == [
         "0 s", "119 s", "2 min", "120 min", "2.5 h"]
     assert findings.counted(1, "fit") == "1 fit" and findings.counted(findings.interval(1, 1), "layer") == "1 layer"
+
+
+def test_the_outcome_of_a_run_in_one_sentence():
+    summary = summarise(points.grid())
+    assert findings.sentence(summary).replace("\N{NO-BREAK SPACE}", " ") == (
+        "Without 38 % of its parameters, which kdp removed, tiny has 2.50 times the perplexity and 67 % of the "
+        "accuracy of the dense model; without 41 %, removed as whole layers with nothing in their place, it has 2.51 "
+        "times the perplexity and 66 % of the accuracy.")
+    # without the baseline nothing is compared, and zeros make no smaller model
+    alone = summary[summary["method"] != "remove"]
+    assert findings.sentence(alone).endswith("of the dense model.")
+    assert findings.sentence(summary[summary["method"] == "dense"]) == ""
+    held = summary.assign(params_zeroed=[0.4 if method == "kdp" else 0 for method in summary["method"]])
+    assert "which remove removed" in findings.sentence(held)

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 
+from kdp_core.base.measurements import Answers
 from kdp_core.figures import similarity, style
 from kdp_core.results import report, report_models
 from kdp_core.results.summary import fits, summarise, tidy
@@ -105,6 +106,7 @@ def test_refusals(tmp_path):
 
 def test_the_lead_and_the_order_of_sections(page):
     words = "".join(parsed(page).words)
+    assert words.index("Without 38") < words.index("In short")
     assert ("This run pruned tiny by kdp, remove, lossy and <b>&odd at targets of 20 and 40 % of the parameters, which "
             "gave 7 pruned models. All jobs together took 12 s.") in words
     assert re.findall(r"<h2>(.+?)</h2>", page) == ["In short", "Summary", "Overview", "tiny", "Tasks", "Configuration",
@@ -112,6 +114,22 @@ def test_the_lead_and_the_order_of_sections(page):
     of_model = page[page.index('<section id="model1">'):]
     assert re.findall(r"<h3>(.+?)</h3>", of_model) == ["Scores by task", "Costs and blocks", "Fits", "Figures"]
     assert "Similarity &lt;1&gt;" in of_model and "Of all models." not in of_model
+
+
+def test_the_first_screen_has_the_picture_and_what_the_models_write(tmp_path):
+    grid = points.grid()
+    style.save(similarity.similarity_maps(points.similarity()), tmp_path / report.FIRST, dpi=40)
+    entries = [report_models.FigureEntry("Size", "Of all.", "all", tmp_path / f"{report.FIRST}.png")]
+    said = Answers(["Once", "Twice"], 8, [{"name": "dense", "texts": [" upon a time", " told"]},
+                                          {"name": "kdp", "texts": [" <b>upon</b>", " sold"]}])
+    made = report.build(summary=summarise(grid), scores=tidy(grid), figures=entries, answers={"tiny": said})
+    first, words = made[:made.index("<main>")], "".join(parsed(made).words)
+    assert first.count("<img") == made.count("<img") == 1 and "<h4>" not in first
+    assert "dense" in first and "<b>Once</b> upon a time" in first and "&lt;b&gt;upon&lt;/b&gt;" in first
+    assert first.index("upon a time") < first.index("<details>") < first.index("<b>Twice</b> sold")
+    assert "most likely 8 tokens" in words and "Overview" not in made
+    plain = report.build(summary=summarise(grid), scores=tidy(grid))
+    assert 'class="first"' not in plain
 
 
 def test_figures_say_what_they_are_and_how_large(page):

@@ -4,6 +4,7 @@ import yaml
 from planning.config import check
 from planning.messages import ConfigError
 
+from kdp_core.methods import METHODS
 from tests.workflow.planning.configs import with_ablation, with_model, with_seeds
 from tests.workflow.project import CONFIG, ROOT
 
@@ -17,6 +18,11 @@ def test_every_config_is_valid(path):
 
     update_config(base, yaml.safe_load(path.read_text(encoding="utf-8")))
     check(base)
+
+
+def test_the_embedded_default_has_the_quick_setting_that_the_command_line_takes():
+    own = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["methods"]
+    assert own["kdp_residual"] == METHODS["kdp_residual"].quick
 
 
 @pytest.mark.parametrize("methods, words", [

@@ -26,11 +26,11 @@ def test_figures_stand_in_the_order_of_the_report_with_the_words_of_their_scope(
     entries = figures.figure_entries(config)
     at = "pico/few"
     assert [entry["name"] for entry in entries] == [
-        "score-ratio", "tasks-ratio", "layers", "similarity-models", "locality", "ablation-size", f"{at}/similarity",
-        f"{at}/theory", f"{at}/errors-r0.1", f"{at}/errors-r0.25", f"{at}/trajectories", f"{at}/kdp-heatmaps",
-        f"{at}/spaces-layers", f"{at}/spaces-split", f"{at}/spaces-estimates", f"{at}/spaces-steps-r0.1",
-        f"{at}/spaces-choices-r0.1", f"{at}/spaces-steps-r0.25", f"{at}/spaces-choices-r0.25", f"{at}/kdp-training",
-        f"{at}/kdp-operators"]
+        "score-size", "score-ratio", "tasks-ratio", "layers", "similarity-models", "locality", "ablation-size",
+        f"{at}/similarity", f"{at}/theory", f"{at}/errors-r0.1", f"{at}/errors-r0.25", f"{at}/trajectories",
+        f"{at}/kdp-heatmaps", f"{at}/spaces-layers", f"{at}/spaces-split", f"{at}/spaces-estimates",
+        f"{at}/spaces-steps-r0.1", f"{at}/spaces-choices-r0.1", f"{at}/spaces-steps-r0.25",
+        f"{at}/spaces-choices-r0.25", f"{at}/kdp-training", f"{at}/kdp-operators"]
     titles = {entry["name"]: entry["title"] for entry in entries}
     assert titles["ablation-size"] == "Ablation: Size of {2m}"
     assert titles[f"{at}/errors-r0.25"] == "Error of states at ratio 0.25: pico, few"
@@ -59,7 +59,7 @@ def test_an_entry_that_the_rules_could_not_draw_is_refused(change, message):
 
 
 def test_an_unknown_figure_is_refused_with_the_known_ones():
-    with pytest.raises(FigureError, match="'score' is unknown; choose one of score-ratio"):
+    with pytest.raises(FigureError, match="'score' is unknown; choose one of score-size"):
         figure_of("score")
 
 

@@ -67,9 +67,12 @@ def test_looks_come_from_the_methods_that_the_configuration_names():
     named = [name for name in schema()["methods"] if name in {*CONFIG["methods"], "lorp"}]
     kdp = named.index("kdp")
     assert figures.looks(config, grid.grid_points(config)) == {
-        "tuned": [kdp, 2, "fine-tuned"], "small": [kdp, 1, "layers replaced or merged"],
-        "kdp": [kdp, 0, "layers replaced or merged"], "own": [named.index("lorp"), 1, "layers removed"]}
+        "tuned": [kdp, 2, "fine-tuned", False], "small": [kdp, 1, "layers replaced or merged", False],
+        "kdp": [kdp, 0, "layers replaced or merged", False],
+        "own": [named.index("lorp"), 1, "layers removed", False]}
     assert schema()["methods"]["wanda"]["x-group"] == "inside the layers"
+    assert [name for name, one in schema()["methods"].items() if one["x-own"]] == \
+        ["linear_prefix", "kdp_residual", "kdp_narrow"]
 
 
 def test_models_are_named_with_their_calibration_where_there_are_several():

@@ -17,6 +17,7 @@ from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers
 from kdp_core.model.passes import built
 from kdp_core.states import hidden
+from kdp_core.states.similarity import similarity
 from tests import pico
 from tests.kdp_core import stored
 
@@ -46,6 +47,19 @@ def dense(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(dense):
     return by_divergence(dense.folder, dense.hidden, dense.tokens, dense.facts, **OPTIONS)
+
+
+def test_by_cka_the_layer_within_the_most_alike_states_goes_first(dense):
+    found = by_divergence(dense.folder, dense.hidden, dense.tokens, dense.facts, k_max=2, order="cka", largest=0.7,
+                          judge_sequences=10_000)
+    cka_LL = similarity(dense.hidden, batch=dense.hidden.sequences * dense.hidden.tokens // 8).cka_linear_LL
+    alike = {layer: cka_LL[layer - 1, layer + 1].item() for layer in range(1, 5)}
+    assert {int(layer): 1 - value for layer, value in found.single.items()} == pytest.approx(alike)
+    best = max(alike, key=alike.get)
+    # with k_max 2 no two neighbours are removed
+    others = [layer for layer in alike if abs(layer - best) > 1]
+    assert found.order[0] == best and all(abs(a - b) > 1 for a, b in itertools.combinations(found.order, 2))
+    assert found.order[1] == max(others, key=alike.get) and found.criterion == "cka_linear" and found.evaluations == 0
 
 
 class Instead(nn.Module):
