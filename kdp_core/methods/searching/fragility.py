@@ -11,8 +11,8 @@ ones, the lower layer, and in one layer the attention before the MLP.
 An inner state that passes the head is not what the model says. `at: output` therefore takes Dz of the model's own
 logits: the layers after the removed unit are run too, at half a pass for each unit.
 
-The estimate is of second order. Where a removal changes the distribution much it is wrong in size (docs/choosing.md
-compares the orders). Position 0, a massive token in most models, is never read.
+The estimate is of second order. Where a removal changes the distribution much, it is wrong in size. Position 0, a
+massive token in most models, is never read.
 """
 import itertools
 import logging

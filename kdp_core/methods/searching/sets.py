@@ -4,7 +4,7 @@ them.
 "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) finds that the objective decides which layers
 appear redundant, and that searches under one objective agree. Only its abstract could be read. It compares two
 objectives and seven searches, which it does not name there. This row has the grid of five objectives and eight searches
-of kdp_core.methods._search, all under one budget; docs/choosing.md says what we measured.
+of kdp_core.methods._search, all under one budget; docs/objectives.md says what we measured.
 
 The number of layers follows from the ratio. The result keeps the value of every single removal that was judged and the
 curve of the best set against layer passes.
