@@ -18,7 +18,8 @@ This page is made from the signatures of the commands. `kdp COMMAND --help` show
 """
 
 
-WORDS = {str: "text", int: "whole number", float: "number", Path: "path", bool: "", list[str]: "text, several times"}
+WORDS = {str: "text", int: "whole number", float: "number", Path: "path", bool: "", list[str]: "text, several times",
+         str | None: "text", int | None: "whole number"}
 """Annotation of an option -> what one gives."""
 
 
