@@ -135,7 +135,7 @@ def test_a_wrong_hash_shows_both(project, shared):
 
 
 def test_weights_that_are_not_numbers_are_named(project, tmp_path):
-    folder = pico.save(tmp_path / "nan", "llama", layers=2)
+    folder = pico.save(tmp_path / "nan", "llama")
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

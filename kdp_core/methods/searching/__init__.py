@@ -4,9 +4,9 @@ from kdp_core.methods._select import as_many, in_order, no_layer
 from kdp_core.methods.searching import fragility, sets
 
 METHODS = (
-    Method("layer_search", "this project, after arXiv 2604.24938: the set of layers that a search finds best by a "
-                           "calibration objective", "layers removed", as_many, compose=sets.compose,
-           flops={"compose": sets.flops},
+    Method("layer_search", "after arXiv 2604.24938, whose objectives and searches are not known by name: the set of "
+                           "layers that a search finds best by a calibration objective", "layers removed", as_many,
+           compose=sets.compose, flops={"compose": sets.flops},
            example={"compose": {"sequences": 4, "budget": 70}}),
     Method("fragility", "ICML 2026, Representation Hierarchies, Theorem 3: layers by Var_p(Dz) / (2 T^2)",
            "layers removed", in_order, search=fragility.rank, example={"search": {"sequences": 4}}),

@@ -44,5 +44,6 @@ def test_another_number_of_shards_reruns_what_reads_states_for_its_set_of_inputs
     planned = apart.planned()
     assert (planned["hidden_shard"], planned["hidden_join"], planned["similarity"]) == (3, 1, 1)
     assert not {"dense", "tokens", "evaluate_dense"} & set(planned)
-    # the report quotes the config
-    assert apart.planned("--rerun-triggers", "mtime", "params", "code", "software-env") == {"all": 1, "report": 1}
+    # the cards and the report quote the config
+    assert apart.planned("--rerun-triggers", "mtime", "params", "code", "software-env") == {
+        "all": 1, "cards": 1, "report": 1}
