@@ -1,12 +1,5 @@
 """Answers: the dense model and the pruned models of one ratio continue the same prompts, if the config has `answers`."""
 
-ANSWERING = grid.answering(config)
-
-
-def answering(wildcards):
-    """The points whose models answer, of one model and calibration set."""
-    return grid.points_like(ANSWERING, wildcards)
-
 
 rule answers:
     input:

@@ -3,14 +3,6 @@
 GENERATION = config.get("generation", {})
 
 
-def expectations_wanted():
-    """The expectations that the report tells, if the config asks for them."""
-    if "generation" not in config:
-        return []
-    chosen = grid.chosen_points(config, "generation")
-    return [f"{grid.folder(point)}/expectation.json" for point in chosen]
-
-
 rule expect:
     input:
         dense="results/{model}/dense",

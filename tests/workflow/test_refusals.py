@@ -21,7 +21,7 @@ def test_a_point_that_a_job_refuses_stops_no_other_and_is_named_in_the_report(co
     copied.config["methods"]["linear"] = {"fit": {"ridge": 0.01}}
     text = copied.run(check=False)
     # the other variant went on to its scores, though the first one failed
-    assert "KernelCollapsed" in text and "results/pico/few/linear/r0.1-k3/scores.json" in text
+    assert "KernelCollapsed" in text and " scores of results/pico/few/linear/r0.1-k3/checkpoint" in text
     found = json.loads((copied.folder / "results/pico/few/kdp/r0.1-k3/refused.json").read_text())
     assert found["reason"].startswith("KernelCollapsed: ")
     text = copied.run()

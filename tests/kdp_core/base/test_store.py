@@ -15,12 +15,16 @@ from safetensors.torch import save_file
 
 from kdp_core.base import measurements, records, store
 from kdp_core.base.measurements import (
+    Answers,
     Diagnosis,
     Efficiency,
+    Expectation,
     KernelView,
+    Predictor,
     Probes,
     Score,
     Scores,
+    SingleStep,
     Spaces,
     Theory,
     Trajectories,
@@ -89,6 +93,12 @@ def examples():
                [{"kl": 0.1, "rank": 2}], {"seconds": 1.5}),
         KernelView((2, 4), 7, [3, 9], numbers(2, 8), numbers(2, 8), numbers(8), [0.1, 0.2], [0.01, 0.02], 0.15,
                    0.6, 0.8),
+        Answers(["The weather"], 8, [{"name": "dense", "texts": ["was fine"]}]),
+        SingleStep(2, 63, {"kl": 0.5, "last_kl": 0.25}, {"kl": 0.1, "last_kl": None}),
+        Predictor(["kl"], [0.5], {"quality": [1.2]}, {"quality": 0.1}, {"quality": 0.11},
+                  {"quality": {"rank": 0.9, "low": 0.6, "high": 1.0}}, [{"method": "flap", "ratio": 0.1}], {"seed": 0}),
+        Expectation({"quality": 0.4}, {"quality": 0.3}, {"quality": 0.5}, {"method": "flap", "distance": 0.1}, False,
+                    {"kl": 0.5}, "expect this model to write"),
         Trajectories([0, 1, 2], [4, 5], [11, 11], numbers(2, 3, 2), [{"space": "states", "mean": 0.4}], 0.9),
     ]
 
