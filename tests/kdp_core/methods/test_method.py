@@ -91,6 +91,6 @@ def test_families_that_are_refused():
         assert {name for name, families in refused.items() if family in families} == {
             "replaceme_lstsq", "replaceme_cosine", "slicegpt"}
     assert {name for name, families in refused.items() if "gpt_neox" in families} == {
-        "attn_drop", "mlp_drop", "joint_drop", "kdp_narrow", "slicegpt"}
+        "attn_drop", "fragility_parts", "joint_drop", "kdp_narrow", "mlp_drop", "slicegpt"}
     assert refused["llm_pruner"] == {"olmo2"} and {name for name in refused if "gpt2" in refused[name]} == {"slicegpt"}
     assert not any(refused[name] for name in ("kdp", "remove", "wanda"))
