@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from kdp_core.base import store
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Module, Plan
-from kdp_core.model import checkpoints
+from kdp_core.model import checkpoints, shards
 from kdp_core.model.distil import distillation_loss, final_states, head_of
 from kdp_core.model.sizes import count_macs
 from kdp_core.prune import finetune as tuned
@@ -189,7 +189,7 @@ def test_shards_take_the_change_one_by_one(made, tokens, tmp_path, family):
     assert len(list((tmp_path / "pruned").glob("*.safetensors"))) > 2
     finetune(root / "dense", tmp_path / "pruned", tmp_path / "out", tokens, facts, **OPTIONS)
     assert torch.equal(logits(tmp_path / "out"), logits(root / "tuned"))
-    index = json.loads((tmp_path / "out" / tuned.INDEX).read_text())["weight_map"]
+    index = json.loads((tmp_path / "out" / shards.INDEX).read_text())["weight_map"]
     assert set(index) == set(tensors(tmp_path / "out"))
 
 
