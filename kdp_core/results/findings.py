@@ -18,6 +18,8 @@ from kdp_core.results.paired import ALL, SIGNIFICANT
 
 TIE, CLEAR = 1.0, 2.0
 """In combined standard errors: a distance up to TIE is a tie, one from CLEAR on is a clear difference."""
+SAME_SIZE = 0.02
+"""Largest difference of the shares removed by two models that the first sentence compares."""
 LISTED = 5
 """Names that a sentence spells out; of a longer list the others are counted."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
@@ -75,7 +77,7 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
 
 def sentence(summary: pd.DataFrame) -> str:
-    """The outcome of a run in one sentence: the best model of the largest target, beside plain removal of layers.
+    """The outcome of a run in one sentence: the best model of the largest target, beside the next best of its size.
 
     It speaks of the first dense model and of pruned models that are really smaller. The best model has the lowest
     perplexity, or the highest accuracy if no perplexity was measured. Empty if there is nothing to say.
@@ -86,15 +88,17 @@ def sentence(summary: pd.DataFrame) -> str:
     metric = next((name for name in ("ppl_ratio", "rp") if pruned[name].notna().any()), None)
     if metric is None:
         return ""
-    best = pruned.sort_values(metric, ascending=metric == "ppl_ratio", kind="stable").iloc[0]
+    ranked = pruned.sort_values(metric, ascending=metric == "ppl_ratio", kind="stable")
+    best = ranked.iloc[0]
     said = (f"Without {_share(best['params_removed'])} of its parameters, which {best['method']} removed, "
             f"{best['model']} has {_left_words(best)} of the dense model")
-    floor = pruned[pruned["method"] == BASELINE]
-    if best["method"] == BASELINE or floor.empty:
+    others = ranked[(ranked["method"] != best["method"]) & ranked[metric].notna()
+                    & ((ranked["params_removed"] - best["params_removed"]).abs() <= SAME_SIZE)]
+    if others.empty:
         return f"{said}."
-    floor = floor.iloc[0]
-    return (f"{said}; without {_share(floor['params_removed'])}, removed as whole layers with nothing in their place, "
-            f"it has {_left_words(floor)}.")
+    other = others.iloc[0]
+    return (f"{said}; the next best method at about this size, {other['method']}, has {_left_words(other)} without "
+            f"{_share(other['params_removed'])}.")
 
 
 def _left_words(row: pd.Series) -> str:
