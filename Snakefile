@@ -23,6 +23,7 @@ shell.prefix("set -euo pipefail; exec ")
 
 include: "rules/common.smk"
 include: "rules/common_figures.smk"
+include: "rules/common_report.smk"
 include: "rules/plan.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"

@@ -312,22 +312,6 @@ def theory_wanted():
     return ["results/tables/theory.csv"] if "theory" in config else []
 
 
-def expectations_wanted():
-    """The expectations that the report tells, if the config asks for them."""
-    if "generation" not in config:
-        return []
-    chosen = grid.chosen_points(config, "generation")
-    return [f"{grid.folder(point)}/expectation.json" for point in chosen]
-
-
-ANSWERING = grid.answering(config)
-
-
-def answering(wildcards):
-    """The points whose models answer, of one model and calibration set."""
-    return grid.points_like(ANSWERING, wildcards)
-
-
 def tables_wanted():
     """The tables of the paper and of the ablations, and the table of calibration seeds if there are several."""
     seeds = ["results/tables/seeds.csv"] if FAMILIES else []
