@@ -1,5 +1,6 @@
 """The site of the documentation: its menu and links, the pages that are made from the code, and the whole build."""
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -138,16 +139,43 @@ class Loads(HTMLParser):
                 self.found.append(given[key])
 
 
-def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site as `make docs` builds it."""
     pytest.importorskip("material", reason="the extra `docs` is not installed")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+    made = tmp_path_factory.mktemp("built") / "site"
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)],
                           cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = sorted((tmp_path / "site").rglob("*.html"))
+    return made
+
+
+def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(site):
+    pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(PAGES) + len(METHODS)
     for page in pages:
+        text = page.read_text(encoding="utf-8")
         loads = Loads()
-        loads.feed(page.read_text(encoding="utf-8"))
-        assert loads.found == [], page
-    for style in (tmp_path / "site").rglob("*.css"):
+        loads.feed(text)
+        # the theme would fetch a library for such a drawing
+        assert loads.found == [] and 'class="mermaid"' not in text, page
+    for style in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+def test_the_search_has_what_it_needs_beside_the_pages(site):
+    for page in site.rglob("*.html"):
+        script, = re.findall(r'<script src="([\w./-]*iframe-worker\.js)">', page.read_text(encoding="utf-8"))
+        # the page of errors is served at every depth, so its paths begin at the root
+        assert ((site if script.startswith("/") else page.parent) / script.lstrip("/")).is_file()
+    index = (site / "search/search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = {") and all(f'"{page.stem}.html' in index for page in PAGES)
+
+
+def test_the_search_finds_words_in_a_site_that_is_opened_from_disk(site):
+    if not (browser := shutil.which("chromium")):
+        pytest.skip("chromium is not installed")
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000",
+                           "--dump-dom", f"{(site / 'index.html').as_uri()}?q=padding"],
+                          capture_output=True, text=True, check=True, timeout=120)
+    assert re.search(r'href="file://[^"]*tried\.html\?h=padding[^"]*" class="md-search-result__link"', done.stdout)
