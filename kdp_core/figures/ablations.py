@@ -172,7 +172,8 @@ def _scales(axis: Axes, own: Gathered, values: list[Any], metric: str) -> None:
 
 
 FIGURES = (
-    Entry("ablation", "Ablation", "Bars are one standard error; dotted, with its own: the dense model.",
+    Entry("ablation", "Ablation",
+          "Bars are one standard error. The dotted line is the dense model, with its own standard error.",
           of_ablation, scope="ablation", place=50,
           differs="KDP paper, Figures 6 to 8, LoRP, Figure 5 (`configs/ablations.yaml`, `configs/lorp.yaml`): standard "
                   "errors and the dense model's line"),

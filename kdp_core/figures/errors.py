@@ -70,6 +70,7 @@ def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Loo
 
 FIGURES = (
     Entry("errors", "Error of states",
-          "Relative squared error of the pruned models' states against the dense model's, on held-out windows.",
+          "The relative squared error of the pruned models' states on held-out windows. It compares them with the "
+          "dense model's states.",
           error_by_layer, scope="ratio", place=70, differs="in no paper"),
 )

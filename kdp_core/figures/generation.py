@@ -120,8 +120,8 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
 
 FIGURES = (
     Entry("generation-expected", "Will it still generate?",
-          "What each pruned model is expected to keep of the dense model's generation, from single predictions alone; "
-          "bars hold nine of ten models of methods that the predictor did not know. docs/choosing.md says how it was "
-          "validated.",
+          "How much of the dense model's generation each pruned model is expected to keep. The prediction uses single "
+          "predictions alone. The bars hold nine of ten models of methods that the predictor did not know. "
+          "docs/choosing.md says how it was validated.",
           expected, scope="ratio", needs="generation", place=91),
 )

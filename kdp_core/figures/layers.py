@@ -97,7 +97,7 @@ def _runs(pruned: Sequence[Point]) -> pd.DataFrame:
 
 FIGURES = (
     Entry("layers", "Removed layers",
-          "Which layers each grid point removes or replaces, a panel a ratio; half a layer is its attention (upper) or"
-          " its MLP (lower) alone. LoRP, Figure 4.",
+          "The layers that each grid point removes or replaces, with one panel for each ratio. Half a layer is its "
+          "attention (upper) or its MLP (lower) alone. LoRP, Figure 4.",
           pruned_layers, scope="all", place=20, differs="attentions and MLPs that are removed alone are half layers"),
 )

@@ -152,18 +152,18 @@ def _score_axis(axis: Axes, column: Column, title: str) -> None:
 
 FIGURES = (
     Entry("score-size", "How much is removed, and what is left",
-          "Perplexity on held-out text (lower is better) and mean accuracy (higher is better) against the share of all "
-          "parameters that is really removed. Thick lines are this project's own methods, the dotted line is the dense "
-          "model, bars are one standard error.",
+          "Perplexity on held-out text (lower is better) and mean accuracy (higher is better) against the share of "
+          "all parameters that is really removed. Thick lines are this project's own methods. The dotted line is the "
+          "dense model. Bars are one standard error.",
           score_against_size, scope="all", place=5),
     Entry("score-ratio", "Score against ratio",
-          "Mean accuracy and perplexity against the share of all parameters really removed, one line a method and K "
-          "max; bars are one standard error. KDP paper, Figure 6.",
+          "Mean accuracy and perplexity against the share of all parameters that is really removed. There is one line "
+          "for each method and K max. Bars are one standard error. KDP paper, Figure 6.",
           score_against_ratio, scope="all", place=10,
           differs="standard errors; the ratio that was asked for is not on the axis"),
     Entry("tasks-ratio", "Every task against the ratio",
-          "The main metric of each task against the share of all parameters really removed, one line a method and K "
-          "max; bars are one standard error over the task's items. KDP paper, Figures 6 and 7.",
+          "The main metric of each task against the share of all parameters that is really removed. There is one line "
+          "for each method and K max. Bars are one standard error over the task's items. KDP paper, Figures 6 and 7.",
           tasks_against_ratio, scope="all", place=10,
           differs="standard errors over items; the lines are variants, not models; `figures.tasks` chooses tasks"),
 )

@@ -111,7 +111,7 @@ def _pairs_of_model(title: str, own: Similarity) -> pd.DataFrame:
 FIGURES = (
     Entry("similarity-models", "Similarity of layers, all models",
           "Cosine (mean over tokens) and linear CKA of the hidden states before each pair of layers, on one colour "
-          "scale; RLS is low where layers resemble each other all over the depth. KDP paper, Figure 1; LoRP, Figure 1.",
+          "scale. RLS is low if layers are similar over the whole depth. KDP paper, Figure 1; LoRP, Figure 1.",
           side_by_side, scope="all", place=30,
           differs="unbiased CKA; massive tokens are left out, unless `similarity.treatment` is `raw` "
                   "(`configs/lorp.yaml`)"),

@@ -223,30 +223,31 @@ def _over_items(key: tuple[str, int], own: pd.DataFrame, names: Sequence[str]) -
 
 FIGURES = (
     Entry("spaces-layers", "Three spaces, layer by layer",
-          "1 - cosine of states, logits and probabilities with those of the dense model, right after a layer whose "
-          "attention or MLP or both are left out; bands are one standard error over held-out windows. Representation "
-          "hierarchies, Figure 4.",
+          "1 - cosine of states, logits and probabilities with those of the dense model. They are compared right "
+          "after a layer without its attention, its MLP or both. Bands are one standard error over held-out windows. "
+          "Representation hierarchies, Figure 4.",
           by_layer, scope="calibrated", needs="spaces", place=90,
-          differs="logarithmic axis; inner states pass the final norm, unless `spaces.probe.final_norm` is false, as "
-                  "in the released code"),
+          differs="logarithmic axis; inner states pass the final norm; in the released code, and with "
+                  "`spaces.probe.final_norm: false`, they do not"),
     Entry("spaces-split", "Along and across",
-          "The same change of states and logits, as its part along the dense vector and the rest, relative to that "
-          "vector's norm. Representation hierarchies, Figure 5.",
+          "The same change of states and logits in two parts: the part along the dense vector, and the rest. Both are "
+          "relative to the norm of that vector. Representation hierarchies, Figure 5.",
           split_by_layer, scope="calibrated", needs="spaces", place=90),
     Entry("spaces-estimates", "Estimates beside changes",
-          "Second-order estimates from the logits' change beside the change measured, a point a token, layer and part "
-          "left out; on the dotted line both are equal. Representation hierarchies, Figure 6.",
+          "Second-order estimates, made from the change of the logits, against the measured change. There is one "
+          "point for each token, layer and part left out. On the dotted line both are equal. Representation "
+          "hierarchies, Figure 6.",
           estimates, scope="calibrated", needs="spaces", place=90, differs="all layers, not layer 14 alone"),
     Entry("spaces-steps", "Decoding step by step",
-          "Cosine with the dense model after a prompt, by decoding step: above, both models read what the dense one "
-          "says, below, each what it says itself; bands are one standard error over prompts. Representation "
-          "hierarchies, Figure 7.",
+          "The cosine with the dense model after a prompt, by decoding step. Above, both models read the text of the "
+          "dense model. Below, each model reads its own text. Bands are one standard error over prompts. "
+          "Representation hierarchies, Figure 7.",
           by_step, scope="ratio", needs="spaces", place=90,
           differs="greedy decoding, several prompts and standard errors; the paper samples once at T = 0.5"),
     Entry("spaces-choices", "Letters beside all tokens",
-          "Multiple-choice items asked for a letter: change of the probabilities over all tokens and over the letters "
-          "alone, and where the letters stand among all tokens of the dense model; bars are one standard error over "
-          "items. Representation hierarchies, Figure 8.",
+          "Multiple-choice items that ask for a letter. The figure shows the change of the probabilities over all "
+          "tokens and over the letters alone. It also shows the ranks of the letters among all tokens of the dense "
+          "model. Bars are one standard error over items. Representation hierarchies, Figure 8.",
           choices, scope="ratio", needs="spaces", place=90,
           differs="items are held-out continuations asked for a letter, not MMLU"),
 )

@@ -127,8 +127,8 @@ def _ticks(axis: Axes, values: Sequence[float]) -> None:
 
 FIGURES = (
     Entry("theory", "Theorems 1 and 2",
-          "Theorem 1's bounds beside the errors that they bound, by horizon; then held-out errors of random and "
-          "learned features beside linear maps of states, and how Theorem 2's risk falls with the kernel's width "
-          "whatever becomes of the state.",
+          "First, the bounds of Theorem 1 and the errors that they bound, by horizon. Then, held-out errors of random "
+          "and learned features and of linear maps of states. Last, the risk of Theorem 2 against the width of the "
+          "kernel: it falls even if the error of the state does not.",
           theorems, scope="calibrated", needs="theory", place=60, differs="in no paper"),
 )

@@ -169,14 +169,16 @@ def _epochs(axis: Axes) -> None:
 
 FIGURES = (
     Entry("training", "Training",
-          "Losses of both steps and the cosine of step 1 by epoch, a line a block. KDP paper, Figure 3.",
+          "The losses of both steps and the cosine of step 1 by epoch, with one line for each block. KDP paper, "
+          "Figure 3.",
           training_curves, scope="variant", needs="trained", place=100,
-          differs="held-out curves beside the training curves"),
+          differs="held-out curves next to the training curves"),
     Entry("operators", "Operator norms",
-          "Norms of the operators and of the mean-free features in training. KDP paper, Figure 5.",
+          "The norms of the operators and of the mean-free features during training. KDP paper, Figure 5.",
           operator_norms, scope="variant", needs="trained", place=100,
           differs="a line for each block and operator instead of a shaded region"),
     Entry("joint", "Joint training",
-          "Divergence of the outputs from the dense model's by epoch, a line a grid point; epoch 0 is the closed form.",
+          "The divergence of the outputs from those of the dense model by epoch, with one line for each grid point. "
+          "Epoch 0 is the closed form.",
           joint_training, scope="variant", needs="trained jointly", place=100, differs="in no paper"),
 )

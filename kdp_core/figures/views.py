@@ -178,14 +178,14 @@ def _measure(axis: Axes, straight: Sequence[Mapping[str, Any]], field: str, ylab
 
 FIGURES = (
     Entry("trajectories", "Paths of the states",
-          "One token a sample through the layers, its place in a t-SNE of all layers across. Beside it, how straight "
-          "the paths are: 1 is a straight line; dashed are walks whose steps have the same lengths and unrelated "
-          "directions, and a t-SNE of theirs. KDP paper, Figure 10.",
+          "Left: one token of each sample on its way through the layers. Its place across is that in a t-SNE of all "
+          "layers. Right: how straight the paths are, where 1 is a straight line. Dashed lines are walks whose steps "
+          "have the same lengths and unrelated directions, and a t-SNE of these walks. KDP paper, Figure 10.",
           paths, scope="calibrated", needs="views", place=80,
-          differs="how straight the paths are, beside unrelated walks (`configs/views.yaml`)"),
+          differs="the measure of straightness, and the unrelated walks (`configs/views.yaml`)"),
     Entry("heatmaps", "Kernel space",
           "Predicted and true features after each block at a few positions of a held-out sequence, on one colour "
-          "range, and their difference on its own. KDP paper, Figures 4 and 9.",
+          "scale. Their difference has its own scale. KDP paper, Figures 4 and 9.",
           heat_maps, scope="variant", needs="viewed", place=80,
           differs="features without their mean, and errors: [views.md](views.md)"),
 )
