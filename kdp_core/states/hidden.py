@@ -7,8 +7,8 @@ a time, the output head never runs, and the forward pass ends at the highest lay
 Massive tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first position,
 sometimes at the second, and in its layers 3 to 9 at later ones.
 
-The same pass takes the cosine of the states before and after every attention and every MLP that ran, as the mean over
-tokens. LLM-Drop orders the parts by it, so no method runs the model again for it.
+The same pass takes the cosine of the states before and after every attention and every MLP that ran
+(kdp_core.states.sublayers).
 
 Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token), and
 `sublayers` (layer, attention or MLP, sequence) if the first layer ran; attributes: layers, massive_factor, provenance.
@@ -22,8 +22,8 @@ decides it.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,13 +32,12 @@ import numpy as np
 import torch
 import zarr
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
 from kdp_core.base import options, store
 from kdp_core.base.options import Count, Positive
 from kdp_core.base.records import Tokens
-from kdp_core.model.families import base_of, decoder_layers, entrance, family_of
-from kdp_core.states import chunks
+from kdp_core.model.families import base_of, decoder_layers
+from kdp_core.states import chunks, sublayers
 
 logger = logging.getLogger(__name__)
 HALF_MAX = 65504.0
@@ -75,9 +74,7 @@ class HiddenStates(NamedTuple):
 
     def state(self, layer: int) -> Tensor:
         """State `layer`, float32 (S, T, D). Raises HiddenError if it is not stored, and LostChunk."""
-        array, place = zarr.open_group(self.path, mode="r")["states"], self.index(layer)
-        chunks.check(array, [place])
-        return torch.from_numpy(array[place]).float()
+        return chunks.floats(zarr.open_group(self.path, mode="r")["states"], self.index(layer))
 
     def massive(self, layers: list[int]) -> Tensor:
         """Which tokens are massive in any of these states, bool (S, T)."""
@@ -201,16 +198,24 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
     group = zarr.create_group(path, zarr_format=3)
     states = _create_states(group, (len(layers), stop - start, T, model.config.hidden_size), min(batch, S), dtype)
     norm_LST, cosines = torch.zeros(len(layers), stop - start, T), []
-    for first in range(start, stop, batch):
-        here = slice(first - start, min(first + batch, stop) - start)
-        with _sublayers(model) as ran:
-            found = boundary_states(model, tokens.ids_ST[start:stop][here], layers)
-        for place, h_BTD in enumerate(found):
-            _check(h_BTD, layers[place], dtype)
-            norm_LST[place, here] = h_BTD.norm(dim=-1)
-            states[place, here] = h_BTD.to(getattr(torch, dtype)).numpy()
-        cosines += [torch.stack(ran)] if ran else []
-        logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
+    # files are written while the next batch runs
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for first in range(start, stop, batch):
+            here = slice(first - start, min(first + batch, stop) - start)
+            with sublayers.watched(model) as ran:
+                found = _states(model, tokens.ids_ST[start:stop][here], layers,
+                                lambda h_BTD: _kept(h_BTD, getattr(torch, dtype)))
+            _check(found, layers, dtype)
+            norm_LST[:, here] = torch.stack([one.norm_BT.cpu() for one in found])
+            values = [one.stored_BTD.cpu().numpy() for one in found]
+            if written:
+                written.result()
+            written = writer.submit(_write, states, here.start // states.chunks[1], values)
+            # the layers of a spread model are on several devices
+            cosines += [torch.stack([cos_PB.cpu() for cos_PB in ran])] if ran else []
+            logger.info("hidden states: %d of %d sequences", here.stop, stop - start)
+        written.result()
     if cosines:
         _keep_sublayers(group, torch.cat(cosines, dim=2))
     provenance = {**tokens.provenance, "model_type": model.config.model_type, "dtype": dtype}
@@ -220,6 +225,12 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
     else:
         _beside(group, "norm", norm_LST)
         group.attrs.update({"layers": layers, "sequences": [start, stop], "of": S, "provenance": provenance})
+
+
+def _write(states: zarr.Array, place: int, values_LBTD: Sequence[np.ndarray]) -> None:
+    """Write one batch, a chunk for each layer."""
+    for layer, values_BTD in enumerate(values_LBTD):
+        chunks.write(states, (layer, place, 0, 0), values_BTD[None])
 
 
 def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype: str) -> zarr.Array:
@@ -247,61 +258,50 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
     array[:] = cos_LPS.numpy()
 
 
-@contextmanager
-def _sublayers(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Watch one forward pass: the list gets cos_PB, the mean over tokens, of every layer that ran to its end."""
-    found: list[Tensor] = []
-    seen: dict[str, Tensor] = {}
-
-    def after(_: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        x_BTD, end_BTD = seen["x"], output[0] if isinstance(output, tuple) else output
-        y_BTD = seen["y"].view(x_BTD.shape)
-        # cos(x, y) and cos(y, x'), y = x + attention(norm x), x' = y + mlp(norm y)
-        found.append(torch.stack([cosine_similarity(one.float(), other.float(), dim=-1).mean(dim=-1).cpu()
-                                  for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
-
-    hooks = []
-    # if norms follow the sum, as in OPT-350M, or if both parts read x, there is no y
-    family = family_of(model)
-    if family.norms_first(model.config) and not family.parallel:
-        for layer in decoder_layers(model):
-            # the first module of the MLP part reads y
-            reader = entrance(layer, family, "mlp")
-            hooks += [layer.register_forward_pre_hook(
-                          lambda _, args, kwargs: seen.update(x=args[0] if args else kwargs["hidden_states"]),
-                          with_kwargs=True),
-                      reader.register_forward_pre_hook(lambda _, args: seen.update(y=args[0])),
-                      layer.register_forward_hook(after)]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+class _Kept(NamedTuple):
+    """What is kept of one state of a batch, where the model is."""
+    stored_BTD: Tensor
+    norm_BT: Tensor
+    ends_2: Tensor
+    """The smallest and the largest number; NaN if one is."""
 
 
-def _check(h_BTD: Tensor, layer: int, dtype: str) -> None:
-    largest = h_BTD.abs().max().item()
-    if not largest < float("inf"):
-        raise HiddenError(f"state {layer} is not finite ({largest}): the model's weights or precision are broken; "
-                          "try dtype float32 for the model")
-    if dtype == "float16" and largest > HALF_MAX:
-        raise HalfOverflow(f"state {layer} reaches {largest:.0f}, above float16's {HALF_MAX:.0f}; "
-                           "set hidden.dtype to float32 or auto")
+def _kept(h_BTD: Tensor, dtype: torch.dtype) -> _Kept:
+    """This runs in the forward pass, so that the state itself is in memory no longer than the model needs it."""
+    h_BTD = h_BTD.float()
+    return _Kept(h_BTD.to(dtype), h_BTD.norm(dim=-1), torch.stack(torch.aminmax(h_BTD)))
+
+
+def _check(found: Sequence[_Kept], layers: list[int], dtype: str) -> None:
+    """Raise HiddenError for states of one batch that are not finite or that the precision cannot hold."""
+    ends_L2 = torch.stack([one.ends_2.cpu() for one in found])
+    for layer, largest in zip(layers, ends_L2.abs().amax(dim=1).tolist(), strict=True):
+        if not largest < float("inf"):
+            raise HiddenError(f"state {layer} is not finite ({largest}): the model's weights or precision are broken; "
+                              "try dtype float32 for the model")
+        if dtype == "float16" and largest > HALF_MAX:
+            raise HalfOverflow(f"state {layer} reaches {largest:.0f}, above float16's {HALF_MAX:.0f}; "
+                               "set hidden.dtype to float32 or auto")
+
+
+def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
+    """The states of `layers` (ascending) for one batch of unpadded sequences, each float32 (B, T, D) on the CPU."""
+    return _states(model, ids_BT, layers, lambda h_BTD: h_BTD.float().cpu())
 
 
 @torch.inference_mode()
-def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
-    """The states of `layers` (ascending) for one batch of unpadded sequences, each float32 (B, T, D) on the CPU."""
+def _states(model: nn.Module, ids_BT: Tensor, layers: list[int], keep: Callable[[Tensor], Any]) -> list[Any]:
+    """What `keep` makes of each of these states, (B, T, D), as soon as it is known."""
     decoder = decoder_layers(model)
-    found: dict[int, Tensor] = {}
+    found: dict[int, Any] = {}
 
     def before(index: int, args: tuple, kwargs: dict) -> None:
-        found[index] = (args[0] if args else kwargs["hidden_states"]).float().cpu()
+        found[index] = keep(args[0] if args else kwargs["hidden_states"])
         if index == layers[-1]:
             raise _Enough
 
     def after(output: Tensor | tuple) -> None:
-        found[len(decoder)] = (output[0] if isinstance(output, tuple) else output).float().cpu()
+        found[len(decoder)] = keep(output[0] if isinstance(output, tuple) else output)
         raise _Enough
 
     hooks = [decoder[k].register_forward_pre_hook(lambda _, *inputs, k=k: before(k, *inputs), with_kwargs=True)

@@ -210,14 +210,14 @@ from kdp_core.states.chunks import LostChunk
 from tests import pico
 from tests.kdp_core.states.test_hidden import tokens
 torch.set_num_threads(1)
-inner, calls = hidden.boundary_states, []
+inner, calls = hidden._states, []
 def slow(*args):
     calls.append(1)
     if len(calls) == 3:
         print("middle", flush=True)
         sys.stdin.read()
     return inner(*args)
-hidden.boundary_states = slow
+hidden._states = slow
 hidden.extract(pico.model("llama", layers=2), tokens(), {path!r}, batch_sequences=1)
 """
 

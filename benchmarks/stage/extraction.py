@@ -1,0 +1,76 @@
+"""Extraction of hidden states to Zarr, beside the bare forward pass through the same layers.
+
+The bare pass is the decoder alone, without output head, hooks and writing, in batches of the same size. Peak memory is
+the growth of the resident set above that before the call, with few and with four times as many sequences.
+"""
+from collections.abc import Callable
+
+import torch
+
+from kdp_core.base.records import Tokens
+from kdp_core.model.families import base_of, decoder_layers
+from kdp_core.score import efficiency
+from kdp_core.states import hidden
+from stage.setup import Setup, first, made_up
+from stage.timing import Row, figure, in_turns
+
+BATCH = 8
+
+
+class _Enough(Exception):
+    """Ends a bare pass."""
+
+
+def measure(setup: Setup) -> list[Row]:
+    """All states, the states of one block, and memory."""
+    tokens = first(setup.tokens, setup.size(16, 8))
+    every, block = list(range(setup.facts.layers + 1)), list(range(setup.block[0], setup.block[1] + 1))
+    times = in_turns({"all": extraction(setup, tokens, every), "bare all": bare(setup, tokens, every[-1]),
+                      "block": extraction(setup, tokens, block), "bare block": bare(setup, tokens, block[-1])},
+                     setup.repeats)
+    rows = [times.row(f"all {len(every)} states, {tokens.ids_ST.numel()} tokens", "all", "bare all", target=0.95,
+                      against="bare forward pass"),
+            times.row(f"states {block[0]} to {block[-1]}", "block", "bare block", target=0.95,
+                      against="bare forward pass up to there")]
+    return [*rows, memory(setup)]
+
+
+def extraction(setup: Setup, tokens: Tokens, layers: list[int]) -> Callable[[], None]:
+    """The stage itself."""
+    return lambda: hidden.extract(setup.model, tokens, setup.scratch("extracted.zarr"), layers=layers,
+                                  batch_sequences=BATCH)
+
+
+def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
+    """The decoder up to state `last`, and nothing else."""
+    layers, decoder = decoder_layers(setup.model), base_of(setup.model)
+
+    def enough(*_: object) -> None:
+        raise _Enough
+
+    @torch.inference_mode()
+    def run() -> None:
+        hook = layers[last].register_forward_pre_hook(enough) if last < len(layers) else None
+        for ids_BT in tokens.ids_ST.split(BATCH):
+            try:
+                decoder(ids_BT, use_cache=False)
+            except _Enough:
+                pass
+        if hook:
+            hook.remove()
+
+    return run
+
+
+def memory(setup: Setup) -> Row:
+    """Peak memory of the extraction of the first three states, for few sequences and for four times as many."""
+    few = setup.size(64, 8)
+    peaks = []
+    for sequences in (few, 4 * few):
+        tokens = made_up(setup.tokens, sequences, setup.facts.vocabulary)
+        meter = efficiency.Meter(torch.device("cpu"))
+        meter.start_runs(setup.model)
+        extraction(setup, tokens, [0, 1, 2])()
+        peaks.append(meter.peak_mib(setup.model)[0])
+    return figure(f"peak memory, {4 * few} sequences", peaks[1], "MiB", f"with {few}", peaks[0], target=1.1,
+                  at_most=True)

@@ -1,0 +1,81 @@
+"""The store of hidden states: reading one layer, beside one memory-mapped file that holds the same bytes.
+
+Both end in float32 in memory. `cold` means that the kernel was asked to drop the files from its cache just before; the
+rate counts stored bytes. The guard against values that float16 cannot hold is tried, not timed.
+"""
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from torch import nn
+
+from kdp_core.model import checkpoints
+from kdp_core.model.families import decoder_layers
+from kdp_core.states import hidden
+from kdp_core.states.hidden import HiddenStates
+from stage.setup import Setup, first
+from stage.timing import Row, figure, in_turns
+
+GOAL_GB_S = 1.5
+"""Least rate of a warm read, 10^9 bytes a second."""
+
+
+def measure(setup: Setup) -> list[Row]:
+    """Cold and warm reads of one layer, and the guard."""
+    states, layer = setup.hidden, setup.block[0]
+    place = states.index(layer)
+    with tempfile.TemporaryDirectory(dir=setup.folder) as folder:
+        raw = Path(folder) / "layer.raw"
+        stored = states.state(layer).to(getattr(torch, str(zarr.open_group(states.path, mode="r")["states"].dtype)))
+        raw.write_bytes(stored.numpy().tobytes())
+        runs = {"ours": lambda: states.state(layer), "mapped": lambda: mapped(raw, stored)}
+        warm = in_turns(runs, 4 * setup.repeats)
+        cold = in_turns(runs, setup.repeats, before=lambda: forget([*states.path.glob(f"states/c/{place}/**/*"), raw]))
+        gigabytes = raw.stat().st_size / 1e9
+    return [cold.row("one layer, cold", "ours", "mapped", target=1.0, against="memory-mapped file"),
+            warm.row("one layer, warm", "ours", "mapped", against="memory-mapped file"),
+            figure("one layer, warm", gigabytes / warm.seconds("ours"), "GB/s", "goal", GOAL_GB_S, target=1.0,
+                   cpu=gigabytes / warm.seconds("ours", "cpu")),
+            guard(setup)]
+
+
+def mapped(path: Path, like: torch.Tensor) -> torch.Tensor:
+    """A layer from one raw file, float32."""
+    array = np.memmap(path, dtype=like.numpy().dtype, mode="c", shape=tuple(like.shape))
+    return torch.from_numpy(array).float()
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Ask the kernel to drop these files from its cache."""
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def guard(setup: Setup) -> Row:
+    """A model whose states exceed float16 is stored as float32: the largest stored value, beside float16's largest."""
+    model = checkpoints.load_model(setup.dense)
+    grown = decoder_layers(model)[0].register_forward_hook(_grow)
+    path = setup.scratch("overflow.zarr")
+    hidden.extract(model, first(setup.tokens, 2), path, layers=[0, 1])
+    grown.remove()
+    return figure("largest state of a model that overflows", largest(hidden.read(path)), "", "float16's largest",
+                  hidden.HALF_MAX, target=1.0)
+
+
+def _grow(_: nn.Module, args: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+    """A layer whose output is at least 100,000 somewhere."""
+    h_BTD = output[0] if isinstance(output, tuple) else output
+    h_BTD = h_BTD * (1e5 / h_BTD.abs().max())
+    return (h_BTD, *output[1:]) if isinstance(output, tuple) else h_BTD
+
+
+def largest(states: HiddenStates) -> float:
+    """The largest finite value that is stored; infinite if one is not finite."""
+    return states.state(1).abs().max().item()

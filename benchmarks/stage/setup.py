@@ -1,0 +1,84 @@
+"""What the stages are measured on: a model, its calibration tokens and its states, made once and kept in a folder."""
+import argparse
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import embedded
+import torch
+from transformers import PreTrainedModel
+
+from kdp_core.base.records import Block, ModelFacts, Tokens
+from kdp_core.model import checkpoints
+from kdp_core.states import hidden
+from kdp_core.states.hidden import HiddenStates
+
+
+class Setup:
+    """The embedded model, and the options of the command."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.repeats, self.quick = options, options.repeats, options.quick
+        self.folder: Path = options.out / "stages"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def size(self, full: int, quick: int) -> int:
+        """A size of the measurement: the full one, or that of --quick."""
+        return quick if self.quick else full
+
+    @cached_property
+    def _converted(self) -> tuple[Path, ModelFacts]:
+        return embedded.dense_model(self.folder, embedded.default_config())
+
+    @property
+    def dense(self) -> Path:
+        """The folder of the dense checkpoint."""
+        return self._converted[0]
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Its sizes."""
+        return self._converted[1]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The dense model, float32, on the CPU."""
+        return checkpoints.load_model(self.dense)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The default calibration set, or its first sequences with --quick."""
+        found = embedded.calibration_tokens(self.dense, embedded.default_config())
+        return first(found, self.size(len(found.ids_ST), 16))
+
+    @cached_property
+    def hidden(self) -> HiddenStates:
+        """All states over these tokens."""
+        path = self.folder / f"hidden-{len(self.tokens.ids_ST)}.zarr"
+        if not path.exists():
+            hidden.extract(self.model, self.tokens, path)
+        return hidden.read(path)
+
+    @property
+    def block(self) -> Block:
+        """Two layers in the middle of the model, which every fit replaces: 14-16 of the embedded model."""
+        start = self.facts.layers // 2 - 1
+        return start, start + 2
+
+    def scratch(self, name: str) -> Path:
+        """A path in the folder of the measurement; what an earlier run left there is removed."""
+        path = self.folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+
+def first(tokens: Tokens, sequences: int) -> Tokens:
+    """The first sequences alone."""
+    return tokens._replace(ids_ST=tokens.ids_ST[:sequences].clone(), sources=tokens.sources[:sequences])
+
+
+def made_up(tokens: Tokens, sequences: int, vocabulary: int) -> Tokens:
+    """So many sequences of random ids, of the length of these."""
+    generator = torch.Generator().manual_seed(0)
+    ids_ST = torch.randint(vocabulary, (sequences, tokens.ids_ST.shape[1]), generator=generator)
+    return tokens._replace(ids_ST=ids_ST, sources=["made up"] * sequences)

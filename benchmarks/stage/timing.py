@@ -1,0 +1,134 @@
+"""How the stages are timed: in turns, so that a slow minute slows what is measured and what stands beside it.
+
+A ratio is the median over turns of (time of the other / our time): 1 is as fast as the other, 2 is twice as fast. The
+other is a floor, which is the least work that the stage cannot avoid, or a peer, which is another way to the same
+result. Wall-clock time decides. The ratio of processor time is beside it, because it hardly changes on a busy machine;
+it cannot show what runs on a second core meanwhile.
+"""
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+
+GEMM = 1024
+"""Rows and columns of the square products that measure the limit of matrix products."""
+PRODUCTS = 4
+"""Such products in one turn."""
+
+
+class Clock(NamedTuple):
+    """Seconds of one turn."""
+    wall: float
+    cpu: float
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+    measure: str
+    ours: float
+    unit: str
+    against: str
+    """The floor, the peer or the limit that stands beside it."""
+    other: float
+    ratio: float
+    cpu_ratio: float | None
+    """The same ratio in processor time, where time is measured."""
+    target: str
+    holds: bool | None
+    """None for a row that has no target."""
+
+
+class Times(dict[str, list[Clock]]):
+    """The turns of every run, by its name."""
+
+    def seconds(self, name: str, field: str = "wall") -> float:
+        """Median time of a turn."""
+        return statistics.median(getattr(clock, field) for clock in self[name])
+
+    def ratio(self, other: str, ours: str, *, scale: float = 1.0, field: str = "wall") -> float:
+        """Median over turns of scale * (time of the other) / (our time)."""
+        return statistics.median(scale * getattr(one, field) / max(getattr(own, field), 1e-9)
+                                 for one, own in zip(self[other], self[ours], strict=True))
+
+    def row(self, measure: str, ours: str, other: str, *, target: float | None = None, scale: float = 1.0,
+            against: str | None = None) -> Row:
+        """Our run beside another; `scale` is the work of ours in turns of the other."""
+        return judged(Row(measure, self.seconds(ours), "s", against or other, scale * self.seconds(other),
+                          self.ratio(other, ours, scale=scale), self.ratio(other, ours, scale=scale, field="cpu"),
+                          "", None), target)
+
+
+def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
+    """The row with its target, and whether the ratio reaches it."""
+    if target is None:
+        return row
+    holds = row.ratio <= target if at_most else row.ratio >= target
+    return row._replace(target=f"{'at most' if at_most else 'at least'} {target:g}", holds=bool(holds))
+
+
+def figure(measure: str, ours: float, unit: str, against: str, other: float, *, target: float | None = None,
+           at_most: bool = False, cpu: float | None = None) -> Row:
+    """A row for what is no time: its ratio is ours over the other. `cpu` is ours as processor time gives it."""
+    cpu_ratio = None if cpu is None else cpu / other
+    return judged(Row(measure, ours, unit, against, other, ours / other, cpu_ratio, "", None), target, at_most=at_most)
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, *, warm: bool = True,
+             before: Callable[[], Any] | None = None) -> Times:
+    """Time every run `repeats` times, in the order A B, B A, A B, ...; one turn of each before does not count.
+
+    before: what is done before every run and is not timed.
+    """
+    times = Times({name: [] for name in runs})
+    for turn in range(-1 if warm else 0, repeats):
+        for name in list(runs)[::-1 if turn % 2 else 1]:
+            if before:
+                before()
+            taken = timed(runs[name])
+            if turn >= 0:
+                times[name].append(taken)
+    return times
+
+
+def timed(run: Callable[[], Any]) -> Clock:
+    """The time of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return Clock(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def products(dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """A run of square matrix products, which gives the limit of all matrix products."""
+    a, b = (torch.rand(GEMM, GEMM, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def run() -> None:
+        for _ in range(PRODUCTS):
+            torch.mm(a, b, out=out)
+
+    return run
+
+
+def turns_of_products(flops: float) -> float:
+    """How many turns of `products` have so many floating-point operations."""
+    return flops / (PRODUCTS * 2 * GEMM ** 3)
+
+
+def table(rows: list[Row]) -> pd.DataFrame:
+    """The rows as a table."""
+    return pd.DataFrame(rows, columns=Row._fields)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """The table as the page shows it."""
+    lines = ["| measure | ours | beside it | | ratio | in processor time | target | holds |",
+             "|---|---:|---:|---|---:|---:|---|---|"]
+    for row in frame.itertuples():
+        cpu = "" if row.cpu_ratio is None or pd.isna(row.cpu_ratio) else f"{row.cpu_ratio:.3g}"
+        holds = "" if row.holds is None else "yes" if row.holds else "no"
+        lines.append(f"| {row.measure} | {row.ours:.3g} {row.unit} | {row.other:.3g} {row.unit} | {row.against} | "
+                     f"{row.ratio:.3g} | {cpu} | {row.target} | {holds} |")
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""Every stage beside its floor or a peer, in one run each: `python benchmarks/stages.py [STAGE ...]`.
+
+A stage is measured in turns with the least work that it cannot avoid, or with another way to the same result
+(benchmarks/stage). The table of a stage is printed as Markdown and written to <out>/<stage>.csv. benchmarks/README.md
+shows the tables of one machine, and what was changed and tried. `--quick` shows all parts in few minutes; its sizes are
+too small for a judgement.
+"""
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import embedded
+import pandas as pd
+import torch
+from stage import timing
+from stage.setup import Setup
+
+from kdp_core.base import store
+
+logger = logging.getLogger("stages")
+STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka"}
+"""Each stage with the module that measures it."""
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"stages to measure: {', '.join(STAGES)} (all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all parts run")
+    parser.add_argument("--repeats", type=int, default=5, help="turns that count (5)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--data", type=Path, help="folder with the local files of docs/benchmarks.md, for evaluation")
+    parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
+                        help="folder of the tables (results/benchmarks)")
+    options = parser.parse_args(given)
+    for stage in options.stages:
+        if stage not in STAGES:
+            parser.error(f"no stage {stage!r}; choose from {', '.join(STAGES)}")
+    if min(options.repeats, options.threads) < 1:
+        parser.error("--repeats and --threads: give 1 or more")
+    return options
+
+
+def measure(stage: str, setup: Setup) -> pd.DataFrame:
+    """The table of one stage."""
+    return timing.table(importlib.import_module(f"stage.{STAGES[stage]}").measure(setup))
+
+
+def main(given: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
+    """Measure the stages one after the other; write and print each table."""
+    options = arguments(given)
+    torch.set_num_threads(options.threads)
+    setup, tables = Setup(options), {}
+    for stage in options.stages or STAGES:
+        tables[stage] = measure(stage, setup)
+        store.write_text(options.out / f"{stage}.csv", tables[stage].to_csv(index=False, lineterminator="\n"))
+        print(f"\n## {stage}\n\n{timing.markdown(tables[stage])}", flush=True)
+    print(f"\n{options.threads} threads, {options.repeats} turns, torch {torch.__version__}", file=sys.stderr)
+    return tables
+
+
+if __name__ == "__main__":
+    embedded.log_to_stderr()
+    main()
