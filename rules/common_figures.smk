@@ -52,6 +52,9 @@ READS = {
     "trajectories": of_calibrated("trajectories.safetensors"),
     "probes": of_calibrated("probes.json"),
     "spaces": of_shown("spaces.json", grid.chosen_points(config, "spaces")),
+    "agreement": lambda wildcards: f"{CALIBRATED}/agreement-r{{ratio}}.json".format(
+        **wildcards
+    ),
     "expectations": of_shown(
         "expectation.json", grid.chosen_points(config, "generation")
     ),

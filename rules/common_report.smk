@@ -9,6 +9,25 @@ def expectations_wanted():
     return [f"{grid.folder(point)}/expectation.json" for point in chosen]
 
 
+def agreements_wanted():
+    """The comparisons of searches that the report tells, if the config asks for them."""
+    ratios = config["grid"]["ratios"] if "agreement" in config else []
+    return [
+        f"{CALIBRATED}/agreement-r{ratio:g}.json".format(model=model, calib=calib)
+        for model, calib in MODELS
+        for ratio in ratios
+    ]
+
+
+def searches_compared(wildcards):
+    """What the compared searches of a ratio found, in the order of `grid.compared`."""
+    point = dict(wildcards) | {"k_max": config["grid"]["k_max"][0]}
+    return [
+        f"{POINT}/composed.safetensors".format(**point | {"method": name})
+        for name in grid.compared(config)
+    ]
+
+
 ANSWERING = grid.answering(config)
 
 

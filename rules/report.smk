@@ -41,6 +41,7 @@ rule report:
         comparisons="results/tables/comparisons.csv",
         figures=[f"results/figures/{entry['name']}.png" for entry in FIGURES],
         expectations=expectations_wanted(),
+        agreements=agreements_wanted(),
         answers=[
             f"{CALIBRATED}/answers.json".format(model=model, calib=calib)
             for model, calib in (MODELS if ANSWERING else [])

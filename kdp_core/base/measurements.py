@@ -261,6 +261,18 @@ class Predictor(NamedTuple):
     """Command, file and its SHA-256, versions, what the losses were measured on."""
 
 
+class Agreement(NamedTuple):
+    """How searches for layers agree: kdp_core.study.agreement."""
+    rows: list[dict[str, Any]]
+    """A row a search: what it says of itself, and heldout_nats, heldout_ppl_ratio, heldout_accuracy of its model."""
+    pairs: list[dict[str, Any]]
+    """A row a pair of searches that differ in one thing: kdp_core.study.objectives.pairs."""
+    claims: list[dict[str, Any]]
+    """A row a claim: draws, mean, low, high, told; low and high are None with one draw."""
+    stats: dict[str, Any]
+    """Windows, tokens and choices of the held-out text; loss, accuracy and layers of the dense model; seconds."""
+
+
 class Expectation(NamedTuple):
     """What a pruned model is expected to lose in generation, from its single-step statistics."""
     losses: dict[str, float]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdp_core.base.measurements import Answers
+from kdp_core.base.measurements import Agreement, Answers
 from kdp_core.results import findings, page
 from kdp_core.results.columns import DENSE
 from kdp_core.results.findings import Finding, counted, duration, known, listing
@@ -52,12 +52,14 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
           versions: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
           benchmarks: pd.DataFrame | None = None, refused: Mapping[str, str] | None = None,
           expectations: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+          agreements: Mapping[str, Sequence[tuple[str, Agreement]]] | None = None,
           answers: Mapping[str, Answers] | None = None) -> str:
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
     comparisons: paired tests, as findings.headline takes them, or none.
     expectations: for each model, its pruned models in words with what is expected of their generation.
+    agreements: for each model, its comparisons of searches for layers.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
     refused: grid points that could not be made, with the reasons.
     answers: what the models continue prompts with, by the dense model's name.
@@ -75,7 +77,8 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
         ("Overview", "figures", "".join(figure(entry) for entry in figures
                                           if entry.model not in models and entry not in first)),
         *((model, f"model{place}", of_model(
-            model, summary, scores, figures, fits, comparisons, (expectations or {}).get(model, ())))
+            model, summary, scores, figures, fits, comparisons, (expectations or {}).get(model, ()),
+            (agreements or {}).get(model, ())))
           for place, model in enumerate(models, start=1)),
         ("Tasks", "tasks", _tasks(scores)),
         ("Configuration", "configuration", page.folded("The configuration of this run", f"<pre>{text(config_yaml)}"

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from kdp_core.base.measurements import Agreement
 from kdp_core.results import page, tables
 from kdp_core.results.columns import COLUMNS, DENSE, MAIN, RELATIVE, Column, heading, number
 from kdp_core.results.findings import counted, known
@@ -127,8 +128,9 @@ def _error(column: Column, error: Any) -> str:
 
 def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry],
              fits: pd.DataFrame | None, comparisons: pd.DataFrame | None,
-             expectations: Sequence[tuple[str, str]] = ()) -> str:
-    """Expected generation, scores by task, costs and blocks, paired tests, fits and figures of one model.
+             expectations: Sequence[tuple[str, str]] = (),
+             agreements: Sequence[tuple[str, Agreement]] = ()) -> str:
+    """Expected generation, claims, scores by task, costs and blocks, paired tests, fits and figures of one model.
 
     Its own summary is shown only if there are several models. Raises ReportError for a figure without its file.
     """
@@ -136,12 +138,27 @@ def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: S
     measured = scores[scores["model"] == model]
     parts = [("Summary", "" if alone else summary_table(own, comparisons, label=f"Summary of {model}")),
              ("Will it still generate?", "".join(page.note(f"{words}: {said}") for words, said in expectations)),
+             ("Objective or search?", "".join(_claims(words, one) for words, one in agreements)),
              ("Scores by task", _task_scores(own, measured)),
              ("Costs and blocks", _costs(own, measured)),
              ("Paired comparisons", _comparisons(comparisons, model)),
              ("Fits", _fits(fits, model)),
              ("Figures", "".join(figure(entry) for entry in figures if entry.model == model))]
     return "".join(f"<h3>{heading}</h3>\n{markup}" for heading, markup in parts if markup)
+
+
+def _claims(words: str, agreement: Agreement) -> str:
+    """The claims on objectives and searches at one ratio, with what can be told of each."""
+    head = ["Claim", "Draws", "Difference", "95 % interval", "Told"]
+    rows = [[one["claim"], str(one["draws"]), _signed(one["mean"]),
+             "" if one["low"] is None else f"{_signed(one['low'])} to {_signed(one['high'])}", one["told"]]
+            for one in agreement.claims]
+    return page.note(f"{words}: {len(agreement.rows)} searches. A claim holds if the interval of its difference over "
+                     "the draws of calibration text lies above zero.") + page.plain(head, rows, label="Claims")
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}".replace("-", "−")
 
 
 def _task_scores(own: pd.DataFrame, measured: pd.DataFrame) -> str:

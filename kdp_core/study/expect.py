@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from kdp_core.base import store
 from kdp_core.base.measurements import Expectation, Predictor, SingleStep
+from kdp_core.study.objectives import rank_correlation
 
 logger = logging.getLogger(__name__)
 FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change": 1.0, "margin_lost": 1.0,
@@ -168,15 +168,13 @@ def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[s
     """Rank correlation of predictions for left-out methods with its 95 % interval over groups, and the mean error."""
     loss_R, groups_R = frame[PREFIX + name].to_numpy(float), groups(frame)
     low, high = interval(predicted_R, loss_R, groups_R)
-    return {"spearman": rank_correlation(predicted_R, loss_R), "low": low, "high": high,
+    return {"spearman": _ordered(predicted_R, loss_R), "low": low, "high": high,
             "error": float(np.abs(predicted_R - loss_R).mean()), "rows": len(frame), "groups": len(set(groups_R))}
 
 
-def rank_correlation(first_R: np.ndarray, second_R: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 where one of the two is constant, since it then orders nothing."""
-    if np.ptp(first_R) == 0 or np.ptp(second_R) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(first_R), rankdata(second_R))[0, 1])
+def _ordered(first_R: np.ndarray, second_R: np.ndarray) -> float:
+    """The rank correlation, and 0 where there is none: a constant predicts no order."""
+    return rank_correlation(first_R, second_R) or 0.0
 
 
 def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -186,7 +184,7 @@ def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, se
     found = []
     for _ in range(DRAWS):
         rows = np.concatenate([places[known[k]] for k in draw.integers(len(known), size=len(known))])
-        found.append(rank_correlation(first_R[rows], second_R[rows]))
+        found.append(_ordered(first_R[rows], second_R[rows]))
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
 
@@ -194,7 +192,7 @@ def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, se
 def single_statistics(frame: pd.DataFrame, name: str, statistics: Sequence[str]) -> dict[str, float]:
     """The rank correlation of each statistic alone with the loss `name`; nothing is fitted."""
     loss_R = frame[PREFIX + name].to_numpy(float)
-    return {one: rank_correlation(frame[one].to_numpy(float), loss_R) for one in statistics}
+    return {one: _ordered(frame[one].to_numpy(float), loss_R) for one in statistics}
 
 
 def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:

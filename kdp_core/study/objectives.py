@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -32,9 +33,14 @@ def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | No
     """Rank correlation over the common keys; None for fewer than three, or where one of them has one value only."""
     common = sorted(set(one) & set(other))
     values = [[which[key] for key in common] for which in (one, other)]
-    if len(common) < 3 or any(len(set(column)) == 1 for column in values):
+    return rank_correlation(*map(np.array, values)) if len(common) > 2 else None
+
+
+def rank_correlation(first_N: np.ndarray, second_N: np.ndarray) -> float | None:
+    """Spearman's rank correlation; None where one of the two is constant, since it then orders nothing."""
+    if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
         return None
-    return float(stats.spearmanr(*values).statistic)
+    return float(np.corrcoef(stats.rankdata(first_N), stats.rankdata(second_N))[0, 1])
 
 
 def pairs(rows: Sequence[Row]) -> pd.DataFrame:

@@ -36,6 +36,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     if (ratio := config.get("answers", {}).get("ratio")) not in (None, *config["grid"]["ratios"]):
         raise ConfigError(f"config: answers.ratio is {ratio}, which is no ratio of the grid; choose one of "
                           f"{', '.join(map(str, config['grid']['ratios']))}")
+    _check_agreement(config)
     _check_ablations(config)
     _check_similarity(config)
     _check_shards(config)
@@ -115,6 +116,20 @@ def _check_views(config: dict[str, Any]) -> None:
                               "the last")
 
 
+def _check_agreement(config: dict[str, Any]) -> None:
+    if "agreement" not in config:
+        return
+    chosen = config["agreement"].get("variants", [])
+    require("agreement.variants", chosen, config["methods"], "add it under methods")
+    for name in chosen:
+        if not variants.searches(config, name):
+            raise ConfigError(f"config: agreement.variants names {name!r}, which searches under no objective; name a "
+                              "variant that stands on layer_search")
+    if len(grid.compared(config)) < 2:
+        raise ConfigError(f"config: agreement compares the variants {grid.compared(config)}; name at least two that "
+                          "stand on layer_search in agreement.variants or grid.methods")
+
+
 def _check_ablations(config: dict[str, Any]) -> None:
     numbered: dict[int, str] = {}
     for name, ablation in config.get("ablations", {}).items():
@@ -165,7 +180,7 @@ def _check_devices(config: dict[str, Any]) -> None:
                                   f"number, below models.{name}.gpus, which is {gpus}")
     spread = [name for name in config["grid"]["models"] if config["models"][name].get("device") == "balanced"]
     run = map(partial(_needs_one_device, config), grid.run_variants(config))
-    for needs in [*run, "`spaces`" if "spaces" in config else ""]:
+    for needs in [*run, *(f"`{name}`" for name in ("spaces", "agreement") if name in config)]:
         if spread and needs:
             raise ConfigError(f"config: models.{spread[0]}.device is balanced, but {needs} needs a model on one "
                               "device; leave it out, or set a device that holds the model")

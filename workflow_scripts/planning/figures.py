@@ -76,7 +76,7 @@ def _has_points(points: list[dict[str, str]], words: dict[str, str]) -> bool:
 
 def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
     """Whether the configuration has the section that a figure needs."""
-    return one["needs"] not in ("theory", "views", "spaces", "generation") or one["needs"] in config
+    return one["needs"] not in ("theory", "views", "spaces", "generation", "agreement") or one["needs"] in config
 
 
 def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str]]:

@@ -86,6 +86,13 @@ def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
     return [point for point in grid_points(config) if point["method"] in chosen]
 
 
+def compared(config: dict[str, Any]) -> list[str]:
+    """The variants whose searches `agreement` compares: those that it names, or all of the grid that can be compared.
+    """
+    named = config.get("agreement", {}).get("variants")
+    return named or [name for name in config["grid"]["methods"] if variants.searches(config, name)]
+
+
 def answering(config: dict[str, Any]) -> list[dict[str, str]]:
     """The points whose models answer prompts: those of `answers.ratio`, or of the largest ratio of the grid."""
     if "answers" not in config:

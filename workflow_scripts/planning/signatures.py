@@ -19,7 +19,7 @@ from kdp_core.methods.kdp import kernel
 from kdp_core.prune import finetune
 from kdp_core.score import benchmarks
 from kdp_core.states import hidden, similarity
-from kdp_core.study import answers, planner, single_step, spaces, theory, views
+from kdp_core.study import agreement, answers, planner, single_step, spaces, theory, views
 from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, block, count, named, some, text
 
 
@@ -87,6 +87,14 @@ def generation_block() -> dict[str, Any]:
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
                                       ("device", "dtype"))})
+
+
+def agreement_block() -> dict[str, Any]:
+    """Which searches for layers to compare, and on how much held-out text."""
+    return block("How searches for layers agree; left out, they are not compared.", {
+        "variants": some({"type": "string"}, "Variants that stand on layer_search, in the grid or not; those of "
+                                             "grid.methods unless set."),
+        "heldout": signature_block("Held-out text.", agreement.measure, ("device", "dtype"))})
 
 
 def answers_block() -> dict[str, Any]:
@@ -182,6 +190,7 @@ def build() -> dict[str, Any]:
             "views": views_block(),
             "spaces": spaces_block(),
             "generation": generation_block(),
+            "agreement": agreement_block(),
             "answers": answers_block(),
             "training": block("Trainings, all of them.", {
                 "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "

@@ -137,6 +137,12 @@ def jointly(config: dict[str, Any]) -> list[str]:
             and options(config, name).get("compose", {}).get("epochs") != 0 and source_of(config, name) == name]
 
 
+def searches(config: dict[str, Any], name: str) -> bool:
+    """Whether a variant searches for a set of layers under an objective, on one draw of its calibration set."""
+    known = method_schema(config, name)["properties"].get("compose", {}).get("properties", {})
+    return {"objective", "strategy", "draw"} <= set(known)
+
+
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
     """Options of step 1 on the run of `theory`: those of the variant that it names, overridden by its own."""
     theory = config.get("theory", {})

@@ -8,6 +8,7 @@ from gather import table
 from job import job
 
 from kdp_core.base import provenance, store
+from kdp_core.base.measurements import Agreement
 from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
@@ -44,6 +45,15 @@ def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, li
     return found
 
 
+def agreements(paths: list[str]) -> dict[str, list[tuple[str, Agreement]]]:
+    """For each model its comparisons of searches, each with calibration set and ratio in words."""
+    found: dict[str, list[tuple[str, Agreement]]] = {}
+    for path in map(Path, paths):
+        words = f"{path.parts[-2]}, ratio {path.stem.removeprefix('agreement-r')}"
+        found.setdefault(path.parts[-3], []).append((words, store.read(path)))
+    return found
+
+
 def write_report(inputs, params, out: str) -> None:
     """Write tables, figures and the configuration into the page."""
     answered = list(inputs.get("answers") or [])
@@ -54,6 +64,7 @@ def write_report(inputs, params, out: str) -> None:
         summary=frame(inputs.summary), scores=frame(inputs.scores), figures=entries,
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
         expectations=expectations(params.expected, inputs.get("expectations", [])),
+        agreements=agreements(inputs.get("agreements", [])),
         versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks"),
         answers={name_of(path, answered): store.read(path) for path in answered}))
 

@@ -8,23 +8,17 @@ the identity (`residual`). With ridge 0, token_weight none and massive raw this 
 import itertools
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdp_core.base.options import Natural, NotNegative, Share, check
 from kdp_core.base.records import Block, LinearMap, ModelFacts, Module
+from kdp_core.methods._affine import Map, regress, stand_in
 from kdp_core.methods._method import Method, Sizes
 from kdp_core.methods._select import most_similar
-from kdp_core.states.block import BlockStates, Massive, TokenWeight, load, relative_error, ridge_solve
+from kdp_core.states.block import BlockStates, Massive, TokenWeight, load, relative_error
 from kdp_core.states.hidden import HiddenStates
-
-
-class Map(NamedTuple):
-    """y = W x + b, float64."""
-    w_DD: Tensor
-    b_D: Tensor
 
 
 def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
@@ -71,21 +65,6 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4,
     return _record(block, total, states, began)
 
 
-def regress(x_ND: Tensor, y_ND: Tensor, ridge: float, residual: bool, token_weight: TokenWeight) -> Map:
-    """Weighted ridge regression of y on x with an unpenalised intercept, in float64."""
-    x_ND, y_ND = x_ND.double(), y_ND.double()
-    weight_N = 1 / y_ND.square().sum(-1).clamp_min(1e-12) if token_weight == "inverse_norm" else torch.ones(len(x_ND))
-    weight_N1 = (weight_N / weight_N.sum())[:, None].double()
-    goal_ND = y_ND - x_ND if residual else y_ND
-    mean_x_D, mean_goal_D = (weight_N1 * x_ND).sum(0), (weight_N1 * goal_ND).sum(0)
-    centred_ND = x_ND - mean_x_D
-    # W = (X' w X + ridge)^-1 X' w Y
-    w_DD = ridge_solve(centred_ND.T @ (weight_N1 * centred_ND), centred_ND.T @ (weight_N1 * (goal_ND - mean_goal_D)),
-                       ridge).T
-    bias_D = mean_goal_D - w_DD @ mean_x_D
-    return Map(w_DD + torch.eye(len(w_DD), dtype=torch.float64) if residual else w_DD, bias_D)
-
-
 def _record(block: Block, fitted: Map, states: BlockStates, began: float) -> LinearMap:
     h_KND = states.tokens(states.heldout).double()
     stats = {"heldout_error": relative_error(h_KND[0] @ fitted.w_DD.T + fitted.b_D, h_KND[-1]),
@@ -96,8 +75,7 @@ def _record(block: Block, fitted: Map, states: BlockStates, began: float) -> Lin
 
 def to_module(linear: LinearMap) -> Module:
     """The stand-in of an affine map."""
-    return Module(linear.block, "affine", {"width": len(linear.bias_D), "bypass_above": linear.bypass_above},
-                  {"map.weight": linear.weight_DD, "map.bias": linear.bias_D})
+    return stand_in(linear.block, Map(linear.weight_DD, linear.bias_D), linear.bypass_above)
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:

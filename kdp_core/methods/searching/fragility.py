@@ -29,7 +29,7 @@ from kdp_core.base.options import Count, Natural, Positive
 from kdp_core.base.records import Composed, ModelFacts, Plan, Search, Selection, Tokens
 from kdp_core.methods._judge import RankError, ranked
 from kdp_core.methods._method import no_state_between
-from kdp_core.methods._search.objectives import drawn
+from kdp_core.methods._search.objectives import drawn, spaced
 from kdp_core.methods._select import ROUNDING, BlockError, Match, as_drops, between, enough
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import estimated_kl
@@ -132,7 +132,7 @@ def estimates(model: nn.Module, ids_ST: Tensor, units: Sequence[Unit], *, temper
               batch_sequences: int) -> dict[Unit, float]:
     """Var_p(Dz) / (2 T^2) of each unit, the mean over sequences and positions."""
     passes, (S, T) = Passes(model, ids_ST.shape[1]), ids_ST.shape
-    chosen = [T - 1 - (positions - 1 - i) * (T - 1) // positions for i in range(positions)]
+    chosen = spaced(T, positions)
     sums, layers = dict.fromkeys(units, 0.0), len(passes.layers)
     for number, ids_BT in enumerate(ids_ST.split(batch_sequences)):
         h_KBTD = boundary_states(model, ids_BT, list(range(layers + 1)))

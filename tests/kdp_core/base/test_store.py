@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from kdp_core.base import measurements, records, store
 from kdp_core.base.measurements import (
+    Agreement,
     Answers,
     Diagnosis,
     Efficiency,
@@ -99,6 +100,8 @@ def examples():
                   {"quality": {"rank": 0.9, "low": 0.6, "high": 1.0}}, [{"method": "flap", "ratio": 0.1}], {"seed": 0}),
         Expectation({"quality": 0.4}, {"quality": 0.3}, {"quality": 0.5}, {"method": "flap", "distance": 0.1}, False,
                     {"kl": 0.5}, "expect this model to write"),
+        Agreement([{"variant": "by_kl", "removed": [3, 4], "single": {"1": 0.5}}], [{"varies": "draw", "jaccard": 0.5}],
+                  [{"claim": "searches agree", "low": None, "told": "cannot be told here"}], {"windows": 8}),
         Trajectories([0, 1, 2], [4, 5], [11, 11], numbers(2, 3, 2), [{"space": "states", "mean": 0.4}], 0.9),
     ]
 

@@ -63,7 +63,7 @@ SIZED_AS_KDP = {"blocks kdp", "blocks linear as kdp"}
      {"step kdp kernel", "step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
     ("methods/kdp/inverse.py", r"width: (\w+) = 1024", r"width: \1 = 512",
      {"step kdp inverse", "fold kdp", "plan", *SIZED_AS_KDP}),
-    ("methods/kdp/linear.py", "1e-12", "1e-13", {"step linear fit", "blocks linear", "plan"}),
+    ("methods/kdp/linear.py", r"7 \* sizes", "8 * sizes", {"step linear fit", "blocks linear", "plan"}),
     ("methods/kdp_residual/search.py", r"round\(largest", "int(largest", {"search kdp_residual", "plan"}),
 ])
 def test_an_edit_reruns_the_jobs_that_import_the_module(library, file, old, new, expected):

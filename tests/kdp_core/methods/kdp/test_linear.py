@@ -7,7 +7,8 @@ import scipy.linalg
 import torch
 
 from kdp_core.base.options import OptionError
-from kdp_core.methods.kdp.linear import direct, regress, sequential, to_module
+from kdp_core.methods._affine import regress
+from kdp_core.methods.kdp.linear import direct, sequential, to_module
 from kdp_core.model.stand_ins import MODULES
 from kdp_core.states.block import FitError, TokenWeight, load
 from tests.kdp_core import stored

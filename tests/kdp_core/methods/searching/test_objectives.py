@@ -1,11 +1,12 @@
 """The objectives beside the same numbers from whole models' logits, and the calibration items."""
+import itertools
 import json
 
 import pytest
 import torch
 
 from kdp_core.methods._judge import RankError
-from kdp_core.methods._search.objectives import drawn, items_of_file, items_of_text, margins
+from kdp_core.methods._search.objectives import drawn, items_of_file, items_of_text, margins, spaced
 from kdp_core.states.hidden import boundary_states
 from tests import pico
 from tests.kdp_core.methods.searching.whole import IDS_ST, LAYERS, TOKENS, Identity, evaluator, logits
@@ -42,9 +43,26 @@ def test_last_state_is_one_minus_the_cosine(model):
     pruned, = boundary_states(model, IDS_ST, [LAYERS])
     for layer, own in zip(GONE, kept, strict=True):
         layers[layer] = own
-    a, b = dense.double().flatten(0, 1), pruned.double().flatten(0, 1)
+    a, b = (h_STD[:, :-1].double().flatten(0, 1) for h_STD in (dense, pruned))
     expected = (1 - (a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).mean().item()
     assert evaluator(model, "last_state").value(GONE) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("goal", ["loss", "kl"])
+def test_some_positions_are_read_of_whole_models(model, goal):
+    chosen = [6, 11, 17, 22]
+    assert spaced(23, 4) == chosen, "up to the last position that predicts one of 24 tokens"
+    logp, logq = (logits(model, gone, IDS_ST)[:, chosen].log_softmax(-1) for gone in ([], GONE))
+    next_SP1 = IDS_ST[:, [place + 1 for place in chosen]][..., None]
+    expected = {"loss": -logq.gather(-1, next_SP1).mean(), "kl": (logp.exp() * (logp - logq)).sum(-1).mean()}[goal]
+    assert evaluator(model, goal, positions=4).value(GONE) == pytest.approx(expected.item(), abs=1e-4)
+    assert evaluator(model, goal, positions=23).value(GONE) == evaluator(model, goal).value(GONE)
+
+
+def test_positions_are_spaced_evenly_and_leave_the_first_one_out():
+    assert spaced(24, 1) == [23] and spaced(24, 23) == list(range(1, 24))
+    gaps = {b - a for a, b in itertools.pairwise(spaced(128, 16))}
+    assert gaps <= {7, 8} and spaced(128, 16)[-1] == 127
 
 
 def test_margin_and_accuracy_are_those_of_whole_models(model):

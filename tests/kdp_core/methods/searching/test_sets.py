@@ -2,16 +2,24 @@
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from kdp_core.base.options import OptionError
+from kdp_core.base.records import ModelFacts
 from kdp_core.methods._judge import RankError
 from kdp_core.methods._method import Sizes
-from kdp_core.methods.searching.sets import compose, flops
+from kdp_core.methods._search.objectives import drawn
+from kdp_core.methods._select import BlockError
+from kdp_core.methods.searching.sets import as_many_replaced, compose, flops, module_params
+from kdp_core.model import checkpoints
+from kdp_core.prune.fold import fold
+from kdp_core.states import hidden
+from kdp_core.states.hidden import extract
 from tests import pico
 from tests.kdp_core.methods.searching.test_objectives import ENTRIES, write
 from tests.kdp_core.methods.searching.whole import LAYERS, TOKENS, as_many, evaluator
 
-OPTIONS = {"sequences": 5, "budget": 60, "batch_sequences": 2}
+OPTIONS = {"sequences": 5, "budget": 60, "batch_sequences": 2, "positions": None}
 
 
 class Dense(NamedTuple):
@@ -62,6 +70,34 @@ def test_another_draw_is_other_text(dense):
     assert one != other
 
 
+def test_sets_are_judged_with_stand_ins_that_the_pruned_model_has(dense, tmp_path):
+    extract(dense.model, TOKENS, tmp_path / "hidden.zarr")
+    states = hidden.read(tmp_path / "hidden.zarr")
+    found = compose(dense.folder, states, TOKENS, as_many(2), **OPTIONS, strategy="swaps", stand_in="affine")
+    removed, plan = found.stats["removed"], found.plan
+    assert plan.drop == [(layer, "whole") for layer in removed]
+    assert [one.block for one in plan.modules] == [(layer, layer + 1) for layer in removed]
+    assert found.stats["value"] < run(dense, strategy="swaps").stats["value"], "a map is nearer than nothing"
+    assert [one["block"] for one in found.fits] == [one.block for one in plan.modules]
+    fold(plan, dense.folder, tmp_path / "pruned")
+    pruned = checkpoints.load_model(tmp_path / "pruned")
+    ids_ST = drawn(TOKENS, 5, 0)
+    with torch.no_grad():
+        logp, logq = (one(ids_ST).logits[:, :-1].log_softmax(-1) for one in (dense.model, pruned))
+    assert found.stats["value"] == pytest.approx((logp.exp() * (logp - logq)).sum(-1).mean().item(), abs=1e-4)
+
+
+def test_stand_ins_are_counted_for_each_layer():
+    facts = ModelFacts("llama", 6, 10, 100, 1000, [130] * 6, 0, "made", "")
+    kinds = {kind: module_params(facts, {"compose": {"stand_in": kind}}) for kind in ("none", "affine")}
+    assert kinds == {"none": 0, "affine": 110}, "an affine map of 10 x 10 with its bias"
+    # a layer of 130 parameters gives 20 back, so that 26 % of 1,000 need 13 layers, and there are 5
+    assert as_many_replaced(None, facts, ratio=0.26, k_max=3, module_params=0).layers == 2
+    with pytest.raises(BlockError, match=r"ratio 0\.26 is too high"):
+        as_many_replaced(None, facts, ratio=0.26, k_max=3, module_params=110)
+    assert as_many_replaced(None, facts, ratio=0.08, k_max=3, module_params=110).layers == 4
+
+
 def test_items_of_a_file_are_judged(dense, tmp_path):
     path = write(tmp_path / "items.jsonl", ENTRIES)
     found = run(dense, objective="margin", items=str(path), sequences=2).stats
@@ -88,5 +124,8 @@ def test_options_that_cannot_be_are_named_before_the_model_is_read(dense, monkey
 
 def test_the_planner_counts_the_budget():
     sizes = Sizes(sequences=100, length=128, width=64, layers=30, layer_macs=1e6, head_macs=10**7)
-    small, large = (flops(sizes, {"sequences": 16, "budget": budget}) for budget in (1000, 2000))
+    small, large = (flops(sizes, {"sequences": 16, "budget": budget, "positions": None})
+                    for budget in (1000, 2000))
     assert large == 2 * small and small == 2 * 16 * 128 * (1000 * 1e6 + 1000 / 15 * 1e7)
+    thinned = flops(sizes, {"sequences": 16, "budget": 1000, "positions": 16})
+    assert thinned == 2 * 16 * (128 * 1000 * 1e6 + 16 * 1000 / 15 * 1e7)

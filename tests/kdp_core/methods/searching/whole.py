@@ -36,9 +36,9 @@ def logits(model, gone, ids_ST):
     return pruned(ids_ST).logits
 
 
-def evaluator(model, goal="kl", size=2, budget=10_000, ids_ST=IDS_ST, **more):
+def evaluator(model, goal="kl", size=2, budget=10_000, ids_ST=IDS_ST, positions=None, **more):
     items = items_of_text(ids_ST, 3) if goal in ("margin", "accuracy") else None
-    made = objective_of(goal, ids_ST, items)
+    made = objective_of(goal, ids_ST, items, positions)
     return Evaluator(Passes(model, ids_ST.shape[1]), made, size=size, budget=budget, batch_sequences=2, **more)
 
 
