@@ -77,7 +77,7 @@ def no_family(family: Family) -> str:
 
 
 def no_state_between(family: Family) -> str:
-    """The `refuses` of a method that needs the attention and the MLP of a layer in turn."""
+    """The `refuses` of a method that needs the attention and the MLP of a layer to follow each other."""
     return "attention and MLP read the same state, so that no state lies between them" if family.parallel else ""
 
 
@@ -117,12 +117,9 @@ class Method(NamedTuple):
     example: Given = NOTHING
     """Options by part that are small enough for a test."""
     quick: Given = NOTHING
-    """Options by part of a fit in minutes on a small model, where the defaults take an hour. Empty: the defaults."""
-
-    @property
-    def own(self) -> bool:
-        """Whether the method is this project's own; figures mark it."""
-        return self.paper.startswith("this project")
+    """Options by part with which a fit takes minutes on a small model, if the defaults take an hour; may be empty."""
+    own: bool = False
+    """Whether the method is this project's own; figures mark it."""
 
 
 def parts(method: Method) -> dict[str, Callable[..., Any]]:

@@ -6,12 +6,12 @@ from kdp_core.methods.kdp_residual.compose import compose, compose_linear, linea
 
 METHODS = (
     Method("linear_prefix", "this project: `Direct OLS`, each block fitted on what the pruned model before it feeds it",
-           "layers replaced", most_similar, module_params=linear_params, compose=compose_linear,
+           "layers replaced", most_similar, module_params=linear_params, compose=compose_linear, own=True,
            example={"compose": {"heldout": 0.2}}),
     Method("kdp_residual", "this project: skip path, linear part and a dictionary of the model's own neurons; "
                            "docs/kdp.md", "layers replaced", in_order, module_params=module_params,
            size_options=("compose.dictionary", "compose.entries"), search=search.by_divergence,
-           orders=search.most_ordered, compose=compose,
+           orders=search.most_ordered, compose=compose, own=True,
            quick={"search": {"order": "cka"}, "compose": {"dictionary": "none"}},
            example={"search": {"entries": 8, "judge_sequences": 4},
                     "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}),

@@ -1,19 +1,18 @@
 """Shortened LLaMA: perplexities of whole models without a layer, gradients of a whole backward pass, plain sums."""
-import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from kdp_core.base.options import OptionError
 from kdp_core.methods._judge import RankError
 from kdp_core.methods.shortened import magnitude, perplexity, taylor
 from kdp_core.model import checkpoints, distil
-from kdp_core.model.families import decoder_layers, family_of
+from kdp_core.model.families import family_of
 from tests import pico
 from tests.kdp_core import stored
+from tests.kdp_core.methods.searching.whole import without
 
 LAYERS, SEQUENCES = 6, 7
 TOKENS = stored.tokens()
@@ -37,17 +36,6 @@ def dense(request, tmp_path_factory):
     return Dense(folder, model, checkpoints.facts(model, source="pico", sha256=""))
 
 
-class Identity(nn.Module):
-    """A layer that is switched off."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)
-
-    def forward(self, h, *args, **kwargs):
-        return h
-
-
 def judged():
     return TOKENS.ids_ST[torch.randperm(16, generator=torch.Generator().manual_seed(0))[:SEQUENCES]]
 
@@ -55,10 +43,7 @@ def judged():
 @torch.no_grad()
 def whole_ppl(model, gone):
     """exp of the loss that transformers itself gives of the whole model without some layers."""
-    pruned = copy.deepcopy(model)
-    for layer in gone:
-        decoder_layers(pruned)[layer] = Identity(decoder_layers(pruned)[layer])
-    return pruned(judged(), labels=judged()).loss.exp().item()
+    return without(model, gone)(judged(), labels=judged()).loss.exp().item()
 
 
 def weights(dense, layer):

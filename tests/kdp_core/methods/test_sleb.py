@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
 
 from kdp_core.methods import sleb
 from kdp_core.methods._judge import RankError, judge_of, loss_nats, picked
@@ -14,6 +13,7 @@ from kdp_core.model import checkpoints, distil
 from kdp_core.model.families import decoder_layers
 from tests import pico
 from tests.kdp_core import stored
+from tests.kdp_core.methods.searching.whole import without
 
 LAYERS, SEQUENCES = 6, 6
 TOKENS = stored.tokens()
@@ -40,24 +40,10 @@ def found(dense):
     return greedy(dense.folder, None, TOKENS, dense.facts, **OPTIONS)
 
 
-class Identity(nn.Module):
-    """A layer that is switched off."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)
-
-    def forward(self, h, *args, **kwargs):
-        return h
-
-
 @torch.no_grad()
 def whole_loss(model, gone, ids_ST):
     """The loss that transformers itself gives of the whole model without some layers."""
-    pruned = copy.deepcopy(model)
-    for layer in gone:
-        decoder_layers(pruned)[layer] = Identity(decoder_layers(pruned)[layer])
-    return pruned(ids_ST, labels=ids_ST).loss.item()
+    return without(model, gone)(ids_ST, labels=ids_ST).loss.item()
 
 
 def judged(seed=0, sequences=SEQUENCES):

@@ -28,12 +28,17 @@ class Identity(nn.Module):
         return h
 
 
-@torch.no_grad()
-def logits(model, gone, ids_ST):
+def without(model, removed):
+    """A copy of a model in which the identity takes the place of some layers."""
     pruned = copy.deepcopy(model)
-    for layer in gone:
+    for layer in removed:
         decoder_layers(pruned)[layer] = Identity(decoder_layers(pruned)[layer])
-    return pruned(ids_ST).logits
+    return pruned
+
+
+@torch.no_grad()
+def logits(model, removed, ids_ST):
+    return without(model, removed)(ids_ST).logits
 
 
 def evaluator(model, goal="kl", size=2, budget=10_000, ids_ST=IDS_ST, positions=None, **more):
