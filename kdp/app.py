@@ -52,7 +52,7 @@ class OneLine(typer.core.TyperGroup):
 
 
 def sentence(error: Exception) -> str:
-    """The message of an error in one line; an error that says nothing has its type."""
+    """The message of an error in one line; for an error without a message, its type."""
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     # an error of the library is written for the reader; the type of any other says what kind it is
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
@@ -76,7 +76,7 @@ def start(trace: Annotated[bool, typer.Option("--trace", help="Show the whole tr
 
 
 def console() -> Console:
-    """The terminal; made anew, since stdout may be another one in the next call."""
+    """The terminal. It is made in each call, since stdout may differ from that of the last call."""
     return Console(soft_wrap=False)
 
 
@@ -140,7 +140,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
           cache: Cache = CACHE) -> None:
     """Remove a share of a model's parameters; say what was removed, what it costs and how much faster it is.
 
-    An interrupted run goes on when the same command is given again.
+    An interrupted run continues when the same command is given again.
     """
     from kdp import pruning
 

@@ -25,7 +25,7 @@ class DenseError(ValueError):
 
 @contextmanager
 def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
-    """The dense checkpoint that `folder` was pruned from: the given one, a kept one, or the one its record names."""
+    """The dense checkpoint that `folder` was pruned from: the given one, a kept one, or that of its record."""
     # the workflow keeps it at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
     near = [folder / KEPT / "dense", *(parent / "dense" for parent in folder.absolute().parents[3:4])]
     kept = [Path(given).expanduser()] if given else near

@@ -57,17 +57,17 @@ class Settings(NamedTuple):
 
 
 class Show(Protocol):
-    """Who tells the user what is done."""
+    """What shows the user the progress."""
 
     def begin(self, stage: str) -> None:
-        """A stage begins, and the one before it is done."""
+        """A stage begins. The stage before it has ended."""
 
     def found(self, stage: str) -> None:
         """The record of a stage is there already."""
 
 
 def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool) -> dict[str, dict[str, Any]]:
-    """The options of a pruning: those given, and beside them the method's quick setting unless `thorough`."""
+    """The options of a pruning: those given, and, unless `thorough`, those of the method's quick setting."""
     quick = {} if thorough else methods.method_of(method).quick
     return {part: {**quick.get(part, {}), **given.get(part, {})} for part in dict.fromkeys([*quick, *given])}
 
@@ -107,7 +107,7 @@ def check_out(out: Path, settings: Settings) -> None:
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """The settings as they are kept: of a path of this machine the last part, and a hash that tells paths apart."""
+    """The settings as they are kept. Of a path of this machine they hold the last part and a hash of the whole."""
     sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
     bare = {name: provenance.without_place(source) for name, source in sourced.items()}
     digest = hashlib.sha256(json.dumps(sourced).encode()).hexdigest()[:12]

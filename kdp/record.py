@@ -15,14 +15,14 @@ KEPT = ".kdp"
 
 def pruned(folder: Path) -> dict[str, Any] | None:
     """The record of the pruning, of `kdp prune` or of the workflow; None for a checkpoint that has none."""
-    # the workflow writes it beside the folder `checkpoint`; a checkpoint that was copied away has it in its own file
+    # the workflow writes it next to the folder `checkpoint`; a checkpoint that was copied away has it in its own file
     places = [folder / KEPT / "pruned.json"] + [folder.parent / "pruned.json"] * (folder.name == "checkpoint")
     found = next((place for place in places if place.is_file()), None)
     return carried(folder).get("pruned") if found is None else store.read(found)._asdict()
 
 
 def carried(folder: Path) -> dict[str, Any]:
-    """What a checkpoint itself says of its making; empty where it says nothing."""
+    """What a checkpoint says about how it was made; empty if it says nothing."""
     file = folder / provenance.MADE
     return store.read_json(file) if file.is_file() else {}
 
@@ -60,7 +60,7 @@ def _provenance(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _of_workflow(made: dict[str, Any]) -> dict[str, str]:
-    """What a checkpoint says that was copied away, or that the workflow made."""
+    """What is known of a checkpoint that was copied, or that the workflow made."""
     point, config = made.get("point", {}), made.get("config", {})
     model = config.get("models", {}).get(point.get("model"), {})
     known = {"model": model.get("source", ""), "point": ", ".join(f"{name} {value}" for name, value in point.items()),
@@ -73,7 +73,7 @@ def _of_workflow(made: dict[str, Any]) -> dict[str, str]:
 
 
 def _code(made: dict[str, Any]) -> dict[str, str]:
-    """Versions, and the state of the code, as far as they are known."""
+    """Versions, and the state of the code, if they are known."""
     versions, git = made.get("versions"), made.get("git")
     known = {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
     return known | ({"code": f"commit {git['commit']}" + (" with changes" if git["changed"] else "")} if git else {})

@@ -30,7 +30,7 @@ def label(stage: str) -> str:
 
 
 class Stages(logging.Handler):
-    """A progress bar with a line for each stage that is done; messages of the library stand beside the bar."""
+    """A progress bar with a line for each stage that is done. Messages of the library are shown next to the bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -40,7 +40,7 @@ class Stages(logging.Handler):
         self.stage, self.started = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a message of the library beside the stage; a warning stays on the screen."""
+        """Show a message of the library next to the stage; a warning stays on the screen."""
         if record.levelno >= logging.WARNING:
             self.bar.console.print(f"warning: {record.getMessage()}", markup=False)
         self.bar.update(self.task, description=f"{self.stage}: {record.getMessage()}"[:100])

@@ -16,7 +16,7 @@ Format = Literal["lines", "text", "jsonl"]
 
 
 class SourceNameError(ValueError):
-    """A model or a text is named that is not there."""
+    """A named model or text does not exist."""
 
 
 class Text(NamedTuple):
@@ -70,7 +70,7 @@ def _check(name: str, option: str, wrong: str, remedy: str) -> None:
 
 
 def documents(wanted: Text, cache: Path) -> list[str]:
-    """The documents of a text; it is fetched if it is not here."""
+    """The documents of a text; it is fetched if it is not on this machine."""
     from kdp_core.base import texts
     from kdp_core.model import assets
 

@@ -1,6 +1,6 @@
 """What the command line asks of the workflow: the check of a configuration, and the plan of its grid.
 
-The workflow's planning lies in a checkout, in the folder workflow_scripts beside this package. It is imported when it
+The workflow's planning lies in a checkout, in the folder workflow_scripts next to this package. It is imported when it
 is asked for, so that all other commands run without a checkout.
 """
 import sys

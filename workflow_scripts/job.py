@@ -18,7 +18,7 @@ from planning import refusals
 if TYPE_CHECKING:
     from kdp_core.base.resume import Resume
 
-# jobs find kdp_core beside the Snakefile, whether it is installed or not
+# jobs find kdp_core next to the Snakefile, whether it is installed or not
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# the library is found beside this folder, whether it is installed or not
+# the library is found next to this folder, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.methods import GROUPS, METHODS  # noqa: E402
@@ -43,7 +43,7 @@ def files() -> str:
 
 
 def families() -> str:
-    """Which method works on which family, as Markdown; the reasons of refusals stand below the table, by letter."""
+    """Which method works on which family, as Markdown; letters refer to the reasons of refusals below the table."""
     refused = {(name, family): method.refuses(record)
                for name, method in METHODS.items() for family, record in FAMILIES.items()}
     reasons = list(dict.fromkeys(filter(None, refused.values())))

@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
 
 class Efficiency(NamedTuple):
-    """Costs of one model beside the dense one, measured in turns in one process."""
+    """Costs of one model and of the dense one, measured in turns in one process."""
     params: int
     params_dense: int
     macs: int
@@ -54,12 +54,12 @@ class Efficiency(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """What pruning did to states and outputs, on held-out windows beside the dense model.
+    """What pruning did to states and outputs, compared with the dense model on held-out windows.
 
     Standard errors are over windows, None where there is one window only.
     """
     states: list[int]
-    """The dense model's numbers of the states that the pruned one has, ascending: of its layers, and the last."""
+    """Numbers of the pruned model's states as the dense model counts them, ascending; the last state is included."""
     error: list[float]
     """For each of `states`, sum |h' - h|^2 / sum |h - mean h|^2: 0 perfect, 1 as good as the constant mean."""
     cosine: list[float]
@@ -74,7 +74,7 @@ class Diagnosis(NamedTuple):
     massive_factor: float
     """A token is massive where its dense norm exceeds this times its window's median norm."""
     predictions: int
-    """Tokens with a next one in their window: what the outputs are judged on."""
+    """Number of tokens with a next one in their window. The outputs are judged on these tokens."""
     kl_nats: float
     """Mean KL(dense || pruned) in nats per token."""
     kl_nats_stderr: float | None
@@ -130,21 +130,22 @@ class Theory(NamedTuple):
     generalisation_equation_9: float
     """The same with the constants of equation 9."""
     horizons: list[dict[str, Any]]
-    """Theorem 1, a row a start and horizon: start (state), horizon, accumulation; errors train_rms, and held-out rms,
-    p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13), bound_steps (14),
-    bound_erm (16 without the term in n), bound (16, C = 1), bound_equation_9, trivial ((1 + B_A^k) R_phi);
-    beyond (share of held-out tokens above bound_erm), samples_needed (n for bound < trivial; None: no n will do),
-    vacuous (bound >= trivial), vacuous_erm, uninformative (bound >= constant)."""
+    """Theorem 1, one row for each start and horizon: start (state), horizon, accumulation; errors train_rms, and
+    held-out rms, p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13),
+    bound_steps (14), bound_erm (16 without the term in n), bound (16, C = 1), bound_equation_9, trivial ((1 + B_A^k)
+    R_phi); beyond (share of held-out tokens above bound_erm), samples_needed (n for bound < trivial; None: no n will
+    do), vacuous (bound >= trivial), vacuous_erm, uninformative (bound >= constant)."""
     ridges: list[dict[str, Any]]
-    """Theorem 1 over the whole run with operators solved anew, a row a ridge: ridge, l_erm, b_a, and of the fields of
-    `horizons` accumulation, train_rms, rms, constant, bound_erm, bound, trivial, vacuous, vacuous_erm."""
+    """Theorem 1 over the whole run with operators solved again, one row for each ridge: ridge, l_erm, b_a, and of the
+    fields of `horizons` accumulation, train_rms, rms, constant, bound_erm, bound, trivial, vacuous, vacuous_erm."""
     risks: list[dict[str, Any]]
-    """Theorem 2, a row a class and gap: gap (layers), space (identity, random, learned), features, bandwidth_scale,
-    share, tokens, risk (held-out mean squared error, units of the space squared), train_risk, relative_risk,
-    state_error (relative squared error of the decoded state), state_error_stderr, state_median, direct_error,
-    operator_norm, state_excess (state_error less the identity class's) and its paired state_excess_stderr."""
+    """Theorem 2, one row for each class and gap: gap (layers), space (identity, random, learned), features,
+    bandwidth_scale, share, tokens, risk (held-out mean squared error, units of the space squared), train_risk,
+    relative_risk, state_error (relative squared error of the decoded state), state_error_stderr, state_median,
+    direct_error, operator_norm, state_excess (state_error less the identity class's) and its paired
+    state_excess_stderr."""
     conditions: list[dict[str, Any]]
-    """Theorem 2's own inequality, a row an RFF class and gap: risk, identity_risk, margin (Delta), b_a, r_h,
+    """Theorem 2's own inequality, one row for each RFF class and gap: risk, identity_risk, margin (Delta), b_a, r_h,
     samples_printed (equation 4, C = c = 1) and samples_proof (equation 36), None where the margin is not positive;
     holds, holds_without_fit (by A = 0 already), better_state (the decoded state is better too), state_excess and
     state_excess_stderr as in `risks`."""
@@ -152,7 +153,7 @@ class Theory(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """One part of one layer left out at a time: what changes after that layer in states, logits and probabilities.
+    """Changes of states, logits and probabilities right after a layer, if one part of this layer is left out.
 
     Measures are means over tokens, each with its `_stderr` over windows (None where there is one): angle_h, angle_z,
     angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of the change, relative to the dense
@@ -167,27 +168,28 @@ class Probes(NamedTuple):
     positions: list[int]
     """Of each window."""
     layers: list[dict[str, Any]]
-    """A row a layer and part: layer, part (attention, mlp or whole), the measures."""
+    """One row for each layer and part: layer, part (attention, mlp or whole), the measures."""
     tokens: list[dict[str, Any]]
-    """A row a layer, part and window, its last token alone: angle_p, estimate_p, kl, estimate_kl."""
+    """One row for each layer, part and window, its last token alone: angle_p, estimate_p, kl, estimate_kl."""
     stats: dict[str, Any]
 
 
 class Spaces(NamedTuple):
-    """A pruned model beside the dense one in states, logits and probabilities; measures as in Probes, over prompts."""
+    """A pruned model against the dense one in states, logits and probabilities; measures as in Probes, over prompts."""
     temperature: float
     final_norm: bool
     prompts: int
     prompt_tokens: int
     steps: int
     decoding: list[dict[str, Any]]
-    """A row a history and step: history (`dense`: both read what the dense model says; `own`: each reads what it says
-    itself), step, same_text (share of prompts whose two texts are still the same), the measures of the last state."""
+    """One row for each history and step: history (`dense`: both read the dense model's text; `own`: each reads its own
+    text), step, same_text (share of prompts whose two texts are still the same), the measures of the last state."""
     depth: list[dict[str, Any]]
-    """A row a state (the dense model's number) on the dense model's text: state, the measures over about 8 steps."""
+    """One row for each state on the dense model's text: state (number in the dense model), the measures over about 8
+    steps."""
     choices: list[dict[str, Any]]
-    """A row a multiple-choice item: angle_p, kl, agreement over all tokens, the same with `_candidates` over the
-    candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
+    """One row for each multiple-choice item: angle_p, kl, agreement over all tokens, the same with `_candidates` over
+    the candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
     candidate among all tokens, dense)."""
     stats: dict[str, Any]
 
@@ -204,15 +206,15 @@ class KernelView(NamedTuple):
     true_PF: Tensor
     """phi(h_{l+k}), less `mean_F`."""
     mean_F: Tensor
-    """What was taken off: the mean of phi(h_{l+k}) over the training tokens."""
+    """The mean of phi(h_{l+k}) over the training tokens, which was subtracted."""
     error_P: list[float]
     """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
     error_raw_P: list[float]
-    """|predicted - true|^2 / |true|^2, without taking the mean off."""
+    """|predicted - true|^2 / |true|^2, without subtracting the mean."""
     error: float
     """The error of error_P over all held-out tokens, as a ratio of sums."""
     error_unchanged: float
-    """The same error for the prediction phi(h_l), which is that of no map at all."""
+    """The same error for the prediction phi(h_l): the error without any map."""
     mean_share: float
     """Share of |phi|^2 over all held-out tokens that lies in the mean."""
 
@@ -232,7 +234,7 @@ class Trajectories(NamedTuple):
 
 
 class SingleStep(NamedTuple):
-    """What single predictions of a pruned model say beside those of the dense one: kdp_core.study.single_step."""
+    """Statistics of single predictions of a pruned model and of the dense one: kdp_core.study.single_step."""
     windows: int
     positions: int
     """Of each window, without the first."""
@@ -252,13 +254,13 @@ class Predictor(NamedTuple):
     alpha: dict[str, float]
     """The ridge of each, chosen by leaving methods out among the rows of the fit."""
     spread: dict[str, float]
-    """For each loss, the distance from the measured one that nine of ten predictions for left-out methods keep."""
+    """For each loss, the error that nine of ten predictions for left-out methods do not exceed."""
     validation: dict[str, dict[str, float]]
     """For each loss: rank correlation for left-out methods, its interval (low, high), mean error, rows, groups."""
     rows: list[dict[str, Any]]
     """The rows of the fit: model, method, ratio, their features and losses."""
     provenance: dict[str, Any]
-    """Command, file and its SHA-256, versions, what the losses were measured on."""
+    """Command, file and its SHA-256, versions, and the data that the losses were measured on."""
 
 
 class Agreement(NamedTuple):
@@ -283,6 +285,6 @@ class Expectation(NamedTuple):
     nearest: dict[str, Any]
     """The measured row whose statistics are nearest: model, method, ratio, losses, distance."""
     beyond: bool
-    """Whether a statistic exceeds all that the predictor was fitted on."""
+    """Whether a statistic is larger than all those that the predictor was fitted on."""
     statistics: dict[str, float]
     sentence: str

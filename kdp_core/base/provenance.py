@@ -14,7 +14,7 @@ from typing import Any
 CARD = "README.md"
 MADE = "kdp.json"
 ABOUT = (CARD, MADE)
-"""The files of a checkpoint that only speak about it."""
+"""The files of a checkpoint that only describe it."""
 PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers", "numpy", "lm_eval")
 """The packages that results depend on."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any] | None:
-    """The commit of the code, and whether files differ from it; None for code that lies in no checkout."""
+    """The commit of the code, and whether files differ from it; None if the code is not in a checkout."""
     if not (root / ".git").exists():
         return None
     try:
@@ -65,7 +65,7 @@ def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def without_place(source: str) -> str:
-    """A source as configured; of a path of one machine only the last part, which tells nothing of its user."""
+    """A source as configured; of a path of one machine only the last part, which does not show its user."""
     return Path(source.replace("\\", "/")).name if source.startswith(LOCAL) or source[1:3] == ":\\" else source
 
 

@@ -32,7 +32,7 @@ class ModelFacts(NamedTuple):
     sha256: str
     """Of the source file; of a folder, the hash of the sorted list of its files' hashes."""
     licence: str = ""
-    """Of the base model, as its files name it, such as `apache-2.0`; empty where they name none."""
+    """The licence of the base model as its files name it, such as `apache-2.0`; empty if they name none."""
 
 
 class Tokens(NamedTuple):
@@ -52,12 +52,12 @@ class Similarity(NamedTuple):
     angular_LL: Tensor
     """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
     angular_last_LL: Tensor
-    """The same at the last token of each sequence, whatever the treatment."""
+    """The same at the last token of each sequence, for every treatment."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
     cosine_all_LL: Tensor
-    """Mean over all tokens of the cosine of the two states, massive ones included, whatever the treatment: what
+    """Mean cosine of the two states over all tokens, massive ones included, for every treatment. This is what
     published methods read."""
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
@@ -95,7 +95,7 @@ class Search(NamedTuple):
     """Layers; the first is removed first."""
     scores: list[float]
     """What the removal of each layer of `order` adds to the criterion. In a greedy search the layers before it are
-    removed already; in a ranking it alone is removed."""
+    already removed. In a ranking only this layer is removed."""
     criterion: str
     """Such as `divergence`: KL(dense || pruned) in nats a token."""
     k_max: int
@@ -210,12 +210,11 @@ class PrunedFacts(NamedTuple):
     params_removed: float
     """Share of all parameters removed: 1 - (params_after - params_zeroed) / params_before."""
     blocks: list[Block]
-    """Runs of removed layers: each block that has a stand-in by itself, other runs as long as they are."""
+    """Runs of removed layers. Each block that has a stand-in is one run. All other consecutive layers form one run."""
     parts: list[tuple[int, str]]
     """(layer, part) of the layers that lack only `attention` or only `mlp`, ascending."""
     params_zeroed: int
-    """Weights set to zero. They are stored and count as removed; without sparse kernels the model is no smaller or
-    faster."""
+    """Weights set to zero. They are stored and count as removed. Only sparse kernels gain size or speed by them."""
 
 
 class Finetuned(NamedTuple):

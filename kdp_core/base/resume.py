@@ -56,7 +56,7 @@ class Resume:
         return state
 
     def save(self, state: dict[str, Any]) -> bool:
-        """Write a state. If the disk cannot take it, a warning is logged and the training continues."""
+        """Write a state. If the disk has no space for it, a warning is logged and the training continues."""
         try:
             store.write_state(self.path, {**state, "key": self.key})
         except (OSError, SafetensorError) as error:

@@ -39,7 +39,7 @@ class StoreError(ValueError):
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` for a file or folder that the body makes; if the body succeeds, it is renamed.
+    """A temporary path next to `path` for a file or folder that the body makes; if the body succeeds, it is renamed.
 
     An old folder is renamed before it is deleted: NFS keeps the files that a process still has open, and the folder
     cannot be deleted then. A folder that `path` links to is replaced where it is, and the link stays.
@@ -70,7 +70,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Delete a temporary file or folder; what cannot be deleted stays, hidden, and is swept with a later write."""
+    """Delete a temporary file or folder; what cannot be deleted stays, hidden, and is deleted with a later write."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

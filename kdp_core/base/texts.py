@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 SEPARATOR = "\n"
 """It stands between two documents."""
 MARGIN = 64
-"""Tokens beyond those needed. A cut in a text changes only the tokens near it, and these are thrown away."""
+"""Tokens beyond those needed. A cut in a text changes only the tokens near the cut, and these are discarded."""
 CHARACTERS_PER_TOKEN = 6
-"""First guess of the text that is needed, above the 4 to 5 of English; a low guess costs a second tokenisation."""
+"""First guess of the characters for each token. English has 4 to 5. A low guess costs a second tokenisation."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 

@@ -12,7 +12,7 @@ from kdp_core.figures.style import Drawn, FigureError
 
 
 class Scope(NamedTuple):
-    """What one figure is drawn of, in terms of the workflow's wildcards."""
+    """The data of one figure, in terms of the workflow's wildcards."""
     path: str
     """Below results/figures and without the suffix; `figure` is the entry's name."""
     title: str
@@ -70,7 +70,7 @@ NEEDS = {
     "trained jointly": "the variants of the grid whose stand-ins are trained together",
     "viewed": "the variants that `views.variants` names",
 }
-"""On what it depends whether the report has a figure, or for which variants."""
+"""The condition on which the report has a figure, or the variants for which it has one."""
 
 
 class Entry(NamedTuple):

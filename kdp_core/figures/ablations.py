@@ -56,7 +56,7 @@ def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PA
     """Every metric against the axis of the ablation, with a line of panels for each model.
 
     Bars are one standard error; the dotted line and its band are the dense model with its own error. Scores that are
-    better if they are lower stand on a logarithmic axis. `looks` gives the variants the look of the other figures.
+    better if they are lower are on a logarithmic axis. `looks` gives the variants the look of the other figures.
     """
     frame, metrics = gathered.frame, gathered.ablation.metrics
     drawn, models = _marked(lines(gathered), looks), list(dict.fromkeys(frame["model"]))
@@ -74,7 +74,7 @@ def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PA
 
 
 def lines(gathered: Gathered) -> list[Line]:
-    """The lines of an ablation: for each axis its points, separated by every key that varies beside the axis."""
+    """The lines of an ablation: for each axis its points, separated by every key that varies besides the axis."""
     pruned, ablation = gathered.frame[gathered.frame["method"] != DENSE], gathered.ablation
     found = []
     for name, column in zip(ablation.x, gathered.axes, strict=True):
@@ -90,14 +90,14 @@ def lines(gathered: Gathered) -> list[Line]:
 
 
 def _part(key: str, value: Any) -> str:
-    """What the label of a line says about a key."""
+    """The part of a line's label that describes a key."""
     return f"K max {value}" if key == "k_max" else f"{100 * value:g} %" if key == "ratio" else str(value)
 
 
 def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
     """The lines with their marks: those of the variant, or those of its method if a line joins several variants.
 
-    Dashes tell lines of equal marks. If all lines belong to one variant, colours tell them.
+    Dashes distinguish lines of equal marks. If all lines belong to one variant, colours distinguish them.
     """
     variants = [list(dict.fromkeys(line.points["method"])) for line in drawn]
     known = looks_of([names[0] for names in variants] if not looks else looks, looks)

@@ -31,7 +31,7 @@ from kdp_core.figures.style import (
 
 def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Looks | None = None,
                    width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """Relative squared error of the pruned models' states by the number of the dense model's state, a line a model.
+    """Relative squared error of the states of each pruned model, by the number of the state in the dense model.
 
     diagnoses: by (variant, K max).
     A line has a gap where layers are removed, and it begins at its first error above 0: before the first removed layer

@@ -63,9 +63,12 @@ def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Look
 
 def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width: float = PAGE_IN,
                height: float = 1.9) -> Drawn:
-    """Predictions for left-out methods beside what was measured, a panel a loss; on the dotted line both are equal.
+    """Predictions for left-out methods against the measured losses, one panel for each loss.
 
-    rows: a row a pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value a row.
+    On the dotted line both are equal.
+
+    rows: one row for each pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value a
+    row.
     """
     known = looks_of(rows["method"], None)
     frame = pd.concat([rows[["method", "ratio"]].assign(loss=name, measured=rows[f"loss_{name}"], predicted=values)
@@ -85,9 +88,10 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
 
 
 def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """Multiple-choice items: KL over all tokens beside KL over the candidates, and both beside the drop of accuracy.
+    """Multiple-choice items: KL over all tokens against KL over the candidates, and both against the drop of accuracy.
 
-    choices: a row a pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError without rows.
+    choices: one row for each pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError
+    without rows.
     """
     if choices.empty:
         raise FigureError("no multiple-choice item was compared; give the items of at least one task")

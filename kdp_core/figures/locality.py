@@ -29,7 +29,7 @@ def _inputs(own: Similarity) -> Tensor:
 
 
 def by_distance(similarities: Mapping[str, Similarity], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
-    """LoRP's Figure 2: mean cosine of two layers' inputs by their distance as a share of the depth, a line a model.
+    """LoRP's Figure 2: mean cosine of two layers' inputs of each model, by distance as a share of the depth.
 
     The band holds the middle half of the pairs at that distance, and the legend has the model's RLS. Raises FigureError
     without models.

@@ -41,7 +41,7 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
     """KDP's Figure 6: scores against the share of parameters that is really removed, with one standard error.
 
     There is a line for each variant, calibration set and K max, and a line of panels for each model. The dense model is
-    the point at 0 and the dotted line. Perplexities stand on a logarithmic axis. `summary` is that of
+    the point at 0 and the dotted line. Perplexities are on a logarithmic axis. `summary` is that of
     summary.summarise. Raises FigureError for an unknown metric and for a summary without pruned models.
     """
     unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
@@ -53,7 +53,7 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
 
 
 def score_against_size(summary: pd.DataFrame, *, looks: Looks | None = None) -> Drawn:
-    """Perplexity and accuracy one above the other, as wide as a column or a telephone: the first picture of a run."""
+    """The first picture of a run: perplexity above accuracy, as wide as a column or the screen of a telephone."""
     return score_against_ratio(summary, metrics=("ppl", "acc"), looks=looks, width=COLUMN_IN, height=1.65)
 
 

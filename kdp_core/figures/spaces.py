@@ -95,7 +95,7 @@ def _banded_line(axis: Axes, x: pd.Series, y: pd.Series, error: pd.Series, marke
 
 
 def estimates(probes: Probes, *, width: float = PAGE_IN, height: float = 2.7) -> Drawn:
-    """Figure 6: the closed estimates beside what was measured, a point for each token, layer and part.
+    """Figure 6: the estimates against the measured changes, with one point for each token, layer and part.
 
     The dotted line is equality. The estimates are of second order, so they hold where the change is small. Raises
     FigureError without tokens.
@@ -127,9 +127,9 @@ def estimates(probes: Probes, *, width: float = PAGE_IN, height: float = 2.7) ->
 
 def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
             height: float = 1.55) -> Drawn:
-    """Figure 7: cosine with the dense model by decoding step, in states, logits and probabilities, a line a model.
+    """Figure 7: cosine of each model with the dense one by decoding step, in states, logits and probabilities.
 
-    In the upper panels both models read what the dense model says, in the lower ones each reads what it says itself.
+    In the upper panels both models read the dense model's text. In the lower panels each model reads its own text.
 
     spaces: by (variant, K max).
     Raises FigureError without records.
@@ -172,7 +172,7 @@ def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = N
 
 def choices(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
             line_height: float = 0.17) -> Drawn:
-    """Figure 8: probabilities over all tokens beside those over an item's letters alone, a line for each model.
+    """Figure 8: probabilities over all tokens against those over an item's letters alone, one line for each model.
 
     The panels, from the left: 1 - cosine with the probabilities of the dense model, how often the most likely token
     stays the same, and the rank of the likeliest letter among all tokens in the dense model.

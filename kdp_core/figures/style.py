@@ -32,7 +32,7 @@ FILLS = ("none", "left", "bottom", "right", "top")
 """How the markers of further variants of a method are filled; those of the first variant are full."""
 GREY, PALE = "#666666", "#cccccc"
 MOST_LINES = 12
-"""More lines than these cannot be told apart in one panel."""
+"""A reader cannot distinguish more lines than these in one panel."""
 LEGEND_LINE = 0.14
 """Height of a line of a legend, in inches."""
 
@@ -49,7 +49,7 @@ STYLE = {
 
 
 class FigureError(ValueError):
-    """There is nothing to draw, or what was asked for is not there."""
+    """There is nothing to draw, or the data that were asked for are missing."""
 
 
 class Drawn(NamedTuple):
@@ -60,7 +60,7 @@ class Drawn(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Set the style of all figures, whatever the user's matplotlibrc says, and restore the settings afterwards."""
+    """Set the style of all figures, independent of the user's matplotlibrc, and restore the settings afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -106,7 +106,7 @@ class Line(NamedTuple):
     """One line of a figure that compares variants."""
     variant: str
     key: Any
-    """What tells the lines of one variant apart, such as (calibration set, K max)."""
+    """What distinguishes the lines of one variant, such as (calibration set, K max)."""
     label: str
     marks: dict[str, Any]
 
@@ -129,7 +129,7 @@ def looks_of(variants: Iterable[str], looks: Looks | None) -> dict[str, Look]:
 
 
 def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[Line]:
-    """One line for each (variant, key, label), in order. Dashes tell the keys, in the order of their first lines."""
+    """One line for each (variant, key, label), in order. Dashes distinguish the keys."""
     known, apart = looks_of([name for name, _, _ in keys], looks), list(dict.fromkeys(key for _, key, _ in keys))
     return [Line(name, key, f"{label} (ours)" if known[name].own else label,
                  marks(known[name]) | {"linestyle": DASHES[apart.index(key) % len(DASHES)]})
@@ -137,7 +137,7 @@ def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[
 
 
 def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str, int]], str]:
-    """Labels of lines (variant, calibration set, K max): the variant, and of the other two what varies."""
+    """Labels of lines (variant, calibration set, K max): the variant, and those of the other two that vary."""
     calibs, k_maxes = len({key[1] for key in keys}) > 1, len({key[2] for key in keys}) > 1
     return lambda key: key[0] + (f", {key[1]}" if calibs else "") + (f", K max {key[2]}" if k_maxes else "")
 

@@ -1,4 +1,4 @@
-"""Theorems 1 and 2 of KDP drawn: bounds beside what they bound, and risks in comparable units.
+"""Figure of Theorems 1 and 2 of KDP: bounds and the errors that they bound, and risks in comparable units.
 
 The paper has no such figure; it states the theorems and shows operator norms (its Figure 5). Reads the records of
 kdp_core.study.theory and computes nothing.

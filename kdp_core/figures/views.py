@@ -1,6 +1,6 @@
 """Figures of the kernel space and of the states' paths: Figures 4, 9 and 10 of the KDP paper (ICLR 2026).
 
-Every panel of a heat map has its error, which the paper leaves out. Beside the paths stand measures of how straight
+Every panel of a heat map has its error, which the paper leaves out. Next to the paths are measures of how straight
 they are, in the space of the states too, where t-SNE changes nothing. Reads the records of kdp_core.study.views and
 computes nothing.
 """
@@ -30,11 +30,11 @@ MARKS = {("states", ""): ("states", COLORS[0], "-", "o"),
 
 
 def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
-    """KDP's Figures 4 and 9: predicted and true features at a few positions, and their difference, a band a block.
+    """KDP's Figures 4 and 9: predicted and true features at a few positions, and their difference, by block.
 
-    The features of a position fill the squarest grid (32 x 32 of 1,024), from top left, line by line. Predicted and
-    true features of a block share one colour range; the difference has its own one, about 0. The keys are the labels,
-    such as `14-16`. Raises FigureError without views.
+    The features of a position fill a grid as square as possible (32 x 32 for 1,024), from top left, line by line.
+    Predicted and true features of a block share one colour range; the difference has its own one, about 0. The keys
+    are the labels, such as `14-16`. Raises FigureError without views.
     """
     if not kernel_views:
         raise FigureError("no trained block to look into: give at least one view of a kernel space")
@@ -49,7 +49,7 @@ def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridi
 
 
 def grid_of(features: int) -> tuple[int, int]:
-    """Lines and columns of the squarest grid of so many cells, with at most as many lines as columns."""
+    """Lines and columns of a grid of so many cells, as square as possible, with at most as many lines as columns."""
     lines = next(lines for lines in range(math.isqrt(features), 0, -1) if features % lines == 0)
     return lines, features // lines
 
@@ -109,7 +109,7 @@ def _words(views: Sequence[KernelView]) -> str:
 
 
 def _features(label: str, view: KernelView) -> pd.DataFrame:
-    """One row for each feature and position, with the errors repeated beside them."""
+    """One row for each feature and position, with the errors repeated next to them."""
     columns = zip(view.positions, view.error_P, view.error_raw_P, view.predicted_PF, view.true_PF, strict=True)
     return pd.concat([pd.DataFrame({"block": label, "sequence": view.sequence, "position": position, "error": error,
                                     "error_raw": error_raw, "feature": range(len(true_F)),
@@ -121,9 +121,9 @@ def paths(trajectories: Trajectories, *, colormap: str = "viridis", width: float
           height: float = 3.5) -> Drawn:
     """KDP's Figure 10: paths of samples through the layers, which are the long axis across the plane of t-SNE.
 
-    Beside it stands how straight the paths are in the space of the states and in that plane, and the same of walks with
-    unrelated steps of the same lengths. Colours tell samples by their place at the middle layer. Raises FigureError
-    without measures.
+    Next to it is how straight the paths are in the space of the states and in that plane, and the same of walks with
+    unrelated steps of the same lengths. Colours distinguish samples by their place at the middle layer. Raises
+    FigureError without measures.
     """
     found, straight = trajectories, trajectories.straightness
     if not straight:

@@ -23,7 +23,7 @@ from kdp_core.states.hidden import boundary_states
 
 
 class RankError(ValueError):
-    """Options or states that no ranking of layers can work with."""
+    """The options or states do not allow a ranking of layers."""
 
 
 class Judge(NamedTuple):

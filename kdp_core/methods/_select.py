@@ -13,7 +13,7 @@ Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `dee
 are chosen independently, so they need not be nested. If two scores are equal, the lower layers are taken. Other methods
 let the fit choose what is removed; `as_many` and `no_layer` then only count layers.
 
-Table 4 compares blocks that are chosen anew for each K_max with "expanding a fixed initial block". `expand_from`
+Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. `expand_from`
 chooses as for a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper
 does.
 """
@@ -38,7 +38,7 @@ ROUNDING = 1e-12
 
 
 class BlockError(ValueError):
-    """A ratio, K_max or criterion that cannot be met."""
+    """The ratio, K_max or criterion cannot be met."""
 
 
 def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,

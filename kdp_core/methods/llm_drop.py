@@ -50,8 +50,8 @@ def removing(method: str, *parts: str) -> Callable[..., Composed]:
         sequences: number of calibration sequences that score; null means all.
         batch_sequences: sequences of a forward pass; only `iterative` runs forward passes.
         match: `nearest` share to the ratio, or `reach` it at least.
-        Raises BlockError for a ratio out of reach, FitError for too many sequences and for a model whose norms follow
-        the sum.
+        Raises BlockError for a ratio that cannot be reached, FitError for too many sequences and for a model whose
+        norms follow the sum.
         """
         options.check(compose, locals())
         return _drop(method, parts, dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
@@ -116,7 +116,7 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
 
 
 def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
-    """Mean cosine of the states before and after every sublayer of the dense model, all tokens alike."""
+    """Mean cosine of the states before and after every sublayer of the dense model, with all tokens of equal weight."""
     cos_LPS = hidden.sublayers()
     if len(cos_LPS) < layers:
         raise FitError(f"{hidden.path} has the sublayers of the first {len(cos_LPS)} of {layers} layers; set "

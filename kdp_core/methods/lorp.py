@@ -5,12 +5,12 @@ From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
     clusters: spectral clustering with affinity (S + 1) / 2; they are numbered by their first layers;
     r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers are removed by descending r.
 Stage 1: each cluster, in order of depth, loses one layer. Stage 2: while more layers must be removed, the cluster
-whose remaining members are most alike (mean S of their pairs) loses its next layer. The first and the last layer are
+whose remaining members are most similar (mean S of their pairs) loses its next layer. The first and the last layer are
 kept, but they count as members.
 
 Source: the released code (daniel-eai, June 2026). It computes S over all tokens, and so does `lorp`. `lorp_masked` is
 our variant: it leaves massive tokens out. When no cluster has two members left, the first cluster with a candidate
-loses it. If two layers have equal r, the lower one is removed first; if two clusters are equally alike, the one with
+loses it. If two layers have equal r, the lower one is removed first; if two clusters are equally similar, the one with
 the lower number loses a layer first.
 """
 import math
@@ -106,7 +106,7 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
     # stage 1: one of each cluster, in order of depth
     removed = [queue.pop(0) for queue in queues if queue]
     while any(queues):
-        # stage 2: the cluster whose remaining members are most alike
+        # stage 2: the cluster whose remaining members are most similar
         alike = [_alike(s_LL, [layer for layer in group if layer not in removed]) if queue else -math.inf
                  for group, queue in zip(members, queues, strict=True)]
         first = next(k for k, queue in enumerate(queues) if queue)

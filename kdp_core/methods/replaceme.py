@@ -8,9 +8,9 @@ or by angle (`compose_cosine`), Adam on
 and it is multiplied into that MLP's last matrix, so that no parameter is added. Least squares streams both products;
 the cosine needs the pairs themselves in memory.
 
-The paper weighs all tokens alike and takes alpha = 0, and so do we. With few calibration tokens a small ridge helps;
-`ridges` chooses it on held-out sequences. In least squares massive tokens dominate X'X; `massive: mask` excludes them.
-In the cosine every token has the same weight, whatever its norm.
+The paper gives all tokens the same weight and takes alpha = 0, and so do we. With few calibration tokens a small ridge
+helps; `ridges` chooses it on held-out sequences. In least squares massive tokens dominate X'X; `massive: mask`
+excludes them. In the cosine every token has the same weight, for every norm.
 
 Adam starts at the identity, as in the paper. There the run is removed and nothing replaces it. One update moves an
 entry of T by about the learning rate at most. The paper's 10 epochs over 8000 x 1024 tokens are 80,000 updates, but a
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Fit(NamedTuple):
-    """The pairs of one batch: the output of the MLP, and what is missing to the target."""
+    """The pairs of one batch: the output of the MLP, and the target minus the state that it is added to."""
     m_ND: Tensor
     goal_ND: Tensor
     rest_ND: Tensor
@@ -87,7 +87,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ridge: alpha, relative to the mean diagonal of X'X; 0 as in the paper.
     ridges: several values of alpha. The one of least held-out error is taken, and the first one if two are equal;
         `ridge` is then not read.
-    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens.
+    massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens.
     batch_sequences: sequences of a forward pass.
     heldout: share of the sequences that judge and are never fitted on.
     seed: seed of the held-out choice.
@@ -127,7 +127,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     accurate: whether x + T'm is compared with the run's last state; otherwise T'm is compared with that state less x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
     ridge: ridge of that least-squares T, relative to the mean diagonal of X'X.
-    massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens.
+    massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens.
     batch_sequences: sequences of a forward pass.
     heldout: share of the sequences that judge and are never fitted on.
     seed: seed of the held-out choice and of the order of training.

@@ -5,7 +5,7 @@ taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer
 magnitude   I_n = sum_k sum_ij |W_ij|: no data.
 
 The layer of the lowest score is removed first; if two scores are equal, the lower layer. The paper keeps the first four
-and the last two layers whatever their scores are (its "+"), since by Taylor and magnitude layer 0 would be removed
+and the last two layers for all scores (its "+"), since by Taylor and magnitude layer 0 would be removed
 among the first. The released code applies this rule when it removes layers, and it writes unprotected orders
 (kdp_core.study.oracles). Here protected layers are not ordered at all.
 

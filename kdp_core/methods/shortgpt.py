@@ -1,7 +1,7 @@
 """ShortGPT (Men et al. 2024, arXiv 2403.03853): layers are ranked once by how little they turn their input.
 
     BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
-where the mean counts all tokens alike. The layer of least block influence is removed first. Scores are computed once.
+where the mean counts all tokens equally. The layer of least block influence is removed first. Scores are computed once.
 
 The paper has no released code. The public one (sramshetty/ShortGPT) takes the last state from transformers'
 `hidden_states`, after the final norm, which raises the last layer's influence and so protects it. It counts pad tokens,
@@ -51,7 +51,8 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
     k_max: not read; neighbouring layers may be removed.
     last_state: `pre_norm`, the output of the last layer, or `final_norm`, the same after the final norm, as in the
         public code; the model is loaded only for `final_norm`.
-    massive: `raw` counts all tokens alike, as the paper does; `mask` excludes tokens massive before or after the layer.
+    massive: `raw` counts all tokens equally, as the paper does; `mask` excludes tokens massive before or after the
+        layer.
     Raises RankError if no token is left to judge a layer by, HiddenError for a state that is not stored.
     """
     options.check(block_influence, locals())

@@ -24,7 +24,7 @@ Where we differ from the released code (microsoft/TransformerCompression 6b12cde
         of eigenvectors are fixed.
 The method cannot prune Gemma 3, whose norms after the parts cannot be moved, nor an OPT whose norms follow the sum.
 
-Axes beside those of kdp_core.base.records: E kept directions.
+Axes besides those of kdp_core.base.records: E kept directions.
 """
 import bisect
 import itertools
@@ -86,7 +86,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         directions come first; `mask` excludes them from X'X.
     sequences: number of calibration sequences; null means all.
     batch_sequences: sequences of a forward pass.
-    Raises FitError for a model that cannot be sliced, BlockError for a ratio out of reach.
+    Raises FitError for a model that cannot be sliced, BlockError for a ratio that cannot be reached.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -184,7 +184,7 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """q_DE, float64, of every state that a part reads and of the last state, and for each an entry on what it keeps."""
+    """q_DE, float64, of every state that a part reads and of the last state, with an entry on what each keeps."""
     family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, entries = [], []

@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 Pattern = Literal["unstructured", "2:4", "4:8"]
 """Where the zeros of a matrix lie: anywhere, or equally many in each group of columns."""
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
-"""(zeros, columns of a group). Other N:M are not offered, since papers count the kept weights and code the zeros."""
+"""(zeros, columns of a group). Other patterns N:M are not offered, since N counts the kept weights in papers and the
+zeros in code."""
 DAMP_LARGEST = 0.1
 """Largest damp that is tried, relative to the mean diagonal of H."""
 

@@ -12,9 +12,9 @@ runs as in its model, with the model's own masks and positions (kdp_core.model.p
 update. The code keeps the best weights by reference, so they become the last ones. Here they are a copy, and the start
 is a candidate too, so the layer is never worse than the start by the held-out loss.
 
-The paper's loss weighs all tokens alike, w_n = 1 / D. The norms of massive-activation tokens are hundreds of times
-those of others, so these tokens dominate that loss. But a layer after the run reads a state through its norm, so the
-relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, a variant of ours. Massive
+The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
+times those of others, so these tokens dominate that loss. But a layer after the run reads a state through its norm, so
+the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant. Massive
 tokens then weigh as much as others. They are fitted, unlike in kdp_residual, because no bypass carries them: a run may
 contain the layer that writes them, and without them attention loses its sink. The paper trains in one pass over long
 texts, 30,000 in the paper and 100,000 in the code. Over a few hundred short texts ten passes make about a hundred
@@ -81,7 +81,7 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
-    """The `compose` of a method whose loss weighs tokens so by default."""
+    """The `compose` of a method whose loss has these token weights by default."""
 
     def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                 dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5,
@@ -97,8 +97,8 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
             keeps the start.
         batch_sequences: sequences of an update.
         clip: largest norm of the gradient.
-        massive: `raw` fits all tokens alike, `mask` excludes massive-activation tokens from the loss.
-        token_weight: `none` weighs all tokens alike, as the paper does; `inverse_norm` weighs a token by
+        massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens from the loss.
+        token_weight: `none` gives all tokens the same weight, as the paper does; `inverse_norm` weighs a token by
             1 / |its target|^2, so that relative errors count.
         heldout: share of the sequences that judge and are never trained on.
         seed: seed of the held-out choice and of the order of training.
@@ -225,7 +225,7 @@ def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -
 
 @torch.no_grad()
 def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tensor, batch: int) -> float:
-    """Relative squared error of the tokens to keep: massive ones would drown all others."""
+    """Relative squared error of the tokens to keep. Massive tokens would dominate the error of all others."""
     predicted_STD = torch.cat([passes.layer(number, data.start_STD[which].to(passes.device)).cpu()
                                for which in held.split(batch)])
     return relative_error(predicted_STD[keep_ST[held]], data.goal_STD[held][keep_ST[held]])

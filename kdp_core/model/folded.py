@@ -79,7 +79,7 @@ def _folded(family: Family) -> tuple[type, type]:
 
     def save_pretrained(self: nn.Module, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         model_class.save_pretrained(self, save_directory, *args, **kwargs)
-        # the configuration's auto_map names this file, so a checkpoint that is saved anew needs it too
+        # the configuration's auto_map names this file, so a checkpoint that is saved again needs it too
         Path(save_directory, FILE).write_text(source(), encoding="utf-8")
 
     folded_config = type(f"Folded{name}Config", (config_class,), {

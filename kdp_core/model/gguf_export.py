@@ -127,7 +127,7 @@ def _pre(folder: Path, state: dict[str, Any]) -> str:
 
 
 def _write_tokenizer(writer: GGUFWriter, reader: "PreTrainedTokenizerBase", pre: str, rows: int) -> None:
-    """Vocabulary, merges and special tokens; rows of the embedding that no token has get a name and no use."""
+    """Vocabulary, merges and special tokens; embedding rows without a token get a name and are marked as unused."""
     state = json.loads(reader.backend_tokenizer.to_str())
     names = {index: token for token, index in reader.get_vocab().items()}
     special = {token["id"]: TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED

@@ -39,13 +39,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields that no supported family has, with the values that change nothing."""
 PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF.")
-"""Fields beside those of the architecture: names, licences, the tokenizer, how the file was made."""
+"""Fields besides those of the architecture: names, licences, the tokenizer, how the file was made."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PUBLISHED_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Meta's numbers of every Llama from 3.1 on; the file holds only the factors that follow from them."""
 WIDE_LAYERS = (46, 62)
 """Layers of the 27B models of Gemma 2 and Gemma 3. They alone scale queries by hidden_size / heads, and the file does
-not say so: llama.cpp knows them by this number too."""
+not say so: llama.cpp recognises them by this number too."""
 BYTE_LEVEL = {
     "default", "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling",
     "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen",
@@ -96,7 +96,7 @@ def read(path: Path) -> Header:
 
 
 def check(header: Header) -> None:
-    """Raise ModelError for a file that is no whole model, or holds a field that cannot be carried over."""
+    """Raise ModelError for a file that is not a whole model, or that holds a field which the checkpoint cannot keep."""
     _check_kinds(header)
     if header.fields.get("general.type", "model") != "model":
         raise ModelError(f"{header.path} holds a {header.fields['general.type']}, not a model; name the model's file")
@@ -234,7 +234,7 @@ def _complete_windows(header: Header, config: "PretrainedConfig") -> None:
 
 
 def _rope(header: Header, config: "PretrainedConfig") -> dict[str, Any]:
-    """Entries of `rope_parameters` beside rope_theta."""
+    """Entries of `rope_parameters` besides rope_theta."""
     # as llama.cpp: a factor without a type is linear, as older files have it, and a factor of 0 is none
     kind = header.get("rope.scaling.type", "linear")
     factor = header.get("rope.scaling.factor", 0.0) or header.get("rope.scale_linear", 0.0) or 1.0
@@ -266,7 +266,7 @@ def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str
 
 
 def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
-    """Divisors of the frequencies: Meta's own form where they follow from it, else a form that takes any divisors."""
+    """Divisors of the frequencies, in the form of Meta's configuration if possible, else in a form for any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
     if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):

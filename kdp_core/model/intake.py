@@ -17,9 +17,9 @@ TAKE_OUT = ("AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_p
             ".save_pretrained(folder, save_original_format=False)")
 """How a user saves the text model of a checkpoint that holds more, such as Gemma 3's; transformers' own words."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
-"""Any of these is a tokenizer; vocab.json needs merges.txt beside it."""
+"""Any of these is a tokenizer; vocab.json needs merges.txt next to it."""
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-"""Files that go along with every model that is made of a model."""
+"""Files that are copied to every model that is made from a model."""
 PICKLED = "pytorch_model*.bin"
 """Weights as PyTorch wrote them before safetensors; they are read as tensors only."""
 

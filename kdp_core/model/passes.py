@@ -1,7 +1,7 @@
 """Parts of a dense model that run by themselves: single layers on stored states, and the outputs from the last state.
 
 Searches and fits on the pruned prefix run many paths through the same layers. If a layer runs on stored states, the
-layers before it need not run again. What a layer needs beside its states (positions, masks, rotary tables) differs by
+layers before it need not run again. What a layer needs besides its states (positions, masks, rotary tables) differs by
 family and depends only on the shape of the batch. It is taken once from the model's own forward pass over one sequence
 of that length, without padding, and used again. A path is a list of layer numbers and stand-ins, in order.
 """
@@ -27,11 +27,11 @@ class Passes:
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
         self.head: Head = head_of(model)
         self.context = self._captured(length)
-        """The arguments of each layer beside its states, (positional, keyword)."""
+        """The arguments of each layer besides its states, (positional, keyword)."""
 
     @torch.no_grad()
     def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
-        """What each layer is called with beside its states."""
+        """The arguments of each layer besides its states."""
         found: list[tuple[tuple, dict[str, Any]]] = []
 
         def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""The weight files of a checkpoint: shards of a largest size, or a file a layer that checkpoints share by hard links.
+"""The weight files of a checkpoint: shards of a largest size, or files of layers that checkpoints share by hard links.
 
 Pruned models of one dense model differ in few layers. Where each layer has a file of its own, a layer that two
 checkpoints hold under one number is the same bytes, and both folders name one file on disk. Each folder stays a plain
 checkpoint: copied, packed or uploaded it has all its weights, and deleted it leaves the others whole. The files are
 read-only, so that no program changes a file of several checkpoints by accident.
 
-The folder POOL beside the checkpoints holds a further link to each file, under its hash, by which later checkpoints
+The folder POOL next to the checkpoints holds a further link to each file, under its hash, by which later checkpoints
 find it. A file that no checkpoint holds any more is deleted when the next checkpoint is written.
 """
 import contextlib
@@ -25,7 +25,7 @@ from kdp_core.base import store
 POOL = ".shared"
 INDEX = "model.safetensors.index.json"
 HEAD = {"format": "pt"}
-"""What transformers asks of the metadata of a weight file."""
+"""The metadata that transformers requires of a weight file."""
 READ_ONLY = 0o444
 
 
@@ -59,7 +59,7 @@ def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: s
 
 
 def share(folder: Path, pool: Path, prefix: str) -> None:
-    """Write the weights of a checkpoint anew, by layers, so that others can share them."""
+    """Write the weights of a checkpoint again, by layers, so that others can share them."""
     old = sorted(folder.glob("*.safetensors"))
     tensors = {}
     for path in old:

@@ -112,7 +112,7 @@ def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) 
 
 
 class LayerConfig:
-    """The configuration of a model with another number of heads, for one layer; all else is the model's own."""
+    """The configuration of a model with another number of heads, for one layer; all else is that of the model."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self.config, self.num_attention_heads = config, heads

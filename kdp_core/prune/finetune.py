@@ -46,7 +46,7 @@ PartialShare = Annotated[float, Ge(0), Lt(1)]
 
 
 class FinetuneError(ValueError):
-    """Options, models or tokens that cannot be fine-tuned with."""
+    """Fine-tuning is not possible with these options, models or tokens."""
 
 
 class States(NamedTuple):

@@ -24,7 +24,7 @@ from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_
 from kdp_core.model.sizes import count_params
 
 LEFT_BEHIND = ("config.json", shards.INDEX, *provenance.ABOUT)
-"""Files of the dense folder that fold writes anew, or that speak of the dense model alone."""
+"""Files of the dense folder that are not copied: fold writes them again, or they describe only the dense model."""
 
 
 class FoldError(ValueError):
@@ -182,7 +182,7 @@ def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
 
 
 def _part_prefixes(plan: Plan, prefix: str, family: Family) -> tuple[str, ...]:
-    """How the names of the tensors of removed parts begin."""
+    """The beginnings of the names of tensors of removed parts."""
     return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
                  for name in (*family.parts[part].beside, family.parts[part].module))
 

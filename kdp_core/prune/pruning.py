@@ -38,7 +38,7 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     k_max: layers of a block's context, for the methods that select blocks.
     seed: of the choice of the calibration sequences.
     options: of the method, by step, as in the configuration: `{"compose": {"epochs": 2}}`. The defaults may take an
-        hour on a small model. `kdp_core.methods.method_of(method).quick` is a setting of minutes.
+        hour on a small model. `kdp_core.methods.method_of(method).quick` is a setting that takes minutes.
     out: folder that receives the pruned checkpoint; without it no file is kept.
     Raises OptionError for an unknown method or option, TextError for too few documents, and the error of the method,
     a ValueError, for a ratio that cannot be reached or a family that the method cannot prune.

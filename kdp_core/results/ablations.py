@@ -2,7 +2,7 @@
 
 Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) are all of one kind: some variants of
 the grid, one quantity that differs between them, and some scores. The paper gives points and bars alone; here every
-score has its standard error, and the dense model is shown beside it. This module reads the summary and the tidy scores
+score has its standard error, and the dense model is shown next to it. This module reads the summary and the tidy scores
 and loads no model.
 
 Table 11 has two kinds of retained performance: against the dense model (`rp`), and against the standard calibration
@@ -219,6 +219,6 @@ def render(gathered: Gathered, format: Literal["csv", "md", "tex"],
 
 
 def kept(gathered: Gathered) -> list[str]:
-    """The columns that a figure of the ablation shows, with their errors, for the CSV file beside it."""
+    """The columns that a figure of the ablation shows, with their errors, for the CSV file next to it."""
     metrics = [column for name in gathered.ablation.metrics for column in (name, gathered.columns[name].stderr)]
     return list(dict.fromkeys([*KEYS, "params_removed", *gathered.axes, *filter(None, metrics)]))

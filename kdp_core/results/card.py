@@ -1,7 +1,7 @@
 """The model card of a pruned checkpoint: its README.md, as the hub of Hugging Face shows it.
 
 The card is written from the records of the pruning and of its scores. It says what the checkpoint is, what was removed,
-what it scored beside the dense model, under which licence the base model stands, how the checkpoint was made, and how
+what it and the dense model scored, which licence the base model has, how the checkpoint was made, and how
 to make it again. What is not known is left out or said to be unknown.
 """
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Made(NamedTuple):
     method: str
     """A key of METHODS."""
     variant: str
-    """The name of the method with its options in the configuration; the method's own name where it has none."""
+    """The name of the variant in the configuration; the method's own name if there is none."""
     ratio: float
     """Share of all parameters that was to be removed."""
     again: str
@@ -92,7 +92,7 @@ def _use(stock: bool) -> str:
 
 
 def _scores(measured: Measured | None) -> str:
-    """Every score of the pruned model beside the dense model's, with standard errors over items."""
+    """Every score of the pruned model next to the dense model's, with standard errors over items."""
     if measured is None:
         return "It has not been scored."
     before = {(score.task, score.metric): score for score in measured.dense.scores}

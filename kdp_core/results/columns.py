@@ -51,7 +51,7 @@ class Column(NamedTuple):
     scale: float = 1.0
     """Factor from the stored value to the printed one."""
     better: int = 0
-    """1 if higher is better, -1 if lower is, 0 if neither. Columns with 0 are never marked."""
+    """1 if higher is better, -1 if lower is better, 0 otherwise. Columns with 0 are never marked."""
     stderr: str = ""
     """The column of the standard error, if there is one."""
     test: tuple[str, str] = ("", "")

@@ -1,13 +1,13 @@
-"""Pairs of models compared on the same items: which of them can be told apart.
+"""Pairs of models compared on the same items: which differences are more than noise.
 
 All models answer the same items. The error of a difference is therefore that of the items' differences, and not that of
 two unrelated means: an item that is hard for both models does not add to it.
     one accuracy task     McNemar's exact test with the mid p-value (Fagerland et al. 2013)
-    `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn anew within each task
+    `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn again within each task
     perplexity            difference of nats per token over windows or documents, standard error by the delta method,
                           Student's t; `all` is the mean over texts, as for the geometric mean of perplexities
 A task whose items are not all zeros and ones is bootstrapped too. Items count as independent. Neighbouring windows of
-one text are not quite independent, so perplexities are told apart a little too readily. p-values are corrected by
+one text are not quite independent, so p-values of perplexities are a little too low. p-values are corrected by
 Holm's method within one question about one group: which models differ from the best, from the baseline, or from the
 dense model? Those of all other pairs are not corrected; a table that asks another question corrects them itself.
 """

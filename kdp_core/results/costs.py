@@ -2,7 +2,7 @@
 
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
-attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference beside it;
+attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference next to it;
 NOTES_10 and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed
 layers is known. Two things are not:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
@@ -190,7 +190,7 @@ NOTES_10 = {
 # Table 12 -------------------------------------------------------------------------------------------------------------
 
 def table_12() -> pd.DataFrame:
-    """One row for each model and k: k layers beside one folded block, our counts and the paper's figures."""
+    """One row for each model and k: k layers next to one folded block, our counts and the paper's figures."""
     rows = []
     for model in MODELS:
         counts, printed = size(model), TABLE_12.get(model)

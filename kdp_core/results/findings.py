@@ -1,10 +1,11 @@
 """The summary in plain words: which variant came first for each model and target, by how much, and how sure that is.
 
-Two rules tell a difference from noise. If a paired test of the two models on the same items is given, it decides: the
-difference is clear if p, with Holm's correction, is below SIGNIFICANT; else the two models cannot be told apart. If no
-test is given, the distance in combined standard errors sqrt(se1^2 + se2^2) decides: a tie up to TIE, clear from CLEAR
-on, suggestive in between. The second rule takes both models as independent although they answer the same items, so it
-errs on the side of caution. This module puts numbers into words and computes no others.
+Two rules decide whether a difference is more than noise. The first rule needs a paired test of the two models on the
+same items: the difference is clear if p, with Holm's correction, is below SIGNIFICANT. If it is not below, no
+difference is shown. Without a test, the second rule takes the distance in combined standard errors, sqrt(se1^2 +
+se2^2): it is a tie up to TIE, clear from CLEAR on, and suggestive in between. The second rule takes both models as
+independent although they answer the same items, so it is cautious. This module puts numbers into words and computes no
+others.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ TIE, CLEAR = 1.0, 2.0
 SAME_SIZE = 0.02
 """Largest difference of the shares removed by two models that the first sentence compares."""
 LISTED = 5
-"""Names that a sentence spells out; of a longer list the others are counted."""
+"""Number of names that a sentence lists. In a longer list the others are only counted."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
 Level = Literal["clear", "suggestive", "tie", "unknown", ""]
 
@@ -77,7 +78,7 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
 
 def sentence(summary: pd.DataFrame) -> str:
-    """The outcome of a run in one sentence: the best model of the largest target, beside the next best of its size.
+    """The outcome of a run in one sentence: the best model of the largest target, and the next best of its size.
 
     It speaks of the first dense model and of pruned models that are really smaller. The best model has the lowest
     perplexity, or the highest accuracy if no perplexity was measured. Empty if there is nothing to say.
@@ -102,7 +103,7 @@ def sentence(summary: pd.DataFrame) -> str:
 
 
 def _left_words(row: pd.Series) -> str:
-    """What is left of a pruned model: perplexity and accuracy beside the dense model's."""
+    """What is left of a pruned model: perplexity and accuracy next to the dense model's."""
     ratio = row["ppl_ratio"]
     said = [f"{ratio:,.{0 if ratio >= 10 else 2}f} times the perplexity"] if known(ratio) else []
     return " and ".join([*said, *([f"{_share(row['rp'] / 100)} of the accuracy"] if known(row["rp"]) else [])])
@@ -135,14 +136,14 @@ def duration(seconds: float) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names in a sentence; of a long list the last ones are counted."""
+    """Names as part of a sentence. In a long list the last ones are only counted."""
     if len(names) > LISTED + 1:
         names = [*names[:LISTED], f"{len(names) - LISTED} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def interval(low: float, high: float, digits: int = 0) -> str:
-    """`7.6 to 15.8`, or one number if both are printed alike."""
+    """`7.6 to 15.8`, or one number if both are printed in the same way."""
     ends = [f"{end:.{digits}f}" for end in (low, high)]
     return " to ".join(dict.fromkeys(ends))
 
@@ -199,7 +200,7 @@ def _ranked(group: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: Paired, note: str) -> Claim:
-    """Which model is first, by how much, and which others cannot be told from it."""
+    """Which model is first, by how much, and which others may be as good."""
     column, word = COLUMNS[metric], WORDS[metric]
     topic, first = f"{word.capitalize()}{note}", ranked.iloc[0]
     name, value = names[first.name], f"{number_of(first, metric)}{_beside_dense(first, metric)}"
@@ -231,7 +232,7 @@ def _apart_words(found: Verdict) -> str:
 
 
 def _tie_words(found: Sequence[Verdict]) -> str:
-    """By which of the two rules the models cannot be told apart."""
+    """Which of the two rules finds no difference between the models."""
     p_values = [one.test[0] for one in found if one.test]
     if not p_values:
         return "at most one combined standard error apart"

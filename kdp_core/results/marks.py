@@ -1,6 +1,6 @@
-"""Marks of a table: the best rows of each group, as far as they can be told from the others.
+"""Marks of a table: the best rows of each group, if they differ from the others by more than noise.
 
-Two rows are told apart by a paired test on the same items, or by their standard errors where there is no test.
+Two rows are compared by a paired test on the same items, or by their standard errors if there is no test.
 """
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +26,13 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
     """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
 
     The pruned rows of one model and ratio are compared; those that hold zeros are compared among themselves. A row is
-    "best" only if it is told from every other row of its group. "second" are the best of the remaining rows and all
-    that are not told from it. So if no row is "best", the rows that may be the best are "second"; if all may be, none
-    is marked.
+    "best" only if it differs significantly from every other row of its group. "second" are the best of the remaining
+    rows and all rows that do not differ significantly from it. So if no row is "best", the rows that may be the best
+    are "second". If all rows may be the best, none is marked.
 
-    Two rows are told apart by the paired tests in `comparisons`, corrected for the rows of the group (Holm,
-    p < SIGNIFICANT). Without tests they are told apart by more than one combined standard error
-    sqrt(se1^2 + se2^2). Without errors, values are compared as printed, and equal ones share their mark.
+    Two rows differ significantly by the paired tests in `comparisons`, corrected for the rows of the group (Holm,
+    p < SIGNIFICANT). Without tests they must differ by more than one combined standard error sqrt(se1^2 + se2^2).
+    Without errors, values are compared as printed, and equal ones have the same mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
@@ -75,7 +75,7 @@ def _marks_of_group(group: pd.DataFrame, name: str, column: Column, tested: Pair
 
 
 def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) -> dict[Any, str]:
-    """Marks of ranked rows; `told` says for each row but the first whether it is told from the first."""
+    """Marks of ranked rows; `told` says for each row but the first whether it differs significantly from the first."""
     apart = told(labels)
     if not any(apart):
         # any row may be the best: none is marked

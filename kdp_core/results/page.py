@@ -42,7 +42,7 @@ def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: st
 
     label: the name of the table for a screen reader.
     name: the column that names a row; it stays in sight if the table is wider than the window.
-    A column is set right if every cell is a number or missing. Without rows there is no table.
+    A column is aligned right if every cell is a number or missing. Without rows there is no table.
     """
     rows = [row for group in groups.values() for row in group]
     if not rows:
@@ -81,7 +81,7 @@ def note(words: str) -> str:
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]], first: str = "") -> str:
-    """The page: a title, a lead, what stands on the first screen beside it, and the sections.
+    """The page: a title, a lead, what stands on the first screen next to it, and the sections.
 
     first: markup below the lead.
     sections: (heading, anchor, markup) of each; empty ones are left out.

@@ -2,7 +2,7 @@
 and how sure they are, then each model, then how it was made.
 
 The page loads nothing from elsewhere, and its content security policy tells the browser to refuse it. Links lead to
-files beside the page. All text is escaped. Equal arguments give equal bytes.
+files next to the page. All text is escaped. Equal arguments give equal bytes.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
 # The first screen -----------------------------------------------------------------------------------------------------
 
 def _first_screen(figures: Sequence[FigureEntry], answers: Mapping[str, Answers]) -> str:
-    """The first picture, and beside it what the models answer."""
+    """The first picture, and next to it what the models answer."""
     parts = [figure(entry, heading=False) for entry in figures]
     parts += [f'<div class="answers">{_answers(model, own)}</div>' for model, own in answers.items()]
     return f'<div class="first">{"".join(parts)}</div>\n' if parts else ""

@@ -72,7 +72,7 @@ class FigureEntry(NamedTuple):
     """The workflow rule that made it."""
     png_path: Path | str
     link: str = ""
-    """Its path from the page, without suffix; its PDF and CSV lie beside it. Without a path there are no links."""
+    """Its path from the page, without suffix; its PDF and CSV lie next to it. Without a path there are no links."""
     model: str = ""
     """The model that it shows; empty for a figure of all models."""
 

@@ -43,8 +43,9 @@ def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format:
          keys: int | None, caption: str = "", label: str = "", note: str = "", wide: bool = False) -> str:
     """Rows (group, cells), escaped for the format, as a Markdown or LaTeX table.
 
-    The first `keys` columns are texts and set left, the others right; None leaves that to the reader of Markdown. In
-    LaTeX a line separates groups whose first members differ, and a space groups that differ otherwise.
+    The first `keys` columns are texts and set left, the others right; None leaves the alignment to the program that
+    shows the Markdown. In LaTeX a line separates groups whose first members differ, and a space groups that differ
+    otherwise.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)

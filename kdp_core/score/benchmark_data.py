@@ -76,7 +76,7 @@ def _description(file: str) -> str:
 
 
 def articles(dataset: Dataset) -> Dataset:
-    """RACE with an item an article, as lm-eval's task reads it; the hub has an item a question."""
+    """RACE with one item for each article, as lm-eval's task reads it. The hub has one item for each question."""
     if "problems" in dataset.column_names:
         return dataset
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -136,7 +136,7 @@ def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def chid_choices(item: Mapping[str, Any]) -> list[str]:
-    """Each idiom with the rest of the passage; the context is what stands before the gap, the same for all."""
+    """Each idiom with the rest of the passage; the context is the text before the gap, which is the same for all."""
     rest = item["content"].split(BLANK, 1)[1]
     return [idiom + rest for idiom in item["candidates"]]
 

@@ -116,7 +116,7 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """Dense numbers of the pruned model's states, ascending: the inputs of its layers, and the last state."""
+    """Numbers of the pruned model's states as the dense model counts them, ascending; the last state is included."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 

@@ -1,4 +1,4 @@
-"""Costs of a pruned model beside the dense one: parameters, multiply-adds, latency, memory.
+"""Costs of a pruned model next to the dense one: parameters, multiply-adds, latency, memory.
 
 "FLOPs" are those of the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
 (kdp_core.model.sizes.count_macs).
@@ -60,7 +60,7 @@ class Latency(NamedTuple):
 def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Count = 128,
             decode_steps: Count = 8, repeats: Count = 3, device: str = "cpu", dtype: str = "float32",
             threads: Count | None = None) -> Efficiency:
-    """Costs of the checkpoint in `pruned_folder` beside those of the checkpoint in `dense_folder`.
+    """Costs of the checkpoint in `pruned_folder` next to those of the checkpoint in `dense_folder`.
 
     tokens: of the prompt, a single sequence.
     decode_steps: tokens that are decoded one by one, with the cache, after the prompt.
@@ -179,7 +179,7 @@ def _now(device: torch.device) -> float:
 
 
 def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
-    """The device, with all places of a model that is in more than one: the slowest place decides its latency."""
+    """The device, with all places of a model that is in more than one: the slowest device determines its latency."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {which: checkpoints.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
     return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])

@@ -197,7 +197,7 @@ def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
-    """What lm-eval gives the model of a request, which it cuts from the left to the model's length.
+    """The tokens of a request that lm-eval gives the model. It cuts them from the left to the model's length.
 
     Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model reads.
     """

@@ -1,4 +1,4 @@
-"""Greedy text of a model, and measures of how good it is beside the text of the dense model.
+"""Greedy text of a model, and measures that compare it with the text of the dense model.
 
     agreement         share of positions at which two continuations have the same token
     divergence        number of tokens before the first one that differs, at most the length of the continuation
@@ -124,8 +124,8 @@ def losses(measured: Mapping[str, float], dense: Mapping[str, float]) -> dict[st
     """The loss of each measure, between 0 and 1, and `quality`, their mean.
 
     agreement: 1 - share of equal tokens. lambada, rouge1, gsm8k: 1 - score / dense score, where both are measured and
-    the dense model has some. repetition: the share of the room above the dense model's repetition that is used.
-    A pruned model that is better than the dense one has lost 0.
+    the dense model has some. repetition: the rise above the dense model's repetition, relative to the largest rise
+    that is possible. A pruned model that is better than the dense one has lost 0.
     """
     found = {"agreement": 1 - measured["agreement"]}
     for name in SCORES:

@@ -14,15 +14,15 @@ PRIMARY: Mapping[str, Sequence[str]] = {
 """For each kind of score, the metrics that count, first choice first. A task counts once, with the first that it has.
 
 Accuracy is acc_norm where the task has it (HellaSwag, ARC, PIQA) and acc elsewhere (WinoGrande, BoolQ, MMLU). Papers
-mix the two, which alone moves a mean by points. Shares of another kind do not count: ROUGE-1 is an overlap, and pass@1
-and areas under the curve have other scales of chance. A metric `perplexity` (of LAMBADA's last words) is not one of
-text and does not count either. Perplexities per token and per word are never averaged: the summary's `ppl` takes those
-per token where there are any, and `rp_ppl` takes those per word, as the paper does."""
+mix the two. This choice alone changes a mean by points. Shares of another kind do not count: ROUGE-1 is an overlap,
+and pass@1 and areas under the curve have other scales of chance. A metric `perplexity` (of LAMBADA's last words) is
+not one of text and does not count either. Perplexities per token and per word are never averaged: the summary's `ppl`
+takes those per token where there are any, and `rp_ppl` takes those per word, as the paper does."""
 PERPLEXITIES = ("ppl", "perplexity", "word_perplexity", "byte_perplexity")
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "auc", "rouge1", "pass@1")
 PPL_CEILING = 1e12
 """This value is recorded, without a standard error, for a perplexity that is larger or not a number. JSON has no
-infinity, and a collapsed model should stand at the end of a table instead of missing in it."""
+infinity, and a collapsed model should be at the end of a table, not missing from it."""
 OVERFLOW = 700.0
 """Nats of a unit of weight above which exp is no float."""
 

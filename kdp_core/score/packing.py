@@ -117,7 +117,7 @@ def _common(first: Scored, second: Scored) -> int:
 def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Sequences in sorted order, cut where a long beginning ends: (shared leading tokens, numbers of the sequences).
 
-    A beginning is not given up for one of less than half its length.
+    If a further sequence would make the common beginning less than half as long, the group is cut before it.
     """
     numbers: list[int] = []
     shared = 0

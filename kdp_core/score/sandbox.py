@@ -33,7 +33,10 @@ QUIET_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_T
 
 
 class Limits(NamedTuple):
-    """What a program may use. The processor's clock, which other jobs do not change, should be what ends a slow one."""
+    """What a program may use.
+
+    A slow program should be ended by the limit of processor time, because other jobs do not change processor time.
+    """
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
     """This ends programs that wait and do not compute."""

@@ -33,8 +33,8 @@ def independent_mean(errors: Sequence[float]) -> float:
 def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
     """Standard error of sum above / sum below over sequences (linearised); None with one sequence.
 
-    above_N, below_N: parts of the two sums, one a token; sequence_N: the sequence of each token. Tokens of one sequence
-    depend on each other, so the sequences are the independent items.
+    above_N, below_N: parts of the two sums, one for each token; sequence_N: the sequence of each token. Tokens of one
+    sequence depend on each other, so the sequences are the independent items.
     """
     names, place_N = sequence_N.unique(return_inverse=True)
     if len(names) < 2:

@@ -21,7 +21,7 @@ PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
 
 
 ITEM_FIELDS = {"doc_id", "target", "responses", "filter", "doc_hash", "prompt_hash"}
-"""What a line of an item holds beside the metrics."""
+"""What a line of an item holds besides the metrics."""
 
 
 class Record(NamedTuple):
@@ -136,7 +136,7 @@ def _named(value: Any) -> Any:
 
 
 def _sources(task: Any) -> dict[str, str]:
-    """Hashes of the Python files that a task uses: the file of its class, and those beside its definition."""
+    """Hashes of the Python files that a task uses: the file of its class, and those next to its definition."""
     beside = Path(task.config.metadata["config_source"]).parent.glob("*.py")
     files = {Path(inspect.getfile(type(task))), *beside}
     return {file.name: assets.sha256_of(file) for file in sorted(files)}

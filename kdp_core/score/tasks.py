@@ -7,7 +7,7 @@
 They replace the paper's benchmarks where these are not available; their numbers compare models on this text only.
 Unlike LAMBADA, passages are not filtered for words that need the wide context. Unlike HellaSwag, wrong continuations
 are real text of other articles and not machine-written, which makes them easier to tell apart.
-The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`, which finds the items beside it, so
+The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`, which finds the items next to it, so
 the folder may be moved.
 """
 import hashlib

@@ -4,7 +4,7 @@ A sliced checkpoint need not store its bases Q. What writes to a state is W in t
 one, so Q solves a least-squares problem in the weights:
     W' W Q = W' (W Q),    W the transposed matrix that writes (the embedding, or the last matrix of an MLP).
 
-Axes beside those of kdp_core.base.records: E kept directions.
+Axes besides those of kdp_core.base.records: E kept directions.
 """
 import torch
 from torch import Tensor, nn

@@ -23,7 +23,7 @@ LiftInput = Literal["raw", "rms"]
 
 
 class FitError(ValueError):
-    """States or options that a fit cannot work with."""
+    """A fit is not possible with these states or options."""
 
 
 class BlockStates(NamedTuple):
@@ -66,9 +66,10 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
          between: bool = True) -> BlockStates:
     """States start..stop of a block; only its two ends if `between` is false.
 
-    massive: `raw` fits all tokens alike, as in the paper, which does not mention massive tokens. `bypass` does not fit
-        tokens that are massive in any state of the block. In the folded model a token whose first state has a large
-        norm bypasses the block: its state hardly changes in the block, and a fit of the others cannot predict it.
+    massive: `raw` fits all tokens in the same way, as in the paper, which does not mention massive tokens. `bypass`
+        does not fit tokens that are massive in any state of the block. In the folded model a token whose first state
+        has a large norm bypasses the block: its state hardly changes in the block, and a fit of the others cannot
+        predict it.
     heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
     """
     check(load, locals())

@@ -13,7 +13,7 @@ def squared_distances(x_LBD: Tensor) -> Tensor:
 
 
 def median_distance(x_ND: Tensor) -> float:
-    """Median distance of two distinct tokens, in the units of the states; at least 1e-12, so that it can divide."""
+    """Median distance of two distinct tokens, in the units of the states; at least 1e-12, so that it is not zero."""
     return torch.pdist(x_ND.double()).median().clamp_min(1e-12).item()
 
 

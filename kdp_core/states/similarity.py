@@ -10,7 +10,7 @@ Minibatches are drawn over all tokens: consecutive tokens of one sequence bias t
 Massive tokens, 1.6 % of SmolLM2's tokens, decide a raw linear CKA: every pair of deep layers then reads 0.999.
 `treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state, `normalise`
 scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them. Methods whose
-paper counts all tokens read a mean cosine over all of them, whatever the treatment; a massive token then has the same
+paper counts all tokens read a mean cosine over all of them, for every treatment; a massive token then has the same
 chance to be drawn as any other.
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """

@@ -1,1 +1,1 @@
-"""Studies beside the main line of the flow: theory, kernel-space views, three spaces, published oracles, planner."""
+"""Studies outside the main flow: theory, kernel-space views, three spaces, published oracles, planner."""

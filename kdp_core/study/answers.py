@@ -1,4 +1,4 @@
-"""What pruned models write after a prompt, beside the dense model: each continues it with its most likely tokens.
+"""What the dense and the pruned models write after a prompt: each continues it with its most likely tokens.
 
 A score says how much was kept; a few lines of text let a reader judge it. The texts are greedy continuations, so they
 do not depend on chance, and a small model repeats itself in them, pruned or not. They are examples and no measurement.

@@ -1,4 +1,4 @@
-"""Why multiple choice survives pruning: probabilities over all tokens beside those over an item's own candidates.
+"""Why multiple choice survives pruning: probabilities over all tokens against those over an item's candidates.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, which shows the letters
 of MMLU. Here the items, the prompts and the candidates are those of the benchmarks. A candidate is a choice of an

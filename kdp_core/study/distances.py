@@ -6,7 +6,7 @@ D_o the part of D that is orthogonal to the dense vector:
     1 - cos(h, h + D)  ~ |D_o|^2 / (2 |h|^2), the same for z
     1 - cos(p, p')     ~ Var_r(Dz) / (2 T^2),    r = p^2 / sum p^2
     KL(p || p')        ~ Var_p(Dz) / (2 T^2)
-All estimates are of second order: they are exact in the limit of small changes, and each is reported beside the
+All estimates are of second order: they are exact in the limit of small changes, and each is reported next to the
 distance that it stands for. KL is always KL(dense || other); the released code (CASE-Lab-UMD/Pruning-on-Representations
 ba1c25b) changes its direction and the weights of its estimate between its modes.
 Axes: N tokens, D hidden width of the dense model, E that of a sliced one, V vocabulary.
@@ -85,8 +85,8 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 
 
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both states in the dense model's basis. A sliced model's states are turned back. They lack the mean that layer
-    norms take off, so it is taken off the dense ones too.
+    """Both states in the dense model's basis. A sliced model's states are turned back. The mean that layer norms
+    subtract is missing in them, so it is subtracted from the dense ones too.
     """
     if basis_DE is None:
         return h_ND, other_NE
@@ -109,7 +109,7 @@ def averaged(found: dict[str, Tensor], groups: int) -> dict[str, float | None]:
 
 
 def restricted(z_NV: Tensor, other_NV: Tensor, candidates: list[int], temperature: float) -> dict[str, Tensor]:
-    """Distances of p over all tokens and of p over the candidates (normalised anew), one number for each token."""
+    """Distances of p over all tokens and of p over the candidates (normalised again), one number for each token."""
     full, few = (outputs(z, other, temperature) for z, other in (
         (z_NV, other_NV), (z_NV[:, candidates], other_NV[:, candidates])))
     p_NV, q_NV = ((z / temperature).double().softmax(dim=-1) for z in (z_NV, other_NV))

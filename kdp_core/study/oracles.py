@@ -57,7 +57,7 @@ ORACLES = (
 
 
 class Agreement(NamedTuple):
-    """How far a choice of ours agrees with an oracle of as many layers."""
+    """How far our choice agrees with an oracle of as many layers."""
     shared: float
     """Share of the published layers that are chosen here too."""
     same_order: bool | None

@@ -11,7 +11,7 @@ and a block of K layers, KDP's F = 2M features and a width H of the inverse take
     inverse   epochs * N * 6 H (F + D)
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
 The user states the throughput that an accelerator sustains; the defaults are a third of what NVIDIA states for an A100
-in bfloat16, and half of what it states in float32. The formulas of fits and searches stand in the records of the
+in bfloat16, and half of what it states in float32. The formulas of fits and searches are in the records of the
 methods. A part without a formula is counted in jobs and named.
 """
 from pathlib import Path
@@ -69,7 +69,7 @@ class Cost(NamedTuple):
     hours: float
     """Hours of the accelerator, without the variants in `unknown`."""
     gib: float
-    """Disk that the stage's results take, states and weights only."""
+    """Disk space of the stage's results; only states and weights count."""
     unknown: list[str]
     """Variants with a fit or search that no formula describes."""
 
@@ -88,7 +88,7 @@ class Sweep(NamedTuple):
 def facts_of(source: str, converted: Path) -> ModelFacts:
     """Sizes of a model from its configuration alone. If no configuration is found, PlanError names the remedy.
 
-    `converted` is where the checkpoint stands once the workflow has made it.
+    `converted` is the path of the checkpoint after the workflow has made it.
     """
     name = source.removeprefix("hf:").split("@")[0]
     return checkpoints.facts(checkpoints.on_meta(_config(source, name, converted)), source=source, sha256="")

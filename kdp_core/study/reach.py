@@ -1,9 +1,9 @@
-"""Which grid points cannot be made, as far as the configuration and the facts of the model tell, before any data.
+"""Which grid points cannot be made with any data: the check of the configuration and of the facts of the model.
 
 A method selects by a similarity or a search that is not known yet. Its own selection is therefore run on the most
 favourable one that can be: blocks that lie as close as possible, and a search that orders as many layers as its options
-allow. What that refuses, every real one refuses, with the same sentence. What only data can tell, such as a Gram matrix
-without an inverse, is not asked here.
+allow. If this selection is refused, every real one would be refused, with the same sentence. Errors that depend on
+data, such as a Gram matrix without an inverse, are not found here.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from kdp_core.model.families import FAMILIES
 def refusal(name: str, facts: ModelFacts, sequences: int, *, ratio: float, k_max: int,
             options: Mapping[str, Mapping[str, Any]], sized: str = "",
             sized_options: Mapping[str, Mapping[str, Any]] | None = None, treatment: str = "mask") -> str:
-    """Why a method cannot make a point; empty where nothing speaks against it.
+    """Why a method cannot make a point; empty if no reason is known.
 
     sequences: of the calibration set.
     options: of the method, by part.
@@ -63,7 +63,7 @@ def _too_few(part: str, given: Mapping[str, Any], sequences: int) -> str:
 
 
 def _similarity(layers: int, treatment: str) -> Similarity:
-    """States that are all alike, the earlier pairs a little more, so that blocks are chosen one behind the other."""
+    """States that are all similar, the earlier pairs a little more, so that blocks are chosen one behind the other."""
     place_L = torch.arange(layers + 1, dtype=torch.float32)
     alike_LL = 1 - 1e-4 * torch.minimum(place_L[:, None], place_L)
     return Similarity(list(range(layers + 1)), alike_LL, 1 - alike_LL, 1 - alike_LL, alike_LL, alike_LL, alike_LL,

@@ -36,7 +36,7 @@ LAST = "last_"
 
 
 class SingleStepError(ValueError):
-    """The models or the windows give nothing to compare."""
+    """The models or the windows cannot be compared."""
 
 
 def measure(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor, *, windows: Count = 8,

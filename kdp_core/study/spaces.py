@@ -42,13 +42,13 @@ from kdp_core.study.distances import averaged, compared, restricted, turned
 logger = logging.getLogger(__name__)
 Part = Literal["attention", "mlp", "whole"]
 DEPTH_STEPS = 8
-"""About so many of the decoded tokens are compared state by state, since every state passes the head."""
+"""Approximate number of decoded tokens that are compared state by state. Every state passes the head, which is slow."""
 LETTERS = "ABCDEFGHIJ"
 """The names of the choices of an item."""
 
 
 class SpacesError(ValueError):
-    """The models, the text or the options give nothing to compare."""
+    """The models cannot be compared on this text with these options."""
 
 
 class Choice(NamedTuple):
@@ -110,7 +110,7 @@ def _picked(h_BTD: Tensor, positions: Sequence[int]) -> Tensor:
     return h_BTD[:, positions].flatten(0, 1)
 
 
-# A pruned model beside the dense one ----------------------------------------------------------------------------------
+# A pruned model and the dense one -------------------------------------------------------------------------------------
 
 @torch.inference_mode()
 def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor, items: list[Choice], *,

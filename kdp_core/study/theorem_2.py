@@ -1,12 +1,12 @@
-"""Theorem 2 of KDP as numbers: the risk of a linear map of features beside that of a linear map of states.
+"""Theorem 2 of KDP as numbers: the risk of a linear map of features against that of a linear map of states.
 
 Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 22 to 37).
 
-Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These are errors in two spaces, with two units. The first
-one is at most R_phi^2 = 1, even with A = 0, and it goes to 0 as the bandwidth goes to infinity, whatever is learned.
-Each class of maps is therefore measured in its own space, absolutely and relative to the variance there. To compare the
-classes, one ridge decoder with an intercept is fitted on training tokens; it rebuilds the held-out state from the
-prediction of each class.
+Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These are errors in two spaces, with two units. The
+first one is at most R_phi^2 = 1, even with A = 0, and it goes to 0 as the bandwidth goes to infinity, for every
+learned A. Each class of maps is therefore measured in its own space, absolutely and relative to the variance there. To
+compare the classes, one ridge decoder with an intercept is fitted on training tokens; it rebuilds the held-out state
+from the prediction of each class.
 Equation 4 asks n to exceed a difference of complexities, while its proof (equation 36) needs n to exceed each of them;
 both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences, 2 the states before and after.

@@ -32,7 +32,7 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
     """Both theorems on the states of a fitted kernel's run of layers.
 
     delta: probability with which the bounds may fail.
-    operator_ridges: ridges with which the operators are solved anew for Theorem 1, to trade L_ERM against B_A; null
+    operator_ridges: ridges with which the operators are solved again for Theorem 1, to trade L_ERM against B_A; null
         means none.
     gaps: numbers of layers from the first state of the run to the target, for Theorem 2; null means 1 and the whole
         run.

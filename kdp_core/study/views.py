@@ -1,6 +1,6 @@
 """Numbers for the figures of the kernel space and of the states' paths through the layers.
 
-Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) beside true phi(h_{l+k}) at positions 0, 25 and
+Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) next to true phi(h_{l+k}) at positions 0, 25 and
 50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer, said to show "a strong linear trend").
 
 Choices on points that the paper leaves open, or on which its figure would mislead:
@@ -11,11 +11,11 @@ Choices on points that the paper leaves open, or on which its figure would misle
 - Position 0 is often a massive token, which bypasses the stand-in; the next counted position takes its place.
 - The state of a sample is that of one token at every layer: the last token, which has read the longest text.
 - t-SNE keeps neighbours, not lines, and with the layer as the third axis every path looks straight. `straightness` is
-  therefore also measured on the states themselves, and in both spaces beside walks whose steps have the same lengths
+  therefore also measured on the states themselves, and in both spaces next to walks whose steps have the same lengths
   and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in the
   plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space such walks
   look orderly in other ways too (the first principal axis holds 6/pi^2 of the variance), so every measure has its
-  value for these walks beside it.
+  value for these walks next to it.
 In this module a step of a path is the change of a state from one layer to the next.
 """
 import itertools
@@ -81,7 +81,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
     shown = _counted(states.keep_ST[which], [0, 25, 50] if positions is None else positions)
     mean_F = _features(kernel, states.tokens(states.train)[-1]).mean(0)
     first_PD, last_PD = states.h_KSTD[[0, -1], which][:, shown]
-    # A_k ... A_1 phi(h_l) beside phi(h_{l+k})
+    # A_k ... A_1 phi(h_l) next to phi(h_{l+k})
     predicted_PF = _features(kernel, first_PD) @ chain(kernel.operators_KFF).float().T
     true_PF = _features(kernel, last_PD)
     miss_P = (predicted_PF - true_PF).square().sum(-1)

@@ -16,7 +16,7 @@ RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with a variant for every method that it names without one.
+    """The configuration, with a variant added for every named method that has none.
 
     Raises ConfigError for an unknown key, a wrong type or value, or a name that nothing defines.
     """

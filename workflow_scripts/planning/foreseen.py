@@ -1,7 +1,7 @@
 """Asks the library which points cannot be made; refusals.py runs this module in a process of its own.
 
 `python -m planning.foreseen` reads a JSON list of questions from stdin, as `refusals.question` makes them, and prints
-a JSON list of reasons. A reason is empty where nothing speaks against a point, or where the model is not known yet.
+a JSON list of reasons. A reason is empty if none is known, or if the model is not known yet.
 """
 import json
 import sys

@@ -31,7 +31,7 @@ def folder(point: dict[str, Any]) -> str:
 
 
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
-    """The point whose blocks, fits and search a point shares: of a fine-tuned variant the one that it starts from."""
+    """The point whose blocks, fits and search a point uses: for a fine-tuned variant, the point that it starts from."""
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
 
@@ -133,7 +133,7 @@ def calibrated(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def labels(calibrated: list[tuple[str, str]]) -> list[str]:
-    """Names of models in figures; the calibration set stands beside them if there are several."""
+    """Names of models in figures; the calibration set stands next to them if there are several."""
     several = len({calib for _, calib in calibrated}) > 1
     return [f"{model}, {calib}" if several else model for model, calib in calibrated]
 
@@ -173,7 +173,7 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-    """The part of a configuration by which the checkpoint of one point is made: what overrides the default's."""
+    """The part of a configuration that makes the checkpoint of one point: the keys that override the default."""
     names, name = [], point["method"]
     while name in config["methods"]:
         names.append(name)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 RENAMED = {"rows": "variants"}
-"""Keys of earlier configurations and their names of today."""
+"""Keys of earlier configurations and their present names."""
 
 
 class ConfigError(ValueError):

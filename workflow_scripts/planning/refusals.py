@@ -1,9 +1,9 @@
-"""The points that cannot be made. A run leaves them out and names them, and all other points go on.
+"""The points that cannot be made. A run leaves them out and names them, and all other points continue.
 
-Some are foreseen: where a model is known, the library tells from configuration and facts alone which points no data can
-make (`foreseen`). Others a job finds out, such as a kernel that collapses; the job writes the reason to the file FILE
-of the point (`record`). The next run leaves such a point out as long as the part of the configuration that makes it,
-and the library, are the same.
+Some are found before the run: if a model is known, the library finds from configuration and facts alone the points
+that no data can make (`foreseen`). Others a job finds out, such as a kernel that collapses; the job writes the reason
+to the file FILE of the point (`record`). The next run leaves such a point out as long as the part of the configuration
+that makes it, and the library, are the same.
 """
 import hashlib
 import json
@@ -21,7 +21,7 @@ FILE = "refused.json"
 RULES = ("search", "blocks", "step", "compose", "fold", "finetune")
 """The rules that make points."""
 NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
-"""Errors of the library that speak of files, so that the same job may succeed next time."""
+"""Errors of the library that concern files. After such an error the same job may succeed next time."""
 CACHE = ROOT / ".cache" / "refusals"
 KEPT = 64
 """Answers that stay in the cache, the newest ones."""
@@ -156,7 +156,7 @@ def _recorded(config: dict[str, Any], point: Point) -> str:
 
 
 def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: Exception) -> None:
-    """Write down that a job refused its points, if the error is one that the same job would end with again."""
+    """Record that a job refused its points, if the same job would end with the same error again."""
     kind = type(error)
     if rule in RULES and kind.__module__.startswith("kdp_core") and kind.__name__ not in NOT_FOR_GOOD:
         for point in _of_job(rule, wildcards, config):
@@ -164,7 +164,7 @@ def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: 
 
 
 def stop_before_work(wildcards: dict[str, str], config: dict[str, Any]) -> None:
-    """Before an expensive job, write down the points that no data can make; ConfigError if the job serves no other.
+    """Before an expensive job, record the points that no data can make; ConfigError if the job has no other point.
 
     It runs in a job, where the library is loaded and the facts of the model are there.
     """

@@ -13,7 +13,7 @@ from planning.sources import params_of, shape_of
 
 
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
-    """Parameters, width of the states and number of layers of a model, as far as they are known.
+    """Parameters, width of the states and number of layers of a model, if they are known.
 
     They are read from the model's facts. Before it is fetched they are read from the config.json of a local folder, or
     the parameters alone from the source's name, as in hf:meta-llama/Llama-2-7b-hf. Unknown numbers are 0.

@@ -43,7 +43,7 @@ def hidden_block() -> dict[str, Any]:
 
 
 def similarity_block() -> dict[str, Any]:
-    """How layers are compared; the sizes have their defaults beside them, for the check before any job."""
+    """How layers are compared; the sizes have their defaults next to them, for the check before any job."""
     made = signature_block("Similarity of layers.", similarity.similarity)
     for name in ("tokens", "batch"):
         made["properties"][name]["default"] = arguments(similarity.similarity)[name].default
@@ -51,7 +51,7 @@ def similarity_block() -> dict[str, Any]:
 
 
 def theory_block() -> dict[str, Any]:
-    """Options of step 1 on a run of layers, and of what is measured there; how tokens are split is step 1's to say."""
+    """Options of step 1 on a run of layers, and of what is measured there; step 1 says how tokens are split."""
     measured = option_schema(theory.measure)["properties"]
     return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
         "method": text("Variant whose options of step `kernel` are taken."),
@@ -82,7 +82,7 @@ def spaces_block() -> dict[str, Any]:
 
 
 def generation_block() -> dict[str, Any]:
-    """Of which pruned models it is said whether they still generate, and on how much text."""
+    """The pruned models for which the report says whether they still generate, and the amount of text."""
     return block("Whether pruned models will still generate, from single predictions; left out, it is not said.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "statistics": signature_block("Single predictions on held-out text.", single_step.measure,

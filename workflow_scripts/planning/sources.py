@@ -6,7 +6,7 @@ from typing import Any
 from planning.messages import ConfigError
 from planning.schema import ROOT
 
-# the library lies beside the Snakefile, whether it is installed or not
+# the library lies next to the Snakefile, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.model import intake
@@ -16,7 +16,7 @@ __all__ = ["check_folders", "params_of", "shape_of"]
 
 
 def check_folders(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a model of the grid whose local folder cannot be used; converted ones are left alone."""
+    """Raise ConfigError for a model of the grid whose local folder cannot be used; converted models are not checked."""
     for name in config["grid"]["models"]:
         try:
             folder = Path(config["models"][name]["source"].strip()).expanduser()

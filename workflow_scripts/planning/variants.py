@@ -1,7 +1,7 @@
 """The variants, the entries under `methods:` in the configuration: the method and the options of each.
 
-A variant may stand on another one (`base`), whose options it takes over key by key. Variants with the same options of
-`search` share one search, and a fine-tuned variant shares the checkpoint of the variant that it stands on.
+A variant may be based on another one (`base`), whose options it takes over key by key. Variants with the same options
+of `search` share one search, and a fine-tuned variant shares the checkpoint of the variant that it is based on.
 """
 from typing import Any
 
@@ -24,7 +24,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: dict[str, Any], name: str) -> str:
-    """The method that a variant stands on, through the `base` of all variants below it."""
+    """The method that a variant is based on, through the `base` of all variants below it."""
     seen, variant = [name], name
     while "base" in (config["methods"].get(variant) or {}):
         variant = config["methods"][variant]["base"]
@@ -58,7 +58,7 @@ def finetuned(config: dict[str, Any]) -> list[str]:
 def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """A variant's options by part (`block`, `search`, its steps, `compose`, `finetune`).
 
-    Its own options override those of the variants that it stands on.
+    Its own options override those of the variants that it is based on.
     """
     variant = config["methods"].get(name) or {}
     below = options(config, variant["base"]) if "base" in variant else {}
@@ -94,7 +94,7 @@ def fits(config: dict[str, Any], name: str) -> list[str]:
 def search_of(config: dict[str, Any], name: str) -> str | None:
     """The variant whose search a variant reads; None where its method has no search.
 
-    It is the lowest of the variants that it stands on which searches with the same options.
+    It is the lowest variant below it that searches with the same options.
     """
     if not has(config, name, "search"):
         return None

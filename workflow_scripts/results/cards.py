@@ -1,6 +1,6 @@
 """Rule `cards` writes a model card for every checkpoint, and completes what the checkpoint says of its making.
 
-Both are files of results, and are put into the checkpoint too: a checkpoint that is copied away takes them along.
+Both are files of results, and are put into the checkpoint too, so that a copied checkpoint still has them.
 """
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def again(config: dict, checkpoint: Path) -> str:
 
 
 def write_card(own: dict) -> None:
-    """Write card and provenance of one point beside its checkpoint, and into it."""
+    """Write card and provenance of one point next to its checkpoint, and into it."""
     point = own["point"]
     at, base = folder(point), Path("results", point["model"])
     begun = store.read_json(at / "checkpoint" / provenance.MADE)

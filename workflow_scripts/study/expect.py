@@ -1,4 +1,4 @@
-"""Rule `expect` says what a pruned model will lose in generation, from single predictions beside the dense model."""
+"""Rule `expect` says what a pruned model will lose in generation, from its single predictions and the dense model's."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -27,7 +27,7 @@ def items(folder: str) -> list[spaces.Choice]:
 
 
 def run(inputs, params, out: str) -> None:
-    """Measure a dense model without single layers, or a pruned model beside its dense one."""
+    """Measure a dense model without single layers, or compare a pruned model with its dense one."""
     ids_ST = windows(inputs.dense, inputs.facts, inputs.text, params.length)
     same = {"device": params.device, "dtype": params.dtype, **params.options}
     if "checkpoint" not in dict(inputs.items()):

@@ -4,7 +4,7 @@
     one_shot    the layers whose single removals are least harmful
     greedy      one layer after another, each time the least harmful one given those before (SLEB, Song et al. 2024)
     swaps       from the one-shot set, the first exchange of two layers that helps, until none does
-    beam        as greedy, but the best few partial sets go on
+    beam        as greedy, but the best few partial sets continue
     annealing   exchanges from a random set, harmful ones with probability exp(-rise / temperature)
     evolution   (1 + lambda), elitist: mutants of the best set by one to three exchanges (EvoPress, Sieberling et al.
                 2024, which also judges its mutants on growing shares of the text; here all text is read each time)
@@ -27,7 +27,7 @@ Strategy = Literal["random", "one_shot", "greedy", "swaps", "beam", "annealing",
 REPEATS = 100
 """A search ends after so many proposals in a row that were all judged before."""
 HOT, COLD = 0.1, 0.001
-"""Temperature of annealing at the start and the end, in shares of what the first set loses beside the dense model."""
+"""Temperature of annealing at the start and the end, in shares of what the first set loses against the dense model."""
 MOST_EXCHANGES = 3
 """Of one mutation: the smaller of two draws from 1 to this, as in EvoPress."""
 
@@ -127,7 +127,7 @@ def _helping(evaluator: Evaluator, space: Space, current: Layers, alone: dict[in
     return None
 
 
-# Searches that go on as long as the budget ----------------------------------------------------------------------------
+# Searches that continue as long as the budget -------------------------------------------------------------------------
 
 def _random(evaluator: Evaluator, space: Space) -> Iterator[Layers]:
     draw = np.random.default_rng(space.seed)

@@ -1,4 +1,4 @@
-"""FLAP (An et al. 2024, AAAI, arXiv 2312.11983): heads and channels whose inputs fluctuate least give way to a bias.
+"""FLAP (An et al., AAAI 2024, arXiv 2312.11983): a bias replaces heads and channels whose inputs fluctuate least.
 
 A column j of a writer (o, down) reads a feature x_j over N tokens. Its metric is WIFV, the weighted input feature
 variance,
@@ -87,12 +87,12 @@ class _Sums(NamedTuple):
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", sequences: Count | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
-    """Remove heads and MLP channels by the fluctuation of what they give, and add its mean as a bias.
+    """Remove heads and MLP channels by the fluctuation of their outputs, and add the mean of these as a bias.
 
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio out of reach, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -189,7 +189,7 @@ def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
 
 def _tensors(model: nn.Module, number: int, lost: dict[str, list[int]], sums: dict[str, _Sums],
              sizes: Sizes) -> dict[str, Tensor]:
-    """The tensors of a layer without its lost units, and its writers' biases."""
+    """The tensors of a layer without its removed units, and its writers' biases."""
     layer, family = decoder_layers(model)[number], family_of(model)
     kept = {part: torch.tensor(sorted(set(range(sizes.units[part])) - set(lost[part]))) for part in PARTS}
     made = narrow_tensors(model, number, coupled_of(layer, model.config), kept, sizes)

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 Importance = Literal["first", "second", "mix"]
 """Order of the expansion of the loss."""
 Grouping = Literal["element", "vector"]
-"""What is summed to the worth of a unit: the worths of single weights, or those of rows and columns."""
+"""Whether the importance of a unit is the sum over single weights, or over whole rows and columns."""
 
 
 class Cut(NamedTuple):
@@ -84,7 +84,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     keep_last: layers at the end that are kept whole; null means 2 of 32, in proportion for fewer layers.
     batch_sequences: sequences of a forward pass; squared gradients need one sequence at a time.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio out of reach or if no layer is left to prune, FitError for other options and models.
+    Raises BlockError for a ratio that cannot be reached or if no layer is left to prune, FitError for other options
+    and models.
     """
     options.check(compose, locals())
     began = time.perf_counter()

@@ -5,7 +5,7 @@ the other columns change so that |W X' - W_new X'|^2 grows least:
     loss_J = tr(W_J ([H^-1]_JJ)^-1 W_J'),
     W <- W - W_J ([H^-1]_JJ)^-1 [H^-1]_J:,    H^-1 <- H^-1 - [H^-1]_:J ([H^-1]_JJ)^-1 [H^-1]_J:
 (Hassibi and Stork 1993; in this form Kurtic et al. 2022). Units are removed in batches; after each batch the losses of
-the others are computed anew. Removing several units at once is exact for their columns together.
+the others are computed again. Removing several units at once is exact for their columns together.
 
 All is float64. Axes: D outputs, C inputs, U units, J columns of a unit or of a batch of units.
 """
@@ -91,7 +91,7 @@ def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
 def prune(w_DC: Tensor, gram_CC: Tensor, units: int, batches: list[int], damp: float) -> Iterator[Pruned]:
     """The map after each batch of removals; `batches` holds how many units each removes. Ties take the lower unit.
 
-    The map is changed in place from one batch to the next: who keeps it takes a copy.
+    The map is changed in place from one batch to the next. A caller that keeps it must take a copy.
     """
     w_DC, (inverse_CC, _) = w_DC.double().clone(), inverse(gram_CC, damp)
     removed: list[int] = []

@@ -61,7 +61,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", first_share: Chance = 0.0, batch_first: Count = 1024, batch_last: Count = 8,
             damp: NotNegative = 0.01, sequences: Count | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
-    """Remove heads and MLP channels from layer to layer, and change the other columns of the writers for them.
+    """Remove heads and MLP channels layer after layer, and change the other columns of the writers to compensate.
 
     first_share: r_0, the share of the first layer's heads and channels that is removed.
     batch_first: channels of the first batch, of 11,008; in proportion for MLPs of another width.
@@ -70,7 +70,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio out of reach, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -137,7 +137,7 @@ def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str,
 
 
 def batches_of(count: int, first: int, last: int) -> list[int]:
-    """Sizes of the batches in which `count` channels leave: `first`, then each half of the one before, at least
+    """Sizes of the batches in which `count` channels are removed: `first`, then each half of the one before, at least
     `last`."""
     found, size = [], max(first, last)
     while count > 0:

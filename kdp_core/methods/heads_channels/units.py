@@ -8,7 +8,7 @@ and down) read the units' outputs, so their columns are the units.
 A plan names what every layer keeps (`shape: {widths: [...]}`: heads, kv_heads, intermediate) and holds the narrow
 tensors; kdp_core.model.surgery.narrow builds such layers.
 
-Axes beside those of kdp_core.base.records: U units of a part, C columns of a writer.
+Axes besides those of kdp_core.base.records: U units of a part, C columns of a writer.
 """
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +51,8 @@ class Coupled(NamedTuple):
     axis: int
     """Axis along which its units lie."""
     sections: tuple[int, ...]
-    """Sections of the axis, one after the other; of each its lines for a unit. All units lie in every section, in
-    order; a fused matrix has several sections."""
+    """Sections of the axis, one after the other. Each entry is the number of lines that a unit has in the section. All
+    units lie in every section, in order; a fused matrix has several sections."""
 
 
 class Sizes(NamedTuple):
@@ -83,10 +83,10 @@ def no_single_heads(family: Family) -> str:
 
 
 class Layout(NamedTuple):
-    """A dense model as it is known before its weights are read."""
+    """What is known of a dense model before its weights are read."""
     config: "PretrainedConfig"
     coupled: list[Coupled]
-    """Of each layer; all are alike."""
+    """Of each layer. All layers have the same sizes."""
     sizes: Sizes
     total: int
     """All parameters of the model."""

@@ -95,7 +95,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences and of the draws.
-    Raises BlockError for a ratio out of reach, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()

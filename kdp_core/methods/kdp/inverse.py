@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 NormLoss = Literal["none", "relative", "gap"]
 """Readings of the paper's undefined L_norm; see `fit`."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-"""By transformers' names, under which the folded model looks them up."""
+"""By the names of transformers. The folded model finds them under these names."""
 
 
 class Network(nn.Module):
@@ -113,7 +113,7 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
 
 def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs: int, lr: float, batch: int,
            keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Train in place; one entry for each epoch. Even late a single token can spoil the weights of Adam."""
+    """Train in place; one entry for each epoch. A single token can spoil the weights, even late in the training."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
                         total=0.0)

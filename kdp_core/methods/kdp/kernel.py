@@ -4,7 +4,7 @@ Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. `
 operators A_i and the loss; this module trains them.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are alike in it. x is therefore
+- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are similar in it. x is therefore
   counted in units of `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is
   lambda = 0.
 - Lift input: `raw` states, or states at unit root mean square (`rms`), which is what the layers read.
@@ -71,7 +71,8 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     bandwidth_scale: kernel width at the start in those units.
     loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first one).
     weight: W of the cosine term: none, position, position_depth or step.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the folded block; `raw` treats all alike.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the folded block; `raw` treats all tokens
+        in the same way.
     epochs: passes over the training sequences; the paper trains until convergence, about 100.
     batch_sequences: sequences of a minibatch.
     lr: Adam's learning rate at the start.
@@ -203,7 +204,7 @@ def _check(entry: dict[str, Any], collapse_variance: float) -> None:
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:
     """Held-out relative error of the state decoded by ridge from the chain's prediction, and from the true features.
 
-    These errors judge a lift: equation 5 rewards collapse, and they do not.
+    These errors can judge a lift, because a collapse does not lower them. It does lower the loss of equation 5.
     """
     train, heldout, product_FF = run.states.train, run.states.heldout, chain(a_KFF).float()
     judged_KNF = run.features(heldout)

@@ -28,8 +28,10 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
-    token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` all alike.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all alike.
+    token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` gives all tokens the
+        same weight.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all tokens in the
+        same way.
     heldout: share of the sequences that judge and are never fitted.
     seed: seed of the held-out choice.
     """
@@ -47,8 +49,10 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4,
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` all alike.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all alike.
+    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` gives all tokens
+        the same weight.
+    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all tokens in the
+        same way.
     heldout: share of the sequences that judge and are never fitted.
     seed: seed of the held-out choice.
     """

@@ -32,7 +32,7 @@ class Ladder(NamedTuple):
     losses: Mapping[int, float]
     """Units kept -> loss; the dense part has none and need not be named."""
     step: int
-    """Kept units are the dense number less multiples of this."""
+    """The numbers of kept units are the dense number minus multiples of this."""
 
 
 class _Level(NamedTuple):
@@ -80,12 +80,12 @@ def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
 
 
 def _largest(ladders: list[Ladder]) -> int:
-    """Parameters that leave where every part is at the last rung of its ladder."""
+    """Parameters that are removed if every part is at the last level of its ladder."""
     return sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
 
 
 def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
-    """Units that each part keeps. The rounding of the knapsack is made good in the MLPs, one channel at a time."""
+    """Units that each part keeps. The MLPs correct the rounding of the knapsack, one channel at a time."""
     goal = ratio * total
     counts = allocate(ladders, round(goal), max(1, round(goal / GRAINS)))
     if counts is None:
@@ -108,7 +108,7 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
 
 
 def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
-    """Units that each part keeps, so that at least about `goal` parameters leave; None if that is out of reach.
+    """Units that each part keeps, so that at least about `goal` parameters are removed; None if this is not possible.
 
     grain: parameters that count as one in the knapsack; sizes are rounded to it.
     """

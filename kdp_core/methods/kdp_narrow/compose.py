@@ -63,7 +63,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     epochs: passes of training all writers against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
     batch_sequences: sequences of an update and of a forward pass.
-    positions: tokens of a sequence whose outputs are compared in an update, drawn anew each time.
+    positions: tokens of a sequence whose outputs are compared in an update, drawn again each time.
     kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     heldout: share of the sequences that judge and are never fitted on.
     seed: seed of the held-out choice and of the order of training.

@@ -31,7 +31,7 @@ RUNGS = (0.75, 0.5, 0.25, 0.0)
 
 
 def refuses(family: Family) -> str:
-    """Why parts cannot be solved, each on the state that the part before it leaves, or single heads not removed."""
+    """Why the parts of this family cannot be solved one after the other, or why single heads cannot be removed."""
     return no_state_between(family) or no_single_heads(family)
 
 

@@ -23,13 +23,13 @@ class _Reached(Exception):
 
 
 class Fed(NamedTuple):
-    """What a part is fed: the state that it adds to, and the inputs of its writer."""
+    """The inputs of a part: the state that it adds to, and the inputs of its writer."""
     base_STD: Tensor
     f_STF: Tensor
 
 
 class Target(NamedTuple):
-    """What a writer should give, and the square root of the weight of each token."""
+    """The target of a writer, and the square root of the weight of each token."""
     u_NTD: Tensor
     root_NT1: Tensor
 
@@ -53,7 +53,7 @@ def gain_after(passes: Passes, layer: int, part: str) -> Tensor | None:
 
 @torch.no_grad()
 def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed:
-    """What a part is fed where `h_STD` enters its layer; float32 on the CPU. The layer runs no further than needed."""
+    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer runs no further than needed."""
     found: list[Fed] = []
     with _catching(passes, layer, part, found):
         for h_BTD in h_STD.split(batch):
@@ -98,7 +98,7 @@ def after(passes: Passes, layer: int, part: str, given: Fed, batch: int) -> Tens
 
 
 def target(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor) -> Target:
-    """What the writer should give, without its bias, so that the part leads to the state y."""
+    """The target of the writer, without its bias: with it the state after the part is y."""
     writer, gain_D = writer_of(passes, layer, part), gain_after(passes, layer, part)
     u_STD = (y_STD - given.base_STD).to(passes.device)
     # w_n = 1 / |y_n|^2: relative errors of the state count

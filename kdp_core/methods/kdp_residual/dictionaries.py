@@ -110,7 +110,7 @@ def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: in
 
 
 def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
-    """Which tokens count, bool (S, T): those massive at neither end; and the norm above which a token bypasses."""
+    """Tokens that are massive at neither end of the block, bool (S, T), and the norm above which a token bypasses."""
     norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
     above = massive_factor * norm_ST.median().item()
     return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above

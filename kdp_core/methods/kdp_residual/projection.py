@@ -9,7 +9,7 @@ that do not distinguish tokens satisfy this best. Here the tokens A that solve a
 different sequences. A frequency is good if it helps on text that the solution has not seen, so neither collapsed nor
 overfitted features are good. The gradient passes through the Cholesky solve, in float64.
 
-Each update of Adam divides the sequences anew into those that solve and those that judge. A share of the sequences is
+Each update of Adam divides the sequences again into those that solve and those that judge. A share of the sequences is
 set apart. The updates are compared on this share, and the best one is kept; the random start is a candidate too.
 """
 import logging
@@ -30,11 +30,11 @@ JUDGE_EVERY = 5
 
 
 class ProjectionError(ValueError):
-    """Tokens or options from which no frequencies can be learned."""
+    """No frequencies can be learned from the tokens with these options."""
 
 
 class Sample(NamedTuple):
-    """Tokens with what is to be predicted for them."""
+    """Tokens and the targets of their prediction."""
     x_ND: Tensor
     """Inputs of the linear part and of the features, normalised states."""
     goal_ND: Tensor

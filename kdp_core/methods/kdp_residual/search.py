@@ -1,6 +1,6 @@
 """Which layers to remove first: a greedy search by what each removal does to the model's outputs.
 
-CKA of hidden states says how alike two states are, but not how their difference changes the text. Here a candidate is
+CKA of hidden states says how similar two states are, but not how their difference changes the text. Here a candidate is
 replaced by a stand-in and judged by KL(dense || pruned) of the next-token distributions over calibration text. The
 stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The
 layer whose removal raises the divergence least is removed, then the next one, so that one search orders the layers for
@@ -11,7 +11,7 @@ bound: candidates are judged again in the order of their bounds, and a candidate
 was judged again is removed ("lazy" greedy, Minoux 1978). A run through the kept layers starts at the candidate. SLEB
 (Song et al. 2024) is greedy too, by the loss, without stand-ins and without an order of bounds.
 
-The order `cka` needs no run of the model: the layer around which the states are most alike is removed first. It is a
+The order `cka` needs no run of the model: the layer around which the states are most similar is removed first. It is a
 matter of seconds, and on SmolLM2-135M the pruned models are as good (docs/kdp.md).
 """
 import logging
@@ -43,7 +43,7 @@ FIT_SEQUENCES = 128
 
 
 class SearchError(ValueError):
-    """Options or states that no search can work with."""
+    """The options or states do not allow a search."""
 
 
 class _Run(NamedTuple):
@@ -107,7 +107,7 @@ def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int
 
 
 def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tuple[list[int], dict[int, float]]:
-    """The order of removal by the likeness of the states around a layer, and 1 - CKA of each eligible layer."""
+    """The order of removal by the similarity of the states around a layer, and 1 - CKA of each eligible layer."""
     check_all_states(hidden)
     every = hidden.sequences * hidden.tokens
     # a batch of 256 tokens, or an eighth of a small calibration set

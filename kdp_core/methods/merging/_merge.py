@@ -12,7 +12,7 @@ The paper and the released code disagree. The code subtracts the W_l that it has
 telescopes to W_{l+m}: the last layer's maps with the first layer's norms (reported as LaCo#5). `merge: paper` subtracts
 W_l as it was before the merge; `as_released` computes what the code computes. If a merged layer is merged again (LaCo
 with stride < group - 1), its merged maps enter the sum. Every layer is thus a sum of the dense model's layers with
-whole-number shares, and it is computed from them anew. Walks are arithmetic on lists of such sums; no model is copied.
+whole-number shares, and it is computed from them again. Walks are arithmetic on lists of such sums; no model is copied.
 
 Neither method reads a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All thresholds
 between the highest refused cosine and the lowest accepted one give the same walk. If no T is left between two tried
@@ -55,7 +55,7 @@ class Merged(NamedTuple):
 
 
 Jump = Literal["whole", "shorten"]
-"""What is taken if no threshold removes the wanted number of layers: a whole walk, or one that is cut short."""
+"""The walk that is taken if no threshold removes the wanted number of layers: a whole walk, or a shortened one."""
 Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
@@ -108,7 +108,7 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
 
 def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int, rounds: int,
             jump: str) -> tuple[Stack, dict[str, Any]]:
-    """The remaining layers after `wanted` of `count` are removed, or about as many, and how they were found."""
+    """The remaining layers after about `wanted` of `count` are removed, and how they were found."""
     low, high, best, ended = -1.0, 1.0, -1.0, "rounds"
     stacks: list[tuple[float, Stack]] = []
     while len(stacks) < rounds:

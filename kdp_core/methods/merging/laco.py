@@ -51,7 +51,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
 
 def _laco(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str, group: int, stride: int,
           lowest: int, highest: int | None) -> tuple[Stack, int]:
-    """l falls from H - C to L. The C - 1 layers after l are merged into l; then l -= I if they passed, else l -= 1."""
+    """l falls from H - C to L. The C - 1 layers after l are merged into l; then l -= I if accepted, else l -= 1."""
     count = len(stack)
     top = count - 1 if highest is None else highest
     if top >= count:

@@ -90,8 +90,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     positions: tokens of each sequence that are compared, evenly spaced up to its last one.
     batch_sequences: sequences of a forward pass.
     match: `nearest` share to the ratio, or `reach` it at least.
-    Raises BlockError for a ratio out of reach, RankError for too few sequences or tokens, FitError for a model whose
-    norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, RankError for too few sequences or tokens, FitError for a
+    model whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
