@@ -145,7 +145,7 @@ class Run:
         return store.read(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
-        """The same for a value that JSON holds."""
+        """A value that JSON holds: read if it is there, otherwise made and written."""
         path = self.kept / f"{name}.json"
         if path.exists():
             self.show.found(name)

@@ -89,7 +89,7 @@ class Diagnosis(NamedTuple):
     nll_increase_nats: float
     """Pruned less dense."""
     nll_increase_nats_stderr: float | None
-    """Of the paired differences, window by window: both models read the same text."""
+    """Standard error of the paired differences over windows, since both models read the same text."""
 
 
 class Answers(NamedTuple):
@@ -128,7 +128,7 @@ class Theory(NamedTuple):
     generalisation: float
     """Second term under the root of equation 3, C = 1."""
     generalisation_equation_9: float
-    """The same with the constants of equation 9."""
+    """This term with the constants of equation 9."""
     horizons: list[dict[str, Any]]
     """Theorem 1, one row for each start and horizon: start (state), horizon, accumulation; errors train_rms, and
     held-out rms, p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13),
@@ -166,7 +166,7 @@ class Probes(NamedTuple):
     """Whether inner states pass the final norm before the head."""
     windows: int
     positions: list[int]
-    """Of each window."""
+    """Positions of each window that are compared."""
     layers: list[dict[str, Any]]
     """One row for each layer and part: layer, part (attention, mlp or whole), the measures."""
     tokens: list[dict[str, Any]]
@@ -237,7 +237,7 @@ class SingleStep(NamedTuple):
     """Statistics of single predictions of a pruned model and of the dense one: kdp_core.study.single_step."""
     windows: int
     positions: int
-    """Of each window, without the first."""
+    """Number of compared positions of each window; the first position is left out."""
     values: dict[str, float]
     """Mean of each statistic over all positions, and with the prefix `last_` over the last ones."""
     stderr: dict[str, float | None]

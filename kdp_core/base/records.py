@@ -30,7 +30,7 @@ class ModelFacts(NamedTuple):
     """Multiply-adds of all linear maps for one token, with the output head, without embedding and attention scores."""
     source: str
     sha256: str
-    """Of the source file; of a folder, the hash of the sorted list of its files' hashes."""
+    """SHA-256 of the source file; for a folder, the hash of the sorted list of its files' hashes."""
     licence: str = ""
     """The licence of the base model as its files name it, such as `apache-2.0`; empty if they name none."""
 
@@ -52,7 +52,7 @@ class Similarity(NamedTuple):
     angular_LL: Tensor
     """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
     angular_last_LL: Tensor
-    """The same at the last token of each sequence, for every treatment."""
+    """The angular distance at the last token of each sequence, for every treatment."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
@@ -239,4 +239,4 @@ class Finetuned(NamedTuple):
     """Predictions of one epoch."""
     options: dict[str, Any]
     seconds: float
-    """Of the whole fine-tuning: the states of both models, training and judging."""
+    """Seconds of the whole fine-tuning: computing the states of both models, training and judging."""

@@ -76,9 +76,9 @@ NEEDS = {
 class Entry(NamedTuple):
     """A figure."""
     name: str
-    """Of its files, without what the scope adds."""
+    """Name of its files, without the parts that the scope adds."""
     title: str
-    """Of the figure in the report, without what the scope adds."""
+    """Title of the figure in the report, without the parts that the scope adds."""
     caption: str
     """What the picture shows, and which figure of which paper it is."""
     draw: Callable[..., Drawn]

@@ -20,7 +20,7 @@ from kdp_core.figures.style import GREY, PAGE_IN, Drawn, FigureError, quiet, who
 MAPS = {"cosine": "Cosine", "cka_linear": "CKA, linear", "cka_rbf": "CKA, RBF", "angular": "Angular distance"}
 """Matrix of the record -> title."""
 SIDE_BY_SIDE = {"cosine_LL": "Cosine", "cka_linear_LL": "CKA, linear"}
-"""The same for several models."""
+"""The matrices that are shown for several models, and their titles."""
 TREATMENTS = {"mask": "left out", "normalise": "scaled to the norm of the others", "raw": "kept as they are"}
 
 

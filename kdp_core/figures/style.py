@@ -93,7 +93,7 @@ Looks = Mapping[str, Sequence[Any]]
 class Look(NamedTuple):
     """What decides how a variant looks in every figure."""
     place: int
-    """Of its method among the methods of the run, in the order of the list of methods."""
+    """Place of its method among the methods of the run, in the order of the list of methods."""
     number: int
     """0 for the variant that is named like its method, from 1 for further variants of this method."""
     group: str

@@ -10,8 +10,8 @@ among the first. The released code applies this rule when it removes layers, and
 (kdp_core.study.oracles). Here protected layers are not ordered at all.
 
 The paper sums over linear weights. The released code adds the weights of the norms, and so do we. Biases never count
-(LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here this gain counts, while the code would read w: I_n
-estimates what is lost if a factor becomes 0.
+(LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here the gain 1 + w counts, because
+I_n estimates what is lost if a factor becomes 0. The released code would count w.
 
 A perplexity is computed from the states before the removed layer, like SLEB's losses. The gradients are those of one
 backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's gradients

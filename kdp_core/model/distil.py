@@ -33,11 +33,11 @@ class Losses(NamedTuple):
     kl_nats: Tensor
     """KL(dense || pruned) at the given temperature, without tau^2."""
     ce_nats: Tensor
-    """Of the next token, at temperature 1: exp of it is the perplexity."""
+    """Cross-entropy of the next token, at temperature 1. Its exp is the perplexity."""
 
 
 class Head(nn.Module):
-    """From the states that enter the output head, (..., D), to float32 logits, (..., V).
+    """Maps the states that enter the output head, (..., D), to float32 logits, (..., V).
 
     The states pass an adapter if there is one, the output head, and the soft cap of families that have one.
     """

@@ -60,7 +60,7 @@ class Passes:
 
     @torch.no_grad()
     def run_batches(self, h_STD: Tensor, path: Sequence[Step], batch_sequences: int) -> Tensor:
-        """The same without a graph, a few sequences at a time; the result is on the CPU."""
+        """Runs the path as `run` does, without a graph, a few sequences at a time; the result is on the CPU."""
         return torch.cat([self.run(h_BTD.to(self.device, self.model.dtype), path).float().cpu()
                           for h_BTD in h_STD.split(batch_sequences)])
 

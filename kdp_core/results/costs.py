@@ -105,7 +105,7 @@ class Size(NamedTuple):
     fold_printed: int
     """FLOPs of a folded block as the paper counts them: prod A, W1 and W2 at 2 per multiply-add, no projection."""
     sliced_params: int
-    """Of SliceGPT at SLICED. As in its code, the last layer writes the whole width and the head reads it."""
+    """Parameters of SliceGPT at SLICED. As in its code, the last layer writes the whole width and the head reads it."""
     sliced_macs: int
 
 

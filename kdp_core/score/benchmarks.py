@@ -146,7 +146,7 @@ class Chosen(NamedTuple):
     limit: int | None = None
     """Most items of a task, the first ones; None takes all."""
     limits: Mapping[str, int] = {}
-    """The same for single tasks."""
+    """Most items of single tasks."""
     fewshot: int | None = None
     """Examples in a prompt, for tasks that do not fix the number; None takes the table's."""
     allow_code: bool = False

@@ -52,13 +52,13 @@ class DiagnoseError(ValueError):
 class StateSums(NamedTuple):
     """Sums over the counted tokens, one entry for each state, float64; those of batches are added."""
     error_K: Tensor
-    """Of |h' - h|^2."""
+    """Sum of |h' - h|^2."""
     square_K: Tensor
-    """Of |h|^2."""
+    """Sum of |h|^2."""
     state_KD: Tensor
-    """Of h."""
+    """Sum of h."""
     cosine_K: Tensor
-    """Of cos(h', h)."""
+    """Sum of cos(h', h)."""
     counted_K: Tensor
     """Number of counted tokens."""
 

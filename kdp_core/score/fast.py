@@ -190,7 +190,7 @@ def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targe
 
 
 def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """From what enters the output head to logits, with the soft cap of families that have one."""
+    """The map from the input of the output head to logits, with the soft cap of families that have one."""
     name, head = family_of(model).soft_cap, output_head(model)
     cap = getattr(model.config, name) if name else None
     return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)

@@ -42,7 +42,7 @@ class Item(NamedTuple):
     choices: list[str]
     """The continuations that are scored."""
     score: Callable[[list[tuple[float, bool]]], float]
-    """From lm-eval's results for the choices to the item's score."""
+    """Turns lm-eval's results for the choices into the item's score."""
 
 
 class Read(NamedTuple):

@@ -52,7 +52,7 @@ def generalisation(b_a: float, r_phi: float, features: int, n: int, delta: float
 
 
 def generalisation_equation_9(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The same term with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
+    """The second term with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
     lipschitz, rademacher = 2 * (b_a + 1) * r_phi, b_a * r_phi * math.sqrt(features / n)
     # 2 L' R_n(H') + (B_A + 1)^2 R_phi^2 sqrt(log(1 / delta) / 2n)
     return 2 * lipschitz * rademacher + (b_a + 1) ** 2 * r_phi ** 2 * math.sqrt(math.log(1 / delta) / (2 * n))

@@ -29,7 +29,7 @@ REPEATS = 100
 HOT, COLD = 0.1, 0.001
 """Temperature of annealing at the start and the end, in shares of what the first set loses against the dense model."""
 MOST_EXCHANGES = 3
-"""Of one mutation: the smaller of two draws from 1 to this, as in EvoPress."""
+"""Most exchanges of one mutation. Their number is the smaller of two draws from 1 to this, as in EvoPress."""
 
 
 class Space(NamedTuple):

@@ -131,7 +131,7 @@ def _check_reach(ratio: float, total: int, added: int, sizes: Sizes) -> None:
 
 
 def _sums(passes: Passes, h_STD: Tensor, batch: int) -> list[dict[str, _Sums]]:
-    """Of each layer, by part: sums of its writer's inputs in the dense model."""
+    """Sums of the inputs of each writer in the dense model, by layer and part."""
     found: list[dict[str, _Sums]] = []
     for number in range(len(passes.layers)):
         own: dict[str, _Sums] = {}

@@ -152,7 +152,7 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
 
 def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
                     grouping: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """For each pruned layer, from the last to the first: its number and worth_U of the units of each part."""
+    """Number of each pruned layer, from the last to the first, and importance worth_U of the units of each part."""
     S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
     for number, weights, gradients, squares in backward(
             judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],

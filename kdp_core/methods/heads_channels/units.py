@@ -86,7 +86,7 @@ class Layout(NamedTuple):
     """What is known of a dense model before its weights are read."""
     config: "PretrainedConfig"
     coupled: list[Coupled]
-    """Of each layer. All layers have the same sizes."""
+    """The tensors of each layer from which units are removed. All layers have the same sizes."""
     sizes: Sizes
     total: int
     """All parameters of the model."""

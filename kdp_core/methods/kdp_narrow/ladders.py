@@ -80,7 +80,7 @@ def parts_of(model: nn.Module) -> list[Part]:
 @torch.no_grad()
 def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, final_STD: Tensor,
            how: Closed) -> dict[int, float]:
-    """Units kept -> loss, of one part of the dense model. Its writer is as before afterwards.
+    """Units kept -> loss, of one part of the dense model. Its writer gets its old weights back at the end.
 
     final_STD: last states of the dense model for the sequences `judged`.
     """

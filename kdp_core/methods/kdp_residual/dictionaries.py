@@ -25,11 +25,11 @@ Kind = Literal["neurons", "rff", "rff_learned", "none"]
 BANDWIDTH_SCALE = 3.0
 """Default of `compose` and of the search: width of the kernel of random features, in median distances."""
 RIDGE = 1e-4
-"""The same for the ridge, relative to features of unit variance."""
+"""Default of `compose` and of the search: the ridge, relative to features of unit variance."""
 TOKEN_WEIGHT: TokenWeight = "inverse_norm"
-"""The same for the weights of tokens."""
+"""Default of `compose` and of the search: the weights of tokens."""
 THETA_STEPS, THETA_LR = 30, 0.2
-"""The same for the updates of learned frequencies and their learning rate."""
+"""Default of `compose` and of the search: updates of learned frequencies, and their learning rate."""
 
 
 class Dictionary(NamedTuple):
