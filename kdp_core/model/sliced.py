@@ -25,7 +25,7 @@ class SlicedNorm(nn.Module):
 
 
 class SlicedLayer:
-    """Mixed into a family's decoder layer: before a part adds to the state, the state is turned to the part's basis."""
+    """Mixin of a family's decoder layer. Before a part adds to the state, the state is rotated to the part's basis."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         h = hidden_states

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     """int64: the sequence that a token is from."""
 
     def only(self, tokens: Tensor) -> "Sample":
-        """The sample of these tokens alone."""
+        """These tokens of the sample, without the others."""
         return Sample(*(tensor[tokens] for tensor in self))
 
 
