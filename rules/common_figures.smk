@@ -52,6 +52,7 @@ READS = {
     "trajectories": of_calibrated("trajectories.safetensors"),
     "probes": of_calibrated("probes.json"),
     "spaces": of_shown("spaces.json", grid.chosen_points(config, "spaces")),
+    "survivals": of_shown("choices.json", grid.chosen_points(config, "choices")),
     "agreement": lambda wildcards: f"{CALIBRATED}/agreement-r{{ratio}}.json".format(
         **wildcards
     ),

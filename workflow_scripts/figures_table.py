@@ -15,7 +15,7 @@ from kdp_core.figures._entry import SCOPES  # noqa: E402
 PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- begin: table of figures, made by workflow_scripts/figures_table.py -->", "<!-- end -->"
 SECTIONS = {"theory": "theory", "views": "views", "spaces": "spaces", "generation": "generation",
-            "viewed": "views", "agreement": "agreement"}
+            "viewed": "views", "agreement": "agreement", "choices": "choices"}
 """Condition of an entry -> the section of the configuration that asks for the figure."""
 
 

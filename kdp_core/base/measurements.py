@@ -263,6 +263,26 @@ class Predictor(NamedTuple):
     """Command, file and its SHA-256, versions, and the data that the losses were measured on."""
 
 
+class Candidates(NamedTuple):
+    """What a dense model gives for multiple-choice items: kdp_core.study.candidates."""
+    z_IV: Tensor
+    """Logits after the context of each item."""
+    log_likelihoods: list[list[float]]
+    """Of the choices of each item."""
+    greedy: list[list[bool]]
+    """Whether greedy decoding gives the choice."""
+    first: list[list[int]]
+    """The distinct first tokens of the choices of each item."""
+
+
+class Survival(NamedTuple):
+    """Multiple-choice items of a pruned model beside the dense one, over all tokens and over the candidates."""
+    items: list[dict[str, Any]]
+    """A row an item: kdp_core.study.candidates.compare."""
+    tasks: list[dict[str, Any]]
+    """A row a task: means over its items, with the drop of its accuracy."""
+
+
 class Agreement(NamedTuple):
     """How searches for layers agree: kdp_core.study.agreement."""
     rows: list[dict[str, Any]]

@@ -46,6 +46,7 @@ READS = {
     "trajectories": "paths of states through the layers",
     "probes": "what happens if single layers of a model are left out",
     "spaces": "the shown points of a ratio in three spaces, by (variant, K max)",
+    "survivals": "multiple-choice items of the shown points of a ratio, by (variant, K max)",
     "agreement": "the searches for layers of a ratio, their pairs and the claims",
     "expectations": "what the shown points of a ratio are expected to lose in generation, by (variant, K max)",
 }
@@ -65,6 +66,7 @@ NEEDS = {
     "views": "the configuration has a section `views`",
     "spaces": "the configuration has a section `spaces`",
     "generation": "the configuration has a section `generation`",
+    "choices": "the configuration has a section `choices`",
     "agreement": "the configuration has a section `agreement`",
     "trained": "the variants of the grid that train both steps of KDP",
     "trained jointly": "the variants of the grid whose stand-ins are trained together",

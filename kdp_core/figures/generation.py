@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from kdp_core.base.measurements import Expectation
+from kdp_core.base.measurements import Expectation, Survival
 from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import (
     GREY,
@@ -122,10 +122,22 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
     return Drawn(figure, choices)
 
 
+def survived(survivals: Mapping[tuple[str, int], Survival], *, width: float = PAGE_IN) -> Drawn:
+    """The same of the models of a run, by (variant, K max)."""
+    return survival(pd.DataFrame([{"method": method, "k_max": k_max, **row}
+                                  for (method, k_max), one in survivals.items() for row in one.tasks]), width=width)
+
+
 FIGURES = (
     Entry("generation-expected", "Will it still generate?",
           "How much of the dense model's generation each pruned model is expected to keep. The prediction uses single "
           "predictions alone. The bars hold nine of ten models of methods that the predictor did not know. "
           "docs/choosing.md says how it was validated.",
           expected, scope="ratio", needs="generation", place=91),
+    Entry("choices-survival", "Why multiple choice survives",
+          "Items of benchmarks, with one mark for each pruned model and task. The left panels compare the "
+          "probabilities of the next token over all tokens with those of the choices alone. On the dotted line both "
+          "change alike. The right panel shows the drop of accuracy. Representation hierarchies, Figure 8.",
+          survived, scope="ratio", needs="choices", place=91,
+          differs="the benchmarks' own items and choices, not letters of MMLU"),
 )

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from kdp_core.base.measurements import Candidates, Survival
+from kdp_core.model import checkpoints
 from kdp_core.score import evaluate
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.fast import FastJudge
@@ -80,6 +82,32 @@ def _scorer(task: Any, doc: Any) -> Callable[[list[tuple[float, bool]]], float]:
         found = task.process_results(doc, results)
         return float(found[next(metric for metric in PRIMARY["acc"] if metric in found)])
     return score
+
+
+def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: str = "float32") -> Candidates:
+    """What the dense model gives for the items, kept for the comparison with every pruned model."""
+    found = _read_folder(folder, items(folder, chosen), device, dtype)
+    return Candidates(torch.stack([one.z_V for one in found]), [one.ll_C.tolist() for one in found],
+                      [one.greedy for one in found], [one.first for one in found])
+
+
+def survive(folder: str | Path, chosen: Chosen, known: Candidates, *, device: str = "cpu",
+            dtype: str = "float32") -> Survival:
+    """The items of a pruned model beside what the dense model gave. Raises CandidatesError if these are others."""
+    asked = items(folder, chosen)
+    if len(asked) != len(known.first):
+        raise CandidatesError(f"the dense model read {len(known.first)} items, and now there are {len(asked)}; delete "
+                              "its choices.safetensors, so that they are read again")
+    dense = [Read(z_V, torch.tensor(lls, dtype=torch.float64), greedy, first) for z_V, lls, greedy, first in zip(
+        known.z_IV, known.log_likelihoods, known.greedy, known.first, strict=True)]
+    rows = [compare(item, one, other)
+            for item, one, other in zip(asked, dense, _read_folder(folder, asked, device, dtype), strict=True)]
+    return Survival(rows, by_task(rows))
+
+
+def _read_folder(folder: str | Path, asked: Sequence[Item], device: str, dtype: str) -> list[Read]:
+    model = checkpoints.load_model(folder, device=device, dtype=dtype)
+    return read(model, checkpoints.load_tokenizer(folder), asked)
 
 
 @torch.inference_mode()

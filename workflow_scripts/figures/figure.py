@@ -34,7 +34,7 @@ def by_model(paths: list[str]) -> Callable[[Path], str]:
 
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
-        "diagnoses": by_point, "spaces": by_point, "expectations": by_point}
+        "diagnoses": by_point, "spaces": by_point, "expectations": by_point, "survivals": by_point}
 """The records of which a figure reads several -> the key that distinguishes them."""
 
 

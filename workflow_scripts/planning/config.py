@@ -30,7 +30,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_methods(config)
     _check_theory(config)
     _check_views(config)
-    for section in ("figures", "spaces", "generation"):
+    for section in ("figures", "spaces", "generation", "choices"):
         require(f"{section}.variants", config.get(section, {}).get("variants", []),
                 dict.fromkeys(config["grid"]["methods"]), "name a variant of grid.methods, or add it there")
     if (ratio := config.get("answers", {}).get("ratio")) not in (None, *config["grid"]["ratios"]):
@@ -196,6 +196,8 @@ def _needs_one_device(config: dict[str, Any], variant: str) -> str:
 def _check_benchmarks(config: dict[str, Any]) -> None:
     chosen = config["evaluate"].get("benchmarks", {})
     named = chosen.get("tasks", [])
+    require("choices.tasks", config.get("choices", {}).get("tasks", []), dict.fromkeys(named),
+            "add it to evaluate.benchmarks.tasks, since its items are those that are scored")
     require("evaluate.benchmarks.limits", chosen.get("limits", {}), dict.fromkeys(named), "add it to its tasks")
     for name in named:
         if name in config["evaluate"]["tasks"]:

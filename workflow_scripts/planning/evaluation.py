@@ -36,6 +36,18 @@ def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
     return [str(Path(chosen["data"]) / file) for file in found]
 
 
+def choices(config: dict[str, Any]) -> dict[str, Any]:
+    """The benchmarks that `choices` reads: the first of the items that are scored, at most `limit` of a task."""
+    if "choices" not in config:
+        return {}
+    scored, own = config["evaluate"]["benchmarks"], config["choices"]
+    found = {}
+    for name in own["tasks"]:
+        known = [own.get("limit"), scored.get("limits", {}).get(name, scored.get("limit"))]
+        found |= {name: min(filter(None, known))} if any(known) else {}
+    return {key: one for key, one in scored.items() if key != "limit"} | {"tasks": own["tasks"], "limits": found}
+
+
 @cache
 def task_files() -> str:
     """Hash of the files that define tasks; no script imports them."""

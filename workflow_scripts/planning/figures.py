@@ -9,6 +9,9 @@ from typing import Any
 from planning import grid, variants
 from planning.schema import schema
 
+SECTIONS = ("theory", "views", "spaces", "generation", "agreement", "choices")
+"""Sections of the configuration that ask for figures."""
+
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
     """The look of each variant of these points, the same in every figure: see kdp_core.figures.style.Look.
@@ -76,7 +79,7 @@ def _has_points(points: list[dict[str, str]], words: dict[str, str]) -> bool:
 
 def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
     """Whether the configuration has the section that a figure needs."""
-    return one["needs"] not in ("theory", "views", "spaces", "generation", "agreement") or one["needs"] in config
+    return one["needs"] not in SECTIONS or one["needs"] in config
 
 
 def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str]]:

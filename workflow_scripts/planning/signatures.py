@@ -89,6 +89,14 @@ def generation_block() -> dict[str, Any]:
                                       ("device", "dtype"))})
 
 
+def choices_block() -> dict[str, Any]:
+    """Which multiple-choice items are compared over all tokens and over their candidates."""
+    return block("Multiple choice over all tokens and over the candidates alone; left out, it is not compared.", {
+        "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
+        "tasks": some({"type": "string"}, "Tasks of evaluate.benchmarks that score several choices after one context."),
+        "limit": count("Items a task at most, the first of those that are scored.")}, ("tasks",))
+
+
 def agreement_block() -> dict[str, Any]:
     """Which searches for layers to compare, and on how much held-out text."""
     return block("How searches for layers agree; left out, they are not compared.", {
@@ -191,6 +199,7 @@ def build() -> dict[str, Any]:
             "spaces": spaces_block(),
             "generation": generation_block(),
             "agreement": agreement_block(),
+            "choices": choices_block(),
             "answers": answers_block(),
             "training": block("Trainings, all of them.", {
                 "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "

@@ -17,6 +17,7 @@ from kdp_core.base import measurements, records, store
 from kdp_core.base.measurements import (
     Agreement,
     Answers,
+    Candidates,
     Diagnosis,
     Efficiency,
     Expectation,
@@ -27,6 +28,7 @@ from kdp_core.base.measurements import (
     Scores,
     SingleStep,
     Spaces,
+    Survival,
     Theory,
     Trajectories,
 )
@@ -100,6 +102,8 @@ def examples():
                   {"quality": {"rank": 0.9, "low": 0.6, "high": 1.0}}, [{"method": "flap", "ratio": 0.1}], {"seed": 0}),
         Expectation({"quality": 0.4}, {"quality": 0.3}, {"quality": 0.5}, {"method": "flap", "distance": 0.1}, False,
                     {"kl": 0.5}, "expect this model to write"),
+        Candidates(numbers(2, 5), [[-1.5, -2.25], [-0.5]], [[True, False], [False]], [[1, 4], [2]]),
+        Survival([{"task": "piqa", "kl": 0.5}], [{"task": "piqa", "drop_stderr": None}]),
         Agreement([{"variant": "by_kl", "removed": [3, 4], "single": {"1": 0.5}}], [{"varies": "draw", "jaccard": 0.5}],
                   [{"claim": "searches agree", "low": None, "told": "cannot be told here"}], {"windows": 8}),
         Trajectories([0, 1, 2], [4, 5], [11, 11], numbers(2, 3, 2), [{"space": "states", "mean": 0.4}], 0.9),

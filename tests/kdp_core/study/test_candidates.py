@@ -6,6 +6,8 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
+from kdp_core.base import store
+from kdp_core.model.checkpoints import load_model, load_tokenizer
 from kdp_core.score import evaluate
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.metrics import PRIMARY
@@ -64,6 +66,17 @@ def test_a_row_is_that_of_the_logits(asked):
     assert row["agreement_candidates"] == (c.argmax() == d.argmax()) == row["order"]
     assert row["mass"] == pytest.approx(np.exp(logp)[firsts].sum(), rel=1e-4)
     assert row["rank"] == (logp > logp[firsts].max()).sum() + 1
+
+
+def test_what_the_dense_model_gave_is_kept_for_every_pruned_model(asked, data, llama_folder, tmp_path):
+    chosen, other = Chosen(("piqa",), data=str(data), limit=4), pico.save(tmp_path / "other", "llama", seed=1)
+    store.write(tmp_path / "kept.safetensors", candidates.of_dense(llama_folder, chosen))
+    found = candidates.survive(other, chosen, store.read(tmp_path / "kept.safetensors"))
+    models = [load_model(folder) for folder in (llama_folder, other)]
+    assert found.items == candidates.measure(*models, load_tokenizer(other), asked)
+    assert found.tasks == candidates.by_task(found.items)
+    with pytest.raises(CandidatesError, match="the dense model read 4 items, and now there are 3"):
+        candidates.survive(other, chosen._replace(limit=3), store.read(tmp_path / "kept.safetensors"))
 
 
 def test_a_model_beside_itself_changes_nothing(asked):
