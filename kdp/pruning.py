@@ -189,8 +189,8 @@ class Run:
         name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
         _, held = self.documents("heldout", own.heldout, sources.HELDOUT)
         facts = self.facts()
-        if why := reach.refusal(own.method, facts, own.sequences, ratio=own.ratio, k_max=own.k_max,
-                                options=own.options):
+        if why := reach.refusal(own.method, reach.Case(facts, self.kept / "dense", own.sequences, own.length),
+                                ratio=own.ratio, k_max=own.k_max, options=own.options):
             raise PruneError(why)
         # a text that is too short is refused here, before the states are extracted
         ids_ST = heldout.windows(self.kept / "dense", held, own.length)

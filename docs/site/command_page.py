@@ -27,7 +27,8 @@ def page() -> str:
     """The whole page, as Markdown."""
     group: Any = typer.main.get_command(app)
     functions = {one.name or one.callback.__name__: one.callback for one in app.registered_commands if one.callback}
-    return "\n".join([HEAD, *(command(name, one, functions[name]) for name, one in group.commands.items())])
+    commands = [command(name, one, functions[name]) for name, one in group.commands.items()]
+    return "\n".join([HEAD, '<div class="options"></div>\n', *commands])
 
 
 def command(name: str, one: Any, function: Callable[..., Any]) -> str:
@@ -50,4 +51,5 @@ def row(param: Any, words: str) -> str:
     name = param.name.upper() if param.param_type_name == "argument" else "`, `".join(param.opts)
     least = "" if param.min is None else f", at least {param.min:g}"
     default = "" if not words or param.default in (None, [], ()) else f"`{param.default}`"
-    return f"| `{name}` | {words}{least} | {'required' if param.required else default} | {escaped(param.help or '')} |"
+    default = "*required*" if param.required else default
+    return f"| `{name}` | {words}{least} | {default} | {escaped(param.help or '')} |"

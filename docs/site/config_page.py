@@ -21,7 +21,8 @@ def page() -> str:
     made = schema.schema()
     given = yaml.safe_load((schema.ROOT / "config.yaml").read_text(encoding="utf-8"))
     required = made["required"]
-    parts = [HEAD]
+    # tables after this mark are set as lists on a phone (site.css)
+    parts = [HEAD, '<div class="options in-config"></div>\n']
     for name, entry in made["properties"].items():
         needed = "" if name in required else " It may be left out."
         parts.append(f"## {name}\n\n{escaped(entry.get('description', ''))}{needed}\n")

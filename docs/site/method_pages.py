@@ -47,6 +47,7 @@ def page(name: str) -> str:
     lines += ["", f"    kdp prune default --method {name} --ratio 0.25 --out small\n",
               "In the workflow, name it in `grid: {methods: [" + name + "]}`. [The methods](../methods.md) says how it "
               "compares with the others.\n", "## How it works\n", *heads(name, module), "## Options\n",
+              '<div class="options"></div>\n',
               *option_tables(name)]
     return "\n".join(lines) + "\n"
 
@@ -123,7 +124,7 @@ def option_tables(name: str) -> list[str]:
 def default(found: Any) -> str:
     """The default of an option."""
     if found is None or found.default is inspect.Parameter.empty:
-        return "required"
+        return "*required*"
     if found.default is None:
         return "nothing"
     return f"`{found.default}`".replace("|", "\\|")

@@ -64,19 +64,19 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
           dtype: str, iterative: bool, sequences: int | None, batch: int, match: str) -> Composed:
     began = time.perf_counter()
     _check(method, dense, sequences, hidden.sequences)
-    model = checkpoints.load_model(dense, device=device, dtype=dtype) if iterative else \
-        checkpoints.on_meta(checkpoints.config_of(dense))
-    family, total = family_of(model), count_params(model)
+    blank = checkpoints.on_meta(checkpoints.config_of(dense))
+    family, total = family_of(blank), count_params(blank)
     shares = {(layer, part): part_params(module, family, part) / total
-              for layer, module in enumerate(decoder_layers(model)) for part in parts}
+              for layer, module in enumerate(decoder_layers(blank)) for part in parts}
     reachable = sum(shares.values())
     if selection.ratio_target > reachable + ROUNDING:
         raise BlockError(f"ratio {selection.ratio_target} is too high: all that {method} can remove is "
                          f"{reachable:.4f} of all parameters; ask for less")
     order, removed = [], 0.0
+    scores = _stored(hidden, len(decoder_layers(blank)), sequences)
     if iterative:
+        model = checkpoints.load_model(dense, device=device, dtype=dtype)
         passes, start_STD = Passes(model, hidden.tokens), hidden.state(0)[:sequences]
-    scores = _stored(hidden, len(decoder_layers(model)), sequences)
     while shares:
         layer, part = unit = max(shares, key=lambda unit: (scores[unit], -unit[0], unit[1] == "attention"))
         if order and _enough(removed, removed + shares[unit], selection.ratio_target, match):
@@ -116,11 +116,13 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
 
 
 def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
-    """Mean cosine of the states before and after every sublayer of the dense model, with all tokens of equal weight."""
-    cos_LPS = hidden.sublayers()
-    if len(cos_LPS) < layers:
-        raise FitError(f"{hidden.path} has the sublayers of the first {len(cos_LPS)} of {layers} layers; set "
-                       f"hidden.layers to null, or add {layers} to it")
+    """Mean cosine of the states before and after every sublayer of the dense model, all tokens alike."""
+    if (there := hidden.layers[-1]) == layers:
+        cos_LPS = hidden.sublayers()
+        there = len(cos_LPS)
+    if there < layers:
+        raise FitError(f"{hidden.path} has the sublayers of the first {there} of {layers} layers; set hidden.layers "
+                       f"to null, or add {layers} to it")
     cos_LP = cos_LPS[:, :, :sequences].double().mean(dim=-1)
     return {(layer, part): cos_LP[layer, index].item() for layer in range(layers)
             for index, part in enumerate(("attention", "mlp"))}

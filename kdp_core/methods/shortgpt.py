@@ -57,6 +57,8 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
     """
     options.check(block_influence, locals())
     began = time.perf_counter()
+    for layer in range(facts.layers + 1):
+        hidden.index(layer)
     model = checkpoints.load_model(dense, device=device, dtype=dtype) if last_state == "final_norm" else None
     before_STD, found = hidden.state(0), {}
     for layer in range(facts.layers):

@@ -81,7 +81,9 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     """
     options.check(magnitude, locals())
     began = time.perf_counter()
-    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+    counts = _counts(dense, selection.ratio_target, PATTERNS[pattern])
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    matrices = list(_matrices(model))
     with torch.no_grad():
         for one in matrices:
             w_RC = matrix(one.module)
@@ -103,8 +105,10 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
     """
     options.check(wanda, locals())
     began = time.perf_counter()
+    counts = _counts(dense, selection.ratio_target, PATTERNS[pattern])
     given = _calibration(hidden, sequences, batch_sequences, seed)
-    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    matrices = list(_matrices(model))
 
     def rule(w_RC: Tensor, squares_C: Tensor, count: int) -> Tensor:
         # |W_ij| a_j,    a_j = sqrt(sum over tokens of x_j^2 / n)
@@ -134,11 +138,14 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     """
     options.check(sparsegpt, locals())
     began = time.perf_counter()
-    given, groups = _calibration(hidden, sequences, batch_sequences, seed), PATTERNS.get(pattern)
+    groups = PATTERNS[pattern]
     if groups and block_size % groups[1]:
         raise FitError(f"compose.block_size {block_size} with pattern {pattern}: give a multiple of {groups[1]}, the "
                        "columns of the pattern")
-    model, matrices, counts = _opened(dense, selection, device, dtype, pattern)
+    counts = _counts(dense, selection.ratio_target, groups)
+    given = _calibration(hidden, sequences, batch_sequences, seed)
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    matrices = list(_matrices(model))
     damps: list[float] = []
 
     def rule(w_RC: Tensor, gram_CC: Tensor, count: int) -> Tensor:
@@ -165,14 +172,6 @@ def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: 
     return _Calibration(hidden.state(0)[order[:wanted].sort().values], batch)
 
 
-def _opened(dense: Path, selection: Selection, device: str, dtype: str,
-            pattern: str) -> tuple[nn.Module, list[_Matrix], dict[str, int]]:
-    """The model, its matrices in scope, and how many weights of each become zero."""
-    model = checkpoints.load_model(dense, device=device, dtype=dtype)
-    matrices = list(_matrices(model))
-    return model, matrices, _counts(model, matrices, selection.ratio_target, PATTERNS[pattern])
-
-
 def _matrices(model: nn.Module) -> Iterator[_Matrix]:
     """The linear modules of the decoder layers, in the order of the model."""
     prefix = family_of(model).prefix
@@ -181,8 +180,10 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
             yield _Matrix(f"{path}.weight", int(path[len(prefix):].split(".")[0]), module)
 
 
-def _counts(model: nn.Module, matrices: list[_Matrix], ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Number of weights to zero, by name of the matrix."""
+def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
+    """Number of weights to zero, by name of the matrix; no weight is read for it."""
+    model = checkpoints.on_meta(checkpoints.config_of(dense))
+    matrices = list(_matrices(model))
     total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
     if groups:
         zeros, columns = groups

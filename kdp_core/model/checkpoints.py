@@ -6,6 +6,9 @@ import json
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -46,6 +49,26 @@ SPREAD = "balanced"
 """The device, in accelerate's word, of a model whose layers are spread over several devices."""
 JUNK = ("_model_name_or_path", "quantization_config")
 """Entries of the configuration that a GGUF file leaves behind and that are wrong after conversion."""
+_REHEARSAL = ContextVar("rehearsal", default=False)
+
+
+class Unread(Exception):
+    """A rehearsal has come to what it does not read: the weights of a model, a tokenizer, or stored states."""
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """In here `load_model` and `load_tokenizer` raise Unread, so that a function checks its input and does no more."""
+    before = _REHEARSAL.set(True)
+    try:
+        yield
+    finally:
+        _REHEARSAL.reset(before)
+
+
+def _unless_rehearsed() -> None:
+    if _REHEARSAL.get():
+        raise Unread
 
 
 def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
@@ -95,6 +118,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32
     the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` gives each named place at most that much, and other places
     nothing.
     """
+    _unless_rehearsed()
     place = resolve_device(device)
     more = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
     if _is_spread(device):
@@ -134,6 +158,7 @@ def _limits(device: str) -> dict[int | str, str] | None:
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint folder."""
+    _unless_rehearsed()
     return _load(Path(folder), "AutoTokenizer", {"pretrained_model_name_or_path": folder},
                  trust_remote_code=trust_remote_code)
 

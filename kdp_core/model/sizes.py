@@ -65,6 +65,17 @@ def shape_of(config: Mapping[str, Any]) -> tuple[int, int]:
     return _width(config, family), _size(config, family, "num_hidden_layers")
 
 
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Tokens that the model of a config.json reads at most; 0 where it does not say."""
+    config = {**config, **config.get("text_config", {})}
+    return _entry(config, family_of(config), "max_position_embeddings") or 0
+
+
+def learns_positions(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config.json has a table of positions, and so no place for a later one."""
+    return family_of({**config, **config.get("text_config", {})}).extra_positions is not None
+
+
 def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
     """An entry by LLaMA's name, or the family's default where it is left out."""
     return config.get(family.names.get(name, name), family.defaults.get(name))

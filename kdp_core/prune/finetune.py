@@ -106,8 +106,8 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
     began = time.monotonic()
     options = Options(rank, alpha, dropout, lr, epochs, kl_weight, temperature, batch_sequences, warmup, clip, heldout,
                       judge, seed)
-    _check_sequences(len(tokens.ids_ST))
-    _check_models(dense, pruned, tokens.ids_ST, rank)
+    check_sizes(*tokens.ids_ST.shape, checkpoints.config_of(dense).hidden_size, rank)
+    _check_models(dense, pruned, tokens.ids_ST)
     teacher_STD, teacher, _ = _frozen(dense, tokens.ids_ST, device, dtype)
     student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
     held, kept = split(len(tokens.ids_ST), heldout, seed)
@@ -300,12 +300,17 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
 
 # Bad input ------------------------------------------------------------------------------------------------------------
 
-def _check_sequences(sequences: int) -> None:
+def check_sizes(sequences: int, length: int, width: int, rank: int) -> None:
+    """Raise FinetuneError for calibration sequences or a rank that the fine-tuning of a model cannot take."""
     if sequences < 2:
         raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
+    if length < 2:
+        raise FinetuneError("sequences of 1 token have no next one to predict; give at least 2 tokens a sequence")
+    if rank > width:
+        raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {width}; give less")
 
 
-def _check_models(dense: Path, pruned: Path, ids_ST: Tensor, rank: int) -> None:
+def _check_models(dense: Path, pruned: Path, ids_ST: Tensor) -> None:
     one, other = AutoConfig.from_pretrained(dense), AutoConfig.from_pretrained(pruned)
     for name in ("hidden_size", "vocab_size"):
         if getattr(one, name) != getattr(other, name):
@@ -317,10 +322,6 @@ def _check_models(dense: Path, pruned: Path, ids_ST: Tensor, rank: int) -> None:
     if getattr(other, "head_adapter", 0):
         raise FinetuneError(f"{pruned} is fine-tuned already (head_adapter {other.head_adapter}); give the checkpoint "
                             "that fold wrote")
-    if rank > one.hidden_size:
-        raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {one.hidden_size}; give less")
-    if ids_ST.shape[1] < 2:
-        raise FinetuneError("sequences of 1 token have no next one to predict; give at least 2 tokens a sequence")
     if not 0 <= int(ids_ST.min()) <= int(ids_ST.max()) < one.vocab_size:
         raise FinetuneError(f"vocabulary mismatch: token ids run from {int(ids_ST.min())} to {int(ids_ST.max())} and "
                             f"the model has {one.vocab_size} entries; use tokens of this model's tokenizer")

@@ -95,6 +95,14 @@ class HiddenStates(NamedTuple):
         return self.layers.index(layer)
 
 
+def numbers(layers: list[int] | None, count: int) -> list[int]:
+    """The numbers of the states to store, of a model of `count` layers; HiddenError for one that it lacks."""
+    chosen = sorted(set(range(count + 1) if layers is None else layers))
+    if not chosen or chosen[0] < 0 or chosen[-1] > count:
+        raise HiddenError(f"hidden.layers is {layers}, but the model has states 0 to {count}; name some of these")
+    return chosen
+
+
 def read(path: str | Path) -> HiddenStates:
     """Open the group that `extract` or `join` wrote. LostChunk, here or when a state is read, if a part is lost."""
     group = zarr.open_group(path, mode="r")
@@ -118,10 +126,7 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple
     is not of whole batches, and states that are not finite.
     """
     options.check(extract, locals())
-    count = len(decoder_layers(model))
-    layers = sorted(set(range(count + 1) if layers is None else layers))
-    if not layers or layers[0] < 0 or layers[-1] > count:
-        raise HiddenError(f"hidden.layers is {layers}, but the model has states 0 to {count}; name some of these")
+    layers = numbers(layers, len(decoder_layers(model)))
     _check_shard(sequences, len(tokens.ids_ST), batch_sequences)
     for attempt in (["float16", "float32"] if dtype == "auto" else [dtype]):
         try:

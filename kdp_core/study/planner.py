@@ -90,12 +90,13 @@ def facts_of(source: str, converted: Path) -> ModelFacts:
 
     `converted` is the path of the checkpoint after the workflow has made it.
     """
+    return checkpoints.facts(checkpoints.on_meta(config_of(source, converted)), source=source, sha256="")
+
+
+def config_of(source: str, converted: Path) -> PretrainedConfig:
+    """The configuration of a model, from its checkpoint, its local folder, the cache of the hub, or PUBLISHED."""
     name = source.removeprefix("hf:").split("@")[0]
-    return checkpoints.facts(checkpoints.on_meta(_config(source, name, converted)), source=source, sha256="")
-
-
-def _config(source: str, name: str, converted: Path) -> PretrainedConfig:
-    places = [converted / "config.json", Path(source) / "config.json"]
+    places = [converted / "config.json", Path(source).expanduser() / "config.json"]
     if source.startswith("hf:"):
         revision = source.split("@")[1] if "@" in source else "main"
         places.append(Path(try_to_load_from_cache(name, "config.json", revision=revision) or ""))

@@ -1,78 +1,146 @@
 """Which grid points cannot be made with any data: the check of the configuration and of the facts of the model.
 
-A method selects by a similarity or a search that is not known yet. Its own selection is therefore run on the most
-favourable one that can be: blocks that lie as close as possible, and a search that orders as many layers as its options
-allow. If this selection is refused, every real one would be refused, with the same sentence. Errors that depend on
-data, such as a Gram matrix without an inverse, are not found here.
+Selection. A method selects by a similarity or a search that is not known yet. Its own selection is therefore run on the
+most favourable one that can be: blocks that lie as close as possible, and a search that orders as many layers as its
+options allow. What that refuses, every real one refuses, with the same sentence.
+
+Search, steps and `compose`. They check their options, the model and the calibration set before they read a weight or a
+state. So each is run up to that place: `checkpoints.rehearsal` ends it at the first weight, and `Blank` at the first
+state. What only data can tell, such as a Gram matrix without an inverse, is not asked here.
 """
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from kdp_core.base.records import ModelFacts, Search, Similarity
-from kdp_core.methods import arguments, method_of, parts, settings
+from kdp_core.base.records import ModelFacts, Search, Selection, Similarity, Tokens
+from kdp_core.methods import Method, arguments, method_of, settings
 from kdp_core.methods._select import in_order, no_layer
+from kdp_core.model import checkpoints
 from kdp_core.model.families import FAMILIES
+from kdp_core.prune import finetune as tuning
+from kdp_core.states.hidden import HiddenError, HiddenStates, numbers
 
 
-def refusal(name: str, facts: ModelFacts, sequences: int, *, ratio: float, k_max: int,
-            options: Mapping[str, Mapping[str, Any]], sized: str = "",
-            sized_options: Mapping[str, Mapping[str, Any]] | None = None, treatment: str = "mask") -> str:
-    """Why a method cannot make a point; empty if no reason is known.
+class Case(NamedTuple):
+    """What is known of a model and a calibration set before any data."""
+    facts: ModelFacts
+    dense: Path
+    """A folder that holds the model's config.json."""
+    sequences: int
+    """Sequences of the calibration set."""
+    length: int
+    """Tokens of a sequence."""
+    states: list[int] | None = None
+    """Numbers of the states that are stored; None means all."""
+    treatment: str = "mask"
+    """How the similarity treats massive tokens."""
 
-    sequences: of the calibration set.
+
+class Blank(HiddenStates):
+    """Hidden states of which only the sizes are there. Reading one raises Unread."""
+
+    def state(self, layer: int) -> Tensor:
+        """End the rehearsal; HiddenError for a state that will not be stored."""
+        self.index(layer)
+        raise checkpoints.Unread
+
+    def massive(self, layers: list[int]) -> Tensor:
+        """End the rehearsal; HiddenError for a state that will not be stored."""
+        return self.state(layers[0])
+
+    def sublayers(self) -> Tensor:
+        """End the rehearsal."""
+        raise checkpoints.Unread
+
+
+def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
+            sized: str = "", sized_options: Mapping[str, Mapping[str, Any]] | None = None,
+            finetune: Mapping[str, Any] | None = None) -> str:
+    """Why a method cannot make a point; empty where nothing speaks against it.
+
     options: of the method, by part.
     sized: the method whose stand-ins are counted, with its options; the method itself unless given.
-    treatment: how the similarity treats massive tokens.
+    finetune: options of the fine-tuning that follows, if one does.
     """
-    method, family = method_of(name), FAMILIES.get(facts.family)
-    if family is not None and (why := method.refuses(family)):
+    method, family, facts = method_of(name), FAMILIES.get(case.facts.family), case.facts
+    if family is None:
+        return ""
+    if why := method.refuses(family):
         return f"method {name} cannot prune a {facts.family} model: {why}"
-    for part, function in parts(method).items():
-        if why := _too_few(part, settings(function, options.get(part, {})), sequences):
-            return why
-    counted = method_of(sized or name).module_params(facts, sized_options if sized else options)
-    # layers of one size, the largest: so no choice of layers removes more
-    even = facts._replace(params_per_layer=[max(facts.params_per_layer)] * facts.layers)
-    own = {key: value for key, value in options.get("block", {}).items() if key in arguments(method.select)}
+    counted = method_of(sized or name).module_params(facts, (sized_options or {}) if sized else options)
+    found = []
+    # layers of one size: no choice of layers removes more than the largest, and none less than the smallest
+    for size in dict.fromkeys((max(facts.params_per_layer), min(facts.params_per_layer))):
+        even = case._replace(facts=facts._replace(params_per_layer=[size] * facts.layers))
+        found.append(_why(method, even, ratio, k_max, options, counted, finetune))
+    return found[0] if all(found) else ""
+
+
+def _why(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
+         counted: int, finetune: Mapping[str, Any] | None) -> str:
     try:
-        if method.search is None:
-            method.select(_similarity(facts.layers, treatment), even, ratio=ratio, k_max=k_max, module_params=counted,
-                          **own)
-        elif method.select is in_order:
-            in_order(_search(name, facts, k_max, options), even, ratio=ratio, k_max=k_max, module_params=counted, **own)
-        else:
-            # what lies inside the layers is known only after the search
-            no_layer(_similarity(facts.layers, treatment), facts, ratio=ratio, k_max=k_max, module_params=counted)
-    except ValueError as error:
+        hidden, tokens = _blank(case), _tokens(case)
+        if method.search is not None:
+            _rehearse(method.search, case.dense, hidden, tokens, case.facts, k_max=k_max, **options.get("search", {}))
+        selection = _selection(method, case, ratio, k_max, options, counted)
+        if method.compose is not None:
+            _rehearse(method.compose, case.dense, hidden, tokens, selection, **options.get("compose", {}))
+        # which states a step reads depends on the blocks
+        elif method.steps and case.states is None:
+            first = next(iter(method.steps))
+            _rehearse(method.steps[first], hidden, selection.blocks[0], **options.get(first, {}))
+        if finetune is not None:
+            rank = settings(tuning.finetune, finetune)["rank"]
+            tuning.check_sizes(case.sequences, case.length, case.facts.width, rank)
+    except (ValueError, HiddenError) as error:
         return str(error)
     return ""
 
 
-def _too_few(part: str, given: Mapping[str, Any], sequences: int) -> str:
-    """Why a part cannot divide its sequences into those that it fits on and those that it judges on."""
-    judged, heldout = given.get("judge_sequences"), given.get("heldout")
-    if judged is not None and judged >= sequences:
-        return (f"{part}.judge_sequences {judged} of {sequences} sequences leaves none to fit on; lower it or add "
-                "calibration sequences")
-    if isinstance(heldout, float) and not 0 < round(heldout * sequences) < sequences:
-        return (f"{part}.heldout {heldout} of {sequences} sequences leaves none on one side; change it or add "
-                "calibration sequences")
-    return ""
+def _rehearse(part: Callable[..., Any], *records: Any, **own: Any) -> None:
+    """Run a part of a method up to the first weight or state that it reads."""
+    with checkpoints.rehearsal(), contextlib.suppress(checkpoints.Unread):
+        part(*records, **own)
 
 
-def _similarity(layers: int, treatment: str) -> Similarity:
-    """States that are all similar, the earlier pairs a little more, so that blocks are chosen one behind the other."""
-    place_L = torch.arange(layers + 1, dtype=torch.float32)
+def _selection(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
+               counted: int) -> Selection:
+    """The method's own selection from the most favourable similarity or search that can be."""
+    given = {key: value for key, value in options.get("block", {}).items() if key in arguments(method.select)}
+    point = {"ratio": ratio, "k_max": k_max, "module_params": counted}
+    if method.search is None:
+        return method.select(_similarity(case), case.facts, **point, **given)
+    if method.select is in_order:
+        return in_order(_search(method, case.facts, k_max, options), case.facts, **point, **given)
+    # what lies inside the layers is known only after the search
+    return no_layer(_similarity(case), case.facts, **point)
+
+
+def _blank(case: Case) -> Blank:
+    stored = numbers(case.states, case.facts.layers)
+    return Blank(Path("hidden.zarr"), stored, torch.zeros(0, dtype=torch.bool), 8.0, case.sequences, case.length,
+                 case.facts.width, {})
+
+
+def _tokens(case: Case) -> Tokens:
+    ids_ST = torch.arange(case.sequences * case.length).view(case.sequences, -1) % case.facts.vocabulary
+    return Tokens(ids_ST, [""] * case.sequences, {})
+
+
+def _similarity(case: Case) -> Similarity:
+    """States that are all alike, the earlier pairs a little more, so that blocks are chosen one behind the other."""
+    stored = numbers(case.states, case.facts.layers)
+    place_L = torch.tensor(stored, dtype=torch.float32)
     alike_LL = 1 - 1e-4 * torch.minimum(place_L[:, None], place_L)
-    return Similarity(list(range(layers + 1)), alike_LL, 1 - alike_LL, 1 - alike_LL, alike_LL, alike_LL, alike_LL,
-                      treatment, 1, 0)
+    return Similarity(stored, alike_LL, 1 - alike_LL, 1 - alike_LL, alike_LL, alike_LL, alike_LL, case.treatment, 1, 0)
 
 
-def _search(name: str, facts: ModelFacts, k_max: int, options: Mapping[str, Mapping[str, Any]]) -> Search:
+def _search(method: Method, facts: ModelFacts, k_max: int, options: Mapping[str, Mapping[str, Any]]) -> Search:
     """A search that orders as many layers as its options allow."""
-    method = method_of(name)
-    given = settings(method.search, options.get("search", {}))
+    given = settings(method.search, options.get("search", {})) if method.search else {}
     count = method.orders(facts, k_max, given) if method.orders else facts.layers
     return Search(list(range(count)), [0.0] * count, "", k_max, {}, 0, {})

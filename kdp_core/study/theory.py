@@ -7,7 +7,7 @@ import time
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MultipleOf
 from torch import Tensor
 
 from kdp_core.base import options
@@ -26,7 +26,8 @@ class TheoryError(ValueError):
 
 def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
             operator_ridges: list[Positive] | None = None, gaps: list[Count] | None = None,
-            feature_counts: list[Annotated[int, Ge(2)]] | None = None, bandwidth_scales: list[Positive] | None = None,
+            feature_counts: list[Annotated[int, Ge(2), MultipleOf(2)]] | None = None,
+            bandwidth_scales: list[Positive] | None = None,
             shares: list[Annotated[float, Gt(0), Le(1)]] | None = None, ridge: NotNegative = 1e-6,
             heldout: Share = 0.1, seed: int = 0, device: str = "cpu") -> Theory:
     """Both theorems on the states of a fitted kernel's run of layers.
@@ -52,9 +53,6 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
     if not gaps or max(gaps) > steps:
         raise TheoryError(f"theory.gaps is {gaps}, but the run has {steps} layers; give 1 to {steps}, or lengthen "
                           "theory.run")
-    if odd := [count for count in counts if count % 2]:
-        raise TheoryError(f"theory.feature_counts has {odd[0]}; give even numbers, since half of the features are "
-                          "cosines and half are sines")
     began = time.perf_counter()
     states = load(hidden, kernel.block, massive="raw" if kernel.bypass_above is None else "bypass", heldout=heldout,
                   seed=seed)

@@ -11,6 +11,7 @@ import only modules that import nothing heavy: the tables of families, and the c
     evaluation   tasks and benchmarks
     resources    sizes of models, memory, devices, shards, and what the planner counts
     config       the check of a configuration
+    extents      the sizes that sections ask of models and calibration sets
     refusals     the points that cannot be made, foreseen or found by a job, which a run leaves out
     foreseen     the process that asks the library which points these are
     sources      the check of the folders of local models

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planning import grid, variants
+from planning import extents, grid, variants
 from planning.evaluation import benchmark_files
 from planning.messages import ConfigError, refuse, require
 from planning.resources import batch_sequences, batches_of, calibration_tokens
@@ -43,6 +43,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_devices(config)
     _check_benchmarks(config)
     check_folders(config)
+    extents.check(config)
     return config
 
 
@@ -90,12 +91,11 @@ def _check_methods(config: dict[str, Any]) -> None:
 def _check_theory(config: dict[str, Any]) -> None:
     if "theory" not in config:
         return
-    method, run = config["theory"]["method"], config["theory"]["run"]
+    method = config["theory"]["method"]
     require("theory.method", [method], config["methods"], "name a variant of methods")
     if "kernel" not in variants.steps(config, method):
         raise ConfigError(f"config: theory.method {method!r} has no step `kernel`; name a variant that stands on kdp")
-    if run[0] >= run[1]:
-        raise ConfigError(f"config: theory.run is {run}, an empty run; give the first layer and one past the last")
+    extents.check_theory(config)
 
 
 def _check_views(config: dict[str, Any]) -> None:

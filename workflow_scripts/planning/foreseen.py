@@ -5,24 +5,51 @@ a JSON list of reasons. A reason is empty if none is known, or if the model is n
 """
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdp_core.base import store
+from kdp_core.base import provenance, store
 from kdp_core.base.records import ModelFacts
+from kdp_core.model import checkpoints
 from kdp_core.study import planner, reach
 
 
-def facts_of(model: str, source: str) -> ModelFacts:
-    """The facts of a model, from its converted checkpoint, or from the configuration of its local folder."""
-    known = Path("results", model, "facts.json")
-    return store.read(known) if known.is_file() else planner.facts_of(source, Path("results", model, "dense"))
+class Known(NamedTuple):
+    """A model as it is known before its weights are read."""
+    facts: ModelFacts
+    folder: Path
+    """It holds the model's config.json and nothing else."""
+
+
+def known(model: str, source: str, folder: Path) -> Known | None:
+    """A model, from its converted checkpoint, or before from the configuration that the planner finds; else None.
+
+    What lies in the results of another model, which had the name before, is not taken. A model that the library cannot
+    describe is refused by its own job, in better words.
+    """
+    place = Path("results", model)
+    try:
+        facts = store.read(place / "facts.json") if (place / "facts.json").is_file() else None
+        if facts is not None and facts.source.strip() != provenance.without_place(source):
+            place, facts = Path("results", model, "none"), None
+        config = planner.config_of(source, place / "dense")
+        facts = facts or checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
+    except (OSError, ValueError, KeyError):
+        return None
+    config.save_pretrained(folder)
+    return Known(facts, folder)
 
 
 def answers(questions: list[dict[str, Any]]) -> list[str]:
     """Why each point cannot be made."""
-    facts = {one["model"]: facts_of(one["model"], one["source"]) for one in questions}
-    return [reach.refusal(one["method"], facts[one["model"]], one["sequences"], **one["given"]) for one in questions]
+    with tempfile.TemporaryDirectory(prefix="kdp-") as place:
+        models = {one["model"]: known(one["model"], one["source"], Path(place, one["model"])) for one in questions}
+        return [_answer(one, found) if (found := models[one["model"]]) else "" for one in questions]
+
+
+def _answer(question: dict[str, Any], model: Known) -> str:
+    return reach.refusal(question["method"], reach.Case(*model, **question["calibration"]), **question["given"])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from planning import grid, variants
+from planning import extents, grid, variants
 from planning.messages import ConfigError
 from planning.schema import ROOT, sources
 
@@ -86,15 +86,17 @@ def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
 def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
     """What `reach.refusal` is asked about a point."""
     name = variants.source_of(config, point["method"])
-    sized = variants.sized_as(config, name)
+    sized, calibration = variants.sized_as(config, name), config["calibrations"][point["calib"]]
+    tuned = variants.options(config, point["method"])["finetune"] if name != point["method"] else None
     return {"model": point["model"], "source": config["models"][point["model"]]["source"].strip(),
             "method": variants.base_of(config, name),
-            "sequences": sum(config["calibrations"][point["calib"]]["mix"].values()),
-            "given": {"ratio": float(point["ratio"]), "k_max": int(point["k_max"]),
+            "calibration": {"sequences": sum(calibration["mix"].values()), "length": calibration["length"],
+                            "states": config.get("hidden", {}).get("layers"),
+                            "treatment": config.get("similarity", {}).get("treatment", "mask")},
+            "given": {"ratio": float(point["ratio"]), "k_max": int(point["k_max"]), "finetune": tuned,
                       "options": {part: {key: value for key, value in own.items() if key != "sized_as"}
                                   for part, own in variants.options(config, name).items() if part != "finetune"},
-                      "sized": sized["method"], "sized_options": sized["options"],
-                      "treatment": config.get("similarity", {}).get("treatment", "mask")}}
+                      "sized": sized["method"], "sized_options": sized["options"]}}
 
 
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
@@ -107,7 +109,9 @@ def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...
 
 
 def _is_known(config: dict[str, Any], model: str) -> bool:
-    return any(path.is_file() for path in _descriptions(model, config["models"][model]["source"].strip()))
+    source = config["models"][model]["source"].strip()
+    # of some models on the hub the planner knows the configuration
+    return source.startswith("hf:") or any(path.is_file() for path in _descriptions(model, source))
 
 
 def _descriptions(model: str, source: str) -> list[Path]:
@@ -115,10 +119,17 @@ def _descriptions(model: str, source: str) -> list[Path]:
     return [Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"]
 
 
+def _items(given: dict[str, Any]) -> list[Path]:
+    """The files that the options of a point name."""
+    named = given["options"].get("compose", {}).get("items")
+    return [Path(named)] if named else []
+
+
 def _answers(questions: list[dict[str, Any]]) -> list[str]:
     """The library's answers, from the cache or from a process that takes seconds."""
     digest = hashlib.sha256(json.dumps([questions, sources()], sort_keys=True).encode())
-    for path in dict.fromkeys(path for one in questions for path in _descriptions(one["model"], one["source"])):
+    read = [path for one in questions for path in (*_descriptions(one["model"], one["source"]), *_items(one["given"]))]
+    for path in dict.fromkeys(read):
         digest.update(path.read_bytes() if path.is_file() else b"-")
     file = CACHE / f"{digest.hexdigest()[:24]}.json"
     if not file.is_file():
@@ -142,8 +153,10 @@ def _asked(questions: list[dict[str, Any]]) -> str:
 # Found by a job -------------------------------------------------------------------------------------------------------
 
 def key(config: dict[str, Any], point: Point) -> str:
-    """A hash of what makes a point: its part of the configuration, and the library."""
-    parts = [grid.alone(config, point), sources()]
+    """A hash of what makes a point: its part of the configuration, the files that this names, and the library."""
+    files = _items({"options": variants.options(config, grid.source_point(point)["method"])})
+    parts = [grid.alone(config, point), sources(), *[path.read_text(encoding="utf-8", errors="replace")
+                                                     for path in files if path.is_file()]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
@@ -164,12 +177,16 @@ def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: 
 
 
 def stop_before_work(wildcards: dict[str, str], config: dict[str, Any]) -> None:
-    """Before an expensive job, record the points that no data can make; ConfigError if the job has no other point.
+    """Before an expensive job, write down the points that no data can make.
+
+    ConfigError if the job serves no other, or if a section of the configuration asks for more than the model has.
 
     It runs in a job, where the library is loaded and the facts of the model are there.
     """
     from planning.foreseen import answers
 
+    # the facts of the model may have been unknown when the run began
+    extents.check(config)
     points = _of_job("search" if "k_max" in wildcards else "hidden", wildcards, config)
     reasons = answers([question(config, point) for point in points])
     for point, reason in zip(points, reasons, strict=True):

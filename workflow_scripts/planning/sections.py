@@ -63,7 +63,7 @@ TEXT = block("A text.", {
 }, ("source",))
 
 CALIBRATION = block("A calibration set.", {
-    "length": count("Tokens of a sequence."), "seed": count("Of the choice and order of documents and windows.", 0),
+    "length": count("Tokens of a sequence.", 2), "seed": count("Of the choice and order of documents and windows.", 0),
     "seeds": some({"type": "integer", "minimum": 0}, "Seeds to run: each that is not `seed` makes a calibration set "
                                                      "<name>-s<seed>, run wherever this one is; tables/seeds has mean "
                                                      "and spread."),

@@ -23,16 +23,21 @@ from kdp_core.study import agreement, answers, planner, single_step, spaces, the
 from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, block, count, named, some, text
 
 
-def signature_block(description: str, function: Any, filled: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A section of the config that is a function's keyword-only options, but for those that the workflow fills in."""
-    return {**option_schema(function, filled), "description": description}
+def signature_block(description: str, function: Any, filled: tuple[str, ...] = (),
+                    known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A section of the config that is a function's keyword-only options, but for those that the workflow fills in.
+
+    The options in `known` have their defaults beside them, for the check before any job.
+    """
+    made = {**option_schema(function, filled), "description": description}
+    for name in known:
+        made["properties"][name]["default"] = arguments(function, filled)[name].default
+    return made
 
 
 def hidden_block() -> dict[str, Any]:
     """How states are stored, and for how long."""
-    made = signature_block("Hidden states.", hidden.extract)
-    batch = arguments(hidden.extract)["batch_sequences"]
-    made["properties"]["batch_sequences"] |= {"minimum": 1, "default": batch.default}
+    made = signature_block("Hidden states.", hidden.extract, known=("batch_sequences",))
     made["properties"]["shards"] = count("Jobs that share the extraction of a calibration set, each a run of whole "
                                          "batches; the states do not depend on it. 1 unless set.")
     made["properties"]["keep"] = {
@@ -43,11 +48,8 @@ def hidden_block() -> dict[str, Any]:
 
 
 def similarity_block() -> dict[str, Any]:
-    """How layers are compared; the sizes have their defaults next to them, for the check before any job."""
-    made = signature_block("Similarity of layers.", similarity.similarity)
-    for name in ("tokens", "batch"):
-        made["properties"][name]["default"] = arguments(similarity.similarity)[name].default
-    return made
+    """How layers are compared."""
+    return signature_block("Similarity of layers.", similarity.similarity, known=("tokens", "batch"))
 
 
 def theory_block() -> dict[str, Any]:
@@ -69,7 +71,7 @@ def views_block() -> dict[str, Any]:
                        "First layer and one past the last, such as 14-16, fitted where they are not; left out, all "
                        "blocks that the grid trains."),
         "heatmaps": signature_block("Features of a held-out sequence.", views.kernel_view),
-        "trajectories": signature_block("Paths of the states.", views.paths)})
+        "trajectories": signature_block("Paths of the states.", views.paths, known=("samples", "perplexity"))})
 
 
 def spaces_block() -> dict[str, Any]:
@@ -77,8 +79,9 @@ def spaces_block() -> dict[str, Any]:
     filled = ("device", "dtype", "dropped")
     return block("States, logits and probabilities beside the dense model's; left out, they are not measured.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
-        "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled),
-        "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled)})
+        "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled, ("positions",)),
+        "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled,
+                                   ("prompt_tokens",))})
 
 
 def generation_block() -> dict[str, Any]:

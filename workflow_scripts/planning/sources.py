@@ -10,9 +10,10 @@ from planning.schema import ROOT
 sys.path.append(str(ROOT))
 
 from kdp_core.model import intake
-from kdp_core.model.sizes import params_of, shape_of
+from kdp_core.model.families import FamilyError
+from kdp_core.model.sizes import learns_positions, params_of, positions_of, shape_of
 
-__all__ = ["check_folders", "params_of", "shape_of"]
+__all__ = ["FamilyError", "check_folders", "learns_positions", "params_of", "positions_of", "shape_of"]
 
 
 def check_folders(config: dict[str, Any]) -> None:

@@ -154,9 +154,25 @@ def items_of_text(ids_ST: Tensor, choices: int) -> Items:
 
 
 def items_of_file(path: str | Path, tokenizer: Any, start: int | None, count: int, draw: int) -> Items:
-    """One of the disjoint draws of `count` items of a file, in the order of the file.
+    """The items of `entries_of`, as the tokenizer writes them.
 
     start: id of the token that begins a text, if the model has one.
+    """
+    rows, right = [], []
+    for number, (context, choices, answer) in enumerate(entries_of(path, count, draw)):
+        before = [] if start is None else [start]
+        before += tokenizer(context, add_special_tokens=False)["input_ids"]
+        for place, choice in enumerate(choices):
+            own = tokenizer(f" {choice.strip()}", add_special_tokens=False)["input_ids"]
+            kept = before[max(0, len(before) + len(own) - MOST_TOKENS):]
+            rows.append((number, kept, own))
+            right.append(place == answer)
+    return _padded(rows, right)
+
+
+def entries_of(path: str | Path, count: int, draw: int) -> list[tuple[str, list[str], int]]:
+    """One of the disjoint draws of `count` items of a file, in the order of the file: context, choices, answer.
+
     Raises RankError for a file that cannot be read, for entries that are no items, and for too few items.
     """
     try:
@@ -169,19 +185,11 @@ def items_of_file(path: str | Path, tokenizer: Any, start: int | None, count: in
     if len(known) < count:
         raise RankError(f"compose.items {path} has {len(lines)} items, and draw {draw} of {count} needs "
                         f"{(draw + 1) * count}; lower compose.sequences or compose.draw")
-    rows, right = [], []
-    for number, (context, choices, answer) in enumerate(known):
+    for number, (_, choices, answer) in enumerate(known):
         if not (len(choices) > 1 and answer in range(len(choices))):
             raise RankError(f"compose.items {path}: item {number} has {len(choices)} choices and the answer {answer}; "
                             "give at least 2 choices and the number of one of them, from 0")
-        before = [] if start is None else [start]
-        before += tokenizer(context, add_special_tokens=False)["input_ids"]
-        for place, choice in enumerate(choices):
-            own = tokenizer(f" {choice.strip()}", add_special_tokens=False)["input_ids"]
-            kept = before[max(0, len(before) + len(own) - MOST_TOKENS):]
-            rows.append((number, kept, own))
-            right.append(place == answer)
-    return _padded(rows, right)
+    return known
 
 
 def _padded(rows: list[tuple[int, list[int], list[int]]], right: list[bool]) -> Items:

@@ -24,7 +24,7 @@ from torch import Tensor
 from kdp_core.base.options import Chance, Count, Natural, NotNegative, Positive, Share, check, settings
 from kdp_core.base.records import Block, Composed, ModelFacts, Module, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Resume
-from kdp_core.methods.kdp_residual import joint
+from kdp_core.methods.kdp_residual import joint, projection
 from kdp_core.methods.kdp_residual.closed_form import fit_stand_in
 from kdp_core.methods.kdp_residual.dictionaries import (
     BANDWIDTH_SCALE,
@@ -91,10 +91,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """
     check(compose, locals())
     began = time.perf_counter()
+    _check_states(hidden, heldout, dictionary)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     fit = Fit(dictionary, entries, bandwidth_scale, ridge, token_weight, family_of(model).reads, hidden.massive_factor,
               batch_sequences, seed, theta_steps, theta_lr, model.device)
-    _check_states(hidden, heldout)
     held, kept = split(hidden.sequences, heldout, seed)
     passes = Passes(model, hidden.tokens)
     modules, fits = _in_order(passes, hidden, selection.blocks, kept, held, fit, prefix)
@@ -126,11 +126,15 @@ def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
                    token_weight=token_weight, prefix=prefix, epochs=0, heldout=heldout, seed=seed)
 
 
-def _check_states(hidden: HiddenStates, heldout: float) -> None:
+def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None:
     """Raise FitError if there are too few sequences to hold some out, or if states are not stored."""
-    if max(1, round(heldout * hidden.sequences)) >= hidden.sequences:
+    held = max(1, round(heldout * hidden.sequences))
+    if held >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
                        "or add calibration sequences")
+    if dictionary == "rff_learned" and hidden.sequences - held < projection.LEAST:
+        raise FitError(f"compose.dictionary rff_learned needs {projection.LEAST} sequences to fit on, and there are "
+                       f"{hidden.sequences - held}; add calibration sequences or choose rff")
     check_all_states(hidden)
 
 

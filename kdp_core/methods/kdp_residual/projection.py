@@ -27,6 +27,8 @@ JUDGED_SHARE = 0.25
 """Share of the sequences that judge, in every division."""
 JUDGE_EVERY = 5
 """Updates between two comparisons."""
+LEAST = 3
+"""Fewest sequences that can be divided."""
 
 
 class ProjectionError(ValueError):
@@ -108,9 +110,9 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, step
     """
     sequences = sample.sequence_N.unique()
     check(learn, locals())
-    if len(sequences) < 3:
-        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be divided into those that "
-                              "solve, those that judge an update and those that compare updates; give at least 3")
+    if len(sequences) < LEAST:
+        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be divided into those that solve, "
+                              f"those that judge an update and those that compare updates; give at least {LEAST}")
     generator = torch.Generator().manual_seed(seed)
     kept, apart = _halves(sequences, generator)
     compared = _deal(sample, kept, apart, generator)

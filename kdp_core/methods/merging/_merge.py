@@ -231,14 +231,14 @@ def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, sele
     if sequences >= hidden.sequences:
         raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side; some "
                        "sequences judge candidates and others the result: change it or add calibration sequences")
-    model = checkpoints.load_model(dense, device=device, dtype=dtype)
-    passes = Passes(model, hidden.tokens)
-    count, wanted = len(passes.layers), selection.layers
+    count, wanted = checkpoints.config_of(dense).num_hidden_layers, selection.layers
     # this walk accepts every candidate, so no model is run
     most = walked(walker, lambda _: 1.0, count, -1.0, count).reached
     if not 1 <= wanted <= most:
         raise FitError(f"{method}: {wanted} of {count} layers are to be removed, but these options remove 1 to "
                        f"{most} of them; change the ratio, or the range, group and stride of LaCo")
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    passes = Passes(model, hidden.tokens)
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
     judge = Judge(passes, hidden, order[:sequences].sort().values, batch)
     stack, how = matched(walker, judge.cosine, count, wanted, rounds, jump)

@@ -100,17 +100,18 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         raise FitError(f"fragility_parts cannot remove parts of this {type_of(config)} model: "
                        f"{why or 'its norms follow the sum'}; take fragility, which removes layers")
     ids_ST = _read(tokens, sequences, draw, positions)
+    blank = checkpoints.on_meta(config)
+    size = {(layer, part): part_params(module, family_of(blank), part)
+            for layer, module in enumerate(decoder_layers(blank)) for part in parts or ["attention", "mlp"]}
+    units, total = list(size), count_params(blank)
+    if selection.ratio_target > (reachable := sum(size.values()) / total) + ROUNDING:
+        raise BlockError(f"ratio {selection.ratio_target} is too high: all that fragility_parts can remove is "
+                         f"{reachable:.4f} of all parameters; ask for less")
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
-    units = [(layer, part) for layer in range(len(decoder_layers(model))) for part in parts or ["attention", "mlp"]]
     scores = estimates(model, ids_ST, units, temperature=temperature, at=at, positions=positions,
                        batch_sequences=batch_sequences)
     order = sorted(units, key=lambda unit: (scores[unit], unit))
-    family, total = family_of(model), count_params(model)
-    sizes = [part_params(decoder_layers(model)[layer], family, part) / total for layer, part in order]
-    shares = list(itertools.accumulate(sizes, initial=0.0))
-    if selection.ratio_target > shares[-1] + ROUNDING:
-        raise BlockError(f"ratio {selection.ratio_target} is too high: all that fragility_parts can remove is "
-                         f"{shares[-1]:.4f} of all parameters; ask for less")
+    shares = [removed / total for removed in itertools.accumulate((size[unit] for unit in order), initial=0)]
     count = enough(shares, selection.ratio_target, match)
     removed = [{"layer": layer, "part": part, "estimate": scores[layer, part]} for layer, part in order]
     return Composed(Plan("fragility_parts", as_drops(order[:count]), [], {}), [], [],

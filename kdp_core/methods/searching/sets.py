@@ -29,7 +29,15 @@ from kdp_core.methods._affine import stand_in as affine
 from kdp_core.methods._judge import RankError
 from kdp_core.methods._method import Sizes
 from kdp_core.methods._search.evaluator import DENSE, Evaluator
-from kdp_core.methods._search.objectives import Goal, Items, drawn, items_of_file, items_of_text, objective_of
+from kdp_core.methods._search.objectives import (
+    Goal,
+    Items,
+    drawn,
+    entries_of,
+    items_of_file,
+    items_of_text,
+    objective_of,
+)
 from kdp_core.methods._search.strategies import Space, Strategy, search, smallest_budget
 from kdp_core.methods._select import Match, as_many
 from kdp_core.model import checkpoints
@@ -145,6 +153,8 @@ def _eligible(layers: int, keep_first: int, keep_last: int, size: int, budget: i
 def _items(dense: Path, ids_ST: Tensor, path: str | None, choices: int, count: int, draw: int) -> Items:
     if path is None:
         return items_of_text(ids_ST, choices)
+    # a file that cannot be used is refused before the tokenizer is loaded
+    entries_of(path, count, draw)
     return items_of_file(path, checkpoints.load_tokenizer(dense), first_token(checkpoints.config_of(dense)), count,
                          draw)
 

@@ -1,0 +1,139 @@
+"""What sections of the configuration ask of models and calibration sets, beside what these have.
+
+Layers, positions and stored states of a model are known from the configuration of its checkpoint. Before the model is
+fetched they may be unknown. Then nothing is said of it here, and the first job that runs it asks again
+(`refusals.stop_before_work`).
+"""
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from planning import grid, variants
+from planning.messages import ConfigError
+from planning.schema import schema
+from planning.sources import FamilyError, learns_positions, positions_of, shape_of
+
+
+class Extent(NamedTuple):
+    """The sizes of a model."""
+    layers: int
+    positions: int
+    """Tokens that it can read at most."""
+    learned: bool
+    """Whether it has a vector for each position, and so none for a later one."""
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise ConfigError for the first section that asks for more than a model or a calibration set has."""
+    extents = {name: extent for name in config["grid"]["models"] if (extent := extent_of(config, name))}
+    calibrations = {name: config["calibrations"][name] for _, name in grid.calibrated(config)}
+    for name, own in calibrations.items():
+        sequences, length = sum(own["mix"].values()), own["length"]
+        _check_views(config, name, sequences, length, extents)
+        _check_spaces(config, name, length)
+        for model, extent in extents.items():
+            if extent.learned and length > extent.positions:
+                raise ConfigError(f"config: calibrations.{name}.length is {length}, but models.{model} has "
+                                  f"{extent.positions} positions; give at most that")
+    for model, extent in extents.items():
+        _check_runs(config, model, extent)
+        asked = config["efficiency"]["tokens"] + config["efficiency"]["decode_steps"] if "efficiency" in config else 0
+        if extent.positions and asked > extent.positions:
+            raise ConfigError(f"config: efficiency.tokens {config['efficiency']['tokens']} and decode_steps "
+                              f"{config['efficiency']['decode_steps']} are more than the {extent.positions} positions "
+                              f"of models.{model}; take fewer")
+
+
+def extent_of(config: dict[str, Any], model: str) -> Extent | None:
+    """The sizes of a model, from its converted checkpoint or from its local folder; None where they are not known."""
+    source = config["models"][model]["source"].strip()
+    facts, described = Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"
+    if facts.is_file():
+        made_of = json.loads(facts.read_text(encoding="utf-8"))["fields"]["source"].strip()
+        # the results of another model that had the name before say nothing
+        if made_of in (source, Path(source).name):
+            described = Path("results", model, "dense", "config.json")
+    try:
+        entries = json.loads(described.read_text(encoding="utf-8"))
+        return Extent(shape_of(entries)[1], positions_of(entries), learns_positions(entries))
+    except (OSError, ValueError, KeyError, FamilyError):
+        return None
+
+
+def _stored(config: dict[str, Any], layers: int) -> list[int]:
+    """The states that are stored."""
+    chosen = config.get("hidden", {}).get("layers")
+    return list(range(layers + 1)) if chosen is None else sorted(set(chosen))
+
+
+def _check_runs(config: dict[str, Any], model: str, extent: Extent) -> None:
+    """Runs of layers that sections name themselves."""
+    runs = {f"views.blocks names {block!r}": tuple(map(int, block.split("-")))
+            for block in config.get("views", {}).get("blocks", [])}
+    if "theory" in config:
+        runs[f"theory.run is {config['theory']['run']}"] = tuple(config["theory"]["run"])
+    stored = _stored(config, extent.layers)
+    for words, (start, stop) in runs.items():
+        if stop > extent.layers:
+            raise ConfigError(f"config: {words}, but models.{model} has layers 0 to {extent.layers - 1}; end at "
+                              f"{extent.layers} at most")
+        if missing := sorted(set(range(start, stop + 1)) - set(stored)):
+            raise ConfigError(f"config: {words}, but state {missing[0]} is not stored; add it to hidden.layers")
+
+
+def _check_views(config: dict[str, Any], calib: str, sequences: int, length: int, extents: dict[str, Extent]) -> None:
+    if "views" not in config:
+        return
+    positions = config["views"].get("heatmaps", {}).get("positions")
+    if positions is not None and (not positions or min(positions) >= length):
+        raise ConfigError(f"config: views.heatmaps.positions is {positions}, but sequences of calibrations.{calib} "
+                          f"have {length} tokens; give positions below that")
+    samples, perplexity = (_option(config, "views", "trajectories", name) for name in ("samples", "perplexity"))
+    for model, extent in extents.items():
+        states = len(_stored(config, extent.layers))
+        if states < 3:
+            raise ConfigError(f"config: views draws paths through {states} states of models.{model}, which have no "
+                              "bend; store three or more (hidden.layers)")
+        if (points := min(samples, sequences) * states) <= 3 * perplexity:
+            raise ConfigError(f"config: views.trajectories.perplexity is {perplexity:g}, but calibrations.{calib} and "
+                              f"models.{model} give {points} points; give less than a third of them")
+
+
+def _check_spaces(config: dict[str, Any], calib: str, length: int) -> None:
+    if "spaces" not in config:
+        return
+    # windows are as long as calibration sequences
+    if (positions := _option(config, "spaces", "probe", "positions")) >= length:
+        raise ConfigError(f"config: spaces.probe.positions is {positions}, but windows have the {length} tokens of "
+                          f"calibrations.{calib}, of which the first is left out; give 1 to {length - 1}")
+    if (prompt := _option(config, "spaces", "compare", "prompt_tokens")) > length:
+        raise ConfigError(f"config: spaces.compare.prompt_tokens is {prompt}, but windows have the {length} tokens of "
+                          f"calibrations.{calib}; give 2 to {length}")
+
+
+def check_theory(config: dict[str, Any]) -> None:
+    """Raise ConfigError for a run, gaps or held-out sequences that do not go together."""
+    own = config["theory"]
+    start, stop = own["run"]
+    if start >= stop:
+        raise ConfigError(f"config: theory.run is {own['run']}, an empty run; give the first layer and one past the "
+                          "last")
+    gaps = own.get("gaps")
+    if gaps is not None and (not gaps or max(gaps) > stop - start):
+        raise ConfigError(f"config: theory.gaps is {gaps}, but theory.run {own['run']} has {stop - start} layers; give "
+                          f"1 to {stop - start}, or lengthen the run")
+    heldout = variants.theory_kernel(config).get("heldout", 0.1)
+    for _, calib in grid.calibrated(config):
+        sequences = sum(config["calibrations"][calib]["mix"].values())
+        if not 0 < round(heldout * sequences) < sequences:
+            raise ConfigError(f"config: theory holds out {heldout} of the {sequences} sequences of "
+                              f"calibrations.{calib}, which leaves none on one side; change theory.kernel.heldout or "
+                              "add sequences")
+
+
+def _option(config: dict[str, Any], *keys: str) -> Any:
+    """A value of the configuration, or the default beside it in the schema."""
+    given, known = config, schema()
+    for key in keys:
+        given, known = given.get(key, {}), known["properties"][key]
+    return known["default"] if given == {} else given
