@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from kdp_core.base.resume import Resume
 from kdp_core.model import checkpoints, families, intake
 from kdp_core.prune import pruning
 from kdp_core.score import efficiency
-from kdp_core.study import reach
+from kdp_core.study import planner, reach
 
 KEPT = ".kdp"
 """The folder of the records, in the folder of the pruned checkpoint."""
@@ -88,6 +89,20 @@ def check(settings: Settings, out: Path, device: str) -> None:
     sources.text(settings.calibration, "--calibration", sources.CALIBRATION)
     sources.text(settings.heldout, "--heldout", sources.HELDOUT)
     check_out(out, settings)
+    with tempfile.TemporaryDirectory(prefix="kdp-") as place:
+        try:
+            facts = planner.described(sources.model(settings.model)[0], out / KEPT / "dense", Path(place))
+        except (OSError, ValueError, KeyError):
+            # not known yet, or no model for kdp; this is told when it is fetched
+            return
+        refuse(settings, facts, Path(place))
+
+
+def refuse(settings: Settings, facts: ModelFacts, described: Path) -> None:
+    """Raise PruneError for what the method cannot do with this model; its config.json lies in `described`."""
+    if why := reach.refusal(settings.method, reach.Case(facts, described, settings.sequences, settings.length),
+                            ratio=settings.ratio, k_max=settings.k_max, options=settings.options):
+        raise PruneError(why)
 
 
 def check_out(out: Path, settings: Settings) -> None:
@@ -189,9 +204,7 @@ class Run:
         name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
         _, held = self.documents("heldout", own.heldout, sources.HELDOUT)
         facts = self.facts()
-        if why := reach.refusal(own.method, reach.Case(facts, self.kept / "dense", own.sequences, own.length),
-                                ratio=own.ratio, k_max=own.k_max, options=own.options):
-            raise PruneError(why)
+        refuse(own, facts, self.kept / "dense")
         # a text that is too short is refused here, before the states are extracted
         ids_ST = heldout.windows(self.kept / "dense", held, own.length)
         tokens = self.keep("tokens", lambda: self.pack(name, documents, facts))

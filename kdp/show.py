@@ -35,7 +35,7 @@ class Stages(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
         self.bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-                            console=console, transient=True)
+                            console=console, transient=True, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=len(STAGES))
         self.stage, self.started = "", 0.0
 

@@ -5,11 +5,12 @@ range in the words of the library annotated-types, and the docstring describes i
     def fit(hidden, *, loss: Literal["chain", "local"] = "chain", epochs: Annotated[int, Ge(0)] = 2): ...
 From that follow the schema of the configuration (`schema`) and the message about a wrong value (`check`).
 """
+import difflib
 import inspect
 import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -61,8 +62,14 @@ def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tup
     known = arguments(function, filled)
     if unknown := sorted(set(given) - set(known)):
         raise OptionError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
-                          f"it knows {', '.join(known)}")
+                          f"it knows {', '.join(known)}{meant(unknown[0], known)}")
     return {name: given.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, if one is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:

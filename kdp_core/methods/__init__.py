@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdp_core.base.options import meant
 from kdp_core.base.records import Block, Composed, ModelFacts, Plan, Selection, Similarity, Tokens
 from kdp_core.methods._method import (
     GRID_ARGUMENTS,
@@ -53,7 +54,8 @@ METHODS: dict[str, Method] = find()
 def method_of(name: str) -> Method:
     """A method by its name. An unknown name raises MethodError, which lists the known ones."""
     if name not in METHODS:
-        raise MethodError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+        raise MethodError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}"
+                          f"{meant(name, METHODS)}")
     return METHODS[name]
 
 

