@@ -89,8 +89,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ids_ST = drawn(tokens, sequences, draw)
     multiple = _items(dense, ids_ST, items, choices, sequences, draw) if objective in ("margin", "accuracy") else None
     goal = objective_of(objective, ids_ST, multiple, positions)
-    passes = Passes(checkpoints.load_model(dense, device=device, dtype=dtype), goal.ids_ST.shape[1])
     modules, fits = _fitted(hidden, eligible, seed) if stand_in == "affine" else ({}, {})
+    passes = Passes(checkpoints.load_model(dense, device=device, dtype=dtype), goal.ids_ST.shape[1])
     evaluator = Evaluator(passes, goal, size=selection.layers, budget=budget, batch_sequences=batch_sequences,
                           stand_ins={layer: built(one).to(passes.device) for layer, one in modules.items()})
     search(strategy, evaluator, Space(eligible, selection.layers, seed, width, offspring))
