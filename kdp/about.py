@@ -18,7 +18,7 @@ def write(out: Path, found: Mapping[str, Any], facts: ModelFacts, pruned: Pruned
     """Write both files into the checkpoint; `found` is the summary of the pruning."""
     own = found["settings"]
     shown = {"versions": found["versions"], "git": found["git"], "seeds": {"calibration": own["seed"]},
-             "inputs": {"calibration tokens": found["tokens_sha256"]}}
+             "inputs": {"calibration tokens": found["tokens_sha256"], "held-out windows": found["heldout_sha256"]}}
     stock = "auto_map" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
     made = card.Made(own["method"], own["method"], own["ratio"], again(own), shown, stock)
     measured = card.Measured(scores(found["ppl_dense"]), scores(found["ppl_pruned"]), Efficiency(**found["efficiency"]))

@@ -214,7 +214,8 @@ class Run:
                                 dtype=own.dtype, resume=self.resume, model_layers=facts.layers)
         self._publish()
         found = {"settings": named(own), "facts": facts._asdict(), "pruned": pruned._asdict(),
-                 **self._measure(ids_ST), "tokens_sha256": tokens.provenance["sha256"], **provenance.here()}
+                 **self._measure(ids_ST), "tokens_sha256": tokens.provenance["sha256"],
+                 "heldout_sha256": hashlib.sha256(ids_ST.numpy().tobytes()).hexdigest(), **provenance.here()}
         about.write(self.out, found, facts, pruned)
         return found
 

@@ -53,7 +53,10 @@ def _provenance(summary: dict[str, Any]) -> dict[str, str]:
     settings = ", ".join(f"{name} {own[name]}" for name in ("ratio", "k_max", "sequences", "length", "seed", "dtype"))
     options = ", ".join(f"{part}.{key}={value}" for part, one in own["options"].items() for key, value in one.items())
     return {"model": own["model"], "model, sha256": summary["facts"]["sha256"], "calibration": own["calibration"],
-            "tokens, sha256": summary["tokens_sha256"], "settings": settings, "options": options or "defaults",
+            "tokens, sha256": summary["tokens_sha256"],
+            # a pruning of an earlier version has none
+            "held-out windows, sha256": summary.get("heldout_sha256", ""),
+            "settings": settings, "options": options or "defaults",
             "perplexity": f"{show.spread(summary['ppl_dense'])} dense, {show.spread(summary['ppl_pruned'])} pruned, on "
                           f"{own['heldout']}",
             **_code(summary)}

@@ -91,7 +91,8 @@ def test_a_checkpoint_carries_its_card_and_its_provenance(given, finished, tmp_p
     assert f"{summary['ppl_pruned']['ppl']:.4g} ± {summary['ppl_pruned']['stderr']:.2g}" in text
     assert "kdp prune model --out DIR --ratio 0.2" in text and "--option search.entries=8" in text
     assert made["versions"]["torch"] and made["settings"]["ratio"] == 0.2 and made["seeds"] == {"calibration": 0}
-    assert made["inputs"]["calibration tokens"] == summary["tokens_sha256"]
+    assert made["inputs"] == {"calibration tokens": summary["tokens_sha256"],
+                              "held-out windows": summary["heldout_sha256"]}
     for place in (given.model.parent, given.heldout.parent, out.parent):
         assert str(place) not in text and str(place) not in json.dumps(made)
     # without its records, as somebody else gets it
