@@ -70,8 +70,12 @@ def stops(*_, **__):
 
 
 def never(function):
-    """A function that may not run, with the signature of the one in whose place it stands."""
-    return functools.wraps(function)(lambda *_, **__: pytest.fail("a finished stage ran again"))
+    """A function that may not run, with the signature of the one in whose place it stands. It may be rehearsed."""
+    def ran(*_, **__):
+        checkpoints._unless_rehearsed()
+        pytest.fail("a finished stage ran again")
+
+    return functools.wraps(function)(ran)
 
 
 def test_an_interrupted_pruning_goes_on_without_its_finished_stages(given, finished, tmp_path, monkeypatch):
