@@ -116,7 +116,7 @@ def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
 
 
 def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
-    """Mean cosine of the states before and after every sublayer of the dense model, all tokens alike."""
+    """Mean cosine of the states before and after every sublayer of the dense model, with all tokens of equal weight."""
     if (there := hidden.layers[-1]) == layers:
         cos_LPS = hidden.sublayers()
         there = len(cos_LPS)

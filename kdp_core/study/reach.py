@@ -2,11 +2,11 @@
 
 Selection. A method selects by a similarity or a search that is not known yet. Its own selection is therefore run on the
 most favourable one that can be: blocks that lie as close as possible, and a search that orders as many layers as its
-options allow. What that refuses, every real one refuses, with the same sentence.
+options allow. If this selection is refused, every real one would be refused, with the same sentence.
 
 Search, steps and `compose`. They check their options, the model and the calibration set before they read a weight or a
 state. So each is run up to that place: `checkpoints.rehearsal` ends it at the first weight, and `Blank` at the first
-state. What only data can tell, such as a Gram matrix without an inverse, is not asked here.
+state. Errors that depend on data, such as a Gram matrix without an inverse, are not found here.
 """
 import contextlib
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class Blank(HiddenStates):
 def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
             sized: str = "", sized_options: Mapping[str, Mapping[str, Any]] | None = None,
             finetune: Mapping[str, Any] | None = None) -> str:
-    """Why a method cannot make a point; empty where nothing speaks against it.
+    """Why a method cannot make a point; empty if no reason is known.
 
     options: of the method, by part.
     sized: the method whose stand-ins are counted, with its options; the method itself unless given.
@@ -132,7 +132,7 @@ def _tokens(case: Case) -> Tokens:
 
 
 def _similarity(case: Case) -> Similarity:
-    """States that are all alike, the earlier pairs a little more, so that blocks are chosen one behind the other."""
+    """States that are all similar, the earlier pairs a little more, so that blocks are chosen one behind the other."""
     stored = numbers(case.states, case.facts.layers)
     place_L = torch.tensor(stored, dtype=torch.float32)
     alike_LL = 1 - 1e-4 * torch.minimum(place_L[:, None], place_L)
