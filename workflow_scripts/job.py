@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,10 @@ def job(snakemake: Any) -> Iterator[None]:
     try:
         _set_threads(snakemake.threads)
         yield
+        # Snakemake's benchmark file has these figures too, but not of a job that is forked (forks.py)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        logging.getLogger("job").info("done in %.1f s of processor time; peak memory %.0f MB",
+                                      used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
     except Exception as error:
         logging.getLogger().removeHandler(screen)
         logging.exception("failed")

@@ -3,6 +3,9 @@
 Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore holds
 a lock of the operating system on a file, which ends with the process that holds it. If that lock is free, no run is
 alive, and snakemake's lock is cleared; if it is taken, the second run is refused.
+
+The jobs of a run on this machine are forked from one process that has imported torch once (forks.py). A plain
+`snakemake` command gives the same results; each of its jobs imports what it needs.
 """
 import fcntl
 import os
@@ -12,9 +15,15 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+import forks
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
+FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import main; sys.exit(main())"
+"""Snakemake whose jobs are started by another Python."""
+ELSEWHERE = ("--profile", "--executor", "-e")
+"""Arguments by which jobs may run on other machines."""
 PATIENCE = 10  # seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
@@ -31,10 +40,13 @@ def main(arguments: list[str]) -> int:
         if LOCKS.is_dir() and any(LOCKS.iterdir()):
             subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=False, close_fds=False)
         started = time.time()
-        done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
-        if done.returncode and refused_since(started):
-            print("\nSome grid points cannot be made; the run goes on without them.", file=sys.stderr)
+        with forks.python(shared=True) as python:
+            if not any(argument.split("=")[0] in ELSEWHERE for argument in arguments):
+                snakemake = [sys.executable, "-c", FORKED, python]
             done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
+            if done.returncode and refused_since(started):
+                print("\nSome grid points cannot be made; the run goes on without them.", file=sys.stderr)
+                done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
     if done.returncode == 0:
         print("\nReport:        results/report.html\nSummary table: results/summary.csv")
     return done.returncode

@@ -20,7 +20,8 @@ rule slow:
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "workflow_scripts").mkdir()
-    shutil.copy(ROOT / "workflow_scripts" / "launch.py", tmp_path / "workflow_scripts")
+    for name in ("launch.py", "forks.py"):
+        shutil.copy(ROOT / "workflow_scripts" / name, tmp_path / "workflow_scripts")
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     return tmp_path
 

@@ -1,5 +1,6 @@
 """Rule `report` writes one HTML page that needs no other file."""
 import platform
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from kdp_core.base.measurements import Agreement
 from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
+PEAK = re.compile(r"job INFO done in .*; peak memory (\d+) MB")
+"""What a job writes of itself at its end (workflow_scripts/job.py)."""
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 
 
@@ -20,11 +23,16 @@ def frame(path: str) -> pd.DataFrame:
     return table(path) if Path(path).stat().st_size > 1 else pd.DataFrame()
 
 
-def run_times(folder: str) -> pd.DataFrame:
-    """The times in Snakemake's benchmark files, one row for each job."""
-    paths = sorted(Path(folder).rglob("*.tsv"))
-    read = [pd.read_csv(path, sep="\t", usecols=["s", "max_rss"]).assign(
-        rule=path.relative_to(folder).parts[0].removesuffix(".tsv")) for path in paths]
+def run_times(benchmarks: str, logs: str) -> pd.DataFrame:
+    """The times in Snakemake's benchmark files and the peak memory in the jobs' logs, one row for each job."""
+    paths = sorted(Path(benchmarks).rglob("*.tsv"))
+    places = [path.relative_to(benchmarks) for path in paths]
+    read = [pd.read_csv(path, sep="\t", usecols=["s", "max_rss"]).assign(rule=place.parts[0].removesuffix(".tsv"))
+            for path, place in zip(paths, places, strict=True)]
+    for frame, place in zip(read, places, strict=True):
+        log = Path(logs, place).with_suffix(".log")
+        if log.exists() and (found := PEAK.findall(log.read_text(encoding="utf-8"))):
+            frame["max_rss"] = float(found[-1])
     return pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=["rule", "s", "max_rss"])
 
 
@@ -65,7 +73,7 @@ def write_report(inputs, params, out: str) -> None:
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
         expectations=expectations(params.expected, inputs.get("expectations", [])),
         agreements=agreements(inputs.get("agreements", [])),
-        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks"),
+        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks", "results/logs"),
         answers={name_of(path, answered): store.read(path) for path in answered}))
 
 

@@ -12,6 +12,8 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - The batch size of 128 counts tokens here.
 - The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training (on SmolLM2, for
   one seed of three, the held-out error is 0.16 after two epochs and 24 after five). `keep` takes the best by default.
+- The paper does not say how the MLP starts; it starts at random. `start: ridge` is ours. An MLP can be a linear map,
+  because act(s) - act(-s) = s for GELU, SiLU and ReLU; it starts as the least-squares map of rank H/2 from z to h.
 """
 import logging
 import math
@@ -27,7 +29,7 @@ from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import descend
 from kdp_core.methods.kdp import kernel as step_1
 from kdp_core.methods.kdp.features import chain, features_of
-from kdp_core.states.block import lift_input, load, relative_error
+from kdp_core.states.block import gram, lift_input, load, relative_error, ridge_solve
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ NormLoss = Literal["none", "relative", "gap"]
 """Readings of the paper's undefined L_norm; see `fit`."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 """By the names of transformers. The folded model finds them under these names."""
+RIDGE = 1e-6
+"""Of `start: ridge`, relative to the mean diagonal of the Gram matrix; as in the least squares of step 1."""
 
 
 class Network(nn.Module):
@@ -57,6 +61,26 @@ class Network(nn.Module):
         # I(z) = alpha * MLP(z)
         return self.unit * self.alpha * self.w2(self.act(self.w1((z_NF - self.mean_F) / self.std_F)))
 
+    @torch.no_grad()
+    def start_linear(self, z_NF: Tensor, h_ND: Tensor, ridge: float) -> None:
+        """Become the ridge map from z to h of rank R = H/2, or D if that is less; further hidden units add nothing."""
+        mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
+        centred_NF = z_NF - mean_F
+        gram_FF = gram(centred_NF, centred_NF)
+        w_FD = ridge_solve(gram_FF, gram(centred_NF, h_ND - mean_D), ridge)
+        rank = min(len(self.w1.weight) // 2, len(mean_D))
+        # the best map of rank R has the first principal directions of the fitted outputs: W V V'
+        v_DR = torch.linalg.eigh(w_FD.T @ gram_FF @ w_FD).eigenvectors[:, -rank:]
+        # act(s) - act(-s) = s; of tanh it is 2 s, near 0 only
+        small, pair = (0.01, 2) if isinstance(self.act, nn.Tanh) else (1.0, 1)
+        w_RF = small / self.unit * (w_FD @ v_DR).T
+        b_R = w_RF @ (self.mean_F - mean_F).double()
+        self.w1.weight[:2 * rank] = torch.cat([w_RF, -w_RF]).float() * self.std_F
+        self.w1.bias[:2 * rank] = torch.cat([b_R, -b_R]).float()
+        self.w2.weight.zero_()
+        self.w2.weight[:, :2 * rank] = torch.cat([v_DR, -v_DR], dim=1).float() / (small * pair)
+        self.w2.bias.copy_(mean_D / self.unit)
+
 
 class _Data(NamedTuple):
     z_NF: Tensor
@@ -65,7 +89,7 @@ class _Data(NamedTuple):
 
 def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
         activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu", standardise: bool = True,
-        norm_loss: NormLoss = "none", epochs: Natural = 100, lr: Positive = 1e-3, batch: Count = 128,
+        norm_loss: NormLoss = "none", start: Literal["random", "ridge"] = "random", epochs: Natural = 100, lr: Positive = 1e-3, batch: Count = 128,
         keep: Literal["best", "last"] = "best", heldout: Share = 0.1, seed: Natural = 0, device: str = "cpu",
         resume: Resume = OFF) -> Inverse:
     """Learn the way back from the kernel space of a block.
@@ -74,6 +98,7 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
     activation: gelu, relu, silu or tanh.
     standardise: whether z is standardised and alpha starts at the target's scale; false is the paper to the letter.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
+    start: `random`, or `ridge`, the least-squares map of rank width / 2, which `keep: best` may also end with.
     epochs: passes over the training tokens.
     lr: Adam's learning rate, fixed.
     batch: tokens of a minibatch.
@@ -89,7 +114,9 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(train.z_NF.cpu(), train.h_ND.cpu(), width, activation, standardise).to(device)
-    curve = _train(network, train, judged, norm_loss, epochs, lr, batch, keep, torch.Generator().manual_seed(seed),
+    if start == "ridge":
+        network.start_linear(train.z_NF, train.h_ND, RIDGE)
+    curve = _train(network, train, judged, norm_loss, start, epochs, lr, batch, keep, torch.Generator().manual_seed(seed),
                    resume)
     stats = {"heldout_error": _error(network, judged), "tokens": len(train.z_NF),
              "seconds": time.perf_counter() - began + resume.earlier_s}
@@ -111,12 +138,16 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
     return parts[0], parts[1]
 
 
-def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs: int, lr: float, batch: int,
+def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start: str, epochs: int, lr: float, batch: int,
            keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
     """Train in place; one entry for each epoch. A single token can spoil the weights, even late in the training."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
                         total=0.0)
+    if start == "ridge" and not progress.values["curve"]:
+        with torch.no_grad():
+            total = equation_6(network(train.z_NF), train.h_ND, norm_loss, network.unit).item()
+        _judge(network, judged, norm_loss, progress, keep, 0, total)
     for epoch in progress.epochs(epochs):
         order = progress.order(lambda: torch.randperm(len(train.z_NF), generator=generator))
         for part in progress.updates(order.split(batch)):
@@ -124,16 +155,23 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, epochs
             descend(loss, adam, training=f"step 2, epoch {epoch}", remedy="lower inverse.lr")
             progress.values["total"] += loss.item() * len(part) / len(train.z_NF)
         total, progress.values["total"] = progress.values["total"], 0.0
-        with torch.no_grad():
-            heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
-        curve = progress.values["curve"]
-        curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": total, "heldout_loss": heldout_loss,
-                      "heldout_error": _error(network, judged)})
-        if keep == "best" and curve[-1]["heldout_error"] <= min(entry["heldout_error"] for entry in curve):
-            progress.values["best"] = {name: value.clone() for name, value in network.state_dict().items()}
-        logger.info("step 2: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, total, heldout_loss)
+        _judge(network, judged, norm_loss, progress, keep, epoch, total)
+        logger.info("step 2: epoch %d of %d, loss %.4g, held out %.4g", epoch, epochs, total,
+                    progress.values["curve"][-1]["heldout_loss"])
     network.load_state_dict(progress.values["best"] or network.state_dict())
     return progress.values["curve"]
+
+
+@torch.no_grad()
+def _judge(network: Network, judged: _Data, norm_loss: str, progress: Progress, keep: str, epoch: int,
+           loss: float) -> None:
+    """Add an epoch to the curve, and keep the weights if they are the best so far."""
+    heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
+    curve = progress.values["curve"]
+    curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": loss, "heldout_loss": heldout_loss,
+                  "heldout_error": _error(network, judged)})
+    if keep == "best" and curve[-1]["heldout_error"] <= min(entry["heldout_error"] for entry in curve):
+        progress.values["best"] = {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def equation_6(predicted_ND: Tensor, h_ND: Tensor, norm_loss: str = "none", unit: float = 1.0) -> Tensor:

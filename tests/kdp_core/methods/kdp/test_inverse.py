@@ -11,6 +11,7 @@ from kdp_core.base.options import OptionError
 from kdp_core.base.records import Inverse, KernelMap
 from kdp_core.methods._train import TrainingFailed
 from kdp_core.methods.kdp import inverse, kernel
+from kdp_core.methods.kdp.features import chain, features_of
 from kdp_core.methods.kdp.inverse import Network, equation_6, to_module
 from kdp_core.model.stand_ins import MODULES
 from kdp_core.states.block import load
@@ -172,6 +173,34 @@ def test_untrained_network_starts_at_the_mean_of_the_target(hidden, step_1):
     h_ND = split.tokens(split.train)[-1]
     torch.testing.assert_close(found.alpha * found.b2_D, h_ND.mean(0), atol=1e-4, rtol=1e-4)
     assert found.alpha == pytest.approx(h_ND.var(0, correction=0).mean().sqrt().item(), rel=1e-4) and found.curve == []
+
+
+@pytest.mark.parametrize("activation", inverse.ACTIVATIONS)
+def test_the_start_by_ridge_is_the_least_squares_map_of_its_rank(hidden, step_1, activation):
+    split = load(hidden, (4, 6), massive="bypass", heldout=0.2, seed=0)
+    h_KND = split.tokens(split.train).double()
+    phi_NF = features_of(h_KND[0].float(), step_1.omega_DM, step_1.b_M).double()
+    z_NF, target_ND = phi_NF @ chain(step_1.operators_KFF).T, h_KND[-1] - h_KND[-1].mean(0)
+    centred_NF = z_NF - z_NF.mean(0)
+    level = inverse.RIDGE * centred_NF.square().sum(0).mean()
+    w_FD = torch.linalg.solve(centred_NF.T @ centred_NF + level * torch.eye(32), centred_NF.T @ target_ND)
+    found = inverse.fit(hidden, step_1, **SMALL | {"epochs": 0, "width": 9, "activation": activation}, start="ridge")
+    # the best map of rank 4, for a width of 9
+    u_NR, s_R, v_RD = torch.linalg.svd(centred_NF @ w_FD, full_matrices=False)
+    best_ND = u_NR[:, :4] * s_R[:4] @ v_RD[:4] + h_KND[-1].mean(0)
+    act = {"tanh": torch.tanh, "relu": torch.relu}.get(activation) or getattr(torch.nn.functional, activation)
+    made_ND = found.alpha * (act(z_NF @ found.w1_HF.double().T + found.b1_H) @ found.w2_DH.double().T + found.b2_D)
+    torch.testing.assert_close(made_ND, best_ND, atol=2e-3 * best_ND.abs().max().item(), rtol=0)
+    assert [row["epoch"] for row in found.curve] == [0]
+
+
+def test_a_training_that_only_harms_ends_with_its_start_by_ridge(hidden, step_1):
+    options = SMALL | {"epochs": 2, "lr": 1.0, "start": "ridge"}
+    best, last = (inverse.fit(hidden, step_1, **options, keep=keep) for keep in ("best", "last"))
+    start = inverse.fit(hidden, step_1, **options | {"epochs": 0})
+    errors = [row["heldout_error"] for row in best.curve]
+    assert len(errors) == 3 and errors[0] < min(errors[1:])
+    assert torch.equal(best.w1_HF, start.w1_HF) and not torch.equal(last.w1_HF, start.w1_HF)
 
 
 @pytest.mark.parametrize("norm_loss", get_args(inverse.NormLoss))

@@ -1,0 +1,241 @@
+"""A Python whose heavy imports are done: the jobs of a run on this machine are forked from one process that has them.
+
+A job is a process of its own, so it would import torch and transformers by itself, which takes 2 to 5 seconds of a core
+each time. Here a server imports the packages of others once, at the first job, and then forks a process for each job.
+kdp_core is not imported, so each process reads the code as it is then. `python` is a small program that takes the same
+arguments as the interpreter (a script, `-m`, `-c`), hands them to the server with its environment, folder and streams,
+and ends with the exit code of the forked process. `sys.executable` of that process is the small program again. Where
+the server cannot be reached, the small program becomes the interpreter itself.
+
+The forked process is not a child of the small program. SIGTERM is therefore handed on; SIGINT of a terminal reaches
+both anyway; and if the small program is killed, the server kills the forked process. The server ends when nobody holds
+the other end of its standard input any more and no forked process is left.
+"""
+import atexit
+import contextlib
+import gc
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PRELOADED = ("numpy", "pandas", "scipy.stats", "sklearn.cluster", "matplotlib.figure",
+             "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_agg", "torch", "safetensors.torch", "zarr",
+             "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
+             "transformers.generation.utils", "accelerate", "lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks",
+             "datasets", "pytest", "jsonschema", "jinja2", "snakemake.script")
+# -P: what lies beside this file must not hide modules of Python
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What the packages read when they are imported, and workflow_scripts/job.py sets before it."""
+PROGRAM = """#!/bin/sh
+exec '{python}' -IS '{client}' "$@"
+"""
+CLIENT = """import _socket, array, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+try:
+    server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    server.connect({address!r})
+    asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    server.sendmsg([len(asked).to_bytes(8, "big")],
+                   [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [0, 1, 2]).tobytes())])
+    while asked:
+        asked = asked[server.send(asked):]
+    pid = server.recv(4)
+except OSError:
+    pid = b""
+if not pid:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+signal.signal(signal.SIGTERM, lambda number, frame: os.kill(int.from_bytes(pid, "big"), number))
+code = server.recv(1)
+os._exit(code[0] if code else 1)
+"""
+
+
+class Asked(NamedTuple):
+    """What a process is asked to run."""
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = None,
+           shared: bool = False) -> Iterator[str]:
+    """The path of `python` while the body runs; the interpreter itself where a system cannot fork so.
+
+    more: further packages to import once.
+    environment: further variables of the server.
+    shared: whether the processes that the caller starts hold the server, too, in case that the caller is killed.
+    """
+    folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # the server ends when this end is closed
+        stack.callback(os.close, write)
+        try:
+            # elsewhere system libraries do not work in forked processes
+            found = _start(folder, read, more, environment or {}) if sys.platform == "linux" else None
+        finally:
+            os.close(read)
+        os.set_inheritable(write, shared)
+        yield found or sys.executable
+
+
+def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
+    """Start the server, which imports nothing before the first request; None where it cannot be reached."""
+    address = str(folder / "forks.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(address)
+        except OSError:  # the path of the folder for temporary files is too long
+            return None
+        listener.listen(64)
+        (folder / "client.py").write_text(CLIENT.format(address=address, python=sys.executable), encoding="utf-8")
+        program = folder / "python"
+        program.write_text(PROGRAM.format(python=sys.executable, client=folder / "client.py"), encoding="utf-8")
+        program.chmod(0o755)
+        subprocess.Popen([sys.executable, "-P", __file__, str(program), str(listener.fileno()), *more], stdin=read,
+                         pass_fds=[listener.fileno()], env={**os.environ, **ENVIRONMENT, **environment})
+    return str(program)
+
+
+def serve(listener: socket.socket, names: list[str]) -> Asked:
+    """Fork a process for each request. Returns in the forked process."""
+    # a terminal's Ctrl-C is for the jobs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waiting: dict[int, socket.socket] = {}
+    woken, wake = socket.socketpair()
+    loaded, held = False, True
+    signal.signal(signal.SIGCHLD, lambda *_: wake.send(b"x"))
+    while held or waiting:
+        ready = select.select([listener, woken, *waiting.values(), *([sys.stdin] if held else [])], [], [])[0]
+        if woken in ready:
+            woken.recv(64)
+        _report(waiting)
+        for pid, client in waiting.items():
+            if client in ready and not _alive(client):
+                os.kill(pid, signal.SIGKILL)
+        held = held and not (sys.stdin in ready and not os.read(0, 1))
+        if listener in ready:
+            if not loaded:
+                _load(names)
+                loaded = True
+            if asked := _fork(listener, waiting, [woken, wake]):
+                return asked
+    os._exit(0)
+
+
+def _load(names: list[str]) -> None:
+    for name in names:
+        __import__(name)
+    # what is loaded is never garbage, and to look at it would copy its memory into each process
+    gc.collect()
+    gc.freeze()
+
+
+def _report(waiting: dict[int, socket.socket]) -> None:
+    """Tell the clients of the processes that have ended their exit codes."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            code = os.waitstatus_to_exitcode(ended[1])
+            with waiting.pop(ended[0]) as client, contextlib.suppress(OSError):
+                # a process that a signal ended has 128 + its number, as in a shell
+                client.sendall(bytes([code if code >= 0 else 128 - code]))
+
+
+def _alive(client: socket.socket) -> bool:
+    """Whether a client that has become readable is still there; it never writes again."""
+    try:
+        return bool(client.recv(1))
+    except OSError:
+        return False
+
+
+def _fork(listener: socket.socket, waiting: dict[int, socket.socket], own: list[socket.socket]) -> Asked | None:
+    """Accept one request and fork. Returns the request in the forked process, and None in the server."""
+    client = listener.accept()[0]
+    try:
+        head, streams, _, _ = socket.recv_fds(client, 8, 3)
+        left, text = int.from_bytes(head, "big"), b""
+        while len(text) < left:
+            text += client.recv(left - len(text)) or b"!" * left
+        asked = Asked(*json.loads(text))
+    except (OSError, ValueError):  # the client was killed
+        client.close()
+        return None
+    if pid := os.fork():
+        waiting[pid] = client
+        for stream in streams:
+            os.close(stream)
+        with contextlib.suppress(OSError):
+            client.sendall(pid.to_bytes(4, "big"))
+        return None
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for one in (client, listener, *waiting.values(), *own):
+        one.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    return asked
+
+
+def become(asked: Asked, program: Path) -> None:
+    """Run what the interpreter would run with these arguments."""
+    servers, given = _path(os.environ), _path(asked.environment)
+    installed = [path for path in sys.path if path not in servers]
+    os.chdir(asked.folder)
+    os.environ.clear()
+    os.environ.update(asked.environment)
+    sys.executable = str(program)
+    kind, *more = asked.arguments
+    if kind == "-m":
+        sys.argv, sys.path[:] = more, [asked.folder, *given, *installed]
+        runpy.run_module(more[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv, sys.path[:] = ["-c", *more[1:]], ["", *given, *installed]
+        exec(compile(more[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+    else:
+        sys.argv, sys.path[:] = asked.arguments, [str(Path(kind).resolve().parent), *given, *installed]
+        runpy.run_path(kind, run_name="__main__")
+
+
+def _path(environment: Mapping[str, str]) -> list[str]:
+    return [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def ended(run: Callable[[], None]) -> int:
+    """The exit code of a program, whose threads and exit functions have run when it is known."""
+    try:
+        run()
+        code: Any = 0
+    except SystemExit as stopped:
+        code = stopped.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+if __name__ == "__main__":
+    place, number, *further = sys.argv[1:]
+    wanted = serve(socket.socket(fileno=int(number)), [*PRELOADED, *further])
+    # the modules are not taken apart, which takes longer than many jobs
+    os._exit(ended(lambda: become(wanted, Path(place))))
