@@ -1,6 +1,9 @@
 """The forked Python does what the interpreter does: arguments, streams, folder, environment, exit codes."""
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,61 @@ def test_no_code_of_this_checkout_is_imported_before():
 def test_a_signal_that_ends_it_is_seen(folder):
     code, *_ = ran(forks.python(), folder, "-c", "import os; os.kill(os.getpid(), 9)")
     assert code == 128 + 9
+
+
+WAITS = """
+import os, signal, sys, time
+def leave(number, frame):
+    print("left", flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGTERM, leave)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def waiting(folder):
+    """A forked process that waits: the small program, and the number of the process."""
+    program = subprocess.Popen([forks.python(), "-c", WAITS], cwd=folder, stdout=subprocess.PIPE, text=True)
+    yield program, int(program.stdout.readline())
+    program.kill()
+    program.communicate()
+
+
+def test_sigterm_is_handed_on(waiting):
+    program, _ = waiting
+    program.terminate()
+    assert program.communicate(timeout=30)[0] == "left\n" and program.returncode == 3
+
+
+def test_sigint_is_left_to_the_process_itself(waiting):
+    program, pid = waiting
+    program.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert program.poll() is None
+    os.kill(pid, signal.SIGINT)
+    program.communicate(timeout=30)
+    assert program.returncode == 1
+
+
+def test_a_process_dies_with_the_small_program(waiting):
+    program, pid = waiting
+    program.kill()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_without_its_server_it_is_the_interpreter(folder):
+    with forks.forks.python() as python:
+        program = Path(python).read_text(encoding="utf-8")
+    # the server has ended, and what it wrote is deleted
+    assert not Path(python).exists()
+    again = folder / "python"
+    again.write_text(program.replace(str(Path(python).parent), str(folder)), encoding="utf-8")
+    again.chmod(0o755)
+    address = str(folder / "nobody.sock")
+    (folder / "client.py").write_text(forks.forks.CLIENT.format(address=address, python=sys.executable))
+    assert ran(str(again), folder, "scripts/said.py", "a") == ran(sys.executable, folder, "scripts/said.py", "a")

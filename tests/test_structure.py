@@ -339,3 +339,15 @@ def test_a_module_that_loads_no_model_takes_no_transformers(name):
     code = f"import sys, {name}; print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           check=True).stdout.strip() == "False"
+
+
+LIGHT = ("base.options", "base.records", "base.measurements", "base.store", "base.provenance", "results.columns",
+         "results.summary", "results.compare", "results.tables", "results.report", "figures")
+"""Modules that read and show plain numbers: torch takes more than a second to import."""
+
+
+def test_tables_pages_and_figures_need_no_torch():
+    code = "".join(f"import kdp_core.{name}\n" for name in LIGHT) + \
+        "import sys; sys.exit(' '.join({'torch', 'transformers', 'scipy'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,11 +2,14 @@
 
 Each record is a NamedTuple; each field has its meaning, axes and unit. Axes and blocks are those of base.records.
 """
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdp_core.base.records import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Score(NamedTuple):

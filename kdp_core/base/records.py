@@ -7,9 +7,12 @@ Axes, used as suffixes of tensor names throughout kdp_core:
 State k is the input of decoder layer k before its norm; state `layers` is taken before the final norm.
 A block (start, stop) is the half-open run of layers start..stop-1: it maps state `start` to state `stop`.
 """
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # tables and pages read records of plain numbers, without the seconds that torch takes to import
+    from torch import Tensor
 
 Block = tuple[int, int]
 

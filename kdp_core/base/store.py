@@ -4,25 +4,30 @@ A tensor field becomes a tensor of the file. All other fields are JSON in the fi
 the same record gives the same bytes; safetensors writes several keys in a changing order. Every file is written under a
 temporary name in the same folder and then renamed. A killed process therefore leaves the old file or none. It may also
 leave the temporary file, which is hidden, is named .tmp, and may be deleted.
+
+torch is imported where a tensor is read or written, because tables and pages need none.
 """
+from __future__ import annotations
+
 import glob
 import json
 import math
 import os
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from kdp_core.base import measurements, records
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
@@ -116,8 +121,7 @@ def write(path: str | Path, record: NamedTuple) -> None:
             raise StoreError(f"{path}: {head['record']} holds tensors ({', '.join(sorted(tensors))}); use .safetensors")
         write_json(path, head)
         return
-    with atomic(path) as temporary:
-        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(head, ensure_ascii=False, allow_nan=False)})
+    _save(path, tensors, json.dumps(head, ensure_ascii=False, allow_nan=False))
 
 
 def read(path: str | Path) -> Any:
@@ -136,8 +140,7 @@ def read(path: str | Path) -> Any:
 def write_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write nested dicts and lists of tensors and plain values as safetensors; numbers keep all their bits."""
     tensors, plain = _split(state)
-    with atomic(path) as temporary:
-        save_file(_apart(tensors), temporary, metadata={KEY: json.dumps(plain)})
+    _save(path, tensors, json.dumps(plain))
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -157,8 +160,22 @@ def remove(path: str | Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def _save(path: str | Path, tensors: dict[str, Tensor], head: str) -> None:
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file(_apart(tensors), temporary, metadata={KEY: head})
+
+
+def _is_tensor(value: Any) -> bool:
+    # where torch is not imported there is no tensor
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors in the order of their names; one that shares its storage with an earlier tensor is copied."""
+    import torch
+
     seen: set[int] = set()
     made = {}
     for name, tensor in sorted(tensors.items()):
@@ -170,7 +187,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
     """The tensors by dotted path, and the other fields with {"tensor": path} in the place of each tensor."""
-    if isinstance(fields, Tensor):
+    if _is_tensor(fields):
         return {prefix: fields.detach().cpu()}, {"tensor": prefix}
     if hasattr(fields, "_asdict"):
         fields = {"record": type(fields).__name__, **fields._asdict()}
@@ -231,7 +248,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+    if _is_tensor(value) or type(value).__module__ == "numpy":
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -4,22 +4,27 @@ Figure 2 of LoRP (2026). Cosines are means over tokens. Massive tokens are left 
 similarity says otherwise; LoRP keeps them. Reads the numbers of the similarity stage and computes means by distance and
 RLS (kdp_core.states.similarity.locality).
 """
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from kdp_core.base.records import Similarity
 from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import COLORS, COLUMN_IN, DASHES, MARKERS, Drawn, FigureError, legend_below, quiet
-from kdp_core.states import similarity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def locality(own: Similarity) -> float | None:
     """RLS of the inputs of the layers. None if it is not defined."""
+    from kdp_core.states import similarity  # imports torch, which no other figure needs
+
     return similarity.locality(_inputs(own))
 
 

@@ -4,23 +4,26 @@ Every panel of a heat map has its error, which the paper leaves out. Next to the
 they are, in the space of the states too, where t-SNE changes nothing. Reads the records of kdp_core.study.views and
 computes nothing.
 """
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
-from torch import Tensor
 
 from kdp_core.base.measurements import KernelView, Trajectories
 from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import COLORS, DASHES, GREY, PAGE_IN, Drawn, FigureError, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PANELS = ("predicted", "true", "difference")
 MARKS = {("states", ""): ("states", COLORS[0], "-", "o"),
@@ -68,8 +71,8 @@ def _band_height(view: KernelView, width: float) -> float:
 def _band(band: SubFigure, label: str, view: KernelView, colormap: str) -> None:
     shape = grid_of(view.true_PF.shape[1])
     difference_PF = view.predicted_PF - view.true_PF
-    both_2PF = torch.stack((view.predicted_PF, view.true_PF))
-    low, high = float(both_2PF.min()), float(both_2PF.max())
+    both = (view.predicted_PF, view.true_PF)
+    low, high = min(float(one_PF.min()) for one_PF in both), max(float(one_PF.max()) for one_PF in both)
     span = max(float(difference_PF.abs().max()), 1e-12)
     axes = band.subplots(math.ceil(len(view.positions) / 3), 3 * _across(view), squeeze=False)
     for axis in axes.flat:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 ALL = "all"
 """The task name of the mean over tasks."""
@@ -95,6 +94,8 @@ def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) 
 
 def mcnemar(values_IJ: np.ndarray) -> np.ndarray:
     """Mid p-values of all pairs of models that are right (1) or wrong (0) on the same items."""
+    from scipy import stats  # half a second, for which pages that only print tables need not wait
+
     # b_jk items that j has right and k wrong; X ~ Binomial(b_jk + b_kj, 1/2), x = min(b_jk, b_kj)
     b_JJ = values_IJ.T @ (1 - values_IJ)
     n_JJ, x_JJ = b_JJ + b_JJ.T, np.minimum(b_JJ, b_JJ.T)
@@ -129,6 +130,8 @@ def perplexities(values: Mapping[str, np.ndarray], weights: Mapping[str, np.ndar
 
 
 def _t_table(metric: str, nats_J: np.ndarray, stderr_JJ: np.ndarray, df_JJ: np.ndarray, items: int) -> Table:
+    from scipy import stats
+
     difference_JJ = _differences(nats_J)
     with np.errstate(invalid="ignore", divide="ignore"):
         p_JJ = 2 * stats.t.sf(np.abs(difference_JJ) / stderr_JJ, df_JJ)

@@ -8,14 +8,16 @@
 A function returns None where there are too few items for an error. lm-eval itself gives the closed form of plain means
 and, for metrics without a form of their own here, a bootstrap.
 """
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from kdp_core.score.metrics import PPL_CEILING, as_pairs, nats_per_unit, placements
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def mean(values_N: Tensor) -> float | None:
@@ -36,6 +38,8 @@ def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
     above_N, below_N: parts of the two sums, one for each token; sequence_N: the sequence of each token. Tokens of one
     sequence depend on each other, so the sequences are the independent items.
     """
+    import torch  # here alone: tables need the other functions only
+
     names, place_N = sequence_N.unique(return_inverse=True)
     if len(names) < 2:
         return None

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import torch
 from gather import table
 from job import job
 
@@ -36,11 +35,11 @@ def run_times(benchmarks: str, logs: str) -> pd.DataFrame:
     return pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=["rule", "s", "max_rss"])
 
 
-def versions() -> dict[str, str]:
+def versions(threads: int) -> dict[str, str]:
     """The versions of the packages on which numbers depend, the state of the code, the machine and its threads."""
     git = provenance.git_state()
     code = {"kdp, commit": git["commit"] + " with changes" * git["changed"]} if git else {}
-    return {"machine": platform.machine(), "threads": str(torch.get_num_threads()), **provenance.versions(PACKAGES),
+    return {"machine": platform.machine(), "threads": str(threads), **provenance.versions(PACKAGES),
             **code}
 
 
@@ -62,7 +61,7 @@ def agreements(paths: list[str]) -> dict[str, list[tuple[str, Agreement]]]:
     return found
 
 
-def write_report(inputs, params, out: str) -> None:
+def write_report(inputs, params, threads: int, out: str) -> None:
     """Write tables, figures and the configuration into the page."""
     answered = list(inputs.get("answers") or [])
     entries = [FigureEntry(entry["title"], entry["caption"], entry["rule"], path, f"figures/{entry['name']}",
@@ -73,7 +72,8 @@ def write_report(inputs, params, out: str) -> None:
         fits=frame(inputs.fits), comparisons=frame(inputs.comparisons), config_yaml=params.config_yaml,
         expectations=expectations(params.expected, inputs.get("expectations", [])),
         agreements=agreements(inputs.get("agreements", [])),
-        versions=versions(), seeds=params.seeds, refused=params.refused, benchmarks=run_times("results/benchmarks", "results/logs"),
+        versions=versions(threads), seeds=params.seeds, refused=params.refused,
+        benchmarks=run_times("results/benchmarks", "results/logs"),
         answers={name_of(path, answered): store.read(path) for path in answered}))
 
 
@@ -85,4 +85,4 @@ def name_of(path: str, among: list[str]) -> str:
 
 if __name__ == "__main__":
     with job(snakemake):
-        write_report(snakemake.input, snakemake.params, snakemake.output[0])
+        write_report(snakemake.input, snakemake.params, snakemake.threads, snakemake.output[0])

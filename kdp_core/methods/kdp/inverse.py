@@ -89,7 +89,8 @@ class _Data(NamedTuple):
 
 def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
         activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu", standardise: bool = True,
-        norm_loss: NormLoss = "none", start: Literal["random", "ridge"] = "random", epochs: Natural = 100, lr: Positive = 1e-3, batch: Count = 128,
+        norm_loss: NormLoss = "none", start: Literal["random", "ridge"] = "random", epochs: Natural = 100,
+        lr: Positive = 1e-3, batch: Count = 128,
         keep: Literal["best", "last"] = "best", heldout: Share = 0.1, seed: Natural = 0, device: str = "cpu",
         resume: Resume = OFF) -> Inverse:
     """Learn the way back from the kernel space of a block.
@@ -116,8 +117,8 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
         network = Network(train.z_NF.cpu(), train.h_ND.cpu(), width, activation, standardise).to(device)
     if start == "ridge":
         network.start_linear(train.z_NF, train.h_ND, RIDGE)
-    curve = _train(network, train, judged, norm_loss, start, epochs, lr, batch, keep, torch.Generator().manual_seed(seed),
-                   resume)
+    curve = _train(network, train, judged, norm_loss, start, epochs, lr, batch, keep,
+                   torch.Generator().manual_seed(seed), resume)
     stats = {"heldout_error": _error(network, judged), "tokens": len(train.z_NF),
              "seconds": time.perf_counter() - began + resume.earlier_s}
     return _absorbed(network, kernel, activation, curve, stats)
@@ -138,8 +139,8 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
     return parts[0], parts[1]
 
 
-def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start: str, epochs: int, lr: float, batch: int,
-           keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
+def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start: str, epochs: int, lr: float,
+           batch: int, keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
     """Train in place; one entry for each epoch. A single token can spoil the weights, even late in the training."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
