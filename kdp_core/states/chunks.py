@@ -42,7 +42,8 @@ def write(array: zarr.Array, place: tuple[int, ...], values: np.ndarray) -> None
         values = padded
     file = _file(array, place)
     file.parent.mkdir(parents=True, exist_ok=True)
-    values.astype(array.dtype.newbyteorder("<"), copy=False).tofile(file)
+    # ndarray.tofile would not say why a disk refuses
+    file.write_bytes(np.ascontiguousarray(values, array.dtype.newbyteorder("<")).data)
 
 
 def floats(array: zarr.Array, place: int) -> Tensor:
