@@ -176,8 +176,8 @@ def _check_run(selection: Selection, config: Any, heldout: float, sequences: int
     if len(selection.blocks) != 1 or selection.blocks[0][0] == 0:
         raise FitError(f"ReplaceMe folds one run of layers into the layer before it; the blocks are {selection.blocks}")
     if max(1, round(heldout * sequences)) >= sequences:
-        raise FitError(f"compose.heldout {heldout} of {sequences} sequences leaves none on one side; change it or add "
-                       "calibration sequences")
+        raise FitError(f"compose.heldout {heldout} of {sequences} sequences "
+                       "leaves none to fit on or none to judge on; change it or add calibration sequences")
 
 
 def _products(case: _Case) -> tuple[Tensor, Tensor]:

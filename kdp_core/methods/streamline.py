@@ -141,8 +141,8 @@ def _check(options: _Options, selection: Selection, sequences: int) -> None:
         raise FitError(f"compose.lr is {options.lr} and min_lr {options.min_lr}; the rate falls from lr to min_lr, so "
                        "give a min_lr of at most lr")
     if max(1, round(options.heldout * sequences)) >= sequences:
-        raise FitError(f"compose.heldout {options.heldout} of {sequences} sequences leaves none on one side; change it "
-                       "or add calibration sequences")
+        raise FitError(f"compose.heldout {options.heldout} of {sequences} sequences "
+                       "leaves none to fit on or none to judge on; change it or add calibration sequences")
 
 
 def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Data:

@@ -76,8 +76,8 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
     start, stop = block
     layers = list(range(start, stop + 1)) if between else [start, stop]
     if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
-        raise FitError(f"heldout {heldout} of {hidden.sequences} sequences leaves none on one side; "
-                       "add calibration sequences or change it")
+        raise FitError(f"heldout {heldout} of {hidden.sequences} sequences "
+                       "leaves none to fit on or none to judge on; add calibration sequences or change it")
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
     h_KSTD, bypass_above = torch.stack([hidden.state(k) for k in layers]), None
     for k, h_STD in zip(layers, h_KSTD, strict=True):

@@ -130,8 +130,8 @@ def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None
     """Raise FitError if there are too few sequences to hold some out, or if states are not stored."""
     held = max(1, round(heldout * hidden.sequences))
     if held >= hidden.sequences:
-        raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences leaves none on one side; change it "
-                       "or add calibration sequences")
+        raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences "
+                       "leaves none to fit on or none to judge on; change it or add calibration sequences")
     if dictionary == "rff_learned" and hidden.sequences - held < projection.LEAST:
         raise FitError(f"compose.dictionary rff_learned needs {projection.LEAST} sequences to fit on, and there are "
                        f"{hidden.sequences - held}; add calibration sequences or choose rff")

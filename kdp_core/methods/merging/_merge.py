@@ -229,8 +229,8 @@ def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, sele
     """Merge layers by a walk that removes `selection.layers` layers, judged on some calibration sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:
-        raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none on one side; some "
-                       "sequences judge candidates and others the result: change it or add calibration sequences")
+        raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none to judge the "
+                       "result, because other sequences judge the candidates; lower it or add calibration sequences")
     count, wanted = checkpoints.config_of(dense).num_hidden_layers, selection.layers
     # this walk accepts every candidate, so no model is run
     most = walked(walker, lambda _: 1.0, count, -1.0, count).reached

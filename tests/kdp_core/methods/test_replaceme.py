@@ -175,7 +175,7 @@ def test_what_cannot_be_is_named(dense, blocks, options, message):
 @pytest.mark.parametrize("heldout, error, message", [
     (0.0, OptionError, r"heldout is 0\.0; give a number above 0"),
     (1.0, OptionError, r"heldout is 1\.0; give a number below 1"),
-    (0.99, FitError, r"compose\.heldout 0\.99 of 16 sequences leaves none on one side"),
+    (0.99, FitError, r"compose\.heldout 0\.99 of 16 sequences leaves none to fit on or none to judge on"),
 ])
 def test_a_share_that_leaves_no_sequence_is_refused(dense, heldout, error, message):
     with pytest.raises(error, match=message):
@@ -358,7 +358,7 @@ def test_the_seed_decides_and_torchs_own_generator_stays(llama):
     ({"epochs": -1}, r"epochs is -1; give a number at least 0"),
     ({"batch_tokens": 0}, r"batch_tokens is 0; give a number at least 1"),
     ({"massive": "bypass"}, r"massive is 'bypass'; choose one of raw, mask"),
-    ({"heldout": 0.99}, r"compose\.heldout 0\.99 of 16 sequences leaves none on one side"),
+    ({"heldout": 0.99}, r"compose\.heldout 0\.99 of 16 sequences leaves none to fit on or none to judge on"),
 ])
 def test_options_by_angle_that_cannot_be_are_named(llama, options, message):
     with pytest.raises((FitError, OptionError), match=message):

@@ -80,7 +80,7 @@ def test_tokens_and_positions_go_together(hidden, states_LSTD):
 
 @pytest.mark.parametrize("options, message", [
     ({"massive": "mask"}, "massive is 'mask'; choose one of bypass, raw"),
-    ({"heldout": 0.0}, "heldout 0.0 of 10 sequences leaves none on one side"),
+    ({"heldout": 0.0}, "heldout 0.0 of 10 sequences leaves none to fit on or none to judge on"),
     ({"heldout": 0.04}, "heldout 0.04 of 10"), ({"heldout": 1.0}, "heldout 1.0 of 10"),
 ])
 def test_refusals(hidden, options, message):

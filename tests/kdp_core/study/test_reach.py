@@ -90,14 +90,14 @@ def test_what_compose_checks_is_refused_before_any_job(refused, name, ratio, opt
 @pytest.mark.parametrize("name, sequences, options, words", [
     ("kdp_residual", 16, {}, "search.judge_sequences 16 of 16 sequences leaves none to fit on"),
     ("kdp_narrow", 8, {}, "search.judge_sequences 8 of 8 sequences leave none to fit on"),
-    ("kdp", 128, {"kernel": {"heldout": 0.001}}, "heldout 0.001 of 128 sequences leaves none on one side"),
-    ("linear", 4, {"fit": {"heldout": 0.1}}, "heldout 0.1 of 4 sequences leaves none on one side"),
-    ("linear_prefix", 1, {}, "compose.heldout 0.1 of 1 sequences leaves none on one side"),
+    ("kdp", 128, {"kernel": {"heldout": 0.001}}, "heldout 0.001 of 128 sequences leaves none to fit on"),
+    ("linear", 4, {"fit": {"heldout": 0.1}}, "heldout 0.1 of 4 sequences leaves none to fit on or none to judge on"),
+    ("linear_prefix", 1, {}, "compose.heldout 0.1 of 1 sequences leaves none to fit on or none to judge on"),
     ("kdp_residual", 3, {"search": {"order": "cka"}, "compose": {"dictionary": "rff_learned"}},
      "rff_learned needs 3 sequences to fit on, and there are 2"),
     ("streamline", 1, {}, "compose.heldout 0.1 of 1 sequences"),
     ("replaceme_cosine", 1, {}, "compose.heldout 0.1 of 1 sequences"),
-    ("laco", 16, {"compose": {"sequences": 16}}, "compose.sequences 16 of 16 leaves none on one side"),
+    ("laco", 16, {"compose": {"sequences": 16}}, "compose.sequences 16 of 16 leaves none to judge the result"),
     *[(name, 16, {"compose": {"sequences": 17}}, "compose.sequences 17")
       for name in ("wanda", "sparsegpt", "flap", "slimgpt", "ziplm", "slicegpt", "joint_drop")],
     ("layer_search", 16, {"compose": {"draw": 1}}, "compose.draw 1 of 16 sequences needs 32 calibration sequences"),

@@ -396,7 +396,7 @@ def test_the_stored_states_stay_with_the_sequences_judged(dense):
 @pytest.mark.parametrize("method, layers, options, message", [
     ("laco", 2, {"merge": "mean"}, "merge is 'mean'; choose one of paper, as_released"),
     ("sliding_merge", 2, {"rounds": 0}, "rounds is 0; give a number at least 1"),
-    ("sliding_merge", 2, {"sequences": 16}, r"compose\.sequences 16 of 16 leaves none on one side"),
+    ("sliding_merge", 2, {"sequences": 16}, r"compose\.sequences 16 of 16 leaves none to judge the result"),
     ("laco", 2, {"group": 1}, "group is 1; give a number at least 2"),
     ("laco", 2, {"stride": 0}, "stride is 0; give a number at least 1"),
     ("laco", 2, {"highest": 8}, r"compose\.highest 8: the model has layers 0 to 7"),
