@@ -127,8 +127,8 @@ def check_theory(config: dict[str, Any]) -> None:
         sequences = sum(config["calibrations"][calib]["mix"].values())
         if not 0 < round(heldout * sequences) < sequences:
             raise ConfigError(f"config: theory holds out {heldout} of the {sequences} sequences of "
-                              f"calibrations.{calib}, which leaves none on one side; change theory.kernel.heldout or "
-                              "add sequences")
+                              f"calibrations.{calib}, which leaves none to fit on or none to judge on; change "
+                              "theory.kernel.heldout or add sequences")
 
 
 def _option(config: dict[str, Any], *keys: str) -> Any:
