@@ -77,9 +77,10 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
     return said
 
 
-def sentence(summary: pd.DataFrame) -> str:
-    """The outcome of a run in one sentence: the best model of the largest target, and the next best of its size.
+def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> str:
+    """The outcome of a run: the best model of the largest target, the next best of its size, and how sure this is.
 
+    comparisons: paired tests, as compare.compare gives them.
     It speaks of the first dense model and of pruned models that are really smaller. The best model has the lowest
     perplexity, or the highest accuracy if no perplexity was measured. Empty if there is nothing to say.
     """
@@ -91,15 +92,29 @@ def sentence(summary: pd.DataFrame) -> str:
         return ""
     ranked = pruned.sort_values(metric, ascending=metric == "ppl_ratio", kind="stable")
     best = ranked.iloc[0]
-    said = (f"Without {_share(best['params_removed'])} of its parameters, which {best['method']} removed, "
-            f"{best['model']} has {_left_words(best)} of the dense model")
+    said = (f"{best['method']} removed {_share(best['params_removed'])} of the parameters of {best['model']} and left "
+            f"{_left_words(best)} of the dense model")
     others = ranked[(ranked["method"] != best["method"]) & ranked[metric].notna()
                     & ((ranked["params_removed"] - best["params_removed"]).abs() <= SAME_SIZE)]
     if others.empty:
         return f"{said}."
     other = others.iloc[0]
-    return (f"{said}; the next best method at about this size, {other['method']}, has {_left_words(other)} without "
-            f"{_share(other['params_removed'])}.")
+    return (f"{said}. {other['method']}, the next best method at about this size, removed "
+            f"{_share(other['params_removed'])} and left {_left_words(other)}. "
+            f"{_sure_words(best, other, _paired(comparisons, 'best'))}")
+
+
+def _sure_words(best: pd.Series, other: pd.Series, paired: Paired) -> str:
+    """Which differences between two models are clear."""
+    both = {words: metric for words, metric in (("perplexity", "ppl"), ("accuracy", "acc"))
+            if known(best[metric]) and known(other[metric])}
+    clear = [words for words, metric in both.items() if verdict(best, other, metric, paired).level == "clear"]
+    open_ = [words for words in both if words not in clear]
+    if clear and open_:
+        return f"The difference in {clear[0]} is clear, the difference in {open_[0]} is not."
+    if len(both) == 2:
+        return f"{'Both differences are' if clear else 'Neither difference is'} clear."
+    return f"The difference is {'' if clear else 'not '}clear."
 
 
 def _left_words(row: pd.Series) -> str:

@@ -163,7 +163,8 @@ a { color: var(--link); text-decoration: none; } a:hover, a:focus { text-decorat
 .clear { color: var(--sure); } .suggestive { color: var(--maybe); }
 .wide { overflow-x: auto; margin: .5rem 0 1rem; }
 .tall { max-height: min(85vh, 60rem); overflow: auto; }
-.wide:focus-visible, th button:focus-visible, summary:focus-visible { outline: 2px solid var(--link); }
+.wide:focus-visible, .panels:focus-visible, th button:focus-visible, summary:focus-visible
+  { outline: 2px solid var(--link); }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
 caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -185,6 +186,7 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--link); widt
 details dl { display: grid; grid-template-columns: fit-content(14rem) 1fr; gap: .25rem 1.2rem; font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0; }
 @media (max-width: 40rem) { details dl { display: block; } details dt { margin-top: .5rem; } }
+@media screen and (max-width: 40rem) { .panels { overflow-x: auto; } .panels img { max-width: none; width: 42rem; } }
 pre { overflow: auto; max-height: 40rem; background: var(--shade); padding: .8rem 1rem; font-size: .8rem;
   line-height: 1.45; }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #ccc; --link: #000; --page: #fff;

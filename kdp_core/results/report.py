@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: the outcome in a sentence and a picture, what the models write, the findings
+"""One self-contained HTML page of a run: the outcome in words and a picture, what the models write, the findings
 and how sure they are, then each model, then how it was made.
 
 The page loads nothing from elsewhere, and its content security policy tells the browser to refuse it. Links lead to
@@ -70,7 +70,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     said = findings.headline(summary, comparisons=comparisons)
     models = list(dict.fromkeys(summary["model"]))
     first = [entry for entry in figures if Path(entry.png_path).stem == FIRST]
-    return page.document(TITLE, findings.sentence(summary) or _run(summary, None), [
+    return page.document(TITLE, findings.sentence(summary, comparisons=comparisons) or _run(summary, None), [
         ("In short", "short", _glance(said, models, comparisons, _run(summary, benchmarks))),
         ("Left out", "refused", _refused(refused)),
         ("Summary", "summary", summary_table(summary, comparisons)),

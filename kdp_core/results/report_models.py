@@ -23,6 +23,8 @@ EXTRA = {
     "peak_memory_mib": Column("Peak memory", "MiB", "The most memory that was held while the model was timed.", 0),
 }
 """Costs that are not in the summary."""
+PANELS = 1.7
+"""A figure that is so many times as wide as high has panels next to each other."""
 COSTS = ("params_removed", "params_zeroed", "layers_removed", "params_millions", "macs_giga", "prefill_ms", "decode_ms",
          "peak_memory_mib", "search_seconds", "fit_seconds", "blocks")
 GROUPS = {"": "Models with fewer parameters", "finetuned": "Fine-tuned after pruning (†)",
@@ -247,8 +249,10 @@ def figure(entry: FigureEntry, *, heading: bool = True) -> str:
     links = "".join(f' <a href="{text(quote(entry.link))}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv")
                     ) if entry.link else ""
     title = f"<h4>{text(entry.title)}</h4>" if heading else ""
-    return (f'<figure>{title}<img alt="{text(entry.title)}: described below" '
+    # panels next to each other stay readable on a phone, where the reader moves them sideways
+    panels = ' class="panels" tabindex="0"' if width > PANELS * height else ""
+    return (f'<figure>{title}<div{panels}><img alt="{text(entry.title)}: described below" '
             f'width="{width}" height="{height}" '
-            f'src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">'
+            f'src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}"></div>'
             f"<figcaption>{text(entry.caption)} Made by rule <code>{text(entry.rule)}</code>.{links}</figcaption>"
             "</figure>\n")
