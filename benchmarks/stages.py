@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import embedded
-import pandas as pd
 import torch
 from stage import timing
 from stage.setup import Setup
-
-from kdp_core.base import store
+from stage.timing import Row
 
 logger = logging.getLogger("stages")
-STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka"}
+STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka", "kdp": "kernel", "kdp_residual": "residual",
+          "search": "searching", "evaluation": "evaluation", "folded": "folded", "growth": "growth",
+          "imports": "imports"}
 """Each stage with the module that measures it."""
 
 
@@ -44,19 +44,14 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(stage: str, setup: Setup) -> pd.DataFrame:
-    """The table of one stage."""
-    return timing.table(importlib.import_module(f"stage.{STAGES[stage]}").measure(setup))
-
-
-def main(given: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
+def main(given: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Measure the stages one after the other; write and print each table."""
     options = arguments(given)
     torch.set_num_threads(options.threads)
     setup, tables = Setup(options), {}
     for stage in options.stages or STAGES:
-        tables[stage] = measure(stage, setup)
-        store.write_text(options.out / f"{stage}.csv", tables[stage].to_csv(index=False, lineterminator="\n"))
+        tables[stage] = importlib.import_module(f"stage.{STAGES[stage]}").measure(setup)
+        timing.write(tables[stage], options.out / f"{stage}.csv")
         print(f"\n## {stage}\n\n{timing.markdown(tables[stage])}", flush=True)
     print(f"\n{options.threads} threads, {options.repeats} turns, torch {torch.__version__}", file=sys.stderr)
     return tables

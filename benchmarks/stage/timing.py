@@ -5,12 +5,13 @@ other is a floor, which is the least work that the stage cannot avoid, or a peer
 result. Wall-clock time decides. The ratio of processor time is beside it, because it hardly changes on a busy machine;
 it cannot show what runs on a second core meanwhile.
 """
+import csv
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 
 GEMM = 1024
@@ -100,9 +101,16 @@ def timed(run: Callable[[], Any]) -> Clock:
     return Clock(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def products(dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+def kept(run: Callable[[], Any]) -> tuple[Any, Clock]:
+    """What a run returns, and its time."""
+    found: list[Any] = []
+    clock = timed(lambda: found.append(run()))
+    return found[0], clock
+
+
+def products(dtype: torch.dtype = torch.float32, *, size: int = GEMM, device: str = "cpu") -> Callable[[], None]:
     """A run of square matrix products, which gives the limit of all matrix products."""
-    a, b = (torch.rand(GEMM, GEMM, dtype=dtype) for _ in range(2))
+    a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def run() -> None:
@@ -112,23 +120,27 @@ def products(dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     return run
 
 
-def turns_of_products(flops: float) -> float:
+def turns_of_products(flops: float, size: int = GEMM) -> float:
     """How many turns of `products` have so many floating-point operations."""
-    return flops / (PRODUCTS * 2 * GEMM ** 3)
+    return flops / (PRODUCTS * 2 * size ** 3)
 
 
-def table(rows: list[Row]) -> pd.DataFrame:
-    """The rows as a table."""
-    return pd.DataFrame(rows, columns=Row._fields)
-
-
-def markdown(frame: pd.DataFrame) -> str:
+def markdown(rows: Iterable[Row]) -> str:
     """The table as the page shows it."""
     lines = ["| measure | ours | beside it | | ratio | in processor time | target | holds |",
              "|---|---:|---:|---|---:|---:|---|---|"]
-    for row in frame.itertuples():
-        cpu = "" if row.cpu_ratio is None or pd.isna(row.cpu_ratio) else f"{row.cpu_ratio:.3g}"
+    for row in rows:
+        cpu = "" if row.cpu_ratio is None else f"{row.cpu_ratio:.3g}"
         holds = "" if row.holds is None else "yes" if row.holds else "no"
         lines.append(f"| {row.measure} | {row.ours:.3g} {row.unit} | {row.other:.3g} {row.unit} | {row.against} | "
                      f"{row.ratio:.3g} | {cpu} | {row.target} | {holds} |")
     return "\n".join(lines)
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """The table as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)

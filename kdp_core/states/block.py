@@ -46,7 +46,20 @@ class BlockStates(NamedTuple):
     def positions(self, which: Tensor) -> Tensor:
         """Positions in their sequences of the same tokens, int64 (N,)."""
         T = self.keep_ST.shape[1]
-        return torch.arange(T).expand(len(which), T)[self.keep_ST[which]]
+        return torch.arange(T).expand(len(which), T)[self.keep_ST[which].cpu()]
+
+    def on(self, device: str) -> "BlockStates":
+        """The same with the states on the device, if it is a GPU that has twice their size free.
+
+        A training then takes its minibatches from there. Taking them from main memory is slower than what a GPU does
+        with them.
+        """
+        if torch.device(device).type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if 2 * self.h_KSTD.numel() * self.h_KSTD.element_size() > free:
+            return self
+        return self._replace(h_KSTD=self.h_KSTD.to(device), keep_ST=self.keep_ST.to(device))
 
 
 def check_all_states(hidden: HiddenStates) -> None:

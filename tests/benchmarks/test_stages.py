@@ -7,7 +7,7 @@ from kdp_core.states import hidden, similarity
 from tests.benchmarks.command import load, write_project
 
 stages = load("stages")
-from stage import cka, extraction, reading, timing  # noqa: E402 (found once the command is loaded)
+from stage import cka, evaluation, extraction, folded, growth, made_up, reading, shared, timing  # noqa: E402 (found once the command is loaded)
 from stage.setup import Setup, first  # noqa: E402
 
 COLUMNS = ["measure", "ours", "unit", "against", "other", "ratio", "cpu_ratio", "target", "holds"]
@@ -34,13 +34,12 @@ def setup(out):
 @pytest.mark.parametrize("stage", stages.STAGES)
 def test_a_stage_gives_a_table(stage, out, capsys):
     table = stages.main([stage, "--quick", "--repeats", "1", "--out", str(out)])[stage]
-    assert list(table.columns) == COLUMNS and len(table) > 0
-    assert (table["ours"] > 0).all() and (table["ratio"] > 0).all()
-    assert table["target"].ne("").equals(table["holds"].notna()), "a row has a verdict if it has a target"
+    assert table and all(row.ours > 0 and row.other > 0 and row.ratio > 0 for row in table)
+    assert all((row.holds is None) == (row.target == "") for row in table), "a row has a verdict if it has a target"
     written = pd.read_csv(out / f"{stage}.csv")
-    assert list(written["measure"]) == list(table["measure"])
+    assert list(written.columns) == COLUMNS and list(written["measure"]) == [row.measure for row in table]
     printed = capsys.readouterr().out
-    assert f"## {stage}" in printed and all(measure in printed for measure in table["measure"])
+    assert f"## {stage}" in printed and all(row.measure in printed for row in table)
 
 
 def test_wrong_arguments_are_refused(capsys):
@@ -99,3 +98,34 @@ def test_a_state_above_float16_is_stored(setup):
 def test_full_batch_cka_is_that_of_one_minibatch_of_all_tokens(setup):
     x_LND = cka.chosen(setup.hidden, 64)
     assert torch.allclose(similarity.cka(cka.full_batch(x_LND)), similarity.cka(cka.minibatches(x_LND, 64)), atol=1e-4)
+
+
+def test_operations_are_those_of_the_products(setup):
+    dictionary = shared.Dictionary("glu", torch.zeros(6, 5), torch.zeros(6), "silu")
+    # features 10 * (2 * 5 * 6); Gram of 5 + 3 + 1 columns; cross matrix with 5
+    assert shared.operations(10, 5, dictionary) == 10 * (60 + 2 * 81 + 2 * 9 * 5)
+
+
+def test_folded_and_dense_run_the_same_layers_but_for_the_blocks(setup):
+    folded_model = made_up.folded_like(setup.model.config, [(2, 4)], 16)
+    ran = []
+    for layer in folded_model.model.layers:
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    logits = folded_model(setup.tokens.ids_ST[:1]).logits
+    assert len(ran) == setup.facts.layers - 2 and logits.isfinite().all()
+    cached = folded.decoding(setup.model, setup.tokens.ids_ST[:1], turns=2)
+    cached()
+    cached()
+
+
+def test_made_up_choices_share_their_context():
+    requests = evaluation.made_up(4)
+    assert len(requests) == 16 and len({one.args for one in requests}) == 16
+    for item in range(4):
+        own = requests[4 * item:4 * item + 4]
+        assert len({one.args[0] for one in own}) == 1 and len({one.args[1] for one in own}) == 4
+
+
+def test_exponents_by_hand():
+    assert growth.exponent([1, 10, 100], [3.0, 30.0, 300.0]) == pytest.approx(1.0)
+    assert growth.grown("a", [1, 10], [1.0, 100.0]).holds is False

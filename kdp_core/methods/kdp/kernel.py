@@ -97,8 +97,8 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     unit = sampled_median_distance(x_ND, generator) if bandwidth == "median" else 1.0
     phi = Lift(hidden.width, features, rank, bandwidth_scale * unit, generator).to(device)
     operators = Operators(block[1] - block[0], features).to(device)
-    run = _Run(states, phi, operators, lift, loss == "chain", weight, model_layers or hidden.layers[-1], ridge,
-               ols_every, device)
+    run = _Run(states.on(device), phi, operators, lift, loss == "chain", weight, model_layers or hidden.layers[-1],
+               ridge, ols_every, device)
     curve = _train(run, epochs, batch_sequences, lr, patience, factor, collapse_variance, decode_every, generator,
                    resume)
     phi_KNF = run.features(states.train)

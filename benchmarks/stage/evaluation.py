@@ -1,0 +1,110 @@
+"""The fast scorer beside lm-eval's HFLM, and the share of its time that forward passes take.
+
+Both score the same requests of the same items in turns: HFLM with batches of 8 sequences, the fast scorer with packed
+rows. The requests are made before the clock starts; the tokenizer runs on both clocks. With `--data FOLDER` they are
+lm-eval's own, of the first items of the sets of TASKS (docs/benchmarks.md says which files the folder holds). Without
+it they are made of the embedded news: 60 words, and four continuations of which one is true. A forward pass is the
+decoder or the output head.
+"""
+import time
+from collections.abc import Callable
+from typing import Any
+
+import embedded
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from kdp_core.model import checkpoints
+from kdp_core.model.families import base_of, output_head
+from kdp_core.score import benchmarks, fast, packing
+from kdp_core.score.benchmarks import Chosen
+from kdp_core.score.fast import FastJudge
+from stage.setup import Setup
+from stage.timing import Row, figure, in_turns
+
+TASKS = (("piqa", 0), ("arc_easy", 0), ("copa", 0), ("arc_easy", 5), ("lambada_openai", 0))
+"""Benchmarks and the examples before each prompt."""
+WORDS, CHOICES, ENDING = 60, 4, 12
+"""Words of a made-up context, its continuations, and their words."""
+BATCH = 8
+
+
+def measure(setup: Setup) -> list[Row]:
+    """All tasks, and the passes of the first one."""
+    tokenizer = checkpoints.load_tokenizer(setup.dense)
+    judge = FastJudge(setup.model, tokenizer, batch_size=BATCH)
+    hflm = HFLM(pretrained=setup.model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
+    rows, items = [], setup.size(20, 4)
+    tasks = {f"{name}, {shots} examples": requests_of(name, shots, items, str(setup.options.data))
+             for name, shots in TASKS} if setup.options.data else {"made-up choices": made_up(items)}
+    for name, requests in tasks.items():
+        rows += beside(f"{name}, {len(requests)} requests", requests, judge, hflm, setup)
+    return [*rows, in_passes(next(iter(tasks.values())), judge), shared_once(next(iter(tasks.values())), judge)]
+
+
+def requests_of(name: str, shots: int, items: int, data: str) -> list[Instance]:
+    """lm-eval's requests of the first items of a task."""
+    with benchmarks.task_folder(Chosen([name], data=data, fewshot=shots)) as folders:
+        task = TaskManager(include_path=folders, include_defaults=False).load([name])["tasks"][name]
+    task.set_config(key="num_fewshot", value=benchmarks.shots_of(name, shots))
+    task.set_fewshot_seed(seed=0)
+    task.build_all_requests(limit=items)
+    return list(task.instances)
+
+
+def made_up(items: int) -> list[Instance]:
+    """Multiple choice from the embedded news: a context, its own continuation, and those of other documents."""
+    config = embedded.default_config()
+    texts = [text.split() for text in embedded.documents(next(iter(config["texts"])), config)]
+    texts = [words for words in texts if len(words) >= 2 * ENDING][:max(items, CHOICES)]
+    cuts = [min(WORDS, len(words) - ENDING) for words in texts]
+    endings = [" " + " ".join(words[cut:cut + ENDING]) for words, cut in zip(texts, cuts, strict=True)]
+    return [Instance("loglikelihood", {}, (" ".join(texts[item][:cuts[item]]), endings[(item + other) % len(texts)]),
+                     CHOICES * item + other) for item in range(items) for other in range(CHOICES)]
+
+
+def beside(name: str, requests: list[Instance], judge: FastJudge, hflm: HFLM, setup: Setup) -> list[Row]:
+    """Both scorers on the same requests."""
+    kind, answers = requests[0].request_type, {}
+
+    def scored(who: str, by: Any) -> Callable[[], None]:
+        return lambda: answers.update({who: getattr(by, kind)(requests, disable_tqdm=True)})
+
+    times = in_turns({"fast": scored("fast", judge), "hflm": scored("hflm", hflm)}, max(1, setup.repeats // 2))
+    apart = max(abs(ours[0] - theirs[0]) for ours, theirs in zip(answers["fast"], answers["hflm"], strict=True))
+    return [times.row(name, "fast", "hflm", target=3.0, against="lm-eval's HFLM"),
+            figure(f"{name}: largest difference", apart, "nats", "limit", 1e-3, target=1.0, at_most=True)]
+
+
+def in_passes(requests: list[Instance], judge: FastJudge) -> Row:
+    """The share of the time of the fast scorer that its forward passes take."""
+    passed = [0.0]
+    with_clock = [(base_of(judge.model), "forward"), (output_head(judge.model), "forward")]
+    kept = [getattr(module, name) for module, name in with_clock]
+    for (module, name), inner in zip(with_clock, kept, strict=True):
+        setattr(module, name, _clocked(inner, passed))
+    began = time.perf_counter()
+    judge.loglikelihood(requests, disable_tqdm=True)
+    whole = time.perf_counter() - began
+    for module, name in with_clock:
+        delattr(module, name)
+    return figure("share of the time in forward passes", passed[0] / whole, "", "whole", 1.0, target=0.95)
+
+
+def _clocked(inner: Callable[..., Any], passed: list[float]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        found = inner(*args, **kwargs)
+        passed[0] += time.perf_counter() - began
+        return found
+
+    return run
+
+
+def shared_once(requests: list[Instance], judge: FastJudge) -> Row:
+    """Tokens that the fast scorer runs, beside those of all requests one by one."""
+    pairs = [judge._encode_pair(*request.args) for request in requests]
+    sequences = [fast._scored(context, ids, judge.max_length) for context, ids in pairs]
+    packed = sum(group.tokens for group in packing.pack(sequences, fast.ROW_TOKENS))
+    return figure("tokens that run", packed, "tokens", "tokens of all requests", sum(len(one.ids) for one in sequences))

@@ -1,0 +1,61 @@
+"""kdp_residual: the closed form beside the limit of matrix products, and joint training beside the bare passes.
+
+The closed form of one stand-in chooses 96 neurons of all those of its block. Its products are the features, the Gram
+matrix and the cross matrix in float32. The limit is the time of square products with as many operations. An update of
+joint training stands beside a forward and backward pass through the same layers, stand-ins and output head, without
+optimiser, divergence and selection of tokens.
+"""
+import torch
+from torch import nn
+
+from kdp_core.methods import _outputs
+from kdp_core.methods.kdp_residual import closed_form, dictionaries
+from kdp_core.model.passes import Passes, built, path_of
+from stage import shared
+from stage.setup import Setup
+from stage.timing import Row, in_turns, products, turns_of_products
+
+
+def measure(setup: Setup) -> list[Row]:
+    """Closed form and joint training."""
+    return [*closed(setup), joint(setup)]
+
+
+def closed(setup: Setup) -> list[Row]:
+    """One stand-in."""
+    block, sequences = setup.block, setup.size(64, 12)
+    h_STD, y_STD = (setup.hidden.state(k)[:sequences] for k in block)
+    fit = dictionaries.closed_form_options(setup.model, setup.hidden, dictionary="neurons",
+                                           entries=setup.size(96, 4), seed=0)
+    entries = dictionaries.candidates(setup.model, block, h_STD, y_STD, fit)
+    keep_ST, _ = dictionaries.counted(h_STD, y_STD, fit.massive_factor)
+    flops = shared.operations(int(keep_ST.sum()), setup.facts.width, entries)
+    times = in_turns({"limit": products(),
+                      "products": lambda: closed_form._statistics(entries, h_STD, y_STD, keep_ST, fit),
+                      "whole": lambda: closed_form.fit_stand_in(block, entries, h_STD, y_STD, fit)}, setup.repeats)
+    scale = turns_of_products(flops)
+    return [times.row(f"Gram products of {entries.entries} candidates, {int(keep_ST.sum())} tokens", "products",
+                      "limit", target=0.6, scale=scale, against="limit of matrix products"),
+            times.row("the whole closed form, with the choice of neurons in float64", "whole", "limit", scale=scale,
+                      against="limit of the same products")]
+
+
+def joint(setup: Setup) -> Row:
+    """One update of joint training beside the bare passes."""
+    start = setup.block[0]
+    modules = shared.linear_stand_ins(setup.facts.width, [setup.block])
+    passes = Passes(setup.model, setup.tokens.ids_ST.shape[1])
+    stand_ins = nn.ModuleList(built(module) for module in modules)
+    path = path_of(modules, list(stand_ins), start, len(passes.layers))
+    data = _outputs.data_of(setup.hidden, setup.tokens, start)
+    adam, which = torch.optim.Adam(stand_ins.parameters(), lr=1e-6), torch.arange(shared.BATCH)
+    generator = torch.Generator().manual_seed(0)
+    setup.model.requires_grad_(False)
+
+    def update() -> None:
+        _outputs._update(passes, path, data, which, adam, shared.POSITIONS, 0.5, generator)
+
+    bare = shared.bare(passes, path, data.start_STD[which], data.final_STD[which])
+    times = in_turns({"update": update, "bare": bare}, setup.repeats)
+    return times.row("an update of joint training", "update", "bare", target=0.85,
+                     against="bare forward and backward pass")

@@ -1,0 +1,31 @@
+"""The search of kdp_residual: its share of the time of search and fit, for both orders that it knows.
+
+The search orders a fifth of the layers. The fit has one epoch of joint training, and three blocks of one layer each.
+"""
+from kdp_core.base.records import Block, Selection
+from kdp_core.methods.kdp_residual import search
+from kdp_core.methods.kdp_residual.compose import compose
+from stage.setup import Setup
+from stage.timing import Row, figure, kept
+
+
+def measure(setup: Setup) -> list[Row]:
+    """Both orders."""
+    entries, judged = setup.size(96, 4), setup.size(16, 4)
+    rows = []
+    for order in ("cka", "divergence"):
+        found, searched = kept(lambda order=order: search.by_divergence(
+            setup.dense, setup.hidden, setup.tokens, setup.facts, k_max=3, order=order, largest=0.2, entries=entries,
+            judge_sequences=judged))
+        selection = chosen([(layer, layer + 1) for layer in sorted(found.order[:3])])
+        _, fitted = kept(lambda selection=selection: compose(
+            setup.dense, setup.hidden, setup.tokens, selection, entries=entries))
+        rows.append(figure(f"order {order}: share of the search in search and fit",
+                           searched.wall / (searched.wall + fitted.wall), "", "limit", 0.25, target=1.0, at_most=True,
+                           cpu=searched.cpu / (searched.cpu + fitted.cpu)))
+    return rows
+
+
+def chosen(blocks: list[Block]) -> Selection:
+    """These blocks, with nothing else that `compose` reads."""
+    return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

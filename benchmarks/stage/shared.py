@@ -1,0 +1,38 @@
+"""What the CPU and the GPU measurement of kdp_residual share: counts of operations, stand-ins, the bare passes."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdp_core.base.records import Block, Module
+from kdp_core.methods.kdp_residual.dictionaries import Dictionary
+from kdp_core.model.passes import Passes, Step
+
+BATCH, POSITIONS = 4, 32
+"""The defaults of joint training: sequences of an update, and tokens of a sequence that are compared."""
+
+
+def operations(tokens: int, width: int, dictionary: Dictionary) -> float:
+    """Floating-point operations of the features, the Gram matrix and the cross matrix."""
+    F = width + dictionary.entries + 1
+    return tokens * (2 * width * len(dictionary.v_RD) + 2 * F * F + 2 * F * width)
+
+
+def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
+    """Stand-ins with a linear part alone, all zeros: joint training costs the same whatever the weights."""
+    options = {"width": D, "entries": 0, "dictionary": "mlp", "activation": "relu", "norm": "rms",
+               "bypass_above": 1e9}
+    return [Module(block, "residual", options, {"linear.weight": torch.zeros(D, D), "linear.bias": torch.zeros(D)})
+            for block in blocks]
+
+
+def bare(passes: Passes, path: list[Step], start_BTD: Tensor, final_BTD: Tensor) -> Callable[[], None]:
+    """Forward and backward through the path and the output head, and the dense model's logits."""
+    chosen = torch.arange(min(POSITIONS, start_BTD.shape[1] - 1))
+
+    def run() -> None:
+        with torch.no_grad():
+            passes.head(passes.to_head(final_BTD[:, chosen]))
+        passes.head(passes.to_head(passes.run(start_BTD, path)[:, chosen])).sum().backward()
+
+    return run
