@@ -53,6 +53,8 @@ class OneLine(typer.core.TyperGroup):
 
 def sentence(error: Exception) -> str:
     """The message of an error in one line; for an error without a message, its type."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}; name another place, or change what is allowed there"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     # an error of the library is written for the reader; the type of any other says what kind it is
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")

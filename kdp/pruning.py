@@ -129,6 +129,15 @@ def named(settings: Settings) -> dict[str, Any]:
     return {**settings._asdict(), **bare, "sources": digest}
 
 
+def check_size(option: str, given: str, documents: list[str], tokens: int) -> None:
+    """Raise PruneError for a text that has fewer bytes than tokens are asked for, before the model is fetched."""
+    # a token stands for at least one byte, and one token may stand between two documents
+    most = sum(len(document.encode()) + 1 for document in documents)
+    if most < tokens:
+        raise PruneError(f"--{option} is {provenance.without_place(given)!r}, a text of {most} bytes, and {tokens} "
+                         "tokens are asked for; name a longer text, or lower --sequences or --length")
+
+
 def refuse_family(method: str, folder: Path) -> None:
     """Raise an error for a checkpoint folder that the method cannot prune; only its configuration is read."""
     intake.check_folder(folder)
@@ -203,6 +212,8 @@ class Run:
         store.write_json(self.kept / "settings.json", named(own))
         name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
         _, held = self.documents("heldout", own.heldout, sources.HELDOUT)
+        check_size("calibration", own.calibration, documents, own.sequences * own.length)
+        check_size("heldout", own.heldout, held, own.length)
         facts = self.facts()
         refuse(own, facts, self.kept / "dense")
         # a text that is too short is refused here, before the states are extracted

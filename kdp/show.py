@@ -17,8 +17,8 @@ STAGES = {"calibration": "calibration text", "heldout": "held-out text", "facts"
           "composed": "fit", "pruned": "fold", "ppl_dense": "perplexity, dense", "ppl_pruned": "perplexity, pruned",
           "efficiency": "latency"}
 """Stage -> its name on the screen."""
-CELLS = 24
-"""Characters of a full bar."""
+CELLS = 20
+"""Characters of a full bar. With them a line of the picture fits into 80 columns."""
 
 
 def label(stage: str) -> str:

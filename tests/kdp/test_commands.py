@@ -125,7 +125,7 @@ def test_the_picture_tells_widths_removed_parts_and_blocks_apart():
     assert cells[0] == ["0", "1", "2", "3"]
     assert cells[3] == ["", "removed", "attention removed", ""]
     assert [cell.split()[-1] for cell in cells[1] if cell] == ["4", "0", "2"]
-    assert cells[2][2] == "█" * 12 + "·" * 12 + " 32"
+    assert cells[2][2] == "█" * 10 + "·" * 10 + " 32"
 
 
 def test_every_stage_has_words():
@@ -202,9 +202,20 @@ def test_texts_that_are_too_short_are_refused_before_the_states_are_extracted(gi
     from kdp_core.prune import pruning
 
     monkeypatch.setattr(pruning, "stages", lambda *_, **__: pytest.fail("the states were extracted"))
-    assert "but 100000 are asked for" in fails(*given.prune(tmp_path / "a", "--sequences", "100000"))
-    (tmp_path / "short.txt").write_text("two words")
+    assert "but 2000 are asked for" in fails(*given.prune(tmp_path / "a", "--sequences", "2000"))
+    (tmp_path / "short.txt").write_text("the council met on monday and said")
     assert "less than one window" in fails(*given.prune(tmp_path / "b", "--heldout", tmp_path / "short.txt"))
+
+
+def test_a_text_of_too_few_bytes_is_refused_before_the_model_is_fetched(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "convert", lambda *_, **__: pytest.fail("the model was converted"))
+    assert "and 2400000 tokens are asked for" in fails(*given.prune(tmp_path / "a", "--sequences", "100000"))
+    (tmp_path / "short.txt").write_text("two words")
+    assert "a text of 10 bytes" in fails(*given.prune(tmp_path / "b", "--heldout", tmp_path / "short.txt"))
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(given):
+    assert "/proc/kdp: " in (said := fails(*given.prune("/proc/kdp"))) and "name another place" in said
 
 
 def test_a_folder_with_other_files_stays_as_it_is(given, tmp_path):
