@@ -12,7 +12,7 @@ import yaml
 from kdp_core.base.measurements import Efficiency, Scores
 from kdp_core.base.provenance import without_place, without_places
 from kdp_core.base.records import ModelFacts, PrunedFacts
-from kdp_core.methods import GROUPS, method_of
+from kdp_core.methods import method_of
 
 HUB = "hf:"
 UNITS = {"ppl": "perplexity", "share": "share of items"}
@@ -53,7 +53,9 @@ def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured 
 def _name(facts: ModelFacts) -> str:
     """The name of the base model: that of its repository, or of its file."""
     bare = without_place(facts.source)
-    return bare.removeprefix(HUB).split("@")[0] if bare.startswith(HUB) else bare.rsplit("/", 1)[-1]
+    if bare.startswith(HUB):
+        return bare.removeprefix(HUB).split("@")[0]
+    return bare.rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 def _entries(facts: ModelFacts, made: Made) -> str:
@@ -70,15 +72,16 @@ def _entries(facts: ModelFacts, made: Made) -> str:
 def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
     method = method_of(made.method)
     named = f"`{made.variant}`" + (f" (the method `{made.method}`)" if made.variant != made.method else "")
+    # the pages of the project, which a record may name, do not travel with a checkpoint
     rows = [("base model", f"{_name(facts)} ({facts.family})"), ("method", f"{named}: {method.group}"),
-            ("published in", method.paper), ("asked for", f"{made.ratio:.1%} of all parameters removed"),
+            ("published in", method.paper.split("; docs/")[0]),
+            ("asked for", f"{made.ratio:.1%} of all parameters removed"),
             ("parameters", f"{pruned.params_after:,}, of which {pruned.params_added:,} were put in; "
                            f"{pruned.params_before:,} in the base model"),
             ("layers", f"{pruned.layers_before - pruned.layers_removed} of {pruned.layers_before}")]
     if pruned.params_zeroed:
         rows.append(("weights set to zero", f"{pruned.params_zeroed:,}; they are stored and count as removed"))
-    kind = GROUPS[method.group]
-    return f"A pruned language model ({kind}), made by kdp.\n\n" + table(["", ""], rows)
+    return f"A pruned language model ({method.group}), made by kdp.\n\n" + table(["", ""], rows)
 
 
 def _use(stock: bool) -> str:
