@@ -122,9 +122,14 @@ def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
     rest, and the matrix gets eigenvalues below zero that a small ridge does not lift. A float64 product takes twice the
     time.
     """
-    a_F, b_G = x_NF.mean(0), y_NG.mean(0)
-    sum_x_F, sum_y_G = x_NF.double().sum(0), y_NG.double().sum(0)
-    centred_FG = ((x_NF - a_F).T @ (y_NG - b_G)).double()
+    a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)
+    centred_NF = x_NF - a_F
+    if y_NG is x_NF:
+        b_G, sum_y_G, centred_NG = a_F, sum_x_F, centred_NF
+    else:
+        b_G, sum_y_G = y_NG.mean(0), y_NG.sum(0, dtype=torch.float64)
+        centred_NG = y_NG - b_G
+    centred_FG = (centred_NF.T @ centred_NG).double()
     a_F, b_G = a_F.double(), b_G.double()
     # X'Y = (X - 1a')'(Y - 1b') + a (1'Y) + (X'1) b' - N a b', for any a and b
     return centred_FG + a_F.outer(sum_y_G) + sum_x_F.outer(b_G) - len(x_NF) * a_F.outer(b_G)
