@@ -10,6 +10,7 @@ from planning.messages import ConfigError, refuse, require
 from planning.resources import batch_sequences, batches_of, calibration_tokens
 from planning.schema import schema
 from planning.sources import check_folders
+from planning.tasks import check_tasks
 
 RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
@@ -43,6 +44,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_devices(config)
     _check_benchmarks(config)
     check_folders(config)
+    check_tasks(config)
     extents.check(config)
     return config
 

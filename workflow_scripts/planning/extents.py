@@ -48,12 +48,12 @@ def extent_of(config: dict[str, Any], model: str) -> Extent | None:
     """The sizes of a model, from its converted checkpoint or from its local folder; None where they are not known."""
     source = config["models"][model]["source"].strip()
     facts, described = Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"
-    if facts.is_file():
-        made_of = json.loads(facts.read_text(encoding="utf-8"))["fields"]["source"].strip()
-        # the results of another model that had the name before say nothing
-        if made_of in (source, Path(source).name):
-            described = Path("results", model, "dense", "config.json")
     try:
+        if facts.is_file():
+            made_of = json.loads(facts.read_text(encoding="utf-8"))["fields"]["source"].strip()
+            # the results of another model that had the name before say nothing
+            if made_of in (source, Path(source).name):
+                described = Path("results", model, "dense", "config.json")
         entries = json.loads(described.read_text(encoding="utf-8"))
         return Extent(shape_of(entries)[1], positions_of(entries), learns_positions(entries))
     except (OSError, ValueError, KeyError, FamilyError):
