@@ -92,3 +92,13 @@ rule broken:
     assert done.returncode != 0
     assert done.stdout.strip().splitlines()[-1] == \
         "broken: ModelError: too small; choose another (whole trace: results/logs/broken/x.log)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
+@pytest.mark.parametrize(("arguments", "forked"), [((), "True"), (("--executor", "local"), "False")])
+def test_jobs_are_forked_unless_they_may_run_elsewhere(folder, arguments, forked):
+    (folder / "Snakefile").write_text('rule said:\n    output: "done.txt"\n    script: "said.py"\n')
+    (folder / "said.py").write_text("import sys\nopen(snakemake.output[0], 'w').write(str('torch' in sys.modules))\n")
+    done = subprocess.run([*command(folder), *arguments], text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "done.txt").read_text() == forked
