@@ -1,1 +1,1 @@
-"""From a plan to a pruned checkpoint, and its fine-tuned variant."""
+"""Make a pruned checkpoint from a plan, and a fine-tuned variant of the checkpoint."""

@@ -1,17 +1,17 @@
 """Fine-tuned variants of pruned checkpoints: LoRA on the output head, distilled from the dense model.
 
-KDP (Ma et al., ICLR 2026), appendix B; its tables mark these variants with a dagger. Everything except the head is
-frozen, also the stand-ins, so the states that enter the head never change. Those of both models are computed once, and
-only a low-rank change of the head is trained on them.
+KDP (Ma et al., ICLR 2026), appendix B; the paper's tables mark these variants with a dagger. Everything except the head
+is frozen, also the stand-ins, so the states that enter the head never change. These states of both models are computed
+once, and only a low-rank change of the head is trained on them.
 
-If the head has a weight of its own, the change is merged, W -> W + s B A, and adds no parameter. If the head is tied to
-the embedding, merging would change the inputs as well. Then the change is applied before the head, h -> h + s B A h
-(the paper's "logit adapter"), and it stays in the model as 2 r D parameters. s = alpha / r. B starts at zero, so
-training starts at the pruned model itself. The epoch with the best held-out figure is kept. The start is a candidate
-too, so no variant is worse by that figure.
+If the head has a weight of its own, the change is merged into this weight, W -> W + s B A, and adds no parameter. If
+the head is tied to the embedding, merging would change the inputs as well. Then the change is applied before the head,
+h -> h + s B A h (the paper's "logit adapter"), and it stays in the model as 2 r D parameters. s = alpha / r. B starts
+at zero, so training starts at the pruned model itself. The weights of the epoch with the best held-out figure are kept.
+The start counts as an epoch, so no fine-tuned variant has a worse held-out figure than the pruned model.
 
-The paper does not give the batch size, the held-out share and the unit of warm-up (here: updates). It stops by
-validation perplexity (judge: ppl); the default judges by the objective itself.
+The paper does not give the batch size, the held-out share and the unit of warm-up (here: updates). The paper stops the
+training by validation perplexity (`judge: ppl`); by default the objective itself decides.
 """
 import json
 import logging
@@ -61,7 +61,7 @@ class States(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The options of `finetune`, as it describes them."""
+    """The options of the function `finetune`; its docstring describes them."""
     rank: int
     alpha: float
     dropout: float
@@ -85,22 +85,22 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
              judge: Literal["loss", "ppl"] = "loss", seed: Natural = 0) -> tuple[PrunedFacts, Finetuned]:
     """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
 
-    `facts` are those of `pruned`; `dense` is the folder of the model that it was pruned from; `resume` keeps the state
-    of the training. Deterministic.
+    `facts` are the facts of `pruned`. `dense` is the folder of the model from which `pruned` was made. `resume` keeps
+    the state of the training. The result is deterministic.
     rank: rank r of the change of the head.
     alpha: the change is scaled by alpha / rank.
     dropout: dropout of the states that enter the change, in training.
     lr: peak learning rate of Adam.
-    epochs: passes over the sequences; the best epoch is kept.
+    epochs: passes over the sequences; the weights of the best epoch are kept.
     kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     temperature: temperature tau of the KL term.
     batch_sequences: sequences of an update.
-    warmup: share of the updates over which the learning rate rises; then it falls as a cosine to zero.
+    warmup: share of the updates over which the learning rate rises; then the rate falls as a cosine to zero.
     clip: largest norm of the gradient.
-    heldout: share of the sequences that judge and are not trained on.
+    heldout: share of the sequences that are used for the judgement and not for training.
     judge: held-out figure by which the epoch is chosen, loss (the objective) or ppl.
     seed: seed of the held-out choice, the order, the start of A and the dropout.
-    Raises FinetuneError, before any model is loaded, if options, models and tokens do not fit each other.
+    Raises FinetuneError, before any model is loaded, if options, models and tokens are not compatible.
     """
     check(finetune, locals())
     began = time.monotonic()
@@ -138,7 +138,7 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
 def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
            options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
     """The LoRA layer with its best weights, the curve, and the epoch of these weights."""
-    # peft and dropout draw from the global generator, so it is set here and restored afterwards
+    # peft and dropout draw from the global generator; its state is therefore set here and restored afterwards
     cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(options.seed)
@@ -174,8 +174,8 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
 
 
 def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
-    """Put peft's LoRA on the head, or on an identity before a tied head; float32, A random, B zero."""
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import; the schema does not need it
+    """Add peft's LoRA to the head, or to an identity before a tied head; float32, A random, B zero."""
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and the schema needs no peft
 
     if tied:
         width = head.linear.weight.shape[1]
@@ -198,7 +198,7 @@ def _global(device: torch.device) -> torch.Generator:
 def _update(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
     """One update on these sequences. Returns their mean loss."""
     total, S = 0.0, len(states.ids_ST)
-    # as many sequences as fit one chunk of logits are run at once, so that nothing is computed twice
+    # a batch has as many sequences as fit into one chunk of logits, so that nothing is computed twice
     size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
     optimiser.zero_grad()
     for part in torch.arange(S).split(size):
@@ -230,7 +230,10 @@ def _entry(epoch: int, seconds: float, lr: float | None, loss: float | None, hel
 
 
 def figure(entry: dict[str, Any], judge: str) -> float:
-    """The figure that judges an epoch; for perplexity it is the cross-entropy. NaN counts as infinite."""
+    """The figure by which an epoch is judged.
+
+    For perplexity this figure is the cross-entropy. NaN counts as infinite.
+    """
     value = entry["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
     return math.inf if math.isnan(value) else value
 
@@ -239,7 +242,7 @@ def figure(entry: dict[str, Any], judge: str) -> float:
 
 @torch.no_grad()
 def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
-    """Tensors of the new checkpoint that the old one lacks or in which both differ."""
+    """Tensors of the new checkpoint that are missing in the old checkpoint or differ from it."""
     scale = layer.scaling["default"]
     a_RD, b_OR = (part["default"].weight.float().cpu() for part in (layer.lora_A, layer.lora_B))
     if tied:
@@ -250,7 +253,10 @@ def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
 
 
 def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
-    """The checkpoint with these tensors, loaded once as users load it. Without tensors it is a copy."""
+    """Write the checkpoint with these tensors and load it once as users do.
+
+    Without tensors the checkpoint is a copy.
+    """
     with store.atomic(out) as temporary:
         shutil.copytree(pruned, temporary, ignore=shutil.ignore_patterns(*provenance.ABOUT),
                         copy_function=shards.link_or_copy)
@@ -289,7 +295,7 @@ def put(folder: Path, change: dict[str, Tensor]) -> None:
 
 
 def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFacts:
-    """The facts of the fine-tuned checkpoint, counted on itself."""
+    """The facts of the fine-tuned checkpoint; its parameters are counted from the checkpoint itself."""
     after = count_params(model)
     if after != facts.params_after + added:
         raise FinetuneError(f"the fine-tuned model has {after} parameters, not the {facts.params_after} of its facts "
@@ -301,7 +307,7 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 def check_sizes(sequences: int, length: int, width: int, rank: int) -> None:
-    """Raise FinetuneError for calibration sequences or a rank that the fine-tuning of a model cannot take."""
+    """Raise FinetuneError for calibration sequences or a rank with which a model cannot be fine-tuned."""
     if sequences < 2:
         raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
     if length < 2:

@@ -2,9 +2,9 @@
 
 The module reads the files of the dense checkpoint, one tensor at a time, and never builds the dense model. The kept
 layers are renumbered without gaps, and the per-layer lists of the configuration (`layer_types`, ...) keep the same
-indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A
-plan with stand-ins, without the attention or MLP of some layers, or of other shapes gives a class of
-kdp_core.model.folded, and the file that defines the class is written into the checkpoint.
+indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A plan that
+adds stand-ins, removes the attention or MLP of some layers, or changes shapes gives a checkpoint with a class of
+kdp_core.model.folded. The file that defines the class is written into the checkpoint.
 """
 import itertools
 import shutil
@@ -35,8 +35,10 @@ def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB",
          about: Mapping[str, Any] | None = None, shared: Path | None = None) -> PrunedFacts:
     """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters.
 
-    about: what the checkpoint's file kdp.json says of its making; without it there is no such file.
-    shared: a folder by which checkpoints share equal layers (kdp_core.model.shards); without it each has its own.
+    about: what the checkpoint's file kdp.json says about how the checkpoint was made; without it no kdp.json is
+        written.
+    shared: a folder through which checkpoints share equal layers (kdp_core.model.shards); without it each checkpoint
+        has its own files.
     """
     dense, out = Path(dense), Path(out)
     config = checkpoints.config_of(dense)
@@ -101,7 +103,7 @@ def _own_class(plan: Plan) -> bool:
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
-    """The place of a stand-in for layers up to `stop`: (new number of its layer, whether it is after that layer)."""
+    """The place of a stand-in for layers up to `stop`: (new number of a layer, whether it is after that layer)."""
     later = [new for new, old in enumerate(keep) if old >= stop]
     return (later[0], False) if later else (len(keep) - 1, True)
 
@@ -125,7 +127,7 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
     cut = {key: [value[layer] for layer in keep] if key in per_layer and isinstance(value, list) else value
            for key, value in config.to_dict().items()}
     cut[family_of(config).names.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
-    # the layer number at which windows start means another layer after the cut; layer_types says which layers have one
+    # windows start at a layer number, which changes with the cut; layer_types says which layers have a window
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
     if _own_class(plan):
@@ -167,7 +169,7 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
 
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
               keep: list[int]) -> dict[str, Tensor]:
-    """The tensors that a model of this configuration has, without dense tensors that it lacks."""
+    """The tensors that a model of this configuration has; dense tensors that the model lacks are left out."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):

@@ -1,9 +1,9 @@
 """A whole pruning in one call: from a loaded model and a list of documents to the pruned model.
 
 The call runs the stages of the workflow one after the other on a folder of its own: calibration tokens, hidden states,
-similarity, the method, and `fold`. With the same model, documents, options and seed it gives the same bits as the
-workflow. `prune_model` keeps nothing between two calls; `stages` can keep every record (the command line does). A grid
-of many points is the workflow's task.
+similarity, the method, and `fold`. With the same model, documents, options and seed the call gives the same bits as the
+workflow. `prune_model` keeps nothing between two calls. `stages` can keep every record; the command line uses it in
+this way. A grid of many points is the workflow's task.
 """
 import tempfile
 from pathlib import Path
@@ -30,15 +30,17 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
                 out: str | Path | None = None) -> "PreTrainedModel":
     """Remove the share `ratio` of all parameters of a causal language model by one method; return the pruned model.
 
-    The given model stays as it is. The pruned one is in float32 on the CPU, in eval mode; `save_pretrained` writes it.
+    The given model does not change. The pruned model is in float32, on the CPU and in eval mode. `save_pretrained`
+    writes the pruned model to disk.
 
     documents: texts for the calibration; they must give `sequences` sequences of `length` tokens.
     method: a name of `METHODS`.
     ratio: share of all parameters to remove, between 0 and 1.
     k_max: layers of a block's context, for the methods that select blocks.
-    seed: of the choice of the calibration sequences.
-    options: of the method, by step, as in the configuration: `{"compose": {"epochs": 2}}`. The defaults may take an
-        hour on a small model. `kdp_core.methods.method_of(method).quick` is a setting that takes minutes.
+    seed: seed for the choice of the calibration sequences.
+    options: options of the method, by step, as in the configuration: `{"compose": {"epochs": 2}}`. With the default
+        options a pruning may take an hour on a small model. `kdp_core.methods.method_of(method).quick` holds options
+        with which it takes minutes.
     out: folder that receives the pruned checkpoint; without it no file is kept.
     Raises OptionError for an unknown method or option, TextError for too few documents, and the error of the method,
     a ValueError, for a ratio that cannot be reached or a family that the method cannot prune.
@@ -68,10 +70,10 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
 
 def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method: str, ratio: float, k_max: int,
            options: dict[str, dict[str, Any]], keep: methods.Keep = methods.made, **filled: Any) -> PrunedFacts:
-    """Prune the dense checkpoint in `folder`/dense into the folder `out`: states, similarity, method, fold.
+    """Prune the dense checkpoint in `folder`/dense and write the result to `out`: states, similarity, method, fold.
 
-    The states stay in `folder`, and states that are there are read. `keep` and `filled` are those of `methods.run`;
-    `keep` also gets `similarity` and `pruned`.
+    The states stay in `folder`; states that are already in it are read and not computed again. `methods.run` describes
+    `keep` and `filled`; here `keep` also gets the records `similarity` and `pruned`.
     """
     dense, states = folder / "dense", folder / "hidden.zarr"
     if not states.exists():

@@ -1,7 +1,8 @@
 """Items of the benchmarks: readers of local files and of the hub's archives, and the forms that the prompts need.
 
-lm-eval calls these functions by the names in the task files. Each maps a data set to one whose items have the fields
-that the task file's prompt reads; data that come in that form already are returned unchanged. Torch is not needed.
+lm-eval calls these functions by the names in the task files. Each function maps a data set to a data set whose items
+have the fields that the task file's prompt reads. Data that have these fields already are returned unchanged. Torch is
+not needed.
 """
 import csv
 import io
@@ -35,7 +36,10 @@ def read_local(*, files: Mapping[str, str], **_: Any) -> dict[str, Dataset]:
 
 
 def read_cmmlu(*, path: str, revision: str, **_: Any) -> dict[str, Dataset]:
-    """CMMLU's splits from its archive; the hub has a loading script for it, which `datasets` no longer runs."""
+    """CMMLU's splits from its archive.
+
+    The hub has a loading script for the archive, which `datasets` no longer runs.
+    """
     archive = huggingface_hub.hf_hub_download(path, CMMLU_ARCHIVE, repo_type="dataset", revision=revision)
     items: dict[str, list[dict[str, str]]] = defaultdict(list)
     with zipfile.ZipFile(archive) as opened:
@@ -50,7 +54,9 @@ def read_cmmlu(*, path: str, revision: str, **_: Any) -> dict[str, Dataset]:
 
 
 def subjects_in_turn(dataset: Dataset) -> Dataset:
-    """MMLU's or CMMLU's items with the subjects in turn, and with lm-eval's own description of each subject.
+    """MMLU's or CMMLU's items: first the first item of every subject, then the second items, and so on.
+
+    Each item also gets lm-eval's own description of its subject.
 
     Raises BenchmarkError for a subject that lm-eval does not know.
     """
@@ -87,7 +93,7 @@ def articles(dataset: Dataset) -> Dataset:
 
 
 def hellaswag_items(dataset: Dataset) -> Dataset:
-    """HellaSwag as lm-eval prepares it; items that come prepared stay as they are."""
+    """HellaSwag as lm-eval prepares it; items that are already prepared do not change."""
     if "query" in dataset.column_names:
         return dataset
     from lm_eval.tasks.hellaswag.utils import process_docs
@@ -95,14 +101,14 @@ def hellaswag_items(dataset: Dataset) -> Dataset:
 
 
 def cmnli_items(dataset: Dataset) -> Dataset:
-    """CMNLI's items that have a label, with its name; the hub has numbers."""
+    """CMNLI's items that have a label; the label's name replaces the number that the hub has."""
     items = [{**item, "label": CMNLI_LABELS[item["label"]] if item["label"] in range(3) else item["label"]}
              for item in dataset]
     return Dataset.from_list([item for item in items if item["label"] in CMNLI_LABELS])
 
 
 def c3_items(dataset: Dataset) -> Dataset:
-    """C3's items {content, question, choices, label}; the hub names the answer by its text."""
+    """C3's items {content, question, choices, label}; on the hub, the answer is given by its text."""
     if "choices" in dataset.column_names:
         return dataset
     return Dataset.from_list([{"content": item["context"], "question": item["question"], "choices": item["choice"],
@@ -110,9 +116,9 @@ def c3_items(dataset: Dataset) -> Dataset:
 
 
 def chid_items(dataset: Dataset) -> Dataset:
-    """ChID's items {content, candidates, answer} with one gap each; on the hub an item has several passages and gaps.
+    """ChID's items {content, candidates, answer} with one gap each; an item of the hub has several passages and gaps.
 
-    The other gaps of a passage are filled with their idioms.
+    Every other gap of the passage is filled with its right idiom.
     """
     if "answer" in dataset.column_names:
         return dataset
@@ -122,7 +128,7 @@ def chid_items(dataset: Dataset) -> Dataset:
 def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One item for each gap of the passages of an item of the hub."""
     answers = item["answers"]
-    # `datasets` has given sequences of records as records of lists, and as lists
+    # some versions of `datasets` give sequences of records as records of lists, other versions as lists
     right = list(answers["candidate_id"]) if isinstance(answers, dict) else [one["candidate_id"] for one in answers]
     first = 0
     for passage in item["content"]:
@@ -136,7 +142,7 @@ def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def chid_choices(item: Mapping[str, Any]) -> list[str]:
-    """Each idiom with the rest of the passage; the context is the text before the gap, which is the same for all."""
+    """Each idiom with the text after the gap. The context is the text before the gap; it is the same for all idioms."""
     rest = item["content"].split(BLANK, 1)[1]
     return [idiom + rest for idiom in item["candidates"]]
 
@@ -154,7 +160,7 @@ def coqa_text(item: Mapping[str, Any]) -> str:
 
 
 def coqa_answers(item: Mapping[str, Any]) -> list[str]:
-    """The right answers to the last question: the asker's, and those of further people that differ from it."""
+    """The right answers to the last question: the asker's answer, and other people's answers that differ from it."""
     last = len(item["questions"]["input_text"]) - 1
     found = [item["answers"]["input_text"][last]]
     for other in (item.get("additional_answers") or {}).values():
@@ -165,6 +171,9 @@ def coqa_answers(item: Mapping[str, Any]) -> list[str]:
 
 
 def mbpp_shots(dataset: Dataset) -> Dataset:
-    """The three examples of the prompt of MBPP's authors (tasks 2, 3 and 4); without these, the first three items."""
+    """The three examples of the prompt of MBPP's authors (tasks 2, 3 and 4).
+
+    If one of them is missing, the first three items of the data set are taken.
+    """
     places = [place for place, number in enumerate(dataset["task_id"]) if number in (2, 3, 4)]
     return dataset.select(places if len(places) == 3 else range(3))

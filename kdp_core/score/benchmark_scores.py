@@ -1,4 +1,4 @@
-"""Scores of the answers to benchmarks that lm-eval does not score itself; it calls them by the names in the task files.
+"""Scores of answers to benchmarks that lm-eval does not score itself; the task files name these functions for lm-eval.
 
 Each function takes an item and lm-eval's results for it, and returns the item's value of each metric.
 """
@@ -26,10 +26,10 @@ def _rouge() -> Any:
 
 
 def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 of the answer's first line, as CoQA's authors score people (Reddy et al. 2019).
+    """Exact match and F1 of the answer's first line, as CoQA's authors score human answers (Reddy et al. 2019).
 
-    If there are several right answers, each is left out in turn, and the best match with the others counts; the result
-    is the mean over these turns.
+    If there are several right answers, each of them is left out once, and the best match with the remaining answers
+    counts. The result is the mean over these cases.
     """
     said, right = _words(results[0].strip().split("\n")[0]), [_words(answer) for answer in coqa_answers(item)]
     turns = [right[:i] + right[i + 1:] for i in range(len(right))] if len(right) > 1 else [right]
@@ -38,7 +38,7 @@ def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
 
 
 def _words(text: str) -> list[str]:
-    """Words without case, punctuation and articles, as SQuAD compares answers."""
+    """The words in lower case, without punctuation and articles, as SQuAD compares answers."""
     bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
@@ -51,7 +51,10 @@ def _overlap(right: list[str], said: list[str]) -> float:
 
 
 def score_sst2(item: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """Accuracy, and for the area under the curve how much likelier `positive` is (nats), with the label."""
+    """The accuracy, and (margin, label) for the area under the curve.
+
+    The margin says how much likelier `positive` is (nats).
+    """
     margin = results[1][0] - results[0][0]
     return {"acc": float((margin > 0) == bool(item["label"])), "auc": (margin, item["label"])}
 

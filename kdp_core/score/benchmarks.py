@@ -1,10 +1,11 @@
 """Benchmarks as lm-eval tasks, with data from the hub or from a local folder: the KDP paper's 15, and others.
 
 The paper (Ma et al., ICLR 2026, section 4.1) scores with the "LM Evaluation Harness with default parameters": 12 tasks
-by accuracy, two corpora by perplexity, XSum by ROUGE-1. If lm-eval has a task, its own file is used and only the data
-source is replaced; `task_files/` holds the definitions that it lacks. docs/benchmarks.md argues each prompt.
-Two tasks are put together otherwise than in lm-eval: MMLU and CMMLU are one task each instead of groups of 57 and 67,
-with the prompts of the groups and the subjects in turn, so that a limit of n items takes n and not 57 n.
+by accuracy, two corpora by perplexity, XSum by ROUGE-1. If lm-eval has a task, lm-eval's own file is used and only the
+data source is replaced. `task_files/` holds the definitions that lm-eval lacks. docs/benchmarks.md gives the reasons
+for each prompt. MMLU and CMMLU are put together differently: lm-eval has groups of 57 and 67 tasks, and here each of
+the two is one task with the prompts of the group. Its items alternate between the subjects, so a limit of n items
+scores n items and not 57 n.
 The functions that lm-eval calls by the names in the task files are in kdp_core.score.benchmark_data (the items) and in
 kdp_core.score.benchmark_scores (the scores of the answers).
 """
@@ -30,7 +31,7 @@ C4_SHARD = {"data_files": {"validation": "en/c4-validation.00000-of-00008.json.g
 
 
 class BenchmarkError(ValueError):
-    """A benchmark cannot be run as it was asked for."""
+    """A benchmark cannot be run with the given settings."""
 
 
 class Source(NamedTuple):
@@ -45,7 +46,7 @@ class Source(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """An entry of the table: where the definition and the data come from, and how the score is read."""
+    """An entry of the table: the sources of the definition and of the data, and how the score is read."""
     stock: str | None
     """lm-eval's own file, below its folder of tasks; task_files/<name>.yaml, if there is one, is laid over it."""
     hub: Source
@@ -168,7 +169,10 @@ def write_tasks(folder: str | Path, chosen: Chosen) -> None:
 
 @contextlib.contextmanager
 def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
-    """A list with one folder of the chosen benchmarks, which exists while the body runs; empty if none is chosen."""
+    """A list with one folder of the chosen benchmarks, which exists while the body runs.
+
+    Without benchmarks it is empty.
+    """
     if chosen is None:
         yield []
         return
@@ -195,13 +199,13 @@ def check(chosen: Chosen) -> None:
 
 
 def shots_of(name: str, fewshot: int | None) -> int:
-    """Examples in a prompt of a benchmark, if the user asks for `fewshot` (None: for no number)."""
+    """Examples in a prompt of a benchmark; `fewshot` is the number that the user asks for, or None."""
     benchmark = BENCHMARKS[name]
     return benchmark.fewshot if benchmark.fixed or fewshot is None else fewshot
 
 
 def local_files(name: str, *, fewshot: int | None = None) -> list[str]:
-    """Files below a local data folder that a benchmark needs, with those of its examples if a prompt has some."""
+    """Files of a local data folder that a benchmark needs. If its prompts have examples, their files are included."""
     benchmark = BENCHMARKS[name]
     shots = [benchmark.shots] if benchmark.shots and shots_of(name, fewshot) else []
     return [benchmark.local, *shots]

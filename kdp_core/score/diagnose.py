@@ -2,21 +2,23 @@
 
 States: the pruned model is compared with the dense model at each of its boundaries, which are the inputs of its layers
 and the state before the final norm. A layer that follows a stand-in reads the stand-in's output, so the error at a kept
-layer is inherited from all replaced blocks below it. States have the dense model's numbers, so methods that remove
+layer comes from all replaced blocks below this layer. States are numbered as in the dense model, so methods that remove
 different layers share one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
-The error is kdp_core.states.block.relative_error, from sums over batches, since all states do not fit into memory.
-States of a sliced model (kdp_core.states.bases) are first turned back to the dense model's basis, in which the removed
-directions are zero. If the norms are layer norms, the states of both models are compared without their mean,
+The error is kdp_core.states.block.relative_error. It is computed from sums over batches, because the states of all
+windows do not fit into memory. States of a sliced model (kdp_core.states.bases) are first turned back to the dense
+model's basis, in which the removed directions are zero. If the norms are layer norms, the states of both models are
+compared without their mean,
 which no layer reads.
-Massive tokens, whose dense state has a norm above a factor times the median norm of its window in that state, are left
-out of both figures and counted: a few of them would be nearly all of either sum. kdp_core.states.hidden takes the
-median over all windows. Here each window has its own, so that states need not be stored or computed twice.
+A token is massive in a state if its dense norm is above a factor times the median norm of its window in that state.
+Massive tokens are counted and left out of both figures, because a few of them would make up nearly all of either sum.
+kdp_core.states.hidden takes the median over all windows. Here each window has its own median, so that states need not
+be stored or computed twice.
 
 Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, over all tokens that have a next
-one in their window, with standard errors over windows. The KDP paper has none of these figures; it reports task scores.
-Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
+token in their window, with standard errors over windows. The KDP paper has none of these figures; it reports task
+scores. Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
 V vocabulary.
 """
 import logging
@@ -50,7 +52,7 @@ class DiagnoseError(ValueError):
 
 
 class StateSums(NamedTuple):
-    """Sums over the counted tokens, one entry for each state, float64; those of batches are added."""
+    """Sums over the counted tokens, one entry for each state, float64; the sums of several batches can be added."""
     error_K: Tensor
     """Sum of |h' - h|^2."""
     square_K: Tensor
@@ -69,9 +71,9 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
     """Compare two checkpoints on the first `windows` sequences of `ids_ST` (int64, no padding).
 
     dropped: layers of the dense model that the pruned model lacks, as in Plan.drop.
-    windows: windows to compare on, the first ones.
-    batch: windows at a time; memory holds the states of one batch in both models and a chunk of their logits.
-    massive_factor: a token is left out of a state if its dense norm exceeds this times its window's median norm.
+    windows: number of windows to compare on; the first windows are taken.
+    batch: windows of one batch; memory holds the states of one batch in both models and a chunk of their logits.
+    massive_factor: a token is left out of a state if its dense norm exceeds this factor times its window's median norm.
     Log-likelihoods and KL are in nats; standard errors are over windows, and None with one window. Before a model is
     loaded, OptionError is raised for a value out of range, and DiagnoseError for layers, widths, vocabularies or
     windows that do not fit.
@@ -88,7 +90,7 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
 @torch.inference_mode()
 def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: list[int], batch: Count = 4,
             massive_factor: MassiveFactor = 8.0) -> Diagnosis:
-    """As `diagnose`, for two loaded models in eval mode and all windows of `ids_ST`.
+    """Compare two loaded models in eval mode on all windows of `ids_ST`, as `diagnose` does.
 
     Raises OptionError and DiagnoseError as `diagnose` does, and DiagnoseError for states that are not finite or that
     are equal for all tokens.
@@ -116,7 +118,7 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """Numbers of the pruned model's states as the dense model counts them, ascending; the last state is included."""
+    """The pruned model's states, with their numbers in the dense model, ascending; the last state is included."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 
@@ -135,8 +137,9 @@ def state_sums(h_KBTD: list[Tensor], other_KBTD: list[Tensor], massive_factor: f
 def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     """KL, agreement, dense and pruned negative log-likelihood, each window's mean over its T - 1 predictions.
 
-    Takes the states before the final norm and returns float64 (4, B) on the CPU, in nats and shares. Both heads read
-    one chunk of tokens at a time, so that memory never holds a vocabulary of 128k for a whole batch.
+    The inputs are the states before the final norm; the result is float64 (4, B) on the CPU, in nats and shares. Both
+    heads read one chunk of tokens at a time, so that memory never holds the logits of a whole batch (a vocabulary may
+    have 128k tokens).
     """
     B, T = ids_BT.shape
     h_ND, other_ND, next_N = h_BTD[:, :-1].flatten(0, 1), other_BTD[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
@@ -160,7 +163,7 @@ def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
 def log_probabilities(model: nn.Module, h_CD: Tensor) -> Tensor:
     """Log-probabilities of the next token from states before the final norm, float32 (C, V), on the model's device.
 
-    kdp_core.model.distil holds what the families do after their last layer.
+    kdp_core.model.distil says what the models of each family do after their last layer.
     """
     return head_of(model)(to_head(model, h_CD)).log_softmax(dim=-1)
 

@@ -2,16 +2,16 @@
 
 "FLOPs" are those of the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
 (kdp_core.model.sizes.count_macs).
-Latency is measured in turns, dense and pruned, in one process, and the model that runs first changes each time. A
-machine that is slow for a while slows both models, so the median of the paired ratios is steadier than the ratio of two
-runs.
-Memory is that of the pruned model alone, which is loaded and run before the dense model is loaded:
+Latency is measured in one process, alternately for the dense and the pruned model; the model that runs first changes
+with each pair. If the machine is slow for a while, both models are slow, so the median of the paired ratios varies less
+than the ratio of two separate runs.
+Memory is the memory of the pruned model alone, which is loaded and run before the dense model is loaded:
     cuda_allocated       peak of torch's allocator over the runs, with the weights; the sum of the peaks if the model is
                          spread over several GPUs
     cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded. Linux can
-                         reset the peak, so the loading does not count. Freed memory is first given back to the system,
-                         so what ran in the process before does not count. Libraries that the first model of a process
-                         loads do count, tens of MiB
+                         reset the peak, so the loading does not count. Freed memory is first returned to the system, so
+                         memory that the process used earlier does not count. Libraries that the first model of a
+                         process loads do count (tens of MiB)
     weights              bytes of parameters and buffers, a lower bound, if neither of the others can be measured
 Axes: S sequences (one here), T tokens.
 """
@@ -60,15 +60,15 @@ class Latency(NamedTuple):
 def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Count = 128,
             decode_steps: Count = 8, repeats: Count = 3, device: str = "cpu", dtype: str = "float32",
             threads: Count | None = None) -> Efficiency:
-    """Costs of the checkpoint in `pruned_folder` next to those of the checkpoint in `dense_folder`.
+    """Costs of the checkpoint in `pruned_folder` next to the costs of the checkpoint in `dense_folder`.
 
-    tokens: of the prompt, a single sequence.
+    tokens: tokens of the prompt, which is a single sequence.
     decode_steps: tokens that are decoded one by one, with the cache, after the prompt.
-    repeats: turns of each model that count.
-    threads: of the CPU; None keeps torch's setting.
-    A turn is a forward pass over the prompt, with all logits, as the multiply-adds count them, and the decoding after
-    it. One turn of each model precedes those that count. Latencies are in milliseconds, memory in MiB. Raises
-    OptionError for a number below 1, and EfficiencyError for a prompt that is longer than the models allow.
+    repeats: measured turns of each model.
+    threads: threads of the CPU; None keeps torch's setting.
+    A turn is a forward pass over the prompt, followed by the decoding. The pass computes all logits, as the number of
+    multiply-adds assumes. One turn of each model precedes the measured turns. Latencies are in milliseconds, memory in
+    MiB. Raises OptionError for a number below 1, and EfficiencyError for a prompt that is longer than the models allow.
     """
     options.check(measure, locals())
     with _threads(threads), torch.inference_mode():
@@ -92,7 +92,10 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Coun
 
 
 def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latency:
-    """One turn: the forward pass that fills the cache, and the decoding of single tokens on it. Any tokens will do."""
+    """One turn: the forward pass that fills the cache, and the decoding of single tokens with the cache.
+
+    Latency does not depend on which tokens are read.
+    """
     started = _now(ids_ST.device)
     cache = model(ids_ST, use_cache=True).past_key_values
     times = [_now(ids_ST.device)]
@@ -128,7 +131,10 @@ def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
 
 
 class Meter:
-    """Peak memory of one model's runs; it is made before the model is loaded, and read before another one is loaded."""
+    """Peak memory of one model's runs.
+
+    Make the meter before the model is loaded; read it before another model is loaded.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -148,7 +154,7 @@ class Meter:
         elif self._before_mib is not None:
             try:
                 CLEAR_REFS.write_text(RESET_PEAK)
-            except OSError:  # not Linux, or a container that forbids it
+            except OSError:  # the system is not Linux, or the container forbids the reset
                 self._before_mib = None
 
     def peak_mib(self, model: PreTrainedModel) -> tuple[float, str]:
@@ -179,14 +185,17 @@ def _now(device: torch.device) -> float:
 
 
 def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
-    """The device, with all places of a model that is in more than one: the slowest device determines its latency."""
+    """The name of the device, or of all devices over which the model is spread.
+
+    The slowest device determines the latency of the model.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {which: checkpoints.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
     return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])
 
 
 def _release_freed() -> None:
-    """Give freed memory back to the system, which glibc does not do by itself, so that it cannot hide a later peak."""
+    """Return freed memory to the system; glibc does not do so by itself, and freed memory would hide a later peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,12 +1,12 @@
 """The fast scorer: the log-likelihoods of lm-eval, from as few tokens and logits as possible.
 
 lm-eval's HFLM pads sequences to one length, runs a context again for each choice, and computes the logits of every
-token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples
-that many prompts begin with run once for all, and only the tokens that are scored pass the output head. Rows of an
-evaluation on CPU run side by side, one on each thread: a thread that works alone does not wait for others after every
-operation. Prompts, metrics and generation are lm-eval's.
-Packing needs a model that takes an attention mask of any form and the positions of tokens. `packs` tries it on a few
-tokens; any other model is scored by lm-eval's own route.
+token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples at
+the beginning of many prompts run once for all these prompts, and the output head reads only the tokens that are scored.
+On CPU, the rows of an evaluation run in parallel, one on each thread, so that no thread waits for other threads after
+every operation. Prompts, metrics and generation are lm-eval's. Packing needs a model that accepts an attention mask of
+any form and the positions of tokens. The function `packs` tests the model on a few tokens; a model that fails the test
+is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
 """
 import itertools
@@ -36,7 +36,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Found(NamedTuple):
-    """What a row gives for one sequence."""
+    """The result of a row for one sequence."""
     number: int
     log_likelihood: float
     greedy: bool
@@ -54,7 +54,7 @@ class FastJudge(Judge):
         for found in self._all(packing.pack(sequences, self._row_tokens), sequences):
             for number, log_likelihood, greedy in found:
                 scores[number] = log_likelihood, greedy
-            # a rolling window has no key: its text counts when all its windows are scored
+            # a rolling window has no key: a text counts as answered when all its windows are scored
             self.progress.advance(sum(requests[one.number][0] is not None for one in found))
         return scores
 
@@ -69,13 +69,13 @@ class FastJudge(Judge):
 
     @property
     def _packs(self) -> bool:
-        """Whether the model takes packed rows; it is tried once."""
+        """Whether the model can read packed rows; this is tested once."""
         if not hasattr(self, "_tried"):
             self._tried = packs(self.model)
         return self._tried
 
     def _all(self, groups: list[Group], sequences: list[Scored]) -> Iterator[list[Found]]:
-        """What the rows give, in any order."""
+        """The results of the rows, in any order."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         if min(threads, len(groups)) == 1:
             for group in groups:
@@ -92,9 +92,9 @@ class FastJudge(Judge):
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether a model gives packed sequences the scores that it gives them alone, tried on a few tokens.
+    """Whether a model gives packed sequences the same scores as single sequences; this is tested on a few tokens.
 
-    A model whose layers mix neighbouring tokens of a row by more than attention does not.
+    The scores differ if the layers of a model mix neighbouring tokens of a row by other means than attention.
     """
     ends = ((4, 5, 6), (4, 8), (7, 7, 7, 7))
     tried = [Scored((2, 3, *context, *targets), targets) for context in ((4, 5, 6, 7), (9,)) for targets in ends]
@@ -108,7 +108,7 @@ def packs(model: PreTrainedModel) -> bool:
     except (FamilyError, TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         logger.info("%s takes no packed sequences (%s); lm-eval's own route scores it", type(model).__name__, error)
         return False
-    # rounding alone moves these scores of SmolLM2, about -65 nats on meaningless tokens, by 1e-3 in float32
+    # rounding alone changes these scores of SmolLM2 (about -65 nats, on meaningless tokens) by 1e-3 in float32
     share = min(1000 * torch.finfo(model.dtype).eps, 0.02)
     return all(torch.allclose(torch.tensor(one), torch.tensor(alone), rtol=share, atol=8 * share, equal_nan=True)
                for one in together)
@@ -121,7 +121,7 @@ def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> li
 
 @torch.inference_mode()
 def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> Iterator[list[Found]]:
-    """What each row of a group gives; `sequences` are those that the group was packed from."""
+    """The results of each row of a group; `sequences` are the sequences from which the group was packed."""
     cache = DynamicCache() if group.prefix else None
     if group.prefix:
         base_of(model)(torch.tensor([group.prefix], device=model.device), past_key_values=cache, use_cache=True)
@@ -131,7 +131,7 @@ def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -
 
 
 def _states(model: PreTrainedModel, row: Row, prefix: int, cache: DynamicCache | None) -> Tensor:
-    """What enters the output head, for each token of a row, (N, D)."""
+    """The input of the output head for each token of a row, (N, D)."""
     given: dict[str, Any] = {}
     if prefix or not row.chain:
         given = {"position_ids": torch.tensor([row.positions_N], device=model.device),
@@ -144,7 +144,7 @@ def _states(model: PreTrainedModel, row: Row, prefix: int, cache: DynamicCache |
 
 
 def _masks(model: PreTrainedModel, row: Row, prefix: int) -> Tensor | dict[str, Tensor]:
-    """Additive masks (1, 1, N, P + N): one for all layers, or one by kind for models whose layers differ."""
+    """Additive masks (1, 1, N, P + N): one for all layers, or one for each kind of layer if the layers differ."""
     def mask(window: int | None) -> Tensor:
         seen = packing.visible(row, prefix, window)
         least = torch.finfo(model.dtype).min
@@ -158,7 +158,7 @@ def _masks(model: PreTrainedModel, row: Row, prefix: int) -> Tensor | dict[str, 
 
 
 def _kinds(model: PreTrainedModel) -> list[str]:
-    """The kind of each layer; empty where the layers do not differ."""
+    """The kind of each layer; empty if the layers do not differ."""
     return list(getattr(model.config, "layer_types", None) or [])
 
 
@@ -176,7 +176,10 @@ def _row_scores(model: PreTrainedModel, h_ND: Tensor, row: Row, sequences: list[
 
 
 def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log softmax at the targets (float32), and whether each is the likeliest token; `at` is the place in `h_CD`."""
+    """log softmax at the targets (float32), and whether each target is the likeliest token.
+
+    `at` holds the row of `h_CD` for each target.
+    """
     chunk = HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
     log_probs = torch.empty(len(targets), device=h_CD.device)
     hits = torch.empty(len(targets), dtype=torch.bool, device=h_CD.device)
@@ -197,9 +200,9 @@ def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
-    """The tokens of a request that lm-eval gives the model. It cuts them from the left to the model's length.
+    """The tokens of a request that lm-eval gives to the model; lm-eval cuts them from the left to the model's length.
 
-    Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model reads.
+    Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model can read.
     """
     assert context and 0 < len(continuation) <= max_length
     return Scored(tuple([*context, *continuation][-(max_length + 1):][:-1]), tuple(continuation))

@@ -3,12 +3,12 @@
     agreement         share of positions at which two continuations have the same token
     divergence        number of tokens before the first one that differs, at most the length of the continuation
     distinct_n        |distinct n-grams| / |n-grams| of a continuation (Li et al. 2016)
-    repetition_n      1 - distinct_n (seq-rep-n, Welleck et al. 2020): the share of n-grams that stood before
+    repetition_n      1 - distinct_n (seq-rep-n, Welleck et al. 2020): the share of n-grams that occurred before
     rouge1            ROUGE-1 of the first line after a news story and "TL;DR:", as kdp_core.score scores XSum
-    lambada           share of passages whose last word the greedy text begins with
-Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded; stories are cut to
-their first tokens, since the lead of a news story holds most of its summary.
-The losses compare a pruned model with the dense one: 0 is as good, 1 is nothing left.
+    lambada           share of passages for which the greedy text begins with the last word
+Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded. Stories are cut to
+their first tokens, because the lead of a news story holds most of its summary.
+The losses compare a pruned model with the dense model: at 0 the pruned model is as good, at 1 nothing is left.
 Axes: B prompts, T tokens of a prompt, G decoded tokens, N n-grams.
 """
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ SCORES = ("lambada", "rouge1", "gsm8k")
 
 
 class GenerationError(ValueError):
-    """Prompts or continuations give nothing to measure."""
+    """There is nothing to measure on these prompts or continuations."""
 
 
 class Stories(NamedTuple):
@@ -43,7 +43,7 @@ class Stories(NamedTuple):
 def greedy(model: nn.Module, prompt_BT: Tensor, steps: int) -> Tensor:
     """The `steps` most likely tokens id_BG after each prompt, one after another.
 
-    Of equally likely tokens the lowest is taken. Decoding does not stop at an end of text.
+    Of equally likely tokens the lowest id is taken. Decoding does not stop at an end of text.
     """
     output = model(prompt_BT.to(model.device), use_cache=True)
     said = [output.logits[:, -1].argmax(dim=-1)]
@@ -65,7 +65,7 @@ def divergence(said_BG: Tensor, other_BG: Tensor) -> float:
 
 
 def distinct(said_BG: Tensor, n: int) -> float:
-    """Mean share of distinct n-grams in a continuation. Raises GenerationError for continuations below n tokens."""
+    """Mean share of distinct n-grams in a continuation. Raises GenerationError if one has fewer than n tokens."""
     if said_BG.shape[1] < n:
         raise GenerationError(f"continuations have {said_BG.shape[1]} tokens and no group of {n}; decode at least {n}")
     grams_BNn = said_BG.unfold(1, n, 1)
@@ -74,14 +74,16 @@ def distinct(said_BG: Tensor, n: int) -> float:
 
 
 def text_measures(said_BG: Tensor, dense_BG: Tensor) -> dict[str, float]:
-    """All measures of continuations that need no right answer; `dense_BG` is what the dense model says."""
+    """All measures of continuations that need no right answer; `dense_BG` holds the dense model's continuations."""
     return {"agreement": agreement(dense_BG, said_BG), "divergence": divergence(dense_BG, said_BG),
             "distinct_1": distinct(said_BG, 1), "distinct_2": distinct(said_BG, 2),
             "repetition": 1 - distinct(said_BG, GRAMS)}
 
 
 def stories(items: Sequence[Mapping[str, Any]], tokenizer: Any, *, count: int, tokens: int) -> Stories:
-    """The first `count` items (document, summary) of at least `tokens` tokens, cut to these, with the question.
+    """The first `count` items (document, summary) with at least `tokens` tokens, as prompts.
+
+    A prompt holds the first `tokens` tokens of the document, and the question after them.
 
     Raises GenerationError if there are fewer such items.
     """
@@ -109,7 +111,7 @@ def rouge1(model: nn.Module, tokenizer: Any, asked: Stories, steps: int) -> floa
 def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
     """Share of passages whose last word greedy decoding gives, token by token, after the words before it.
 
-    Greedy text begins with the word exactly if each of its tokens is the likeliest one, so one pass decides it.
+    Greedy text begins with the word exactly if each token of the word is the likeliest token, so one pass is enough.
     """
     judge, asked = FastJudge(model, tokenizer), []
     for number, passage in enumerate(passages):
@@ -121,11 +123,11 @@ def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
 
 
 def losses(measured: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """The loss of each measure, between 0 and 1, and `quality`, their mean.
+    """The loss of each measure, between 0 and 1, and `quality`, the mean of these losses.
 
     agreement: 1 - share of equal tokens. lambada, rouge1, gsm8k: 1 - score / dense score, where both are measured and
     the dense model has some. repetition: the rise above the dense model's repetition, relative to the largest rise
-    that is possible. A pruned model that is better than the dense one has lost 0.
+    that is possible. A pruned model that is better than the dense model has the loss 0.
     """
     found = {"agreement": 1 - measured["agreement"]}
     for name in SCORES:

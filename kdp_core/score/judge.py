@@ -1,10 +1,10 @@
 """The model as lm-eval sees it: `Judge` answers the requests of a task with log-likelihoods or with text.
 
-It is lm-eval's own `HFLM` with three changes. Items that carry token ids (`heldout_ppl`) are scored on these ids,
-without a BOS or EOS before them. A rolling text begins with one first token: where a tokenizer adds its own, lm-eval
-0.4.13 puts a second one before it and scores the one (EleutherAI/lm-evaluation-harness#3333). A family that needs a
-first token has it in every window of such a text (#2382 there). kdp_core.score.fast computes the same log-likelihoods
-faster.
+`Judge` is lm-eval's own `HFLM` with three changes. First, items that hold token ids (`heldout_ppl`) are scored on these
+ids, without a BOS or EOS before them. Second, a rolling text begins with exactly one first token. If a tokenizer adds a
+first token, lm-eval 0.4.13 puts another one before it and scores the token that the tokenizer added
+(EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of a rolling text begins
+with this token (issue #2382 of the same repository). kdp_core.score.fast computes the same log-likelihoods faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
 import logging
@@ -35,7 +35,7 @@ Request = tuple[Any, list[int], list[int]]
 
 
 class Judge(HFLM):
-    """lm-eval's view of a loaded model: its tokenisation and batching, with the change of this module."""
+    """lm-eval's view of a loaded model: lm-eval's tokenisation and batching, with the changes of this module."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8,
                  max_length: int | None = None) -> None:
@@ -47,12 +47,15 @@ class Judge(HFLM):
         _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
 
     def watch(self, progress: "Progress") -> None:
-        """Report each answered request to `progress`, through the hook that lm-eval has for partial results."""
+        """Report each answered request to `progress` through lm-eval's hook for partial results."""
         self.progress = progress
         self.set_cache_hook(progress)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood (nats) of each item's text; of an item with `ids`, a window, that of its tokens 2 to end."""
+        """Log-likelihood (nats) of each item's text.
+
+        If an item has `ids`, it is a window, and its tokens 2 to end count.
+        """
         scores: list[float | None] = [None] * len(requests)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
@@ -102,7 +105,7 @@ class Judge(HFLM):
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order.
 
-        They are lm-eval's own, with fewer sequences at a time where their logits would be too large.
+        The values are lm-eval's own; a batch has fewer sequences if their logits would be too large.
         """
         before, longest = self.batch_size, max(len(context) + len(ids) for _, context, ids in requests)
         if self.device.type == "cpu":
@@ -115,14 +118,14 @@ class Judge(HFLM):
 
 
 class Progress:
-    """Counts the answered requests of a task and logs their number; it takes the place of lm-eval's hook."""
+    """Counts the answered requests of a task and logs their number; this object replaces lm-eval's hook."""
 
     def __init__(self, label: str, requests: int) -> None:
         self._label, self._requests, self._done = label, requests, 0
         self._started = self._said = time.perf_counter()
 
     def advance(self, requests: int) -> None:
-        """Count so many more answered requests."""
+        """Count `more` further answered requests."""
         self._done += requests
         now = time.perf_counter()
         if now - self._said >= PROGRESS_SECONDS and self._done < self._requests:
@@ -143,7 +146,7 @@ def _first_token(model: PreTrainedModel) -> int | None:
 
 
 def _pad_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Pad with a token that the embedding has; what stands in padded places is never attended to."""
+    """Pad with a token that the embedding has. No token attends to padding."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         ends = tokenizer.eos_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends if ends is not None and ends < rows else 0)

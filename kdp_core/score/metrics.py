@@ -1,4 +1,5 @@
-"""Metrics of tasks: which metric counts, and those that lm-eval lacks. This module needs neither lm-eval nor torch.
+"""Metrics of tasks: which metric counts, and the metrics that lm-eval lacks. This module needs neither lm-eval nor
+torch.
 
     ppl   exp(-sum_i ll_i / sum_i n_i), with the log-likelihood ll_i (nats) and the weight n_i (tokens, words) of item i
     auc   the share of pairs of a good and a bad item that a margin orders rightly (Mann and Whitney 1947)
@@ -28,7 +29,7 @@ OVERFLOW = 700.0
 
 
 def unit_of(metric: str) -> str:
-    """The unit of a metric's values: ppl, bits/byte, share, or score for a metric that is not known here."""
+    """The unit of a metric's values: ppl, bits/byte or share; `score` for a metric that this module does not know."""
     if metric in PERPLEXITIES:
         return "ppl"
     if metric == "bits_per_byte":
@@ -39,7 +40,7 @@ def unit_of(metric: str) -> str:
 def ppl(items: list[Any]) -> float:
     """Perplexity of items (log-likelihood in nats, weight), or of log-likelihoods of weight 1.
 
-    The result is infinite where a float cannot hold it, and NaN where an item is NaN.
+    The result is infinite if it is too large for a float, and NaN if an item is NaN.
     """
     # ppl = exp(-sum_i ll_i / sum_i n_i)
     nats = nats_per_unit(items)
@@ -69,7 +70,7 @@ def auc(items: Sequence[tuple[float, int]]) -> float:
 def placements(items: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]]:
     """For each good item the share of bad items below it, and for each bad item the share of good items above it.
 
-    Both lists are empty where one kind is missing. DeLong et al. (1988) call them structural components.
+    Both lists are empty if all items are good or all are bad. DeLong et al. (1988) call them structural components.
     """
     good, bad = ([margin for margin, label in items if bool(label) is kind] for kind in (True, False))
     if not good or not bad:

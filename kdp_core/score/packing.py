@@ -1,10 +1,10 @@
-"""Many token sequences packed into few rows of tokens; a beginning that several sequences share runs once.
+"""Many token sequences packed into few rows of tokens; a beginning that several sequences share is computed once.
 
 A row is a forest: each token is a node, the nodes of a sequence are a path from a root, and sequences that begin alike
-share the beginning of their path. A token attends to its own path alone (`visible`), at the positions of that path, so
-a row of many sequences gives each of them the states that it has alone, and nothing is padded.
-A beginning of many tokens that more than a row shares is a prefix of its own (`Group`): it runs once, and its rows
-attend to it through the KV cache.
+share the beginning of their path. A token attends only to the tokens of its own path (`visible`), with the positions of
+that path. So each sequence of a row has the states that it would have in a row of its own, and nothing is padded. A
+long beginning that several rows share is a prefix (`Group`): the prefix is computed once, and the rows of the group
+attend to the prefix through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict
@@ -57,13 +57,13 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows that follow one prefix, which is empty for most."""
+    """Rows that follow one prefix; most groups have an empty prefix."""
     prefix: tuple[int, ...]
     rows: list[Row]
 
     @property
     def tokens(self) -> int:
-        """Tokens that a model runs for the group."""
+        """Number of tokens that a model reads for the group."""
         return len(self.prefix) + sum(len(row.ids_N) for row in self.rows)
 
 
@@ -82,7 +82,7 @@ def pack(sequences: list[Scored], limit: int) -> list[Group]:
 
 
 def group(sequences: list[Scored], numbers: list[int], shared: int, limit: int) -> Group:
-    """Sorted sequences whose first `shared` tokens are the same, as rows after this prefix."""
+    """The group of sorted sequences whose first `shared` tokens are the same; these tokens are its prefix."""
     return Group(sequences[numbers[0]].ids[:shared],
                  _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit))
 
@@ -90,7 +90,7 @@ def group(sequences: list[Scored], numbers: list[int], shared: int, limit: int) 
 def visible(row: Row, prefix: int, window: int | None = None) -> Tensor:
     """Whether each token of a row sees each token of the prefix and of the row, (N, P + N).
 
-    window: number of last positions that a token sees, itself included; None for all.
+    window: number of last positions that a token sees, its own position included; None for all.
     """
     count = len(row.ids_N)
     seen_NN = torch.zeros(count, count, dtype=torch.bool)
@@ -115,9 +115,9 @@ def _common(first: Scored, second: Scored) -> int:
 
 
 def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """Sequences in sorted order, cut where a long beginning ends: (shared leading tokens, numbers of the sequences).
+    """Groups of neighbours in the sorted order: (number of shared leading tokens, numbers of the sequences).
 
-    If a further sequence would make the common beginning less than half as long, the group is cut before it.
+    If a further sequence would make the common beginning less than half as long, a new group begins with that sequence.
     """
     numbers: list[int] = []
     shared = 0
@@ -136,7 +136,7 @@ def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list
 
 
 def _size(sequences: list[Scored], numbers: list[int], skip: int) -> int:
-    """Nodes of the forest of sorted sequences without their first `skip` tokens."""
+    """Number of nodes of the forest of sorted sequences without their first `skip` tokens."""
     size, before = 0, ()
     for number in numbers:
         ids = sequences[number].ids
@@ -146,13 +146,16 @@ def _size(sequences: list[Scored], numbers: list[int], skip: int) -> int:
 
 
 def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """Number of leading tokens that two sequences share."""
+    """Number of equal leading tokens of two sequences."""
     return next((place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other),
                 min(len(first), len(second)))
 
 
 def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -> list[tuple[int, list[int]]]:
-    """(nodes, sequences) of the groups that stay in one row: the sequences of one context, if they are not too many."""
+    """(nodes, sequences) of each unit that is kept in one row.
+
+    A unit holds the sequences of one context, unless they are too many.
+    """
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in numbers:
         by_context[sequences[number].ids[:sequences[number].free]].append(number)
@@ -169,7 +172,10 @@ def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -
 
 
 def _rows(sequences: list[Scored], units: list[tuple[int, list[int]]], skip: int, limit: int) -> list[Row]:
-    """Units put into rows of at most `limit` tokens, in the order of their first tokens; a larger unit is a row."""
+    """Rows of at most `limit` tokens, filled with units in the order of their first tokens.
+
+    A larger unit is a row itself.
+    """
     rows, numbers, size = [], [], 0
     for more, group in units:
         if numbers and size + more > limit:

@@ -1,9 +1,9 @@
-"""Python programs in a process of their own, with limits on time, memory and files; pass@1 of code tasks uses it.
+"""Runs a Python program in its own process, with limits on time, memory and files; for pass@1 of code tasks.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
-output, and its whole process group is killed at the end. This limits accidents: endless loops, full disks, processes
-that stay. It does not stop an attack: the program has the user's rights and the network. Run models that you do not
-trust in a container. A POSIX system is needed.
+output, and its whole process group is killed at the end. These limits prevent accidents: endless loops, full disks,
+processes that never end. They do not stop an attack: the program has the user's rights and access to the network. Run
+models that you do not trust in a container. A POSIX system is needed.
 """
 import contextlib
 import os
@@ -35,7 +35,7 @@ QUIET_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_T
 class Limits(NamedTuple):
     """What a program may use.
 
-    A slow program should be ended by the limit of processor time, because other jobs do not change processor time.
+    The limit of processor time should end a slow program, because other jobs on the machine do not change it.
     """
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
@@ -50,7 +50,7 @@ class Limits(NamedTuple):
 
 def passes(program: str, limits: Limits = Limits()) -> bool:  # noqa: B008  an immutable default
     """Whether the program runs to its end, without an error and within the limits."""
-    # the output does not decide, so it is discarded, and a flood of it takes no memory
+    # the output does not matter, so it is discarded, and a very long output needs no memory
     with tempfile.TemporaryDirectory(prefix="kdp-program-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-c", _runner(limits)], cwd=folder, env=dict(QUIET_THREADS), stdin=subprocess.PIPE,
@@ -72,8 +72,8 @@ def _runner(limits: Limits) -> str:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill the process and its children, if they still run."""
-    # an empty group is reported as no process, or on some systems as not ours
+    """Kill the process and its children if they are still running."""
+    # for an empty group the error says that there is no process, or on some systems that the group is not ours
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

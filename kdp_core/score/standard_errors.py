@@ -1,11 +1,11 @@
 """Standard errors, one named function for each kind of figure; scores, studies and tables share them.
 
     mean              s / sqrt(n), with the sample standard deviation s
-    independent_mean  of a mean of figures with known errors that are independent: sqrt(sum se^2) / n
-    ratio             of a ratio of two sums over sequences, to first order (linearised; Cochran 1977, section 2.11)
-    nats, perplexity  the same for a mean negative log-likelihood, and the delta method for its exponential
+    independent_mean  a mean of figures whose errors are known and independent: sqrt(sum se^2) / n
+    ratio             a ratio of two sums over sequences, to first order (linearised; Cochran 1977, section 2.11)
+    nats, perplexity  a mean negative log-likelihood, as `ratio`; and its exponential, by the delta method
     auc               DeLong et al. (1988)
-A function returns None where there are too few items for an error. lm-eval itself gives the closed form of plain means
+A function returns None if there are too few items for an error. lm-eval itself gives the closed form of plain means
 and, for metrics without a form of their own here, a bootstrap.
 """
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mean(values_N: Tensor) -> float | None:
 
 
 def independent_mean(errors: Sequence[float]) -> float:
-    """Standard error of a mean of independent figures from theirs; NaN for none."""
+    """Standard error of a mean of independent figures from their standard errors; NaN without figures."""
     # se(mean) = sqrt(sum se^2) / n
     return math.sqrt(sum(error ** 2 for error in errors)) / len(errors) if errors else math.nan
 
@@ -38,7 +38,7 @@ def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
     above_N, below_N: parts of the two sums, one for each token; sequence_N: the sequence of each token. Tokens of one
     sequence depend on each other, so the sequences are the independent items.
     """
-    import torch  # here alone: tables need the other functions only
+    import torch  # imported here, because tables use only the other functions
 
     names, place_N = sequence_N.unique(return_inverse=True)
     if len(names) < 2:
@@ -62,7 +62,7 @@ def nats(items: list[Any]) -> float | None:
 
 
 def perplexity(items: list[Any]) -> float | None:
-    """Standard error of `metrics.ppl` by the delta method; None for one item, or where the perplexity is too large."""
+    """Standard error of `metrics.ppl` by the delta method; None for one item, or if the perplexity is too large."""
     error = nats(items)
     if error is None:
         return None

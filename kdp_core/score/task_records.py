@@ -1,8 +1,8 @@
-"""Records of scored tasks on disk: what one task of one checkpoint gave, in a JSONL file of its own.
+"""Records of scored tasks on disk: the results of one task for one checkpoint, in a JSONL file of their own.
 
-The first line holds the scores, the lines after it hold the items (`sample_lines`). A file's name ends in a hash of all
-that the scores depend on (`key`), so a record that is found under its name holds what would be scored again. Several
-evaluations of one checkpoint may share a folder at the same time.
+The first line holds the scores, the lines after it hold the items (`sample_lines`). A file's name ends in a hash of
+everything on which the scores depend (`key`). So if a file has the right name, a new evaluation would give the same
+scores. Several evaluations of one checkpoint may share a folder at the same time.
 """
 import hashlib
 import importlib.metadata
@@ -25,7 +25,7 @@ ITEM_FIELDS = {"doc_id", "target", "responses", "filter", "doc_hash", "prompt_ha
 
 
 class Record(NamedTuple):
-    """What one task gave, as its file holds it."""
+    """The results of one task, as they are in the task's file."""
     task: str
     scores: list[Score]
     metrics: dict[str, Any]
@@ -40,12 +40,12 @@ class Record(NamedTuple):
 
 
 def path_of(folder: str | Path, task: Any, name: str, settings: Mapping[str, Any]) -> Path:
-    """Where the record of lm-eval's `task`, with its requests built, is or will be; `settings` as for `key`."""
+    """The path of the record of lm-eval's `task`, whose requests have been built; `settings` as for `key`."""
     return Path(folder) / f"{_file_name(name)}-{key(task, settings)}.jsonl"
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record, then remove the records of the same task that hold something else."""
+    """Write a record, then remove the other records of the same task."""
     head = record._replace(scores=[score._asdict() for score in record.scores], samples=[])._asdict()
     store.write_text(path, "".join([json.dumps(head, ensure_ascii=False, default=float) + "\n", *record.samples]))
     for stale in path.parent.glob(f"{_file_name(record.task)}-{'[0-9a-f]' * 16}.jsonl"):
@@ -54,7 +54,7 @@ def write(path: Path, record: Record) -> None:
 
 
 def read(path: Path | None) -> Record | None:
-    """The record in a file; None where there is no file."""
+    """The record in a file; None if the file does not exist."""
     if path is None or not path.exists():
         return None
     with path.open(encoding="utf-8", newline="\n") as file:
@@ -63,10 +63,10 @@ def read(path: Path | None) -> Record | None:
 
 
 def item_values(record: Record) -> dict[str, dict[str, Any]]:
-    """By metric, each item's value, for paired tests: of the first of lm-eval's filters that has the metric.
+    """The value of each item, by metric, for paired tests; from the first of lm-eval's filters that has the metric.
 
-    Items are named by task, number and hash, so that the same item has the same name for every model. The value of a
-    perplexity is (log-likelihood in nats, weight), that of AUC (margin in nats, label).
+    Items are named by task, number and hash, so that the same item has the same name for every model. The value for a
+    perplexity is (log-likelihood in nats, weight); the value for AUC is (margin in nats, label).
     """
     found: dict[str, dict[str, Any]] = {}
     for sample in map(json.loads, record.samples):
@@ -77,19 +77,19 @@ def item_values(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def _file_name(task: str) -> str:
-    """A file name that no other task shares: the removal of old records must not reach another task's."""
+    """A file name that no other task has, so that the removal of old records does not remove another task's records."""
     return quote(task, safe="")
 
 
 def key(task: Any, settings: Mapping[str, Any]) -> str:
-    """Hash of all that a task's scores depend on, 16 hexadecimal digits.
+    """Hash of everything on which a task's scores depend, 16 hexadecimal digits.
 
     It covers the settings (the checkpoint's files, precision, device, batch, code); the items and every prompt as the
     model reads it, which depend on the data, their revision, the limit and the examples; the task's definition with the
-    source of its functions and of the files that they stand in; and the versions of the packages.
+    source of its functions and of their files; and the versions of the packages.
     """
     definition = {key: value for key, value in task.dump_config().items()
-                  # these hold paths of this run; the items hold what the paths lead to
+                  # these fields hold paths of this run, and the contents of the paths are in the items
                   if key not in ("metadata", "dataset_kwargs", "custom_dataset", "include")}
     parts = {"settings": settings, "definition": definition, "version": str(task.VERSION), "files": _sources(task),
              "packages": _packages(), "requests": [[one.request_type, one.arguments] for one in task.instances],
@@ -98,7 +98,7 @@ def key(task: Any, settings: Mapping[str, Any]) -> str:
 
 
 def data_hash(task: Any) -> str:
-    """Hash of the items that are scored, from the requests that were built of them, 16 hexadecimal digits."""
+    """Hash of the items that are scored, from the requests that were built from them, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for one in task.instances:
         digest.update(json.dumps(one.doc, sort_keys=True, default=str).encode())
@@ -113,9 +113,9 @@ def versions(found: Sequence[Record]) -> dict[str, str]:
 
 
 def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line of JSON for each item and filter of lm-eval's samples.
+    """One line of JSON for each item and filter of lm-eval's samples.
 
-    It holds doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
+    A line holds doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
     """
     return [_line({"doc_id": sample["doc_id"], "target": sample["target"], "responses": sample["filtered_resps"],
                    "filter": sample["filter"], **{metric: sample[metric] for metric in sample["metrics"]},
@@ -123,20 +123,20 @@ def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """Compact JSON in which NaN and infinities, which json.dumps would print as such, are null."""
+    """Compact JSON in which NaN and infinities are null; json.dumps would print `NaN` and `Infinity`."""
     text = json.dumps(fields, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
     return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False) + "\n"
 
 
 def _named(value: Any) -> Any:
-    """A value that JSON cannot hold, without the address in memory that `str` would print."""
+    """A value that JSON cannot hold, as text without the address in memory that `str` would print."""
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return vars(value) if hasattr(value, "__dict__") else str(value)
 
 
 def _sources(task: Any) -> dict[str, str]:
-    """Hashes of the Python files that a task uses: the file of its class, and those next to its definition."""
+    """Hashes of the Python files that a task uses: the file of its class, and the files next to its definition."""
     beside = Path(task.config.metadata["config_source"]).parent.glob("*.py")
     files = {Path(inspect.getfile(type(task))), *beside}
     return {file.name: assets.sha256_of(file) for file in sorted(files)}

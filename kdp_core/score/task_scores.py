@@ -1,7 +1,7 @@
 """lm-eval's figures of tasks and groups as scores, each with its unit and its standard error.
 
-lm-eval's own errors are kept: the closed form of a mean, or a bootstrap. Perplexities, bits per byte and areas under
-the curve take theirs from kdp_core.score.standard_errors, over the items.
+lm-eval's own errors are kept: the closed form of a mean, or a bootstrap. The errors of perplexities, bits per byte and
+areas under the curve come from kdp_core.score.standard_errors, over the items.
 """
 import logging
 import math
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def all_scores(found: Sequence[Record], groups: Mapping[str, Any]) -> list[Score]:
-    """Scores of all tasks and of the groups that have some, in name order; a member of a group is `group/task`."""
+    """Scores of all tasks, and of the groups that have scores, in the order of names.
+
+    A member of a group is `group/task`.
+    """
     paths = _paths(groups)
     made = {record.task: record.scores for record in found}
     if groups:
@@ -39,7 +42,7 @@ def task_scores(name: str, values: Mapping[str, Any], better: Mapping[str, bool]
         metric, _, chosen = key.partition(",")
         if not chosen or metric.endswith("_stderr"):
             continue
-        # lm-eval's filters extract answers: the first gives the metric, further ones `metric,filter`
+        # lm-eval's filters extract answers: the first filter gives `metric`, further filters give `metric,filter`
         label = metric if metric not in seen else key
         seen.add(metric)
         items = [sample[metric] for sample in samples if sample["filter"] == chosen and metric in sample]
@@ -52,7 +55,7 @@ def _score(task: str, metric: str, value: float, stderr: Any, items: list[Any], 
     error = float(stderr) if isinstance(stderr, float | int) else None
     if metric in PERPLEXITIES:
         error = standard_errors.perplexity(items) if items else None
-        if not value <= PPL_CEILING:  # also true of NaN
+        if not value <= PPL_CEILING:  # this is also true for NaN
             logger.warning("%s: %s is %s, recorded as %g", task, metric, value, PPL_CEILING)
             value, error = PPL_CEILING, None
     elif metric == "bits_per_byte":

@@ -2,13 +2,13 @@
 
     heldout_ppl           perplexity per token over disjoint windows without a BOS, each predicting its tokens 2 to end
     heldout_lastword      the last word of a passage, greedily: the form of LAMBADA (Paperno et al. 2016)
-    heldout_continuation  the true continuation among four: the form of HellaSwag (Zellers et al. 2019)
+    heldout_continuation  the true one of four continuations: the form of HellaSwag (Zellers et al. 2019)
 
-They replace the paper's benchmarks where these are not available; their numbers compare models on this text only.
-Unlike LAMBADA, passages are not filtered for words that need the wide context. Unlike HellaSwag, wrong continuations
-are real text of other articles and not machine-written, which makes them easier to tell apart.
-The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`, which finds the items next to it, so
-the folder may be moved.
+These tasks replace the paper's benchmarks if the benchmarks are not available; their numbers compare models on this
+text only. Unlike in LAMBADA, passages are not filtered for words that need the wide context. Unlike in HellaSwag, wrong
+continuations are real text of other articles and not machine-written, so they are easier to recognise.
+The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`. `heldout.py` finds the items in its
+own folder, so the folder may be moved.
 """
 import hashlib
 import json
@@ -38,19 +38,20 @@ LAST_WORD = re.compile(r"^([^\W\d_]{4,})[.!?][\"')\]]*$")
 
 
 class TaskError(ValueError):
-    """The text does not give the items that were asked for, or a task folder is incomplete."""
+    """The text does not have enough items, or a task folder is incomplete."""
 
 
 def write_tasks(documents: list[str], folder: str | Path, *, window: Annotated[int, Ge(2)] = 128,
                 lastword_items: Count = 64, continuation_items: Count = 32, seed: Natural = 0) -> dict[str, Any]:
-    """Write the three tasks to `folder` (atomically, replacing it) and return the facts that `heldout.json` holds.
+    """Write the three tasks to `folder` (atomically; an old folder is replaced) and return the facts in `heldout.json`.
 
-    window: tokens of a window of heldout_ppl, at least 2. They are tokens of the evaluated model's tokenizer, so the
-        windows are cut when the task is read.
-    lastword_items: items of heldout_lastword.
-    continuation_items: items of heldout_continuation.
-    seed: of the choice of items.
-    Raises OptionError for a value out of range and TaskError for documents that give too few items, before writing.
+    window: tokens of a window of heldout_ppl, at least 2. The tokens are those of the evaluated model's tokenizer, so
+        the windows are cut when the task is read.
+    lastword_items: number of items of heldout_lastword.
+    continuation_items: number of items of heldout_continuation.
+    seed: seed for the choice of items.
+    Raises OptionError for a value out of range and TaskError for documents that give too few items, before anything is
+    written.
     """
     options.check(write_tasks, locals())
     items = {"heldout_ppl": [{"documents": documents, "window": window}],
@@ -73,9 +74,9 @@ def write_tasks(documents: list[str], folder: str | Path, *, window: Annotated[i
 def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
     """`items` passages {context, target, document}: the target ends a sentence and is a word of 4 letters or more.
 
-    The context is the shortest run of whole sentences before the target that has at least 30 words, and it has at most
-    70. Runs of white space become one space. Passages are drawn without replacement and keep the order of the text.
-    Raises TaskError for a text with too few.
+    The context is the shortest run of whole sentences before the target with at least 30 words; it has at most 70
+    words. Runs of white space become one space. Passages are drawn without replacement and keep the order of the text.
+    Raises TaskError for a text with too few passages.
     """
     found = []
     for number, words in enumerate(_words(documents)):
@@ -93,8 +94,9 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
     """`items` items {context, choices, gold, document}; three of the four choices come from three other documents.
 
     A context begins a sentence and has 20 to 30 words. All choices have the same number of words, 12 to 16, and start
-    inside a sentence with a lower-case word, so neither length nor capitals tell them apart. The place of the true one,
-    `gold`, is uniform. Raises TaskError for a text with too few, or with fewer than three other documents.
+    inside a sentence with a lower-case word, so neither length nor capitals tell them apart. The index of the true
+    choice, `gold`, is drawn uniformly. Raises TaskError for a text with too few items, or with fewer than three other
+    documents.
     """
     rng = random.Random(f"{seed}:continuation")
     words_by_document = _words(documents)
@@ -112,10 +114,10 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
 
 
 def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dataset]:
-    """Items {ids, text, bytes} of `heldout_ppl`, a window each, in memory; `tokenizer` is a model's folder.
+    """Items {ids, text, bytes} of `heldout_ppl`, one for each window, in memory; `tokenizer` is a model's folder.
 
-    The documents are joined by newlines and packed without regard to their borders; a remainder shorter than a window
-    is left out. `bytes` counts the UTF-8 bytes of the predicted tokens 2 to end.
+    The documents are joined by newlines, and windows may cross the borders of documents. A remainder that is shorter
+    than a window is left out. `bytes` counts the UTF-8 bytes of the predicted tokens 2 to end.
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     reader, start = checkpoints.load_tokenizer(tokenizer), first_token(checkpoints.config_of(tokenizer))
@@ -135,12 +137,12 @@ def read_items(path: str | Path) -> dict[str, Dataset]:
 
 
 def score_window(item: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
-    """The window's log-likelihood (nats) with its tokens and with its bytes; `process_results` of heldout_ppl."""
+    """The window's log-likelihood (nats) with its number of tokens and of bytes; `process_results` of heldout_ppl."""
     return {"ppl": (results[0], len(item["ids"]) - 1), "bits_per_byte": (results[0], item["bytes"])}
 
 
 def score_lastword(item: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The word's log-likelihood (nats) and whether greedy decoding gives it; `process_results` of heldout_lastword."""
+    """The word's log-likelihood (nats), and whether greedy decoding gives the word; for `process_results`."""
     return {"acc": float(results[0][1]), "perplexity": results[0][0]}
 
 
@@ -161,7 +163,7 @@ def _inside(words: list[str]) -> list[int]:
 
 
 def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[Any]:
-    """`items` of `found` without replacement, in the order they were found."""
+    """Draw `items` of `found` without replacement; they keep the order in which they were found."""
     if not 1 <= items <= len(found):
         raise TaskError(f"{name}: the text gives {len(found)} items, {items} were asked for; "
                         f"ask for 1 to {len(found)} or give more text")
@@ -170,7 +172,7 @@ def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[A
 
 def _continuation(words: list[list[str]], inside: list[list[int]], place: tuple[int, int, int, int],
                   rng: random.Random) -> dict[str, Any]:
-    """The item of one place (document, start, cut, length), with distractors drawn from other documents."""
+    """The item at one place (document, start, cut, length), with wrong choices drawn from other documents."""
     number, start, cut, length = place
     starts_of = {other: [i for i in inside[other] if i + length <= len(words[other])]
                  for other in range(len(words)) if other != number}

@@ -1,4 +1,7 @@
-"""Items of the task files beside this one; it is copied into every folder of tasks, so that the folder may be moved."""
+"""Items of the task files in this folder.
+
+This file is copied into every folder of tasks, so the folder may be moved.
+"""
 from pathlib import Path
 from typing import Any
 

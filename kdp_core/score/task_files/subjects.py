@@ -1,4 +1,4 @@
-"""A task of many subjects whose few-shot examples are of the scored item's own subject, as in MMLU and CMMLU."""
+"""A task of many subjects; its few-shot examples have the subject of the scored item, as in MMLU and CMMLU."""
 from collections import defaultdict
 from typing import Any
 
@@ -6,10 +6,10 @@ from lm_eval.api.task import ConfigurableTask
 
 
 class BySubject(ConfigurableTask):
-    """lm-eval's task; before each prompt, the sampler's examples are replaced by those of the item's subject."""
+    """lm-eval's task; before each prompt, the examples of the item's subject replace the sampler's examples."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        # lm-eval passes on the key that named this class
+        # lm-eval also passes the key that named this class
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **settings: Any) -> str:
