@@ -1,1 +1,1 @@
-"""Records that stages pass on, their storage, the resumption of trainings, options, and texts."""
+"""The records that stages write and read, their storage, the resumption of trainings, options, and texts."""

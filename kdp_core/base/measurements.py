@@ -1,6 +1,7 @@
-"""Records of what is measured on models: scores, costs, diagnosis, theory, and the comparison in three spaces.
+"""Records of the measurements on models: scores, costs, diagnosis, theory, and the comparison in three spaces.
 
-Each record is a NamedTuple; each field has its meaning, axes and unit. Axes and blocks are those of base.records.
+Each record is a NamedTuple. The text below a field states its meaning, axes and unit. kdp_core.base.records defines the
+axes and blocks.
 """
 from __future__ import annotations
 
@@ -18,21 +19,21 @@ class Score(NamedTuple):
     metric: str
     value: float
     stderr: float | None
-    """Standard error over the task's items, in the unit of the value; None where it has none."""
+    """Standard error over the task's items, in the unit of the value; None if the value has no standard error."""
     items: int
     higher_is_better: bool
     unit: str
 
 
 class Scores(NamedTuple):
-    """All that one model scored."""
+    """All scores of one model."""
     scores: list[Score]
     seconds: float
     versions: dict[str, str]
 
 
 class Efficiency(NamedTuple):
-    """Costs of one model and of the dense one, measured in turns in one process."""
+    """Costs of one model and of the dense model, measured alternately in one process."""
     params: int
     params_dense: int
     macs: int
@@ -59,7 +60,7 @@ class Efficiency(NamedTuple):
 class Diagnosis(NamedTuple):
     """What pruning did to states and outputs, compared with the dense model on held-out windows.
 
-    Standard errors are over windows, None where there is one window only.
+    Standard errors are computed over windows. They are None if there is only one window.
     """
     states: list[int]
     """Numbers of the pruned model's states as the dense model counts them, ascending; the last state is included."""
@@ -70,14 +71,14 @@ class Diagnosis(NamedTuple):
     masked: list[int]
     """For each of `states`, massive-activation tokens left out of error and cosine."""
     tokens: int
-    """Tokens of all windows, massive ones in."""
+    """Number of tokens of all windows, massive tokens included."""
     windows: int
     dropped: list[int]
     """Layers of the dense model that the pruned one lacks, ascending."""
     massive_factor: float
-    """A token is massive where its dense norm exceeds this times its window's median norm."""
+    """A token is massive if its norm in the dense model exceeds this factor times the median norm of its window."""
     predictions: int
-    """Number of tokens with a next one in their window. The outputs are judged on these tokens."""
+    """Number of tokens that are followed by another token in their window. The outputs are judged on these tokens."""
     kl_nats: float
     """Mean KL(dense || pruned) in nats per token."""
     kl_nats_stderr: float | None
@@ -90,24 +91,25 @@ class Diagnosis(NamedTuple):
     nll_pruned_nats: float
     nll_pruned_nats_stderr: float | None
     nll_increase_nats: float
-    """Pruned less dense."""
+    """The value of the pruned model minus that of the dense model."""
     nll_increase_nats_stderr: float | None
     """Standard error of the paired differences over windows, since both models read the same text."""
 
 
 class Answers(NamedTuple):
-    """What models write after the same prompts, each with its most likely tokens."""
+    """The texts that models write after the same prompts. At each step a model takes its most likely token."""
     prompts: list[str]
     tokens: int
-    """Most new tokens of a continuation."""
+    """Largest number of new tokens of a continuation."""
     rows: list[dict[str, Any]]
     """One for each model: `name`, and `texts` with a continuation of each prompt."""
 
 
 class Theory(NamedTuple):
-    """Theorems 1 and 2 of KDP measured on a run of layers; errors are norms in the kernel space unless named."""
+    """Theorems 1 and 2 of KDP, measured on a run of layers. Errors are norms in the kernel space unless a field says
+    otherwise."""
     block: Block
-    """The run: one linear step a layer."""
+    """The run of layers. Each layer is one linear step."""
     features: int
     """Dimension of the kernel space, the paper's 2m."""
     lift_input: str
@@ -117,7 +119,7 @@ class Theory(NamedTuple):
     tokens: int
     """Training tokens, the theorems' n."""
     sequences: int
-    """Training sequences that they come from."""
+    """Number of the sequences that these tokens come from."""
     heldout_tokens: int
     l_erm: float
     """Largest over steps of the mean squared error of one step on training tokens."""
@@ -127,7 +129,7 @@ class Theory(NamedTuple):
     """Largest operator norm of a step."""
     operator_norms: list[float]
     r_phi: float
-    """Largest norm of features, training and held-out."""
+    """Largest norm of the features of training and held-out tokens."""
     generalisation: float
     """Second term under the root of equation 3, C = 1."""
     generalisation_equation_9: float
@@ -156,29 +158,31 @@ class Theory(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """Changes of states, logits and probabilities right after a layer, if one part of this layer is left out.
+    """Changes of states, logits and probabilities directly after a layer if one part of this layer is left out.
 
-    Measures are means over tokens, each with its `_stderr` over windows (None where there is one): angle_h, angle_z,
-    angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of the change, relative to the dense
-    norm), kl (KL(dense || other), nats), agreement of the most likely token; estimates of second order estimate_h,
-    estimate_z, estimate_p, estimate_kl; and of the same unit with other weights estimate_uniform, estimate_top5,
-    estimate_top10.
+    Measures are means over tokens. The suffix `_stderr` names the standard error of a measure over windows (None if
+    there is one window): angle_h, angle_z, angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of
+    the change, relative to the dense norm), kl (KL(dense || other), nats), agreement of the most likely token;
+    the second-order estimates estimate_h, estimate_z, estimate_p, estimate_kl; and, with other weights,
+    estimate_uniform, estimate_top5, estimate_top10.
     """
     temperature: float
     final_norm: bool
-    """Whether inner states pass the final norm before the head."""
+    """Whether the final norm is applied to inner states before the head."""
     windows: int
     positions: list[int]
     """Positions of each window that are compared."""
     layers: list[dict[str, Any]]
     """One row for each layer and part: layer, part (attention, mlp or whole), the measures."""
     tokens: list[dict[str, Any]]
-    """One row for each layer, part and window, its last token alone: angle_p, estimate_p, kl, estimate_kl."""
+    """One row for each layer, part and window, measured on the last token of the window only: angle_p, estimate_p, kl,
+    estimate_kl."""
     stats: dict[str, Any]
 
 
 class Spaces(NamedTuple):
-    """A pruned model against the dense one in states, logits and probabilities; measures as in Probes, over prompts."""
+    """A pruned model compared with the dense one in states, logits and probabilities. Measures as in Probes, over
+    prompts."""
     temperature: float
     final_norm: bool
     prompts: int
@@ -211,11 +215,11 @@ class KernelView(NamedTuple):
     mean_F: Tensor
     """The mean of phi(h_{l+k}) over the training tokens, which was subtracted."""
     error_P: list[float]
-    """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is as good as the mean."""
+    """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is the error of the mean as the prediction."""
     error_raw_P: list[float]
     """|predicted - true|^2 / |true|^2, without subtracting the mean."""
     error: float
-    """The error of error_P over all held-out tokens, as a ratio of sums."""
+    """The error that error_P has for one position, over all held-out tokens: a ratio of sums."""
     error_unchanged: float
     """The same error for the prediction phi(h_l): the error without any map."""
     mean_share: float
@@ -229,7 +233,7 @@ class Trajectories(NamedTuple):
     tokens: list[int]
     """Position of each sample's token."""
     xz_SL2: Tensor
-    """Places in one t-SNE of all samples and layers."""
+    """Coordinates in one t-SNE of all samples and layers."""
     straightness: list[dict[str, Any]]
     """A row for each space and run of layers: kdp_core.study.views.straightness_table."""
     own_neighbour: float
@@ -242,20 +246,20 @@ class SingleStep(NamedTuple):
     positions: int
     """Number of compared positions of each window; the first position is left out."""
     values: dict[str, float]
-    """Mean of each statistic over all positions, and with the prefix `last_` over the last ones."""
+    """Mean of each statistic over all positions. The prefix `last_` marks the mean over the last positions."""
     stderr: dict[str, float | None]
-    """Standard error of each over windows; None with one window."""
+    """Standard error of each statistic over windows; None if there is one window."""
 
 
 class Predictor(NamedTuple):
-    """How the loss of generation quality follows from single-step statistics: kdp_core.study.expect."""
+    """How the loss of generation quality is predicted from single-step statistics: kdp_core.study.expect."""
     features: list[str]
     scale: list[float]
     """Root mean square of each transformed feature over the rows of the fit."""
     coefficients: dict[str, list[float]]
-    """For each loss the weight of each feature, none below 0."""
+    """For each loss, the weight of each feature. No weight is below 0."""
     alpha: dict[str, float]
-    """The ridge of each, chosen by leaving methods out among the rows of the fit."""
+    """The ridge of each loss. It is chosen by leave-one-group-out cross-validation on the fitted rows."""
     spread: dict[str, float]
     """For each loss, the error that nine of ten predictions for left-out methods do not exceed."""
     validation: dict[str, dict[str, float]]
@@ -267,33 +271,35 @@ class Predictor(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """What a dense model gives for multiple-choice items: kdp_core.study.candidates."""
+    """The outputs of a dense model for multiple-choice items: kdp_core.study.candidates."""
     z_IV: Tensor
     """Logits after the context of each item."""
     log_likelihoods: list[list[float]]
-    """Of the choices of each item."""
+    """Log-likelihoods of the choices of each item."""
     greedy: list[list[bool]]
-    """Whether greedy decoding gives the choice."""
+    """For each choice of each item, whether greedy decoding writes this choice."""
     first: list[list[int]]
     """The distinct first tokens of the choices of each item."""
 
 
 class Survival(NamedTuple):
-    """Multiple-choice items of a pruned model beside the dense one, over all tokens and over the candidates."""
+    """Comparison of a pruned model with the dense one on multiple-choice items, over all tokens and over the
+    candidates."""
     items: list[dict[str, Any]]
-    """A row an item: kdp_core.study.candidates.compare."""
+    """One row for each item: kdp_core.study.candidates.compare."""
     tasks: list[dict[str, Any]]
-    """A row a task: means over its items, with the drop of its accuracy."""
+    """One row for each task: means over its items, and the drop of its accuracy."""
 
 
 class Agreement(NamedTuple):
-    """How searches for layers agree: kdp_core.study.agreement."""
+    """How far searches for layers agree: kdp_core.study.agreement."""
     rows: list[dict[str, Any]]
-    """A row a search: what it says of itself, and heldout_nats, heldout_ppl_ratio, heldout_accuracy of its model."""
+    """One row for each search: its own figures, and heldout_nats, heldout_ppl_ratio and heldout_accuracy of its
+    model."""
     pairs: list[dict[str, Any]]
-    """A row a pair of searches that differ in one thing: kdp_core.study.objectives.pairs."""
+    """One row for each pair of searches that differ in one property: kdp_core.study.objectives.pairs."""
     claims: list[dict[str, Any]]
-    """A row a claim: draws, mean, low, high, told; low and high are None with one draw."""
+    """One row for each claim: draws, mean, low, high, told. low and high are None if there is one draw."""
     stats: dict[str, Any]
     """Windows, tokens and choices of the held-out text; loss, accuracy and layers of the dense model; seconds."""
 
@@ -301,10 +307,10 @@ class Agreement(NamedTuple):
 class Expectation(NamedTuple):
     """What a pruned model is expected to lose in generation, from its single-step statistics."""
     losses: dict[str, float]
-    """0: as good as the dense model; 1: nothing left."""
+    """0 means as good as the dense model, and 1 means that nothing of the quality is left."""
     low: dict[str, float]
     high: dict[str, float]
-    """The range that held for nine of ten left-out models."""
+    """The upper end of the range low .. high. For nine of ten left-out models the measured loss was in this range."""
     nearest: dict[str, Any]
     """The measured row whose statistics are nearest: model, method, ratio, losses, distance."""
     beyond: bool

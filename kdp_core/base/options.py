@@ -1,9 +1,9 @@
 """Options of a function: its keyword-only parameters, their JSON schema, and the check of their values.
 
-The signature is the only place that says what an option may be. `Literal` lists its values, `Annotated` gives its
-range in the words of the library annotated-types, and the docstring describes it:
+Only the signature says which values an option may have. `Literal` lists the values, `Annotated` states the range in the
+words of the library annotated-types, and the docstring describes the option:
     def fit(hidden, *, loss: Literal["chain", "local"] = "chain", epochs: Annotated[int, Ge(0)] = 2): ...
-From that follow the schema of the configuration (`schema`) and the message about a wrong value (`check`).
+The schema of the configuration (`schema`) and the message about a wrong value (`check`) are made from it.
 """
 import difflib
 import inspect
@@ -44,11 +44,11 @@ MET: Mapping[type, Callable[[Any, Any], bool]] = {
 
 
 UNIONS = (types.UnionType, typing.Union)
-"""The origins of `A | B`: of plain types, and of annotated ones."""
+"""The origins of `A | B`, for plain types and for annotated types."""
 
 
 class OptionError(ValueError):
-    """An option that a function does not know, or a value that it does not accept."""
+    """The function has no option of this name, or it does not accept the value."""
 
 
 def arguments(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
@@ -67,7 +67,7 @@ def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tup
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, if one is near."""
+    """The end of a message about an unknown name: it names the most similar known name, if there is a similar one."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -75,7 +75,8 @@ def meant(name: str, known: Iterable[str]) -> str:
 def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raise OptionError for the first option of a function whose value in `values` it does not accept.
 
-    A function calls it first, with its own `locals()`. Values of other names are ignored.
+    A function calls `check` as its first statement, with its own `locals()`. Values that belong to no option are
+    ignored.
     """
     hints = _hints(function)
     for name in arguments(function):
@@ -84,7 +85,8 @@ def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def unmet(hint: Any, value: Any) -> str:
-    """What a value needs to be of the type that an annotation names, in words; empty if it is of that type."""
+    """The requirement of an annotation that a value does not meet, in words; empty if the value meets the
+    annotation."""
     if typing.get_origin(hint) is Annotated:
         kind, *limits = typing.get_args(hint)
         return unmet(kind, value) or next(filter(None, (_beyond(limit, value) for limit in limits)), "")
@@ -111,9 +113,9 @@ def _beyond(limit: Any, value: Any) -> str:
 
 
 def schema(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, Any]:
-    """JSON schema of a function's options: types and ranges from annotations, words from the docstring.
+    """JSON schema of a function's options: types and ranges come from annotations, descriptions from the docstring.
 
-    Unknown keys are refused. `filled` names the options that the configuration does not set.
+    Unknown keys are refused. `filled` names the options that a configuration cannot set.
     """
     hints, words = _hints(function), described(function)
     return {"type": "object", "additionalProperties": False, "x-module": function.__module__,

@@ -1,7 +1,8 @@
 """Where a result comes from: versions of packages, state of the code, hashes of inputs, and sources without user paths.
 
-A checkpoint carries this as the file MADE. The file and the model card CARD say how the checkpoint was made and what it
-scored; no weight, no token and no score depends on them, so hashes of checkpoints leave them out (`ABOUT`).
+A checkpoint holds these facts in the file MADE. This file and the model card CARD say how the checkpoint was made and
+which scores it has. No weight, token or score depends on these two files, so the hash of a checkpoint does not include
+them (`ABOUT`).
 """
 import hashlib
 import importlib.metadata
@@ -28,7 +29,7 @@ def here() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Python, and those of the packages that are installed."""
+    """The versions of Python and of those of the packages that are installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -65,12 +66,13 @@ def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def without_place(source: str) -> str:
-    """A source as configured; of a path of one machine only the last part, which does not show its user."""
+    """A source as the configuration names it. A path of one machine is cut to its last part, which does not show the
+    user."""
     return Path(source.replace("\\", "/")).name if source.startswith(LOCAL) or source[1:3] == ":\\" else source
 
 
 def without_places(value: Any) -> Any:
-    """A configuration with `without_place` on all its texts."""
+    """A configuration in which `without_place` is applied to every text."""
     if isinstance(value, Mapping):
         return {key: without_places(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

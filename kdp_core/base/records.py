@@ -1,11 +1,12 @@
-"""What stages pass to each other. Each record is a NamedTuple; each field has its meaning, axes and unit.
+"""The records that stages write and read. Each is a NamedTuple. The text below a field states its meaning, axes and
+unit.
 
 Axes, used as suffixes of tensor names throughout kdp_core:
     S sequences, T tokens of a sequence, N tokens of any sequence (S*T flattened), L layer states,
     D hidden width of the model, F features of the lift (the paper's 2m), M frequencies (the paper's m),
     R rank of the kernel's low-rank factor, H hidden width of the inverse network, V vocabulary.
-State k is the input of decoder layer k before its norm; state `layers` is taken before the final norm.
-A block (start, stop) is the half-open run of layers start..stop-1: it maps state `start` to state `stop`.
+State k is the input of decoder layer k before its norm. State `layers` is the input of the final norm. A block (start,
+stop) is the half-open run of layers start..stop-1. These layers map state `start` to state `stop`.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ Block = tuple[int, int]
 
 
 class ModelFacts(NamedTuple):
-    """What later stages must know of a dense model without loading it."""
+    """The facts about a dense model that later stages need without loading the model."""
     family: str
     """transformers model type, such as `llama`."""
     layers: int
@@ -30,7 +31,8 @@ class ModelFacts(NamedTuple):
     """All parameters, tied ones counted once."""
     params_per_layer: list[int]
     macs_per_token: int
-    """Multiply-adds of all linear maps for one token, with the output head, without embedding and attention scores."""
+    """Multiply-adds of all linear maps for one token, with the output head, but without embedding and attention
+    scores."""
     source: str
     sha256: str
     """SHA-256 of the source file; for a folder, the hash of the sorted list of its files' hashes."""
@@ -43,12 +45,12 @@ class Tokens(NamedTuple):
     ids_ST: Tensor
     """int64 token ids."""
     sources: list[str]
-    """For each sequence, the name of the text it was cut from."""
+    """For each sequence, the name of the text from which the sequence was cut."""
     provenance: dict[str, Any]
 
 
 class Similarity(NamedTuple):
-    """Similarity of every pair of stored states; each matrix symmetric, L x L, in the order of `layers`."""
+    """Similarity of every pair of stored states. Each matrix is symmetric, L x L, in the order of `layers`."""
     layers: list[int]
     cosine_LL: Tensor
     """Mean over tokens of the cosine of the two states."""
@@ -58,10 +60,10 @@ class Similarity(NamedTuple):
     """The angular distance at the last token of each sequence, for every treatment."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
-    """CKA from minibatch unbiased HSIC; RBF bandwidth is the median distance of each layer."""
+    """CKA from minibatch unbiased HSIC; the RBF bandwidth of each layer is its median distance."""
     cosine_all_LL: Tensor
-    """Mean cosine of the two states over all tokens, massive ones included, for every treatment. This is what
-    published methods read."""
+    """Mean cosine of the two states over all tokens, massive ones included, for every treatment. Published methods use
+    this cosine."""
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
     tokens: int
@@ -71,16 +73,16 @@ class Similarity(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The blocks to replace at one grid point, with the arithmetic that led to them."""
+    """The blocks to replace at one grid point, with the figures by which they were chosen."""
     blocks: list[Block]
     """Non-overlapping, ascending."""
     scores: list[float]
-    """Criterion of each block, as in `blocks`."""
+    """Value of the criterion for each block, in the order of `blocks`."""
     criterion: str
     ratio_target: float
     """Share of all parameters to remove."""
     ratio_planned: float
-    """Share of all parameters that these blocks remove; stand-ins count as put back."""
+    """Share of all parameters that these blocks remove; the parameters of stand-ins are subtracted."""
     ratio_largest: float
     """Largest share that the eligible layers allow."""
     k_max: int
@@ -88,8 +90,8 @@ class Selection(NamedTuple):
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
     layers: int
-    """Number of layers to remove: those of the blocks, or, where the fit chooses layers itself, as many as it must
-    choose."""
+    """Number of layers to remove: the layers of the blocks. If the fit chooses the layers itself, the number that it
+    must choose."""
 
 
 class Search(NamedTuple):
@@ -97,10 +99,10 @@ class Search(NamedTuple):
     order: list[int]
     """Layers; the first is removed first."""
     scores: list[float]
-    """What the removal of each layer of `order` adds to the criterion. In a greedy search the layers before it are
-    already removed. In a ranking only this layer is removed."""
+    """What the removal of each layer of `order` adds to the criterion. In a greedy search the layers that precede this
+    layer in `order` are already removed. In a ranking only this layer is removed."""
     criterion: str
-    """Such as `divergence`: KL(dense || pruned) in nats a token."""
+    """The criterion, such as `divergence`: KL(dense || pruned) in nats per token."""
     k_max: int
     """At most k_max - 1 consecutive layers are removed, if the search reads this number."""
     single: dict[str, float]
@@ -108,14 +110,14 @@ class Search(NamedTuple):
     evaluations: int
     """How often the model, or a part of it, was run."""
     stats: dict[str, Any]
-    """Tokens that were fitted and judged on; seconds."""
+    """Numbers of tokens for fitting and for judging; seconds."""
 
 
 class KernelMap(NamedTuple):
     """Step 1 of KDP: the lift phi and the operators A_i of one block."""
     block: Block
     omega_DM: Tensor
-    """Frequencies, per unit of the lift's input (after its own normalisation)."""
+    """Frequencies, per unit of the lift's input after normalisation."""
     b_M: Tensor
     """Phases in radians."""
     operators_KFF: Tensor
@@ -172,17 +174,17 @@ class Module(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that `fold` needs to turn a dense model into a pruned one."""
+    """All data that `fold` needs to turn a dense model into a pruned model."""
     method: str
     drop: list[tuple[int, str]]
     """(layer, part) to remove, ascending; part is `whole`, `attention` or `mlp`."""
     modules: list[Module]
-    """Stand-ins in the order of their blocks; neighbouring blocks have one each."""
+    """Stand-ins in the order of their blocks. Of two neighbouring blocks, each has a stand-in of its own."""
     tensors: dict[str, Tensor]
     """Replacements of remaining tensors of the dense model, by state-dict name."""
     sparse: bool = False
-    """Whether the zeros of `tensors` count as removed. They do if the method sets them; other tensors may hold zeros by
-    chance."""
+    """Whether the zeros of `tensors` count as removed weights. This is true if the method sets weights to zero. The
+    tensors of other methods may hold zeros by chance."""
     shape: dict[str, Any] | None = None
     """Entries of the folded configuration that give the shapes of the model, for plans that change widths. `tensors`
     then have these shapes, and may hold tensors that the dense model lacks. Such a plan has no stand-ins."""
@@ -202,14 +204,14 @@ class Composed(NamedTuple):
 
 
 class PrunedFacts(NamedTuple):
-    """What fold did, as counted on the folded model."""
+    """The changes that `fold` made, counted on the folded model."""
     method: str
     layers_before: int
     layers_removed: int
     params_before: int
     params_after: int
     params_added: int
-    """Parameters of the modules put in, part of params_after."""
+    """Parameters of the inserted modules; they are included in params_after."""
     params_removed: float
     """Share of all parameters removed: 1 - (params_after - params_zeroed) / params_before."""
     blocks: list[Block]
@@ -217,7 +219,8 @@ class PrunedFacts(NamedTuple):
     parts: list[tuple[int, str]]
     """(layer, part) of the layers that lack only `attention` or only `mlp`, ascending."""
     params_zeroed: int
-    """Weights set to zero. They are stored and count as removed. Only sparse kernels gain size or speed by them."""
+    """Weights set to zero. They are stored and count as removed. Only sparse kernels make the model smaller or faster
+    through these zeros."""
 
 
 class Finetuned(NamedTuple):
@@ -229,7 +232,7 @@ class Finetuned(NamedTuple):
     params_added: int
     """Parameters of the change itself; 0 if it was merged or not kept."""
     epoch: int
-    """The epoch whose weights were kept. 0 is the start, where the change is zero: then no epoch was better."""
+    """The epoch whose weights were kept. 0 is the start, where the change is zero. It is kept if no epoch is better."""
     judge: str
     """The held-out figure by which the epoch was chosen: `loss` or `ppl`."""
     curve: list[dict[str, Any]]
@@ -239,7 +242,7 @@ class Finetuned(NamedTuple):
     """Sequences that were trained on."""
     heldout_sequences: int
     tokens: int
-    """Predictions of one epoch."""
+    """Number of predicted tokens in one epoch."""
     options: dict[str, Any]
     seconds: float
     """Seconds of the whole fine-tuning: computing the states of both models, training and judging."""

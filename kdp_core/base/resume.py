@@ -1,12 +1,12 @@
-"""The state of a training on disk, so that an interrupted training continues and ends in the same bits.
+"""The state of a training on disk, so that an interrupted training continues and its result has the same bits.
 
 A training is a function of its data, its options and its state: the learned weights, the optimiser, the schedule and
-the generators, the order of the current epoch, and its running sums. All of it is written to one safetensors file after
-an update or an epoch: every `every_s` seconds, and when the process is asked to stop. Saving only reads values, so the
-result does not depend on when and how often a state is saved.
+the generators, the order of the current epoch, and its running sums. The state is written to one safetensors file after
+an update or an epoch. This happens every `every_s` seconds, and when the process is asked to stop. Saving only reads
+values, so the times and the number of saves do not change the result.
 
-A file belongs to one training. It holds a key for everything that the result depends on. A state with another key, or
-one that cannot be read, is ignored.
+A file belongs to one training. It holds a key that identifies everything on which the result depends. A file with
+another key is ignored, and so is a file that cannot be read.
 """
 import logging
 import time
@@ -29,10 +29,11 @@ class Stopped(RuntimeError):
 
 
 class Resume:
-    """Where one training keeps its state, and whether it was asked to stop; without a path nothing is kept."""
+    """The file in which one training stores its state, and whether the training was asked to stop. Without a path no
+    state is stored."""
 
     def __init__(self, path: Path | None = None, key: str = "", every_s: float = 300.0) -> None:
-        """key: names all that the result depends on. every_s: seconds between two states."""
+        """key: identifies everything on which the result depends. every_s: seconds between two saves."""
         self.path, self.key, self.every_s = path, key, every_s
         self.asked, self.training, self.earlier_s = False, False, 0.0
 
@@ -42,7 +43,7 @@ class Resume:
         return self.asked
 
     def load(self) -> dict[str, Any] | None:
-        """The state to continue from, or None if there is none for this training; an ignored file is logged."""
+        """The state to continue from, or None if there is no state of this training. An ignored file is logged."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -71,11 +72,12 @@ class Resume:
 
 
 OFF = Resume()
-"""Nothing is kept."""
+"""No state is stored."""
 
 
 class Progress:
-    """The progress of a training. It restores itself when it is made, and it saves itself between updates.
+    """The progress of a training. The object restores the state when it is created, and it saves the state between
+    updates.
 
         progress = Progress(resume, weights, {"adam": adam, "order": generator}, curve=[], best=0)
         for epoch in progress.epochs(epochs):
@@ -83,11 +85,12 @@ class Progress:
             for which in progress.updates(order.split(batch)):
                 ...
 
-    `values` holds what the loop carries from update to update: numbers, text, tensors, lists and dicts of these.
+    `values` holds the values that the loop needs from one update to the next: numbers, texts, tensors, and lists and
+    dicts of these.
     """
 
     def __init__(self, resume: Resume, weights: Sequence[Tensor], states: dict[str, Any], **values: Any) -> None:
-        """weights: learned in place. states: optimisers, schedules and generators. values: as they are at the start."""
+        """weights: changed in place. states: optimisers, schedules and generators. values: the values at the start."""
         self.values, self.weights, self.states, self._resume = values, list(weights), states, resume
         self.epoch, self.update, self._order = 1, 0, None
         self._began = self._clock = self._saved = time.perf_counter()
@@ -118,18 +121,19 @@ class Progress:
             self._pause()
 
     def seconds(self) -> float:
-        """Seconds of this training so far, with those of earlier runs and without judging."""
+        """Seconds of this training so far, including earlier runs and without the time for judging."""
         return time.perf_counter() - self._clock
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Do not count the time of the body, since judging an epoch is not part of a recipe."""
+        """Exclude the time of the body from `seconds`, because judging an epoch is not part of a training recipe."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began
 
     def _pause(self) -> None:
-        """Save if it is time; stop if asked to."""
+        """Save the state if `every_s` seconds have passed. If the training was asked to stop, save and raise
+        Stopped."""
         asked, now = self._resume.asked, time.perf_counter()
         if self._resume.path is None or not (asked or now - self._saved >= self._resume.every_s):
             return
@@ -162,7 +166,7 @@ def _put(part: Any, state: Any) -> None:
     if isinstance(part, torch.Generator):
         part.set_state(state)
     elif isinstance(part, torch.optim.Optimizer):
-        # JSON has no whole numbers for keys
+        # JSON keys are strings, and an optimiser needs whole numbers
         part.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
     else:
         part.load_state_dict(state)

@@ -1,9 +1,10 @@
 """Records on disk: a record with tensors is a safetensors file, and a record without is a JSON file.
 
 A tensor field becomes a tensor of the file. All other fields are JSON in the file's metadata, under one key, so that
-the same record gives the same bytes; safetensors writes several keys in a changing order. Every file is written under a
-temporary name in the same folder and then renamed. A killed process therefore leaves the old file or none. It may also
-leave the temporary file, which is hidden, is named .tmp, and may be deleted.
+the same record gives the same bytes. With several keys the bytes could differ, because safetensors writes keys in a
+changing order. Every file is written under a temporary name in the same folder and then renamed. If a process is
+killed, the old file therefore stays, or there is no file. The temporary file may stay too. Its name is hidden and ends
+in .tmp, and it may be deleted.
 
 torch is imported where a tensor is read or written, because tables and pages need none.
 """
@@ -39,15 +40,16 @@ RECORDS = {name: kind for module in (records, measurements) for name, kind in va
 
 
 class StoreError(ValueError):
-    """A file is not a record that can be read, or a record cannot be written to it."""
+    """A file does not hold a readable record, or a record cannot be written to a file."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path next to `path` for a file or folder that the body makes; if the body succeeds, it is renamed.
+    """A temporary path next to `path`, for a file or folder that the body writes. If the body succeeds, it is renamed
+    to `path`.
 
-    An old folder is renamed before it is deleted: NFS keeps the files that a process still has open, and the folder
-    cannot be deleted then. A folder that `path` links to is replaced where it is, and the link stays.
+    An old folder is renamed before it is deleted. The reason is NFS, which keeps files that a process still has open,
+    so that their folder cannot be deleted. If `path` is a link to a folder, that folder is replaced and the link stays.
     """
     path = Path(path)
     if path.is_symlink() and path.is_dir():
@@ -75,7 +77,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Delete a temporary file or folder; what cannot be deleted stays, hidden, and is deleted with a later write."""
+    """Delete a temporary file or folder. If it cannot be deleted, it stays hidden, and a later write deletes it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -84,7 +86,7 @@ def _delete(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Delete the temporaries of processes of this machine that were killed while they wrote `path`."""
+    """Delete the temporary files that killed processes of this machine left when they wrote `path`."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
         pid = int(stale.name.rsplit("-", 2)[1])
         if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
@@ -98,7 +100,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented by two spaces; NaN and infinity become null, as JSON cannot hold them."""
+    """Write JSON atomically, indented by two spaces; NaN and infinity become null, because JSON has no such numbers."""
     write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -125,7 +127,7 @@ def write(path: str | Path, record: NamedTuple) -> None:
 
 
 def read(path: str | Path) -> Any:
-    """Read back the record that `write` wrote. Raises StoreError for a file that is no record of this version."""
+    """Read a record that `write` wrote. Raises StoreError for a file without a record of this version."""
     try:
         if Path(path).suffix == ".json":
             return _join(path, read_json(path), {})
@@ -138,13 +140,13 @@ def read(path: str | Path) -> Any:
 
 
 def write_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write nested dicts and lists of tensors and plain values as safetensors; numbers keep all their bits."""
+    """Write nested dicts and lists of tensors and plain values as safetensors. All bits of the numbers are kept."""
     tensors, plain = _split(state)
     _save(path, tensors, json.dumps(plain))
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Read back what `write_state` wrote, with lists in place of tuples. Raises StoreError for any other file."""
+    """Read a state that `write_state` wrote; tuples are read as lists. Raises StoreError for any other file."""
     with safe_open(path, framework="pt") as file:
         plain = json.loads((file.metadata() or {}).get(KEY, "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -154,7 +156,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file, if it exists, and the temporaries of processes that were killed while they wrote it."""
+    """Delete a file if it exists, and the temporary files that killed processes left when they wrote this file."""
     path = Path(path)
     for left in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
         left.unlink(missing_ok=True)
@@ -168,7 +170,7 @@ def _save(path: str | Path, tensors: dict[str, Tensor], head: str) -> None:
 
 
 def _is_tensor(value: Any) -> bool:
-    # where torch is not imported there is no tensor
+    # if torch is not imported, no value can be a tensor
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
@@ -186,7 +188,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """The tensors by dotted path, and the other fields with {"tensor": path} in the place of each tensor."""
+    """The tensors by dotted path, and all fields with {"tensor": path} in the place of each tensor."""
     if _is_tensor(fields):
         return {prefix: fields.detach().cpu()}, {"tensor": prefix}
     if hasattr(fields, "_asdict"):
@@ -202,7 +204,7 @@ def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The fields that `_split` took apart, with tensors, records and blocks in their places."""
+    """The inverse of `_split`: the fields with their tensors, records and blocks."""
     if isinstance(value, list):
         return [_fill(path, item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -217,7 +219,7 @@ def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Pairs that begin with a layer number become tuples again, alone or in a list, since JSON has lists only."""
+    """Turn pairs that begin with a layer number, alone or in a list, back into tuples, because JSON has only lists."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
         return tuple(value)
     return [_tuples(item) for item in value] if isinstance(value, list) else value
@@ -225,7 +227,7 @@ def _tuples(value: Any) -> Any:
 
 def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
     fields = {key: value for key, value in fields.items() if key != "record"}
-    # a field with a default came later: older records do without it
+    # a field with a default was added later, so older records lack it
     if not set(fields) <= set(RECORDS[name]._fields) <= set(fields) | set(RECORDS[name]._field_defaults):
         raise StoreError(f"{path}: the fields of {name} differ from those of this version; delete it and run again")
     return RECORDS[name](**fields)
@@ -241,7 +243,8 @@ def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: numbers of NumPy and torch become Python's, and those that are not finite None."""
+    """The value in a form for JSON: NumPy and torch numbers become Python numbers, and numbers that are not finite
+    become None."""
     if hasattr(value, "_asdict"):
         return {"record": type(value).__name__, **_plain(value._asdict())}
     if isinstance(value, dict):

@@ -2,11 +2,12 @@
 
 Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
 There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
-sink. A family that cannot do without a first token of its own (`families.first_token`) has it once in every window: one
-that the text itself holds, as texts made with a chat template do, is left out. A mix takes a fixed number of windows
-from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens from each of its data sets. The
-paper does not say whether samples are packed, cut or padded; here they are packed.
-Orders follow from (seed, name of the part) through SHA-256, so a new part does not change the windows of the others.
+sink. Some families need a special first token (`families.first_token`). It then stands once in every window, at the
+start. Texts made with a chat template may hold this token; it is removed before the text is cut. A mix takes a fixed
+number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens from each of
+its data sets. The paper does not say whether samples are packed, cut or padded; here they are packed. The order of a
+part is derived by SHA-256 from the seed and the name of the part. A new part therefore does not change the windows of
+the other parts.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SEPARATOR = "\n"
-"""It stands between two documents."""
+"""The text between two documents."""
 MARGIN = 64
-"""Tokens beyond those needed. A cut in a text changes only the tokens near the cut, and these are discarded."""
+"""Number of tokens beyond those needed. A cut in a text changes only the tokens near the cut, and these are
+discarded."""
 CHARACTERS_PER_TOKEN = 6
 """First guess of the characters for each token. English has 4 to 5. A low guess costs a second tokenisation."""
 
@@ -40,7 +42,7 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class TextError(ValueError):
-    """A text cannot be read, or gives fewer sequences than are asked for."""
+    """A text cannot be read, or it is too short for the requested number of sequences."""
 
 
 class Part(NamedTuple):
@@ -48,15 +50,15 @@ class Part(NamedTuple):
     name: str
     documents: list[str]
     sequences: int
-    """Windows to take."""
+    """Number of windows that the mix takes from this text."""
 
 
 def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"], encoding: str = "utf-8",
                    field: str = "text") -> list[str]:
-    """Documents of a file, in its order; empty ones are left out.
+    """The documents of a file, in the order of the file. Empty documents are left out.
 
     format: lines (every line is a document), text (the file is one document), or jsonl (every line is an object).
-    encoding: of the file, such as utf-8 or latin-1.
+    encoding: encoding of the file, such as utf-8 or latin-1.
     field: for jsonl, the field that holds the text, or a template of several fields such as `{question} {answer}`.
     Raises OptionError for an unknown format, and TextError with the file and line for a text that cannot be read.
     """
@@ -77,11 +79,11 @@ def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"
 
 def read_hub_documents(name: str, *, revision: str, config: str | None, split: str, field: str,
                        cache: str | Path | None = None, limit: int | None = None) -> list[str]:
-    """The first `limit` documents (None: all) of a hub data set, streamed in its own order; empty ones are left out.
+    """The first `limit` documents (None: all) of a hub data set, streamed in its own order, without empty documents.
 
     config: the data set's configuration, such as `wikitext-2-raw-v1`.
     field: as in `read_documents`.
-    cache: the folder of the data set's cache; None takes the one of `datasets`.
+    cache: folder in which the data set is cached; None means the default folder of the library `datasets`.
     Raises TextError for a data set or document that cannot be read.
     """
     import datasets  # takes seconds to import, and only hub texts need it
@@ -103,9 +105,9 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
     The documents of a part are shuffled and joined, and the part's windows are the first ones of that text. The ids are
-    int64 (S, T). `vocabulary` is the number of embedding rows, which all ids must be below (None: unchecked). `start`
-    is an id that every window begins with, in the place of one of its tokens. Raises TextError for a part that is too
-    short, or for ids that are too large.
+    int64 (S, T). `vocabulary` is the number of embedding rows; all ids must be smaller (None: no check). `start` is the
+    id with which every window begins; it takes the place of one token. Raises TextError for a part that is too short,
+    or for ids that are too large.
     """
     _check_parts(parts, length)
     ids, sources = [], []
@@ -144,7 +146,8 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
 
 def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part,
                    start: int | None) -> Tensor:
-    """First windows of the text's tokens; a prefix of the text is tokenised, and doubled until it is long enough."""
+    """The first windows of the text's tokens. Only a prefix of the text is tokenised; it is doubled until it is long
+    enough."""
     need = part.sequences * length
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
     ids_N = _tokenise(tokenizer, text[:size], start)
@@ -162,7 +165,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, templated: bo
     """Ids of a text that a model continues, int64 (1, N), with the special tokens that the tokenizer adds.
 
     templated: a chat template made the text, and all special tokens stand in it.
-    start: an id that the family cannot do without at the beginning. A first token that the text itself has is not added
+    start: the id with which every sequence of the family must begin. If the text itself begins with it, it is not added
         a second time.
     """
     given = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
@@ -173,7 +176,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, templated: bo
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, start: int | None) -> Tensor:
-    """Token ids without special tokens, and without the id that every window begins with, int64 (N,)."""
+    """Token ids, int64 (N,), without special tokens and without `start`, the id with which every window begins."""
     found = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     ids_N = torch.tensor(found, dtype=torch.int64)
     return ids_N if start is None else ids_N[ids_N != start]
@@ -186,7 +189,7 @@ def _cut(ids_N: Tensor, length: int) -> Tensor:
 
 
 def _own(length: int, start: int | None) -> int:
-    """Tokens of a window that come from the text; TextError if none would."""
+    """Number of tokens of a window that come from the text. Raises TextError if this number is not positive."""
     own = length if start is None else length - 1
     if own < 1:
         raise TextError(f"a window of {length} tokens holds no text beside its first token; give longer windows")
@@ -194,12 +197,12 @@ def _own(length: int, start: int | None) -> int:
 
 
 def _started(ids_ST: Tensor, start: int | None) -> Tensor:
-    """Windows with the id `start` before their tokens, if there is one."""
+    """Windows with the id `start`, if it is given, before their tokens."""
     return ids_ST if start is None else torch.nn.functional.pad(ids_ST, (1, 0), value=start)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    """A generator that is the same for (seed, name) in every process, unlike one from hash()."""
+    """A generator for (seed, name) that is the same in every process. With Python's hash() it would not be the same."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

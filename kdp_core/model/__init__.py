@@ -1,1 +1,1 @@
-"""Models: where they come from, how their families are built, their checkpoints, and passes through single layers."""
+"""Models: their sources, the structure of their families, their checkpoints, and passes through single layers."""

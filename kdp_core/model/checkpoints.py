@@ -1,4 +1,5 @@
-"""Checkpoints: a dense model is converted once to plain Hugging Face safetensors; dense and pruned ones are loaded.
+"""Checkpoints: a dense model is converted once to plain Hugging Face safetensors, and dense and pruned models are
+loaded.
 
 transformers is imported when a model, a tokenizer or a configuration is loaded, since its import takes seconds.
 """
@@ -42,23 +43,23 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-# what torch raises for a file that holds more than tensors; this library imports no pickle of its own
+# torch raises this error for a file that holds more than tensors; this library itself does not import pickle
 NOT_TENSORS = torch.serialization.pickle.UnpicklingError
 MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
-"""The device, in accelerate's word, of a model whose layers are spread over several devices."""
+"""Accelerate's name for the device of a model whose layers are spread over several devices."""
 JUNK = ("_model_name_or_path", "quantization_config")
-"""Entries of the configuration that a GGUF file leaves behind and that are wrong after conversion."""
+"""Entries that remain in the configuration of a converted GGUF file and are wrong there."""
 _REHEARSAL = ContextVar("rehearsal", default=False)
 
 
 class Unread(Exception):
-    """A rehearsal has come to what it does not read: the weights of a model, a tokenizer, or stored states."""
+    """A rehearsal has reached data that it does not read: the weights of a model, a tokenizer, or stored states."""
 
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """In here `load_model` and `load_tokenizer` raise Unread, so that a function checks its input and does no more."""
+    """While this is open, `load_model` and `load_tokenizer` raise Unread, so that a function only checks its input."""
     before = _REHEARSAL.set(True)
     try:
         yield
@@ -75,10 +76,10 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
             trust_remote_code: bool = False, shared: Path | None = None) -> ModelFacts:
     """Write the checkpoint at `path` (GGUF file or checkpoint folder) to the folder `out`, as plain safetensors.
 
-    GGUF weights are dequantised; of pickled weights (pytorch_model*.bin) the tensors are read and nothing else. The
-    facts hold `source`; of an absolute path they hold only the last part. Raises ModelError before loading for a form
-    or family that cannot be used, and after loading for weights that are missing or not finite.
-    With `shared`, a folder, the layers have files of their own, which pruned checkpoints share (shards.py).
+    GGUF weights are dequantised. From pickled weights (pytorch_model*.bin) only the tensors are read. The returned
+    facts name `source`; an absolute path is cut to its last part. Raises ModelError before loading for a form or family
+    that cannot be used, and after loading for weights that are missing or not finite. If the folder `shared` is given,
+    every layer has a file of its own, which pruned checkpoints share (shards.py).
     """
     path = Path(path)
     if path.is_dir():
@@ -112,7 +113,7 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
                trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model of a safetensors folder, dense or pruned, in eval mode; weights are read straight to the device.
+    """The model of a safetensors folder, dense or pruned, in eval mode; weights are read directly to the device.
 
     `balanced` spreads the layers evenly over all GPUs of this machine, then over main memory, and leaves the rest in
     the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` gives each named place at most that much, and other places
@@ -132,7 +133,7 @@ def _is_spread(device: str) -> bool:
 
 
 def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> "PreTrainedModel":
-    # what stays on disk needs no folder of its own: it is read from the checkpoint each time
+    # weights that stay on disk need no folder of their own: they are read from the checkpoint each time
     model = _load(folder, MODEL, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
     if model.get_input_embeddings().weight.is_meta:
         raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
@@ -148,7 +149,7 @@ def places(model: "PreTrainedModel") -> list[str]:
 
 
 def _limits(device: str) -> dict[int | str, str] | None:
-    """What accelerate takes as `max_memory`; None means all memory that is free."""
+    """The argument `max_memory` of accelerate; None means all free memory."""
     given = device.partition(":")[2]
     pairs = [pair.split("=") for pair in given.split(",")] if given else []
     if any(len(pair) != 2 or not (pair[0] == "cpu" or pair[0].isdigit()) for pair in pairs):
@@ -164,7 +165,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
 
 
 def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
-    """Let the tokenizer itself add the first token that the family cannot do without, if it does not do so.
+    """Make the tokenizer itself add the first token that the family needs, if it does not add this token yet.
 
     lm-eval, `kdp generate` and users of the checkpoint then get this token from the tokenizer.
     """
@@ -175,7 +176,7 @@ def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
 def resolve_device(name: str) -> torch.device:
     """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has.
 
-    For `balanced` it is the device that computes first: cuda when there is one.
+    For `balanced` the result is the device of the first layers: cuda if there is one.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if _is_spread(name):
@@ -196,7 +197,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """`float32`, `bfloat16` or `float16` as torch's."""
+    """torch's data type for the name `float32`, `bfloat16` or `float16`."""
     if name not in DTYPES:
         raise ModelError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
     return getattr(torch, name)
@@ -205,7 +206,7 @@ def torch_dtype(name: str) -> torch.dtype:
 def _auto(kind: str) -> Any:
     """A class of transformers by name, with the folded models registered.
 
-    The import takes seconds and most stages load no model, so it is made here.
+    transformers is imported here, because the import takes seconds and most stages load no model.
     """
     import transformers
 
@@ -226,7 +227,8 @@ def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def facts(model: "PreTrainedModel", *, source: str, sha256: str, licence: str = "") -> ModelFacts:
-    """What later stages must know of a model; a model on the meta device is enough, as it is only counted."""
+    """The facts about a model that later stages need. A model on the meta device is enough, because its parameters are
+    only counted."""
     layers = decoder_layers(model)
     return ModelFacts(
         family=type_of(model), layers=len(layers), width=model.config.hidden_size,
@@ -236,7 +238,7 @@ def facts(model: "PreTrainedModel", *, source: str, sha256: str, licence: str = 
 
 
 def _locate(path: Path) -> dict[str, Any]:
-    """Arguments that lead transformers to the checkpoint; ModelError for a form that cannot be used."""
+    """Arguments with which transformers finds the checkpoint. Raises ModelError for a form that cannot be used."""
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{path} does not exist; correct the model's source")
@@ -261,14 +263,15 @@ def _header(path: Path) -> gguf_file.Header | None:
 
 
 def _entries(config: "PretrainedConfig", header: gguf_file.Header | None) -> dict[str, Any]:
-    """A configuration's entries. A GGUF file has one for its own quantised weights, which are dequantised."""
+    """A configuration's entries. For a GGUF file the entry about quantised weights is left out, since these weights are
+    dequantised."""
     return {key: value for key, value in config.to_dict().items() if header is None or key not in JUNK}
 
 
 def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
     """`from_pretrained` of a class of transformers, with errors in one sentence.
 
-    Of `where` the class gets only the arguments that it knows.
+    The class receives only those arguments of `where` that it accepts.
     """
     if kind != MODEL:
         where = {key: value for key, value in where.items() if key not in ("use_safetensors", "weights_only")}
@@ -298,7 +301,8 @@ def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
 
 
 def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Warn of entries beyond the embedding, such as an added padding token; an id that text really gives is refused."""
+    """Warn of tokenizer entries beyond the embedding, such as an added padding token. An error is raised only if a text
+    contains such an id."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         first = min((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)[1]
@@ -307,9 +311,9 @@ def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTra
 
 
 def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Remove what points to the converted file, so that an ordinary full-precision checkpoint is saved."""
+    """Remove the entries that refer to the converted file, so that an ordinary full-precision checkpoint is saved."""
     model.hf_quantizer, model.is_quantized = None, False
-    # a head of its own under a flag that says tied: a merge of adapters leaves that (huggingface/transformers#45127)
+    # after a merge of adapters the flag says tied, but the head has weights of its own (huggingface/transformers#45127)
     model.config.tie_word_embeddings = output_head(model).weight is model.get_input_embeddings().weight
     for name in JUNK:
         model.config.__dict__.pop(name, None)
@@ -318,16 +322,16 @@ def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     try:
         model.generation_config.validate(strict=True)
     except ValueError:
-        # sampling options without do_sample, as LLaMA-2 was published: transformers would refuse to save them
+        # LLaMA-2 was published with sampling options but without do_sample; transformers would refuse to save them
         model.generation_config.do_sample = True
 
 
 def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header) -> None:
-    """Correct three errors of transformers 5 in reading a GGUF file's tokenizer.
+    """Correct three errors that transformers 5 makes when it reads the tokenizer of a GGUF file.
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
-    splits digits before its byte-level BPE, which the file states by name only and which transformers does not read.
-    If a file does not say whether a text begins with a first token, the kind of its tokenizer decides.
+    splits digits before its byte-level BPE. The file states this only by a name, and transformers does not read the
+    name. If a file does not say whether a text begins with a first token, the kind of its tokenizer decides.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]

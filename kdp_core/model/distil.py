@@ -4,11 +4,11 @@
 
 KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et al. 2015) keeps the
 gradients of the two terms comparable. The paper does not say whether it has this factor; at its tau the factor is 1.
-Cross-entropy is always at temperature 1. Both terms are means over tokens that have a next one.
+Cross-entropy is always at temperature 1. Both terms are means over the tokens that have a next token.
 
-The loss reads the states that enter the output heads. So the states of the dense model are stored once, (S, T, D), and
-its logits are computed again for one chunk of tokens at a time: no matrix (N, V) is in memory. Axis C: tokens of a
-chunk.
+The loss reads the states that enter the output heads. The dense model's states (S, T, D) are therefore stored once. Its
+logits are computed again for one chunk of tokens at a time, so that no matrix (N, V) is in memory.
+Axis C: tokens of a chunk.
 """
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class DistilError(ValueError):
 
 
 class Losses(NamedTuple):
-    """Scalars, means over the tokens that have a next one; `loss` carries the graph."""
+    """Scalars, means over the tokens that have a next token. Only `loss` has gradients."""
     loss: Tensor
     kl_nats: Tensor
     """KL(dense || pruned) at the given temperature, without tau^2."""
@@ -39,7 +39,8 @@ class Losses(NamedTuple):
 class Head(nn.Module):
     """Maps the states that enter the output head, (..., D), to float32 logits, (..., V).
 
-    The states pass an adapter if there is one, the output head, and the soft cap of families that have one.
+    An adapter (if there is one), the output head, and the soft cap (in families that have one) are applied in this
+    order.
     """
 
     def __init__(self, linear: nn.Module, soft_cap: float | None = None, adapter: nn.Module | None = None) -> None:
@@ -48,7 +49,7 @@ class Head(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         weight = self.linear.weight
-        # a spread model's head may be in main memory or on disk, from where accelerate fetches it to the states
+        # the head of a spread model may be in main memory or on disk; accelerate moves it to the device of the states
         device = h.device if weight.is_meta else weight.device
         if self.adapter is not None:
             # a small module is trained in float32 whatever the model's precision
@@ -68,7 +69,8 @@ def head_of(model: nn.Module) -> Head:
 
 
 def to_head(model: nn.Module, h: Tensor) -> Tensor:
-    """What enters the output head, from states before the final norm; some OPT models project them to another width."""
+    """The input of the output head, computed from states before the final norm. Some OPT models project it to another
+    width."""
     name = family_of(model).project_out
     project_out = getattr(trunk(model), name) if name else None
     h = final_norm(model)(h.to(model.device, model.dtype))
@@ -77,7 +79,7 @@ def to_head(model: nn.Module, h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) -> Tensor:
-    """h_STD: what enters the output head, after the final norm; in the model's precision, on the CPU."""
+    """h_STD: the input of the output head, after the final norm, in the model's precision, on the CPU."""
     return torch.cat([base_of(model)(ids_BT.to(model.device), use_cache=False).last_hidden_state.cpu()
                       for ids_BT in ids_ST.split(batch_sequences)])
 
@@ -86,8 +88,8 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
                       ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The loss at the top of this module, over one batch of sequences without padding.
 
-    Gradients flow into the student's states and head, never into the teacher's. If there are several chunks, each is
-    computed again in the backward pass: memory stays that of one chunk, and time grows by two thirds.
+    The student's states and head receive gradients, and those of the teacher never do. If there are several chunks,
+    each is computed again in the backward pass. The memory is then that of one chunk, and the time grows by two thirds.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.
@@ -99,7 +101,7 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
 
 def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head, head_teacher: Head, *,
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
-    """The same loss over any tokens, each with the id that comes next."""
+    """The same loss over any tokens, each given with the id of its next token."""
     chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
@@ -112,7 +114,7 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
 
 
 def variance(weight_NV: Tensor, d_NV: Tensor) -> Tensor:
-    """Var_w(d) of each token; its weights sum to 1."""
+    """Var_w(d) for each token. The weights w of a token sum to 1."""
     mean_N = (weight_NV * d_NV).sum(dim=-1)
     return (weight_NV * (d_NV - mean_N[:, None]).square()).sum(dim=-1)
 

@@ -1,8 +1,8 @@
-"""Model families: everything that the library must know of an architecture stands in one record of FAMILIES.
+"""Model families: one record of FAMILIES holds everything that the library must know about an architecture.
 
-A family is named by transformers' model type, such as `llama`. Its record says where layers, embeddings and norms lie
-in the module and in the state dict, what each part of a layer (attention, MLP) reads and writes, and how the entries of
-the configuration are named. No other module names a model type.
+A family is named by transformers' model type, such as `llama`. Its record holds the paths of layers, embeddings and
+norms in the module and in the state dict. It says what each part of a layer (attention, MLP) reads and writes, and how
+the entries of the configuration are named. No other module names a model type.
 
 This module imports neither torch nor transformers, so that sizes can be computed from a configuration file alone.
 """
@@ -27,22 +27,22 @@ class FamilyError(ValueError):
 class Part(NamedTuple):
     """The attention or the MLP of a decoder layer; all names are paths below the layer."""
     module: str
-    """The module whose output is added to the state, by way of `norm_after` where there is one."""
+    """The module whose output is added to the state, after `norm_after` if the part has this norm."""
     norm: str
-    """The norm through which the part reads the state; empty where it reads the state itself."""
+    """The norm through which the part reads the state; empty if the part reads the state directly."""
     readers: Mapping[str, tuple[str, ...]]
     """Linear maps that read the normed state -> kinds of their rows, in order; a fused map has several kinds."""
     writer: str
-    """The linear map that writes what is added; its columns are the heads or channels of the part."""
+    """The linear map whose output is added to the state. Its columns belong to the heads or channels of the part."""
     norm_after: str = ""
-    """The norm between the module's output and the state; empty where the output is added as it is."""
+    """The norm between the module's output and the state; empty if there is no such norm."""
     reader_bias: str | bool = False
     """Whether the readers have biases, or the entry of the configuration that says so."""
     writer_bias: str | bool = False
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Submodules that are removed together with `module`: norms, and readers that lie outside it."""
+        """Submodules that are removed together with `module`: norms, and readers that are not inside `module`."""
         outside = [name for name in self.readers if not name.startswith(f"{self.module}.")]
         return (*filter(None, (self.norm, self.norm_after)), *outside)
 
@@ -52,16 +52,16 @@ class Family(NamedTuple):
     name: str
     """transformers' model type."""
     config_class: str
-    """Name of the class in transformers; it is imported where it is needed."""
+    """Name of the configuration class in transformers. The class is imported only when it is needed."""
     model_class: str
     parts: Mapping[str, Part]
     """The parts `attention` and `mlp`, in the order in which a layer runs them."""
     trunk: str = "model"
-    """Path to the module that holds embeddings, decoder layers and final norm; it begins with the base model."""
+    """Path to the module that holds embeddings, decoder layers and final norm. The path begins with the base model."""
     layers: str = "layers"
     """Name of the list of decoder layers below the trunk."""
     embeddings: tuple[str, ...] = ("embed_tokens",)
-    """Embeddings below the trunk that are added up to state 0, the tokens' first."""
+    """Embeddings below the trunk whose sum is state 0. The embedding of tokens comes first."""
     final_norm: str = "norm"
     """Name of the norm after the last layer, below the trunk."""
     head: str = "lm_head"
@@ -69,40 +69,41 @@ class Family(NamedTuple):
     norm: str = "rms"
     """How norms scale a state: `rms` (root mean square) or `layer` (mean-free layer norm)."""
     gain_offset: float = 0.0
-    """What a norm adds to its weight before it multiplies by it; Gemma's norms multiply by 1 + weight."""
+    """Number that a norm adds to its weight before it multiplies. Gemma's norms multiply by 1 + weight."""
     gated: bool = True
     """Whether the MLP is down(act(gate x) * up x); otherwise it is out(act(in x))."""
     parallel: bool = False
     """Whether attention and MLP read the same state, so that there is no state between them."""
     head_norms: str = ""
-    """The norm that queries and keys pass: `each` over every head, `all` over all heads together; empty for none."""
+    """The norm of queries and keys: `each` is computed for every head, `all` over all heads together; empty if there is
+    none."""
     transposed: bool = False
     """Whether linear maps of the layers hold their matrix as (inputs, outputs), as GPT-2's do."""
     names: Mapping[str, str] = {}
-    """Entries of the configuration under another name than LLaMA's, by LLaMA's name."""
+    """LLaMA's name of an entry of the configuration -> the family's name, if the two differ."""
     defaults: Mapping[str, Any] = {}
     """Entries that a config.json may leave out, with the default of the configuration class, by LLaMA's name."""
     extra_positions: int | None = None
     """Rows of a learned embedding of positions beyond `max_position_embeddings`; None where there is no such table."""
     pre_norm: str = ""
-    """Entry that is false where norms follow the sum, as in OPT-350M; empty where norms always come first."""
+    """Entry that is false if norms follow the sum, as in OPT-350M; empty if norms always come before the parts."""
     embedding_width: str = ""
-    """Entry that holds the width of the token embedding where it may differ from the states'."""
+    """Entry that holds the width of the token embedding, if this width may differ from the width of the states."""
     lacks_final_norm: str = ""
-    """Entry that is true where the final norm is missing; empty where it never is."""
+    """Entry that is true if a model has no final norm; empty if every model of the family has one."""
     norm_affine: str = ""
-    """Entry that is false where norms have neither gain nor bias."""
+    """Entry that is false if norms have neither gain nor bias."""
     project_out: str = ""
     """Name below the trunk of the map from the last state to the width of the embedding, where a model has one."""
     soft_cap: str = ""
     """Entry that holds the soft cap of the logits."""
     needs_bos: bool = False
-    """Whether a sequence must begin with the token for the beginning of a text. Gemma 3 270M has a perplexity of 14
-    with it on a paragraph of news, and of 156 without it, the first eight tokens left out."""
+    """Whether a sequence must begin with the token for the beginning of a text. On a paragraph of news Gemma 3 270M has
+    a perplexity of 14 with this token and of 156 without it; the first eight tokens are not counted."""
     per_layer: tuple[str, ...] = ("layer_types",)
     """Entries that are lists with one value for each layer, or more values than layers."""
     fixed_width: bool = False
-    """Whether transformers' code takes the last state to be as wide as the first."""
+    """Whether transformers' code assumes that the last state has the same width as the first."""
     only: Mapping[str, Any] = {}
     """Entries whose other values make another model -> the value with which a model can be pruned."""
     in_files: Mapping[str, str] = {}
@@ -112,17 +113,17 @@ class Family(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """Where the decoder layers stand in a state dict, such as `model.layers.`."""
+        """Prefix of the decoder layers' names in a state dict, such as `model.layers.`."""
         return f"{self.trunk}.{self.layers}."
 
     @property
     def mean_free(self) -> bool:
-        """Whether norms subtract the mean of a state, so that nothing reads it."""
+        """Whether norms subtract the mean of a state, so that no part reads this mean."""
         return self.norm == "layer"
 
     @property
     def reads(self) -> str:
-        """How the states that an MLP reads are scaled: by `norm`, or `none` where no norm comes before it."""
+        """How the states that an MLP reads are scaled: by `norm`, or `none` if no norm comes before the MLP."""
         return self.norm if self.parts["mlp"].norm else "none"
 
     @property
@@ -135,7 +136,8 @@ class Family(NamedTuple):
         return getattr(config, self.names.get(name, name))
 
     def norms_first(self, config: Any) -> bool:
-        """Whether norms come before the parts, so that a state passes every part unchanged."""
+        """Whether norms come before the parts. Then a part only adds to the state, and the state itself stays
+        unchanged."""
         return not self.pre_norm or bool(getattr(config, self.pre_norm))
 
     def one_width(self, config: Any) -> bool:
@@ -225,7 +227,7 @@ _RECORDS = (
             "mlp": Part("mlp", "ln_2", {"mlp.c_fc": (CHANNELS,)}, "mlp.c_proj", "", True, True)},
            trunk="transformer", layers="h", embeddings=("wte", "wpe"), final_norm="ln_f", norm="layer", gated=False,
            transposed=True, extra_positions=0, fixed_width=True,
-           # with the other values a layer depends on its own number, or reads an encoder too
+           # with other values a layer depends on its own number, or it also reads the output of an encoder
            only={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
            names={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                   "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",
@@ -239,7 +241,7 @@ FAMILIES: dict[str, Family] = {record.name: record for record in _RECORDS}
 # The family of a model ------------------------------------------------------------------------------------------------
 
 def type_of(model: Any) -> str:
-    """transformers' model type of a model or of a configuration (object or mapping); a string is one itself."""
+    """transformers' model type of a model or of a configuration (object or mapping). A string is returned as it is."""
     if isinstance(model, str):
         return model
     if isinstance(model, Mapping):
@@ -248,12 +250,13 @@ def type_of(model: Any) -> str:
 
 
 def is_known(model: Any) -> bool:
-    """Whether a model (what `type_of` takes) is of a family that has a record, and is not folded."""
+    """Whether a model belongs to a family with a record and is not folded. `model` is any argument of `type_of`."""
     return type_of(model) in FAMILIES
 
 
 def family_of(model: Any) -> Family:
-    """The record of the family of a dense or folded model (what `type_of` takes); FamilyError where it has none."""
+    """The record of the family of a dense or folded model (any argument of `type_of`). Raises FamilyError if there is
+    none."""
     name = type_of(model).removeprefix(PREFIX)
     if name not in FAMILIES:
         raise FamilyError(f"family {name!r} is not supported; choose a model of {', '.join(FAMILIES)}")
@@ -284,7 +287,7 @@ def decoder_layers(model: Any) -> Any:
 
 
 def final_norm(model: Any) -> Any:
-    """The norm after the last layer; None where the model lacks it."""
+    """The norm after the last layer; None if the model has no such norm."""
     return getattr(trunk(model), family_of(model).final_norm)
 
 
@@ -294,18 +297,18 @@ def output_head(model: Any) -> Any:
 
 
 def activation_of(model: Any) -> str:
-    """Name of the activation of a model's MLPs, as transformers knows it."""
+    """Name of the activation of a model's MLPs, as transformers names it."""
     return family_of(model).entry(model.config, "hidden_act")
 
 
 def norm_of(layer: Any, family: Family, part: str) -> Any:
-    """The norm through which a part of a decoder layer reads the state; None where it reads the state itself."""
+    """The norm through which a part of a decoder layer reads the state; None if the part reads the state directly."""
     name = family.parts[part].norm
     return layer.get_submodule(name) if name else None
 
 
 def entrance(layer: Any, family: Family, part: str) -> Any:
-    """The module of a part that reads the state: its norm, or where there is none the attention or MLP itself."""
+    """The module of a part that reads the state: its norm or, if the part has no norm, the attention or MLP itself."""
     return layer.get_submodule(family.parts[part].norm or family.parts[part].module)
 
 
@@ -322,5 +325,5 @@ def matrix(linear: Any) -> Any:
 
 
 def as_weight(linear: Any, w_RC: Any) -> Any:
-    """A matrix (outputs, inputs) as this linear map holds it."""
+    """A matrix (outputs, inputs) in the layout in which this linear map stores its weight."""
     return w_RC.T.contiguous() if hasattr(linear, "nx") else w_RC

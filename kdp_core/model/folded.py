@@ -1,18 +1,19 @@
 """Folded Hugging Face models: a causal language model in which stand-in modules replace some of the layers.
 
 A stand-in belongs to the layer that follows it: it maps the hidden state before that layer reads it (`stand_in`), or,
-after the last layer, what that layer returns (`stand_in_after`). So layers stay consecutively numbered, every
-per-layer list of the configuration fits, the KV cache is the base class's own, and a stand-in, which acts on each
-token by itself, needs no cache. Stand-ins are named in the configuration: `stand_ins: [{layer, after, kind, options}]`.
+after the last layer, what that layer returns (`stand_in_after`). Layers therefore stay consecutively numbered, every
+per-layer list of the configuration fits, and the KV cache is that of the base class. A stand-in acts on each token
+separately, so it needs no cache. Stand-ins are named in the configuration:
+`stand_ins: [{layer, after, kind, options}]`.
 A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
-A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`), or have
-them in sizes of its own (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays;
-`writer_bias: 1` gives the maps that write to the state a bias).
+A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`). A layer may
+also have other sizes (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays the same;
+`writer_bias: 1` gives a bias to the maps that write to the state).
 The states may be sliced, each in a basis of its own (`sliced: {attention: [...], mlp: [...], final}`: their widths).
 
-A folded checkpoint holds a file that defines these classes without kdp; `auto_map` in its configuration names the
-file, so that users load the checkpoint with `trust_remote_code=True`. The file consists of the modules SOURCES. Where
-kdp_core is installed, importing this module registers the classes, and no such trust is needed.
+A folded checkpoint holds a file that defines these classes without kdp. `auto_map` in its configuration names this
+file, so that users can load the checkpoint with `trust_remote_code=True`. The file consists of the modules SOURCES.
+If kdp_core is installed, importing this module registers the classes, and `trust_remote_code` is not needed.
 """
 import ast
 from pathlib import Path
@@ -33,7 +34,8 @@ SOURCES = ("families", "stand_ins", "surgery", "sliced", "folded")
 
 
 def source() -> str:
-    """The text of the file; in a checkpoint it is the text of that very file."""
+    """The text of the file that a checkpoint gets. Called inside a checkpoint, it returns the text of the checkpoint's
+    own file."""
     here = Path(__file__)
     if here.name == FILE:
         return here.read_text(encoding="utf-8")
@@ -41,7 +43,8 @@ def source() -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """One module out of several: the docstring of the last, all imports, and the bodies without imports of kdp_core."""
+    """Several modules joined to one: the docstring of the last, all imports, and the bodies without imports of
+    kdp_core."""
     imports, bodies, doc = [], [], ""
     for text in texts:
         lines, tree = text.splitlines(), ast.parse(text)
@@ -62,7 +65,8 @@ def class_entries(family: Family) -> dict[str, Any]:
 
 
 def _folded(family: Family) -> tuple[type, type]:
-    """Configuration and model class of a folded family; ordinary subclasses, so everything else is inherited."""
+    """Configuration class and model class of a folded family. They are ordinary subclasses, so they inherit everything
+    else."""
     config_class, model_class = getattr(transformers, family.config_class), getattr(transformers, family.model_class)
     name = model_class.__name__.removesuffix("ForCausalLM")
 
@@ -79,7 +83,7 @@ def _folded(family: Family) -> tuple[type, type]:
 
     def save_pretrained(self: nn.Module, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         model_class.save_pretrained(self, save_directory, *args, **kwargs)
-        # the configuration's auto_map names this file, so a checkpoint that is saved again needs it too
+        # auto_map in the configuration names this file, so a checkpoint that is saved again needs the file too
         Path(save_directory, FILE).write_text(source(), encoding="utf-8")
 
     folded_config = type(f"Folded{name}Config", (config_class,), {

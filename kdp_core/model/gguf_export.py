@@ -2,8 +2,8 @@
 
 The form is that of llama.cpp's converter (gguf-py/gguf/constants.py; convert_hf_to_gguf.py, LlamaModel): matrices under
 llama.cpp's names in the precision of the checkpoint, norms and biases in float32, and the rows of queries and keys in
-the order of its rotary embedding. Only what `gguf_file` reads back to equal logits is written; for all else the error
-names llama.cpp's own converter, which reads the checkpoint too.
+the order of its rotary embedding. Only models that `gguf_file` reads back with equal logits are written. For any other
+model the error names llama.cpp's own converter, which can read the checkpoint too.
 """
 import json
 from pathlib import Path
@@ -40,8 +40,8 @@ class ExportError(ValueError):
 def export(folder: str | Path, out: str | Path) -> None:
     """Write the checkpoint in `folder` to the GGUF file `out` (atomic).
 
-    Raises ExportError, before any weight is read, for a model with code of its own, for a family whose GGUF form is not
-    written here, and for positions or a tokenizer that the file could not carry.
+    Raises ExportError, before any weight is read, for a model with code of its own, for a family whose GGUF form this
+    module does not write, and for positions or a tokenizer that a GGUF file cannot represent.
     """
     folder, out = Path(folder), Path(out)
     config = checkpoints.config_of(folder)
@@ -50,7 +50,7 @@ def export(folder: str | Path, out: str | Path) -> None:
     pre = _pre(folder, json.loads(reader.backend_tokenizer.to_str()))
     factors = _rope_factors(folder, config)
     with atomic(out) as temporary:
-        # the tensors wait in a temporary file, so that a large model needs little memory
+        # the tensors are written to a temporary file first, so that a large model needs little memory
         writer = GGUFWriter(temporary, family.gguf, use_temp_file=True)
         writer.add_name(out.stem)
         _write_sizes(writer, config)
@@ -94,7 +94,7 @@ def _write_sizes(writer: GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def _rope_factors(folder: Path, config: "PretrainedConfig") -> np.ndarray | None:
-    """Divisors of the frequencies as Llama 3.1 has them; None where there are none. Other scalings are refused."""
+    """Divisors of the rotary frequencies as in Llama 3.1; None if the model has none. Other scalings are refused."""
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     if kind in ("default", "linear"):
@@ -161,7 +161,7 @@ def _write_tensors(writer: GGUFWriter, folder: Path, family: Family, config: "Pr
 
 
 def _in_order(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
-    """The rows of queries and keys, from two halves of a head to pairs; other tensors as they are."""
+    """Reorder the rows of queries and keys from two halves of a head to pairs; other tensors are returned unchanged."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor

@@ -1,9 +1,10 @@
-"""GGUF files: every metadata field that changes the forward pass is carried over, or the file is refused.
+"""GGUF files: every metadata field that changes the forward pass is taken into account, or the file is refused.
 
-transformers reads sizes, norms and the base frequency of a GGUF file, and drops what it does not know. The fields of
-the file are therefore compared with a table: FIELDS are read by transformers or here, IDLE change nothing, NEUTRAL may
-only have the value that changes nothing. Any other field is refused. The meaning of the fields is that of llama.cpp
-(gguf-py/gguf/constants.py, src/llama-model.cpp; rotary scaling: rope_yarn in ggml-cpu/ops.cpp).
+transformers reads sizes, norms and the base frequency of a GGUF file, and ignores fields that it does not know. The
+fields of the file are therefore compared with three tables. Fields in FIELDS are read by transformers or by this
+module. Fields in IDLE change nothing. Fields in NEUTRAL may only have the value that changes nothing. Any other field
+is refused. The fields have the meaning that llama.cpp defines (gguf-py/gguf/constants.py, src/llama-model.cpp; rotary
+scaling: rope_yarn in ggml-cpu/ops.cpp).
 """
 import math
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ FIELDS = {
 }
 """Fields below the architecture's name that transformers or this module reads."""
 IDLE = {"tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
-"""Fields that describe and do not change the forward pass."""
+"""Fields that only describe the file and do not change the forward pass."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,),
     "embedding_scale": (0.0, 1.0), "expert_count": (0,), "expert_used_count": (0,), "logit_scale": (0.0, 1.0),
@@ -42,30 +43,31 @@ PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF."
 """Fields besides those of the architecture: names, licences, the tokenizer, how the file was made."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PUBLISHED_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Meta's numbers of every Llama from 3.1 on; the file holds only the factors that follow from them."""
+"""Meta's numbers of every Llama from 3.1 on. A GGUF file holds only the factors that are computed from these
+numbers."""
 WIDE_LAYERS = (46, 62)
-"""Layers of the 27B models of Gemma 2 and Gemma 3. They alone scale queries by hidden_size / heads, and the file does
-not say so: llama.cpp recognises them by this number too."""
+"""Layers of the 27B models of Gemma 2 and Gemma 3. Only these models scale queries by hidden_size / heads, and the file
+does not say so. llama.cpp, too, recognises them by their number of layers."""
 BYTE_LEVEL = {
     "default", "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling",
     "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen",
     "gpt-4o", "llama4", "smollm",
 }
-"""Pre-tokenizers of byte-level vocabularies that transformers, or `checkpoints`, splits text by as llama.cpp does."""
+"""Pre-tokenizers of byte-level vocabularies for which transformers, or `checkpoints`, splits text as llama.cpp does."""
 
 
 TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
 """Fields of the tokenizer that are read here."""
 FIRST_TOKEN = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
-"""Pre-tokenizers of byte-level vocabularies whose texts begin with a first token where the file does not say."""
+"""Pre-tokenizers of byte-level vocabularies whose texts begin with a first token if the file does not say otherwise."""
 
 
 class Header(NamedTuple):
-    """What a GGUF file says of itself, without its weights."""
+    """The metadata of a GGUF file, without its weights."""
     path: Path
     architecture: str
     fields: Mapping[str, Any]
-    """All metadata by its full name; arrays of the tokenizer are left out."""
+    """All metadata by full name, without the arrays of the tokenizer."""
     tensors: Mapping[str, np.ndarray]
     """Rotary factors, by name."""
     names: frozenset[str]
@@ -74,17 +76,17 @@ class Header(NamedTuple):
     """Entries of the tokenizer."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field of the architecture."""
+        """The value of a field of the architecture, or `default` if the file lacks the field."""
         return self.fields.get(f"{self.architecture}.{name}", default)
 
 
 def read(path: Path) -> Header:
-    """The header of a GGUF file; ModelError for a file that is damaged."""
+    """The header of a GGUF file. Raises ModelError for a damaged file."""
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path} is no complete GGUF file ({error}); get it again") from error
-    # the arrays of a tokenizer hold hundreds of thousands of entries, and no size follows from them
+    # the arrays of a tokenizer hold hundreds of thousands of entries, and no size is computed from them
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     fields |= {name: reader.fields[name].contents() for name in TOKENIZER if name in reader.fields}
     rope = {tensor.name: np.array(tensor.data, dtype=np.float64).reshape(-1) for tensor in reader.tensors
@@ -96,7 +98,8 @@ def read(path: Path) -> Header:
 
 
 def check(header: Header) -> None:
-    """Raise ModelError for a file that is not a whole model, or that holds a field which the checkpoint cannot keep."""
+    """Raise ModelError for a file that is not a whole model, or that holds a field which the checkpoint cannot
+    express."""
     _check_kinds(header)
     if header.fields.get("general.type", "model") != "model":
         raise ModelError(f"{header.path} holds a {header.fields['general.type']}, not a model; name the model's file")
@@ -121,7 +124,7 @@ def check(header: Header) -> None:
 
 
 def _check_kinds(header: Header) -> None:
-    """Raise ModelError where a field that is read here as a number holds something else."""
+    """Raise ModelError if a field that this module reads as a number is not a number."""
     own = {*FIELDS, *NEUTRAL} - {"rope.scaling.type"}
     numbers = {"split.count"} | {f"{header.architecture}.{name}" for name in own}
     for name in sorted(numbers & set(header.fields)):
@@ -131,9 +134,9 @@ def _check_kinds(header: Header) -> None:
 
 
 def complete(header: Header, config: "PretrainedConfig") -> None:
-    """Write into a configuration what the file says and transformers did not read; ModelError where it has no entry.
+    """Write into a configuration the fields of the file that transformers did not read.
 
-    Raises ModelError too where the file holds a tensor that the model has no place for.
+    Raises ModelError for a field without an entry in the configuration, and for a tensor that the model does not have.
     """
     _complete_sizes(header, config)
     _complete_heads(header, config)
@@ -148,7 +151,7 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
             raise _unknown(header, f"{header.architecture}.rope.freq_base_swa", slow)
         config.rope_parameters = config.rope_parameters | scaling
         return
-    # one set for each kind of layer: llama.cpp scales only layers that attend to everything
+    # each kind of layer has a set of entries; llama.cpp scales only the layers that attend to all positions
     kinds = {kind: dict(entries) for kind, entries in config.rope_parameters.items()}
     kinds["full_attention"] |= scaling
     if slow is not None:
@@ -157,7 +160,7 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
 
 
 def adds_first_token(header: Header) -> bool:
-    """Whether a text begins with the tokenizer's first token: as the file says, else as llama.cpp does."""
+    """Whether a text begins with the tokenizer's first token. If the file does not say it, llama.cpp's rule applies."""
     kind, split = header.fields["tokenizer.ggml.model"], header.fields.get("tokenizer.ggml.pre", "default")
     return bool(header.fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or split in FIRST_TOKEN))
 
@@ -171,7 +174,7 @@ def unused_tensors(header: Header, model: Any) -> list[str]:
 
 
 def _complete_sizes(header: Header, config: "PretrainedConfig") -> None:
-    """Sizes that transformers reads under another name than the configuration's, as it does with GPT-2."""
+    """Set sizes that transformers stores under a name that the configuration does not use, as for GPT-2."""
     names = family_of(config).names
     for field, name in (("feed_forward_length", "intermediate_size"), ("context_length", "max_position_embeddings")):
         if (value := header.get(field)) is not None:
@@ -181,7 +184,7 @@ def _complete_sizes(header: Header, config: "PretrainedConfig") -> None:
 def _complete_heads(header: Header, config: "PretrainedConfig") -> None:
     length, values = header.get("attention.key_length"), header.get("attention.value_length")
     if length is None and header.get("rope.dimension_count"):
-        # transformers takes the rotated part of a head for the whole
+        # transformers takes the size of the rotated part of a head as the size of the whole head
         length = config.hidden_size // config.num_attention_heads
     if values is not None and values != (length or _head_dim(config)):
         raise _unknown(header, f"{header.architecture}.attention.value_length", values)
@@ -235,7 +238,7 @@ def _complete_windows(header: Header, config: "PretrainedConfig") -> None:
 
 def _rope(header: Header, config: "PretrainedConfig") -> dict[str, Any]:
     """Entries of `rope_parameters` besides rope_theta."""
-    # as llama.cpp: a factor without a type is linear, as older files have it, and a factor of 0 is none
+    # llama.cpp's rules: a factor without a type (in older files) is linear, and a factor of 0 means no scaling
     kind = header.get("rope.scaling.type", "linear")
     factor = header.get("rope.scaling.factor", 0.0) or header.get("rope.scale_linear", 0.0) or 1.0
     factor = 1.0 if kind == "none" else factor
@@ -254,7 +257,7 @@ def _rope(header: Header, config: "PretrainedConfig") -> dict[str, Any]:
 
 def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str, Any]:
     extrapolated = header.get("rope.scaling.yarn_ext_factor", 1.0)
-    if extrapolated not in (1.0, -1.0):  # -1 stands for the type's own
+    if extrapolated not in (1.0, -1.0):  # -1 means the default of the type
         raise _unknown(header, f"{header.architecture}.rope.scaling.yarn_ext_factor", extrapolated)
     gain = header.get("rope.scaling.attn_factor", 1.0) * header.get("rope.scaling.yarn_attn_factor", 1.0)
     return {"rope_type": "yarn", "factor": factor,
@@ -266,7 +269,8 @@ def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str
 
 
 def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
-    """Divisors of the frequencies, in the form of Meta's configuration if possible, else in a form for any divisors."""
+    """Entries for the divisors of the frequencies: in the form of Meta's configuration if possible, otherwise in a form
+    for any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
     if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):
@@ -296,7 +300,7 @@ def _longrope(header: Header, config: "PretrainedConfig", near: np.ndarray, far:
 
 
 def _check_without_rope(header: Header) -> None:
-    """Raise ModelError where a file scales the rotation of a family that learns its positions, such as GPT-2."""
+    """Raise ModelError if a file scales rotary positions although its family, such as GPT-2, learns its positions."""
     for name, value in header.fields.items():
         if name.startswith(f"{header.architecture}.rope."):
             raise _unknown(header, name, value)

@@ -15,9 +15,9 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 TAKE_OUT = ("AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_pretrained(path).text_config, "
             "key_mapping={'^language_model.model': 'model', '^model.language_model': 'model'})"
             ".save_pretrained(folder, save_original_format=False)")
-"""How a user saves the text model of a checkpoint that holds more, such as Gemma 3's; transformers' own words."""
+"""Code with which a user saves only the text model of a larger checkpoint, such as Gemma 3's."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
-"""Any of these is a tokenizer; vocab.json needs merges.txt next to it."""
+"""Each of these files is enough for a tokenizer, but vocab.json needs merges.txt next to it."""
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 """Files that are copied to every model that is made from a model."""
 PICKLED = "pytorch_model*.bin"
@@ -25,7 +25,7 @@ PICKLED = "pytorch_model*.bin"
 
 
 class ModelError(ValueError):
-    """A checkpoint cannot serve as a dense model."""
+    """A checkpoint that cannot be used as a dense model."""
 
 
 def check_folder(folder: str | Path) -> None:
@@ -73,23 +73,24 @@ def check_config(config: Mapping[str, Any], place: str | Path) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raise ModelError where a folder lacks the files of a tokenizer; the message names them."""
+    """Raise ModelError if a folder lacks the files of a tokenizer. The message names these files."""
     if (folder / "vocab.json").is_file() and not _any(folder, ["merges.txt", "tokenizer.json"]):
         raise ModelError(f"{folder} has vocab.json and no merges.txt; copy merges.txt, or tokenizer.json, from the "
                          "model's repository into it")
-    # a tokenizer may come as code of its own
+    # a tokenizer may be defined by Python code in the folder
     if not _any(folder, TOKENIZER_FILES) and not any(folder.glob("tokenization*.py")):
         raise ModelError(f"{folder} has no tokenizer.json (nor {', '.join(TOKENIZER_FILES[1:])}); copy tokenizer.json "
                          "and tokenizer_config.json from the model's repository into it")
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that the model card in a checkpoint folder names, as `apache-2.0`; empty where none is named."""
+    """The licence that the model card in a checkpoint folder names, such as `apache-2.0`; empty if the card names
+    none."""
     card = folder / "README.md"
     head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) \
         if card.is_file() else None
     named = dict(re.findall(r"^(license|license_name): *[\"']?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
-    # `other` has its name in an entry of its own
+    # if the licence is `other`, another entry holds its name
     return named.get("license_name") or named.get("license", "")
 
 
@@ -99,12 +100,12 @@ def licence_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights in a form that is read."""
+    """Whether a folder holds weights in a form that this library reads."""
     return any(folder.glob("*.safetensors")) or is_pickled(folder)
 
 
 def is_pickled(folder: Path) -> bool:
-    """Whether a folder's only weights are PyTorch's older files."""
+    """Whether a folder holds weights only in PyTorch's older, pickled form."""
     return not any(folder.glob("*.safetensors")) and any(folder.glob(PICKLED))
 
 

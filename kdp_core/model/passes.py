@@ -1,9 +1,9 @@
-"""Parts of a dense model that run by themselves: single layers on stored states, and the outputs from the last state.
+"""Parts of a dense model that can run alone: single layers on stored states, and the outputs from the last state.
 
 Searches and fits on the pruned prefix run many paths through the same layers. If a layer runs on stored states, the
-layers before it need not run again. What a layer needs besides its states (positions, masks, rotary tables) differs by
-family and depends only on the shape of the batch. It is taken once from the model's own forward pass over one sequence
-of that length, without padding, and used again. A path is a list of layer numbers and stand-ins, in order.
+layers before it need not run again. The other arguments of a layer (positions, masks, rotary tables) differ by family
+and depend only on the shape of the batch. They are recorded once, in the model's own forward pass over one sequence of
+that length without padding, and then reused. A path is a list of layer numbers and stand-ins, in order.
 """
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,12 +60,12 @@ class Passes:
 
     @torch.no_grad()
     def run_batches(self, h_STD: Tensor, path: Sequence[Step], batch_sequences: int) -> Tensor:
-        """Runs the path as `run` does, without a graph, a few sequences at a time; the result is on the CPU."""
+        """Run the path as `run` does, but without gradients and a few sequences at a time. The result is on the CPU."""
         return torch.cat([self.run(h_BTD.to(self.device, self.model.dtype), path).float().cpu()
                           for h_BTD in h_STD.split(batch_sequences)])
 
     def to_head(self, h_BTD: Tensor) -> Tensor:
-        """What enters the output head, from last states."""
+        """The input of the output head, computed from last states."""
         return to_head(self.model, h_BTD)
 
 

@@ -1,12 +1,14 @@
-"""The weight files of a checkpoint: shards of a largest size, or files of layers that checkpoints share by hard links.
+"""The weight files of a checkpoint: shards of limited size, or one file for each layer, which checkpoints share by hard
+links.
 
-Pruned models of one dense model differ in few layers. Where each layer has a file of its own, a layer that two
-checkpoints hold under one number is the same bytes, and both folders name one file on disk. Each folder stays a plain
-checkpoint: copied, packed or uploaded it has all its weights, and deleted it leaves the others whole. The files are
-read-only, so that no program changes a file of several checkpoints by accident.
+Pruned models of one dense model differ in few layers. Each layer has a file of its own. If two checkpoints have the
+same layer under the same number, its file has the same bytes, and both folders link to one file on disk. Each folder
+stays a plain checkpoint: a copied, packed or uploaded folder has all its weights, and deleting a folder does not damage
+the others. The files are read-only, so that no program changes a file of several checkpoints by accident.
 
-The folder POOL next to the checkpoints holds a further link to each file, under its hash, by which later checkpoints
-find it. A file that no checkpoint holds any more is deleted when the next checkpoint is written.
+The folder POOL next to the checkpoints holds another link to each file. The link is named by the file's hash, so that
+later checkpoints find the file. A file that no checkpoint holds any more is deleted when the next checkpoint is
+written.
 """
 import contextlib
 import hashlib
@@ -30,7 +32,7 @@ READ_ONLY = 0o444
 
 
 def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
-    """Write shards of at most this size, and their index where there are several."""
+    """Write shards of at most this size, and their index if there are several shards."""
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
     for filename, names in split.filename_to_tensors.items():
         save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata=HEAD)
@@ -39,9 +41,10 @@ def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
 
 
 def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: str) -> None:
-    """Write a file for each layer, one for the stand-ins and one for the rest; a file that the pool has is linked.
+    """Write one file for each layer, one for the stand-ins and one for the rest. If the pool already has a file, it is
+    linked.
 
-    prefix: where the layers stand in the names of the tensors, such as `model.layers.`.
+    prefix: the beginning of the names of the layers' tensors, such as `model.layers.`.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(tensors):
@@ -59,7 +62,8 @@ def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: s
 
 
 def share(folder: Path, pool: Path, prefix: str) -> None:
-    """Write the weights of a checkpoint again, by layers, so that others can share them."""
+    """Write the weights of a checkpoint again, in one file for each layer, so that other checkpoints can share the
+    files."""
     old = sorted(folder.glob("*.safetensors"))
     tensors = {}
     for path in old:
@@ -87,9 +91,9 @@ def _group(name: str, prefix: str) -> str:
 
 
 def _place(content: bytes, path: Path, pool: Path) -> None:
-    """Put a file with this content at `path`, as a link to the pool's file where that can be."""
+    """Create a file with this content at `path`, as a link to the pool's file if that is possible."""
     kept = pool / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-    # another process may delete the file of the pool, and some file systems have no links
+    # another process may delete the pool's file, and some file systems do not support links
     with contextlib.suppress(OSError):
         os.link(kept, path)
         return

@@ -2,9 +2,10 @@
 
 Parameters that are tied count once; the KDP paper (ICLR 2026) does not say how it counts them. Its "FLOPs" (Table 10)
 are the multiply-adds of the linear layers for 128 tokens, with the output head and without embeddings and attention
-scores. These counts give its rows of dense models to the digit: LLaMA-2-7B 845.71 G, 13B 1645.01 G.
+scores. These counts agree with its rows for dense models in every digit: LLaMA-2-7B 845.71 G, 13B 1645.01 G.
 
-This module imports torch only where a module is counted, so that a workflow can ask for `params_of` at no cost.
+This module imports torch only to count a module, so that a workflow can call `params_of` without the time of that
+import.
 """
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def count_params(module: "nn.Module") -> int:
-    """All parameters of a module, tied ones once."""
+    """All parameters of a module. Tied parameters count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -29,7 +30,7 @@ def part_params(layer: "nn.Module", family: Family, part: str) -> int:
 def count_macs(module: "nn.Module") -> int:
     """Multiply-adds for one token: the sum of in * out over all linear maps, a tied output head included.
 
-    A module with an attribute `macs_per_token` gives its own number, and its parts are not counted.
+    If a module has an attribute `macs_per_token`, this number is used, and its parts are not counted.
     """
     own = getattr(module, "macs_per_token", None)
     if own is not None:
@@ -40,10 +41,10 @@ def count_macs(module: "nn.Module") -> int:
 
 
 def params_of(config: Mapping[str, Any]) -> int:
-    """All parameters of the dense model that a config.json describes, tied ones once, by arithmetic.
+    """All parameters of the dense model that a config.json describes, by arithmetic. Tied parameters count once.
 
-    The number is that of `count_params` for the model of this configuration. Entries that are left out have the default
-    of the family. Raises FamilyError for a family without a record, and KeyError where a size is missing.
+    The number equals that of `count_params` for the model of this configuration. A missing entry has the default of the
+    family. Raises FamilyError for a family without a record, and KeyError if a size is missing.
     """
     config = {**config, **config.get("text_config", {})}
     family = family_of(config)
@@ -66,23 +67,24 @@ def shape_of(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Tokens that the model of a config.json reads at most; 0 where it does not say."""
+    """Largest number of tokens that the model of a config.json reads; 0 if the file does not state it."""
     config = {**config, **config.get("text_config", {})}
     return _entry(config, family_of(config), "max_position_embeddings") or 0
 
 
 def learns_positions(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a config.json has a table of positions, and so no place for a later one."""
+    """Whether the model of a config.json has a table of positions. Such a model cannot read a position beyond the
+    table."""
     return family_of({**config, **config.get("text_config", {})}).extra_positions is not None
 
 
 def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
-    """An entry by LLaMA's name, or the family's default where it is left out."""
+    """An entry by LLaMA's name, or the family's default if the entry is missing."""
     return config.get(family.names.get(name, name), family.defaults.get(name))
 
 
 def _size(config: Mapping[str, Any], family: Family, name: str) -> int:
-    """A size by LLaMA's name, which no configuration may leave out."""
+    """A size by LLaMA's name. Every configuration must state it."""
     return config[family.names.get(name, name)]
 
 
@@ -95,11 +97,11 @@ def _layer_params(config: Mapping[str, Any], family: Family) -> int:
     heads, D = _size(config, family, "num_attention_heads"), _width(config, family)
     length = _entry(config, family, "head_dim") or D // heads
     kv_heads = _entry(config, family, "num_key_value_heads") or heads
-    # GPT-2 leaves the entry empty, which means four times the width
+    # in GPT-2 this entry is empty, which means four times the width
     inner = _entry(config, family, "intermediate_size") or 4 * D
     rows = {HEADS: heads * length, KV_HEADS: kv_heads * length, TRIPLES: 3 * heads * length, CHANNELS: inner}
     parts = sum(_part_params(config, family, part, rows) for part in family.parts.values())
-    # queries and keys have a norm each: of one head, which all heads share, or of all heads
+    # queries and keys have one norm each; its size is that of one head (shared by all heads) or of all heads
     return parts + {"": 0, "each": 2 * length, "all": (heads + kv_heads) * length}[family.head_norms]
 
 
@@ -114,7 +116,7 @@ def _part_params(config: Mapping[str, Any], family: Family, part: Part, rows: di
 
 
 def _flag(config: Mapping[str, Any], family: Family, flag: str | bool) -> bool:
-    """A bias, which is there or not, or which an entry of the configuration decides."""
+    """Whether a bias exists: the family says it, or names the entry of the configuration that says it."""
     return flag if isinstance(flag, bool) else bool(_entry(config, family, flag))
 
 

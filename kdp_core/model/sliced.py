@@ -1,7 +1,7 @@
 """States of reduced width, each in a basis of its own (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024).
 
-Every norm gives its gain to the matrices that read it, and every part of a layer gets a matrix of its own that rotates
-the state from the basis that the part reads to the basis that it writes.
+The gain of every norm is multiplied into the matrices that read the norm. Every part of a layer gets its own matrix,
+which rotates the state from the basis that the part reads to the basis that it writes.
 """
 from typing import Any
 
@@ -13,7 +13,8 @@ from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of,
 
 
 class SlicedNorm(nn.Module):
-    """h over its root mean square, the mean over the width before slicing; its gain is in the matrices that read it."""
+    """h divided by its root mean square; the mean is taken over the width before slicing. The matrices that read it
+    contain the gain."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -37,13 +38,13 @@ class SlicedLayer:
 
 
 def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs: Any) -> Tensor:
-    """What a part of a layer without norms after its parts adds to the state; `kwargs` are the layer's own."""
+    """What a part adds to the state, in a layer without norms after its parts. `kwargs` are the layer's arguments."""
     own, x = family.parts[part], norm_of(layer, family, part)(h)
     module = layer.get_submodule(own.module)
     if part == "attention":
         return module(hidden_states=x, **kwargs)[0]
     if own.module == own.writer:
-        # the MLP has no module of its own: its two matrices lie in the layer
+        # the MLP is no module: its two matrices are attributes of the layer
         reader, = own.readers
         return module(layer.activation_fn(layer.get_submodule(reader)(x)))
     return module(x)
@@ -61,8 +62,8 @@ def slice_widths(model: nn.Module, sliced: dict[str, Any]) -> None:
             _of_width(layer.get_submodule(own.writer), rows=writes)
             _without_gain(layer, own.norm, width)
             setattr(layer, f"{part}_shortcut", nn.Linear(reads, writes, bias=False))
-        # the class stays a subclass of the family's, of the same name: so transformers records the states of the layer
-        # and never splits it over devices
+        # the new class is a subclass of the family's class with the same name, so that transformers records the states
+        # of the layer and never splits the layer over devices
         layer.__class__, layer.family = type(type(layer).__name__, (SlicedLayer, type(layer)), {}), family.name
     for name in family.embeddings:
         _of_width(getattr(base, name), columns=states[0])
@@ -81,7 +82,7 @@ def _without_gain(owner: nn.Module, name: str, width: int) -> None:
 
 def _of_width(module: nn.Linear | nn.Embedding, rows: int | None = None, columns: int | None = None,
             bias: bool = False) -> None:
-    """Other widths, all weights zero until the checkpoint fills them."""
+    """A map of other widths. All its weights are zero until the checkpoint fills them."""
     shape = (rows or module.weight.shape[0], columns or module.weight.shape[1])
     module.weight = nn.Parameter(module.weight.new_zeros(shape))
     if isinstance(module, nn.Embedding):

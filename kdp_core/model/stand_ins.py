@@ -1,7 +1,7 @@
-"""The modules that stand in a pruned model in the place of what was removed.
+"""The modules that replace removed parts in a pruned model.
 
-A stand-in of a block maps the state of each token by itself; massive-activation tokens may bypass it. The other modules
-take the place of an attention or of an MLP, or stand before the output head.
+A stand-in of a block maps the state of each token separately. Massive-activation tokens may bypass it. The other
+modules replace an attention or an MLP, or are inserted before the output head.
 """
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class StandIn(nn.Module):
-    """A module in the place of a block: it maps the state of each token; massive-activation tokens may bypass it."""
+    """A module that replaces a block. It maps the state of each token; massive-activation tokens may bypass it."""
 
     def __init__(self, bypass_above: float | None) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class RffMlp(StandIn):
         self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
 
     def map(self, h: Tensor) -> Tensor:
-        # phases are angles of many turns, so they are computed in float32 whatever the model's precision
+        # phases are angles of many turns, so they are computed in float32 for every precision of the model
         x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
         angle = functional.linear(x, self.omega.float(), self.phase.float())
         z = torch.cat((angle.cos(), angle.sin()), dim=-1).to(h.dtype)
@@ -95,7 +95,7 @@ class Residual(StandIn):
 
 
 class LowRank(nn.Module):
-    """h -> h + B A h: it changes the logits and not an embedding that is tied to the head; 2 r D parameters."""
+    """h -> h + B A h, with 2 r D parameters. It changes the logits, but not an embedding that is tied to the head."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -106,15 +106,16 @@ class LowRank(nn.Module):
         return h + self.b(self.a(h))
 
     def before(self, head: nn.Module, args: tuple) -> tuple:
-        """The hook of the output head. It is a bound method, so that a copied model runs its own copy."""
+        """The hook of the output head. It is a bound method, so that a copied model runs its own copy of the
+        adapter."""
         return (self(args[0]), *args[1:])
 
 
 class NoAttention(nn.Module):
-    """In the place of a removed attention: nothing is added to the state.
+    """Replaces a removed attention; it adds nothing to the state.
 
-    The cache gets one number for each token in the place of keys and values. So its length, from which positions and
-    masks are computed, is right in every layer.
+    For each token the cache stores one number in the place of keys and values. The length of the cache is therefore
+    right in every layer; positions and masks are computed from it.
     """
 
     def __init__(self, layer_idx: int) -> None:
@@ -123,7 +124,7 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, past_key_values: Any = None, layer_past: Any = None,
                 **kwargs: Any) -> tuple[Tensor, None]:
-        # GPT-NeoX has another name for it
+        # GPT-NeoX uses another name for this argument
         cache = layer_past if past_key_values is None else past_key_values
         if cache is not None:
             token_B1T1 = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
@@ -132,14 +133,14 @@ class NoAttention(nn.Module):
 
 
 class NoMlp(nn.Module):
-    """In the place of a removed MLP: nothing is added to the state."""
+    """Replaces a removed MLP; it adds nothing to the state."""
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.zeros_like(h)
 
 
 def activation_function(name: str) -> nn.Module:
-    """The activation that transformers knows by this name, such as `silu`."""
+    """The activation to which transformers gives this name, such as `silu`."""
     # transformers is imported only where a stand-in is built
     from transformers.activations import ACT2FN
 

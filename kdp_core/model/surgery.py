@@ -38,9 +38,9 @@ def _after(layer: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tu
 
 
 def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
-    """Give layers their stand-ins, as configurations name them; the checkpoint fills the weights later.
+    """Attach to layers the stand-ins that a configuration names. The checkpoint fills their weights later.
 
-    Stand-ins of one place follow each other in the order given: neighbouring blocks may each have one.
+    Several stand-ins at one place run in the given order. This occurs if neighbouring blocks have one stand-in each.
     """
     layers = decoder_layers(model)
     for entry in stand_ins:
@@ -55,7 +55,7 @@ def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
 
 
 def drop_parts(model: nn.Module, dropped: dict[str, list[int]]) -> None:
-    """Remove attention or MLP from layers, as configurations name them; the state passes such a part unchanged."""
+    """Remove the attentions and MLPs that a configuration names. The state does not change where a part was removed."""
     layers = decoder_layers(model)
     for part, numbers in dropped.items():
         found = family_of(model).parts[part]
@@ -84,7 +84,8 @@ def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
 
 
 def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
-    """Give every layer the heads and MLP channels that configurations name; the checkpoint fills the weights later."""
+    """Give every layer as many heads and MLP channels as a configuration says. The checkpoint fills the weights
+    later."""
     for layer, sizes in zip(decoder_layers(model), widths, strict=True):
         parts = family_of(model).parts
         attention = layer.get_submodule(parts["attention"].module)
@@ -101,7 +102,7 @@ def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
 
 
 def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) -> None:
-    """Tell an attention how many heads it has, by all names under which a family's attention knows it."""
+    """Set the number of heads of an attention, in every attribute in which the attention of some family stores it."""
     for name, count in (("num_heads", heads), ("num_key_value_heads", kv_heads),
                         ("num_key_value_groups", heads // kv_heads), ("split_size", columns)):
         if hasattr(attention, name):
@@ -112,13 +113,14 @@ def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) 
 
 
 class LayerConfig:
-    """The configuration of a model with another number of heads, for one layer; all else is that of the model."""
+    """The configuration of a model with another number of heads, for one layer. All other entries are those of the
+    model."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self.config, self.num_attention_heads = config, heads
 
     def __getattr__(self, name: str) -> Any:
-        # a copy asks for names before it has a configuration
+        # while an object is copied, attributes are read before the configuration is set
         if name == "config":
             raise AttributeError(name)
         return getattr(self.config, name)
@@ -126,7 +128,8 @@ class LayerConfig:
 
 def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None,
             bias: bool = False) -> None:
-    """Replace a linear map by one of another size and of its class, with a bias if it had one or is given one."""
+    """Replace a linear map by one of the same class and another size. It has a bias if the old map has one, or if
+    `bias` says so."""
     old = layer.get_submodule(name)
     shape = (rows or matrix(old).shape[0], columns or matrix(old).shape[1])
     with old.weight.device:

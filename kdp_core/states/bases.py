@@ -1,7 +1,7 @@
 """The bases of a model whose states are sliced (SliceGPT), computed from its weights.
 
-A sliced checkpoint need not store its bases Q. What writes to a state is W in the dense model and Q' W in the sliced
-one, so Q solves a least-squares problem in the weights:
+A sliced checkpoint need not store its bases Q. A matrix W of the dense model that writes to a state becomes Q' W in the
+sliced model. So Q solves a least-squares problem in the weights:
     W' W Q = W' (W Q),    W the transposed matrix that writes (the embedding, or the last matrix of an MLP).
 
 Axes besides those of kdp_core.base.records: E kept directions.
@@ -13,11 +13,12 @@ from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.states.block import ridge_solve
 
 RIDGE = 1e-12
-"""Relative to the mean of the diagonal of W' W."""
+"""The ridge, relative to the mean of the diagonal of W' W."""
 
 
 def mean_free(x: Tensor, family: Family) -> Tensor:
-    """x less its mean over the last axis for families of layer norms, which subtract the mean; otherwise x itself."""
+    """x minus its mean over the last axis if the family has layer norms, which subtract the mean; otherwise x
+    itself."""
     return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 

@@ -1,6 +1,6 @@
-"""The states of one block, ready for fitting: which tokens count, which are held out, and how far apart they are.
+"""The states of one block, ready for fitting: which tokens count, and which sequences are held out for judging.
 
-Step 1, step 2 and the linear maps share this module, so that all fit and judge on the same tokens.
+Step 1, step 2 and the linear maps share this module, so that all of them are fitted and judged on the same tokens.
 """
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,8 @@ from kdp_core.states.hidden import HiddenStates
 Massive = Literal["bypass", "raw"]
 """Whether massive-activation tokens bypass the stand-in or are treated like all others."""
 Counted = Literal["raw", "mask"]
-"""Massive-activation tokens, if there is no stand-in to bypass: counted like all others, or masked."""
+"""Treatment of massive-activation tokens if there is no stand-in to bypass: count them like all others, or mask
+them."""
 TokenWeight = Literal["inverse_norm", "none"]
 """Weight of a token in a least-squares fit: 1 / |its target|^2, so that relative errors count, or 1."""
 LiftInput = Literal["raw", "rms"]
@@ -44,15 +45,15 @@ class BlockStates(NamedTuple):
         return self.h_KSTD[:, which][:, self.keep_ST[which]]
 
     def positions(self, which: Tensor) -> Tensor:
-        """Positions in their sequences of the same tokens, int64 (N,)."""
+        """Positions of the same tokens in their sequences, int64 (N,)."""
         T = self.keep_ST.shape[1]
         return torch.arange(T).expand(len(which), T)[self.keep_ST[which].cpu()]
 
     def on(self, device: str) -> "BlockStates":
-        """The same with the states on the device, if it is a GPU that has twice their size free.
+        """The same record with its states on the device, if the device is a GPU whose free memory is twice their size.
 
-        A training then takes its minibatches from there. Taking them from main memory is slower than what a GPU does
-        with them.
+        A training then reads its minibatches from GPU memory. Copying a minibatch from main memory takes longer than
+        the GPU needs to process it.
         """
         if torch.device(device).type != "cuda":
             return self
@@ -69,7 +70,8 @@ def check_all_states(hidden: HiddenStates) -> None:
 
 
 def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(held out, kept): sequence numbers, both ascending and drawn by `seed`. With two or more neither is empty."""
+    """(held out, kept): sequence numbers, both ascending and drawn by `seed`. If there are two or more sequences,
+    neither list is empty."""
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, round(share * sequences)), sequences - 1)
     return order[:held].sort().values, order[held:].sort().values
@@ -77,13 +79,13 @@ def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
-    """States start..stop of a block; only its two ends if `between` is false.
+    """States start..stop of a block; only the first and the last state if `between` is false.
 
     massive: `raw` fits all tokens in the same way, as in the paper, which does not mention massive tokens. `bypass`
         does not fit tokens that are massive in any state of the block. In the folded model a token whose first state
-        has a large norm bypasses the block: its state hardly changes in the block, and a fit of the others cannot
+        has a large norm bypasses the block: its state hardly changes in the block, and a fit on the other tokens cannot
         predict it.
-    heldout: share of the sequences to judge on; they are drawn by `seed` and never fitted on.
+    heldout: share of the sequences that are used only for judging; they are drawn by `seed`.
     """
     check(load, locals())
     start, stop = block
@@ -110,7 +112,8 @@ def lift_input(h: Tensor, kind: LiftInput) -> Tensor:
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
-    """Sum of squared errors over the variance about the mean: 0 is perfect, and 1 is as good as the constant mean."""
+    """Sum of squared errors divided by that of the constant mean: 0 is perfect, and 1 is as good as the constant
+    mean."""
     # sum |h^ - h|^2 / sum |h - mean h|^2
     return ((predicted_ND - h_ND).square().sum() / (h_ND - h_ND.mean(0)).square().sum()).item()
 
@@ -118,9 +121,9 @@ def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
     """X'Y in float64, g_FG, from one float32 product of the centred factors.
 
-    Smooth features hardly differ from their mean. In a plain float32 product the rounding of the means' part hides the
-    rest, and the matrix gets eigenvalues below zero that a small ridge does not lift. A float64 product takes twice the
-    time.
+    Smooth features hardly differ from their mean. In a plain float32 product, the rounding errors of the means are
+    larger than the rest. The matrix then has eigenvalues below zero, and a small ridge does not make them positive. A
+    float64 product would take twice the time.
     """
     a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)
     centred_NF = x_NF - a_F
@@ -136,7 +139,8 @@ def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
 
 
 def ridge_solve(gram_FF: Tensor, cross_FD: Tensor, ridge: float) -> Tensor:
-    """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD; raises FitError if G is not definite."""
+    """(G + ridge * mean diag(G) * I)^-1 C in float64 by Cholesky, w_FD. Raises FitError if G is not positive
+    definite."""
     gram_FF = gram_FF.double()
     level = ridge * gram_FF.diagonal().mean()
     eye_FF = torch.eye(len(gram_FF), dtype=torch.float64, device=gram_FF.device)

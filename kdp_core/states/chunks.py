@@ -1,11 +1,11 @@
-"""Files of the chunks of a Zarr array: that each is there in full, and how two arrays share them.
+"""The chunk files of a Zarr array: the check that each file is complete, and files that two arrays share.
 
-Zarr reads a chunk whose file is missing as zeros (zarr-developers/zarr-python#486), as after a quota that ran out or a
-copy that was cut short. Arrays are therefore written with every chunk, all zeros included, and without compression, so
-that every file has one size. Before an array is read, its files are measured.
+If the file of a chunk is missing, Zarr reads zeros (zarr-developers/zarr-python#486). A file may be missing after an
+exceeded quota or an interrupted copy. Arrays are therefore written with every chunk, all zeros included, and without
+compression, so that every file has one size. Before an array is read, its files are measured.
 
-Such a file holds the bytes of the chunk and nothing else. So the large arrays are written and read as plain files:
-Zarr takes 1 to 2 ms for a chunk of 1 MB, and the file system a small part of that.
+Such a file holds the bytes of the chunk and nothing else. The large arrays are therefore written and read as plain
+files. Zarr needs 1 to 2 ms for a chunk of 1 MB, and the file system needs a small part of this time.
 """
 import itertools
 import math
@@ -42,7 +42,7 @@ def write(array: zarr.Array, place: tuple[int, ...], values: np.ndarray) -> None
         values = padded
     file = _file(array, place)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # ndarray.tofile would not say why a disk refuses
+    # the error of ndarray.tofile would not say why the disk refused to write
     file.write_bytes(np.ascontiguousarray(values, array.dtype.newbyteorder("<")).data)
 
 
@@ -50,7 +50,7 @@ def floats(array: zarr.Array, place: int) -> Tensor:
     """The values at one place of the first axis as float32, chunk by chunk. Raises LostChunk."""
     first, inside = divmod(place, array.chunks[0])
     check(array, [first])
-    # NumPy asks the system for large pages, which torch does not: most of the time of a warm read goes into new pages
+    # unlike torch, NumPy requests large pages from the system; a warm read spends most of its time on new pages
     found = torch.from_numpy(np.empty(array.shape[1:], np.float32))
     chunk = np.empty(array.chunks, array.dtype.newbyteorder("<"))
     for later in np.ndindex(array.cdata_shape[1:]):
@@ -81,7 +81,7 @@ def link(part: zarr.Array, whole: zarr.Array, before: int) -> None:
         try:
             os.link(source, target)
         except OSError:
-            # some parallel file systems link within one folder only
+            # some parallel file systems allow links only within one folder
             shutil.copyfile(source, target)
 
 

@@ -1,24 +1,25 @@
 """Hidden states of a model over packed sequences, streamed to Zarr v3.
 
-State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the
-final norm; transformers' own `hidden_states[-1]` is taken after that norm, so hooks are used. One batch is in memory at
-a time, the output head never runs, and the forward pass ends at the highest layer asked for.
+State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the final
+norm. transformers' own `hidden_states[-1]` is taken after that norm, so hooks are used. Only one batch is in memory at
+a time. The output head never runs, and the forward pass ends at the highest requested layer.
 
-Massive tokens (Sun et al. 2024) are marked by norm, not by position: SmolLM2 carries them at the first position,
-sometimes at the second, and in its layers 3 to 9 at later ones.
+Massive tokens (Sun et al. 2024) are recognised by their norm, not by their position. In SmolLM2 they stand at the first
+position, sometimes at the second, and in layers 3 to 9 also at later positions.
 
-The same pass takes the cosine of the states before and after every attention and every MLP that ran
+The same pass computes the cosine of the states before and after every attention and every MLP that ran
 (kdp_core.states.sublayers).
 
 Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token), and
 `sublayers` (layer, attention or MLP, sequence) if the first layer ran; attributes: layers, massive_factor, provenance.
-Chunks of states hold one layer of one batch, not compressed: lossless codecs save less than a tenth of float16 states.
+A chunk of states holds one layer of one batch. It is not compressed, because lossless codecs save less than a tenth of
+the size of float16 states.
 
-Several processes may share the work. Each writes a shard, which is whole batches of the sequences, as a group of its
-own with the same chunks. `join` puts the chunk files into one group by hard links, under the numbers that they have
-there. So no file has two writers, no group is visible before it is complete, no state is read or stored twice, and the
-result has the bytes of an extraction that was never split. Which tokens are massive depends on all tokens; `join`
-decides it.
+Several processes may share the work. Each process writes a shard, which consists of whole batches of the sequences, as
+a separate group with the same chunks. `join` makes one group from hard links to the chunk files, which get new numbers
+there. So no file has two writers, no group is visible before it is complete, and no state is read or stored twice. The
+result has the same bytes as an extraction that was not split. Which tokens are massive depends on all tokens, so `join`
+determines it.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
@@ -55,11 +56,11 @@ class HalfOverflow(HiddenError):
 
 
 class _Enough(Exception):
-    """Ends a forward pass once the highest layer asked for has been seen."""
+    """Ends a forward pass after the highest requested layer."""
 
 
 class HiddenStates(NamedTuple):
-    """Stored states, opened for reading; one layer at a time is read into memory."""
+    """Stored states, opened for reading. Only one layer at a time is read into memory."""
     path: Path
     layers: list[int]
     """Numbers of the stored states, ascending."""
@@ -96,7 +97,8 @@ class HiddenStates(NamedTuple):
 
 
 def numbers(layers: list[int] | None, count: int) -> list[int]:
-    """The numbers of the states to store, of a model of `count` layers; HiddenError for one that it lacks."""
+    """The numbers of the states to store, for a model of `count` layers. Raises HiddenError for a state that the model
+    lacks."""
     chosen = sorted(set(range(count + 1) if layers is None else layers))
     if not chosen or chosen[0] < 0 or chosen[-1] > count:
         raise HiddenError(f"hidden.layers is {layers}, but the model has states 0 to {count}; name some of these")
@@ -104,7 +106,8 @@ def numbers(layers: list[int] | None, count: int) -> list[int]:
 
 
 def read(path: str | Path) -> HiddenStates:
-    """Open the group that `extract` or `join` wrote. LostChunk, here or when a state is read, if a part is lost."""
+    """Open the group that `extract` or `join` wrote. If a chunk is lost, LostChunk is raised here or when a state is
+    read."""
     group = zarr.open_group(path, mode="r")
     _, sequences, tokens, width = group["states"].shape
     return HiddenStates(Path(path), list(group.attrs["layers"]), torch.from_numpy(chunks.whole(group["massive"])),
@@ -120,10 +123,10 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple
 
     layers: states to store, 0 to the number of layers; null means all.
     batch_sequences: sequences of a forward pass.
-    dtype: float16, float32, or auto, which means float16 unless a state exceeds what it holds (65,504), then float32.
-    massive_factor: a token is massive in a layer where its norm exceeds this times the layer's median norm.
+    dtype: float16, float32, or auto. auto means float16, but float32 if a state exceeds 65,504, the largest float16.
+    massive_factor: a token is massive in a layer if its norm exceeds this factor times the layer's median norm.
     Raises OptionError for a value that is not allowed, and HiddenError for a layer that the model lacks, a shard that
-    is not of whole batches, and states that are not finite.
+    does not consist of whole batches, and states that are not finite.
     """
     options.check(extract, locals())
     layers = numbers(layers, len(decoder_layers(model)))
@@ -173,7 +176,7 @@ def _check_shard(sequences: tuple[int, int] | None, S: int, batch: int) -> None:
 
 
 def _check_shards(groups: list[zarr.Group]) -> None:
-    """Raise HiddenError if the shards, in the order of their sequences, are not one extraction."""
+    """Raise HiddenError if the shards, in the order of their sequences, do not form one extraction."""
     places = [tuple(group.attrs["sequences"]) for group in groups]
     if [start for start, _ in places] != [0, *(stop for _, stop in places[:-1])] or \
             places[-1][1] != groups[0].attrs["of"]:
@@ -203,7 +206,7 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
     group = zarr.create_group(path, zarr_format=3)
     states = _create_states(group, (len(layers), stop - start, T, model.config.hidden_size), min(batch, S), dtype)
     norm_LST, cosines = torch.zeros(len(layers), stop - start, T), []
-    # files are written while the next batch runs
+    # a thread writes the files while the next batch runs
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for first in range(start, stop, batch):
@@ -264,7 +267,7 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 
 
 class _Kept(NamedTuple):
-    """What is kept of one state of a batch, where the model is."""
+    """The data that is kept of one state of a batch, on the device of the model."""
     stored_BTD: Tensor
     norm_BT: Tensor
     ends_2: Tensor
@@ -272,7 +275,8 @@ class _Kept(NamedTuple):
 
 
 def _kept(h_BTD: Tensor, dtype: torch.dtype) -> _Kept:
-    """This runs in the forward pass, so that the state itself is in memory no longer than the model needs it."""
+    """Reduce a state to the data that is kept. This runs during the forward pass, so that the state is freed as soon as
+    the model no longer needs it."""
     h_BTD = h_BTD.float()
     return _Kept(h_BTD.to(dtype), h_BTD.norm(dim=-1), torch.stack(torch.aminmax(h_BTD)))
 
@@ -296,7 +300,7 @@ def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list
 
 @torch.inference_mode()
 def _states(model: nn.Module, ids_BT: Tensor, layers: list[int], keep: Callable[[Tensor], Any]) -> list[Any]:
-    """What `keep` makes of each of these states, (B, T, D), as soon as it is known."""
+    """The result of `keep` for each of these states, (B, T, D). `keep` is called as soon as a state is computed."""
     decoder = decoder_layers(model)
     found: dict[int, Any] = {}
 

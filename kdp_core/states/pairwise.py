@@ -1,4 +1,4 @@
-"""Distances of all pairs of tokens, and their median: the scale of every RBF kernel here.
+"""Distances of all pairs of tokens, and their median, which sets the scale of every RBF kernel of this library.
 
 Axes: L layers, B tokens of a minibatch, N tokens, D width.
 """

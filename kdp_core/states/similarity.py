@@ -3,15 +3,16 @@
 CKA (Kornblith et al. 2019) is estimated from minibatches by the unbiased HSIC (Song et al. 2012; Nguyen et al. 2021):
     HSIC_1(K, L) = <K~, L~>_F / (n (n - 3)),  K~ the U-centred Gram matrix of n tokens, zero on the diagonal,
     CKA = sum_b HSIC_1(K_b, L_b) / sqrt(sum_b HSIC_1(K_b, K_b) * sum_b HSIC_1(L_b, L_b)).
-The RBF bandwidth of a layer is the median distance of its first minibatch's tokens, the same for all minibatches.
+The RBF bandwidth of a layer is the median distance of the tokens of its first minibatch. All minibatches use it.
 If each U-centred Gram matrix is flattened to a row of F, the HSIC of all pairs of layers is one product, F F'.
-Minibatches are drawn over all tokens: consecutive tokens of one sequence bias the estimate (by 0.12 on SmolLM2).
+Minibatches are drawn from all tokens, because consecutive tokens of one sequence bias the estimate (by 0.12 on
+SmolLM2).
 
-Massive tokens, 1.6 % of SmolLM2's tokens, decide a raw linear CKA: every pair of deep layers then reads 0.999.
-`treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state, `normalise`
-scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them. Methods whose
-paper counts all tokens read a mean cosine over all of them, for every treatment; a massive token then has the same
-chance to be drawn as any other.
+Massive tokens are 1.6 % of SmolLM2's tokens, but they determine a raw linear CKA: it is 0.999 for every pair of deep
+layers. `treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state,
+`normalise` scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them.
+If the paper of a method counts all tokens, the method reads a mean cosine over all tokens, for every treatment. A
+massive token then has the same chance to be drawn as any other token.
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """
 import logging
@@ -40,11 +41,11 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
     """Compare all pairs of stored states: matrices (L, L), float64.
 
     treatment: what is done with massive tokens: mask, normalise or raw.
-    tokens: most tokens to compare on.
+    tokens: largest number of tokens that are compared.
     batch: tokens of a CKA minibatch.
-    seed: of the choice and order of the tokens.
+    seed: seed of the choice and order of the tokens.
     Cosines and CKA are at most 1; angular distances are in units of pi, 0 to 1. Raises OptionError for a value that is
-    not allowed, and SimilarityError for tokens that do not fill one minibatch.
+    not allowed, and SimilarityError if there are fewer tokens than one minibatch needs.
     """
     options.check(similarity, locals())
     massive_N = hidden.massive(hidden.layers).flatten()
@@ -86,7 +87,7 @@ def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
 def _cosines(x_LND: Tensor) -> Tensor:
     """Cosine of every pair of layers, token by token, cos_NLL, float64."""
     unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
-    # rounding can exceed the interval on which arccos is defined
+    # rounding can give values outside the interval on which arccos is defined
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
@@ -136,7 +137,7 @@ def hsic_pairs(gram_LBB: Tensor) -> Tensor:
 
 
 def cka(hsic_LL: Tensor) -> Tensor:
-    """CKA (L, L) from the summed HSIC of all pairs; a layer without variance reads NaN."""
+    """CKA (L, L) from the summed HSIC of all pairs; it is NaN for a layer without variance."""
     own_L = hsic_LL.diagonal().clamp_min(0).sqrt()
     return hsic_LL / (own_L[:, None] * own_L[None, :])
 

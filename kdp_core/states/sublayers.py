@@ -1,7 +1,7 @@
 """The cosine of the states before and after every attention and every MLP, as the mean over tokens.
 
-It is taken in the pass that extracts the hidden states. LLM-Drop orders the parts by it, so no method runs the model
-again for it. Axes: B sequences, T tokens, D width, P parts of a layer.
+The cosine is computed in the pass that extracts the hidden states. LLM-Drop orders the parts by this cosine, so it need
+not run the model again. Axes: B sequences, T tokens, D width, P parts of a layer.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from kdp_core.model.families import decoder_layers, entrance, family_of
 
 
 def _mean_cosine(x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-    """Mean over tokens of the cosine of two states, (B,). torch's own function takes 12 times as long on a CPU."""
+    """Mean over tokens of the cosine of two states, (B,). On a CPU, torch's own function takes 12 times as long."""
     dot_BT = torch.linalg.vecdot(x_BTD, y_BTD)
     return (dot_BT / (x_BTD.norm(dim=-1) * y_BTD.norm(dim=-1)).clamp_min(1e-8)).mean(dim=-1)
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Watch one forward pass: the list gets cos_PB, the mean over tokens, of every layer that ran to its end."""
+    """Observe one forward pass. For every layer that ran to its end, the list receives cos_PB, the mean over tokens."""
     found: list[Tensor] = []
     seen: dict[str, Tensor] = {}
 
@@ -32,7 +32,7 @@ def watched(model: nn.Module) -> Iterator[list[Tensor]]:
                                   for one, other in ((x_BTD, y_BTD), (y_BTD, end_BTD))]))
 
     hooks = []
-    # if norms follow the sum, as in OPT-350M, or if both parts read x, there is no y
+    # y does not exist if norms follow the sum, as in OPT-350M, or if both parts read x
     family = family_of(model)
     if family.norms_first(model.config) and not family.parallel:
         for layer in decoder_layers(model):
