@@ -51,14 +51,15 @@ class _Small(NamedTuple):
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
-            dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, sequences: Count = 640,
+            dtype: str = "float32", solve: bool = True, ridge: NotNegative | None = None, sequences: Count = 640,
             epochs: Natural = 2, lr: Positive = 3e-4, batch_sequences: Count = 4, positions: Count = 48,
             kl_weight: Chance = 0.8, heldout: Share = 0.05, seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
 
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`; `selection` says what parts keep.
     solve: whether writers are solved again; otherwise kept weights stay as they are until they are trained.
-    ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
+    ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix. null
+        takes for each writer the one that is best on the held-out sequences.
     sequences: sequences that the writers are solved on.
     epochs: passes of training all writers against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.

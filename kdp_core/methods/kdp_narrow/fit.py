@@ -13,7 +13,7 @@ from torch import Tensor
 from kdp_core.methods.heads_channels.units import PARTS, columns_of
 from kdp_core.methods.kdp_narrow import parts
 from kdp_core.methods.kdp_narrow.parts import Fed
-from kdp_core.methods.kdp_narrow.surgeon import Regression, kept_units, regression, solved
+from kdp_core.methods.kdp_narrow.surgeon import RIDGES, Products, kept_units, solved, solved_by
 from kdp_core.model.families import matrix
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import relative_error
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 class Closed(NamedTuple):
     """How writers are solved."""
-    ridge: float
+    ridge: float | None
+    """None: the one of RIDGES that is best on the held-out sequences."""
     solve: bool
     """Whether writers are solved again; otherwise kept weights stay as they are."""
     batch: int
@@ -51,17 +52,19 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
         y_STD = goal(passes, hidden, part, None, which, how)
         changed = changed or count < part.units
-        units = torch.arange(part.units)
+        units, ridge = torch.arange(part.units), 0.0
         if count < part.units or (changed and how.solve):
-            fed = Fed(*(one[:len(fitted)] for one in given))
-            equations, old_FD = equations_of(passes, part, fed, y_STD[:len(fitted)], how)
-            units = kept_units(equations, part.units, [count], parts.gain_after(passes, part.layer, part.name))[count]
-            narrow(passes, part, units, equations, old_FD, how)
+            # the products of the fitted and of the held-out sequences
+            products, others = (products_of(passes, part, Fed(*(one[span] for one in given)), y_STD[span], how)
+                                for span in (slice(len(fitted)), slice(len(fitted), None)))
+            units = kept_units(products.equations(first_ridge(how)), part.units, [count],
+                               parts.gain_after(passes, part.layer, part.name))[count]
+            ridge = narrow(passes, part, units, products, how, others)
         after_STD = parts.after(passes, part.layer, part.name, given, how.batch)
         error = relative_error(after_STD[len(fitted):].flatten(0, 1), y_STD[len(fitted):].flatten(0, 1))
         found.append((part, units, error))
-        logger.info("layer %d, %s: %d of %d units are kept, held-out error %.4f", part.layer, part.name, count,
-                    part.units, error)
+        logger.info("layer %d, %s: %d of %d units are kept, ridge %g, held-out error %.4f", part.layer, part.name,
+                    count, part.units, ridge, error)
         h_STD = after_STD if part.name == PARTS[-1] else h_STD
     return found
 
@@ -79,20 +82,32 @@ def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, wh
     return parts.after(passes, part.layer, part.name, given, how.batch)
 
 
-def equations_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> tuple[Regression, Tensor]:
-    """The normal equations of a part's writer, and its matrix as it is."""
+def products_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> Products:
+    """What the normal equations of a part's writer are made from."""
     gram_FF, cross_FD = parts.products(passes, part.layer, part.name, given, y_STD, how.batch)
-    old_FD = parts.weights_of(parts.writer_of(passes, part.layer, part.name))
-    return regression(gram_FF, cross_FD, old_FD, how.ridge), old_FD
+    return Products(gram_FF, cross_FD, parts.weights_of(parts.writer_of(passes, part.layer, part.name)))
+
+
+def first_ridge(how: Closed) -> float:
+    """The ridge with which units are chosen."""
+    return RIDGES[0] if how.ridge is None else how.ridge
 
 
 @torch.no_grad()
-def narrow(passes: Passes, part: Part, units: Tensor, equations: Regression, old_FD: Tensor, how: Closed) -> None:
+def narrow(passes: Passes, part: Part, units: Tensor, products: Products, how: Closed,
+           held: Products | None = None) -> float:
     """Give the writer of a part zeros for all units but these, and a new or the old matrix for these.
 
-    A part without units is removed with its bias.
+    A part without units is removed with its bias. Returns the ridge, which `held` chooses where `how` names none.
     """
     columns, writer = columns_of(units, inputs(passes, part)), parts.writer_of(passes, part.layer, part.name)
-    parts.put(writer, solved(equations.of(columns)) if how.solve else old_FD[columns], columns)
+    w_FD, ridge = products.old_FD[columns], 0.0
+    if how.solve and held is not None and how.ridge is None and len(units):
+        w_FD, ridge = solved_by(held, products, columns)
+    elif how.solve:
+        ridge = first_ridge(how)
+        w_FD = solved(products.equations(ridge).of(columns))
+    parts.put(writer, w_FD, columns)
     if not len(units) and writer.bias is not None:
         writer.bias.zero_()
+    return ridge

@@ -17,7 +17,7 @@ from kdp_core.methods._method import no_state_between
 from kdp_core.methods._outputs import divergence
 from kdp_core.methods.heads_channels.units import PARTS, check_family, coupled_of, no_single_heads, sizes_of
 from kdp_core.methods.kdp_narrow import parts
-from kdp_core.methods.kdp_narrow.fit import Closed, Part, equations_of, goal, inputs, narrow
+from kdp_core.methods.kdp_narrow.fit import Closed, Part, first_ridge, goal, inputs, narrow, products_of
 from kdp_core.methods.kdp_narrow.surgeon import kept_units
 from kdp_core.model import checkpoints
 from kdp_core.model.families import Family, decoder_layers
@@ -90,12 +90,14 @@ def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, jud
     h_STD, path = hidden.state(part.layer), range(part.layer, len(passes.layers))
     h_STD, judged_STD = h_STD[fitted], h_STD[judged]
     given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
-    equations, old_FD = equations_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
-    kept = kept_units(equations, part.units, counts, parts.gain_after(passes, part.layer, part.name))
+    products = products_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
+    old_FD = products.old_FD
+    kept = kept_units(products.equations(first_ridge(how)), part.units, counts,
+                      parts.gain_after(passes, part.layer, part.name))
     losses, writer = {}, parts.writer_of(passes, part.layer, part.name)
     bias_D = None if writer.bias is None else writer.bias.clone()
     for count, units in kept.items():
-        narrow(passes, part, units, equations, old_FD, how)
+        narrow(passes, part, units, products, how)
         losses[count] = divergence(passes, path, judged_STD, final_STD, how.batch)
         parts.put(writer, old_FD, torch.arange(len(old_FD)))
         if bias_D is not None:

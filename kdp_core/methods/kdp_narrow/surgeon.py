@@ -3,7 +3,8 @@
 A writer maps the inputs f of a part (channels of an MLP, heads of an attention) to what the part adds to the state. Its
 new matrix solves a weighted ridge regression towards the old one,
     W = argmin sum_n w_n |u_n - W f_n|^2 + lambda |W - W_0|^2,    lambda = ridge * mean diag(sum_n w_n f_n f_n'),
-so that the weights stay as they are in directions that the calibration text does not show. Units are removed by the
+so that the weights stay as they are in directions that the calibration text does not show. The ridge is the one of
+RIDGES with the least error on held-out sequences. Units are removed by the
 rule of the optimal brain surgeon (Hassibi and Stork 1993), for a unit of several inputs as in ZipLM (Kurtic et al.
 2023) and SlimGPT (Ling et al. 2024): without the inputs j of a unit the loss rises by
     tr(W_j' ([H^-1]_jj)^-1 W_j),    H = sum_n w_n f_n f_n' + lambda I,    W solved on the inputs that are left.
@@ -21,6 +22,8 @@ from kdp_core.states.block import FitError
 
 ROUND = 64
 """Channels that one round may always remove."""
+RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+"""Ridges from which held-out sequences choose. Units are chosen with the first one."""
 
 
 class Regression(NamedTuple):
@@ -33,6 +36,17 @@ class Regression(NamedTuple):
         return Regression(self.gram_FF[inputs][:, inputs], self.cross_FD[inputs])
 
 
+class Products(NamedTuple):
+    """Weighted products over tokens, sum w f f' and sum w f u', and the old matrix, all float64."""
+    gram_FF: Tensor
+    cross_FD: Tensor
+    old_FD: Tensor
+
+    def equations(self, ridge: float) -> Regression:
+        """The normal equations with this ridge."""
+        return regression(*self, ridge)
+
+
 def regression(gram_FF: Tensor, cross_FD: Tensor, old_FD: Tensor, ridge: float) -> Regression:
     """The normal equations from sum w f f', sum w f u' and the old matrix, all float64."""
     level = ridge * gram_FF.diagonal().mean()
@@ -43,6 +57,19 @@ def regression(gram_FF: Tensor, cross_FD: Tensor, old_FD: Tensor, ridge: float) 
 def solved(equations: Regression) -> Tensor:
     """w_FD: the matrix that solves the equations; FitError if they are singular."""
     return torch.cholesky_solve(equations.cross_FD, _factor(equations.gram_FF))
+
+
+def solved_by(held: Products, products: Products, inputs: Tensor) -> tuple[Tensor, float]:
+    """The matrix of these inputs, w_FD, and its ridge: the one of RIDGES with the least loss on the held-out tokens."""
+    gram_FF, cross_FD = held.gram_FF[inputs][:, inputs], held.cross_FD[inputs]
+    found = []
+    for ridge in RIDGES:
+        w_FD = solved(products.equations(ridge).of(inputs))
+        # sum w |u - W f|^2 = tr(W' G W) - 2 tr(W' C) + sum w |u|^2
+        loss = (w_FD * (gram_FF @ w_FD - 2 * cross_FD)).sum().item()
+        found.append((loss, ridge, w_FD))
+    _, ridge, w_FD = min(found, key=lambda one: one[:2])
+    return w_FD, ridge
 
 
 def kept_units(equations: Regression, units: int, counts: list[int],

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdp_core.methods.heads_channels.units import columns_of
-from kdp_core.methods.kdp_narrow.surgeon import kept_units, regression, solved
+from kdp_core.methods.kdp_narrow.surgeon import RIDGES, Products, kept_units, regression, solved, solved_by
 from kdp_core.states.block import FitError
 
 N, F, D = 40, 6, 3
@@ -43,6 +43,22 @@ def test_the_solution_has_no_gradient(data):
     w_FD = solved(equations_of(data))
     level = RIDGE * f_NF.square().sum() / F
     assert (f_NF.T @ (f_NF @ w_FD - u_ND) + level * (w_FD - old_FD)).abs().max() < 1e-9
+
+
+def test_the_ridge_is_the_one_with_the_least_loss_on_held_out_tokens(data):
+    f_NF, u_ND, old_FD = data
+    inputs, chosen = torch.tensor([0, 2, 3, 5]), set()
+    # with few tokens a large ridge is best, with the fitted tokens themselves the smallest
+    for fitted, judged in ((slice(5), slice(5, None)), (slice(30), slice(30, None)), (slice(None), slice(None))):
+        products, held = (Products(f_NF[at].T @ f_NF[at], f_NF[at].T @ u_ND[at], old_FD) for at in (fitted, judged))
+        losses = [(u_ND[judged] - f_NF[judged][:, inputs] @ solved(products.equations(ridge).of(inputs))).square().sum()
+                  for ridge in RIDGES]
+        w_FD, ridge = solved_by(held, products, inputs)
+        assert ridge == RIDGES[torch.stack(losses).argmin()]
+        assert torch.equal(w_FD, solved(products.equations(ridge).of(inputs)))
+        chosen.add(ridge)
+    assert ridge == RIDGES[0]
+    assert len(chosen) > 1
 
 
 @pytest.mark.parametrize("units", [6, 3, 2])
