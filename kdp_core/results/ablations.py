@@ -1,13 +1,13 @@
 """Ablations: the variants, points and numbers of one study of the KDP paper, ready to print and to draw.
 
-Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) are all of one kind: some variants of
-the grid, one quantity that differs between them, and some scores. The paper gives points and bars alone; here every
-score has its standard error, and the dense model is shown next to it. This module reads the summary and the tidy scores
-and loads no model.
+Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) have the same form: they compare some
+scores of variants that differ in one quantity. The paper gives points and bars without errors; here every score has its
+standard error, and the dense model is shown as well. This module reads the summary and the tidy scores and loads no
+model.
 
-Table 11 has two kinds of retained performance: against the dense model (`rp`), and against the standard calibration
-set (`rp_reference`). The reference is the ablation's first point, or the first point of each variant if every variant
-is a line of its own.
+Table 11 has two kinds of retained performance: relative to the dense model (`rp`), and relative to the standard
+calibration set (`rp_reference`). The reference is the ablation's first point. If every variant is a line of its own,
+each variant has its first point as the reference.
 """
 import itertools
 import math
@@ -40,7 +40,7 @@ OTHERS = {
     REFERENCE: Column("Retained of first", "%", "Mean accuracy as a percentage of the first point's.", 1, 1, 1,
                       f"{REFERENCE}_stderr"),
 }
-"""Columns that the summary does not have, or not under these headings."""
+"""Columns that the summary lacks, or has under other headings."""
 QUANTITIES = {"ratio": "params_removed", "variant": "method", "k_max": "k_max", "tokens": "tokens"}
 """What may stand on the axis besides options, and the column that holds it. `variant` is the variant itself. The column
 of the ratio is the share that was really removed."""
@@ -58,9 +58,9 @@ class Ablation(NamedTuple):
     """`ratio`, `k_max`, `tokens`, `variant`, or options of the variants as step.option. With several options a variant
     lies on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
     metrics: list[str]
-    """Columns of the summary, `rp_reference`, or tasks: `task` for its main metric, or `task:metric`."""
+    """Columns of the summary, `rp_reference`, or tasks: `task` for the main metric of the task, or `task:metric`."""
     points: list[dict[str, Any]]
-    """Keys of every point, in order: model, calib, method, ratio, k_max. The first is the reference."""
+    """Keys of every point, in order: model, calib, method, ratio, k_max. The first point is the reference."""
     settings: dict[str, dict[str, Any]]
     """For each variant, the values of the options in `x`."""
     tokens: dict[str, int]
@@ -71,8 +71,10 @@ class Gathered(NamedTuple):
     """The numbers of one ablation."""
     ablation: Ablation
     frame: pd.DataFrame
-    """The dense row first within each model, then the points by ratio and in their order. Each axis has a column, and
-    each metric has one for itself and one for its standard error."""
+    """The dense row first within each model, then the points by ratio and in their order.
+
+    Each axis has a column, and each metric has a column for its value and a column for its standard error.
+    """
     columns: dict[str, Column]
     """How each column of axes and metrics is printed and read."""
     axes: list[str]
@@ -83,7 +85,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
     """The points of an ablation from summary.summarise and summary.tidy, as read from their CSV files.
 
     Raises AblationError for a point that the summary lacks, an unknown metric, an option that a variant does not set,
-    or a variant that differs from the first one in two of several options.
+    or a variant that differs from the first variant in two of several options.
     """
     _check(ablation)
     frame = _points(summary, ablation)
@@ -100,7 +102,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
                            for row in frame.itertuples()]
     for metric in ablation.metrics:
         if metric == REFERENCE:
-            # variants on the axis share one reference; variants that are lines have one each
+            # variants on the axis share one reference; variants that are lines have one reference each
             along_variants = any(name == "variant" or name not in QUANTITIES for name in ablation.x)
             frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_variants
                                    else ["model", "method"])
@@ -110,7 +112,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
 
 
 def _plain(value: Any) -> int | float | str:
-    """The value of an option: a number as it is, anything else as text."""
+    """The value of an option: a number is returned unchanged, any other value as text."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -138,7 +140,7 @@ def variants_of(ablation: Ablation) -> list[str]:
 
 
 def lines_of(ablation: Ablation, variant: str) -> list[str]:
-    """The axes of `x` on whose line a variant lies: it differs from the first variant in no other option."""
+    """The axes of `x` on whose line a variant lies: the variant differs from the first variant in no other option."""
     if len(ablation.x) == 1:
         return list(ablation.x)
     own, first = ablation.settings[variant], ablation.settings[variants_of(ablation)[0]]
@@ -151,7 +153,7 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
         chosen += list(summary.index[(summary["model"] == model) & (summary["method"] == DENSE)])
-        # by ratio, because tables are grouped by it, and otherwise in their own order
+        # by ratio, because tables are grouped by ratio, and otherwise in the given order
         own = sorted((p for p in ablation.points if p["model"] == model), key=lambda point: float(point["ratio"]))
         for point in own:
             key = (point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]))
@@ -163,9 +165,10 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
 
 
 def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
-    """The frame with the accuracy retained of the first point among those that are `alike`.
+    """The frame with the share of the first point's accuracy that each point retains.
 
-    The standard error takes the first point as fixed.
+    Rows with equal values of `alike` form a group with its own first point. The standard error treats this first point
+    as fixed.
     """
     reference = frame.groupby(alike)["acc"].transform("first").where(frame["method"] != DENSE)
     return frame.assign(**{name: [retained(value, base) for value, base in zip(frame[source], reference, strict=True)]
@@ -194,7 +197,7 @@ def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[p
 
 
 def _main(task: str, metrics: set[str]) -> str:
-    """The main metric of a task: the first of PRIMARY that it has."""
+    """The main metric of a task: the first metric of PRIMARY that the task has."""
     for known in (name for kind in PRIMARY.values() for name in kind):
         if known in metrics:
             return known

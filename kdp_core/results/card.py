@@ -1,8 +1,8 @@
 """The model card of a pruned checkpoint: its README.md, as the hub of Hugging Face shows it.
 
 The card is written from the records of the pruning and of its scores. It says what the checkpoint is, what was removed,
-what it and the dense model scored, which licence the base model has, how the checkpoint was made, and how
-to make it again. What is not known is left out or said to be unknown.
+what the checkpoint and the dense model scored, which licence the base model has, how the checkpoint was made, and how
+to make it again. Unknown facts are left out, or the card says that they are unknown.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Made(NamedTuple):
     variant: str
     """The name of the variant in the configuration; the method's own name if there is none."""
     ratio: float
-    """Share of all parameters that was to be removed."""
+    """Share of all parameters that the configuration asked to remove."""
     again: str
     """Commands or a configuration that make the checkpoint again, as a fenced block of Markdown."""
     provenance: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured | None) -> str:
-    """The card as Markdown, with the entries that the hub reads on top."""
+    """The card as Markdown; it begins with the entries that the hub reads."""
     parts = [_entries(facts, made), f"# {_name(facts)} without {pruned.params_removed:.1%} of its parameters",
              _what(facts, pruned, made), "## Use", _use(made.stock), "## Scores", _scores(measured),
              "## Licence", _licence(facts), "## How it was made", _how(facts, made), "## Make it again",
@@ -51,7 +51,7 @@ def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured 
 
 
 def _name(facts: ModelFacts) -> str:
-    """The name of the base model: that of its repository, or of its file."""
+    """The name of the base model: the name of its repository or of its file."""
     bare = without_place(facts.source)
     if bare.startswith(HUB):
         return bare.removeprefix(HUB).split("@")[0]
@@ -72,7 +72,7 @@ def _entries(facts: ModelFacts, made: Made) -> str:
 def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
     method = method_of(made.method)
     named = f"`{made.variant}`" + (f" (the method `{made.method}`)" if made.variant != made.method else "")
-    # the pages of the project, which a record may name, do not travel with a checkpoint
+    # a record may name pages of the project; these pages are not copied with a checkpoint
     rows = [("base model", f"{_name(facts)} ({facts.family})"), ("method", f"{named}: {method.group}"),
             ("published in", method.paper.split("; docs/")[0]),
             ("asked for", f"{made.ratio:.1%} of all parameters removed"),

@@ -1,4 +1,4 @@
-"""Points and columns of the tables of results: what each one holds, and how a value or a heading is printed."""
+"""Points and columns of the tables of results: what each column holds, and how a value or a heading is printed."""
 import math
 from typing import Any, NamedTuple
 
@@ -8,7 +8,10 @@ from kdp_core.base.records import Block, PrunedFacts, Selection
 DENSE = "dense"
 """The method of the model that is not pruned."""
 BASELINE = "remove"
-"""The variant that removes the selected layers and puts nothing in their place; all others are compared with it."""
+"""The variant that removes the selected layers and puts nothing in their place.
+
+All other variants are compared with it.
+"""
 KEYS = ("model", "calib", "method", "ratio", "k_max")
 """The columns that name a point."""
 
@@ -34,11 +37,14 @@ class Point(NamedTuple):
     scores: Scores
     efficiency: Efficiency | None
     fit_seconds: float | None
-    """Seconds spent on fitting the stand-ins and on fine-tuning; None if nothing is fitted."""
+    """Seconds of the fits of the stand-ins and of the fine-tuning; None if nothing is fitted."""
     finetuned: bool = False
     """Whether the model was fine-tuned after pruning. Its row is printed with a dagger."""
     search_seconds: float | None = None
-    """Seconds spent on the search, once for all ratios; None if the blocks follow from the similarity of layers."""
+    """Seconds of the search, which runs once for all ratios.
+
+    None if the blocks are selected by the similarity of layers.
+    """
 
 
 class Column(NamedTuple):
@@ -49,7 +55,7 @@ class Column(NamedTuple):
     """One plain sentence."""
     digits: int = 2
     scale: float = 1.0
-    """Factor from the stored value to the printed one."""
+    """Factor from the stored value to the printed value."""
     better: int = 0
     """1 if higher is better, -1 if lower is better, 0 otherwise. Columns with 0 are never marked."""
     stderr: str = ""
@@ -86,7 +92,7 @@ COLUMNS: dict[str, Column] = {
 }
 """The columns of the summary that are printed."""
 RELATIVE = ("rp", "ppl_ratio", "rp_ppl")
-"""Columns printed without their errors, which repeat those of acc and ppl."""
+"""Columns that are printed without their errors, because the errors repeat those of acc and ppl."""
 MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "speedup_prefill", "speedup_decode",
         "params_millions")
 """The columns of the printed summary."""

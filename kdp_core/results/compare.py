@@ -1,15 +1,15 @@
 """Pairs of models compared on the same items: which differences are more than noise.
 
-All models answer the same items. The error of a difference is therefore that of the items' differences, and not that of
-two unrelated means: an item that is hard for both models does not add to it.
+All models answer the same items. The error of a difference is therefore computed from the differences of the items, and
+not from two unrelated means: an item that is hard for both models does not increase the error.
     one accuracy task     McNemar's exact test with the mid p-value (Fagerland et al. 2013)
     `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn again within each task
     perplexity            difference of nats per token over windows or documents, standard error by the delta method,
                           Student's t; `all` is the mean over texts, as for the geometric mean of perplexities
-A task whose items are not all zeros and ones is bootstrapped too. Items count as independent. Neighbouring windows of
-one text are not quite independent, so p-values of perplexities are a little too low. p-values are corrected by
+A task with values other than 0 and 1 is bootstrapped too. Items count as independent. Neighbouring windows of one text
+are not quite independent, so p-values of perplexities are a little too low. p-values are corrected by
 Holm's method within one question about one group: which models differ from the best, from the baseline, or from the
-dense model? Those of all other pairs are not corrected; a table that asks another question corrects them itself.
+dense model? The p-values of all other pairs are not corrected; a table that asks another question corrects them itself.
 """
 import itertools
 import json
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     key: tuple[str, str, str, float, int]
     """Model, calib, method, ratio, k_max, as in KEYS."""
     zeros: bool
-    """Whether it holds zeros instead of fewer weights. Such models are compared among themselves."""
+    """Whether the model has weights set to zero instead of fewer weights. Such models are compared among themselves."""
     outcomes: list[Outcomes]
 
 
@@ -63,8 +63,8 @@ class Entry(NamedTuple):
 def read_outcomes(folder: str | Path, scores: Scores) -> list[Outcomes]:
     """Outcomes on all tasks that count in a summary, by name, from the samples that an evaluation writes.
 
-    If a group has the score that counts, the items of its tasks stand together under the group's name. Raises
-    CompareError if items are missing, or if their number is not that of the score.
+    If a group has the score that counts, the items of its tasks are joined under the group's name. Raises CompareError
+    if items are missing, or if their number differs from the number of items of the score.
     """
     found = []
     for kind, metrics in PRIMARY.items():
@@ -126,7 +126,7 @@ def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> p
 
 
 def _pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
-    """The places (j, k), j < k, of all models to compare: those of one group, and each with the dense model."""
+    """The index pairs (j, k), j < k, of models to compare: pairs in a group, and pairs with the dense model."""
     groups = [(entry.key[3], entry.zeros) for entry in entries]
     dense = [entry.key[2] == DENSE for entry in entries]
     return [(j, k) for j, k in itertools.combinations(range(len(entries)), 2)
@@ -149,7 +149,7 @@ def _test(entries: Sequence[Entry], kind: str, pairs: Sequence[tuple[int, int]],
 
 
 def _check_items(entries: Sequence[Entry]) -> None:
-    """Refuse models that did not answer the same items of the same tasks, each of the same length."""
+    """Refuse models that did not answer the same items, with the same lengths, of the same tasks."""
     first = entries[0]
     known = {(o.kind, o.task): o for o in first.outcomes}
     for entry in entries[1:]:
@@ -183,7 +183,7 @@ def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table) -> lis
         group = [place for place, entry in enumerate(entries)
                  if (entry.key[3], entry.zeros) == (ratio, zeros) and entry.key[2] != DENSE]
         better = -1 if table.unit == "share" else 1
-        # of equal models the first is taken
+        # of several models with equal values the first is taken
         best = min(group, key=lambda place: better * table.means_J[place])
         questions = {"best": [(place, best) for place in group if place != best],
                      "baseline": [(place, other) for place in group

@@ -3,8 +3,8 @@
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
 attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference next to it;
-NOTES_10 and NOTE_12 explain the differences. Most of Table 10 is reproduced to the digit once the number of removed
-layers is known. Two things are not:
+NOTES_10 and NOTE_12 explain the differences. Most figures of Table 10 are reproduced in every digit once the number of
+removed layers is known. The exceptions are:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
                      row of LLaMA-2-7B is that of four blocks of two layers, while Table 5 lists five
     ratios           SliceGPT's rows are 25 % of the width, which is 15 % of the parameters: not a matched comparison
@@ -25,11 +25,11 @@ from kdp_core.results.columns import Column
 from kdp_core.study.planner import PUBLISHED
 
 TOKENS = 128
-"""Tokens that the paper counts FLOPs for."""
+"""Number of tokens for which the paper counts FLOPs."""
 FEATURES = 1024
 """2m, appendix B."""
 HIDDEN = 2000
-"""ASSUME: width of the inverse network. The paper does not print it; this one gives Table 12's 2.89 G and 3.4 G."""
+"""ASSUME: width of the inverse network. The paper does not print it; this width gives Table 12's 2.89 G and 3.4 G."""
 PAIRS = 5
 """Blocks that Table 5 lists for each LLaMA. Each has two layers if [17,19] means 17 and 19."""
 SLICED = 0.25
@@ -39,7 +39,7 @@ MODELS: Mapping[str, str] = {
     "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
     "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
     "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}
-"""The paper's models by the names that it gives them, and their names on the hub."""
+"""The paper's names of its models, and the models' names on the hub."""
 
 
 class Printed(NamedTuple):
@@ -88,7 +88,7 @@ TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "LLaMA-2-13B": {"block_gmacs": (81.20, 121.80), "block_mparams": (634.41, 951.61), "fold": (3.4, 14.83),
                     "kept_flops": (4.19, 2.79), "kept_params": (2.34, 1.56)},
 }
-"""Table 12 for k = 2 and k = 3; `fold` is GFLOPs and millions of parameters, which are the same for both."""
+"""Table 12 for k = 2 and k = 3. `fold` holds GFLOPs and millions of parameters of a block, equal for both k."""
 
 
 # What a model costs ---------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Size(NamedTuple):
     """Counts of one model, one of its layers, and one of its folded blocks."""
     params: int
     macs: int
-    """Per token, as are the other counts of multiply-adds."""
+    """Multiply-adds are counted for one token, here and in the other fields."""
     layer_params: int
     layer_macs: int
     fold_params: int
@@ -110,8 +110,8 @@ class Size(NamedTuple):
 
 
 def size(model: str) -> Size:
-    """Counts of one of MODELS, built without weights from its published configuration."""
-    # imported here, because it takes seconds
+    """Counts of one of MODELS, which is built without weights from its published configuration."""
+    # imported here, because the import takes seconds
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**PUBLISHED[MODELS[model]])
@@ -130,7 +130,7 @@ def size(model: str) -> Size:
 # Table 10 -------------------------------------------------------------------------------------------------------------
 
 def table_10() -> pd.DataFrame:
-    """One row for each model and method: what is removed, our counts, the paper's figures, why they differ."""
+    """One row for each model and method: what is removed, our counts, the paper's figures, and why they differ."""
     rows = []
     for model in MODELS:
         counts = size(model)
@@ -245,7 +245,7 @@ COLUMNS_12 = {
 
 
 def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", "md", "tex"]) -> str:
-    """One of the two tables as text. The CSV file has every figure in full precision, and the explanations."""
+    """One of the two tables as text. The CSV file also has the explanations, and every figure in full precision."""
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     known = COLUMNS_10 if number == 10 else COLUMNS_12

@@ -1,11 +1,11 @@
 """The summary in plain words: which variant came first for each model and target, by how much, and how sure that is.
 
 Two rules decide whether a difference is more than noise. The first rule needs a paired test of the two models on the
-same items: the difference is clear if p, with Holm's correction, is below SIGNIFICANT. If it is not below, no
-difference is shown. Without a test, the second rule takes the distance in combined standard errors, sqrt(se1^2 +
-se2^2): it is a tie up to TIE, clear from CLEAR on, and suggestive in between. The second rule takes both models as
-independent although they answer the same items, so it is cautious. This module puts numbers into words and computes no
-others.
+same items. The difference is clear if p, with Holm's correction, is below SIGNIFICANT; otherwise no difference is
+shown. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). Up to TIE the
+distance is a tie, from CLEAR on it is clear, and in between it is suggestive. The second rule assumes that the models
+are independent, although they answer the same items, so it is cautious. This module puts numbers into words and
+computes no further numbers.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from kdp_core.results.marks import zeros
 from kdp_core.results.paired import ALL, SIGNIFICANT
 
 TIE, CLEAR = 1.0, 2.0
-"""In combined standard errors: a distance up to TIE is a tie, one from CLEAR on is a clear difference."""
+"""In combined standard errors: a distance up to TIE is a tie, a distance from CLEAR on is a clear difference."""
 SAME_SIZE = 0.02
-"""Largest difference of the shares removed by two models that the first sentence compares."""
+"""The first sentence compares two models only if the shares that they removed differ by at most this much."""
 LISTED = 5
-"""Number of names that a sentence lists. In a longer list the others are only counted."""
+"""Number of names that a sentence lists. In a longer list the remaining names are only counted."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
 Level = Literal["clear", "suggestive", "tie", "unknown", ""]
 
@@ -49,22 +49,22 @@ class Verdict(NamedTuple):
     """How two models differ in one metric."""
     level: Level
     apart: float
-    """Distance in combined standard errors; infinite if those are not known."""
+    """Distance in combined standard errors; infinite if the errors are not known."""
     test: tuple[float, int] | None = None
-    """p and items of the paired test, if there is one."""
+    """p and number of items of the paired test, if there is one."""
 
 
 Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
-"""Metric and the keys of both models -> p with Holm's correction, and items, of a paired test."""
+"""Metric and the keys of both models -> p with Holm's correction and number of items of a paired test."""
 
 
 def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> list[Finding]:
-    """The summary in plain sentences: one finding for each dense model and one for each target ratio of it.
+    """The summary in plain sentences: one finding for each dense model, and one for each of its target ratios.
 
     comparisons: paired tests, as compare.compare gives them. The rows over all tasks against the best and against the
         baseline are read.
-    Models that only hold more zeros are compared among themselves. If a fine-tuned model comes first, the models that
-    are not fine-tuned are also compared among themselves.
+    Models whose weights are only set to zero are compared among themselves. If a fine-tuned model comes first, the
+    models that are not fine-tuned are also compared among themselves.
     """
     said, best, floor = [], _paired(comparisons, "best"), _paired(comparisons, "baseline")
     for model in sorted(summary["model"].unique()):
@@ -81,8 +81,9 @@ def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
     """The outcome of a run: the best model of the largest target, the next best of its size, and how sure this is.
 
     comparisons: paired tests, as compare.compare gives them.
-    It speaks of the first dense model and of pruned models that are really smaller. The best model has the lowest
-    perplexity, or the highest accuracy if no perplexity was measured. Empty if there is nothing to say.
+    The sentence is about the first dense model and its pruned models that are really smaller. The best model has the
+    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if there is nothing to
+    say.
     """
     own = summary[summary["model"] == summary["model"].iloc[0]]
     pruned = own[(own["method"] != DENSE) & ~zeros(own)]
@@ -125,7 +126,7 @@ def _left_words(row: pd.Series) -> str:
 
 
 def _share(share: float) -> str:
-    """A share in percent; its sign stays on the line of the number."""
+    """A share in percent; no line break separates the number and the sign."""
     return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
@@ -215,7 +216,7 @@ def _ranked(group: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: Paired, note: str) -> Claim:
-    """Which model is first, by how much, and which others may be as good."""
+    """Which model is first, by how much, and which other models may be as good."""
     column, word = COLUMNS[metric], WORDS[metric]
     topic, first = f"{word.capitalize()}{note}", ranked.iloc[0]
     name, value = names[first.name], f"{number_of(first, metric)}{_beside_dense(first, metric)}"
@@ -325,7 +326,7 @@ def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Ve
 
 
 def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
-    """Difference in combined standard errors; infinite if they are not known and the values differ."""
+    """Difference in combined standard errors; infinite if the errors are not known and the values differ."""
     gap = abs(one[metric] - other[metric])
     errors = [one[COLUMNS[metric].stderr], other[COLUMNS[metric].stderr]]
     combined = math.hypot(*errors) if all(known(error) for error in errors) else 0.0

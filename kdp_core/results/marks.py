@@ -1,4 +1,4 @@
-"""Marks of a table: the best rows of each group, if they differ from the others by more than noise.
+"""Marks of a table: the best rows of each group, if they differ from the other rows by more than noise.
 
 Two rows are compared by a paired test on the same items, or by their standard errors if there is no test.
 """
@@ -23,16 +23,16 @@ Pairs = dict[frozenset[tuple[Any, ...]], float]
 
 def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
           comparisons: pd.DataFrame | None = None) -> dict[Any, str]:
-    """Which rows of a summary to set off in column `name`: {row label: "best" | "second"}.
+    """Which rows of a summary to mark in column `name`: {row label: "best" | "second"}.
 
-    The pruned rows of one model and ratio are compared; those that hold zeros are compared among themselves. A row is
-    "best" only if it differs significantly from every other row of its group. "second" are the best of the remaining
-    rows and all rows that do not differ significantly from it. So if no row is "best", the rows that may be the best
-    are "second". If all rows may be the best, none is marked.
+    The pruned rows of one model and ratio are compared; rows of models with weights set to zero are compared among
+    themselves. A row is "best" only if it differs significantly from every other row of its group. "second" are the
+    best of the remaining rows and all rows that do not differ significantly from it. So if no row is "best", the rows
+    that may be the best are "second". If all rows may be the best, none is marked.
 
     Two rows differ significantly by the paired tests in `comparisons`, corrected for the rows of the group (Holm,
     p < SIGNIFICANT). Without tests they must differ by more than one combined standard error sqrt(se1^2 + se2^2).
-    Without errors, values are compared as printed, and equal ones have the same mark.
+    Without errors, values are compared as printed, and equal values have the same mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
@@ -44,12 +44,12 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
 
 def zeros(frame: pd.DataFrame) -> pd.Series:
-    """Which rows of a summary hold weights set to zero instead of fewer weights."""
+    """Which rows of a summary are models with weights set to zero instead of fewer weights."""
     return frame["params_zeroed"].gt(0).rename("zeros")
 
 
 def _tested(comparisons: pd.DataFrame, column: Column) -> Pairs:
-    """p of all pairs that were tested by the metric and task of a column."""
+    """p of all pairs that were tested on the metric and task of a column."""
     own = comparisons[(comparisons["metric"] == column.test[0]) & (comparisons["task"] == column.test[1])]
     return {frozenset(((row.model, row.calib, row.method, row.ratio, row.k_max),
                        (row.model, row.other_calib, row.other, row.ratio, row.other_k_max))): row.p
@@ -78,7 +78,7 @@ def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) 
     """Marks of ranked rows; `told` says for each row but the first whether it differs significantly from the first."""
     apart = told(labels)
     if not any(apart):
-        # any row may be the best: none is marked
+        # any row may be the best, so no row is marked
         return {}
     made = {labels[0]: "best"} if all(apart) else {}
     left = labels[len(made):]
@@ -87,10 +87,13 @@ def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) 
 
 
 def _marks_as_printed(labels: list[Any], shown: list[str]) -> dict[Any, str]:
-    """Marks of ranked rows by their printed values: those equal to the first, and the next ones if it is alone."""
+    """Marks of ranked rows by their printed values.
+
+    The rows equal to the first row are marked. If the first row is alone, the rows with the next value are marked too.
+    """
     distinct = list(dict.fromkeys(shown))
     if len(distinct) == 1:
-        # all values are equal: none is marked
+        # all values are equal, so no row is marked
         return {}
     words = {distinct[0]: "best"} | ({distinct[1]: "second"} if shown.count(distinct[0]) == 1 else {})
     return {label: words[text] for label, text in zip(labels, shown, strict=True) if text in words}

@@ -1,14 +1,15 @@
-"""Parts of the report's page: sortable tables, its style and its script. All text is escaped.
+"""Parts of the report's page: sortable tables, the page's style and its script. All text is escaped.
 
-Each cell of a table has what is shown and the value by which it sorts. A click or a key on a heading sorts by that
-column: numbers as numbers, and missing values always last. Without JavaScript the page shows the same, unsorted.
+Each cell of a table holds its text and the value by which the cell is sorted. A click or a key on a heading sorts the
+table by that column: numbers as numbers, and missing values always last. Without JavaScript the page shows the same
+tables, which cannot be sorted.
 """
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 TALL = 20
-"""A table with at least so many rows scrolls by itself, so that its head stays in sight."""
+"""A table with at least this many rows has its own scroll bar, so that its head stays visible."""
 
 
 class Cell(NamedTuple):
@@ -16,7 +17,7 @@ class Cell(NamedTuple):
     markup: str
     """What is shown, escaped."""
     value: str
-    """What it sorts by; empty for a missing value."""
+    """The value by which the cell is sorted; empty for a missing value."""
 
 
 class Row(NamedTuple):
@@ -31,17 +32,17 @@ def text(words: Any) -> str:
 
 
 def cell(words: str, value: Any = None) -> Cell:
-    """A cell of plain words. It sorts by `value`, or by the number or the words that it shows."""
+    """A cell of plain words. It is sorted by `value`, or without `value` by the number or the words that it shows."""
     shown = words.replace(",", "")
     return Cell(text(words), str(value) if value is not None else "" if words == "–" else
                 shown if _numeric(shown) else words)
 
 
 def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: str, name: int = 0) -> str:
-    """A sortable table. Rows sort within their group; the words of a group stand above its rows, if it has any.
+    """A sortable table. Rows are sorted within their group. A group with a name has the name above its rows.
 
     label: the name of the table for a screen reader.
-    name: the column that names a row; it stays in sight if the table is wider than the window.
+    name: the column that names a row; this column stays visible if the table is wider than the window.
     A column is aligned right if every cell is a number or missing. Without rows there is no table.
     """
     rows = [row for group in groups.values() for row in group]
@@ -60,18 +61,18 @@ def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: st
 
 
 def plain(head: Sequence[str], rows: Sequence[Sequence[str]], *, label: str) -> str:
-    """A table of words and numbers as they are given."""
+    """A table of words and numbers, which are shown unchanged."""
     return table(head, {"": [Row([cell(words) for words in row]) for row in rows]}, label=label)
 
 
 def meanings(words: Mapping[str, str], heading: str = "What the columns mean") -> str:
-    """Terms with their meanings, folded."""
+    """Terms with their meanings, hidden until the reader unfolds them."""
     said = "".join(f"<dt>{text(term)}</dt><dd>{text(meaning)}</dd>" for term, meaning in words.items())
     return folded(heading, f"<dl>{said}</dl>") if said else ""
 
 
 def folded(heading: str, markup: str) -> str:
-    """Markup that a click on its heading unfolds."""
+    """Markup that is hidden until the reader clicks on its heading."""
     return f"<details><summary>{text(heading)}</summary>{markup}</details>\n" if markup else ""
 
 
@@ -81,10 +82,10 @@ def note(words: str) -> str:
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]], first: str = "") -> str:
-    """The page: a title, a lead, what stands on the first screen next to it, and the sections.
+    """The page: a title, a lead, the rest of the first screen, and the sections.
 
     first: markup below the lead.
-    sections: (heading, anchor, markup) of each; empty ones are left out.
+    sections: (heading, anchor, markup) of each section; empty sections are left out.
     """
     kept = [part for part in sections if part[2]]
     links = "".join(f'<a href="#{anchor}">{text(heading)}</a> ' for heading, anchor, _ in kept)
@@ -107,7 +108,7 @@ def _row(row: Row, styles: Sequence[str], name: int) -> str:
     made = []
     for place, (one, style) in enumerate(zip(row.cells, styles, strict=True)):
         tag, scope = ("th", ' scope="row"') if place == name else ("td", "")
-        # a cell that shows its value as it is does not repeat it
+        # a cell whose text is its value does not repeat the value
         value = "" if one.markup == text(one.value) else f' data-value="{text(one.value)}"'
         made.append(f"<{tag}{scope}{_class(style)}{value}>{one.markup}</{tag}>")
     return f"<tr{_class(row.style)}>{''.join(made)}</tr>"

@@ -12,7 +12,7 @@ ALL = "all"
 """The task name of the mean over tasks."""
 DRAWS = 10_000
 CELLS = 4_000_000
-"""Random counts in memory at once."""
+"""Number of random counts that are in memory at the same time."""
 SIGNIFICANT = 0.05
 """Corrected p below which two models differ significantly."""
 
@@ -35,9 +35,9 @@ class Table(NamedTuple):
 
 def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pairs: Sequence[tuple[int, int]], *,
                draws: int = DRAWS, seed: int = 0) -> dict[str, Table]:
-    """Tables of accuracy tasks, values_IJ of items and models by task, and of the plain mean over tasks.
+    """Tables of the accuracy tasks and of the plain mean over tasks, from values_IJ of items and models by task.
 
-    The bootstrap of a pair depends on the outcomes of its two models and on the seed, not on the other models.
+    The bootstrap of a pair depends on the outcomes of its two models and on the seed, but not on the other models.
     """
     made, squares = {}, 0.0
     for task, values_IJ in values.items():
@@ -46,7 +46,7 @@ def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pai
         # var(d) = var(x) + var(y) - 2 cov(x, y), of d = x - y item by item
         cov_JJ = np.atleast_2d(np.cov(values_IJ, rowvar=False)) if items > 1 else np.full((len(means_J),) * 2, np.nan)
         var_JJ = np.diag(cov_JJ)[:, None] + np.diag(cov_JJ) - 2 * cov_JJ
-        # a constant difference can give a rounding error below 0
+        # for a constant difference, rounding can give a value below 0
         stderr_JJ = np.sqrt(np.clip(var_JJ, 0, None) / items)
         squares = squares + stderr_JJ ** 2
         exact = bool(np.isin(values_IJ, (0, 1)).all())
@@ -93,8 +93,8 @@ def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) 
 
 
 def mcnemar(values_IJ: np.ndarray) -> np.ndarray:
-    """Mid p-values of all pairs of models that are right (1) or wrong (0) on the same items."""
-    from scipy import stats  # half a second, for which pages that only print tables need not wait
+    """Mid p-values of all pairs of models, from values that are right (1) or wrong (0) on the same items."""
+    from scipy import stats  # the import takes half a second, and pages that only print tables do not need it
 
     # b_jk items that j has right and k wrong; X ~ Binomial(b_jk + b_kj, 1/2), x = min(b_jk, b_kj)
     b_JJ = values_IJ.T @ (1 - values_IJ)
@@ -107,7 +107,10 @@ def mcnemar(values_IJ: np.ndarray) -> np.ndarray:
 
 def perplexities(values: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray],
                  metrics: Mapping[str, str]) -> dict[str, Table]:
-    """Tables of perplexity tasks, and of the mean over texts, from log-likelihoods_IJ by task and tokens_I of items."""
+    """Tables of the perplexity tasks and of the mean over texts.
+
+    The inputs are log-likelihoods_IJ by task, and tokens_I of the items.
+    """
     made, squares, fourths, total = {}, 0.0, 0.0, 0.0
     for task, ll_IJ in values.items():
         tokens_I = weights[task]
@@ -136,7 +139,7 @@ def _t_table(metric: str, nats_J: np.ndarray, stderr_JJ: np.ndarray, df_JJ: np.n
     with np.errstate(invalid="ignore", divide="ignore"):
         p_JJ = 2 * stats.t.sf(np.abs(difference_JJ) / stderr_JJ, df_JJ)
     p_JJ = np.where(difference_JJ == 0, 1.0, np.where(stderr_JJ == 0, 0.0, p_JJ))
-    # a model without a number on some item has collapsed: it is behind every model that has one on all items
+    # a model without a number on some item has collapsed: it ranks behind every model that has a number on all items
     lost_J = np.isnan(nats_J)
     behind_JJ = lost_J[:, None].astype(int) - lost_J
     difference_JJ = np.where(behind_JJ != 0, np.copysign(np.inf, behind_JJ), difference_JJ)

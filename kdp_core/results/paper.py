@@ -1,4 +1,4 @@
-"""Tables 1 to 9 and 11 of the KDP paper (Ma et al., ICLR 2026), made of the numbers of a run.
+"""Tables 1 to 9 and 11 of the KDP paper (Ma et al., ICLR 2026), made from the numbers of a run.
 
     1, 6    accuracy by task, mean and retained performance; Table 6 is for OPT models
     2, 7    perplexity by text, ROUGE by task, retained performance of both; Table 7 is for OPT models
@@ -28,7 +28,7 @@ from kdp_core.score.metrics import PRIMARY
 
 ORDER = ("cmnli", "hellaswag", "piqa", "chid", "wsc", "coqa", "boolq", "mmlu", "cmmlu", "race", "sst2", "c3",
          "wikitext", "c4", "xsum")
-"""The paper's order of tasks; others follow in name order."""
+"""The paper's order of tasks; other tasks follow in the order of names."""
 ROUGE = re.compile(r"^rouge[-_]?1")
 """Metrics of Table 2's summaries."""
 OWN = {
@@ -40,7 +40,7 @@ OWN = {
     "rp_rouge": Column("Retained (ROUGE)", "%", "Mean ROUGE-1 as a percentage of the dense model's.", 1, 1, 1,
                        "rp_rouge_stderr"),
 }
-"""Columns that the summary does not have."""
+"""Columns that the summary lacks."""
 NEEDS = {
     1: "a model that is not OPT and accuracy tasks under evaluate.tasks",
     2: "a model that is not OPT and perplexity or ROUGE tasks under evaluate.tasks",
@@ -66,7 +66,7 @@ class Table(NamedTuple):
 
 
 class Run(NamedTuple):
-    """All that the tables are made from."""
+    """The data from which the tables are made."""
     summary: pd.DataFrame
     """From summary.summarise, as read from its CSV file."""
     scores: pd.DataFrame
@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
 
 def build(run: Run) -> dict[int, Table]:
-    """The tables whose numbers the run has, by number. NEEDS says what each other table needs."""
+    """The tables whose numbers the run has, by number. NEEDS says what every other table needs."""
     made = {number: make(run, number) for number, make in TABLES.items()}
     return {number: table for number, table in made.items() if table is not None}
 
@@ -110,25 +110,25 @@ def _generation(run: Run, number: int) -> Table | None:
     if rouge:
         frame = _with_rp_rouge(frame, list(rouge))
     last = ["rp_ppl"] * bool(texts) + ["rp_rouge"] * bool(rouge)
-    # for one text, it orders rows as the perplexity does
+    # for a single text, RP(PPL) orders rows as the perplexity does
     own = {"rp_ppl": COLUMNS["rp_ppl"]._replace(test=("ppl", "all"))} if len(texts) == 1 else {}
     caption = f"Perplexity and ROUGE-1, and retained performance of both{' of OPT models' * (number == 7)}."
     return Table(number, caption, frame, ["params_removed", *texts, *rouge, *last], COLUMNS | OWN | own | texts | rouge)
 
 
 def _rows(run: Run, *, opt: bool) -> pd.DataFrame:
-    """The summary of the OPT models, or of all others."""
+    """The rows of the summary for the OPT models, or for all other models."""
     chosen = [(run.families.get(model) == "opt") == opt for model in run.summary["model"]]
     return run.summary[chosen].reset_index(drop=True)
 
 
 def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the dense models in a frame; all other models have the same tasks."""
+    """The scores of the dense models in a frame; the pruned models have the same tasks."""
     return scores[(scores["method"] == DENSE) & scores["model"].isin(frame["model"]) & (scores["task"] != "efficiency")]
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """Tasks with a metric that counts, in the paper's order; the members of such a group are left out."""
+    """Tasks with a metric that counts, in the paper's order; the members of a group with such a metric are left out."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])
     return sorted((name for name in names if not any(name.startswith(f"{other}/") for other in names)), key=_place)
@@ -147,7 +147,7 @@ def _rouge(scores: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _place(task: str) -> tuple[int, str]:
-    """The place of a task in the paper's order, by the longest of the paper's names that the task's name contains."""
+    """The position of a task in the paper's order, by the longest of the paper's names that its name contains."""
     names = [name for name in ORDER if name in task.lower()]
     return (ORDER.index(max(names, key=len)) if names else len(ORDER), task)
 
@@ -163,7 +163,7 @@ def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> 
 def _with_rp_rouge(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """The frame with retained ROUGE in percent.
 
-    Its error takes the tasks as independent and the dense model as fixed.
+    The error assumes that the tasks are independent and the dense model is fixed.
     """
     mean = frame[list(tasks)].mean(axis=1, skipna=False)
     error = frame[[f"{task}_stderr" for task in tasks]].pow(2).sum(axis=1, skipna=False).pow(0.5) / len(tasks)
@@ -234,9 +234,9 @@ def render(table: Table, format: Literal["csv", "md", "tex"], comparisons: pd.Da
 
 
 def index(made: Mapping[int, Table], links: Mapping[int, str]) -> str:
-    """A list of all twelve tables in Markdown: a link to each that was made, and what the others need.
+    """A list of all twelve tables in Markdown: a link to each table that was made, and what the other tables need.
 
-    `links` has the link of each table, with those of `costs`.
+    `links` holds the link of each table, Tables 10 and 12 included.
     """
     captions = {10: "FLOPs and speed-up of the paper's models, from their configurations.",
                 12: "Folded blocks beside layers of the paper's models, from their configurations.",

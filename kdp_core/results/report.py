@@ -1,7 +1,9 @@
-"""One self-contained HTML page of a run: the outcome in words and a picture, what the models write, the findings
-and how sure they are, then each model, then how it was made.
+"""One self-contained HTML page of a run.
 
-The page loads nothing from elsewhere, and its content security policy tells the browser to refuse it. Links lead to
+The page shows the outcome in words and a picture, what the models write, the findings and how sure they are, then each
+model, and at the end how the results were made.
+
+The page loads no other file, and its content security policy tells the browser to refuse such loads. Links lead to
 files next to the page. All text is escaped. Equal arguments give equal bytes.
 """
 import math
@@ -21,7 +23,7 @@ from kdp_core.results.report_models import FigureEntry, ReportError, figure, of_
 
 TITLE = "Kernelized Dynamics Pruning: results"
 FIRST = "score-size"
-"""The figure that stands on the first screen."""
+"""The figure on the first screen."""
 READING = {
     "Standard error (±)": "How far a score would move by chance if other items of the same kind had been drawn. About "
                           "two thirds of the time the score would move less than this. The standard error of a mean "
@@ -58,8 +60,8 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
     comparisons: paired tests, as findings.headline takes them, or none.
-    expectations: for each model, its pruned models in words with what is expected of their generation.
-    agreements: for each model, its comparisons of searches for layers.
+    expectations: for each model, its pruned models, named in words, with what is expected of their generation.
+    agreements: for each model, the comparisons of searches for layers.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
     refused: grid points that could not be made, with the reasons.
     answers: what the models continue prompts with, by the dense model's name.
@@ -91,14 +93,14 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
 # The first screen -----------------------------------------------------------------------------------------------------
 
 def _first_screen(figures: Sequence[FigureEntry], answers: Mapping[str, Answers]) -> str:
-    """The first picture, and next to it what the models answer."""
+    """The first picture, and next to it the models' answers to prompts."""
     parts = [figure(entry, heading=False) for entry in figures]
     parts += [f'<div class="answers">{_answers(model, own)}</div>' for model, own in answers.items()]
     return f'<div class="first">{"".join(parts)}</div>\n' if parts else ""
 
 
 def _answers(model: str, own: Answers) -> str:
-    """The continuations of the first prompt, and those of the others folded."""
+    """The continuations of the first prompt; those of the other prompts are folded."""
     made = [f"<dl>{''.join(_answer(prompt, row['name'], row['texts'][place]) for row in own.rows)}</dl>"
             for place, prompt in enumerate(own.prompts)]
     more = "".join(f"<h3>{text(prompt)} …</h3>{lines}" for prompt, lines in zip(own.prompts[1:], made[1:], strict=True))
@@ -128,7 +130,7 @@ def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
 
 
 def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None, run: str) -> str:
-    """What was run, one card for each target of each model, and what the words mean."""
+    """What was run: one card for each target of each model, and the meanings of the words."""
     made = f'<p class="lead">{text(run)}</p>'
     for model in models:
         own = [finding for finding in said if finding.model == model]
@@ -173,10 +175,10 @@ def _tasks(scores: pd.DataFrame) -> str:
 
 
 def _times(benchmarks: pd.DataFrame) -> str:
-    """One row for each rule, the longest first: jobs, seconds of all jobs, longest job, peak memory."""
+    """One row for each rule, the slowest rule first: jobs, seconds of all jobs, longest job, peak memory."""
     seconds = _seconds(benchmarks)
     memory = benchmarks["max_rss"] if "max_rss" in benchmarks else math.nan
-    # Snakemake writes - or NA for a job that is too short to be sampled
+    # Snakemake writes `-` or `NA` for a job that is too short for a sample
     clean = benchmarks.assign(s=seconds, max_rss=pd.to_numeric(pd.Series(memory, index=benchmarks.index),
                                                                errors="coerce"))
     rows = []

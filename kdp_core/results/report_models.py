@@ -1,4 +1,4 @@
-"""What the report shows of the models: the summary, and for each model its scores, costs, tests, fits and figures."""
+"""The parts of the report about models: the summary, and the scores, costs, tests, fits and figures of each model."""
 import base64
 import math
 import struct
@@ -24,7 +24,7 @@ EXTRA = {
 }
 """Costs that are not in the summary."""
 PANELS = 1.7
-"""A figure that is so many times as wide as high has panels next to each other."""
+"""A figure whose width is at least this many times its height has panels next to each other."""
 COSTS = ("params_removed", "params_zeroed", "layers_removed", "params_millions", "macs_giga", "prefill_ms", "decode_ms",
          "peak_memory_mib", "search_seconds", "fit_seconds", "blocks")
 GROUPS = {"": "Models with fewer parameters", "finetuned": "Fine-tuned after pruning (†)",
@@ -59,11 +59,11 @@ TEST_WORDS = {
 }
 """What the columns of the paired tests mean."""
 MARKS = f"{NOTE} A click on a heading sorts the rows of each group by that column."
-"""What stands below the summary."""
+"""The note below the summary."""
 
 
 class ReportError(ValueError):
-    """The page lacks something that it needs."""
+    """The page cannot be built, because something that it needs is missing."""
 
 
 class FigureEntry(NamedTuple):
@@ -82,7 +82,7 @@ class FigureEntry(NamedTuple):
 # The summary ----------------------------------------------------------------------------------------------------------
 
 def summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, label: str = "Summary") -> str:
-    """The main columns with their marks, and below them what they mean."""
+    """The main columns with their marks, and below them the meanings of the columns and marks."""
     marked = {name: marks(summary, name, comparisons=comparisons) for name in MAIN}
     made = _point_table(summary, MAIN, COLUMNS, label=label, marked=marked)
     return made + page.note(MARKS) + page.meanings({heading(COLUMNS[name]): COLUMNS[name].what
@@ -91,7 +91,10 @@ def summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, la
 
 def _point_table(rows: pd.DataFrame, names: Sequence[str], columns: Mapping[str, Column], *, label: str,
                  marked: Mapping[str, Mapping[Any, str]] | None = None) -> str:
-    """One row for each model: its keys and these columns, in groups if there are several kinds of pruned models."""
+    """One row for each model: its keys and the given columns.
+
+    Rows are grouped if there are several kinds of pruned models.
+    """
     keys = tables.shown_keys(rows)[0 if rows["model"].nunique() > 1 else 1:]
     head = [tables.KEY_HEADINGS[key] for key in keys] + [heading(columns[name]) for name in names]
     groups: dict[str, list[Row]] = {}
@@ -150,7 +153,7 @@ def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: S
 
 
 def _claims(words: str, agreement: Agreement) -> str:
-    """The claims on objectives and searches at one ratio, with what can be told of each."""
+    """The claims on objectives and searches at one ratio, with the result for each claim."""
     head = ["Claim", "Draws", "Difference", "95 % interval", "Told"]
     rows = [[one["claim"], str(one["draws"]), _signed(one["mean"]),
              "" if one["low"] is None else f"{_signed(one['low'])} to {_signed(one['high'])}", one["told"]]
@@ -188,7 +191,7 @@ def _costs(own: pd.DataFrame, measured: pd.DataFrame) -> str:
 
 
 def _looked_up(frame: pd.DataFrame, part: pd.DataFrame, source: str) -> list[float]:
-    """The values of `part` that belong to the rows of `frame`, by method, calibration set, ratio and k_max."""
+    """The values of `part` for the rows of `frame`, by method, calibration set, ratio and k_max."""
     held = {_point(row): row[source] for _, row in part.iterrows()}
     return [held.get(_point(row), math.nan) for _, row in frame.iterrows()]
 
@@ -218,7 +221,7 @@ def _rows_of(frame: pd.DataFrame | None, model: str) -> pd.DataFrame:
 
 
 def _unfolds(own: pd.DataFrame, heading: str, words: Mapping[str, str], label: str) -> str:
-    """A folded frame with what its columns mean."""
+    """A folded frame with the meanings of its columns."""
     told = {word: meaning for word, meaning in words.items() if word.replace(" ", "_") in own}
     return page.folded(heading, _frame(own, label) + page.meanings(told)) if len(own) else ""
 
@@ -249,7 +252,7 @@ def figure(entry: FigureEntry, *, heading: bool = True) -> str:
     links = "".join(f' <a href="{text(quote(entry.link))}.{suffix}">{suffix.upper()}</a>' for suffix in ("pdf", "csv")
                     ) if entry.link else ""
     title = f"<h4>{text(entry.title)}</h4>" if heading else ""
-    # panels next to each other stay readable on a phone, where the reader moves them sideways
+    # on a phone, panels next to each other stay readable because the reader can scroll sideways
     panels = ' class="panels" tabindex="0"' if width > PANELS * height else ""
     return (f'<figure>{title}<div{panels}><img alt="{text(entry.title)}: described below" '
             f'width="{width}" height="{height}" '

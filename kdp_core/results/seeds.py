@@ -1,4 +1,4 @@
-"""Each variant over several calibration sets that differ in their seed alone: mean and spread."""
+"""The mean and spread of each variant over several calibration sets that differ only in their seed."""
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -24,11 +24,11 @@ NOTE = ("Mean over calibration seeds ± standard deviation between them. The ite
 
 
 def over_seeds(summary: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
-    """One row for each variant, ratio and k_max, over calibration sets that differ in their seed alone.
+    """One row for each variant, ratio and k_max, over calibration sets that differ only in their seed.
 
     `families` maps each calibration set to the set that names its seed family. Columns: the mean and `<name>_spread`,
     the standard deviation between seeds (S - 1 in the denominator), of the columns in SPREAD; acc_stderr and
-    ppl_stderr are root mean squares over the seeds. Dense rows stay as they are. Points with one seed are left out.
+    ppl_stderr are root mean squares over the seeds. Dense rows do not change. Points with one seed are left out.
     """
     pruned = summary[summary["calib"].isin(list(families)) & (summary["method"] != DENSE)]
     pruned = pruned.assign(calib=pruned["calib"].map(families))

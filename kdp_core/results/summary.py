@@ -2,8 +2,8 @@
 
 The summary follows the KDP paper (Ma et al., ICLR 2026) where the paper is clear. Retained performance (RP, its
 Tables 1 and 6) is the ratio of the mean accuracies. The paper computes RP(PPL) in two ways: Table 2 divides the sums
-over models and corpora, Table 7 takes the mean of the ratios; see `retained_ppl`. This module computes means, ratios
-and their standard errors, and nothing else.
+over models and corpora, and Table 7 takes the mean of the ratios; see `retained_ppl`. This module only computes means,
+ratios and their standard errors.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from kdp_core.score.metrics import PRIMARY
 from kdp_core.score.standard_errors import independent_mean
 
 WORD_PPL = "word_perplexity"
-"""The metric of perplexities per word. They are never averaged with those per token."""
+"""The metric of perplexities per word. These are never averaged with perplexities per token."""
 FIT_FIGURES = ("ridge", "tokens", "seconds")
-"""Scalars of a fit's `stats` that its row holds besides the held-out figures."""
+"""Scalars of a fit's `stats` that its row contains in addition to the held-out figures."""
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -54,9 +54,9 @@ def _measured(point: Point) -> list[dict[str, Any]]:
 def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap | Composed]]) -> pd.DataFrame:
     """One row for each fitted block: the given keys, block, step, and the record's figures.
 
-    These are ridge, tokens, seconds, and all scalars of `stats` whose names begin with `heldout` or `decode`. A record
-    without held-out figures gives those of its last epoch. A composed record gives a row for each of its stand-ins and
-    one for `all`.
+    The figures are ridge, tokens, seconds, and all scalars of `stats` whose names begin with `heldout` or `decode`. If
+    a record has no held-out figures, the figures of its last epoch are used. A composed record has a row for each of
+    its stand-ins and one for `all`.
     """
     return pd.DataFrame([{**keys, **row} for keys, record in fitted
                          for row in (_composed(record) if isinstance(record, Composed) else [_fit(record)])])
@@ -71,7 +71,7 @@ def _fit(record: KernelMap | Inverse | LinearMap) -> dict[str, Any]:
 
 
 def _composed(record: Composed) -> list[dict[str, Any]]:
-    """One row for each stand-in, then one for all together: the figures of the epoch that was kept, and the seconds."""
+    """One row for each stand-in, then one for all together: the figures of the kept epoch, and the seconds."""
     tokens = record.stats["tokens"]
     best = {name: value for name, value in record.stats.items() if name.startswith("heldout")}
     return [*({"block": span(fit["block"]), "step": "compose", "heldout_error": fit["heldout_error"],
@@ -84,16 +84,16 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
     """One row for each model: the dense ones first within their model, then by ratio, k_max, calib and variant.
 
-    Variants keep the order in which they are given. Models that only hold more zeros are as large and as slow as the
-    dense one without sparse kernels, so they stand after the others.
+    Variants keep the order in which they are given. Models whose weights are only set to zero are as large and, without
+    sparse kernels, as slow as the dense model, so they come after the other models.
 
     Columns are those of SUMMARY, units those of COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl are
     percentages. Every task counts except the members (`mmlu/law`) of a group that has a score itself. acc is the plain
-    mean of the tasks' primary metrics. ppl is the geometric mean over the perplexities per token, or over those per
-    word if there are no others; rp_ppl takes those per word first, as the paper does. Standard errors take the tasks
-    as independent. Those of ppl_ratio, rp and rp_ppl hold the dense model fixed, which suits a comparison of methods
-    on one model. A quantity with a missing part is NaN. Raises TableError for repeated points, a model without its
-    dense point, or points of one model scored on different tasks.
+    mean of the tasks' primary metrics. ppl is the geometric mean over the perplexities per token, or over the
+    perplexities per word if no other is measured. rp_ppl prefers the perplexities per word, as the paper does. Standard
+    errors assume that the tasks are independent. The standard errors of ppl_ratio, rp and rp_ppl treat the dense model
+    as fixed, which suits a comparison of methods on one model. A quantity with a missing part is NaN. Raises TableError
+    for repeated points, a model without its dense point, or points of one model scored on different tasks.
     """
     _check_unique(points)
     dense = {point.model: point for point in points if point.method == DENSE}
@@ -174,9 +174,9 @@ def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
                  reading: Literal["mean_of_ratios", "ratio_of_sums"] = "mean_of_ratios") -> float:
     """RP(PPL) in percent over texts in the same order.
 
-    The paper has two readings. Table 7 is the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) = 69.0),
-    Table 2 the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios, because in the ratio
-    of sums a single collapsed text outweighs all others.
+    The paper uses two definitions. Table 7 has the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) =
+    69.0), and Table 2 has the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios,
+    because in the ratio of sums a single collapsed text outweighs all other texts.
     """
     if reading == "mean_of_ratios":
         return 100 * _mean([d / p for p, d in zip(pruned, dense, strict=True)])

@@ -12,7 +12,7 @@ KEY_HEADINGS = {"model": "Model", "ratio": "Target (%)", "method": "Method", "ca
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
        "†": r"\textdagger{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
        **{character: "\\" + character for character in "&%$#_{}"}}
-"""Characters that LaTeX needs another text for."""
+"""Characters that LaTeX needs as another text."""
 
 
 def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns: Sequence[str] = MAIN,
@@ -20,10 +20,11 @@ def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns:
            comparisons: pd.DataFrame | None = None, note: str = "", wide: bool = False) -> str:
     """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
 
-    Rows are grouped by model and ratio; calib and k_max are printed only if they vary. In each group the best values
-    are bold and the second ones underlined as `marks` says, with the tests in `comparisons` (compare.compare).
-    `caption` and `label` are for LaTeX, where a `wide` table is scaled to the page. `note` is printed below the table,
-    and `known` says how each column is printed. Raises TableError for an unknown format or column.
+    Rows are grouped by model and ratio; calib and k_max are printed only if they vary. In each group, the best values
+    are bold and the second-best values are underlined, as `marks` decides with the tests in `comparisons`
+    (compare.compare). `caption` and `label` are for LaTeX, where a `wide` table is scaled to the page. `note` is
+    printed below the table, and `known` says how each column is printed. Raises TableError for an unknown format or
+    column.
     """
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
@@ -43,9 +44,9 @@ def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format:
          keys: int | None, caption: str = "", label: str = "", note: str = "", wide: bool = False) -> str:
     """Rows (group, cells), escaped for the format, as a Markdown or LaTeX table.
 
-    The first `keys` columns are texts and set left, the others right; None leaves the alignment to the program that
-    shows the Markdown. In LaTeX a line separates groups whose first members differ, and a space groups that differ
-    otherwise.
+    The first `keys` columns are texts and aligned left, the other columns right. With None, the program that shows the
+    Markdown chooses the alignment. In LaTeX, a line separates groups whose first members differ, and a space separates
+    groups that differ in another member.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)
@@ -59,13 +60,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def shown_keys(frame: pd.DataFrame) -> list[str]:
-    """Keys that get a column: model, ratio and method always, calib and k_max if pruned rows differ in them."""
+    """Keys that get a column: model, ratio and method always; calib and k_max if the pruned rows differ in them."""
     pruned = frame[frame["method"] != DENSE]
     return ["model", "ratio", "method", *(key for key in ("calib", "k_max") if pruned[key].nunique() > 1)]
 
 
 def key_text(key: str, row: Any) -> str:
-    """A key of a row as printed: the ratio in percent, and a dash for a key that the dense model does not have."""
+    """A key of a row as printed: the ratio in percent, and a dash for a key that the dense model lacks."""
     if key == "ratio":
         return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
     if row["method"] == DENSE and key in ("calib", "k_max"):

@@ -34,7 +34,7 @@ CONDITION_COLUMNS = {
 def tidy(records: Mapping[tuple[str, str], Theory]) -> pd.DataFrame:
     """All rows of all records, by (model, calibration), in one frame.
 
-    Its columns `theorem` (1 or 2) and `what` (horizon, ridge, risk, condition) say what a row is.
+    The columns `theorem` (1 or 2) and `what` (horizon, ridge, risk, condition) say what a row describes.
     """
     kinds = {"horizons": (1, "horizon"), "ridges": (1, "ridge"), "risks": (2, "risk"), "conditions": (2, "condition")}
     made = {name: pd.DataFrame([{"model": model, "calib": calib, **row} for (model, calib), record in records.items()
@@ -44,7 +44,7 @@ def tidy(records: Mapping[tuple[str, str], Theory]) -> pd.DataFrame:
 
 
 def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
-    """The tables in Markdown: horizons from the first state of each run, and in words what each bound says."""
+    """The tables in Markdown: horizons from the first state of each run, and the meaning of each bound in words."""
     parts = []
     for (model, calib), record in records.items():
         horizons = [row | {"says": _worth(row, "bound"), "says_erm": _worth(row, "bound_erm")}
@@ -63,7 +63,7 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
 
 
 def _worth(row: Mapping[str, Any], name: str) -> str:
-    """What one bound of one horizon says, in words."""
+    """The meaning of one bound at one horizon, in words."""
     if row[name] >= row["trivial"]:
         return "nothing: vacuous"
     return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"

@@ -1,1 +1,1 @@
-"""Studies outside the main flow: theory, kernel-space views, three spaces, published oracles, planner."""
+"""Studies beside the main workflow: theory, views of the kernel space, three spaces, published selections, planner."""

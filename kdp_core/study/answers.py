@@ -1,7 +1,8 @@
-"""What the dense and the pruned models write after a prompt: each continues it with its most likely tokens.
+"""What the dense and the pruned models write after a prompt: each model continues it with its most likely tokens.
 
-A score says how much was kept; a few lines of text let a reader judge it. The texts are greedy continuations, so they
-do not depend on chance, and a small model repeats itself in them, pruned or not. They are examples and no measurement.
+A score says how much of the dense model was kept; a few lines of text show it to the reader. The texts are greedy
+continuations, so they do not depend on chance. In such continuations a small model repeats itself, pruned or not. The
+texts are examples and not a measurement.
 """
 import logging
 from collections.abc import Mapping
@@ -24,10 +25,10 @@ class AnswerError(ValueError):
 
 def answers(folders: Mapping[str, Path], *, prompts: list[str], tokens: Count = 40, device: str = "cpu",
             dtype: str = "float32") -> Answers:
-    """The continuations of the prompts by the checkpoints in `folders`, which are named by their keys.
+    """The continuations of the prompts by the checkpoints in `folders`; the keys of `folders` name the models.
 
     prompts: texts to continue.
-    tokens: most new tokens of a continuation.
+    tokens: largest number of new tokens of a continuation.
     Raises AnswerError if there is no prompt, or an empty one.
     """
     options.check(answers, locals())

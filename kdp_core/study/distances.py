@@ -1,4 +1,4 @@
-"""Distances of two states, of their logits and of their probabilities, and estimates of them to second order.
+"""Distances of two states, of their logits and of their probabilities, and second-order estimates of these distances.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorems 1 to 3.
 The three spaces are states h, logits z = W norm(h) and probabilities p = softmax(z / T). With D = other - dense, and
@@ -6,8 +6,8 @@ D_o the part of D that is orthogonal to the dense vector:
     1 - cos(h, h + D)  ~ |D_o|^2 / (2 |h|^2), the same for z
     1 - cos(p, p')     ~ Var_r(Dz) / (2 T^2),    r = p^2 / sum p^2
     KL(p || p')        ~ Var_p(Dz) / (2 T^2)
-All estimates are of second order: they are exact in the limit of small changes, and each is reported next to the
-distance that it stands for. KL is always KL(dense || other); the released code (CASE-Lab-UMD/Pruning-on-Representations
+All estimates are of second order: they are exact in the limit of small changes. Each estimate is reported next to the
+distance that it estimates. KL is always KL(dense || other); the released code (CASE-Lab-UMD/Pruning-on-Representations
 ba1c25b) changes its direction and the weights of its estimate between its modes.
 Axes: N tokens, D hidden width of the dense model, E that of a sliced one, V vocabulary.
 """
@@ -21,7 +21,7 @@ from kdp_core.states.bases import mean_free
 
 ERRORS = "_stderr"
 TOPS = (5, 10)
-"""Numbers of most likely tokens over which the variance of Dz is also taken."""
+"""The variance of Dz is also computed over these numbers of most likely tokens."""
 
 
 def angle(a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -32,7 +32,10 @@ def angle(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def split(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the part of b - a along a, and of the part orthogonal to it, both over |a|, of each token; float64."""
+    """Length of the part of b - a along a and of the part orthogonal to a, both divided by |a|, for each token.
+
+    The results are float64.
+    """
     a_ND, d_ND = a_ND.double(), (b_ND - a_ND).double()
     square_N = a_ND.square().sum(dim=-1).clamp_min(1e-300)
     along_N = (d_ND * a_ND).sum(dim=-1) / square_N
@@ -60,7 +63,7 @@ def outputs(z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Ten
 
 
 def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Tensor]:
-    """All distances of two states and their logits, and the estimates of them, one number for each token; float64."""
+    """All distances of two states and of their logits, and their estimates, one number for each token; float64."""
     found = {}
     for space, a, b in (("h", h_ND, other_ND), ("z", z_NV, other_NV)):
         parallel_N, orthogonal_N = split(a, b)
@@ -72,11 +75,12 @@ def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, tem
 
 def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor, temperature: float,
              final_norm: bool = True, basis_DE: Tensor | None = None) -> dict[str, Tensor]:
-    """`measures` of states before the final norm; each state passes the head of its own model.
+    """`measures` of states before the final norm; the head of each state's own model computes the logits.
 
-    basis_DE: basis of a sliced model's states. They are turned back to the dense model's basis before the comparison.
+    basis_DE: basis of a sliced model's states. The states are turned back to the dense model's basis before the
+    comparison.
     """
-    # small chunks, since half a dozen float64 matrices of logits are held at once
+    # small chunks, because half a dozen float64 matrices of logits are in memory at the same time
     size = max(1, head_of(dense).chunk() // 8)
     chunks = [measures(*turned(dense, h_CD, o_CD, basis_DE),
                        logits(dense, h_CD, final_norm).cpu(), logits(other, o_CD, final_norm).cpu(), temperature)
@@ -85,8 +89,8 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 
 
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both states in the dense model's basis. A sliced model's states are turned back. The mean that layer norms
-    subtract is missing in them, so it is subtracted from the dense ones too.
+    """Both states in the dense model's basis. A sliced model's states are turned back to this basis. These states lack
+    the mean that layer norms subtract, so it is subtracted from the dense states too.
     """
     if basis_DE is None:
         return h_ND, other_NE
@@ -109,7 +113,7 @@ def averaged(found: dict[str, Tensor], groups: int) -> dict[str, float | None]:
 
 
 def restricted(z_NV: Tensor, other_NV: Tensor, candidates: list[int], temperature: float) -> dict[str, Tensor]:
-    """Distances of p over all tokens and of p over the candidates (normalised again), one number for each token."""
+    """Distances of p over all tokens, and of p over the candidates (normalised again); one number for each token."""
     full, few = (outputs(z, other, temperature) for z, other in (
         (z_NV, other_NV), (z_NV[:, candidates], other_NV[:, candidates])))
     p_NV, q_NV = ((z / temperature).double().softmax(dim=-1) for z in (z_NV, other_NV))

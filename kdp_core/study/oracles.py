@@ -1,9 +1,9 @@
-"""Selections of layers that papers and released code have published, and how far our selections agree with them.
+"""Selections of layers that papers or released code have published, and how far our selections agree with these.
 
-A selection is listed if its set or its order of layers is published, or at least the beginning of the order. It depends
-on the calibration text, which is not always known, and on the precision, from 4 to 16 bits. So layers with nearly equal
-scores may swap places. Layers are numbered from 0. `python benchmarks/oracles.py` makes the selections of a model again
-on this machine.
+A selection is listed if its set or its order of layers is published, or at least the beginning of the order. A
+selection depends on the calibration text, which is not always known, and on the precision, which is between 4 and 16
+bits. So layers with nearly equal scores may be exchanged in the order. Layers are numbered from 0. `python
+benchmarks/oracles.py` repeats the selections of a model on this machine.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from kdp_core.states.hidden import HiddenStates
 
 
 class Oracle(NamedTuple):
-    """A published choice."""
+    """A published choice of layers."""
     model: str
     method: str
-    """Method that makes the same choice."""
+    """Our method that makes the same choice."""
     source: str
     layers: list[int]
     """The published layers, in the order in which they are removed, or ascending if only the set is known."""
@@ -31,7 +31,7 @@ LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B = "LLaMA-2-7B", "LLaMA-2-13B", "LLaMA-3-8B"
 MISTRAL, MISTRAL_INSTRUCT = "Mistral-7B", "Mistral-7B-Instruct-v0.2"
 SHORTENED, DROP = "Nota-NetsPresso/shortened-llm 4031a92", "CASE-Lab-UMD/LLM-Drop 28b5dd1"
 K_MAX = 3
-"""No method with a published choice reads it."""
+"""A placeholder: no method with a published choice reads this value."""
 _UNPROTECTED = {"search": {"keep_first": 0, "keep_last": 0}}
 ORACLES = (
     Oracle(LLAMA_2_7B, "shortgpt", "Men et al. 2024", [27, 26, 25, 28, 24, 29, 23, 21, 22], True, {}),
@@ -57,16 +57,16 @@ ORACLES = (
 
 
 class Agreement(NamedTuple):
-    """How far our choice agrees with an oracle of as many layers."""
+    """How far our choice agrees with a published choice of the same number of layers."""
     shared: float
-    """Share of the published layers that are chosen here too."""
+    """Share of the published layers that our method also chooses."""
     same_order: bool | None
-    """Whether the order is the same too; None if the publication gives no order."""
+    """Whether the order is also the same; None if the publication gives no order."""
     chosen: list[int]
 
 
 def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
-    """How far a choice agrees. `chosen` is in the order in which layers are removed; only its beginning is compared."""
+    """How far a choice agrees with an oracle. `chosen` is in the order of removal; only its beginning is compared."""
     first = list(chosen[:len(oracle.layers)])
     shared = len(set(first) & set(oracle.layers)) / len(oracle.layers)
     return Agreement(shared, first == oracle.layers if oracle.ordered else None, first)
@@ -74,12 +74,12 @@ def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
 
 def choose(oracle: Oracle, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity,
            facts: ModelFacts, *, device: str = "cpu", dtype: str = "float32") -> list[int]:
-    """The layers that our method chooses, in order of removal, or ascending if it selects them all at once."""
+    """The layers that our method chooses, in order of removal, or ascending if it selects all of them at once."""
     method, options = METHODS[oracle.method], oracle.options
     where = {"device": device, "dtype": dtype}
     if method.search:
         return method.search(dense, hidden, tokens, facts, k_max=K_MAX, **where, **options.get("search", {})).order
-    # as many layers as published; parts of layers are smaller, so more parts than published are chosen, best first
+    # the ratio is that of the published number of whole layers; parts are smaller, so more parts are chosen, best first
     ratio = sum(facts.params_per_layer[layer] for layer in oracle.layers) / facts.params_total
     selection = method.select(similarity, facts, ratio=ratio, k_max=K_MAX, module_params=0, **options.get("block", {}))
     if method.compose:

@@ -1,18 +1,19 @@
 """The cost of a sweep, estimated before any job runs: jobs, accelerator hours and disk, by model and stage.
 
-Nothing is downloaded and no weight is made: a model's parameters and multiply-adds are counted on the meta device, from
-the checkpoint converted before, a local folder, the hub's cache on this disk, or the published values in PUBLISHED.
+Nothing is downloaded, and no weight is created: a model's parameters and multiply-adds are counted on the meta device.
+The configuration of the model comes from its converted checkpoint, a local folder, the hub's cache on this disk, or the
+published values in PUBLISHED.
 
     hours = FLOPs / throughput + jobs * bytes of the models that each loads / rate,
-counting a multiply-add as 2 FLOPs and the backward pass as twice the forward one. For N calibration tokens of width D
-and a block of K layers, KDP's F = 2M features and a width H of the inverse take
+where a multiply-add counts as 2 FLOPs and a backward pass as two forward passes. For N calibration tokens of width D, a
+block of K layers, KDP's F = 2M features and a width H of the inverse, the FLOPs are
     hidden    N * 2 * (multiply-adds of all layers)
     kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
     inverse   epochs * N * 6 H (F + D)
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
-The user states the throughput that an accelerator sustains; the defaults are a third of what NVIDIA states for an A100
-in bfloat16, and half of what it states in float32. The formulas of fits and searches are in the records of the
-methods. A part without a formula is counted in jobs and named.
+The user states the throughput that an accelerator sustains. The defaults are a third of NVIDIA's figure for an A100 in
+bfloat16, and half of its figure in float32. The formulas of fits and searches are in the records of the methods. A part
+without a formula is named, and only its jobs are counted.
 """
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ LOADS = {"hidden": 1, "search": 1, "compose": 1, "score": 1, "evaluate": 1, "eff
          "finetune": 2}
 """Models that a job of a stage loads onto the accelerator."""
 PASSES = ("hidden", "search", "finetune", "score", "evaluate")
-"""Stages that are forward passes, or nearly."""
+"""Stages that consist of forward passes, or nearly so."""
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
 _LLAMA_3 = {**_LLAMA, "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -58,8 +59,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "facebook/opt-2.7b": {**_OPT, "hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560},
     "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
 }
-"""Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, as their configurations on
-the hub have them. The embedded model comes from a wheel, where the name of its file names it."""
+"""Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, from their configurations.
+
+The configurations are those on the hub. The embedded model comes from a wheel; its key is the name of its file in the
+wheel.
+"""
 
 
 class PlanError(ValueError):
@@ -67,7 +71,7 @@ class PlanError(ValueError):
 
 
 class Cost(NamedTuple):
-    """One stage of one model."""
+    """The cost of one stage of one model."""
     model: str
     stage: str
     jobs: int
@@ -76,11 +80,11 @@ class Cost(NamedTuple):
     gib: float
     """Disk space of the stage's results; only states and weights count."""
     unknown: list[str]
-    """Variants with a fit or search that no formula describes."""
+    """Variants with a fit or search for which there is no formula."""
 
 
 class Sweep(NamedTuple):
-    """A whole grid."""
+    """The cost of a whole grid."""
     params: dict[str, int]
     """Parameters of each model."""
     costs: list[Cost]
@@ -91,9 +95,9 @@ class Sweep(NamedTuple):
 
 
 def facts_of(source: str, converted: Path) -> ModelFacts:
-    """Sizes of a model from its configuration alone. If no configuration is found, PlanError names the remedy.
+    """Sizes of a model from its configuration alone. If no configuration is found, PlanError says what to do.
 
-    `converted` is the path of the checkpoint after the workflow has made it.
+    `converted` is the path to which the workflow writes the checkpoint.
     """
     return checkpoints.facts(checkpoints.on_meta(config_of(source, converted)), source=source, sha256="")
 
@@ -118,7 +122,7 @@ def config_of(source: str, converted: Path) -> PretrainedConfig:
 
 
 def described(source: str, converted: Path, folder: Path) -> ModelFacts:
-    """Sizes of a model as `facts_of` has them; its config.json is written to `folder`."""
+    """Sizes of a model as `facts_of` gives them; the model's config.json is written to `folder`."""
     config = config_of(source, converted)
     config.save_pretrained(folder)
     return checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
@@ -126,12 +130,12 @@ def described(source: str, converted: Path, folder: Path) -> ModelFacts:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Count a grid. workflow_scripts/planning makes `work`; `facts` holds each model under its name in the config.
+    """Estimate the cost of a grid. workflow_scripts/planning makes `work`; `facts` has each model under its name.
 
     tflops: throughput that an accelerator sustains in forward passes, TFLOP/s.
-    tflops_fit: throughput that it sustains in fits, which are float32, TFLOP/s.
+    tflops_fit: throughput that an accelerator sustains in fits, which run in float32, TFLOP/s.
     load_gib_s: rate at which weights are read from disk, GiB/s.
-    evaluate_tokens: tokens that a model reads in one evaluation, all tasks together.
+    evaluate_tokens: tokens that a model reads in one evaluation of all tasks.
     """
     options = {"tflops": tflops, "tflops_fit": tflops_fit, "load_gib_s": load_gib_s,
                "evaluate_tokens": evaluate_tokens}
@@ -151,7 +155,7 @@ class _Count:
         self.work, self.model, self.facts, self.options = work, model, facts, options
         self.bytes = BYTES[work["models"][model]["dtype"]]
         self.points = [point for point in work["points"] if point["model"] == model]
-        # a fine-tuned variant fits only the point of its source, whether the grid names this point or not
+        # a fine-tuned variant needs only the fits of its source's point, even if the grid does not name this point
         keys = ("calib", "method", "ratio", "k_max")
         made = [{**{key: point[key] for key in keys}, "method": work["variants"][point["method"]]["source"]}
                 for point in self.points]
@@ -186,7 +190,7 @@ class _Count:
         return len(self.calibs)
 
     def _loading(self, stage: str, jobs: int) -> int:
-        """Jobs of a stage that load its models; a job that joins shards or single tasks loads none."""
+        """Jobs of a stage that load its models; a job that joins shards or single tasks loads no model."""
         if stage == "evaluate" and self.work["split"]:
             return 0
         return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
@@ -199,7 +203,10 @@ class _Count:
         return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
 
     def _stored(self) -> list[int]:
-        """Numbers of the states on disk. Each token also has its norm and a mark if it is massive, together 5 bytes."""
+        """Numbers of the states on disk.
+
+        For each token, its norm and a mark for massive tokens are also stored, 5 bytes.
+        """
         return self.work["state_layers"] or list(range(self.facts.layers + 1))
 
     def _similarity(self) -> int:
@@ -222,12 +229,12 @@ class _Count:
 
     def _step(self) -> tuple[int, float, float, list[str]]:
         jobs, flops, unknown = 0, 0.0, []
-        # greedy choices are nested: the blocks of the highest ratio are those of all
+        # greedy choices are nested: the blocks of the highest ratio contain the blocks of all other ratios
         highest: dict[tuple[str, ...], float] = {}
         for point in self.fitted:
             at = (point["calib"], point["method"], point["k_max"])
             highest[at] = max(highest.get(at, 0.0), float(point["ratio"]))
-            # each ratio is counted by itself, so that those out of reach are named
+            # each ratio is counted by itself, so that ratios that cannot be reached are named
             self._blocks_of(point["method"], int(point["k_max"]), float(point["ratio"]), point["calib"])
         for (calib, name, k_max), ratio in highest.items():
             variant = self.work["variants"][name]
@@ -244,7 +251,10 @@ class _Count:
         return jobs, flops, 0.0, unknown
 
     def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
-        """Blocks that a variant with steps replaces for a ratio, and layers of each. Points out of reach are noted."""
+        """Blocks that a variant with steps replaces for a ratio, and layers of each block.
+
+        Unreachable points are noted.
+        """
         variant = self.work["variants"][name]
         if not method_of(variant["base"]).steps:
             return 0, 0
@@ -284,7 +294,7 @@ class _Count:
         for point in self.tuned:
             given = {"epochs": 2} | self.work["variants"][point["method"]]["options"]["finetune"]
             tokens = self.tokens[point["calib"]]
-            # the states of both models once, then both heads forward and the student's head backward
+            # the states of both models are computed once; then both heads run forward, and the student's head backward
             flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
         return len(self.tuned), flops, self._checkpoints(self.tuned), []
 
@@ -296,7 +306,7 @@ class _Count:
         return len(self.points) + 1, self._scoring() * (not self.work["split"]), 0.0, []
 
     def _scoring(self) -> float:
-        """FLOPs of the dense model and of all points on all tasks."""
+        """FLOPs of scoring the dense model and all points on all tasks."""
         kept = 1 + sum(1 - float(point["ratio"]) for point in self.points)
         return 2 * self.options["evaluate_tokens"] * self.facts.macs_per_token * kept
 
@@ -311,7 +321,7 @@ class _Count:
 
 
 def table(sweep: Sweep) -> str:
-    """The plan as Markdown: by model and by stage, with its assumptions and what it does not count."""
+    """The plan as Markdown: by model and by stage, with its assumptions and with what is not counted."""
     lines = ["| model | parameters, 10^9 | jobs | accelerator hours | hidden states, GiB | checkpoints, GiB |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for model, params in sweep.params.items():

@@ -1,12 +1,14 @@
-"""Which grid points cannot be made with any data: the check of the configuration and of the facts of the model.
+"""Which grid points cannot be made with any data: a check of the configuration and of the facts of the model.
 
-Selection. A method selects by a similarity or a search that is not known yet. Its own selection is therefore run on the
-most favourable one that can be: blocks that lie as close as possible, and a search that orders as many layers as its
-options allow. If this selection is refused, every real one would be refused, with the same sentence.
+Selection. A method selects layers by a similarity or by a search, which are not known yet. The method's own selection
+is therefore run on the most favourable similarity or search: blocks that lie as close together as possible, or a search
+that orders as many layers as its options allow. If this selection is refused, every real selection would be refused
+with the same sentence.
 
-Search, steps and `compose`. They check their options, the model and the calibration set before they read a weight or a
-state. So each is run up to that place: `checkpoints.rehearsal` ends it at the first weight, and `Blank` at the first
-state. Errors that depend on data, such as a Gram matrix without an inverse, are not found here.
+Search, steps and `compose`. These parts check their options, the model and the calibration set before they read a
+weight or a state. So each part is run until it reads the first weight or state: `checkpoints.rehearsal` ends the run at
+the first weight, and `Blank` ends it at the first state. Errors that depend on data, such as a Gram matrix without an
+inverse, are not found here.
 """
 import contextlib
 from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ from kdp_core.states.hidden import HiddenError, HiddenStates, numbers
 
 
 class Case(NamedTuple):
-    """What is known of a model and a calibration set before any data."""
+    """What is known of a model and a calibration set before any data are read."""
     facts: ModelFacts
     dense: Path
     """A folder that holds the model's config.json."""
@@ -41,7 +43,7 @@ class Case(NamedTuple):
 
 
 class Blank(HiddenStates):
-    """Hidden states of which only the sizes are there. Reading one raises Unread."""
+    """Hidden states of which only the sizes are known. Reading a state raises Unread."""
 
     def state(self, layer: int) -> Tensor:
         """End the rehearsal; HiddenError for a state that will not be stored."""
@@ -62,9 +64,9 @@ def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping
             finetune: Mapping[str, Any] | None = None) -> str:
     """Why a method cannot make a point; empty if no reason is known.
 
-    options: of the method, by part.
+    options: options of the method, by part.
     sized: the method whose stand-ins are counted, with its options; the method itself unless given.
-    finetune: options of the fine-tuning that follows, if one does.
+    finetune: options of the fine-tuning that follows; without it the point is not fine-tuned.
     """
     method, family, facts = method_of(name), FAMILIES.get(case.facts.family), case.facts
     if family is None:
@@ -73,7 +75,7 @@ def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping
         return f"method {name} cannot prune a {facts.family} model: {why}"
     counted = method_of(sized or name).module_params(facts, (sized_options or {}) if sized else options)
     found = []
-    # layers of one size: no choice of layers removes more than the largest, and none less than the smallest
+    # all layers count as large as the largest, or as small as the smallest: no choice removes more, and none less
     for size in dict.fromkeys((max(facts.params_per_layer), min(facts.params_per_layer))):
         even = case._replace(facts=facts._replace(params_per_layer=[size] * facts.layers))
         found.append(_why(method, even, ratio, k_max, options, counted, finetune))
@@ -89,7 +91,7 @@ def _why(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[
         selection = _selection(method, case, ratio, k_max, options, counted)
         if method.compose is not None:
             _rehearse(method.compose, case.dense, hidden, tokens, selection, **options.get("compose", {}))
-        # which states a step reads depends on the blocks
+        # the states that a step reads depend on the blocks
         elif method.steps and case.states is None:
             first = next(iter(method.steps))
             _rehearse(method.steps[first], hidden, selection.blocks[0], **options.get(first, {}))
@@ -109,14 +111,14 @@ def _rehearse(part: Callable[..., Any], *records: Any, **own: Any) -> None:
 
 def _selection(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
                counted: int) -> Selection:
-    """The method's own selection from the most favourable similarity or search that can be."""
+    """The method's own selection from the most favourable similarity or search that is possible."""
     given = {key: value for key, value in options.get("block", {}).items() if key in arguments(method.select)}
     point = {"ratio": ratio, "k_max": k_max, "module_params": counted}
     if method.search is None:
         return method.select(_similarity(case), case.facts, **point, **given)
     if method.select is in_order:
         return in_order(_search(method, case.facts, k_max, options), case.facts, **point, **given)
-    # what lies inside the layers is known only after the search
+    # what is removed inside the layers is known only after the search
     return no_layer(_similarity(case), case.facts, **point)
 
 
@@ -132,7 +134,10 @@ def _tokens(case: Case) -> Tokens:
 
 
 def _similarity(case: Case) -> Similarity:
-    """States that are all similar, the earlier pairs a little more, so that blocks are chosen one behind the other."""
+    """States that are all similar.
+
+    Earlier pairs are slightly more similar, so that the chosen blocks are neighbours.
+    """
     stored = numbers(case.states, case.facts.layers)
     place_L = torch.tensor(stored, dtype=torch.float32)
     alike_LL = 1 - 1e-4 * torch.minimum(place_L[:, None], place_L)

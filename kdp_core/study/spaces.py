@@ -1,19 +1,22 @@
-"""What pruning does to states, logits and probabilities: one layer at a time, and for a whole pruned model.
+"""What pruning does to states, logits and probabilities: for one removed layer at a time, and for a whole pruned model.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
-- `probe` removes one sublayer or layer at a time, and all layers before it are dense. Both states after it pass the
-  final norm and the head (Figures 4, 5, 6).
+- `probe` removes one sublayer or layer at a time; all layers before it are dense. The final norm and the head are
+  applied to both models' states after this layer (Figures 4, 5, 6).
 - `compare` lets both models read the dense model's continuation of a prompt (teacher-forced) and the pruned model's own
   continuation (free-running, Figure 7). On the first text the two models are also compared state by state.
 - `compare` also lets both models answer a question with a letter. It measures p over all tokens and p over the letters
   alone (Figure 8).
 
 Differences from the released code (CASE-Lab-UMD/Pruning-on-Representations ba1c25b):
-- It applies the head to inner states WITHOUT the final norm; here inner states pass it unless `final_norm` is off.
-- It samples up to 512 tokens from one prompt at T = 0.5, so the two texts part by chance. Here both models decode
-  greedily, over several prompts, with standard errors, and the teacher-forced reading has one text.
-- Its cached decoding of a pruned attention sees only the present token; here the caches are the models' own.
+- The released code applies the head to inner states WITHOUT the final norm. Here the final norm is applied first,
+  unless `final_norm` is false.
+- The released code samples up to 512 tokens from one prompt at T = 0.5, so the two texts become different by chance.
+  Here both models decode greedily, over several prompts, with standard errors. In the teacher-forced comparison both
+  models read the same text.
+- In the released code, cached decoding lets a pruned attention see only the present token. Here each model uses its own
+  cache.
 Position 0, a massive token in most models, is never measured.
 """
 import logging
@@ -42,7 +45,7 @@ from kdp_core.study.distances import averaged, compared, restricted, turned
 logger = logging.getLogger(__name__)
 Part = Literal["attention", "mlp", "whole"]
 DEPTH_STEPS = 8
-"""Approximate number of decoded tokens that are compared state by state. Every state passes the head, which is slow."""
+"""Approximate number of decoded tokens that are compared state by state. The head reads every state, which is slow."""
 LETTERS = "ABCDEFGHIJ"
 """The names of the choices of an item."""
 
@@ -66,10 +69,10 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
     """Remove one part of one layer at a time and compare the states after that layer.
 
     parts: parts of a layer that are removed in turn; null means attention, mlp and whole.
-    windows: number of windows of held-out text; the first ones are taken.
+    windows: number of windows of held-out text; the first windows are taken.
     positions: number of tokens of a window that are compared, evenly spaced up to its last token.
     temperature: T of the probabilities.
-    final_norm: whether inner states pass the final norm before the head; false as in the released code.
+    final_norm: whether the final norm is applied to inner states before the head; false as in the released code.
     Raises OptionError for a value out of range, SpacesError for more windows or positions than there are.
     """
     options.check(probe, locals())
@@ -87,7 +90,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
         for part in parts:
             with without(passes.layers[layer], family, part):
                 left_BTD = before_BTD if part == "whole" else passes.layer(layer, before_BTD)
-            # in the model itself the state after the last layer passes the final norm
+            # in the model itself the final norm is applied to the state after the last layer
             normed = final_norm or layer + 1 == layers
             found = compared(model, model, after_ND, _picked(left_BTD.float().cpu(), chosen), temperature, normed)
             rows.append({"layer": layer, "part": part, **averaged(found, windows)})
@@ -99,7 +102,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
 
 
 def spaced(length: int, count: int) -> list[int]:
-    """`count` positions of a window, evenly spaced; the last one is the window's last, and 0 is never one of them."""
+    """`count` positions of a window, evenly spaced; the last position is always among them, and position 0 never."""
     if count >= length:
         raise SpacesError(f"spaces.probe.positions is {count}, but windows have {length} tokens, of which the first is "
                           f"left out; give 1 to {length - 1}")
@@ -119,15 +122,15 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
             dtype: str = "float32") -> Spaces:
     """Decode after prompts and answer multiple-choice items with both models.
 
-    ids_ST: windows of held-out text, whose beginnings are the prompts.
-    items: multiple-choice items; there may be none.
-    dropped: layers of the dense model that were removed whole from the pruned one, which tell its states apart.
-    prompts: number of prompts; the first windows are taken.
+    ids_ST: windows of held-out text; the beginnings of the windows are the prompts.
+    items: multiple-choice items; the list may be empty.
+    dropped: whole layers of the dense model that the pruned model lacks; they show which states correspond.
+    prompts: number of prompts; they come from the first windows.
     prompt_tokens: tokens of each prompt.
     steps: tokens that are decoded after each prompt.
-    choices: largest number of items; the first ones are taken.
+    choices: largest number of items; the first items are taken.
     temperature: T of the probabilities; decoding is greedy at every T.
-    final_norm: whether inner states pass the final norm before the head; false as in the released code.
+    final_norm: whether the final norm is applied to inner states before the head; false as in the released code.
     Raises OptionError for a value out of range, SpacesError for windows, prompts or letters that do not fit.
     """
     options.check(compare, locals())
@@ -167,7 +170,7 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
     for history, other_BTD in (("dense", forced_KBTD[-1]), ("own", free_BTD)):
         found = compared(dense, pruned, last_ND, _picked(other_BTD, at), temperature, basis_DE=bases[-1])
         by_step = {name: values_N.view(B, G) for name, values_N in found.items()}
-        # two texts are the same up to the first token that differs
+        # two texts agree up to the first token that differs
         by_step["same_text"] = (said_BG == own_BG).double().cumprod(dim=1)
         rows += [{"history": history, "step": step + 1,
                   **averaged({name: values_BG[:, step] for name, values_BG in by_step.items()}, B)}
@@ -177,7 +180,7 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
     for state, basis_DE, *pair in zip(states, bases, dense_KBTD, forced_KBTD, strict=True):
         h_ND, other_ND, last = *(_picked(h_BTD, few) for h_BTD in pair), state == states[-1]
         if basis_DE is not None and not last:
-            # the head of a sliced model reads only the basis of its last state
+            # the head of a sliced model needs only the basis of the last state
             found = compared(dense, dense, *turned(dense, h_ND, other_ND, basis_DE), temperature, final_norm)
         else:
             found = compared(dense, pruned, h_ND, other_ND, temperature, final_norm or last, basis_DE)

@@ -4,18 +4,19 @@ Paper: KDP (ICLR 2026), section 2.3, equation 3, proof in appendix D (equations 
 
 For e_i = phi(h_{i+1}) - A_i phi(h_i) and E_{k,l} = phi(h_{l+k}) - A_{l+k-1} ... A_l phi(h_l):
     |E_{k,l}| <= sqrt(L_ERM + C B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)) * sum_{j<k} B_A^(k-1-j).
-Points on which statement and proof disagree, or which they leave open:
+Statement and proof disagree on the following points, or leave them open:
 - Equation 12 bounds the error of each token by the root of a mean over tokens. That holds for root mean squares, not
   for single tokens. Here the bounded quantity is `rms`, and `beyond` is the share of tokens above the bound.
-- L_ERM is one number, and the proof needs it for every operator. Here it is the largest mean of the operators.
+- L_ERM is one number, and the proof needs a number for every operator. Here L_ERM is the largest of the operators'
+  means.
 - C is "universal" and not given. The record holds the bound with C = 1, the bound without that term (exact on the
   training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and R_n = B_A
-  R_phi sqrt(2m / n). The last one is still too small: phi is learned and its class is not counted, and for vectors the
-  contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
-- delta is that of one operator. The proof takes a union bound over k operators, which would make it delta / k. In one
-  place the proof writes d for 2m.
-- The n samples are taken as independent. Tokens of one sequence are not independent, so n is too high for them, and the
-  bound that is computed here is lower than it should be.
+  R_phi sqrt(2m / n). The bound with these constants is still too small: phi is learned, and the class of phi is not
+  counted. For vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
+- delta is the probability for one operator. The proof takes a union bound over k operators, which would give delta / k.
+  In one place the proof writes d for 2m.
+- The theorem assumes that the n samples are independent. Tokens of one sequence are not independent, so the number of
+  tokens is too high for n, and the bound that is computed here is lower than it should be.
 - Equation 2 gives |phi| = 1 for every input, so R_phi = 1, and the constant part of phi counts: any error is below
   (1 + B_A^k) R_phi for any operators (`trivial`), and the training mean of phi(h_{l+k}) as a prediction has the error
   `constant`. A bound above `trivial` says nothing at all. A bound above `constant` does not say that A is
@@ -40,13 +41,13 @@ logger = logging.getLogger(__name__)
 # Formulas -------------------------------------------------------------------------------------------------------------
 
 def accumulation(b_a: float, k: int) -> float:
-    """Factor (b) of equation 3: (B_A^k - 1) / (B_A - 1), and k where B_A is 1."""
+    """Factor (b) of equation 3: (B_A^k - 1) / (B_A - 1), and k if B_A is 1."""
     # sum_{j=0}^{k-1} B_A^(k-1-j)
     return math.fsum(b_a ** (k - 1 - j) for j in range(k))
 
 
 def generalisation(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The second term under the root of equation 3 with C = 1, an allowance for the squared error of one operator."""
+    """The second term under the root of equation 3 with C = 1, which is added to L_ERM."""
     # B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)
     return b_a ** 2 * r_phi ** 2 * math.sqrt(features * math.log(features / delta) / n)
 
@@ -76,7 +77,7 @@ def samples_needed(error: float, l_erm: float, b_a: float, r_phi: float, feature
 # Measurements ---------------------------------------------------------------------------------------------------------
 
 def measure(kernel: KernelMap, h_KND: Tensor, judged_KND: Tensor, ridges: list[float], delta: float) -> dict[str, Any]:
-    """The fields of Theory that belong to Theorem 1, from the states of training and of held-out tokens."""
+    """The fields of Theory that belong to Theorem 1, measured on states of training tokens and held-out tokens."""
     K, F, _ = kernel.operators_KFF.shape
     a_KFF = kernel.operators_KFF.to(h_KND.device)
     phi_KNF, judged_KNF = (_features(kernel, states_KND) for states_KND in (h_KND, judged_KND))
@@ -151,7 +152,10 @@ def _horizon(start: int, k: int, error_N: Tensor, judged_N: Tensor, step_mse: li
 
 def _ridge_rows(ridges: list[float], phi_KNF: Tensor, judged_KNF: Tensor, r_phi: float,
                 delta: float) -> list[dict[str, Any]]:
-    """Theorem 1 over the whole run for operators of other ridges. A larger ridge lowers B_A and raises L_ERM."""
+    """Theorem 1 over the whole run, for operators that are solved with other ridges.
+
+    A larger ridge lowers B_A and raises L_ERM.
+    """
     steps = len(phi_KNF) - 1
     grams = [(gram(x_NF, x_NF), gram(x_NF, y_NF)) for x_NF, y_NF in itertools.pairwise(phi_KNF)] if ridges else []
     rows = []

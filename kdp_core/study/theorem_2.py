@@ -2,13 +2,13 @@
 
 Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 22 to 37).
 
-Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These are errors in two spaces, with two units. The
-first one is at most R_phi^2 = 1, even with A = 0, and it goes to 0 as the bandwidth goes to infinity, for every
-learned A. Each class of maps is therefore measured in its own space, absolutely and relative to the variance there. To
-compare the classes, one ridge decoder with an intercept is fitted on training tokens; it rebuilds the held-out state
-from the prediction of each class.
-Equation 4 asks n to exceed a difference of complexities, while its proof (equation 36) needs n to exceed each of them;
-both numbers are reported.
+Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These two errors lie in different spaces and have
+different units. The first error is at most R_phi^2 = 1, even with A = 0, and goes to 0 as the bandwidth goes to
+infinity, for every learned A. Each class of maps is therefore measured in its own space, absolutely and relative to the
+variance in this space. To compare the classes, a ridge decoder with an intercept is fitted on training tokens for each
+class; it rebuilds the held-out state from the prediction of the class.
+Equation 4 requires that n exceeds a difference of two complexities; its proof (equation 36) needs that n exceeds each
+of the two complexities. Both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences, 2 the states before and after.
 """
 import logging
@@ -47,10 +47,10 @@ class Design(NamedTuple):
 
 def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width: int, delta: float,
                      margin: float) -> tuple[float, float] | None:
-    """The n that Theorem 2 asks for at C = c = 1, as printed (equation 4) and as its proof needs it (equation 36).
+    """The n that Theorem 2 requires at C = c = 1: as printed (equation 4), and as its proof needs it (equation 36).
 
-    `margin` is Delta, the difference by which the RFF class is better. If it is not positive, the theorem claims
-    nothing and the result is None.
+    `margin` is Delta, the difference by which the RFF class is better. If Delta is not positive, the theorem claims
+    nothing, and the result is None.
     """
     if margin <= 0:
         return None
@@ -67,9 +67,10 @@ def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width:
 
 def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[float], shares: list[float],
             seed: int) -> list[tuple[Design, Tensor | None, Tensor | None]]:
-    """Each class with its frequencies omega_DM and phases b_M, which the identity class does not have.
+    """Each class with its frequencies omega_DM and phases b_M; the identity class has neither.
 
-    Classes of random features differ in one thing from the base: the kernel's 2m, the first width, the largest share.
+    Each class of random features differs in one setting from the base, which has the kernel's 2m, the first width and
+    the largest share.
     """
     width, base, everything = kernel.omega_DM.shape[0], 2 * len(kernel.b_M), max(shares)
     x_ND = lift_input(train.h_KND[0], kernel.lift_input).cpu()
@@ -86,7 +87,7 @@ def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[floa
         # the rank does not matter: the low-rank factor is zero until it is learned
         lift = Lift(width, design.features, 1, design.bandwidth_scale * unit, torch.Generator().manual_seed(seed))
         made.append((design, lift.omega().detach(), lift.b_M))
-    # the learned frequencies were fitted on all training sequences, so smaller shares make no sense
+    # the learned frequencies were fitted on all training sequences, so smaller shares would have no meaning
     return [*made, (Design("learned", base, None, everything), kernel.omega_DM, kernel.b_M)]
 
 
@@ -105,7 +106,7 @@ def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | 
             z_2NF, judged_2NF = (features_of(lift_input(h, kernel.lift_input), omega_DM.to(h.device), b_M.to(h.device))
                                  for h in (h_2ND, judged_2ND))
         found, error_N = risk(z_2NF, h_2ND[1], judged_2NF, judged_2ND[1], judged.sequence_N, ridge)
-        # the identity classes come first, so that of the same share is always there
+        # the identity classes come first, so the identity class of the same share is always known
         plain.setdefault(design.share, error_N)
         rows.append({"gap": gap, **design._asdict(), "tokens": h_2ND.shape[1], **found,
                      **_excess(error_N - plain[design.share], judged_2ND[1], judged.sequence_N)})
@@ -116,10 +117,10 @@ def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | 
 
 def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, sequence_N: Tensor,
          ridge: float) -> tuple[dict[str, float], Tensor]:
-    """Risks of the linear map A from z_2NF[0] to z_2NF[1], without an intercept, as the classes have none.
+    """Risks of the linear map A from z_2NF[0] to z_2NF[1]; like the classes of maps, A has no intercept.
 
     z_2NF, judged_2NF: features (or states) before and after, on training and held-out tokens.
-    h_ND, judged_ND: states after, which the decoder rebuilds.
+    h_ND, judged_ND: states after the layers, which the decoder rebuilds.
     sequence_N: sequences of the held-out tokens.
     Returns risk and train_risk (mean squared error, units of the space squared), relative_risk (divided by the variance
     in that space), state_error (relative squared error of the state decoded from A z) with its standard error over
@@ -144,7 +145,7 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
 
 
 def _excess(above_N: Tensor, judged_ND: Tensor, sequence_N: Tensor) -> dict[str, float | None]:
-    """State error less that of the identity class on as many tokens, with the standard error of the differences."""
+    """State error minus that of the identity class on the same tokens, with the standard error of the differences."""
     spread_N = (judged_ND - judged_ND.mean(0)).square().sum(-1)
     return {"state_excess": (above_N.sum() / spread_N.sum()).item(),
             "state_excess_stderr": standard_errors.ratio(above_N, spread_N, sequence_N)}
@@ -160,7 +161,7 @@ def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Ten
 
 def conditions(found: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,
                delta: float) -> list[dict[str, Any]]:
-    """Theorem 2 itself: its inequality, its margin and the samples it asks for; one row for each RFF class and gap.
+    """Theorem 2 itself: its inequality, its margin and the samples it requires; one row for each RFF class and gap.
 
     found: the rows of `risks`.
     """

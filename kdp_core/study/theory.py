@@ -33,18 +33,18 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
     """Both theorems on the states of a fitted kernel's run of layers.
 
     delta: probability with which the bounds may fail.
-    operator_ridges: ridges with which the operators are solved again for Theorem 1, to trade L_ERM against B_A; null
-        means none.
+    operator_ridges: ridges with which the operators are solved again for Theorem 1; a larger ridge lowers B_A and
+        raises L_ERM. null means no further ridge.
     gaps: numbers of layers from the first state of the run to the target, for Theorem 2; null means 1 and the whole
         run.
-    feature_counts: even numbers 2m of random features, for Theorem 2; null means that of the fitted kernel.
+    feature_counts: even numbers 2m of random features, for Theorem 2; null means the number of the fitted kernel.
     bandwidth_scales: widths of the kernels of random features, in median distances of two tokens; null means 3.
     shares: shares of the training sequences that the classes of Theorem 2 are fitted on; null means all sequences.
     ridge: ridge of the maps and decoders of Theorem 2, relative to the mean diagonal of the Gram matrix.
-    heldout: share of the sequences that are only judged on, as in step 1.
+    heldout: share of the sequences that are held out for the judgement, as in step 1.
     seed: seed of the held-out choice (as in step 1), of the random features and of the choice of sequences.
     device: where to compute, such as cpu or cuda.
-    Raises OptionError for a value out of range, TheoryError for one that does not suit the run.
+    Raises OptionError for a value out of range, TheoryError for a value that does not suit the run.
     """
     options.check(measure, locals())
     steps = len(kernel.operators_KFF)

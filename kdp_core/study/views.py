@@ -1,21 +1,22 @@
 """Numbers for the figures of the kernel space and of the states' paths through the layers.
 
 Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) next to true phi(h_{l+k}) at positions 0, 25 and
-50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer, said to show "a strong linear trend").
+50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer; the paper says that it shows "a strong linear
+trend").
 
 Choices on points that the paper leaves open, or on which its figure would mislead:
-- The paper's sequence is "a sample from CMMLU"; here it is one that neither step of KDP was fitted on.
-- At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean holds 95 % of |phi|^2, so
-  that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is therefore
-  subtracted, and errors are given with and without it.
-- Position 0 is often a massive token, which bypasses the stand-in; the next counted position takes its place.
-- The state of a sample is that of one token at every layer: the last token, which has read the longest text.
+- The paper's sequence is "a sample from CMMLU"; here it is a sequence on which neither step of KDP was fitted.
+- At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean makes up 95 % of |phi|^2,
+  so that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is
+  therefore subtracted, and errors are given with and without this mean.
+- Position 0 is often a massive token, which bypasses the stand-in; then the next counted position is shown.
+- The state of a sample is the state of one token at every layer: the last token, which attends to the longest text.
 - t-SNE keeps neighbours, not lines, and with the layer as the third axis every path looks straight. `straightness` is
-  therefore also measured on the states themselves, and in both spaces next to walks whose steps have the same lengths
-  and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in the
-  plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space such walks
-  look orderly in other ways too (the first principal axis holds 6/pi^2 of the variance), so every measure has its
-  value for these walks next to it.
+  therefore also measured on the states themselves. In both spaces it is compared with walks whose steps have the same
+  lengths and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in
+  the plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space, the
+  unrelated walks look orderly in other ways too (the first principal axis holds 6/pi^2 of their variance), so every
+  measure is also given for these walks.
 In this module a step of a path is the change of a state from one layer to the next.
 """
 import itertools
@@ -43,7 +44,7 @@ class ViewError(ValueError):
 
 
 class Paths(NamedTuple):
-    """States of S samples at L layers and their places in t-SNE, and the same for unrelated walks."""
+    """States of S samples at L layers and their positions in t-SNE, and the same for unrelated walks."""
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
@@ -70,8 +71,8 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
     """Predicted and true features after a trained block, for the first sequence that step 1 did not fit.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
-    positions: positions to show; the first counted token at or after each is taken, and none twice; null means 0, 25
-        and 50.
+    positions: positions to show; for each, the first counted token at or after it is taken, and no token twice. null
+        means 0, 25 and 50.
     Raises OptionError for a negative position, ViewError if no counted token is at or after one of the positions.
     """
     options.check(kernel_view, locals())
@@ -91,7 +92,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """The first counted position at or after each of `positions`; those beyond the sequence have none."""
+    """The first counted position at or after each of `positions`; positions beyond the sequence are left out."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))
@@ -106,7 +107,7 @@ def _features(kernel: KernelMap, h_ND: Tensor) -> Tensor:
 
 
 def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[float, float, float]:
-    """Error, error of no change, and the share of the mean, over all held-out tokens."""
+    """The error, the error of predicting no change, and the share of the mean, over all held-out tokens."""
     before_NF, after_NF = (_features(kernel, h_ND) for h_ND in states.tokens(states.heldout))
     variance = (after_NF - mean_F).square().sum()
     misses = [(guess_NF - after_NF).square().sum() / variance
@@ -115,14 +116,14 @@ def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[fl
 
 
 def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Paths:
-    """States of one token of each sequence at every stored layer, and their places in one t-SNE of all layers.
+    """States of one token of each sequence at every stored layer, and their positions in one t-SNE of all layers.
 
     A second t-SNE, of unrelated walks, shows what t-SNE itself adds to the picture.
 
-    samples: number of sequences; the first ones are taken, or all if fewer are stored.
-    perplexity: perplexity of t-SNE, which is about the number of neighbours that count.
-    Raises OptionError for a value out of range, ViewError for too few points and for a sequence without a token that is
-    ordinary at every layer.
+    samples: number of sequences; the first sequences are taken, or all if fewer are stored.
+    perplexity: perplexity of t-SNE, roughly the number of neighbours that count.
+    Raises OptionError for a value out of range, ViewError for too few points and for a sequence in which every token is
+    massive at some layer.
     """
     options.check(paths, locals())
     S = min(samples, hidden.sequences)
@@ -138,7 +139,7 @@ def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 
 
 
 def _last_ordinary(hidden: HiddenStates) -> Tensor:
-    """The last position of each sequence that is massive at no layer, int64 (S,)."""
+    """The last position of each sequence whose token is massive at no layer, int64 (S,)."""
     ordinary_ST = ~hidden.massive(hidden.layers)
     if not ordinary_ST.any(-1).all():
         raise ViewError(f"{hidden.path}: sequence {int((~ordinary_ST.any(-1)).nonzero()[0])} has no token that is "
@@ -147,18 +148,18 @@ def _last_ordinary(hidden: HiddenStates) -> Tensor:
 
 
 def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
-    """Places xz_SL2 of all points together."""
+    """Positions xz_SL2 of all points in one t-SNE."""
     # imported here, because scikit-learn takes seconds to load and nothing else in the library needs it
     from sklearn.manifold import TSNE
 
-    # a start from the principal axes keeps the order of the layers; a random start would not
+    # t-SNE starts from the principal axes, which keeps the order of the layers; a random start would not
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED)
     xz_N2 = torch.from_numpy(tsne.fit_transform(points_SLD.flatten(0, 1).numpy()))
     return xz_N2.unflatten(0, points_SLD.shape[:2])
 
 
 def trajectories(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Trajectories:
-    """The paths of the states with the measures of how straight they are; options and errors are those of `paths`."""
+    """The paths of the states, and how straight they are. Options and errors are as in `paths`."""
     found = paths(hidden, samples=samples, perplexity=perplexity)
     return Trajectories(found.layers, found.sequences, found.tokens, found.xz_SL2, straightness_table(found),
                         own_neighbour(found))
@@ -183,7 +184,7 @@ def straightness(h_SLD: Tensor) -> Straightness:
 
 
 def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
-    """Paths h_SLD with the starts and the step lengths of the given paths; every step has a random direction."""
+    """Walks h_SLD with the starts and the step lengths of the given paths; every step has a random direction."""
     lengths_SK1 = h_SLD.diff(dim=1).norm(dim=-1, keepdim=True)
     random_SKD = torch.randn(h_SLD[:, 1:].shape, generator=generator, dtype=h_SLD.dtype)
     steps_SKD = lengths_SK1 * random_SKD / random_SKD.norm(dim=-1, keepdim=True)
@@ -194,8 +195,8 @@ def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
     """Straightness of paths and of unrelated walks, one row for each space and run of layers.
 
     The spaces are `states` and `t-SNE` (its plane, without the axis of the layers). The runs are all layers, the layers
-    that the paper may remove (without a tenth at each end), and among these the mean over every run of 3 to 6 steps
-    (the paper's K_max).
+    that the paper may remove (without a tenth at each end), and, within these layers, the mean over every run of 3 to 6
+    steps (the paper's K_max).
     """
     edge = round(0.1 * (len(found.layers) - 1))
     inner = slice(edge, len(found.layers) - edge)
@@ -221,7 +222,7 @@ def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
 
 
 def own_neighbour(found: Paths) -> float:
-    """Share of states whose nearest other state, among all samples and layers, is one of the same sample."""
+    """Share of states whose nearest other state, among all samples and layers, belongs to the same sample."""
     S, L, D = found.h_SLD.shape
     h_ND, owner_N = found.h_SLD.reshape(S * L, D), torch.arange(S).repeat_interleave(L)
     nearest = []
