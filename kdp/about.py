@@ -1,4 +1,4 @@
-"""What a checkpoint of `kdp prune` says about itself: its model card, and the file of its provenance."""
+"""The files in which a checkpoint of `kdp prune` is described: its model card, and the file of its provenance."""
 import json
 import shlex
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def write(out: Path, found: Mapping[str, Any], facts: ModelFacts, pruned: Pruned
 
 
 def scores(scored: Mapping[str, Any]) -> Scores:
-    """A perplexity of `kdp prune` as the record that the workflow has for scores."""
+    """A perplexity of `kdp prune` in the form of the workflow's record of scores."""
     return Scores([Score("held-out text", "ppl", scored["ppl"], scored["stderr"], len(scored["nats"]), False, "ppl")],
                   0.0, {})
 

@@ -1,6 +1,6 @@
-"""The commands of kdp. Every error is one line on stderr, with exit code 1; `kdp --trace` shows its whole trace.
+"""The commands of kdp. Every error prints one line on stderr and ends with exit code 1; `kdp --trace` prints the trace.
 
-Heavy modules are imported in the commands that need them, so that `kdp --help` takes no time.
+Heavy modules are imported in the commands that need them, so that `kdp --help` is quick.
 """
 import logging
 import os
@@ -30,7 +30,7 @@ class CommandError(ValueError):
 
 
 class OneLine(typer.core.TyperGroup):
-    """A group of commands whose every error is one line."""
+    """A group of commands that prints every error as one line."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
              standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:
@@ -56,7 +56,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}; name another place, or change what is allowed there"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
-    # an error of the library is written for the reader; the type of any other says what kind it is
+    # an error of the library has a message for the user; for any other error, the type says what kind it is
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
     return " ".join(said.split()) if said and mine else f"{type(error).__name__}: {' '.join(said.split())}"
 
@@ -72,13 +72,13 @@ Heldout = Annotated[str, typer.Option(help="Held-out text: a source, a file, or 
 
 @app.callback()
 def start(trace: Annotated[bool, typer.Option("--trace", help="Show the whole trace of an error.")] = False) -> None:
-    """Set what all commands share."""
+    """Set the options that all commands share."""
     _STATE["trace"] = trace
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
 
 
 def console() -> Console:
-    """The terminal. It is made in each call, since stdout may differ from that of the last call."""
+    """The terminal. It is made in each call, because stdout may have changed since the last call."""
     return Console(soft_wrap=False)
 
 
@@ -100,7 +100,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def parsed_options(given: list[str]) -> dict[str, dict[str, Any]]:
-    """`part.option=value` as options by part; values are read as YAML."""
+    """Texts `part.option=value` as options by part; values are read as YAML."""
     import yaml
 
     found: dict[str, dict[str, Any]] = {}

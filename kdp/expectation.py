@@ -1,4 +1,4 @@
-"""What a pruned checkpoint is expected to lose in generation, and the dense model that it is compared with."""
+"""What a pruned checkpoint is expected to lose in generation, compared with its dense model."""
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from kdp_core.study import expect, single_step
 WORDS = {"quality": "all of them, the mean", "agreement": "same next tokens as the dense model",
          "lambada": "correct last words of passages", "rouge1": "overlap with human summaries",
          "repetition": "freedom from repetition"}
-"""Losses as a user reads them."""
+"""Names of the losses for the user."""
 
 
 class DenseError(ValueError):
@@ -25,8 +25,8 @@ class DenseError(ValueError):
 
 @contextmanager
 def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
-    """The dense checkpoint that `folder` was pruned from: the given one, a kept one, or that of its record."""
-    # the workflow keeps it at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
+    """The dense checkpoint from which `folder` was pruned: the given one, a kept one, or the one in the record."""
+    # the workflow keeps the dense model at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
     near = [folder / KEPT / "dense", *(parent / "dense" for parent in folder.absolute().parents[3:4])]
     kept = [Path(given).expanduser()] if given else near
     if found := next((path for path in kept if (path / "config.json").is_file()), None):
@@ -41,7 +41,7 @@ def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
 
 
 def _recorded(folder: Path) -> str:
-    """The source of the dense model in the record of `kdp prune`. A local path is kept there without its folders."""
+    """The source of the dense model in the record of `kdp prune`. The record holds a local path without its folders."""
     summary = folder / KEPT / "summary.json"
     name: str = store.read_json(summary)["settings"]["model"] if summary.is_file() else ""
     if name != sources.DEFAULT and not name.startswith(("hf:", "pypi:")):
@@ -51,7 +51,7 @@ def _recorded(folder: Path) -> str:
 
 def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int, length: int | None,
                 device: str) -> Expectation:
-    """The expectation for the checkpoint in `folder`, from windows of a text. Nothing is generated."""
+    """What is expected of the checkpoint in `folder`, from windows of a text. Nothing is generated."""
     predictor = expect.own_predictor()
     heldout.check_same_tokens(dense, folder)
     ids_ST = heldout.windows(dense, documents, length or expect.LENGTH)
@@ -59,7 +59,7 @@ def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int
 
 
 def table(found: Expectation) -> Table:
-    """What is kept of each measure of generation."""
+    """A table of what is expected to be kept of each measure of generation."""
     made = show.plain_table("expected to be kept", "%", "range, 9 of 10")
     for name, loss in found.losses.items():
         low, high = found.low[name], found.high[name]

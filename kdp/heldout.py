@@ -36,13 +36,13 @@ class Perplexity(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The second checkpoint less the first, on the same windows."""
+    """The second checkpoint minus the first, on the same windows."""
     nats_per_token: float
     stderr: float
     p: float
-    """Two-sided, Student's t over windows."""
+    """Two-sided p-value, from Student's t over windows."""
     ratio: float
-    """Perplexity of the second over that of the first."""
+    """Perplexity of the second checkpoint divided by that of the first."""
     windows: int
 
 
@@ -63,7 +63,7 @@ def perplexity(folder: Path, ids_ST: Tensor, *, device: str = "cpu", dtype: str 
 
 
 def check_same_tokens(first: Path, second: Path) -> None:
-    """Raise HeldoutError for checkpoints whose tokenizers differ: they do not predict the same tokens."""
+    """Raise HeldoutError for checkpoints with different tokenizers, because they do not predict the same tokens."""
     known, other = (checkpoints.load_tokenizer(folder).get_vocab() for folder in (first, second))
     if known != other:
         raise HeldoutError(f"{first} and {second} have different tokenizers, so their perplexities are of different "

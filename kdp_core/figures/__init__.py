@@ -1,7 +1,7 @@
-"""The figures. Every file of this folder that has `FIGURES` holds one family of figures; `style` is what they share.
+"""The figures. Every file of this folder that has `FIGURES` holds one family of figures; `style` is their common style.
 
-This module holds no list. It imports the files of its folder and collects their entries. A new figure is a new entry in
-one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
+This module holds no list of figures. It imports the files of its folder and collects their entries. A new figure is a
+new entry in one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
 """
 import importlib
 import pkgutil
@@ -16,12 +16,12 @@ __all__ = ["Entry", "FigureError", "described", "figure_of", "find"]
 def find() -> dict[str, Entry]:
     """The figures of this package by name, in the order of the report.
 
-    Raises FigureError for two figures of one name, and for an entry that the workflow could not draw.
+    Raises FigureError for two figures of the same name, and for an entry that the workflow could not draw.
     """
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     entries = [entry for module in modules for entry in getattr(module, "FIGURES", ())]
     found: dict[str, Entry] = {}
-    # the sort is stable: figures of equal place stay in the order of their file
+    # the sort is stable: figures with an equal `place` keep the order of their file
     for entry in sorted(entries, key=lambda entry: entry.place):
         check(entry)
         if entry.name in found:
@@ -39,7 +39,7 @@ def figure_of(name: str) -> Entry:
 
 
 def described() -> dict[str, Any]:
-    """What the workflow must know of the figures before any job, in plain words for JSON."""
+    """What the workflow must know about the figures before any job, as values that JSON can hold."""
     return {"scopes": {name: scope._asdict() for name, scope in SCOPES.items()},
             "figures": [{"name": name, "title": entry.title, "caption": entry.caption, "scope": entry.scope,
                          "needs": entry.needs, "reads": entry.reads, "settings": entry.settings,

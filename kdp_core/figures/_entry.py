@@ -1,8 +1,9 @@
-"""The record of a figure, and what is derived from it alone.
+"""The record of a figure, and what follows from this record alone.
 
-A figure is one entry of the tuple `FIGURES` at the end of a file of this folder. Its function `draw` gets stored
-records and returns the drawing with the numbers in it. The positional arguments of `draw` name the records that the
-workflow reads for it, the keyword-only ones among SETTINGS are what the configuration says about the figure.
+A figure is one entry of the tuple `FIGURES` at the end of a file of this folder. The function `draw` of an entry gets
+stored records and returns the drawing with the numbers in it. The positional arguments of `draw` name the records that
+the workflow reads for the figure. The keyword-only arguments in SETTINGS name what the configuration says about the
+figure.
 """
 import inspect
 from collections.abc import Callable
@@ -28,8 +29,10 @@ SCOPES = {
     "ratio": Scope("{model}/{calib}/{figure}-r{ratio}", "{title} at ratio {ratio}: {model}, {calib}"),
     "variant": Scope("{model}/{calib}/{method}-{figure}", "{title}: {method}, {model}, {calib}"),
 }
-"""A figure is drawn once for the whole run, or for each ablation, each model and calibration set (`calibrated`), each
-ratio of these, or each variant of these."""
+"""A figure is drawn once for the whole run, for each ablation, or for each model and calibration set (`calibrated`).
+
+It can also be drawn for each ratio or each variant of a model and calibration set.
+"""
 
 READS = {
     "summary": "the rows of results/summary.csv for the dense models and the shown points",
@@ -50,7 +53,7 @@ READS = {
     "agreement": "the searches for layers of a ratio, their pairs and the claims",
     "expectations": "what the shown points of a ratio are expected to lose in generation, by (variant, K max)",
 }
-"""Names that positional arguments of `draw` may have, and what the workflow gives for each."""
+"""Names that positional arguments of `draw` may have, and what the workflow passes for each name."""
 
 SETTINGS = {
     "colormap": "figures.colormap of the configuration",
@@ -88,11 +91,11 @@ class Entry(NamedTuple):
     scope: str
     """A key of SCOPES."""
     place: int
-    """Order in the report; figures of equal place stand in the order of their file."""
+    """Order in the report; figures with an equal place keep the order of their file."""
     needs: str = ""
     """A key of NEEDS."""
     differs: str = ""
-    """How it differs from the figure of the paper, for docs/figures.md."""
+    """How the figure differs from the figure of the paper, for docs/figures.md."""
 
     @property
     def reads(self) -> list[str]:
@@ -111,7 +114,7 @@ def _arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
 
 
 def check(entry: Entry) -> None:
-    """Raise FigureError for an entry whose scope, condition or records the workflow does not know."""
+    """Raise FigureError for an entry with a scope, a condition or records that the workflow does not have."""
     for what, values, known in (("scope", [entry.scope], SCOPES), ("condition", [entry.needs], NEEDS),
                                 ("record", entry.reads, READS)):
         if unknown := [value for value in values if value not in known]:

@@ -1,8 +1,8 @@
-"""Figures of ablations: scores against what an ablation varies, with standard errors and the line of the dense model.
+"""Figures of ablations: scores against the varied quantity, with standard errors and the line of the dense model.
 
 Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026), and its Tables 3, 4, 9 and 11 as pictures. A line joins the
-points that differ in nothing but the quantity on the axis. Reads the numbers of kdp_core.results.ablations.gather and
-computes none.
+points that differ only in the quantity on the axis. This module reads the numbers of kdp_core.results.ablations.gather
+and computes none.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from kdp_core.results.ablations import Ablation, Gathered, gather, kept, lines_o
 from kdp_core.results.columns import DENSE, heading
 
 ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "variant": "method"}
-"""The key that differs along an axis. Along an option it is the name of the variant."""
+"""The key that differs along an axis. Along an option, this key is the name of the variant."""
 WIDE = 8.0
 """An axis is logarithmic if its largest number is at least this many times its smallest."""
 
@@ -55,8 +55,8 @@ def of_ablation(summary: pd.DataFrame, scores: pd.DataFrame, *, ablation: Mappin
 def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
     """Every metric against the axis of the ablation, with a line of panels for each model.
 
-    Bars are one standard error; the dotted line and its band are the dense model with its own error. Scores that are
-    better if they are lower are on a logarithmic axis. `looks` gives the variants the look of the other figures.
+    Bars are one standard error; the dotted line and its band are the dense model with its own error. Scores for which
+    lower is better are on a logarithmic axis. With `looks`, the variants look as in the other figures.
     """
     frame, metrics = gathered.frame, gathered.ablation.metrics
     drawn, models = _marked(lines(gathered), looks), list(dict.fromkeys(frame["model"]))
@@ -74,7 +74,7 @@ def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PA
 
 
 def lines(gathered: Gathered) -> list[Line]:
-    """The lines of an ablation: for each axis its points, separated by every key that varies besides the axis."""
+    """The lines of an ablation: for each axis, its points are divided by every other key that varies."""
     pruned, ablation = gathered.frame[gathered.frame["method"] != DENSE], gathered.ablation
     found = []
     for name, column in zip(ablation.x, gathered.axes, strict=True):
@@ -95,7 +95,7 @@ def _part(key: str, value: Any) -> str:
 
 
 def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
-    """The lines with their marks: those of the variant, or those of its method if a line joins several variants.
+    """The lines with their marks: the marks of the variant, or of its method if a line joins several variants.
 
     Dashes distinguish lines of equal marks. If all lines belong to one variant, colours distinguish them.
     """

@@ -1,7 +1,7 @@
 """Does the objective matter more than the search? The layers that searches choose, and how far the searches agree.
 
-After "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938), whose figures could not be read. Reads
-the record of kdp_core.study.agreement and computes only means over draws.
+After "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938), whose figures could not be read. This
+module reads the record of kdp_core.study.agreement and computes only means over draws.
 """
 import textwrap
 from typing import Any
@@ -30,13 +30,13 @@ from kdp_core.figures.style import (
 )
 
 VARIES = {"objective": "two objectives", "strategy": "two searches", "draw": "two draws of text"}
-"""What two searches differ in -> words."""
+"""Setting in which two searches differ -> its words."""
 TOLD = {"holds": COLORS[2], "does not hold": COLORS[1], "cannot be told here": GREY}
 
 
 def chosen_layers(agreement: Agreement, *, colormap: str = "viridis", width: float = PAGE_IN,
                   line_height: float = 0.16) -> Drawn:
-    """Which layers each search removes, and what that costs on held-out text; a mark a draw, a bar their mean."""
+    """Which layers each search removes, and what that costs on held-out text. A mark is one draw, a bar the mean."""
     frame = pd.DataFrame(agreement.rows)
     keys = list(dict.fromkeys(zip(frame["objective"], frame["strategy"], strict=True)))
     share_KL = np.zeros((len(keys), agreement.stats["layers"]))
@@ -67,9 +67,9 @@ def chosen_layers(agreement: Agreement, *, colormap: str = "viridis", width: flo
 
 
 def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """How far two searches agree that differ in one thing, and the claims of the paper with their intervals.
+    """How far two searches agree if they differ in one setting, and the paper's claims with their intervals.
 
-    Raises FigureError if no two searches differ in one thing alone.
+    Raises FigureError if no two searches differ in exactly one setting.
     """
     pairs, claims = pd.DataFrame(agreement.pairs), pd.DataFrame(agreement.claims)
     if pairs.empty:
@@ -94,12 +94,12 @@ def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, heigh
 
 
 def _spread(count: int) -> np.ndarray:
-    """Places beside a line, so that equal values do not hide each other; the same for the same count."""
+    """Positions beside a line, so that equal values do not hide each other; equal for the same count."""
     return 0.25 * np.sin(np.arange(count) * 2.4)
 
 
 def _forest(axis: Axes, claims: pd.DataFrame) -> None:
-    """Claims as means with intervals; above zero a claim holds."""
+    """Claims as means with intervals; a claim holds if the values are above zero."""
     for place, row in enumerate(claims.itertuples()):
         color = TOLD[row.told]
         if pd.notna(row.mean):
@@ -113,9 +113,10 @@ def _forest(axis: Axes, claims: pd.DataFrame) -> None:
 
 
 def best_so_far(agreement: Agreement, *, width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """The best set of each search against the layer passes that it took, under the objective that most searches share.
+    """The best set that each search has found, against the number of layer passes that the search has run.
 
-    A line holds the mean over draws from where every draw has a set of the wanted size.
+    The figure shows the objective that most searches share. A line shows the mean over draws; it begins where every
+    draw has found a set of the wanted size.
     """
     frame = pd.DataFrame(agreement.rows)
     most = frame.groupby("objective", sort=False)["strategy"].nunique().idxmax()
@@ -142,7 +143,7 @@ def _marks(place: int) -> dict[str, Any]:
 
 
 def _mean_curve(curves: list[list[dict[str, Any]]], last: int) -> pd.DataFrame:
-    """Mean over draws of the best value after so many layer passes, at every number where one of them changes."""
+    """Mean over draws of the best value after a number of layer passes, at every number at which a value changes."""
     ticks = sorted({row["passes"] for curve in curves for row in curve} | {last})
     first = max(curve[0]["passes"] for curve in curves)
     ticks = [passes for passes in ticks if passes >= first]

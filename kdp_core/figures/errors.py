@@ -1,8 +1,8 @@
 """Errors of the pruned models' states by layer.
 
-No paper has this figure. If a panel would hold too many lines, they are split into bands by what their methods
-do; each band shows the lines of the other bands in pale grey. Reads the numbers of kdp_core.score.diagnose and computes
-none.
+No paper has this figure. If a panel would have too many lines, the lines are split into bands by what their methods do;
+each band shows the lines of the other bands in pale grey. This module reads the numbers of kdp_core.score.diagnose and
+computes none.
 """
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +34,9 @@ def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Loo
     """Relative squared error of the states of each pruned model, by the number of the state in the dense model.
 
     diagnoses: by (variant, K max).
-    A line has a gap where layers are removed, and it begins at its first error above 0: before the first removed layer
-    the states are equal, which a logarithmic axis cannot show. At 1 a state is no better than the constant mean.
+    A line has a gap where layers are removed. The line begins at its first error above 0: before the first removed
+    layer the states are equal, and a logarithmic axis cannot show an error of 0. At 1 a state is no better than the
+    constant mean.
     Raises FigureError if there is no diagnosis with an error above 0.
     """
     label = labels_of([(method, "", k_max) for method, k_max in diagnoses])
@@ -54,14 +55,14 @@ def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Loo
         for line in lines:
             own = frame[(frame["method"] == line.variant) & (frame["k_max"] == line.key)]
             error = own.set_index("state")["error"].reindex(range(last + 1))
-            # every point has a marker, because a state between two gaps has no line
+            # every point has a marker, because no line connects a state between two gaps
             axis.plot(error.index, error.where(error > 0), **(line.marks | {"markersize": 2.4} if line in shown else {
                 "color": PALE, "linewidth": 0.6, "zorder": 1}))
         axis.set(yscale="log", xlim=(-0.5, last + 0.5), xlabel="State of the dense model", ylabel="Relative error",
                  title=title)
         whole_numbers(axis.xaxis, 12)
         low, high = axis.get_ylim()
-        axis.set_ylim(min(low, 0.1), max(high, 2))  # wide enough for plain ticks, with room about 1
+        axis.set_ylim(min(low, 0.1), max(high, 2))  # the range is wide enough for plain ticks and extends beyond 1
         plain_log(axis)
 
     mean = Line2D([], [], color=GREY, linestyle=":", label="constant mean")

@@ -1,7 +1,7 @@
 """Will a pruned model still generate, and why does multiple choice survive?
 
-`validation` and `survival` show the measurements that the predictor of kdp_core.study.expect comes from, and
-`expected` what it says of the models of a run. `survival` holds, for the benchmarks' own items, what Figure 8 of
+`validation` and `survival` show the measurements to which the predictor of kdp_core.study.expect was fitted. `expected`
+shows the predictions for the models of a run. `survival` shows, for the benchmarks' own items, what Figure 8 of
 "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026) shows for the letters of MMLU.
 """
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ NAMES = {"quality": "All measures", "agreement": "Same tokens", "lambada": "Last
 
 def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Looks | None = None,
              width: float = PAGE_IN, line_height: float = 0.17) -> Drawn:
-    """What each pruned model is expected to keep of the dense model's generation, with the range of nine in ten.
+    """What each pruned model is expected to keep of the dense model's generation, with the 90 % range.
 
     expectations: by (variant, K max). Raises FigureError without records.
     """
@@ -67,8 +67,8 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
 
     On the dotted line both are equal.
 
-    rows: one row for each pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value a
-    row.
+    rows: one row for each pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value for
+    each row.
     """
     known = looks_of(rows["method"], None)
     frame = pd.concat([rows[["method", "ratio"]].assign(loss=name, measured=rows[f"loss_{name}"], predicted=values)
@@ -88,7 +88,7 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
 
 
 def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """Multiple-choice items: KL over all tokens against KL over the candidates, and both against the drop of accuracy.
+    """Multiple-choice items: KL over all tokens against KL over the candidates, and both against the loss of accuracy.
 
     choices: one row for each pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError
     without rows.
@@ -123,7 +123,7 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
 
 
 def survived(survivals: Mapping[tuple[str, int], Survival], *, width: float = PAGE_IN) -> Drawn:
-    """The same of the models of a run, by (variant, K max)."""
+    """The figure `survival` for the models of a run, by (variant, K max)."""
     return survival(pd.DataFrame([{"method": method, "k_max": k_max, **row}
                                   for (method, k_max), one in survivals.items() for row in one.tasks]), width=width)
 

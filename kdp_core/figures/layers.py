@@ -1,7 +1,7 @@
 """Which layers each pruned model lacks.
 
-Figure 4 of LoRP (2026), with attentions and MLPs that are removed alone. Reads the facts of the pruned models and
-computes nothing.
+Figure 4 of LoRP (2026), extended by attentions and MLPs that are removed alone. This module reads the facts of the
+pruned models and computes nothing.
 """
 from collections.abc import Mapping, Sequence
 
@@ -31,11 +31,11 @@ from kdp_core.results.columns import KEYS, Point, span
 
 def pruned_layers(points: Sequence[Point], *, looks: Looks | None = None, width: float = PAGE_IN,
                   strip_height: float = 0.13) -> Drawn:
-    """LoRP's Figure 4: the layers that are removed or replaced, a panel for each model and ratio.
+    """LoRP's Figure 4: the layers that are removed or replaced, with a panel for each model and ratio.
 
-    Each variant, calibration set and K max has a strip. A gap separates neighbouring blocks. An attention that is
-    removed alone is the upper half of its layer, an MLP the lower half. A strip without bars belongs to a method that
-    changes weights inside the layers. Raises FigureError if no point is a pruned model.
+    Each variant, calibration set and K max has a strip. A gap separates neighbouring blocks. If only the attention of a
+    layer is removed, the bar fills the upper half of the layer; for an MLP, the lower half. A strip without bars
+    belongs to a method that changes weights inside the layers. Raises FigureError if no point is a pruned model.
     """
     pruned = [point for point in points if point.facts is not None]
     if not pruned:

@@ -1,8 +1,8 @@
 """How the similarity of layers falls with their distance, and RLS, LoRP's measure of redundancy.
 
 Figure 2 of LoRP (2026). Cosines are means over tokens. Massive tokens are left out unless the treatment of the
-similarity says otherwise; LoRP keeps them. Reads the numbers of the similarity stage and computes means by distance and
-RLS (kdp_core.states.similarity.locality).
+similarity says otherwise; LoRP keeps them. This module reads the numbers of the similarity stage and computes means by
+distance and RLS (kdp_core.states.similarity.locality).
 """
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 def locality(own: Similarity) -> float | None:
     """RLS of the inputs of the layers. None if it is not defined."""
-    from kdp_core.states import similarity  # imports torch, which no other figure needs
+    from kdp_core.states import similarity  # this import needs torch, which no other figure needs
 
     return similarity.locality(_inputs(own))
 
 
 def _inputs(own: Similarity) -> Tensor:
-    """Cosines of the states that layers read: of all stored states but the last."""
+    """Cosines of the states that layers read, which are all stored states except the last."""
     return own.cosine_LL[:-1, :-1].double()
 
 
 def by_distance(similarities: Mapping[str, Similarity], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
-    """LoRP's Figure 2: mean cosine of two layers' inputs of each model, by distance as a share of the depth.
+    """LoRP's Figure 2: mean cosine of two layers' inputs, by their distance as a share of the depth, for each model.
 
-    The band holds the middle half of the pairs at that distance, and the legend has the model's RLS. Raises FigureError
-    without models.
+    The band contains the middle half of the pairs at a distance, and the legend gives the model's RLS. Raises
+    FigureError without models.
     """
     if not similarities:
         raise FigureError("no similarity of layers to draw; give at least one model")

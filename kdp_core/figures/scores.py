@@ -1,8 +1,8 @@
 """Scores of variants against the share of parameters that is really removed.
 
-Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026), with error bars. If a panel would hold too many
-lines, they are split into bands by what their methods do; each band shows the lines of the other bands in pale grey.
-Reads the numbers of kdp_core.results.summary and computes none.
+Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026), with error bars. If a panel would have too many lines, the
+lines are split into bands by what their methods do; each band shows the lines of the other bands in pale grey. This
+module reads the numbers of kdp_core.results.summary and computes none.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column, heading
 from kdp_core.score.metrics import PRIMARY
 
 ACROSS = 3
-"""Panels side by side at most."""
+"""Largest number of panels side by side."""
 
 
 def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc", "ppl"), looks: Looks | None = None,
@@ -41,8 +41,8 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
     """KDP's Figure 6: scores against the share of parameters that is really removed, with one standard error.
 
     There is a line for each variant, calibration set and K max, and a line of panels for each model. The dense model is
-    the point at 0 and the dotted line. Perplexities are on a logarithmic axis. `summary` is that of
-    summary.summarise. Raises FigureError for an unknown metric and for a summary without pruned models.
+    the point at 0 and the dotted line. Perplexities are on a logarithmic axis. `summary` comes from summary.summarise.
+    Raises FigureError for an unknown metric and for a summary without pruned models.
     """
     unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
     if unknown:
@@ -53,7 +53,7 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
 
 
 def score_against_size(summary: pd.DataFrame, *, looks: Looks | None = None) -> Drawn:
-    """The first picture of a run: perplexity above accuracy, as wide as a column or the screen of a telephone."""
+    """The first picture of a run: perplexity above accuracy, as wide as a column of print or the screen of a phone."""
     return score_against_ratio(summary, metrics=("ppl", "acc"), looks=looks, width=COLUMN_IN, height=1.65)
 
 
@@ -61,8 +61,8 @@ def tasks_against_ratio(scores: pd.DataFrame, summary: pd.DataFrame, *, tasks: S
                         looks: Looks | None = None, width: float = PAGE_IN, height: float = 1.8) -> Drawn:
     """KDP's Figure 7: the main metric of each task against the share of parameters that is really removed.
 
-    Each task has a panel. `scores` are those of summary.tidy. Raises FigureError for a task without a score, and if
-    there are no scores.
+    Each task has a panel. `scores` come from summary.tidy. Raises FigureError for a task without a score, and if there
+    are no scores.
     """
     metrics = [metric for kind in PRIMARY.values() for metric in kind]
     own = scores[scores["metric"].isin(metrics)]
@@ -84,7 +84,10 @@ def tasks_against_ratio(scores: pd.DataFrame, summary: pd.DataFrame, *, tasks: S
 
 def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | None, width: float, height: float,
              titles: Mapping[str, str]) -> Drawn:
-    """A panel for each model and column, in as many bands as the lines need. Without `titles` the models are titles."""
+    """A panel for each model and column, in as many bands as the lines need.
+
+    Without `titles`, the titles name the models.
+    """
     pruned, models = frame[frame["method"] != DENSE], sorted(frame["model"].unique())
     several = len(models) > 1
     if pruned.empty:
@@ -92,7 +95,7 @@ def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | 
     keys = list(dict.fromkeys(zip(pruned["method"], pruned["calib"], pruned["k_max"], strict=True)))
     label = labels_of(keys)
     lines = lines_of([(key[0], key[1:], label(key)) for key in keys], looks)
-    # a figure of one column has its panels one above the other
+    # in a figure of one column, the panels are placed one above the other
     bands, across = deal(lines, looks), min(len(columns), ACROSS if width > COLUMN_IN else 1)
     down = math.ceil(len(columns) / across) * len(models)
 
@@ -117,7 +120,7 @@ def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | 
 
 
 def _score_line(axis: Axes, rows: pd.DataFrame, metric: str, column: Column, marks: Mapping[str, Any] | None) -> None:
-    """One line with its bars. Without marks it is pale, without bars, and in the background."""
+    """One line with its bars. If the line has no marks, it is drawn pale, in the background and without error bars."""
     rows = rows[rows[metric].notna()].sort_values("params_removed")
     if rows.empty:
         return

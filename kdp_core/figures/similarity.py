@@ -1,8 +1,9 @@
-"""Similarity of the states before all pairs of layers, of one model and of several models side by side.
+"""Similarity of the states before all pairs of layers, for one model, and for several models side by side.
 
 Figure 1 of the KDP paper (Ma et al., ICLR 2026), which has several models side by side, and Figure 1 of LoRP (2026).
 Cosines are means over tokens. Massive tokens are left out unless the treatment of the similarity says otherwise; LoRP
-keeps them. Reads the numbers of the similarity stage and computes none but RLS (kdp_core.states.similarity.locality).
+keeps them. This module reads the numbers of the similarity stage and computes only RLS
+(kdp_core.states.similarity.locality).
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ def similarity_maps(similarity: Similarity, *, colormap: str = "viridis", width:
     """KDP's Figure 1 for one model: cosine, linear and RBF CKA of all pairs of states, and their angular distance.
 
     The first three maps share one colour scale. The axes count states: state k is the input of layer k. The line above
-    says how massive tokens were treated, because every such map depends on it.
+    the maps says how massive tokens were treated, because every similarity depends on this treatment.
     """
     layers = similarity.layers
     matrices = {name: getattr(similarity, f"{name}_LL") for name in MAPS}
@@ -75,8 +76,8 @@ def _pairs(layers: Sequence[int], matrices: Mapping[str, Any]) -> pd.DataFrame:
 def side_by_side(similarities: Mapping[str, Similarity], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
     """KDP's and LoRP's Figure 1: cosine and linear CKA of all pairs of states, one column for each model.
 
-    All maps share one colour scale. The keys are the titles. The title of a cosine map has the model's RLS. Raises
-    FigureError without models.
+    All maps share one colour scale. The keys are the titles. The title of a cosine map also gives the model's RLS.
+    Raises FigureError without models.
     """
     if not similarities:
         raise FigureError("no similarity of layers to draw; give at least one model")

@@ -1,9 +1,9 @@
 """What pruning does to states, logits and probabilities: Figures 4 to 8 of the paper on representation hierarchies.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper prints cosines near 1 on
-a plain axis. Here single layers are drawn as 1 - cosine on a logarithmic axis, which shows how much nearer to 1 one
-space is than another. Bars and bands are one standard error over windows, prompts or items. Reads the records of
-kdp_core.study.spaces and computes only means over items.
+a plain axis. Here single layers are drawn as 1 - cosine on a logarithmic axis, which shows how much nearer to 1 the
+cosine is in one space than in another. Bars and bands are one standard error over windows, prompts or items. This
+module reads the records of kdp_core.study.spaces and computes only means over items.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,12 +57,12 @@ CURVES = {"angles": {f"angle_{space}": (words, _marks(place)) for place, (space,
 
 
 def by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 4: 1 - cosine of states, logits and probabilities by layer, where one part of this layer is left out."""
+    """Figure 4: 1 - cosine of states, logits and probabilities by layer, if one part of this layer is removed."""
     return _layers(probes, "angles", "1 − cosine", width, height)
 
 
 def split_by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 5: the change of states and logits along the dense vector and across it, relative to its norm."""
+    """Figure 5: the change of states and logits along the dense vector and orthogonal to it, relative to its norm."""
     return _layers(probes, "split", "Change / norm", width, height)
 
 
@@ -140,7 +140,7 @@ def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = N
                        for (method, k_max), own in spaces.items()], ignore_index=True)
     label = labels_of([(method, "", k_max) for method, k_max in spaces])
     lines = lines_of([(method, k_max, label((method, "", k_max))) for method, k_max in spaces], looks)
-    # all panels have one scale, or a fall to 0.9 would look like a fall to 0
+    # all panels have one scale; otherwise a fall to 0.9 would look like a fall to 0
     low = min(float((1 - frame[f"angle_{space}"] - frame[f"angle_{space}_stderr"].astype(float).fillna(0)).min())
               for space in SPACES)
 
@@ -175,7 +175,7 @@ def choices(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = N
     """Figure 8: probabilities over all tokens against those over an item's letters alone, one line for each model.
 
     The panels, from the left: 1 - cosine with the probabilities of the dense model, how often the most likely token
-    stays the same, and the rank of the likeliest letter among all tokens in the dense model.
+    stays the same, and the rank of the dense model's likeliest letter among all tokens.
 
     spaces: by (variant, K max).
     Raises FigureError if no item was answered.

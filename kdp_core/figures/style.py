@@ -1,10 +1,10 @@
-"""The style that all figures share: colours, sizes, how a variant looks, legends, bands of panels, and the saved files.
+"""The style of all figures: colours, sizes, the look of a variant, legends, bands of panels, and the saved files.
 
-Figures are quiet, made for print, readable in grey, and give the same bytes each time. Every function that draws
-returns the drawing with the numbers in it, and `save` writes PDF, PNG and CSV side by side. A variant has one look in
-all figures (`marks`): its colour and marker come from the place of its method in the list of methods, not from the
-other variants that are drawn. If a panel would hold more than MOST_LINES lines, they are dealt out to several panels,
-by what the methods do (`deal`).
+Figures have a plain style, are made for print, and can be read in grey; the same input gives the same bytes. Every
+function that draws returns the drawing with the numbers in it, and `save` writes PDF, PNG and CSV side by side. A
+variant has one look in all figures (`marks`): its colour and marker come from the place of its method in the list of
+methods, not from the other variants that are drawn. If a panel would have more than MOST_LINES lines, the lines are
+distributed over several panels, by what the methods do (`deal`).
 """
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ FILLS = ("none", "left", "bottom", "right", "top")
 """How the markers of further variants of a method are filled; those of the first variant are full."""
 GREY, PALE = "#666666", "#cccccc"
 MOST_LINES = 12
-"""A reader cannot distinguish more lines than these in one panel."""
+"""Largest number of lines that a reader can distinguish in one panel."""
 LEGEND_LINE = 0.14
 """Height of a line of a legend, in inches."""
 
@@ -49,7 +49,7 @@ STYLE = {
 
 
 class FigureError(ValueError):
-    """There is nothing to draw, or the data that were asked for are missing."""
+    """There is nothing to draw, or requested data are missing."""
 
 
 class Drawn(NamedTuple):
@@ -70,7 +70,7 @@ def quiet() -> Iterator[None]:
 def save(drawn: Drawn, stem: str | Path, *, dpi: int = 200) -> list[Path]:
     """Write <stem>.pdf, <stem>.png and <stem>.csv atomically.
 
-    The files hold no dates and no versions, so that equal input gives equal bytes.
+    The files contain no dates and no versions, so that equal input gives equal bytes.
     """
     stem = Path(stem)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png", ".csv")]
@@ -93,13 +93,13 @@ Looks = Mapping[str, Sequence[Any]]
 class Look(NamedTuple):
     """What decides how a variant looks in every figure."""
     place: int
-    """Place of its method among the methods of the run, in the order of the list of methods."""
+    """Position of the variant's method among the methods of the run, in the order of the list of methods."""
     number: int
     """0 for the variant that is named like its method, from 1 for further variants of this method."""
     group: str
-    """What its method does, such as `layers removed`: variants of one group are drawn together."""
+    """What the variant's method does, such as `layers removed`; variants of one group are drawn together."""
     own: bool = False
-    """Whether the method is this project's own: its lines are thicker, and the legend says `ours`."""
+    """Whether the method is this project's own; the lines of such a method are thicker, and the legend says `ours`."""
 
 
 class Line(NamedTuple):
@@ -112,9 +112,9 @@ class Line(NamedTuple):
 
 
 def marks(look: Look) -> dict[str, Any]:
-    """Colour, marker, its fill, and the size of our own.
+    """Colour, marker, fill of the marker, and the sizes by which this project's own methods are emphasised.
 
-    The first 56 methods differ in colour or marker, variants of one method in fill.
+    The first 56 methods differ in colour or marker; variants of one method differ in the fill of the marker.
     """
     shift = max(look.number - 1, 0) // len(FILLS)
     made = {"color": COLORS[look.place % len(COLORS)], "marker": MARKERS[(look.place + shift) % len(MARKERS)]}
@@ -123,7 +123,7 @@ def marks(look: Look) -> dict[str, Any]:
 
 
 def looks_of(variants: Iterable[str], looks: Looks | None) -> dict[str, Look]:
-    """The look of each variant, as given; without given looks, in the order of the variants."""
+    """The look of each variant, as given; without given looks, from the order of the variants."""
     names = list(dict.fromkeys(variants))
     return {name: Look(*looks[name]) if looks else Look(place, 0, "") for place, name in enumerate(names)}
 
@@ -137,13 +137,16 @@ def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[
 
 
 def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str, int]], str]:
-    """Labels of lines (variant, calibration set, K max): the variant, and those of the other two that vary."""
+    """Labels of lines (variant, calibration set, K max): the variant, and each of the other two if it varies."""
     calibs, k_maxes = len({key[1] for key in keys}) > 1, len({key[2] for key in keys}) > 1
     return lambda key: key[0] + (f", {key[1]}" if calibs else "") + (f", K max {key[2]}" if k_maxes else "")
 
 
 def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
-    """(title, lines) of each panel: one panel without a title if all lines fit, else one or more for each group."""
+    """(title, lines) of each panel.
+
+    If all lines fit into one panel, it has no title. Otherwise each group has one panel or more.
+    """
     if len(lines) <= most:
         return [("", list(lines))]
     known = looks_of([line.variant for line in lines], looks)
@@ -151,7 +154,7 @@ def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> 
     groups = {group: [together[name] for name, look in known.items() if look.group == group]
               for group in dict.fromkeys(look.group for look in known.values())}
     while len(groups) > 1:
-        # the two smallest groups share a panel if they fit into it
+        # the two smallest groups share a panel if both fit into one panel
         one, two = sorted(sorted(groups, key=lambda group: sum(map(len, groups[group])))[:2], key=list(groups).index)
         if sum(map(len, groups[one] + groups[two])) > most:
             break
@@ -181,7 +184,10 @@ def handles_of(lines: Iterable[Line]) -> list[Line2D]:
 def banded(bands: Sequence[tuple[str, list[Line]]], shape: tuple[int, int],
            draw: Callable[[Sequence[Axes], str, Sequence[Line]], None], *, width: float, height: float,
            beside: Sequence[Line2D] = ()) -> Figure:
-    """A figure of bands. Each band is a grid of panels that `draw` fills, with a legend of its lines and `beside`."""
+    """A figure of bands.
+
+    Each band is a grid of panels that `draw` fills; its legend has the lines of the band and `beside`.
+    """
     with quiet():
         handles = [[*handles_of(shown), *beside] for _, shown in bands]
         heights = [shape[0] * height + LEGEND_LINE * (legend_lines(own, width, 5) + 1) for own in handles]
@@ -202,7 +208,7 @@ def whole_numbers(axis: Any, most: int = 6) -> None:
 
 
 def plain_log(axis: Axes) -> None:
-    """Plain numbers on a logarithmic y axis, with some between the decades if the axis spans less than two decades."""
+    """Plain numbers on a logarithmic y axis; an axis of less than two decades also has numbers between the decades."""
     low, high = axis.get_ylim()
     spread = high / low
     subs = ((1.0,) if spread > 100 else (1.0, 2.0, 5.0) if spread > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -213,7 +219,10 @@ def plain_log(axis: Axes) -> None:
 
 
 def legend_lines(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 6) -> int:
-    """Number of lines of a legend with at most `columns` entries in a line, and fewer if the longest label is long."""
+    """Number of lines of a legend with at most `columns` entries in a line.
+
+    Long labels reduce the entries in a line.
+    """
     # a character is about 0.05 in wide, a handle and the gap after an entry 0.5 in
     longest = max(len(handle.get_label()) for handle in handles)
     return math.ceil(len(handles) / min(columns, max(1, int(width / (0.5 + 0.05 * longest)))))

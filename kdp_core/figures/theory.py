@@ -1,7 +1,7 @@
 """Figure of Theorems 1 and 2 of KDP: bounds and the errors that they bound, and risks in comparable units.
 
-The paper has no such figure; it states the theorems and shows operator norms (its Figure 5). Reads the records of
-kdp_core.study.theory and computes nothing.
+The paper has no such figure; it states the theorems and shows operator norms (its Figure 5). This module reads the
+records of kdp_core.study.theory and computes nothing.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -33,10 +33,10 @@ SPACES = {"identity": ("linear map of states", GREY), "random": ("random feature
 def theorems(theory: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Drawn:
     """Both theorems in four panels.
 
-    The first panel has the bounds and errors of Theorem 1 by horizon, from the first state of the run. The others are
-    about Theorem 2 and the longest gap: held-out errors of the decoded state by dimension of the features and by number
-    of training tokens, and what the width of the kernel does to the risk and to the state. Raises FigureError for a
-    record without horizons or risks.
+    The first panel has the bounds and errors of Theorem 1 by horizon, from the first state of the run. The other panels
+    are about Theorem 2 and the longest gap. They show held-out errors of the decoded state by dimension of the features
+    and by number of training tokens, and how the risk and the state's error depend on the width of the kernel. Raises
+    FigureError for a record without horizons or risks.
     """
     horizons = pd.DataFrame([row for row in theory.horizons if row["start"] == theory.block[0]])
     risks = pd.DataFrame(theory.risks)
@@ -65,18 +65,18 @@ def _bounds(axis: Axes, horizons: pd.DataFrame) -> None:
     axis.set(yscale="log", xlabel="Horizon k (layers)", ylabel="Error in the kernel space")
     whole_numbers(axis.xaxis, 8)
     low, high = axis.get_ylim()
-    axis.set_ylim(low, high * (high / low) ** 0.5)  # the legend needs room
+    axis.set_ylim(low, high * (high / low) ** 0.5)  # the legend needs space
     axis.legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=1.0, handlelength=3.0)
 
 
 def _base(rows: pd.DataFrame) -> dict[str, Any]:
-    """The point from which one quantity at a time changes: the first one with random features and all tokens."""
+    """The point from which one quantity at a time changes: the first point with random features and all tokens."""
     random = rows[(rows["space"] == "random") & (rows["tokens"] == rows["tokens"].max())]
     return random.iloc[0].to_dict()
 
 
 def _states(axis: Axes, rows: pd.DataFrame, name: str, label: str) -> None:
-    """Held-out error of the decoded state against one quantity; all others are those of the base."""
+    """Held-out error of the decoded state against one quantity; all other quantities are those of the base."""
     base = _base(rows)
     others = [key for key in ("features", "bandwidth_scale", "tokens") if key != name]
     random = rows[(rows["space"] == "random") & (rows[others] == [base[key] for key in others]).all(axis=1)]
@@ -102,7 +102,7 @@ def _line(axis: Axes, rows: pd.DataFrame, name: str, value: str, look: tuple[str
 
 
 def _widths(axis: Axes, rows: pd.DataFrame) -> None:
-    """Risk in the kernel space, its share of the variance there, and the state's error, by width of the kernel."""
+    """Risk in the kernel space, its share of that space's variance, and the state's error, by width of the kernel."""
     base = _base(rows)
     random = rows[(rows["space"] == "random") & (rows["features"] == base["features"])
                   & (rows["tokens"] == base["tokens"])].sort_values("bandwidth_scale")

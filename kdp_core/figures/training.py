@@ -1,7 +1,7 @@
 """What is recorded while stand-ins are trained: losses, cosines, norms of the operators, divergence of the outputs.
 
-Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out. Reads the
-curves of the records of step 1, step 2 and compose, and computes none.
+Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out. This module
+reads the curves of the records of step 1, step 2 and compose, and computes none.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     """One panel of training curves."""
     step: str
     field: str
-    """Column of the curve. The held-out values have the same name with `heldout_` before it."""
+    """Column of the curve. The column of the held-out values has the same name with the prefix `heldout_`."""
     title: str
     ylabel: str
     log: bool
@@ -48,7 +48,8 @@ def training_curves(kernels: Mapping[str, KernelMap], inverses: Mapping[str, Inv
                     width: float = PAGE_IN, height: float = 2.3) -> Drawn:
     """KDP's Figure 3: loss and cosine of step 1 and loss of step 2 by epoch, one colour for each block.
 
-    Held-out values are dashed. The keys are the labels, such as `5-7`. Raises FigureError if no record holds a curve.
+    Lines of held-out values are dashed. The keys are the labels, such as `5-7`. Raises FigureError if no record holds a
+    curve.
     """
     frame = pd.concat([_curves("kernel", kernels), _curves("inverse", inverses)], ignore_index=True)
     if frame.empty:
@@ -86,8 +87,8 @@ DIVERGENCE = Panel("compose", "kl", "Joint training", "KL (nats per token)", Fal
 def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
     """Divergence of the outputs from those of the dense model by epoch of joint training, one colour for each point.
 
-    The keys are the labels, such as `ratio 0.2, K max 3`. Held-out values are dashed and begin at epoch 0, which is the
-    closed form. Raises FigureError if no record holds a curve.
+    The keys are the labels, such as `ratio 0.2, K max 3`. Lines of held-out values are dashed and begin at epoch 0,
+    which is the closed form. Raises FigureError if no record holds a curve.
     """
     frame = _curves("compose", composed)
     if frame.empty:
@@ -143,13 +144,13 @@ def _curves(step: str, fitted: Mapping[str, KernelMap | Inverse | Composed]) -> 
 
 
 def _start(label: str) -> tuple[int, str]:
-    """Order of block labels: by first layer; other names stand at the end."""
+    """Order of block labels: by first layer; other names come last."""
     head = label.split("-")[0]
     return (int(head) if head.isdigit() else 10**6, label)
 
 
 def _marks(place: int, points: int) -> dict[str, Any]:
-    """Colour and marker of the line number `place`.
+    """Colour and marker of line number `place`.
 
     The line has a few markers, which are shifted so that lines do not hide each other.
     """

@@ -1,8 +1,8 @@
 """Figures of the kernel space and of the states' paths: Figures 4, 9 and 10 of the KDP paper (ICLR 2026).
 
-Every panel of a heat map has its error, which the paper leaves out. Next to the paths are measures of how straight
-they are, in the space of the states too, where t-SNE changes nothing. Reads the records of kdp_core.study.views and
-computes nothing.
+Every panel of a heat map gives its error, which the paper leaves out. Next to the paths are measures of how straight
+they are. These are also measured in the space of the states, which t-SNE does not change. This module reads the records
+of kdp_core.study.views and computes nothing.
 """
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ MARKS = {("states", ""): ("states", COLORS[0], "-", "o"),
 def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
     """KDP's Figures 4 and 9: predicted and true features at a few positions, and their difference, by block.
 
-    The features of a position fill a grid as square as possible (32 x 32 for 1,024), from top left, line by line.
-    Predicted and true features of a block share one colour range; the difference has its own one, about 0. The keys
-    are the labels, such as `14-16`. Raises FigureError without views.
+    The features of a position fill a grid that is as square as possible (32 x 32 for 1,024), from top left, line by
+    line. Predicted and true features of a block share one colour range; the difference has its own colour range around
+    0. The keys are the labels, such as `14-16`. Raises FigureError without views.
     """
     if not kernel_views:
         raise FigureError("no trained block to look into: give at least one view of a kernel space")
@@ -52,13 +52,16 @@ def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridi
 
 
 def grid_of(features: int) -> tuple[int, int]:
-    """Lines and columns of a grid of so many cells, as square as possible, with at most as many lines as columns."""
+    """Lines and columns of a grid with `features` cells, as square as possible, with at most as many lines as columns."""
     lines = next(lines for lines in range(math.isqrt(features), 0, -1) if features % lines == 0)
     return lines, features // lines
 
 
 def _across(view: KernelView) -> int:
-    """Positions side by side. Three groups of three panels fill the page; more of them stand in a further line."""
+    """Number of positions side by side.
+
+    Three groups of three panels fill the page; further groups go to the next line.
+    """
     return min(len(view.positions), 3)
 
 
@@ -85,7 +88,7 @@ def _band(band: SubFigure, label: str, view: KernelView, colormap: str) -> None:
                 "cmap": colormap, "vmin": low, "vmax": high}
             _panel(axis, name, row_F.reshape(shape), ranged)
         group[0].set_title(f"position {position}: error {view.error_P[place]:.3f}", fontsize=6.5)
-    # the bar that is made first stands outside
+    # the bar that is made first is placed outside
     for name, axis in (("difference", axes[0, 2]), ("features", axes[0, 1])):
         bar = band.colorbar(axis.images[0], ax=axes, location="right", aspect=11, pad=0.01, shrink=0.7,
                             ticks=MaxNLocator(3, symmetric=True))
@@ -105,7 +108,7 @@ def _panel(axis: Axes, name: str, values: Tensor, ranged: dict[str, Any]) -> Non
 
 
 def _words(views: Sequence[KernelView]) -> str:
-    """What is true of all bands."""
+    """The text that applies to all bands."""
     sequences = ", ".join(str(number) for number in sorted({view.sequence for view in views}))
     less = "less their mean over the training tokens" if views[0].mean_F.any() else "as they are"
     return f"Features {less}; held-out sequence {sequences}; error: squared, relative to the features less their mean"
@@ -122,11 +125,11 @@ def _features(label: str, view: KernelView) -> pd.DataFrame:
 
 def paths(trajectories: Trajectories, *, colormap: str = "viridis", width: float = PAGE_IN,
           height: float = 3.5) -> Drawn:
-    """KDP's Figure 10: paths of samples through the layers, which are the long axis across the plane of t-SNE.
+    """KDP's Figure 10: paths of samples through the layers. The long axis is the layer, the others are those of t-SNE.
 
-    Next to it is how straight the paths are in the space of the states and in that plane, and the same of walks with
-    unrelated steps of the same lengths. Colours distinguish samples by their place at the middle layer. Raises
-    FigureError without measures.
+    The panel next to it shows how straight the paths are in the space of the states and in that plane, and the same for
+    walks with unrelated steps of the same lengths. Colours distinguish samples by their place at the middle layer.
+    Raises FigureError without measures.
     """
     found, straight = trajectories, trajectories.straightness
     if not straight:

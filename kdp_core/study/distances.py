@@ -89,8 +89,10 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 
 
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both states in the dense model's basis. A sliced model's states are turned back to this basis. These states lack
-    the mean that layer norms subtract, so it is subtracted from the dense states too.
+    """Both states in the dense model's basis.
+
+    A sliced model's states are turned back to this basis. These states lack the mean that layer norms subtract, so it
+    is subtracted from the dense states too.
     """
     if basis_DE is None:
         return h_ND, other_NE
