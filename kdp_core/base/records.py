@@ -1,5 +1,4 @@
-"""The records that stages write and read. Each is a NamedTuple. The text below a field states its meaning, axes and
-unit.
+"""The records that stages write and read. Each is a NamedTuple; the text below a field states its meaning and unit.
 
 Axes, used as suffixes of tensor names throughout kdp_core:
     S sequences, T tokens of a sequence, N tokens of any sequence (S*T flattened), L layer states,

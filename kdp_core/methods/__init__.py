@@ -1,7 +1,8 @@
-"""The pruning methods. Every file of this folder whose name has no leading underscore holds one method or a few.
+"""The pruning methods. Every file of this folder without a leading underscore in its name holds one or more methods.
 
-This module holds no list. It imports the files and the packages of its folder and collects their `METHODS` into one
-dictionary, by group, then by file name. A new method is a new file; see `kdp_core.methods._method.Method`.
+This module holds no list of methods. It imports the files and packages of its folder and collects their `METHODS` in
+one dictionary, sorted by group and then by file name. To add a method, add a file; see
+`kdp_core.methods._method.Method`.
 """
 import importlib
 import pkgutil
@@ -30,7 +31,7 @@ __all__ = ["GRID_ARGUMENTS", "GROUPS", "METHODS", "Keep", "Method", "MethodError
 
 
 def find() -> dict[str, Method]:
-    """The methods of this package by name. Two methods of one name raise MethodError."""
+    """The methods of this package by name. Raises MethodError if two methods have the same name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     records: list[Method] = []
     for module in (importlib.import_module(f"{__name__}.{name}") for name in names):
@@ -40,7 +41,7 @@ def find() -> dict[str, Method]:
         records += module.METHODS
     groups = list(GROUPS)
     found: dict[str, Method] = {}
-    # the sort is stable: within a group by file name, then as in the file
+    # the sort is stable: within a group the order is that of the file names, then that in the file
     for method in sorted(records, key=lambda method: groups.index(method.group)):
         if method.name in found:
             raise MethodError(f"two methods are called {method.name!r}; rename one of them")
@@ -97,7 +98,7 @@ def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Pla
 def whole(name: str, selection: Selection, composed: Composed) -> Plan:
     """The plan of a method that fits a grid point at once."""
     blocks = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
-    # a fit that chooses its layers itself, or keeps some of a block's, says so in its plan
+    # if a fit chooses its layers itself, or keeps some layers of a block, its plan names the removed ones
     return composed.plan._replace(method=name, drop=composed.plan.drop or blocks)
 
 
@@ -106,16 +107,16 @@ Keep = Callable[[str, Callable[[], Any]], Any]
 
 
 def made(name: str, make: Callable[[], Any]) -> Any:
-    """Make a record and keep it nowhere."""
+    """Make a record without storing it."""
     return make()
 
 
 def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity | None, facts: ModelFacts,
         *, ratio: float, k_max: int, options: dict[str, dict[str, Any]], keep: Keep = made, **filled: Any) -> Plan:
-    """A whole method: search, select, fit every block, plan. A method that searches reads no similarity.
+    """Run a whole method: search, select, fit every block, plan. A method with a search does not read the similarity.
 
-    keep: gets the name of every record, `search`, `plan`, `composed` or `start-stop-step`, and the call that makes it.
-        It may read the record from disk instead.
+    keep: function that receives the name of every record (`search`, `plan`, `composed` or `start-stop-step`) and the
+        call that makes the record. It may read the record from disk instead of calling.
     filled: arguments of GRID_ARGUMENTS, such as `device`, for the parts that have them.
     """
     method = method_of(name)

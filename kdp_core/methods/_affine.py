@@ -1,4 +1,4 @@
-"""Affine maps of states by weighted ridge regression, and the stand-in that such a map makes."""
+"""Affine maps of states, fitted by weighted ridge regression, and the stand-in made from such a map."""
 from typing import NamedTuple
 
 import torch

@@ -1,12 +1,12 @@
-"""What the rankings of layers share: the loss of the next token without some layers, its gradients, and a ranking.
+"""Functions that rankings of layers share: the next-token loss without some layers, its gradients, and the ranking.
 
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next token.
 
-A `Judge` keeps the states before every layer of the model as it is pruned so far. The states are taken once from the
-model itself, since stored states may be rounded to half precision. If a candidate differs from the model from layer j
-on, only the layers from j on are run. This gives the same losses as the whole model for half the work. The gradients
-are those of one backward pass over all sequences. They are computed layer by layer from kept states, so that only one
-layer's gradients are in memory at a time.
+A `Judge` holds the states before every layer of the already pruned model. The model itself computes these states once,
+because stored states may be rounded to half precision. If a candidate differs from the model only from layer j on, only
+the layers from j on are run. The losses are the same as those of whole runs, for half the work. The gradients are those
+of one backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's
+gradients are in memory at a time.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +31,13 @@ class Judge(NamedTuple):
     passes: Passes
     ids_ST: Tensor
     states: dict[int, Tensor]
-    """h_STD, float32 on the CPU, before each layer of the model as pruned so far."""
+    """h_STD, float32 on the CPU, before each layer of the already pruned model."""
     batch_sequences: int
 
 
 def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
-    """A ranking made once. The layer of the lowest score is removed first; if scores are equal, the lower layer."""
+    """A ranking that is made once. The layer with the lowest score is removed first. If scores are equal, the lower
+    layer is removed first."""
     if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
         raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
     order = sorted(scores, key=lambda layer: (scores[layer], layer))
@@ -45,7 +46,8 @@ def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: in
 
 
 def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
-    """The ids of `sequences` sequences, drawn by `seed`, in their own order; all if there are fewer or it is None."""
+    """The ids of `sequences` sequences, drawn by `seed`, in their own order. None, or a number that is too large, means
+    all."""
     S, T = tokens.ids_ST.shape
     if T < 2:
         raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
@@ -54,7 +56,7 @@ def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
 
 
 def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
-    """The dense model with its own states of the sequences."""
+    """A judge of the dense model, with the states that it computes for the sequences."""
     passes = Passes(model, ids_ST.shape[1])
     numbers = list(range(len(passes.layers)))
     batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
@@ -64,7 +66,7 @@ def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
 
 @torch.no_grad()
 def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
-    """Mean loss of the next token after the states before layer `start` have passed the layers of `path`."""
+    """Mean loss of the next token after the layers of `path` are run on the states before layer `start`."""
     passes, total = judge.passes, 0.0
     for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
                              judge.ids_ST.split(judge.batch_sequences), strict=True):
@@ -78,7 +80,8 @@ def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
 
 
 def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
-    """Sum over all tokens that have a next token; the logits of one chunk of tokens are made at a time, (C, V)."""
+    """Sum of the loss over all tokens that have a next token. Logits (C, V) are computed for one chunk of tokens at a
+    time."""
     x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
     next_N = ids_BT[:, 1:].flatten().to(x_ND.device)
     # -sum_t log q(x_t+1 | x_1 .. x_t)
@@ -90,10 +93,11 @@ def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list
              squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
     """One backward pass of the loss summed over all predictions; only one layer's gradients are in memory at a time.
 
-    It gives for each of `layers`, from the last to the first: its number, the weights that `weights_of` names, their
-    gradients and, if `squared`, the sums over sequences of each sequence's squared gradients, otherwise none.
+    For each of `layers`, from the last to the first, it yields the number of the layer, the weights that `weights_of`
+    names, and their gradients. If `squared` is true, it also yields the sums over sequences of each sequence's squared
+    gradients.
     """
-    # the squares are those of single sequences, so each batch is one sequence
+    # gradients of single sequences are squared, so each batch is one sequence
     judge = judge._replace(batch_sequences=1) if squared else judge
     passes, last = judge.passes, len(judge.passes.layers) - 1
     final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
@@ -110,7 +114,7 @@ def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list
 def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     """d(summed loss)/d(last state) of a batch, float32 on the CPU.
 
-    The loss is a sum and not a mean, since half precision would lose gradients divided by thousands of tokens.
+    The loss is a sum and not a mean, because gradients divided by thousands of tokens would vanish in half precision.
     """
     h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
     x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
@@ -121,8 +125,8 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
 
 def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
                      squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """From d/d(state after a layer): the gradients of the state before it, those of its weights summed over all
-    batches, and the sums of their squares."""
+    """Computed from the gradient of the state after a layer: the gradient of the state before the layer, the gradients
+    of its weights summed over all batches, and the sums of their squares."""
     passes, before = judge.passes, []
     summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     squares = [torch.zeros_like(total) for total in summed] if squared else []

@@ -1,7 +1,7 @@
-"""The record of a pruning method, and what is derived from it alone.
+"""The record of a pruning method, and functions that read only this record.
 
 A method is one file of this folder. The file holds plain functions and ends with `METHODS`, a tuple of records. The
-positional arguments of the functions are stored records, hence the inputs of workflow rules. Their keyword-only
+positional arguments of the functions are stored records, which are the inputs of workflow rules. Their keyword-only
 arguments are the options that the configuration may set, and the schema of the configuration is made from their
 signatures. A method does not evaluate, save or print.
 """
@@ -25,7 +25,7 @@ GROUPS: dict[str, str] = {
     "states narrowed": "inside the layers",
     "weights set to zero": "inside the layers",
 }
-"""What a method does to the model, in the order of the list of methods -> the group of its marks in figures."""
+"""What a method does to the model -> the group of its marks in figures. The list of methods is in this order."""
 
 Given = Mapping[str, Mapping[str, Any]]
 """Options by part: `{"kernel": {"epochs": 2}}`."""
@@ -37,7 +37,7 @@ MethodError = options.OptionError
 
 
 class Sizes(NamedTuple):
-    """What the number of floating-point operations of a part depends on."""
+    """The sizes from which the number of floating-point operations of a part is computed."""
     sequences: int
     """Sequences of the calibration set."""
     length: int
@@ -72,19 +72,19 @@ def no_params(facts: ModelFacts, options: Given) -> int:
 
 
 def no_family(family: Family) -> str:
-    """The `refuses` of a method that prunes models of every family."""
+    """The function `refuses` of a method that prunes models of every family."""
     return ""
 
 
 def no_state_between(family: Family) -> str:
-    """The `refuses` of a method that needs the attention and the MLP of a layer to follow each other."""
+    """The function `refuses` of a method that needs a state between the attention and the MLP of a layer."""
     return "attention and MLP read the same state, so that no state lies between them" if family.parallel else ""
 
 
 class Method(NamedTuple):
     """A pruning method. The files of this folder list their records in `METHODS`."""
     name: str
-    """Its key in METHODS and in the configuration, and the {method} of result paths."""
+    """Key of the method in METHODS and in the configuration; it stands for {method} in result paths."""
     paper: str
     """Reference, with equation or table numbers."""
     group: str
@@ -105,21 +105,23 @@ class Method(NamedTuple):
     """(dense folder, hidden, tokens, selection, *, ...) -> Composed. It fits a whole grid point at once. A method with
     `compose` has no steps and no `module`."""
     flops: Mapping[str, Flops] = NOTHING
-    """Part -> its floating-point operations, for the planner. The planner names a part without a formula."""
+    """Part -> its floating-point operations, for the planner. If a part has no formula, the planner says so."""
     orders: Orders | None = None
     """The most layers that `search` can order, which is known before it runs. None: all of them."""
     needs: Literal["model", "states"] = "model"
     """`model`: `search` runs the whole model on one device. `states`: it reads stored states only."""
     refuses: Callable[[Family], str] = no_family
-    """(family) -> why the method cannot prune its models, as in "slicegpt refuses gemma2: ..."; empty where it can."""
+    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ..."; empty if it
+    can."""
     keeps: int = 0
     """Layers of each selected block that `compose` keeps, with other weights."""
     example: Given = NOTHING
     """Options by part that are small enough for a test."""
     quick: Given = NOTHING
-    """Options by part with which a fit takes minutes on a small model, if the defaults take an hour; may be empty."""
+    """Options by part with which a fit on a small model takes minutes instead of an hour. Empty if the defaults are
+    fast."""
     own: bool = False
-    """Whether the method is this project's own; figures mark it."""
+    """Whether the method was developed in this project. Figures mark such a method."""
 
 
 def parts(method: Method) -> dict[str, Callable[..., Any]]:
@@ -129,7 +131,7 @@ def parts(method: Method) -> dict[str, Callable[..., Any]]:
 
 
 def one_device(method: Method) -> str:
-    """The part that runs the whole model on one device: `compose`, `search`, or an empty string for none."""
+    """The part that runs the whole model on one device: `compose` or `search`; an empty string if there is none."""
     if method.compose:
         return "compose"
     return "search" if method.search and method.needs == "model" else ""

@@ -1,12 +1,12 @@
-"""Training of some weights of a pruned model against the outputs of the dense model; all other weights are frozen.
+"""Training of some weights of a pruned model to match the outputs of the dense model. All other weights are frozen.
 
-Adam lowers KL(dense || pruned) of the next-token distributions (kdp_core.model.distil). Only a random part of each
-sequence's positions is compared, because the output head is half of the cost of a small model.
+Adam lowers KL(dense || pruned) of the next-token distributions (kdp_core.model.distil). In each sequence only randomly
+drawn positions are compared, because the output head causes half of the cost of a small model.
 
-The loss on held-out sequences judges before the first epoch and after each epoch. The weights of the best epoch are
-kept, and the start is a candidate too. With kl_weight 1 the aim is the dense model itself. With a lower weight the
-calibration text counts too; this lowers the perplexity on text of its kind and raises the divergence from the dense
-model (docs/kdp.md reports both).
+The loss on held-out sequences is computed before the first epoch and after each epoch. The weights of the best epoch
+are kept, and the start is a candidate too. If kl_weight is 1, the training only imitates the dense model. If it is
+lower, the calibration text counts too. This lowers the perplexity on similar text and raises the divergence from the
+dense model (docs/kdp.md reports both).
 """
 import logging
 import math
@@ -25,29 +25,31 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 WARMUP = 8
-"""Updates over which the learning rate rises. It is multiplied by half a cosine that falls to zero over all updates."""
+"""Number of updates over which the learning rate rises. The rate is also multiplied by half a cosine, which falls to
+zero over all updates."""
 CLIP = 1.0
 """Largest norm of the gradient."""
 
 
 class Data(NamedTuple):
-    """What training reads: states at the start of the path, final states of the dense model, and token ids."""
+    """The data that training reads: states at the start of the path, final states of the dense model, and token ids."""
     start_STD: Tensor
     final_STD: Tensor
     ids_ST: Tensor
 
 
 def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
-    """The data of a path that starts at state `start`, before which the model is the dense one."""
+    """The data of a path that starts at state `start`. The layers before this state are those of the dense model."""
     return Data(hidden.state(start), hidden.state(hidden.layers[-1]), tokens.ids_ST)
 
 
 def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float, seed: int,
           resume: Resume = OFF) -> list[dict[str, Any]]:
-    """Train `weights`, which lie on the path, in place on the sequences `kept`; the best by `held` are left in place.
+    """Train `weights`, which belong to the path, in place on the sequences `kept`. At the end they have the values of
+    the epoch with the least loss on the sequences `held`.
 
-    Returns one entry for each epoch, the start first.
+    Returns one entry for each epoch. The first entry is the start.
     """
     generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.99))
@@ -77,7 +79,7 @@ def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], k
 def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
           kl_weight: float, generator: torch.Generator) -> float:
     """One update. Returns the KL of its sequences in nats per token, summed over the sequences."""
-    # the last position has no next token to be compared on
+    # the last position has no next token, so it is not compared
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
     h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
     losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
@@ -106,7 +108,7 @@ def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int
 
 @torch.no_grad()
 def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: Tensor, batch: int) -> float:
-    """KL(dense || pruned) in nats a token, over all positions.
+    """KL(dense || pruned) in nats per token, over all positions.
 
     h_STD: states at the start of the path. final_STD: last states of the dense model for the same sequences.
     """
@@ -114,7 +116,7 @@ def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: T
     for h_BTD, final_BTD in zip(h_STD.split(batch), final_STD.split(batch), strict=True):
         h_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
         student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
-        # without cross-entropy no next tokens are read
+        # next tokens are not read, because cross-entropy has weight 0
         losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), passes.head, passes.head,
                               kl_weight=1.0)
         total += losses.kl_nats.item() * len(h_BTD)

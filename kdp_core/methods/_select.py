@@ -1,21 +1,23 @@
 """Which blocks of layers to replace for a ratio: KDP, Algorithm 1 line 2 and section 3.1.
 
-The paper describes a block in two ways. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers,
-such as [6, 7], for K_max = 3. Both hold if F_l .. F_{l+K_max-1} is the context of the block: its first layer is kept
-and its other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5 for LLaMA-2-7B and LLaMA-3-8B; the
-blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). `removes` and `apart` name the other readings.
+The paper describes a block in two ways. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers, such
+as [6, 7], for K_max = 3. Both descriptions agree if F_l .. F_{l+K_max-1} is the context of the block: the first layer
+of the context is kept, and the other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5 for
+LLaMA-2-7B and LLaMA-3-8B; the blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). The options `removes` and
+`apart` choose other interpretations.
 
-The first and last 10 % of the layers are kept. Blocks are taken by descending score until the share of ALL parameters
-removed is the ratio. If two scores are equal, the lower block is taken first. The parameters of stand-ins count as put
-back. Greedy choices are nested: a block trained for one ratio serves the higher ratios.
+The first and last 10 % of the layers are kept. Blocks are chosen by descending score until the removed share of ALL
+parameters meets the ratio. If two scores are equal, the lower block is chosen first. The parameters of stand-ins are
+subtracted from the removed ones. Greedy choices are nested: a block that is trained for one ratio is used for higher
+ratios too.
 
 Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `deepest_run`). Runs of different lengths
-are chosen independently, so they need not be nested. If two scores are equal, the lower layers are taken. Other methods
-let the fit choose what is removed; `as_many` and `no_layer` then only count layers.
+are chosen independently, so they need not be nested. If two scores are equal, the run of lower layers is chosen. In
+other methods the fit chooses what is removed; `as_many` and `no_layer` then only state the number of layers.
 
-Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. `expand_from`
-chooses as for a smaller K_max and lets each block grow at its end. `given` names the blocks, as a table of the paper
-does.
+Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. With
+`expand_from`, blocks are chosen as for a smaller K_max, and each block is extended at its end. `given` lists the blocks
+directly, such as those that a table of the paper prints.
 """
 import itertools
 import math
@@ -28,11 +30,11 @@ from kdp_core.base.options import Count, Edge, Natural, Share
 from kdp_core.base.records import Block, ModelFacts, Search, Selection, Similarity
 
 Criterion = Literal["cka_linear", "cka_rbf", "cosine"]
-"""Similarity of two states, by the name of its matrix."""
+"""Measure of the similarity of two states, by the name of its matrix."""
 Angle = Literal["angular", "angular_last"]
-"""Angle of two states: over all counted tokens, or over the last token of each sequence."""
+"""Angle between two states: the mean over all counted tokens, or over the last token of each sequence."""
 Match = Literal["nearest", "reach"]
-"""How a choice meets a ratio: the nearest share, or the first one that is not below it."""
+"""How a choice meets a ratio: by the nearest share, or by the first share that is not below the ratio."""
 ROUNDING = 1e-12
 """A ratio that exceeds a share of the parameters by at most this number counts as equal to it."""
 
@@ -49,16 +51,17 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
     """Select the non-overlapping blocks of highest similarity that remove `ratio` of all parameters.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: layers of a block's context.
+    k_max: number of layers of a block's context.
     module_params: parameters of the stand-in that each block receives.
     criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
     protect: share of the layers kept at each end, rounded to whole layers.
     removes: `k_max-1` (the context's first layer is kept) or `k_max` (Algorithm 1 to the letter).
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
-    match: `nearest` share to the ratio, or `reach` it at least.
-    expand_from: choose by the scores of this smaller K_max, then let each block grow at its end to k_max; blocks that
-        would grow into the protected end are no candidates.
-    given: blocks to replace, each [start, stop) in layers, instead of choosing; ratio, k_max and protect do not count.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    expand_from: smaller K_max whose scores decide the choice; each block is then extended at its end to k_max. Blocks
+        that would reach into the protected end are no candidates.
+    given: blocks to replace, each as [start, stop) in layers. Then no blocks are chosen, and ratio, k_max and protect
+        are ignored.
     """
     options.check(most_similar, locals())
     if k_max == 1 and removes == "k_max-1":
@@ -85,7 +88,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     ratio: share of all parameters to remove, 0 to 1.
     k_max: K_max of the search, which lets at most k_max - 1 consecutive layers be removed.
     module_params: parameters of the stand-in that each layer receives.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(in_order, locals())
     if search.k_max != k_max:
@@ -105,14 +108,15 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
 
 
 def enough(shares: list[float], ratio: float, match: str) -> int:
-    """How many blocks meet the ratio; `shares` holds the shares that none, one, two ... of them remove."""
+    """Number of blocks that meet the ratio. `shares` holds the shares that no block, one block, two blocks ...
+    remove."""
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
 
 
 def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
-    """Share of all parameters removed by none, the first, the first two ... of the blocks."""
+    """Share of all parameters that is removed by no block, by the first block, by the first two blocks ..."""
     saved = [sum(facts.params_per_layer[slice(*block)]) - module_params for block in blocks]
     return [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
 
@@ -125,7 +129,7 @@ def eligible_layers(layers: int, protect: float) -> range:
 
 def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str, protect: float,
                 removes: str) -> list[dict[str, Any]]:
-    """Every eligible block, from the best to the worst: {block, context, score}."""
+    """All eligible blocks, from the best to the worst: {block, context, score}."""
     matrix_LL: Tensor = getattr(similarity, f"{criterion}_LL")
     index = {layer: place for place, layer in enumerate(similarity.layers)}
     eligible, found = eligible_layers(layers, protect), []
@@ -139,7 +143,7 @@ def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str,
 
 
 def score_of(matrix_LL: Tensor, index: dict[int, int], first: int, last: int) -> float:
-    """The matrix's value for two states. A state that is not stored raises BlockError."""
+    """The entry of the matrix for two states. Raises BlockError if a state is not stored."""
     if first not in index or last not in index:
         raise BlockError(f"similarity lacks state {first if first not in index else last}; set hidden.layers to all")
     # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
@@ -156,7 +160,7 @@ def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
 
 
 def _grown(candidates: list[dict[str, Any]], k_max: int, end: int) -> list[dict[str, Any]]:
-    """The candidates with contexts of k_max layers from the same start; none may end beyond layer `end` - 1."""
+    """The candidates whose contexts have k_max layers from the same start and end at layer `end` - 1 at the latest."""
     grown = [{**candidate, "block": (candidate["block"][0], candidate["context"][0] + k_max),
               "context": (candidate["context"][0], candidate["context"][0] + k_max)} for candidate in candidates]
     return [candidate for candidate in grown if candidate["block"][1] <= end]
@@ -176,7 +180,7 @@ def _given(similarity: Similarity, facts: ModelFacts, given: list[list[int]], ra
 
 
 def layers_of(blocks: list[Block]) -> int:
-    """Layers that blocks hold together."""
+    """Number of layers of all blocks together."""
     return sum(stop - start for start, stop in blocks)
 
 
@@ -196,7 +200,7 @@ def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
 
 
 def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:
-    """The candidates that do not overlap an earlier one, in order of score."""
+    """The candidates that do not overlap an earlier candidate, in the order of their scores."""
     taken: list[Block] = []
     chosen = []
     for candidate in candidates:
@@ -217,7 +221,7 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
         raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
                          f"({-least:+.2%} of the model); lower its width or raise k_max")
     if ratio > shares[-1] + ROUNDING:
-        # rounded down, so that the ratio in the message can be reached
+        # the ratio is rounded down, so that the ratio in the message can be reached
         largest = math.floor((shares[-1] + ROUNDING / 2) * 1e4) / 1e4
         raise BlockError(f"ratio {ratio} is too high: the blocks of k_max {k_max} in layers {eligible.start} to "
                          f"{eligible.stop - 1} remove at most {largest:.4f} of all parameters; ask for less")
@@ -225,18 +229,19 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
 
 def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             criterion: Angle = "angular_last", protect: Edge = 0.0, match: Match = "nearest") -> Selection:
-    """Select the run of consecutive layers over which states turn least. The first layer is kept.
+    """Select the run of consecutive layers over which the direction of the states changes least. The first layer is
+    kept.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of what replaces the run.
-    criterion: `angular_last`, the mean angle over the last token of sequences, as ReplaceMe's code takes it, or
-        `angular`, over all counted tokens.
+    module_params: parameters of the module that replaces the run.
+    criterion: `angular_last`, the mean angle over the last token of sequences, as in ReplaceMe's code, or `angular`,
+        the mean angle over all counted tokens.
     protect: share of the layers kept at each end, rounded to whole layers.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(one_run, locals())
-    # at least the first layer is kept, because ReplaceMe folds the run into the layer before it
+    # at least the first layer is kept, because ReplaceMe folds a run into the layer before the run
     eligible = eligible_layers(facts.layers, max(protect, 0.5 / facts.layers))
     return best_run(-getattr(similarity, f"{criterion}_LL"), similarity, facts, eligible, ratio, k_max, module_params,
                  match, criterion, -1.0)
@@ -248,10 +253,10 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of what replaces the run.
-    keep_first: layers at the start that are kept; the code of LLM-Streamline keeps none, LoRP keeps one.
+    module_params: parameters of the module that replaces the run.
+    keep_first: number of layers at the start that are kept. The code of LLM-Streamline keeps none, and LoRP keeps one.
     keep_last: layers at the end that are kept.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(most_alike, locals())
     eligible = between(facts.layers, keep_first, keep_last)
@@ -261,12 +266,12 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
 
 def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             match: Match = "nearest") -> Selection:
-    """Select no layers but only their number, for a fit that chooses the layers itself.
+    """Select only the number of layers, for a fit that chooses the layers itself.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
     module_params: parameters put back.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(as_many, locals())
     found = deepest_run(facts, ratio, k_max, module_params, match, keep_last=1)
@@ -274,7 +279,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 
 def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
-    """Select no layers; the fit takes the ratio from inside the layers.
+    """Select no layers. The fit removes the ratio of parameters inside the layers.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
@@ -289,7 +294,7 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
 
 
 def as_drops(removed: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Removed parts as a plan names them: a layer of which both parts are removed is one entry, `whole`."""
+    """Removed parts in the form of a plan: if both parts of a layer are removed, the layer is one entry, `whole`."""
     found = []
     for layer in sorted({layer for layer, _ in removed}):
         parts = sorted(part for number, part in removed if number == layer)
@@ -316,7 +321,8 @@ def between(layers: int, keep_first: int, keep_last: int) -> range:
 
 def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligible: range, ratio: float, k_max: int,
              module_params: int, match: str, criterion: str, sign: float) -> Selection:
-    """The run of highest value for each length, and from these runs the one for the ratio; score = sign * value."""
+    """Find the run of highest value for each length, and among these runs select the one for the ratio; score = sign *
+    value."""
     index = {layer: place for place, layer in enumerate(similarity.layers)}
     runs, scores = [], []
     for n in range(1, len(eligible) + 1):

@@ -1,6 +1,6 @@
-"""What the trainings of the methods share: the learning rate, one update, the kept weights, and the error.
+"""Functions that the trainings of the methods share: the learning rate, one update, the kept weights, and the error.
 
-The loop over epochs and minibatches itself, with its state on disk, is kdp_core.base.resume.Progress.
+kdp_core.base.resume.Progress implements the loop over epochs and minibatches and stores its state on disk.
 """
 import math
 from collections.abc import Iterable, Sequence
@@ -17,8 +17,8 @@ def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -
     """The learning rate of an update as a share of its peak: a linear rise, then half a cosine down to zero.
 
     update: number of the update, from 0.
-    total: the update at which the rate is zero; it may lie one past the last.
-    warmup: updates of the rise; the first one has the share 1 / warmup.
+    total: the update at which the rate is zero; it may be the number after the last update.
+    warmup: number of updates of the rise; the first update has the share 1 / warmup.
     at_once: whether the cosine begins at update 0 and multiplies the rise, instead of following it.
     """
     rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
@@ -37,9 +37,9 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, re
             clip: float | None = None) -> None:
     """One update of an optimiser by the gradient of a loss.
 
-    training: its name, for the message.
+    training: name of the training, for the message.
     remedy: what to change if the loss is not a number.
-    clip: largest norm of the gradient; None does not limit it.
+    clip: largest norm of the gradient; None means no limit.
     Raises TrainingFailed for a loss that is not finite.
     """
     if not torch.isfinite(loss):

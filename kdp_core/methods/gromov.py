@@ -4,8 +4,8 @@ angular     l* = argmin_l D(l, n), D(l, n) = mean over sequences of arccos(cos(x
             l = 0 .. N - n as in the paper.
 deepest     the paper's rule without data: the n deepest layers before the last one, N - n - 1 .. N - 2.
 
-The released PruneMe never removes layer 0 (`keep_first: 1`) and takes its last state after the final norm. Its
-sequences end at the end of a document or of a chat turn, while packed sequences end anywhere.
+The released PruneMe never removes layer 0 (`keep_first: 1`), and it reads the last state after the final norm. Its
+sequences end at the end of a document or of a chat turn, while packed sequences may end anywhere in a text.
 """
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Share
@@ -16,14 +16,14 @@ from kdp_core.methods._select import Match, best_run, between, deepest_run
 
 def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
             keep_first: Natural = 0, keep_last: Natural = 0, match: Match = "nearest") -> Selection:
-    """Select the run over which the last token's state turns least.
+    """Select the run over which the direction of the last token's state changes least.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of what replaces the run.
+    module_params: parameters of the module that replaces the run.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(angular, locals())
     eligible = between(facts.layers, keep_first, keep_last)
@@ -37,9 +37,9 @@ def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of what replaces the run.
+    module_params: parameters of the module that replaces the run.
     keep_last: layers at the end that are kept.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(deepest, locals())
     return deepest_run(facts, ratio, k_max, module_params, match, keep_last)

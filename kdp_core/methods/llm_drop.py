@@ -2,14 +2,15 @@
 
 The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
-The most redundant part is removed with its norms, until the ratio is met; the state passes unchanged. `joint_drop`
-puts attentions and MLPs in one list. The default takes the scores of the dense model from the extraction and loads no
-weights; `iterative` runs the model again after every removal. If both sublayers of a layer are removed, the
-whole layer is removed. The removal of whole layers by the same cosine is ShortGPT's block influence.
+The most redundant part is removed together with its norms, and this is repeated until the ratio is met. A removed part
+leaves the state unchanged. `joint_drop` orders attentions and MLPs in one list. By default the scores are those of the
+dense model, which the extraction stored, and no weights are loaded. `iterative` runs the model again after every
+removal. If both sublayers of a layer are removed, the whole layer is removed. The removal of whole layers by the same
+cosine is ShortGPT's block influence.
 
-For Gemma the released code takes the MLP's score at the wrong place, since the norm after the attention acts on the
-attention's output. Here y is the state to which the MLP's output is added. If two scores are equal, the lower layer is
-removed first, and in one layer the attention before the MLP.
+For Gemma the released code computes the MLP's score at the wrong place, because the norm after the attention acts on
+the attention's output. Here y is the state to which the MLP's output is added. If two scores are equal, the part of the
+lower layer is removed first. Within one layer the attention is removed before the MLP.
 """
 import logging
 import time
@@ -39,17 +40,17 @@ Unit = tuple[int, str]
 
 
 def removing(method: str, *parts: str) -> Callable[..., Composed]:
-    """The `compose` of a method that removes these parts of layers: `attention`, `mlp` or both."""
+    """The function `compose` of a method that removes these parts of layers: `attention`, `mlp` or both."""
 
     def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                 dtype: str = "float32", iterative: bool = False, sequences: Count | None = None,
                 batch_sequences: Count = 8, match: Match = "nearest") -> Composed:
-        """Remove the parts of highest cosine, one by one.
+        """Remove the parts with the highest cosine, one by one.
 
-        iterative: score again after every removal instead of once.
-        sequences: number of calibration sequences that score; null means all.
+        iterative: whether the scores are computed again after every removal instead of once.
+        sequences: number of calibration sequences from which the scores are computed; null means all.
         batch_sequences: sequences of a forward pass; only `iterative` runs forward passes.
-        match: `nearest` share to the ratio, or `reach` it at least.
+        match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
         Raises BlockError for a ratio that cannot be reached, FitError for too many sequences and for a model whose
         norms follow the sum.
         """
@@ -104,12 +105,13 @@ def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
 
 
 def refuses(family: Family) -> str:
-    """Why parts of this family's layers cannot be ordered by the cosine around them."""
+    """Why the parts of this family's layers cannot be ordered by the cosine of the states before and after them."""
     return no_state_between(family)
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
-    """Whether the removed share is nearer to the ratio than with one more part; for `reach`, whether it reaches it."""
+    """Whether enough is removed. For `nearest`: the share is nearer to the ratio than with one more part. For `reach`:
+    the share reaches the ratio."""
     if match == "reach":
         return share >= ratio - ROUNDING
     return ratio - share <= with_next - ratio
@@ -130,7 +132,7 @@ def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Un
 
 @torch.no_grad()
 def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> dict[Unit, float]:
-    """The same cosines for the model as it is pruned so far."""
+    """The same cosines for the already pruned model."""
     sums: dict[Unit, float] = {}
     for h_BTD in start_STD.split(batch):
         h_BTD = h_BTD.to(passes.device, passes.model.dtype)

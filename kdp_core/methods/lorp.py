@@ -1,17 +1,17 @@
-"""LoRP, locality-aware redundancy pruning: layers that resemble many others are removed, spread over the depth.
+"""LoRP, locality-aware redundancy pruning: layers that resemble many other layers are removed, spread over the depth.
 
 From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
     RLS = -log2(mean of S_ij over i < j): 2 clusters if RLS >= 1, 3 if RLS >= 0.7, otherwise 4;
     clusters: spectral clustering with affinity (S + 1) / 2; they are numbered by their first layers;
-    r_l = mean of S_lm over the other members m of l's cluster: inside a cluster layers are removed by descending r.
-Stage 1: each cluster, in order of depth, loses one layer. Stage 2: while more layers must be removed, the cluster
-whose remaining members are most similar (mean S of their pairs) loses its next layer. The first and the last layer are
-kept, but they count as members.
+    r_l = mean of S_lm over the other members m of l's cluster: inside a cluster, layers are removed by descending r.
+In stage 1, one layer of each cluster is removed, in order of depth. In stage 2, while more layers must be removed, the
+next layer is removed from the cluster whose remaining members are most similar (mean S of their pairs). The first and
+the last layer are kept, but they count as members.
 
 Source: the released code (daniel-eai, June 2026). It computes S over all tokens, and so does `lorp`. `lorp_masked` is
-our variant: it leaves massive tokens out. When no cluster has two members left, the first cluster with a candidate
-loses it. If two layers have equal r, the lower one is removed first; if two clusters are equally similar, the one with
-the lower number loses a layer first.
+our variant: it leaves massive tokens out. If no cluster has two members left, a layer is removed from the first cluster
+with a candidate. If two layers have equal r, the lower layer is removed first. If two clusters are equally similar, a
+layer is removed from the cluster with the lower number first.
 """
 import math
 from collections.abc import Callable
@@ -34,11 +34,11 @@ MOST_CLUSTERS = 4
 
 
 Read = Literal["cosine_all_LL", "cosine_LL"]
-"""The cosines of all tokens, or of those that the similarity stage counts."""
+"""The cosines over all tokens, or over the tokens that the similarity stage counts."""
 
 
 def spreading(method: str, read: Read) -> Callable[..., Selection]:
-    """The `select` of a method that spreads by these cosines."""
+    """The function `select` of a method that spreads removals by these cosines."""
 
     def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
@@ -46,10 +46,10 @@ def spreading(method: str, read: Read) -> Callable[..., Selection]:
 
         ratio: share of all parameters to remove, 0 to 1.
         k_max: not read.
-        module_params: parameters of what replaces a layer.
+        module_params: parameters of the module that replaces a layer.
         clusters: number of clusters; null derives it from RLS.
         seed: seed of the clustering.
-        match: `nearest` share to the ratio, or `reach` it at least.
+        match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
         """
         options.check(spread, locals())
         if read == "cosine_LL" and similarity.treatment != "mask":
@@ -82,7 +82,7 @@ def _inputs(cosine_LL: Tensor, stored: list[int], layers: int) -> Tensor:
 
 def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
     """The cluster of each layer, numbered by the first layer in it."""
-    from sklearn.cluster import SpectralClustering  # takes a second to import, and most methods do not need it
+    from sklearn.cluster import SpectralClustering  # this import takes a second, and most methods do not need it
 
     found = SpectralClustering(clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed).fit_predict(
         ((s_LL + 1) / 2).numpy()).tolist()
@@ -103,7 +103,7 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
                 redundancy[layer] = s_LL[layer, others].mean().item()
     queues = [sorted((layer for layer in group if PROTECTED <= layer < layers - PROTECTED),
                      key=lambda layer: (-redundancy[layer], layer)) for group in members]
-    # stage 1: one of each cluster, in order of depth
+    # stage 1: one layer of each cluster, in order of depth
     removed = [queue.pop(0) for queue in queues if queue]
     while any(queues):
         # stage 2: the cluster whose remaining members are most similar
@@ -116,7 +116,7 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
 
 
 def _alike(s_LL: Tensor, group: list[int]) -> float:
-    """Mean S of all pairs; -inf if there are none."""
+    """Mean S of all pairs of the group; -inf if there are no pairs."""
     pairs = [s_LL[a, b].item() for place, a in enumerate(group) for b in group[place + 1:]]
     return sum(pairs) / len(pairs) if pairs else -math.inf
 

@@ -5,18 +5,19 @@ so that state s is x + m. A matrix T with x + T'm ~ state e replaces the run. T 
     T = (X'X + alpha I)^-1 X'Y,    X = m,    Y = state_e - x,
 or by angle (`compose_cosine`), Adam on
     L = mean_n 1 - cos(x_n + T'm_n, state_e,n),
-and it is multiplied into that MLP's last matrix, so that no parameter is added. Least squares streams both products;
-the cosine needs the pairs themselves in memory.
+T is multiplied into that MLP's last matrix, so that no parameter is added. Least squares only accumulates both
+products, batch by batch; the cosine needs all pairs in memory.
 
-The paper gives all tokens the same weight and takes alpha = 0, and so do we. With few calibration tokens a small ridge
-helps; `ridges` chooses it on held-out sequences. In least squares massive tokens dominate X'X; `massive: mask`
-excludes them. In the cosine every token has the same weight, for every norm.
+The paper gives all tokens the same weight and sets alpha = 0, and so do we. If there are few calibration tokens, a
+small ridge helps; `ridges` chooses the ridge on held-out sequences. In least squares massive tokens dominate X'X;
+`massive: mask` excludes them. In the cosine every token has the same weight, whatever its norm is.
 
-Adam starts at the identity, as in the paper. There the run is removed and nothing replaces it. One update moves an
-entry of T by about the learning rate at most. The paper's 10 epochs over 8000 x 1024 tokens are 80,000 updates, but a
-few ten thousand tokens give only a few dozen updates an epoch. The default here is therefore 100 epochs. The best epoch
-by held-out loss is kept, and the start is a candidate too. The released code has a mode (`accurate: false`) that trains
-on cos(T'm, Y). This loss does not determine the length of T'm, so the length stays near that of the start.
+Adam starts at the identity, as in the paper. At this start the run is removed and nothing replaces it. One update
+changes an entry of T by about the learning rate at most. The paper's 10 epochs over 8000 x 1024 tokens are 80,000
+updates, but an epoch over a few ten thousand tokens has only a few dozen updates. The default here is therefore 100
+epochs. The best epoch by held-out loss is kept, and the start is a candidate too. The released code has a mode
+(`accurate: false`) that trains on cos(T'm, Y). This loss does not determine the length of T'm, so the length stays near
+that of the start.
 """
 import logging
 import time
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Fit(NamedTuple):
-    """The pairs of one batch: the output of the MLP, and the target minus the state that it is added to."""
+    """The pairs of one batch: the output of the MLP, and the target minus the state to which this output is added."""
     m_ND: Tensor
     goal_ND: Tensor
     rest_ND: Tensor
@@ -52,7 +53,7 @@ class _Fit(NamedTuple):
 
 
 class _Case(NamedTuple):
-    """The run, and the data that its fit reads."""
+    """The run, and the data that the fit of the run reads."""
     passes: Passes
     hidden: HiddenStates
     start: int
@@ -82,14 +83,14 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", ridge: NotNegative = 0.0, ridges: list[NotNegative] | None = None,
             massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1,
             seed: Natural = 0) -> Composed:
-    """Fit T for the one run of layers and multiply it into the MLP before it.
+    """Fit T for the one run of layers, and multiply T into the MLP before the run.
 
     ridge: alpha, relative to the mean diagonal of X'X; 0 as in the paper.
-    ridges: several values of alpha. The one of least held-out error is taken, and the first one if two are equal;
-        `ridge` is then not read.
-    massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens.
+    ridges: several values of alpha. The value with the least held-out error is used; if two errors are equal, the first
+        value. `ridge` is then not read.
+    massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
     batch_sequences: sequences of a forward pass.
-    heldout: share of the sequences that judge and are never fitted on.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
     Raises FitError for a family with a norm after its MLPs, and for a run that starts at the first layer.
     """
@@ -118,20 +119,20 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
                    accurate: bool = True, start: Literal["identity", "lstsq"] = "identity", ridge: NotNegative = 1e-4,
                    massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1, seed: Natural = 0,
                    resume: Resume = OFF) -> Composed:
-    """Train T for the one run of layers by the cosine, and multiply it into the MLP before it.
+    """Train T for the one run of layers by the cosine, and multiply T into the MLP before the run.
 
     lr: learning rate of Adam.
-    epochs: passes over the tokens; the paper makes 10 over about a hundred times as many tokens. The best epoch by
-        held-out loss is kept, and the start is a candidate too; 0 keeps the start.
+    epochs: passes over the tokens. The paper makes 10 passes over about a hundred times as many tokens. The best epoch
+        by held-out loss is kept, and the start is a candidate too; 0 keeps the start.
     batch_tokens: tokens of an update.
-    accurate: whether x + T'm is compared with the run's last state; otherwise T'm is compared with that state less x.
+    accurate: whether x + T'm is compared with the run's last state; otherwise T'm is compared with that state minus x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
-    ridge: ridge of that least-squares T, relative to the mean diagonal of X'X.
-    massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens.
+    ridge: ridge of the least-squares T of `start: lstsq`, relative to the mean diagonal of X'X.
+    massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
     batch_sequences: sequences of a forward pass.
-    heldout: share of the sequences that judge and are never fitted on.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice and of the order of training.
-    resume: where the state of the training is kept.
+    resume: file in which the state of the training is stored.
     Raises FitError for the same reasons as `compose`, TrainingFailed for a loss that is not a number.
     """
     check(compose_cosine, locals())
@@ -181,7 +182,7 @@ def _check_run(selection: Selection, config: Any, heldout: float, sequences: int
 
 
 def _products(case: _Case) -> tuple[Tensor, Tensor]:
-    """X'X and X'Y of the sequences to fit on, float64."""
+    """X'X and X'Y over the sequences to fit on, float64."""
     gram, cross = 0.0, 0.0
     for fit in case.pairs(case.kept):
         gram, cross = gram + fit.m_ND.T @ fit.m_ND, cross + fit.m_ND.T @ fit.goal_ND
@@ -217,7 +218,8 @@ def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.de
 
 def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: int, batch_tokens: int,
               seed: int, resume: Resume) -> tuple[Tensor, list[dict[str, Any]], int]:
-    """T of the best epoch by held-out loss, one entry for each epoch, and the best epoch; 0 is the start."""
+    """T of the best epoch by held-out loss, one entry for each epoch, and the number of the best epoch; 0 is the
+    start."""
     t_DD = t_DD.to(train.m_ND.device, torch.float32).requires_grad_()
     adam, generator = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed)
     progress = Progress(resume, [t_DD], {"adam": adam, "order": generator}, best=0, best_DD=t_DD.detach().clone(),

@@ -4,18 +4,18 @@ perplexity  PPL_n = exp(L(model without layer n)) on calibration text.
 taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer n, L the mean loss of the next token.
 magnitude   I_n = sum_k sum_ij |W_ij|: no data.
 
-The layer of the lowest score is removed first; if two scores are equal, the lower layer. The paper keeps the first four
-and the last two layers for all scores (its "+"), since by Taylor and magnitude layer 0 would be removed
-among the first. The released code applies this rule when it removes layers, and it writes unprotected orders
-(kdp_core.study.oracles). Here protected layers are not ordered at all.
+The layer with the lowest score is removed first. If two scores are equal, the lower layer is removed first. For all
+scores the paper keeps the first four and the last two layers (marked "+" there), because by Taylor and magnitude layer
+0 would be among the first removed layers. The released code applies this rule when it removes layers, and it writes
+unprotected orders (kdp_core.study.oracles). Here the orders do not contain protected layers.
 
-The paper sums over linear weights. The released code adds the weights of the norms, and so do we. Biases never count
-(LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here the gain 1 + w counts, because
-I_n estimates what is lost if a factor becomes 0. The released code would count w.
+The paper sums over linear weights. The released code also sums over the weights of the norms, and so do we. Biases
+never count (LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here the sum contains the gain 1 + w,
+because I_n estimates what is lost if a factor becomes 0. In the released code it would contain w.
 
-A perplexity is computed from the states before the removed layer, like SLEB's losses. The gradients are those of one
-backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's gradients
-are in memory at a time.
+A perplexity is computed from the states before the removed layer, as the losses of SLEB are. The gradients are those of
+one backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's
+gradients are in memory at a time.
 """
 import logging
 import math
@@ -48,7 +48,7 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
     k_max: not read; neighbouring layers may be removed.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    sequences: number of sequences to judge on; null, or more than there are, means all.
+    sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
@@ -77,7 +77,8 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     k_max: not read; neighbouring layers may be removed.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    sequences: number of sequences whose mean loss is differentiated; null, or more than there are, means all.
+    sequences: number of sequences whose mean loss is differentiated. null means all, and so does a number larger than
+        that of the sequences.
     batch_sequences: sequences of a forward pass; gradients are summed over all sequences before absolute values.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a score that is not finite.
@@ -95,10 +96,10 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
               device: str = "cpu", dtype: str = "float32", norm: Literal["l1", "l2"] = "l1", keep_first: Natural = 4,
               keep_last: Natural = 2) -> Search:
-    """Rank layers by the size of their linear and norm weights; biases do not count, no data is read.
+    """Rank layers by the size of their linear and norm weights; biases do not count, and no data is read.
 
     k_max: not read; neighbouring layers may be removed.
-    norm: `l1` sums absolute values, `l2` squares.
+    norm: `l1` sums absolute values, `l2` sums squares.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
     Raises RankError for options out of range.
@@ -124,7 +125,7 @@ def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
 
 
 def _most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
-    """The most layers that a search can order."""
+    """Largest number of layers that a search can order."""
     return len(_eligible(facts.layers, given["keep_first"], given["keep_last"]))
 
 
@@ -134,7 +135,8 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _gain(weight: Tensor, family: Family) -> Tensor:
-    """The factor of the states, float32. A norm, whose weight has one axis, adds the offset of its family."""
+    """The factor by which states are multiplied, float32. The weight of a norm has one axis; the offset of the family
+    is added to it."""
     return weight.float() + (family.gain_offset if weight.ndim == 1 else 0.0)
 
 

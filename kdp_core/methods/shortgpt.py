@@ -1,14 +1,16 @@
-"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers are ranked once by how little they turn their input.
+"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers are ranked once by the angle by which they turn their input.
 
     BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
-where the mean counts all tokens equally. The layer of least block influence is removed first. Scores are computed once.
+where the mean counts all tokens equally. The layer with the least block influence is removed first. Scores are computed
+once.
 
-The paper has no released code. The public one (sramshetty/ShortGPT) takes the last state from transformers'
-`hidden_states`, after the final norm, which raises the last layer's influence and so protects it. It counts pad tokens,
-gives a token with a zero state the value 0.5, and sorts ties in an unstable order. Here the last state is the true one
-(`last_state`) and sequences hold no pad tokens. A token with a zero state does not count, and the number of such tokens
-is reported. If two layers are equal, the lower one is removed first. For LLaMA-2-7B the order of that code differs from
-the paper's order, but the set is the same (kdp_core.study.oracles).
+The paper has no released code. A public implementation (sramshetty/ShortGPT) reads the last state from transformers'
+`hidden_states`, after the final norm. This raises the last layer's influence and so protects this layer. The
+implementation counts pad tokens, assigns the value 0.5 to a token with a zero state, and sorts equal scores in no fixed
+order. Here the last state is the output of the last layer (`last_state`), and sequences contain no pad tokens. A token
+with a zero state does not count, and the number of such tokens is reported. If two scores are equal, the lower layer is
+removed first. For LLaMA-2-7B the order of that implementation differs from the paper's order, but the set of removed
+layers is the same (kdp_core.study.oracles).
 """
 import time
 from collections.abc import Mapping
@@ -40,20 +42,20 @@ class _Influence(NamedTuple):
     masked: int
     """Number of massive tokens, which do not count."""
     undefined: int
-    """Number of other tokens that do not count, since one of their states is zero."""
+    """Number of other tokens that do not count, because one of their states is zero."""
 
 
 def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                     device: str = "cpu", dtype: str = "float32", last_state: LastState = "pre_norm",
                     massive: Counted = "raw") -> Search:
-    """Rank all layers by block influence, from stored states.
+    """Rank all layers by block influence, which is computed from stored states.
 
     k_max: not read; neighbouring layers may be removed.
-    last_state: `pre_norm`, the output of the last layer, or `final_norm`, the same after the final norm, as in the
-        public code; the model is loaded only for `final_norm`.
+    last_state: `pre_norm`, the output of the last layer, or `final_norm`, this output after the final norm, as in the
+        public implementation. The model is loaded only for `final_norm`.
     massive: `raw` counts all tokens equally, as the paper does; `mask` excludes tokens massive before or after the
         layer.
-    Raises RankError if no token is left to judge a layer by, HiddenError for a state that is not stored.
+    Raises RankError if no token is left for the score of a layer, and HiddenError for a state that is not stored.
     """
     options.check(block_influence, locals())
     began = time.perf_counter()
@@ -77,7 +79,8 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
 @torch.no_grad()
 def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tensor,
                normed: nn.Module | None) -> _Influence:
-    """Influence over the tokens of keep_ST. `normed`: the model whose final norm the second state still needs."""
+    """Influence over the tokens of keep_ST. `normed`: the model whose final norm must still be applied to the second
+    state."""
     total, counted = 0.0, 0
     for x_BTD, y_BTD, keep_BT in zip(*(part.split(BATCH) for part in (before_STD, after_STD, keep_ST)), strict=True):
         if normed is not None:

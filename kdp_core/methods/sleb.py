@@ -1,16 +1,16 @@
-"""SLEB (Song et al. 2024, arXiv 2402.09025): in each round the layer whose removal raises the loss least is removed.
+"""SLEB (Song et al. 2024, arXiv 2402.09025): each round removes the layer whose removal raises the loss least.
 
-In each round every remaining layer except the first and the last is bypassed in turn. The loss of the next token
+In each round, every remaining layer except the first and the last is bypassed, one at a time. The next-token loss
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t)
-is taken over calibration text (the paper's Metric^3), and the layer of least loss is removed. If two losses are equal,
-the lower layer is removed.
+is computed over calibration text (the paper's Metric^3), and the layer with the least loss is removed. If two losses
+are equal, the lower layer is removed.
 
 The paper suggests 128 sequences. Its code joins 128 lines of WikiText-2, which are about 10,000 tokens. The default
-here is as many tokens: 80 sequences of 128. With ten thousand tokens the order is noisy, so several seeds should be
-compared.
+here is the same number of tokens: 80 sequences of 128 tokens. With ten thousand tokens the order is noisy, so several
+seeds should be compared.
 
-The code runs the whole model for each candidate. Here only the layers after the candidate are run, from kept states
-(kdp_core.methods._judge). This gives the same losses for half the work.
+The paper's code runs the whole model for each candidate. Here only the layers after the candidate are run, from kept
+states (kdp_core.methods._judge). This gives the same losses for half the work.
 """
 import logging
 import math
@@ -32,17 +32,18 @@ logger = logging.getLogger(__name__)
 
 
 def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
-    """The most layers that the search can order: `largest` of all, and neither the first nor the last."""
+    """Largest number of layers that the search can order: the share `largest` of all layers, without the first and the
+    last."""
     return min(round(given["largest"] * facts.layers), facts.layers - 2)
 
 
 def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
            dtype: str = "float32", sequences: Count | None = 80, largest: Share = 0.5, batch_sequences: Count = 8,
            seed: int = 0) -> Search:
-    """Order layers by the loss that their removal causes, until `largest` of all layers are removed.
+    """Order layers by the loss that their removal causes, until the share `largest` of all layers is removed.
 
     k_max: not read; neighbouring layers may be removed.
-    sequences: number of sequences to judge on; null, or more than there are, means all.
+    sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
     largest: share of the layers to order; the first and the last layer are never removed.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
@@ -85,7 +86,7 @@ def _advance(judge: Judge, left: list[int], removed: int) -> None:
 
 
 def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # after each removal every remaining layer is tried; a trial runs the layers after it and the head
+    # after each removal, every remaining layer is tried; a trial runs the layers after this layer, and the head
     all_layers, most = sizes.layers, round(given["largest"] * sizes.layers)
     tried = sum(left * (left / 2 * sizes.layer_macs + sizes.head_macs)
                 for left in range(all_layers, all_layers - most, -1))

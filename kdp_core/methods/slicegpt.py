@@ -1,27 +1,29 @@
-"""SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024): the width of the states cut to their principal components.
+"""SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024): states are reduced to their principal components.
 
-A state x between two parts of a model may be turned by an orthogonal matrix. Nothing changes if what reads x turns it
-back, since a root-mean-square norm without gain does not depend on the turn (the paper's theorem 1). So
+A state x between two parts of a model may be multiplied by an orthogonal matrix Q. The outputs do not change if every
+reader of x multiplies by the inverse, because a root-mean-square norm without gain commutes with Q (the paper's theorem
+1). So
     readers      W <- W diag(gain) Q,  b <- b + W shift     of the norm that they read through (gain, shift)
     writers      W <- Q' W,  b <- Q' b                      Q of the state that they add to
     residual     x <- x Q_i' Q_{i+1}                        one matrix for each part, since each state has its own Q
     embedding    E <- E Q_0,    head  W <- W diag(gain) Q_last, shift into a bias
-and a Q with only its first d' columns, the eigenvectors of X'X of the largest eigenvalues, narrows all of these. States
-are taken from the first to the last, each from the model as it is sliced so far. A dense part that reads x Q Q' gives
-the same states as a sliced part, so dense parts are run. The norms still divide by the width before slicing, with the
-model's own eps. A layer norm subtracts a mean too. There the mean is removed from writers and embeddings, which changes
-nothing that is read, and the norm becomes a root-mean-square norm.
+If only the first d' columns of Q are kept, the eigenvectors of X'X with the largest eigenvalues, all these matrices
+become narrower. The bases are computed from the first state to the last, each from the states of the already sliced
+model. A dense part that reads x Q Q' gives the same states as a sliced part, so dense parts are run. The norms still
+divide by the width before slicing, with the model's own eps. A layer norm also subtracts a mean. For such a model the
+mean is removed from writers and embeddings, which does not change what the readers get, and the norm becomes a
+root-mean-square norm.
 
-The share of removed parameters is below the share of removed columns: each matrix is narrowed on one side only, each
-part gets a d' x d' matrix, and a head tied to its embedding must become a matrix of its own. d' is solved for the share
-of ALL parameters; `slicing` sets the share of the width instead, as the papers do. A 7B LLaMA sliced by 25 % has 15.3 %
-fewer parameters.
+The share of removed parameters is below the share of removed columns: each matrix becomes narrower on one side only,
+each part gets a d' x d' matrix, and a head that is tied to its embedding must become a separate matrix. d' is chosen so
+that the share of ALL parameters is removed. `slicing` sets the removed share of the width instead, as the paper does. A
+7B LLaMA sliced by 25 % has 15.3 % fewer parameters.
 
 Where we differ from the released code (microsoft/TransformerCompression 6b12cde):
-    It makes embeddings and writers mean-free for root-mean-square norms too, which changes such a model.
+    It makes embeddings and writers mean-free also in models with root-mean-square norms. This changes such a model.
     It sets every eps to 1e-5.
-    It multiplies each basis by an unseeded random rotation. Here nothing is drawn, rotations are float64, and the signs
-        of eigenvectors are fixed.
+    It multiplies each basis by an unseeded random rotation. Here nothing is random: rotations are float64, and the
+        signs of eigenvectors are fixed.
 The method cannot prune Gemma 3, whose norms after the parts cannot be moved, nor an OPT whose norms follow the sum.
 
 Axes besides those of kdp_core.base.records: E kept directions.
@@ -79,14 +81,14 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             massive: Counted = "raw", sequences: Count | None = None, batch_sequences: Count = 8) -> Composed:
     """Slice the states of a model to the width that removes the ratio of all parameters.
 
-    slicing: share of the width to remove instead; rounding removes at least this share. The ratio is then not read.
-    multiple: the new width is a multiple of this.
-    slice_head: whether the state that enters the output head is narrowed too; the released code does not do so.
-    massive: `raw` counts massive-activation tokens like all others, as the released code does, so that their few
-        directions come first; `mask` excludes them from X'X.
+    slicing: share of the width to remove; rounding removes at least this share. If it is given, the ratio is not read.
+    multiple: number of which the new width is a multiple.
+    slice_head: whether the state that enters the output head is sliced too; the released code does not slice it.
+    massive: `raw` counts massive-activation tokens like all other tokens, as the released code does, so that their few
+        directions come first; `mask` excludes massive-activation tokens from X'X.
     sequences: number of calibration sequences; null means all.
     batch_sequences: sequences of a forward pass.
-    Raises FitError for a model that cannot be sliced, BlockError for a ratio that cannot be reached.
+    Raises FitError for a model that cannot be sliced, and BlockError for a ratio that cannot be reached.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -151,20 +153,21 @@ def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head
     if ratio > share(multiple) + ROUNDING:
         raise BlockError(f"ratio {ratio} is too high: all that slicegpt can remove, at width {multiple}, is "
                          f"{share(multiple):.4f} of all parameters; ask for less")
-    # the share falls with the width; compared are the first width whose share is not above the ratio and the one before
+    # a larger width has a smaller share; the first width with a share of at most the ratio is compared with the one before
     first = bisect.bisect_left(widths, -ratio, key=lambda width: -share(width))
     return min(widths[max(0, first - 1):first + 1], key=lambda width: (abs(share(width) - ratio), -width))
 
 
 def _shape(config: "PretrainedConfig", width: int, slice_head: bool) -> dict[str, Any]:
-    """The entries of the folded configuration for these widths."""
+    """The entries of the folded configuration for this width."""
     each = [width] * config.num_hidden_layers
     return {"sliced": {"attention": each, "mlp": each, "final": width if slice_head else config.hidden_size},
             "tie_word_embeddings": False}
 
 
 def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "PretrainedConfig":
-    """The configuration of a model whose states have this width; with `slice_head` the head reads this width too."""
+    """The configuration of a model whose states have this width; with `slice_head` the head reads states of this width
+    too."""
     # the folded classes come with transformers' models, whose import takes seconds
     from kdp_core.model.folded import FOLDED
 
@@ -174,7 +177,8 @@ def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "
 
 
 def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
-    """Share of all parameters that the sliced model lacks; tied ones count once. Below 0 the sliced model has more."""
+    """Share of all parameters that slicing removes. Tied parameters count once. A negative share means that slicing
+    adds parameters."""
     sliced = sliced_config(config, width, slice_head)
     return 1 - count_params(checkpoints.on_meta(sliced)) / count_params(checkpoints.on_meta(config))
 
@@ -184,7 +188,8 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """q_DE, float64, of every state that a part reads and of the last state, with an entry on what each keeps."""
+    """The basis q_DE, float64, of every state that a part reads and of the last state, each with an entry about what
+    the basis keeps."""
     family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, entries = [], []
@@ -224,7 +229,7 @@ def _basis(x_STD: Tensor, width: int, massive_factor: float | None, batch: int,
 
 
 def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor, q_DE: Tensor) -> Tensor:
-    """The state after a part that reads and adds to x Q Q'."""
+    """The state after a part, if the part reads x Q Q' and adds its output to x Q Q'."""
     x_BTD, q_DE = x_BTD.to(passes.device, passes.model.dtype), q_DE.to(passes.device, passes.model.dtype)
     x_BTD = x_BTD @ q_DE @ q_DE.T
     added_BTD = part_output(passes.layers[number], family, part, x_BTD, **passes.context[number][1])

@@ -1,25 +1,28 @@
-"""Sparsity: single weights set to zero, at the share of all parameters that a depth method would remove.
+"""Sparsity: single weights are set to zero, as many as a depth method would remove for the same ratio.
 
 A matrix has R rows, its outputs, and C columns, its inputs. Three rules say which weights are set to zero:
     magnitude: the lowest |W_ij| of the matrix.
     Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1): the lowest |W_ij| a_j of each row, a_j = sqrt(sum x_j^2 / n).
     SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1): H = (2/n) X'X + damp I, H^-1 = U'U; in blocks
-        of columns the lowest W_ij^2 / U_jj^2 are set to zero, and what each was worth is moved to the columns after it.
-Layers are pruned in turn. The inputs of a layer are the outputs of the layers pruned before it, over n sequences; all
-tokens count alike. The size and speed stay those of the dense model, since zeros are stored.
+        of columns the lowest W_ij^2 / U_jj^2 are set to zero, and later columns change to compensate for each zero.
+Layers are pruned one after the other. The inputs of a layer are the outputs of the already pruned layers before it,
+over n sequences. All tokens count equally. Size and speed stay those of the dense model, because zeros are stored.
 
-Scope and share. Only the matrices of the linear modules inside decoder layers lose weights, so a ratio of all
-parameters (tied ones count once) needs the share s = ratio * all / in scope of these weights, which is the same for
-every matrix. The counts of the matrices are differences of one running total, rounded down, so that together they meet
-the ratio to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the
-papers, and the ratio is not read; the stats hold the share that is reached.
+Scope and share. Weights are set to zero only in the matrices of the linear modules inside decoder layers. For a ratio
+of all parameters (tied ones count once), the share s = ratio * all / in scope of these weights must become zero. s is
+the same for every matrix. The number of zeros of a matrix is a difference of one running total, rounded down. The sum
+of all matrices then meets the ratio to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is
+set to zero, as in the papers, and the ratio is not read. The stats hold the reached share.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
-    Wanda takes int(C s) weights of each row, up to R - 1 weights too few. Here one more weight is taken from as many
-        rows as are needed; these are the rows whose next weight has the lowest score. If C s is whole, both agree.
-    SparseGPT and magnitude take all scores up to the int(count s)-th inclusive, one too many; here the count is exact.
+    Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight is set to zero in
+        as many rows as are needed, in the rows whose next weight has the lowest score. If C s is a whole number, both
+        agree.
+    SparseGPT and magnitude set one weight too many to zero: all up to the int(count s)-th score inclusive. Here the
+        count is exact.
     SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. It uses float32, and we use float64.
-    As in its code, all weights of dead columns (inputs always 0) become zero, even if they are more than the count.
+    As in SparseGPT's code, all weights of dead columns (whose inputs are always 0) become zero, even if this exceeds
+        the count.
 """
 import logging
 import time
@@ -45,16 +48,16 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 Pattern = Literal["unstructured", "2:4", "4:8"]
-"""Where the zeros of a matrix lie: anywhere, or equally many in each group of columns."""
+"""Where the zeros of a matrix may be: anywhere, or the same number in each group of columns."""
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
-"""(zeros, columns of a group). Other patterns N:M are not offered, since N counts the kept weights in papers and the
+"""(zeros, columns of a group). Other patterns N:M are not offered, because N counts the kept weights in papers and the
 zeros in code."""
 DAMP_LARGEST = 0.1
 """Largest damp that is tried, relative to the mean diagonal of H."""
 
 
 class _Calibration(NamedTuple):
-    """The input with which the layers are run."""
+    """The input on which the layers are run."""
     h_STD: Tensor
     """State 0 of the chosen sequences."""
     batch: int
@@ -74,10 +77,11 @@ Rule = Callable[[Tensor, Tensor, int], Tensor]
 
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
               dtype: str = "float32", pattern: Pattern = "unstructured") -> Composed:
-    """Zero the weights of least magnitude, matrix by matrix; no calibration text is read.
+    """Set the weights of least magnitude to zero, matrix by matrix. No calibration text is read.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
-    Raises FitError for a ratio that the linear modules of the layers cannot give.
+    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
+        ratio.
+    Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(magnitude, locals())
     began = time.perf_counter()
@@ -95,13 +99,14 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
           dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
           batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Zero in each row the weights with the least product of magnitude and norm of their input.
+    """Set to zero, in each row, the weights with the least product of their magnitude and the norm of their input.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
+    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
+        ratio.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises FitError for a ratio that the linear modules of the layers cannot give.
+    Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(wanda, locals())
     began = time.perf_counter()
@@ -126,15 +131,18 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
               dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
               batch_sequences: Count = 8, damp: NotNegative = 0.01, block_size: Count = 128, seed: int = 0) -> Composed:
-    """Zero the weights that change a matrix's outputs least, and correct the later columns for them.
+    """Set to zero the weights whose removal changes a matrix's outputs least, and change later columns to compensate.
 
-    pattern: `unstructured`, or `2:4` or `4:8`, which zero half of the scope and do not read the ratio.
-    sequences: calibration sequences, drawn from those there; null means all.
+    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
+        ratio.
+    sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
-    block_size: columns whose weights are chosen together; their effect on later columns is applied at once.
-    seed: of the choice of sequences.
-    Raises FitError for a ratio that the linear modules of the layers cannot give, and for H singular at every damp.
+    block_size: number of columns whose weights are chosen together. Their effect on later columns is applied once per
+        block.
+    seed: seed of the choice of sequences.
+    Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers, and if H is
+    singular at every damp.
     """
     options.check(sparsegpt, locals())
     began = time.perf_counter()
@@ -163,7 +171,7 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
 
 def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
-    """State 0 of as many sequences as asked for, drawn by `seed`, in their own order."""
+    """State 0 of the requested number of sequences, drawn by `seed`, in their own order."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
@@ -181,7 +189,7 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 
 def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Number of weights to zero, by name of the matrix; no weight is read for it."""
+    """Number of weights to set to zero, by name of the matrix. No weight is read to compute it."""
     model = checkpoints.on_meta(checkpoints.config_of(dense))
     matrices = list(_matrices(model))
     total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
@@ -208,7 +216,7 @@ def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[s
 @torch.no_grad()
 def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], given: _Calibration,
              statistic: Callable[[Tensor], Tensor], rule: Rule) -> None:
-    """Prune the layers in order; each reads the outputs of the pruned layers before it."""
+    """Prune the layers in order. Each layer reads the outputs of the pruned layers before it."""
     h_STD = given.h_STD
     for number in range(len(passes.layers)):
         if not torch.isfinite(h_STD).all():
@@ -224,7 +232,8 @@ def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], gi
 
 def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
           statistic: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The statistic of each matrix's inputs, summed over the batches; an input that several read is counted once."""
+    """The statistic of each matrix's inputs, summed over the batches. If several matrices read one input, its statistic
+    is computed once."""
     inputs: dict[str, Tensor] = {}
     hooks = [module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
              for name, _, module in own]
@@ -232,7 +241,7 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
     try:
         for h_BTD in batches:
             passes.layer(own[0].layer, h_BTD.to(passes.device, passes.model.dtype))
-            # inputs of the batch are all alive here, so one identity is one tensor
+            # all inputs of the batch are in memory here, so one id belongs to one tensor
             made = {id(x): statistic(x.flatten(0, -2).float()) for x in {id(x): x for x in inputs.values()}.values()}
             sums = {name: sums[name] + made[id(inputs[name])] for name in sums}
     finally:
@@ -242,12 +251,14 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
 
 
 def _replace(module: nn.Module, w_RC: Tensor) -> None:
-    """Give a module a new matrix in the precision of the old one. The old memory is not written: it may map a file."""
+    """Give a module a new matrix in the precision of the old one. The old memory is not overwritten, because it may map
+    a file."""
     module.weight = nn.Parameter(as_weight(module, w_RC).to(module.weight.dtype), requires_grad=False)
 
 
 def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Tensor:
-    """bool_RC: the `count` lowest scores, or those of each group of columns; ties take the lower row, then column."""
+    """bool_RC: the `count` lowest scores, or the lowest scores of each group of columns. Of equal scores, the one in
+    the lower row, then in the lower column, is chosen."""
     if groups:
         zeros, columns = groups
         score_RGM = score_RC.unflatten(1, (-1, columns))
@@ -259,7 +270,7 @@ def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Ten
 
 
 def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
-    """bool_RC: the lowest scores, equally many of each row; then one more in the rows whose next score is lowest."""
+    """bool_RC: the lowest scores, the same number in each row, and one more in the rows whose next score is lowest."""
     each, remainder = divmod(count, len(score_RC))
     order_RC = score_RC.argsort(dim=1, stable=True)
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
@@ -271,7 +282,8 @@ def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
 
 
 def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp that was needed); FitError if none is enough."""
+    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp that was needed). Raises FitError if no damp is
+    enough."""
     eye_CC, mean = torch.eye(len(hessian_CC)).to(hessian_CC), hessian_CC.diagonal().mean()
     level = damp
     while True:
@@ -288,7 +300,8 @@ def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | None, block_size: int) -> Tensor:
-    """The matrix with `count` weights set to zero; each block of columns moves their effect to later columns."""
+    """The matrix with `count` weights set to zero. After each block of columns, later columns are changed to compensate
+    for its zeros."""
     w_RC, C = w_RC.clone(), w_RC.shape[1]
     for start in range(0, C, block_size):
         stop = min(start + block_size, C)
@@ -312,7 +325,7 @@ def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | Non
 
 
 def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dict[str, float]) -> Composed:
-    """The plan; the reached shares are counted on the matrices themselves."""
+    """The record with the plan. The reached shares are counted on the pruned matrices."""
     tensors = {name: module.weight.detach().cpu() for name, _, module in matrices}
     zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in tensors.values())
     scope = sum(tensor.numel() for tensor in tensors.values())

@@ -1,24 +1,27 @@
 """LLM-Streamline (Chen et al. 2025, arXiv 2403.19135): one trained decoder layer replaces a run of layers.
 
-Layers s+1 .. e-1 are removed. The weights of layer s are the start of the layer g, which learns the whole run and is
-trained in all its parts, attention included:
+Layers s+1 .. e-1 are removed. The layer g starts from the weights of layer s. It learns to replace the whole run, and
+all its parts are trained, including the attention:
     g = argmin mean_n w_n |g(state s)_n - state e_n|^2,
 by AdamW, with a learning rate that falls as a cosine. The pruned model is a plain checkpoint of its family, without
-layers s+1 .. e-1 and with other weights in layer s, whose entry in per-layer lists (kind of attention) is kept.
+layers s+1 .. e-1 and with other weights in layer s. The entry of layer s in per-layer lists (kind of attention) is
+kept.
 
-The paper's layer is one of the model's own. Its released code trains this layer without a mask, so that each position
-sees those after it, and it follows only an eighth of the cosine, because it counts the updates wrongly. Here the layer
-runs as in its model, with the model's own masks and positions (kdp_core.model.passes), and the cosine ends at the last
-update. The code keeps the best weights by reference, so they become the last ones. Here they are a copy, and the start
-is a candidate too, so the layer is never worse than the start by the held-out loss.
+In the paper, too, the layer is one of the model's own layers. The released code trains this layer without a mask, so
+that each position sees later positions. It also uses only the first eighth of the cosine, because it counts the updates
+wrongly. Here the layer runs as in its model, with the model's own masks and positions (kdp_core.model.passes), and the
+cosine ends at the last update. The released code keeps only a reference to the best weights, so it returns the last
+weights instead. Here the best weights are copied. The start is a candidate too, so the held-out loss of the layer is
+never worse than at the start.
 
 The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
-times those of others, so these tokens dominate that loss. But a layer after the run reads a state through its norm, so
-the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant. Massive
-tokens then weigh as much as others. They are fitted, unlike in kdp_residual, because no bypass carries them: a run may
-contain the layer that writes them, and without them attention loses its sink. The paper trains in one pass over long
-texts, 30,000 in the paper and 100,000 in the code. Over a few hundred short texts ten passes make about a hundred
-updates and take about as long as one pass of a 30-layer model. Held-out sequences choose the best epoch.
+times those of other tokens, so massive tokens dominate this loss. But a layer after the run reads a state through a
+norm, so the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant.
+Massive tokens then have the same weight as other tokens. Unlike in kdp_residual they are fitted, because no bypass
+keeps their states. A run may contain the layer that makes tokens massive, and without massive tokens the attention
+loses its sink. The paper trains in one pass over long texts, 30,000 in the paper and 100,000 in the code. Over a few
+hundred short texts ten passes make about a hundred updates and take about as long as one pass of a 30-layer model.
+Held-out sequences choose the best epoch.
 """
 import logging
 import math
@@ -61,7 +64,7 @@ class _Options(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """What the layer reads and should give."""
+    """The inputs and the targets of the layer."""
     start_STD: Tensor
     goal_STD: Tensor
     weight_ST: Tensor
@@ -81,14 +84,15 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
-    """The `compose` of a method whose loss has these token weights by default."""
+    """The function `compose` of a method whose loss has these token weights by default."""
 
     def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                 dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5,
                 weight_decay: NotNegative = 1e-3, epochs: Natural = 10, batch_sequences: Count = 8,
                 clip: Positive = 5.0, massive: Counted = "raw", token_weight: TokenWeight = weight,
                 heldout: Share = 0.1, seed: Natural = 0, resume: Resume = OFF) -> Composed:
-        """Train the first layer of the one run of layers to do what the whole run does, and remove the others.
+        """Train the first layer of the one run of layers to replace the whole run, and remove the other layers of the
+        run.
 
         lr: learning rate of AdamW at the first update.
         min_lr: learning rate at the last update; in between the rate falls as a cosine.
@@ -97,13 +101,13 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
             keeps the start.
         batch_sequences: sequences of an update.
         clip: largest norm of the gradient.
-        massive: `raw` fits all tokens in the same way, `mask` excludes massive-activation tokens from the loss.
-        token_weight: `none` gives all tokens the same weight, as the paper does; `inverse_norm` weighs a token by
+        massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the loss.
+        token_weight: `none` gives all tokens the same weight, as the paper does; the weight `inverse_norm` is
             1 / |its target|^2, so that relative errors count.
-        heldout: share of the sequences that judge and are never trained on.
+        heldout: share of the sequences that are used only for judging, never for training.
         seed: seed of the held-out choice and of the order of training.
-        resume: where the state of the training is kept.
-        Raises FitError, before any model is loaded, if options, run and states do not fit each other, and
+        resume: file in which the state of the training is stored.
+        Raises FitError, before any model is loaded, if the options, the run and the states do not match, and
         TrainingFailed for a loss that is not a number.
         """
         check(compose, locals())
@@ -116,7 +120,7 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
         held, kept = split(hidden.sequences, heldout, seed)
         model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
         passes = Passes(model, hidden.tokens)
-        # one layer is trained in float32 whatever the model's precision
+        # the layer is trained in float32 for every precision of the model
         layer = passes.layers[start].float().requires_grad_(True)
         trained = _train(passes, start, data, kept, held, options, resume)
         prefix = f"{family_of(model).prefix}{start}."
@@ -163,7 +167,7 @@ def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Da
 
 def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options,
            resume: Resume) -> _Trained:
-    """Train layer `number` inside its model; afterwards it has its best weights by held-out loss."""
+    """Train layer `number` inside its model. At the end the layer has its best weights by held-out loss."""
     weights = list(passes.layers[number].parameters())
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
     generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
@@ -213,7 +217,7 @@ def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
 
 
 def _counted(data: _Data, which: Tensor) -> int:
-    """Number of tokens of these sequences that count; 1 if none counts, since the loss is then 0."""
+    """Number of tokens of these sequences that count. It is 1 if no token counts, because the loss is 0 then."""
     return max(1, int((data.weight_ST[which] > 0).sum()))
 
 
@@ -225,7 +229,7 @@ def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -
 
 @torch.no_grad()
 def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tensor, batch: int) -> float:
-    """Relative squared error of the tokens to keep. Massive tokens would dominate the error of all others."""
+    """Relative squared error over the tokens `keep_ST`. Massive tokens would dominate an error over all tokens."""
     predicted_STD = torch.cat([passes.layer(number, data.start_STD[which].to(passes.device)).cpu()
                                for which in held.split(batch)])
     return relative_error(predicted_STD[keep_ST[held]], data.goal_STD[held][keep_ST[held]])

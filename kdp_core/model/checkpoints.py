@@ -1,5 +1,4 @@
-"""Checkpoints: a dense model is converted once to plain Hugging Face safetensors, and dense and pruned models are
-loaded.
+"""Checkpoints: converts a dense model once to plain Hugging Face safetensors, and loads dense and pruned models.
 
 transformers is imported when a model, a tokenizer or a configuration is loaded, since its import takes seconds.
 """

@@ -1,5 +1,4 @@
-"""The weight files of a checkpoint: shards of limited size, or one file for each layer, which checkpoints share by hard
-links.
+"""The weight files of a checkpoint: shards of limited size, or a file for each layer, shared by hard links.
 
 Pruned models of one dense model differ in few layers. Each layer has a file of its own. If two checkpoints have the
 same layer under the same number, its file has the same bytes, and both folders link to one file on disk. Each folder

@@ -168,7 +168,7 @@ def _prune(passes: Passes, number: int, part: str, h_STD: Tensor, batch: int, si
     run_layer(passes, number, h_STD, batch, seen)
     w_DC = matrix(writer).double()
     *_, pruned = obs.prune(w_DC, gram_CC, units, batches, damp)
-    # a new parameter, since the old memory may map a file
+    # a new parameter is made, because the memory of the old one may map a file
     writer.weight = nn.Parameter(as_weight(writer, pruned.w_DC).to(writer.weight.dtype), requires_grad=False)
     return pruned.kept(units), obs.relative_error(w_DC, pruned.w_DC, gram_CC)
 

@@ -237,7 +237,7 @@ def _put(writers: list[nn.Linear], levels: list[Level]) -> None:
         length = level.w_DK.shape[1] // len(level.kept_U)
         w_DC = torch.zeros(matrix(writer).shape)
         w_DC[:, columns_of(level.kept_U, length)] = level.w_DK
-        # a new parameter, since the old memory may map a file
+        # a new parameter is made, because the memory of the old one may map a file
         writer.weight = nn.Parameter(as_weight(writer, w_DC).to(writer.weight), requires_grad=False)
 
 

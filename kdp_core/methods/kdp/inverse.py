@@ -107,7 +107,7 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
     heldout: share of the sequences to judge on; give the same as for step 1, so that no judged token was ever fitted.
     seed: seed of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
-    resume: where the state of the training is kept.
+    resume: file in which the state of the training is stored.
     """
     check(fit, locals())
     began = time.perf_counter()

@@ -81,13 +81,13 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     ols_every: when A_i starts from least squares: iteration, epoch or start.
     final_ols: solve A_i once more on all training tokens at the end.
     ridge: ridge of the least squares, relative to the mean diagonal of the Gram matrix.
-    heldout: share of the sequences that judge and are never fitted.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     collapse_variance: stop when the held-out variance of phi, summed over features, falls below this.
     decode_every: epochs between two judgements of the state decoded by ridge, in the curve; 0 judges only at the end.
     model_layers: layers of the model, for weight position_depth; 0 means the number of the last stored state.
     seed: seed of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
-    resume: where the state of the training is kept.
+    resume: file in which the state of the training is stored.
     """
     check(fit, locals())
     began = time.perf_counter()

@@ -30,9 +30,9 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
     token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` gives all tokens the
         same weight.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all tokens in the
-        same way.
-    heldout: share of the sequences that judge and are never fitted.
+    massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the map; `raw` treats all tokens
+        in the same way.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
     """
     check(direct, locals())
@@ -49,11 +49,11 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4,
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` gives all tokens
-        the same weight.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the map; `raw` treats all tokens in the
-        same way.
-    heldout: share of the sequences that judge and are never fitted.
+    token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
+        all tokens the same weight.
+    massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the map; `raw` treats all tokens
+        in the same way.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
     """
     check(sequential, locals())

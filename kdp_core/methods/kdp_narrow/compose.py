@@ -64,11 +64,12 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     epochs: passes of training all writers against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
     batch_sequences: sequences of an update and of a forward pass.
-    positions: tokens of a sequence whose outputs are compared in an update, drawn again each time.
-    kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    heldout: share of the sequences that judge and are never fitted on.
+    positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
+        update.
+    kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice and of the order of training.
-    resume: where the state of training is kept.
+    resume: file in which the state of the training is stored.
     Raises FitError for a Gram matrix that is singular.
     """
     check(compose, locals())

@@ -76,17 +76,19 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     theta_steps: updates of Adam on the frequencies and phases of `rff_learned`.
     theta_lr: learning rate of these updates at the start, in units of the frequencies' spread.
     ridge: ridge of the closed form, relative to features of unit variance.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` gives all tokens
-        the same weight.
-    prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
+    token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
+        all tokens the same weight.
+    prefix: whether each block is fitted on the states of the already pruned model; otherwise on those of the dense
+        model.
     epochs: passes of joint training against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
     batch_sequences: sequences of an update.
-    positions: tokens of a sequence whose outputs are compared in an update, drawn again each time.
-    kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    heldout: share of the sequences that judge and are never fitted on.
+    positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
+        update.
+    kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice, the order of training and random features.
-    resume: where the state of joint training is kept.
+    resume: file in which the state of the joint training is stored.
     Raises OptionError for a wrong option, and FitError for states that are not stored or too few sequences.
     """
     check(compose, locals())
@@ -116,10 +118,11 @@ def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     """Fit the linear part alone, in closed form. This shows what fitting on the pruned prefix gains by itself.
 
     ridge: ridge of the closed form, relative to features of unit variance.
-    token_weight: `inverse_norm` weighs a token by 1 / |its target|^2 (relative errors count), `none` gives all tokens
-        the same weight.
-    prefix: fit each block on what the already pruned model feeds it; otherwise on the dense model's states.
-    heldout: share of the sequences that judge and are never fitted on.
+    token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
+        all tokens the same weight.
+    prefix: whether each block is fitted on the states of the already pruned model; otherwise on those of the dense
+        model.
+    heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
     """
     return compose(dense, hidden, tokens, selection, device=device, dtype=dtype, dictionary="none", ridge=ridge,

@@ -35,9 +35,10 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
     stride: the paper's I, layers that the walk moves down after an accepted merge; after a refused one it moves 1.
     lowest: the paper's L, the lowest layer that others are merged into.
     highest: the paper's H; the walk begins at H - C; null means the last layer, as in the released code.
-    rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
-    jump: what is taken if no threshold removes that many layers: `whole`, the walk of the nearest number, as the
-        released code walks; `shorten` cuts the last merge of a longer walk, so that the number is met.
+    rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
+    jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
+        nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
+        the number is met.
     sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.

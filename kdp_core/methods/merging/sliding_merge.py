@@ -24,9 +24,10 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
     merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
         first layer; `as_released` gives the last layer's maps and does not merge that window.
-    rounds: number of walks to find a threshold; a candidate that was judged before is not run again.
-    jump: what is taken if no threshold removes that many layers: `whole`, the walk of the nearest number, as the
-        released code walks; `shorten` cuts the last merge of a longer walk, so that the number is met.
+    rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
+    jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
+        nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
+        the number is met.
     sequences: number of calibration sequences that candidates are judged on.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
