@@ -11,7 +11,8 @@ is measured, and no row is measured twice, so that the run can be stopped, conti
     <out>/objectives.csv         a row for each search: layers, value, cost, held-out loss and accuracy
     <out>/objectives_pairs.csv   Jaccard and Spearman of every two searches that differ in one thing
     <out>/objectives_claims.csv  the claims of "Rethinking Layer Redundancy" (arXiv 2604.24938) with their intervals
---speed measures the evaluator against full passes instead: the same sets, one after the other, in one process.
+--speed measures the evaluator against full passes instead: the same sets, one after the other, in one process. With
+--layers 4 --sequences 4 --length 64 --threads 1 that takes about two minutes of processor.
 """
 import argparse
 import itertools
@@ -110,13 +111,14 @@ def measure(setup: Setup, objective: str, strategy: str, draw: int, options: arg
     selection = method.select(None, setup.facts, ratio=share, k_max=3, module_params=0)
     real = {"items": str(setup.items[0])} if setup.items else {}
     found = method.compose(setup.dense, None, setup.tokens, selection, objective=objective, strategy=strategy,
-                           budget=options.budget, sequences=options.sequences, draw=draw, seed=draw, **real)
+                           budget=options.budget, sequences=options.sequences, positions=options.positions, draw=draw,
+                           seed=draw, **real)
     return found.stats
 
 
 def row_path(setup: Setup, objective: str, strategy: str, draw: int, options: argparse.Namespace) -> Path:
     """The file of a row; a row of other sizes is another file."""
-    sizes = f"n{options.layers}-s{options.sequences}x{options.length}-b{options.budget}"
+    sizes = f"n{options.layers}-s{options.sequences}x{options.length}-p{options.positions}-b{options.budget}"
     items = "-real" if setup.items else ""
     return setup.folder / "rows" / f"{objective}-{strategy}-d{draw}-{sizes}{items}.json"
 
@@ -131,23 +133,27 @@ def heldout(rows: list[dict[str, Any]], setup: Setup, options: argparse.Namespac
 
 
 def speed(setup: Setup, options: argparse.Namespace) -> str:
-    """Seconds of a greedy search with and without kept states, in one process and on the same sets."""
+    """Processor seconds of a greedy search with and without kept states, in one process and on the same sets.
+
+    Seconds of the clock would depend on what else the machine does.
+    """
     seconds, spent = {}, {}
     for trails in (0, 4):
         goal = objective_of("last_state", setup.tokens.ids_ST[:options.sequences], None)
         passes = Passes(checkpoints.load_model(setup.dense), options.length)
         one = Evaluator(passes, goal, size=options.layers, budget=UNLIMITED, batch_sequences=8, trails=trails)
-        began = time.perf_counter()
+        began = time.process_time()
         for removed in greedy_sets(setup.facts.layers, options.layers):
             if trails:
                 one.value(removed)
             else:
                 passes.run_batches(one.start_STD, [n for n in range(setup.facts.layers) if n not in removed], 8)
-        seconds[trails] = time.perf_counter() - began
+        seconds[trails] = time.process_time() - began
         spent[trails] = one.spent - setup.facts.layers if trails else None
     full = sum(setup.facts.layers - len(removed) for removed in greedy_sets(setup.facts.layers, options.layers))
-    return (f"{full} layer passes in {seconds[0]:.1f} s by full passes, {spent[4]} in {seconds[4]:.1f} s by the "
-            f"evaluator: {full / spent[4]:.2f} times fewer, {seconds[0] / seconds[4]:.2f} times faster")
+    return (f"Processor time: {full} layer passes in {seconds[0]:.1f} s by full passes, {spent[4]} in "
+            f"{seconds[4]:.1f} s by the evaluator: {full / spent[4]:.2f} times fewer, "
+            f"{seconds[0] / seconds[4]:.2f} times faster")
 
 
 def greedy_sets(layers: int, size: int) -> list[frozenset[int]]:
@@ -168,6 +174,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=9, help="layers to remove (9)")
     parser.add_argument("--sequences", type=int, default=16, help="sequences or items of a draw (16)")
     parser.add_argument("--length", type=int, default=128, help="tokens of a sequence (128)")
+    parser.add_argument("--positions", type=int, default=16, help="tokens of a sequence that predict (16)")
     parser.add_argument("--budget", type=int, default=1500, help="layer passes of a search (1500)")
     parser.add_argument("--heldout", type=int, default=32, help="windows of held-out text (32)")
     parser.add_argument("--heldout-items", type=int, default=200, help="held-out items, with --data (200)")
@@ -193,7 +200,7 @@ def planned(missing: int, every: int, setup: Setup, options: argparse.Namespace)
     each = (time.perf_counter() - began) / setup.facts.layers
     return (f"{missing} of {every} searches are left: at most {options.budget} layer passes each, {options.sequences} "
             f"sequences of {options.length} tokens, about {missing * options.budget * each / 3600:.2f} hours here "
-            "without the output head, which adds about half for loss and twice that for kl")
+            "without the output head")
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame | None:

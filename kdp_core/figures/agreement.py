@@ -61,6 +61,8 @@ def chosen_layers(agreement: Agreement, *, colormap: str = "viridis", width: flo
                           fillstyle="none", markeredgewidth=0.7)
                 axis.plot([values.mean()], [place], linestyle="none", marker="|", markersize=8, color="black")
             axis.set(xlabel=words)
+        if frame["heldout_ppl_ratio"].max() > 10 * frame["heldout_ppl_ratio"].min():
+            axes[1].set_xscale("log")
         axes[2].axvline(100 * agreement.stats["dense_accuracy"], color=GREY, linestyle=":", linewidth=0.9)
     shown = frame.drop(columns=["single", "best_so_far"])
     return Drawn(figure, shown.assign(removed=[" ".join(map(str, one)) for one in shown["removed"]]))
