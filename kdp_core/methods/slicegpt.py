@@ -153,7 +153,7 @@ def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head
     if ratio > share(multiple) + ROUNDING:
         raise BlockError(f"ratio {ratio} is too high: all that slicegpt can remove, at width {multiple}, is "
                          f"{share(multiple):.4f} of all parameters; ask for less")
-    # a larger width has a smaller share; the first width with a share of at most the ratio is compared with the one before
+    # a larger width has a smaller share; the first width with at most the ratio and the width before it are compared
     first = bisect.bisect_left(widths, -ratio, key=lambda width: -share(width))
     return min(widths[max(0, first - 1):first + 1], key=lambda width: (abs(share(width) - ratio), -width))
 

@@ -1,27 +1,28 @@
 """FLAP (An et al., AAAI 2024, arXiv 2312.11983): a bias replaces heads and channels whose inputs fluctuate least.
 
-A column j of a writer (o, down) reads a feature x_j over N tokens. Its metric is WIFV, the weighted input feature
-variance,
+A column j of a writer (o, down) reads a feature x_j over N tokens. The metric of the column is WIFV, the weighted input
+feature variance,
     m_j = 1/(N - 1) sum_n (x_nj - mean_j)^2 |W_:j|^2,
-for an attention squared once more, as in the released code. Metrics are standardised over the columns of one writer,
-(m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean over its columns.
-All heads and channels of all layers form one list (the paper's AL-AM). Those of the lowest metric are removed until
-the ratio is met. Each unit counts with its parameters; the released code counts a head as 170 channels, 4 * 128 / 3.
-The mean of what the removed columns contributed becomes a bias of the writer,
+which is squared once more in attentions, as in the released code. Metrics are standardised over the columns of one
+writer, (m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean over its
+columns. All heads and channels of all layers form one list (the paper's AL-AM). The units with the lowest metric are
+removed until the ratio is met. Here the removed parameters of each unit are counted; the released code counts a head as
+170 channels, 4 * 128 / 3. The mean of what the removed columns contributed becomes a bias of the writer,
     b = sum_{j removed} mean_j W_:j.
 All means are those of the dense model, and no weight changes.
 
-LLaMA's writers have no bias, and its configuration can give them one only together with the readers. So the widths of a
-folded layer say `writer_bias: 1`, and the writer gets a bias. OPT's writers have a bias, to which b is added. All
-layers get these biases, and they count as put back.
+LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
+folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
+added. All layers get these biases, and their parameters are subtracted from the removed ones.
 
 Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):
     The ratio counts all parameters, and the nearest number of units is removed.
-    At least one unit of each part of a layer is kept. The code can remove all units of a part, and then it fails.
-    A unit of grouped heads is a key-value head with its query heads. The code does not know grouped heads.
-    Sums are float64.
-    The code reads 2,048 sequences of 128 tokens of WikiText-2 (the paper: 1,024). Here the whole calibration set is
-        read by default.
+    At least one unit of each part of a layer is kept. The released code can remove all units of a part, and then it
+        fails.
+    A unit of grouped heads is a key-value head with its query heads. The released code does not support grouped heads.
+    Sums are computed in float64.
+    The released code reads 2,048 sequences of 128 tokens of WikiText-2 (the paper: 1,024). By default we read the whole
+        calibration set.
 """
 import logging
 import time
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unit(NamedTuple):
-    """A head group or a channel, with its metric first, so that units sort by it."""
+    """A head group or a channel. The metric is the first field, so that units are sorted by the metric."""
     metric: float
     part: str
     layer: int
@@ -87,12 +88,13 @@ class _Sums(NamedTuple):
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", sequences: Count | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
-    """Remove heads and MLP channels by the fluctuation of their outputs, and add the mean of these as a bias.
+    """Remove the heads and MLP channels whose outputs fluctuate least, and add the mean of the removed outputs as a
+    bias.
 
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -170,7 +172,8 @@ def _units(model: nn.Module, sums: list[dict[str, _Sums]], sizes: Sizes) -> list
 
 
 def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
-    """The units of least metric whose parameters are nearest to `goal`; the last of each part and layer is kept."""
+    """The units with the least metric whose parameters are nearest to `goal`. One unit of each part of each layer is
+    kept."""
     left = {(number, part): sizes.units[part] for number in range(sizes.layers) for part in PARTS}
     removed: list[Unit] = []
     count = 0
@@ -178,7 +181,7 @@ def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
         params = sizes.unit_params[unit.part]
         if left[unit.layer, unit.part] == 1:
             continue
-        # of the two numbers around the goal the nearer one, and the smaller one if both are equally near
+        # the nearer of the two numbers around the goal, or the smaller one if both are equally near
         if count + params / 2 >= goal:
             break
         count += params

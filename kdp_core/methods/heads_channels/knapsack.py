@@ -1,14 +1,14 @@
-"""The multiple-choice knapsack: one level of each part, so that enough is saved and as little as possible is lost."""
+"""The multiple-choice knapsack: one level is chosen for each part, so that enough is saved and the least is lost."""
 import numpy as np
 
 
 def knapsack(losses: list[np.ndarray], saved: list[np.ndarray], budget: int) -> list[int]:
-    """The level of each part so that the saved steps sum to `budget` at least and the losses to as little as possible.
+    """The level of each part, such that the saved steps sum to at least `budget` and the sum of the losses is minimal.
 
     losses, saved: for each part an array over its levels; `saved` holds whole steps, ascending.
-    Ties take the lower level. All last levels together must reach the budget.
+    Of equally good levels the lower one is chosen. The last levels of all parts together must reach the budget.
     """
-    # best[b]: least loss of the parts so far that save b steps at least
+    # best[b]: least loss of the parts so far if they save at least b steps
     best = np.full(budget + 1, np.inf)
     best[0] = 0.0
     table, steps = [], np.arange(budget + 1)

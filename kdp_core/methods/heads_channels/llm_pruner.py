@@ -1,29 +1,30 @@
 """LLM-Pruner (Ma et al. 2023, arXiv 2305.11627): the heads and MLP channels that matter least to the loss are removed.
 
-Weights that work only together are removed together, in the units of `units`: a key-value head with the consecutive
-query heads that read it, or an MLP channel.
+Weights that depend on each other are removed together, in the units of the module `units`: a key-value head with the
+consecutive query heads that read it, or an MLP channel.
 
 L is the mean loss of the next token, and L_i the loss of sequence i of n. With g = dL/dW and a = 1/n sum_i
 (dL_i/dW)^2, the score of a weight estimates what its removal does to the loss, to first or to second order. The second
-order takes a as the diagonal of the Hessian and ignores the rest of it:
+order uses a as the diagonal of the Hessian and ignores the other entries of the Hessian:
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
 The score of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
-columns (`vector`; a bias counts as a row). In each layer the units of the lowest score are removed. If two units have
-equal scores, the one with the lower number is removed.
+columns (`vector`; a bias counts as a row). In each layer the units with the lowest scores are removed. If two units
+have equal scores, the one with the lower number is removed.
 
-Sizes. The first layers and the last ones are kept whole. All other layers lose the same share of their heads, rounded
-to whole units, and then as many channels as the ratio still needs; some layers lose one channel more than others. The
-ratio of ALL parameters is thus met to half a channel of one layer. At least one unit of each part is kept.
+Sizes. The first and the last layers are kept whole. From all other layers the same share of heads is removed, rounded
+to whole units. Then as many channels are removed as the ratio still needs; from some layers one channel more than from
+others. The ratio of ALL parameters is thus met to half a channel of one layer. At least one unit of each part is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
-    Its ratio is a share of the layers that it prunes: 0.25 removes 19.5 % of LLaMA-7B. It rounds each part by itself.
-    For grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K. The model shares
-        a key-value head between consecutive query heads; here these are removed together.
+    Its ratio is a share of the layers that it prunes: 0.25 removes 19.5 % of LLaMA-7B. It rounds each part separately.
+    For grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K. In the model,
+        consecutive query heads share a key-value head. Here these query heads are removed together.
     It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences are read.
-    It keeps the gradients of the whole model. Here those of one layer are in memory at a time
+    It keeps the gradients of the whole model in memory. Here only the gradients of one layer are in memory at a time
         (kdp_core.methods._judge).
     It cannot prune OPT.
-    It fine-tunes all layers on instructions. Here fine-tuned variants are trained like those of every other method.
+    It fine-tunes all layers on instructions. Here fine-tuned variants of this method are trained like those of other
+        methods.
 """
 import logging
 import time
@@ -62,7 +63,7 @@ Grouping = Literal["element", "vector"]
 
 
 class Cut(NamedTuple):
-    """What the pruned layers lose."""
+    """The numbers of units to remove from the pruned layers."""
     groups: int
     """Key-value heads of each layer."""
     channels: list[int]
@@ -77,15 +78,17 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Remove heads and MLP channels from layers.
 
     importance: `first`, `second` or `mix`: order of the expansion of the loss.
-    grouping: `element` sums the worths of single weights, `vector` those of whole rows and columns.
-    sequences: number of calibration sequences whose loss is differentiated; null, or more than there are, means all.
-    keep_first: layers at the start that are kept whole; null means 4 of 32 (as in the released code), in
-        proportion for fewer layers.
-    keep_last: layers at the end that are kept whole; null means 2 of 32, in proportion for fewer layers.
+    grouping: `element` sums the scores of single weights, `vector` those of whole rows and columns.
+    sequences: number of calibration sequences whose loss is differentiated. null means all, and so does a number larger
+        than that of the sequences.
+    keep_first: number of layers at the start that are kept whole. null means 4 (as in the released code), or an eighth
+        of the layers if that is less.
+    keep_last: number of layers at the end that are kept whole. null means 2, or a sixteenth of the layers if that is
+        less.
     batch_sequences: sequences of a forward pass; squared gradients need one sequence at a time.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached or if no layer is left to prune, FitError for other options
-    and models.
+    Raises BlockError for a ratio that cannot be reached or if no layer is left to prune, and FitError for a model that
+    cannot be pruned and for other wrong options.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -115,7 +118,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 def between(layers: int, keep_first: int | None, keep_last: int | None) -> range:
-    """Layers that are pruned; BlockError if there are none."""
+    """The layers that are pruned. Raises BlockError if there are none."""
     first = min(4, round(layers / 8)) if keep_first is None else keep_first
     last = min(2, round(layers / 16)) if keep_last is None else keep_last
     if first + last >= layers:
@@ -125,7 +128,8 @@ def between(layers: int, keep_first: int | None, keep_last: int | None) -> range
 
 
 def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
-    """The heads and channels with `ratio` of all `total` parameters, to half a channel; BlockError beyond reach."""
+    """The heads and channels whose parameters are `ratio` of all `total` ones, to half a channel. Raises BlockError for
+    a ratio that cannot be reached."""
     layers, groups, channels, group_params, channel_params = sizes
     goal = ratio * total
     most = layers * ((groups - 1) * group_params + (channels - 1) * channel_params)
@@ -152,7 +156,8 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
 
 def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
                     grouping: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Number of each pruned layer, from the last to the first, and importance worth_U of the units of each part."""
+    """Yields the number of each pruned layer, from the last to the first, and the importance worth_U of the units of
+    each part."""
     S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
     for number, weights, gradients, squares in backward(
             judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],
@@ -168,7 +173,8 @@ def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: 
 
 
 def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
-    """s of every weight: the change of the loss by its removal, to the order that `importance` names."""
+    """s of every weight: an estimate, of the order that `importance` names, of the change of the loss by the weight's
+    removal."""
     if importance == "first":
         return w * g                                # s = W g
     if importance == "second":
@@ -177,7 +183,7 @@ def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
 
 
 def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
-    """worth_U that one tensor adds to its units."""
+    """worth_U: what one tensor adds to the importance of its units."""
     s_RC = s.movedim(one.axis, 0).reshape(s.shape[one.axis], -1).double()
     # element: sum_j |s_ij|,    vector: |sum_j s_ij|
     worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()
@@ -187,7 +193,8 @@ def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
 
 
 def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
-    """Numbers of the kept units, ascending: all but the `lost` units of least worth. Ties remove the lower number."""
+    """Numbers of the kept units, ascending: all but the `lost` units of least importance. Of equally important units,
+    the one with the lower number is removed."""
     if not torch.isfinite(worth_U).all():
         raise FitError(f"importances of layer {layer} are not finite; try dtype float32 for the model")
     return worth_U.argsort(stable=True)[lost:].sort().values

@@ -1,13 +1,14 @@
-"""Structured optimal brain surgeon: input units of a linear map are removed, and the columns that remain compensate.
+"""Structured optimal brain surgeon: input units of a linear map are removed, and the other columns compensate.
 
-W (D, C) maps inputs x to W x, and H = X'X over the calibration tokens, damped. The columns J of a unit are removed, and
-the other columns change so that |W X' - W_new X'|^2 grows least:
+W (D, C) maps inputs x to W x, and H is X'X over the calibration tokens, with damping. The columns J of a unit are
+removed, and the other columns change so that |W X' - W_new X'|^2 grows least:
     loss_J = tr(W_J ([H^-1]_JJ)^-1 W_J'),
     W <- W - W_J ([H^-1]_JJ)^-1 [H^-1]_J:,    H^-1 <- H^-1 - [H^-1]_:J ([H^-1]_JJ)^-1 [H^-1]_J:
-(Hassibi and Stork 1993; in this form Kurtic et al. 2022). Units are removed in batches; after each batch the losses of
-the others are computed again. Removing several units at once is exact for their columns together.
+(Hassibi and Stork 1993; in this form Kurtic et al. 2022). Units are removed in batches; after each batch, the losses of
+the remaining units are computed again. If several units are removed at once, the change of the other columns is exact
+for all removed columns together.
 
-All is float64. Axes: D outputs, C inputs, U units, J columns of a unit or of a batch of units.
+All computations are in float64. Axes: D outputs, C inputs, U units, J columns of a unit or of a batch of units.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,13 +24,13 @@ DAMP_LARGEST = 0.1
 
 
 class Pruned(NamedTuple):
-    """A map from which units are removed."""
+    """A linear map from which units are removed."""
     w_DC: Tensor
     """All columns; those of removed units are zero."""
     removed: list[int]
     """Units in order of removal."""
     loss: float
-    """Growth of |W X' - W_new X'|^2 so far, a sum over tokens, without the damping's share taken out."""
+    """Growth of |W X' - W_new X'|^2 so far, a sum over tokens. It includes the contribution of the damping."""
 
     def kept(self, units: int) -> Tensor:
         """Numbers of the kept units, ascending."""
@@ -37,7 +38,8 @@ class Pruned(NamedTuple):
 
 
 def inverse(gram_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """((H + damp mean diag(H) I)^-1, the damp that was needed); it is raised tenfold, up to 0.1, if H is singular."""
+    """((H + damp mean diag(H) I)^-1, the damp that was needed). The damp is raised tenfold, up to 0.1, if H is
+    singular."""
     gram_CC, mean = gram_CC.double(), gram_CC.double().diagonal().mean()
     if mean == 0:
         raise FitError("all inputs of a map are zero, so no unit of it can be chosen; read other calibration text")
@@ -53,7 +55,7 @@ def inverse(gram_CC: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def losses(w_DC: Tensor, inverse_CC: Tensor, units: int) -> Tensor:
-    """loss_U of the removal of each unit alone; meaningless for units that are removed already."""
+    """loss_U: the loss if each unit alone is removed. The values of already removed units have no meaning."""
     length = w_DC.shape[1] // units
     blocks_UJJ = torch.stack([inverse_CC[at:at + length, at:at + length] for at in range(0, w_DC.shape[1], length)]) \
         if length > 1 else inverse_CC.diagonal()[:, None, None]
@@ -69,7 +71,7 @@ def losses(w_DC: Tensor, inverse_CC: Tensor, units: int) -> Tensor:
 
 
 def remove(w_DC: Tensor, inverse_CC: Tensor, columns_J: Tensor) -> float:
-    """Remove these columns from W and H^-1, both in place, and change the others; returns the loss."""
+    """Remove these columns from W and H^-1, both in place, and change the other columns. Returns the loss."""
     factor_JJ = torch.linalg.cholesky(inverse_CC[columns_J][:, columns_J])
     # ([H^-1]_JJ)^-1 [H^-1]_J:
     solved_JC = torch.cholesky_solve(inverse_CC[columns_J], factor_JJ)
@@ -89,9 +91,10 @@ def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
 
 
 def prune(w_DC: Tensor, gram_CC: Tensor, units: int, batches: list[int], damp: float) -> Iterator[Pruned]:
-    """The map after each batch of removals; `batches` holds how many units each removes. Ties take the lower unit.
+    """Yields the map after each batch of removals. `batches` holds the number of units in each batch. Of units with
+    equal losses, the lower one is removed first.
 
-    The map is changed in place from one batch to the next. A caller that keeps it must take a copy.
+    The map is changed in place from one batch to the next. A caller that keeps the map must copy it.
     """
     w_DC, (inverse_CC, _) = w_DC.double().clone(), inverse(gram_CC, damp)
     removed: list[int] = []

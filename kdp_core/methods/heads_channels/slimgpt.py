@@ -1,25 +1,25 @@
 """SlimGPT (Ling et al. 2024, NeurIPS, arXiv 2412.18110): structured optimal brain surgeon, layer after layer.
 
-Heads and channels are removed from the writers (o, down) of each layer by the surgeon of `obs`. It removes the units
-whose removal raises the error of the writer's outputs least, and it changes the columns that remain to compensate.
-H = X'X comes from the model as it is pruned so far: the inputs of a layer are the outputs of the pruned layers before
-it, and its MLP reads the state after its pruned attention.
+The surgeon of the module `obs` removes heads and channels from the writers (o, down) of each layer. It removes the
+units whose removal raises the error of the writer's outputs least, and it changes the remaining columns to compensate.
+H = X'X is computed on the already pruned model: the inputs of a layer are the outputs of the pruned layers before it,
+and its MLP reads the state after its pruned attention.
 
-Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is that of all its columns together, from a
-Cholesky factor of its own block of H^-1. Channels are removed in batches. The first batch has `batch_first` of 11,008
-channels (in proportion for other widths), and each later batch is half as large, down to `batch_last`: the channels
-that are removed first depend on each other least.
+Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is the loss of all its columns together; it
+is computed from a Cholesky factor of the head's block of H^-1. Channels are removed in batches. In an MLP of 11,008
+channels the first batch has `batch_first` channels; in other MLPs it has the same share. Each later batch is half as
+large, down to `batch_last`, because the channels that are removed first depend on each other least.
 
-Incremental Pruning Ratio. The errors of early layers pass through all later layers, so the share of layer i of n rises
-with depth:
+Incremental Pruning Ratio. The errors of early layers affect all later layers, so the removed share of layer i of n
+rises with depth:
     r_i = r_0 + (r_{n-1} - r_0) log(i + 1) / log(n).
-r_0 is `first_share`, and r_{n-1} is solved so that the ratio of ALL parameters is met. The number of head groups that a
-layer loses is its share, rounded to whole groups; channels make up the rest.
+r_0 is `first_share`, and r_{n-1} is computed so that the ratio of ALL parameters is met. From each layer this share of
+head groups is removed, rounded to whole groups; the remaining parameters of the share are removed as channels.
 
-No code is released. ASSUME: r_0 = 0, batches that halve from 1,024 to 8, and a damp of 0.01, as in SparseGPT. A unit of
-grouped heads is a key-value head with its query heads; the paper's models have no grouped heads. The paper reads 256
-sequences of 2,048 tokens of C4; here the whole calibration set is read by default. The paper fine-tunes by LoRA
-afterwards; here fine-tuned variants are trained like those of every other method.
+No code is released. Our assumptions are r_0 = 0, batches that halve from 1,024 to 8, and a damp of 0.01, as in
+SparseGPT. A unit of grouped heads is a key-value head with its query heads; the paper's models have no grouped heads.
+The paper reads 256 sequences of 2,048 tokens of C4; here the whole calibration set is read by default. The paper
+fine-tunes by LoRA afterwards; here fine-tuned variants of this method are trained like those of other methods.
 """
 import logging
 import math
@@ -54,23 +54,23 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 PAPER_CHANNELS = 11008
-"""MLP channels of LLaMA-7B, for which the paper gives its batches."""
+"""MLP channels of LLaMA-7B. The paper states the batch sizes for this model."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", first_share: Chance = 0.0, batch_first: Count = 1024, batch_last: Count = 8,
             damp: NotNegative = 0.01, sequences: Count | None = None, batch_sequences: Count = 8,
             seed: int = 0) -> Composed:
-    """Remove heads and MLP channels layer after layer, and change the other columns of the writers to compensate.
+    """Remove heads and MLP channels, layer after layer, and change the other columns of the writers to compensate.
 
     first_share: r_0, the share of the first layer's heads and channels that is removed.
-    batch_first: channels of the first batch, of 11,008; in proportion for MLPs of another width.
-    batch_last: channels of the last batches.
+    batch_first: number of channels of the first batch in an MLP of 11,008 channels; other MLPs have the same share.
+    batch_last: number of channels of the last batches.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -103,7 +103,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 def shares(mean: float, layers: int, first: float) -> list[float]:
-    """r_i of every layer with this mean; the last one, r_{n-1}, is solved for."""
+    """r_i of every layer, such that the mean is `mean`; the unknown is the last share, r_{n-1}."""
     if layers == 1:
         return [mean]
     rise = [math.log(number + 1) / math.log(layers) for number in range(layers)]
@@ -113,7 +113,8 @@ def shares(mean: float, layers: int, first: float) -> list[float]:
 
 
 def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str, int]]:
-    """Head groups and channels that each layer loses, together `ratio` of all `total` parameters to half a channel."""
+    """Numbers of head groups and channels to remove from each layer: together `ratio` of all `total` parameters, to
+    half a channel."""
     groups, channels = sizes.unit_params["attention"], sizes.unit_params["mlp"]
     whole = sizes.groups * groups + sizes.channels * channels
     most = ((sizes.groups - 1) * groups + (sizes.channels - 1) * channels) / whole
@@ -137,8 +138,8 @@ def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str,
 
 
 def batches_of(count: int, first: int, last: int) -> list[int]:
-    """Sizes of the batches in which `count` channels are removed: `first`, then each half of the one before, at least
-    `last`."""
+    """Sizes of the batches in which `count` channels are removed. The first size is `first`; each later size is half of
+    the previous one, but at least `last`."""
     found, size = [], max(first, last)
     while count > 0:
         found.append(min(size, count))
@@ -151,9 +152,9 @@ def batches_of(count: int, first: int, last: int) -> list[int]:
 
 def _prune(passes: Passes, number: int, part: str, h_STD: Tensor, batch: int, sizes: Sizes, batches: list[int],
            damp: float) -> tuple[Tensor, float]:
-    """Prune the writer of one part in place: zero the columns of removed units, change the others.
+    """Prune the writer of one part in place: set the columns of removed units to zero, and change the other columns.
 
-    It returns the kept units and the relative error of the writer's outputs.
+    Returns the kept units and the relative error of the writer's outputs.
     """
     units, writer = sizes.units[part], _writer(passes, number, part)
     if not batches:

@@ -1,12 +1,13 @@
-"""What methods that remove heads and MLP channels share: their units, the sizes of layers, and the pass that they read.
+"""What all methods that remove heads and MLP channels share: units, the sizes of layers, and the pass through a layer.
 
-A unit of an attention is a key-value head with the consecutive query heads that read it: their rows of q, k and v and
-their columns of o. A unit of an MLP is a channel: a row of gate and up and a column of down (OPT: a row of fc1 and a
-column of fc2). The biases of these rows are removed with them. All norms are kept, also those of heads. The writers (o
-and down) read the units' outputs, so their columns are the units.
+A unit of an attention is a key-value head with the consecutive query heads that read this key-value head: the rows of
+these heads in q, k and v, and their columns in o. A unit of an MLP is a channel: a row of gate and up and a column of
+down (OPT: a row of fc1 and a column of fc2). The biases of these rows are removed with them. All norms are kept,
+including the norms of heads. The writers (o and down) read the units' outputs, so each unit is a set of columns of a
+writer.
 
-A plan names what every layer keeps (`shape: {widths: [...]}`: heads, kv_heads, intermediate) and holds the narrow
-tensors; kdp_core.model.surgery.narrow builds such layers.
+A plan states the sizes that every layer keeps (`shape: {widths: [...]}`: heads, kv_heads, intermediate) and holds the
+narrow tensors. kdp_core.model.surgery.narrow builds layers of these sizes.
 
 Axes besides those of kdp_core.base.records: U units of a part, C columns of a writer.
 """
@@ -45,18 +46,18 @@ PARTS = ("attention", "mlp")
 class Coupled(NamedTuple):
     """A tensor of a layer from which units are removed."""
     name: str
-    """Name below the layer."""
+    """Name of the tensor below the layer."""
     part: str
     """`attention` or `mlp`."""
     axis: int
-    """Axis along which its units lie."""
+    """Axis of the tensor along which its units lie."""
     sections: tuple[int, ...]
     """Sections of the axis, one after the other. Each entry is the number of lines that a unit has in the section. All
     units lie in every section, in order; a fused matrix has several sections."""
 
 
 class Sizes(NamedTuple):
-    """What each pruned layer has before pruning."""
+    """The sizes of each pruned layer before pruning."""
     layers: int
     groups: int
     """Key-value heads."""
@@ -77,13 +78,13 @@ class Sizes(NamedTuple):
 
 
 def no_single_heads(family: Family) -> str:
-    """The `refuses` of a method that removes heads: why no head of this family can be removed by itself."""
+    """The function `refuses` of a method that removes heads: why no single head of this family can be removed."""
     return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
         if family.head_norms == "all" else ""
 
 
 class Layout(NamedTuple):
-    """What is known of a dense model before its weights are read."""
+    """The facts about a dense model that are known before its weights are read."""
     config: "PretrainedConfig"
     coupled: list[Coupled]
     """The tensors of each layer from which units are removed. All layers have the same sizes."""
@@ -95,7 +96,8 @@ class Layout(NamedTuple):
 
 
 def layout(method: str, dense: Path) -> Layout:
-    """The layout of the checkpoint in `dense`; FitError for a model whose heads and channels cannot be removed."""
+    """The layout of the checkpoint in `dense`. Raises FitError for a model whose heads and channels cannot be
+    removed."""
     config = checkpoints.config_of(dense)
     check_family(method, config)
     blank = checkpoints.on_meta(config)
@@ -107,7 +109,8 @@ def layout(method: str, dense: Path) -> Layout:
 
 def check_family(method: str, config: "PretrainedConfig",
                  refuses: Callable[[Family], str] = no_single_heads) -> None:
-    """Raise FitError for a model whose heads and channels cannot be removed; `refuses` is the method's own."""
+    """Raise FitError for a model whose heads and channels cannot be removed; `refuses` is the function of the method's
+    record."""
     why = refuses(family_of(config)) if is_known(config) else ""
     if why or not is_known(config) or not family_of(config).norms_first(config):
         fits = [name for name, family in FAMILIES.items() if not refuses(family)]
@@ -120,7 +123,7 @@ def coupled_of(layer: nn.Module, config: "PretrainedConfig") -> list[Coupled]:
     found, family = [], family_of(config)
     for part, own in family.parts.items():
         length = matrix(layer.get_submodule(own.writer)).shape[1] // config.num_attention_heads
-        # lines of a unit: of the query heads of a group, of its key-value head, of all three of a head; of a channel
+        # lines of a unit: the query heads of a group, its key-value head, query, key and value of a head; a channel
         lines = {HEADS: length * config.num_attention_heads // _groups(config), KV_HEADS: length, TRIPLES: 3 * length,
                  CHANNELS: 1}
         for name, kinds in own.readers.items():
@@ -133,12 +136,12 @@ def coupled_of(layer: nn.Module, config: "PretrainedConfig") -> list[Coupled]:
 
 
 def _groups(config: "PretrainedConfig") -> int:
-    """Key-value heads; a model without such an entry has one for each query head."""
+    """Number of key-value heads. A model without such an entry has one key-value head for each query head."""
     return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 def sizes_of(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig", layers: int) -> Sizes:
-    """The sizes of `layers` layers that are all like this one."""
+    """The sizes of `layers` layers that all have the sizes of this layer."""
     groups = _groups(config)
     channels = matrix(layer.get_submodule(family_of(config).parts["mlp"].writer)).shape[1]
     params = {part: sum(layer.get_parameter(one.name).numel() for one in coupled if one.part == part)
@@ -153,7 +156,7 @@ def width_of(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: in
 
 
 def narrowed(tensor: Tensor, one: Coupled, kept_U: Tensor, units: int) -> Tensor:
-    """The tensor with these units alone."""
+    """The tensor with only these units."""
     index, start = [], 0
     for length in one.sections:
         index.append(start + columns_of(kept_U, length))
@@ -168,14 +171,14 @@ def columns_of(units_U: Tensor, length: int) -> Tensor:
 
 def narrow_tensors(model: nn.Module, number: int, coupled: list[Coupled], kept: dict[str, Tensor],
                    sizes: Sizes) -> dict[str, Tensor]:
-    """The tensors of a layer with the kept units of both parts alone, on the CPU, by state-dict name."""
+    """The tensors of a layer with only the kept units of both parts, on the CPU, by state-dict name."""
     layer, prefix = decoder_layers(model)[number], f"{family_of(model).prefix}{number}."
     return {prefix + one.name: narrowed(layer.get_parameter(one.name).detach(), one, kept[one.part],
                                         sizes.units[one.part]).cpu() for one in coupled}
 
 
 def first_states(hidden: HiddenStates, sequences: int | None, seed: int) -> Tensor:
-    """State 0 of as many sequences as asked for, drawn by `seed`, in their own order; null means all."""
+    """State 0 of the requested number of sequences, drawn by `seed`, in their own order; None means all."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "

@@ -1,22 +1,24 @@
 """ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
 
-Each writer (o, down) of the dense model is pruned by itself, one head or channel at a time, by the surgeon of `obs`.
-Its H = X'X is that of the dense model's inputs. The result of a writer is a list of levels s: one for every number of
-heads, and one for numbers of channels that shrink by the factor `shrink`. Each level has its matrix W_s and its prior,
-the relative error of the writer's outputs:
+The surgeon of the module `obs` prunes each writer (o, down) of the dense model separately, one head or channel at a
+time. H = X'X is computed from the writer's inputs in the dense model. The result for a writer is a list of levels s. An
+attention has one level for every number of heads. An MLP has levels whose numbers of channels shrink by the factor
+`shrink`. Each level has its matrix W_s and its prior, the relative error of the writer's outputs:
     p_s = |W_s X' - W X'| / |W X'|.
 
-The levels of all writers are chosen together. For coefficients c_l, dynamic programming solves the knapsack
+The levels of all writers are chosen together. For given coefficients c_l, dynamic programming solves the knapsack
     min sum_l c_l p_l,s(l),    so that the levels remove the ratio of ALL parameters.
-SPDY (Frantar and Alistarh 2022) searches for the coefficients. It starts from c = 1. Each draw replaces a tenth of the
-coefficients by numbers from [0, 1], and it is kept if the model of its levels has a lower loss on calibration text.
+SPDY (Frantar and Alistarh 2022) searches for the coefficients. The search starts from c = 1. Each draw replaces a tenth
+of the coefficients by random numbers from [0, 1]. The draw is kept if the model with the resulting levels has a lower
+loss on calibration text.
 
 Where we differ from the paper:
-    The budget is a number of parameters, not milliseconds, since methods are compared at equal parameters.
+    The budget is a number of parameters and not a time, because methods are compared at equal numbers of parameters.
     At least one unit of each part is kept. The paper may remove a whole part.
     A unit of grouped heads is a key-value head with its query heads.
     The paper alternates pruning with training by distillation. Here nothing is trained.
-    Its 1,000 draws run the model on all calibration text. Here they run it on `judge_sequences`.
+    In the paper each of 1,000 draws runs the model on the whole calibration text. Here a draw runs the model on
+        `judge_sequences` sequences.
 """
 import itertools
 import logging
@@ -71,10 +73,10 @@ class Level(NamedTuple):
     kept_U: Tensor
     """Numbers of the kept units, ascending."""
     w_DK: Tensor
-    """Their columns, float32 on the CPU."""
+    """Columns of the kept units, float32 on the CPU."""
     prior: float
     params: int
-    """Parameters that are removed with the other units."""
+    """Parameters of the removed units."""
 
 
 Ladder = list[Level]
@@ -88,14 +90,15 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Prune every writer to all levels, and choose the levels by a knapsack whose coefficients are searched for.
 
     shrink: channels of a level, relative to the level before.
-    batch_channels: channels that are removed together; 1 in the paper, more for wide MLPs.
-    draws: draws of coefficients; 0 takes the knapsack of the priors themselves.
-    judge_sequences: number of calibration sequences on which a draw is judged; all if there are fewer.
+    batch_channels: number of channels that are removed together; 1 in the paper. A larger number is faster in wide
+        MLPs.
+    draws: number of draws of coefficients. 0 solves only the knapsack of the priors, with all coefficients 1.
+    judge_sequences: number of calibration sequences on which a draw is judged; all sequences if there are fewer.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences and of the draws.
-    Raises BlockError for a ratio that cannot be reached, FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -140,7 +143,7 @@ def counts_of(units: int, part: str, shrink: float) -> list[int]:
         return list(range(units, 0, -1))
     found = [units]
     while found[-1] > 1:
-        # at least one less than the level before
+        # at least one unit less than in the previous level
         found.append(max(1, min(found[-1] - 1, round(found[-1] * shrink))))
     return found
 
@@ -178,7 +181,7 @@ def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, b
 
 
 def _steps(counts: list[int], batch: int) -> list[int]:
-    """Batches of removals that stop at every count on the way."""
+    """Sizes of the batches of removals. A batch ends at every count of `counts`."""
     found = []
     for before, after in itertools.pairwise(counts):
         whole, rest = divmod(before - after, batch)
@@ -190,9 +193,10 @@ def _steps(counts: list[int], batch: int) -> list[int]:
 
 def searched(ladders: list[Ladder], goal: float, draws: int, seed: int,
              loss: Callable[[tuple[int, ...]], float]) -> tuple[list[int], dict[str, Any]]:
-    """(levels of least loss, how they were found). `loss` runs the model that the levels give, in nats a token."""
+    """(levels of least loss, how they were found). `loss` runs the model with given levels and returns nats per
+    token."""
     most = sum(ladder[-1].params for ladder in ladders)
-    # parameters of a step, to which what a level saves is rounded
+    # parameters of one step; the number that a level saves is rounded to steps
     step = max(goal, 1.0) / BUCKETS
     saved = [np.array([round(level.params / step) for level in ladder]) for ladder in ladders]
     budget = min(round(min(goal, most) / step), sum(int(save[-1]) for save in saved))
@@ -232,7 +236,7 @@ def _loss(judge: Judge, writers: list[nn.Linear], ladders: list[Ladder], levels:
 
 
 def _put(writers: list[nn.Linear], levels: list[Level]) -> None:
-    """Give writers the maps of levels; the columns of removed units are zero."""
+    """Give the writers the matrices of these levels; the columns of removed units are zero."""
     for writer, level in zip(writers, levels, strict=True):
         length = level.w_DK.shape[1] // len(level.kept_U)
         w_DC = torch.zeros(matrix(writer).shape)

@@ -14,12 +14,12 @@ from kdp_core.methods.kdp import inverse, kernel, linear, remove
 def _kernel_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
     N, D, F, K = sizes.tokens, sizes.width, given["features"], sizes.block_layers
     batches = math.ceil(sizes.sequences / given["batch_sequences"])
-    # lift, and back to Omega only: 2 * D F a state; Gram and cross, prediction and its gradient: 4 * 2 F^2 a step
+    # per state 2 * D F for the lift and the gradient of Omega; per step 4 * 2 F^2 for Gram, cross, prediction, gradient
     return given["epochs"] * (N * ((K + 1) * 2 * D * F + K * 8 * F ** 2) + batches * K * 7 * F ** 3 / 3)
 
 
 def _inverse_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # `given` holds the options of step 1 too
+    # `given` also holds the options of step 1
     return given["epochs"] * sizes.tokens * 6 * given["width"] * (given["features"] + sizes.width)
 
 

@@ -4,8 +4,8 @@ Paper: KDP (ICLR 2026), equations 2 and 5.
     phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
     Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m are drawn once; lambda and L are learned;
     phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
-Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); but frequencies of covariance Sigma give the kernel
-with Sigma in the place of its inverse. `kernel` fits these parts and lists what the paper leaves open.
+Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); but frequencies with covariance Sigma give the kernel
+with Sigma in the place of Sigma^-1. The module `kernel` fits these parts and lists what the paper leaves open.
 """
 import functools
 import itertools
@@ -22,7 +22,7 @@ Weight = Literal["none", "position", "position_depth", "step"]
 
 
 class Lift(nn.Module):
-    """phi with learnable lambda and L. The generator fixes Z, V and b. The input is counted in units of `scale`."""
+    """phi with learnable lambda and L. The generator fixes Z, V and b. The input is divided by `scale`."""
 
     def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -82,9 +82,10 @@ class Loss(NamedTuple):
 def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
     """Loss of step 1 for K operators and the features of K + 1 states.
 
-    chained: predict only the last state, from the first one, instead of each state from the one before it.
+    chained: whether only the last state is predicted, from the first state; otherwise each state is predicted from the
+        previous one.
     """
-    # single products: batches of large products take twice as long on a CPU, and slices need gradients full of zeros
+    # one product for each operator: batched products take twice as long on a CPU, and slices have large, empty gradients
     states = phi_KNF.unbind()
     if chained:
         # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
@@ -101,7 +102,8 @@ def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bo
 
 
 class _Compared(torch.autograd.Function):
-    """|p - q|^2 and cos(p, q) of each row. The gradients are written out, because torch's take three times as long."""
+    """|p - q|^2 and cos(p, q) of each row. The gradients are written by hand, because torch's own take three times as
+    long."""
 
     @staticmethod
     def forward(ctx: Any, p_NF: Tensor, q_NF: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +127,7 @@ class _Compared(torch.autograd.Function):
 
 
 def cosine_weights(kind: Weight, positions_N: Tensor, length: int, layers: int, model_layers: int) -> Tensor:
-    """W of equation 5 for each operator and token, weight_KN. Its mean is 1 over a full sequence (`step`: over i).
+    """W of equation 5 for each operator and token, weight_KN. W has mean 1 over a full sequence (`step`: over i).
 
     The weights have base 2 and exponents from 0 to n - 1. `position` spreads the exponents over the positions of a
     sequence, and n is the number of the block's layers. `position_depth` does the same, and n is the number of the

@@ -11,7 +11,8 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - alpha starts at the root mean square of the target, so that the MLP's own outputs are of order one.
 - The batch size of 128 counts tokens here.
 - The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training (on SmolLM2, for
-  one seed of three, the held-out error is 0.16 after two epochs and 24 after five). `keep` takes the best by default.
+  one seed of three, the held-out error is 0.16 after two epochs and 24 after five). `keep` keeps the best epoch by
+  default.
 - The paper does not say how the MLP starts; it starts at random. `start: ridge` is ours. An MLP can be a linear map,
   because act(s) - act(-s) = s for GELU, SiLU and ReLU; it starts as the least-squares map of rank H/2 from z to h.
 """
@@ -34,11 +35,11 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 NormLoss = Literal["none", "relative", "gap"]
-"""Readings of the paper's undefined L_norm; see `fit`."""
+"""Interpretations of the paper's undefined L_norm; see `fit`."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-"""By the names of transformers. The folded model finds them under these names."""
+"""Activations by the names of transformers. The folded model finds them under these names."""
 RIDGE = 1e-6
-"""Of `start: ridge`, relative to the mean diagonal of the Gram matrix; as in the least squares of step 1."""
+"""Ridge of `start: ridge`, relative to the mean diagonal of the Gram matrix, as in the least squares of step 1."""
 
 
 class Network(nn.Module):
@@ -63,7 +64,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, z_NF: Tensor, h_ND: Tensor, ridge: float) -> None:
-        """Become the ridge map from z to h of rank R = H/2, or D if that is less; further hidden units add nothing."""
+        """Set the weights so that the network is the ridge map from z to h, of rank R = H/2, or D if D is less. Unused
+        hidden units contribute nothing."""
         mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
         centred_NF = z_NF - mean_F
         gram_FF = gram(centred_NF, centred_NF)
@@ -71,7 +73,7 @@ class Network(nn.Module):
         rank = min(len(self.w1.weight) // 2, len(mean_D))
         # the best map of rank R has the first principal directions of the fitted outputs: W V V'
         v_DR = torch.linalg.eigh(w_FD.T @ gram_FF @ w_FD).eigenvectors[:, -rank:]
-        # act(s) - act(-s) = s; of tanh it is 2 s, near 0 only
+        # act(s) - act(-s) = s; for tanh it is 2 s, and only near 0
         small, pair = (0.01, 2) if isinstance(self.act, nn.Tanh) else (1.0, 1)
         w_RF = small / self.unit * (w_FD @ v_DR).T
         b_R = w_RF @ (self.mean_F - mean_F).double()
@@ -93,18 +95,20 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
         lr: Positive = 1e-3, batch: Count = 128,
         keep: Literal["best", "last"] = "best", heldout: Share = 0.1, seed: Natural = 0, device: str = "cpu",
         resume: Resume = OFF) -> Inverse:
-    """Learn the way back from the kernel space of a block.
+    """Learn the map from the kernel space of a block back to hidden states.
 
     width: hidden width H of the two-layer MLP.
     activation: gelu, relu, silu or tanh.
-    standardise: whether z is standardised and alpha starts at the target's scale; false is the paper to the letter.
+    standardise: whether z is standardised and alpha starts at the target's scale; false follows the paper's text
+        exactly.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
     start: `random`, or `ridge`, the least-squares map of rank width / 2, which `keep: best` may also end with.
     epochs: passes over the training tokens.
     lr: Adam's learning rate, fixed.
     batch: tokens of a minibatch.
     keep: weights of the `best` epoch by held-out error, or of the `last` one, as printed.
-    heldout: share of the sequences to judge on; give the same as for step 1, so that no judged token was ever fitted.
+    heldout: share of the sequences for judging. Set the same value as for step 1, so that no judged token was ever
+        fitted.
     seed: seed of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: file in which the state of the training is stored.
@@ -141,7 +145,8 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
 
 def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start: str, epochs: int, lr: float,
            batch: int, keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Train in place; one entry for each epoch. A single token can spoil the weights, even late in the training."""
+    """Train in place, and return one entry for each epoch. A single token can spoil the weights, even late in the
+    training."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
                         total=0.0)
@@ -176,7 +181,7 @@ def _judge(network: Network, judged: _Data, norm_loss: str, progress: Progress, 
 
 
 def equation_6(predicted_ND: Tensor, h_ND: Tensor, norm_loss: str = "none", unit: float = 1.0) -> Tensor:
-    """Mean over tokens of |I(z) - h|^2 in units of `unit` squared, divided by the width; L_norm is added."""
+    """Mean over tokens of |I(z) - h|^2 in units of `unit` squared, divided by the width, plus L_norm."""
     # |I(z) - h|^2
     loss = (predicted_ND - h_ND).square().mean() / unit ** 2
     norm_N = h_ND.norm(dim=-1).clamp_min(1e-12)
@@ -204,7 +209,8 @@ def _absorbed(network: Network, kernel: KernelMap, activation: str, curve: list[
 
 
 def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
-    """The folded block: features, linear, activation, linear. Products are taken in float64, so nothing is lost."""
+    """The folded block: features, linear, activation, linear. Products are computed in float64, so no precision is
+    lost."""
     m = len(kernel.b_M)
     # W1 <- W1 A_k ... A_1 / sqrt(m),  W2 <- alpha W2,  b2 <- alpha b2
     w1_HF = inverse.w1_HF.double() @ chain(kernel.operators_KFF) / math.sqrt(m)
@@ -217,7 +223,7 @@ def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of that folded block, from the options of both steps."""
+    """Parameters of the folded block, from the options of both steps."""
     F = settings(step_1.fit, options.get("kernel", {}))["features"]
     H = settings(fit, options.get("inverse", {}))["width"]
     # Omega and b, W1 A_k .. A_1 and b1, alpha W2 and alpha b2

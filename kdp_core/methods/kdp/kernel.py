@@ -1,20 +1,20 @@
 """Step 1 of KDP: a learnable random-Fourier-feature kernel, in which the map of one layer is nearly linear.
 
-Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. `features` has the features phi, the
-operators A_i and the loss; this module trains them.
+Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. The module `features` defines the
+features phi, the operators A_i and the loss. This module trains the features and the operators.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are similar in it. x is therefore
-  counted in units of `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is
-  lambda = 0.
-- Lift input: `raw` states, or states at unit root mean square (`rms`), which is what the layers read.
+  divided by `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is lambda = 0
+  without this division.
+- Lift input: `raw` states, or states at unit root mean square (`rms`), which the layers read.
 - A_i = I + gamma_i B_i "initialised at the start of each iteration with its OLS estimate": with `ols: iteration` A_i is
   the least-squares solution of each minibatch. An update of gamma_i and B_i by Adam would be overwritten by the next
   start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
   moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens
   (`final_ols`).
-- Equation 5 counts the error of each operator by itself (`loss: steps`). Algorithm 1 line 7 chains all A_i and
-  predicts the last state only (`loss: chain`).
+- Equation 5 sums the separate errors of the operators (`loss: steps`). Algorithm 1 line 7 chains all A_i and predicts
+  the last state only (`loss: chain`).
 - The weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric sequence with base 2
   and exponents from 0 to num_layers - 1"; see `cosine_weights`.
 - The batch size of 100 counts sequences here.
@@ -51,7 +51,8 @@ logger = logging.getLogger(__name__)
 
 
 class KernelCollapsed(RuntimeError):
-    """The features hardly differ between tokens, so that they are trivially linear and useless."""
+    """The features hardly differ between tokens. Maps between such features are trivially linear, so the features are
+    useless."""
 
 
 def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), MultipleOf(2)] = 1024,
@@ -67,23 +68,24 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     features: dimension of the kernel space, the paper's 2m.
     rank: rank of the low-rank factor L.
     lift: what the lift reads, `raw` states or `rms` (states at unit root mean square).
-    bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 to the letter).
+    bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 exactly as printed).
     bandwidth_scale: kernel width at the start in those units.
     loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first one).
     weight: W of the cosine term: none, position, position_depth or step.
-    massive: `bypass` does not fit massive-activation tokens, and they bypass the folded block; `raw` treats all tokens
-        in the same way.
+    massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the folded block; `raw` treats
+        all tokens in the same way.
     epochs: passes over the training sequences; the paper trains until convergence, about 100.
     batch_sequences: sequences of a minibatch.
     lr: Adam's learning rate at the start.
     patience: epochs without a lower loss before the learning rate falls.
     factor: factor by which the learning rate then falls.
     ols_every: when A_i starts from least squares: iteration, epoch or start.
-    final_ols: solve A_i once more on all training tokens at the end.
+    final_ols: whether A_i is solved once more at the end, on all training tokens.
     ridge: ridge of the least squares, relative to the mean diagonal of the Gram matrix.
     heldout: share of the sequences that are used only for judging, never for fitting.
-    collapse_variance: stop when the held-out variance of phi, summed over features, falls below this.
-    decode_every: epochs between two judgements of the state decoded by ridge, in the curve; 0 judges only at the end.
+    collapse_variance: the training stops if the held-out variance of phi, summed over features, falls below this value.
+    decode_every: number of epochs after which the error of the state decoded by ridge is added to the curve. 0 computes
+        this error only at the end.
     model_layers: layers of the model, for weight position_depth; 0 means the number of the last stored state.
     seed: seed of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
@@ -114,7 +116,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
 
 
 class _Run(NamedTuple):
-    """What every part of the training needs."""
+    """The data and options that every part of the training needs."""
     states: BlockStates
     phi: Lift
     operators: Operators
@@ -160,7 +162,7 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
             run.operators.start(ols(run.features(run.states.train), run.ridge))
         order = progress.order(
             lambda: run.states.train[torch.randperm(len(run.states.train), generator=generator)])
-        # minibatches of nearly equal size: least squares on a remainder of few tokens would fit these exactly
+        # minibatches have nearly equal sizes: least squares would fit the few tokens of a small remainder exactly
         for part in progress.updates(order.tensor_split(math.ceil(len(order) / batch))):
             progress.values["losses"].append(_iteration(run, adam, part))
         losses, progress.values["losses"] = progress.values["losses"], []
@@ -204,7 +206,8 @@ def _check(entry: dict[str, Any], collapse_variance: float) -> None:
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:
     """Held-out relative error of the state decoded by ridge from the chain's prediction, and from the true features.
 
-    These errors can judge a lift, because a collapse does not lower them. It does lower the loss of equation 5.
+    These errors can judge a lift, because a collapse of the features does not lower them. A collapse does lower the
+    loss of equation 5.
     """
     train, heldout, product_FF = run.states.train, run.states.heldout, chain(a_KFF).float()
     judged_KNF = run.features(heldout)

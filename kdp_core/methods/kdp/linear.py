@@ -1,9 +1,10 @@
 """Linear maps in the original space instead of a block: the OLS methods of KDP's Table 3.
 
 `direct` regresses h_{l+k} on h_l. `sequential` regresses each layer's output on its input and multiplies the k maps.
-The paper says no more about them, and it reports that both collapse. Two things decide whether they do. Massive tokens
-dominate an unweighted regression (`massive`, `token_weight`), and a ridge may shrink towards zero instead of towards
-the identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least squares.
+The paper says no more about these methods, and it reports that both collapse. Two choices decide whether they collapse.
+Massive tokens dominate an unweighted regression (`massive`, `token_weight`), and a ridge may shrink towards zero
+instead of towards the identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least
+squares.
 """
 import itertools
 import time
@@ -24,12 +25,12 @@ from kdp_core.states.hidden import HiddenStates
 def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
            token_weight: TokenWeight = "inverse_norm", massive: Massive = "bypass", heldout: Share = 0.1,
            seed: Natural = 0) -> LinearMap:
-    """One affine map from the first state of the block to the last.
+    """Fit one affine map from the first state of the block to the last state.
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
-    token_weight: `inverse_norm` weighs a token by 1 / |h_{l+k}|^2 (relative errors count), `none` gives all tokens the
-        same weight.
+    token_weight: `inverse_norm` weights a token by 1 / |h_{l+k}|^2, so that its relative error counts; `none` gives all
+        tokens the same weight.
     massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the map; `raw` treats all tokens
         in the same way.
     heldout: share of the sequences that are used only for judging, never for fitting.
@@ -45,7 +46,7 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
 def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, residual: bool = True,
                token_weight: TokenWeight = "inverse_norm", massive: Massive = "bypass", heldout: Share = 0.1,
                seed: Natural = 0) -> LinearMap:
-    """One affine map for each layer, multiplied to one map.
+    """Fit one affine map for each layer, and multiply these maps to one map.
 
     ridge: relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
@@ -83,7 +84,7 @@ def to_module(linear: LinearMap) -> Module:
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of that stand-in."""
+    """Parameters of the stand-in."""
     return facts.width * (facts.width + 1)
 
 
