@@ -36,7 +36,9 @@ def measure(setup: Setup) -> list[Row]:
     judge = FastJudge(setup.model, tokenizer, batch_size=BATCH)
     hflm = HFLM(pretrained=setup.model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
     rows, items = [], setup.size(20, 4)
-    tasks = {f"{name}, {shots} examples": requests_of(name, shots, items, str(setup.options.data))
+    # prompts with examples are long, so a quarter of the items is enough
+    tasks = {f"{name}, {shots} examples": requests_of(name, shots, max(1, items // 4) if shots else items,
+                                                      str(setup.options.data))
              for name, shots in TASKS} if setup.options.data else {"made-up choices": made_up(items)}
     for name, requests in tasks.items():
         rows += beside(f"{name}, {len(requests)} requests", requests, judge, hflm, setup)

@@ -14,7 +14,7 @@ from kdp_core.states import hidden
 from stage.setup import Setup, first, made_up
 from stage.timing import Row, figure, in_turns
 
-BATCH = 8
+BATCH, STORE = 8, "extracted.zarr"
 
 
 class _Enough(Exception):
@@ -27,7 +27,7 @@ def measure(setup: Setup) -> list[Row]:
     every, block = list(range(setup.facts.layers + 1)), list(range(setup.block[0], setup.block[1] + 1))
     times = in_turns({"all": extraction(setup, tokens, every), "bare all": bare(setup, tokens, every[-1]),
                       "block": extraction(setup, tokens, block), "bare block": bare(setup, tokens, block[-1])},
-                     setup.repeats)
+                     setup.repeats, before=lambda: setup.scratch(STORE))
     rows = [times.row(f"all {len(every)} states, {tokens.ids_ST.numel()} tokens", "all", "bare all", target=0.95,
                       against="bare forward pass"),
             times.row(f"states {block[0]} to {block[-1]}", "block", "bare block", target=0.95,
@@ -37,7 +37,7 @@ def measure(setup: Setup) -> list[Row]:
 
 def extraction(setup: Setup, tokens: Tokens, layers: list[int]) -> Callable[[], None]:
     """The stage itself."""
-    return lambda: hidden.extract(setup.model, tokens, setup.scratch("extracted.zarr"), layers=layers,
+    return lambda: hidden.extract(setup.model, tokens, setup.folder / STORE, layers=layers,
                                   batch_sequences=BATCH)
 
 
@@ -70,6 +70,7 @@ def memory(setup: Setup) -> Row:
         tokens = made_up(setup.tokens, sequences, setup.facts.vocabulary)
         meter = efficiency.Meter(torch.device("cpu"))
         meter.start_runs(setup.model)
+        setup.scratch(STORE)
         extraction(setup, tokens, [0, 1, 2])()
         peaks.append(meter.peak_mib(setup.model)[0])
     return figure(f"peak memory, {4 * few} sequences", peaks[1], "MiB", f"with {few}", peaks[0], target=1.1,

@@ -142,3 +142,9 @@ def test_gram_is_exact_to_float32_of_the_centred_part():
     assert (gram(x_NF, y_NG) - exact_FG).abs().max() < 1e-9
     assert ((x_NF.T @ y_NG).double() - exact_FG).abs().max() > 1e-6
     assert torch.linalg.eigvalsh(gram(x_NF, x_NF)).min() > 0
+
+
+def test_states_stay_in_main_memory_without_a_gpu(tmp_path):
+    states = load(stored.write(tmp_path / "h.zarr", stored.drift()), (0, 2), massive="raw", heldout=0.2, seed=0)
+    assert states.on("cpu") is states
+    assert states.positions(states.heldout).tolist() == list(range(24)) * len(states.heldout)
