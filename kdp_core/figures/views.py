@@ -52,7 +52,7 @@ def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridi
 
 
 def grid_of(features: int) -> tuple[int, int]:
-    """Lines and columns of a grid with `features` cells, as square as possible, with at most as many lines as columns."""
+    """Lines and columns of a grid with `features` cells, as square as possible, with no more lines than columns."""
     lines = next(lines for lines in range(math.isqrt(features), 0, -1) if features % lines == 0)
     return lines, features // lines
 

@@ -85,7 +85,7 @@ def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bo
     chained: whether only the last state is predicted, from the first state; otherwise each state is predicted from the
         previous one.
     """
-    # one product for each operator: batched products take twice as long on a CPU, and slices have large, empty gradients
+    # one product for each operator: batched products take twice as long on a CPU, and slices have gradients of zeros
     states = phi_KNF.unbind()
     if chained:
         # phi^(h_{l+k}) = A_k ... A_1 phi(h_l)
