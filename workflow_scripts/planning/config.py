@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from planning import extents, grid, variants
-from planning.evaluation import benchmark_files
+from planning.evaluation import benchmark_files, check_tasks
 from planning.messages import ConfigError, refuse, require
 from planning.resources import batch_sequences, batches_of, calibration_tokens
 from planning.schema import schema
 from planning.sources import check_folders
-from planning.tasks import check_tasks
 
 RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""

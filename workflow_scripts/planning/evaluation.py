@@ -1,12 +1,26 @@
-"""The section `evaluate` of the configuration: tasks, benchmarks and their files."""
+"""The section `evaluate` of the configuration: tasks, benchmarks and their files.
+
+lm-eval takes seconds to read its index of tasks. It is asked only if a task of its own is named, and its answer is kept
+for its version.
+"""
+import difflib
 import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from planning.messages import ConfigError
 from planning.schema import ROOT, schema
 
 TASK_FILES = ROOT / "kdp_core" / "score" / "task_files"
+CACHE = ROOT / ".cache" / "tasks"
+ASK = ("import json, lm_eval.tasks, logging; logging.disable(); "
+       "print(json.dumps(sorted(lm_eval.tasks.TaskManager().all_tasks)))")
 
 
 def evaluated(config: dict[str, Any]) -> list[str]:
@@ -53,3 +67,38 @@ def task_files() -> str:
     """Hash of the files that define tasks; no script imports them."""
     files = sorted(path for path in TASK_FILES.iterdir() if path.suffix in (".yaml", ".py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def check_tasks(config: dict[str, Any]) -> None:
+    """Raise ConfigError for the first of `evaluate.tasks` that is neither made of held-out text nor lm-eval's."""
+    own = {path.stem for path in TASK_FILES.glob("heldout_*.yaml")}
+    asked = [name for name in config["evaluate"]["tasks"] if name not in own]
+    known = own | set(_of_lm_eval()) if asked else own
+    # without an answer of lm-eval the job that scores says what is wrong
+    if known == own:
+        return
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise ConfigError(f"config: evaluate.tasks names {name!r}, which neither kdp nor lm-eval "
+                              f"{importlib.metadata.version('lm_eval')} knows; " + (
+                                  f"did you mean {' or '.join(map(repr, near))}?" if near else
+                                  "name a task of lm-eval"))
+
+
+def _of_lm_eval() -> list[str]:
+    """The tasks, groups and tags of the lm-eval that is installed; none where it cannot be asked."""
+    try:
+        file = CACHE / f"{importlib.metadata.version('lm_eval')}.json"
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if not file.is_file():
+        done = subprocess.run([sys.executable, "-c", ASK], text=True, capture_output=True, check=False)
+        if done.returncode:
+            return []
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = file.with_suffix(f".{os.getpid()}.tmp")
+        made.write_text(done.stdout.splitlines()[-1], encoding="utf-8")
+        os.replace(made, file)
+    found: list[str] = json.loads(file.read_text(encoding="utf-8"))
+    return found

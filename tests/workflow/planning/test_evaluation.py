@@ -1,6 +1,6 @@
 """Tasks, benchmarks and their files."""
 import pytest
-from planning import evaluation, resources, tasks
+from planning import evaluation, resources
 from planning.config import check
 from planning.messages import ConfigError
 
@@ -29,21 +29,21 @@ def test_a_task_by_itself_knows_nothing_of_the_others(tmp_path, monkeypatch):
 
 
 def test_a_task_that_nobody_knows_is_refused_with_the_nearest_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "CACHE", tmp_path)
-    monkeypatch.setattr(tasks, "ASK", "print('a warning'); print('[\"hellaswag\", \"piqa\"]')")
+    monkeypatch.setattr(evaluation, "CACHE", tmp_path)
+    monkeypatch.setattr(evaluation, "ASK", "print('a warning'); print('[\"hellaswag\", \"piqa\"]')")
     wrong = {"evaluate": {"tasks": ["heldout_ppl", "hellaswagg"]}}
     with pytest.raises(ConfigError, match=r"names 'hellaswagg', which neither kdp nor lm-eval .* mean 'hellaswag'"):
-        tasks.check_tasks(wrong)
+        evaluation.check_tasks(wrong)
     # the answer is kept
-    monkeypatch.setattr(tasks, "ASK", "raise SystemExit(1)")
-    tasks.check_tasks({"evaluate": {"tasks": ["heldout_ppl", "piqa"]}})
+    monkeypatch.setattr(evaluation, "ASK", "raise SystemExit(1)")
+    evaluation.check_tasks({"evaluate": {"tasks": ["heldout_ppl", "piqa"]}})
     with pytest.raises(ConfigError, match="neither"):
-        tasks.check_tasks(wrong)
+        evaluation.check_tasks(wrong)
     for file in tmp_path.iterdir():
         file.unlink()
-    tasks.check_tasks(wrong)
+    evaluation.check_tasks(wrong)
 
 
 def test_lm_eval_is_asked_for_its_own_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "CACHE", tmp_path)
-    assert {"hellaswag", "piqa", "mmlu", "lambada_openai"} <= set(tasks._of_lm_eval())
+    monkeypatch.setattr(evaluation, "CACHE", tmp_path)
+    assert {"hellaswag", "piqa", "mmlu", "lambada_openai"} <= set(evaluation._of_lm_eval())
