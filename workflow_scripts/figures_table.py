@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# the library is found next to this folder, whether it is installed or not
+# the library is imported from the folder next to this one, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.figures import Entry, find  # noqa: E402

@@ -1,15 +1,17 @@
-"""A Python whose heavy imports are done: the jobs of a run on this machine are forked from one process that has them.
+"""A Python whose heavy imports are done: the jobs of a run on this machine are forked from one prepared process.
 
 A job is a process of its own, so it would import torch and transformers by itself, which takes 2 to 5 seconds of a core
-each time. Here a server imports the packages of others once, at the first job, and then forks a process for each job.
-kdp_core is not imported, so each process reads the code as it is then. `python` is a small program that takes the same
-arguments as the interpreter (a script, `-m`, `-c`), hands them to the server with its environment, folder and streams,
-and ends with the exit code of the forked process. `sys.executable` of that process is the small program again. Where
-the server cannot be reached, the small program becomes the interpreter itself.
+for each job. Here a server imports the third-party packages once, at the first job, and then forks a process for each
+job. The server does not import kdp_core, so each forked process reads the code on disk at that moment. `python` is a
+small program that accepts the same arguments as the interpreter (a script, `-m`, `-c`). It sends the arguments to the
+server, together with its environment, folder and streams, and ends with the exit code of the forked process. In the
+forked process, `sys.executable` is again the small program. If the server cannot be reached, the small program becomes
+the interpreter itself.
 
-The forked process is not a child of the small program. SIGTERM is therefore handed on; SIGINT of a terminal reaches
-both anyway; and if the small program is killed, the server kills the forked process. The server ends when nobody holds
-the other end of its standard input any more and no forked process is left.
+The forked process is not a child of the small program. The small program therefore forwards SIGTERM to the forked
+process. SIGINT from a terminal reaches both processes anyway. If the small program is killed, the server kills the
+forked process. The server ends when the other end of its standard input is closed everywhere and no forked process is
+left.
 """
 import atexit
 import contextlib
@@ -34,9 +36,9 @@ PRELOADED = ("numpy", "pandas", "scipy.stats", "sklearn.cluster", "matplotlib.fi
              "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
              "transformers.generation.utils", "accelerate", "lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks",
              "datasets", "pytest", "jsonschema", "jinja2", "snakemake.script")
-# -P: what lies beside this file must not hide modules of Python
+# -P: files in this folder must not hide modules of Python
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-"""What the packages read when they are imported, and workflow_scripts/job.py sets before it."""
+"""Variables that the packages read when they are imported; workflow_scripts/job.py sets them before an import."""
 PROGRAM = """#!/bin/sh
 exec '{python}' -IS '{client}' "$@"
 """
@@ -63,7 +65,7 @@ os._exit(code[0] if code else 1)
 
 
 class Asked(NamedTuple):
-    """What a process is asked to run."""
+    """What a forked process has to run."""
     arguments: list[str]
     folder: str
     environment: dict[str, str]
@@ -72,11 +74,11 @@ class Asked(NamedTuple):
 @contextlib.contextmanager
 def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = None,
            shared: bool = False) -> Iterator[str]:
-    """The path of `python` while the body runs; the interpreter itself where a system cannot fork so.
+    """The path of `python` while the body runs; the interpreter itself if the system does not allow such forks.
 
     more: further packages to import once.
     environment: further variables of the server.
-    shared: whether the processes that the caller starts hold the server, too, in case that the caller is killed.
+    shared: whether processes that the caller starts also keep the server running, in case the caller is killed.
     """
     folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
     with contextlib.ExitStack() as stack:
@@ -84,7 +86,7 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
         # the server ends when this end is closed
         stack.callback(os.close, write)
         try:
-            # elsewhere system libraries do not work in forked processes
+            # on other systems, system libraries do not work in forked processes
             found = _start(folder, read, more, environment or {}) if sys.platform == "linux" else None
         finally:
             os.close(read)
@@ -93,7 +95,7 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
 
 
 def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
-    """Start the server, which imports nothing before the first request; None where it cannot be reached."""
+    """Start the server, which imports nothing before the first request; None if it cannot be reached."""
     address = str(folder / "forks.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -112,7 +114,7 @@ def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[
 
 def serve(listener: socket.socket, names: list[str]) -> Asked:
     """Fork a process for each request. Returns in the forked process."""
-    # a terminal's Ctrl-C is for the jobs
+    # Ctrl-C in a terminal is meant for the jobs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     waiting: dict[int, socket.socket] = {}
     woken, wake = socket.socketpair()
@@ -139,13 +141,13 @@ def serve(listener: socket.socket, names: list[str]) -> Asked:
 def _load(names: list[str]) -> None:
     for name in names:
         __import__(name)
-    # what is loaded is never garbage, and to look at it would copy its memory into each process
+    # loaded modules are never garbage, and a garbage collection would copy their memory into each process
     gc.collect()
     gc.freeze()
 
 
 def _report(waiting: dict[int, socket.socket]) -> None:
-    """Tell the clients of the processes that have ended their exit codes."""
+    """Send the exit codes of processes that have ended to their clients."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             code = os.waitstatus_to_exitcode(ended[1])
@@ -155,7 +157,7 @@ def _report(waiting: dict[int, socket.socket]) -> None:
 
 
 def _alive(client: socket.socket) -> bool:
-    """Whether a client that has become readable is still there; it never writes again."""
+    """Whether a client that has become readable is still running; a running client never writes again."""
     try:
         return bool(client.recv(1))
     except OSError:
@@ -216,7 +218,7 @@ def _path(environment: Mapping[str, str]) -> list[str]:
 
 
 def ended(run: Callable[[], None]) -> int:
-    """The exit code of a program, whose threads and exit functions have run when it is known."""
+    """The exit code of a program; its threads and exit functions have run when this function returns."""
     try:
         run()
         code: Any = 0
@@ -237,5 +239,5 @@ def ended(run: Callable[[], None]) -> int:
 if __name__ == "__main__":
     place, number, *further = sys.argv[1:]
     wanted = serve(socket.socket(fileno=int(number)), [*PRELOADED, *further])
-    # the modules are not taken apart, which takes longer than many jobs
+    # the modules are not torn down, because this takes longer than many jobs
     os._exit(ended(lambda: become(wanted, Path(place))))

@@ -15,10 +15,10 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """The fitted records of a grid point, each with the keys that name it; a fine-tuned point has those of its source.
+    """The fitted records of a grid point, each with its keys; a fine-tuned point has the records of its source.
 
     `fits` names what each variant fits. A composed record belongs to one point; the record of a step belongs to all
-    points that have its block.
+    points with its block.
     """
     names, source = fits[point["method"]], grid.source_point(point)
     keys, own = ({key: source[key] for key in part} for part in (grid.KEYS[:3], grid.KEYS[3:]))

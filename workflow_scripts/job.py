@@ -19,7 +19,7 @@ from planning import refusals
 if TYPE_CHECKING:
     from kdp_core.base.resume import Resume
 
-# jobs find kdp_core next to the Snakefile, whether it is installed or not
+# jobs import kdp_core from the folder next to the Snakefile, whether it is installed or not
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,14 +28,14 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SAVE_EVERY_S = 300
 """Seconds between two saved states of a training, unless the config sets `training.save_every_s`."""
 BY_CONTENT = 2**20
-"""A file of up to so many bytes is identified by its content, a larger one by its size and time."""
+"""A file of up to this many bytes is identified by its content; a larger file, by its size and time."""
 
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
     """Run the body with the rule's threads and log.
 
-    An error is written to the log with its whole trace, and to the screen in one line.
+    An error is written to the log with its whole trace, and to the screen as one line.
     """
     os.environ["OMP_NUM_THREADS"] = str(snakemake.threads)
     rule, screen = snakemake.rule, logging.StreamHandler(sys.stderr)
@@ -51,7 +51,7 @@ def job(snakemake: Any) -> Iterator[None]:
     try:
         _set_threads(snakemake.threads)
         yield
-        # Snakemake's benchmark file has these figures too, but not of a job that is forked (forks.py)
+        # Snakemake's benchmark file also has these figures, but not for a job that is forked (forks.py)
         used = resource.getrusage(resource.RUSAGE_SELF)
         logging.getLogger("job").info("done in %.1f s of processor time; peak memory %.0f MB",
                                       used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
@@ -64,7 +64,7 @@ def job(snakemake: Any) -> Iterator[None]:
 
 
 def _refuse(snakemake: Any, error: Exception) -> None:
-    """Write down that a point cannot be made; a failure of this must not hide the error itself."""
+    """Record that a point cannot be made; if this fails, the original error must still be shown."""
     try:
         refusals.record(snakemake.rule, dict(snakemake.wildcards.items()), snakemake.config, error)
     except Exception:
@@ -72,9 +72,9 @@ def _refuse(snakemake: Any, error: Exception) -> None:
 
 
 def device_here(name: str) -> str:
-    """The device of this machine for `auto` and `balanced`: cuda if there is one, else cpu. Other names are kept.
+    """The device of this machine for `auto` and `balanced`: cuda if available, else cpu. Other names do not change.
 
-    `balanced` gives one device, because fits on stored states are never spread.
+    `balanced` gives one device, because fits on stored states always run on one device.
     """
     # imported here, and kdp_core.model.checkpoints is not: the models of transformers take seconds to import
     import torch
@@ -84,7 +84,7 @@ def device_here(name: str) -> str:
 
 
 def _set_threads(threads: int) -> None:
-    """Set the number of threads. Sums are split by threads, so equal bits need equal threads."""
+    """Set the number of threads. Sums are split by threads, so equal bits need an equal number of threads."""
     if "torch" in sys.modules:
         import torch
         import transformers
@@ -99,16 +99,16 @@ def _leave(number: int, frame: Any) -> None:
 
 @contextmanager
 def training(snakemake: Any) -> Iterator["Resume"]:
-    """Give the body a place for the state of its training, outside of the outputs, which snakemake deletes on failure.
+    """Give the body a folder for the state of its training; it is not an output, because snakemake deletes outputs.
 
     After SIGTERM or Ctrl-C the training finishes its update, saves its state and exits with 128 + the number of the
     signal, as a killed job would. The scheduler therefore counts the job as failed and tries it again. The state is
     removed when the body has ended.
     """
-    # imported here: scripts that train nothing need no torch
+    # imported here, because scripts that train nothing need no torch
     from kdp_core.base.resume import Resume, Stopped
 
-    # this is no param of the rule: it changes no result, and a changed param would rerun the job
+    # this value is not a param of the rule: it changes no result, and a changed param would rerun the job
     every_s = snakemake.config.get("training", {}).get("save_every_s", SAVE_EVERY_S)
     path = Path("results", "resume", f"{snakemake.rule}-{Path(snakemake.log[0]).stem}.safetensors")
     kept, asked = Resume(path, _key(snakemake), every_s), []
@@ -129,7 +129,7 @@ def training(snakemake: Any) -> Iterator["Resume"]:
 
 
 def _key(snakemake: Any) -> str:
-    """The hash of all that a training depends on: options, library code, data, versions and processor."""
+    """The hash of everything on which a training depends: options, library code, data, versions and processor."""
     import torch
 
     machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), snakemake.threads,
@@ -140,7 +140,7 @@ def _key(snakemake: Any) -> str:
 
 
 def _known(path: Path) -> list[tuple[str, Any]]:
-    """The names of the files of an input, with the hash of each file, or with size and time if the file is large."""
+    """The files of an input by name, each with its hash, or with its size and time if the file is large."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else
              (file.stat().st_size, file.stat().st_mtime_ns)) for file in files if file.is_file()]

@@ -1,11 +1,11 @@
 """`make demo` runs the workflow, continues a killed run, and names the report and the summary table at the end.
 
-Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore holds
-a lock of the operating system on a file, which ends with the process that holds it. If that lock is free, no run is
-alive, and snakemake's lock is cleared; if it is taken, the second run is refused.
+Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore takes
+a lock of the operating system on a file; this lock ends with the process that holds it. If this lock is free, no run is
+alive, and snakemake's lock is cleared. If it is taken, the second run is refused.
 
 The jobs of a run on this machine are forked from one process that has imported torch once (forks.py). A plain
-`snakemake` command gives the same results; each of its jobs imports what it needs.
+`snakemake` command gives the same results; then each job imports the packages that it needs.
 """
 import fcntl
 import os
@@ -24,7 +24,7 @@ FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli impor
 """Snakemake whose jobs are started by another Python."""
 ELSEWHERE = ("--profile", "--executor", "-e")
 """Arguments by which jobs may run on other machines."""
-PATIENCE = 10  # seconds: a killed snakemake holds the lock until the system has freed its memory
+PATIENCE = 10  # in seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         if not _taken(lock):
             print("another run is working in this folder; wait for it, or stop it first", file=sys.stderr)
             return 1
-        # snakemake inherits the lock, so that the lock stays if only this process is killed
+        # snakemake inherits the lock, so that the lock remains if only this process is killed
         os.set_inheritable(lock.fileno(), True)
         snakemake = [sys.executable, "-m", "snakemake"]
         if LOCKS.is_dir() and any(LOCKS.iterdir()):
@@ -53,12 +53,12 @@ def main(arguments: list[str]) -> int:
 
 
 def refused_since(started: float) -> bool:
-    """Whether a job found out since this time that its point cannot be made (planning/refusals.py)."""
+    """Whether, since this time, a job has found that its point cannot be made (planning/refusals.py)."""
     return any(file.stat().st_mtime >= started for file in (ROOT / "results").glob("*/*/*/r*/refused.json"))
 
 
 def _taken(lock: TextIO) -> bool:
-    """Whether the lock was taken. A killed run is given time to end."""
+    """Whether the lock could be taken. The function waits some time for a killed run to end."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# the library is found next to this folder, whether it is installed or not
+# the library is imported from the folder next to this one, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.methods import GROUPS, METHODS  # noqa: E402
@@ -25,9 +25,9 @@ def methods() -> str:
 
 
 def file_of(name: str) -> str:
-    """The file of the library that a method's record stands in, from the checkout's root."""
+    """The library's file with a method's record, relative to the checkout's root."""
     record = METHODS[name]
-    # a package collects the records of its modules, so the longest name is the module that holds the record
+    # packages collect the records of their modules, so the longest name is that of the module with the record
     module = max((module for module, loaded in sys.modules.items() if module.startswith("kdp_core.methods.")
                   and any(one is record for one in getattr(loaded, "METHODS", ()))), key=len)
     return Path(str(sys.modules[module].__file__)).relative_to(ROOT).as_posix()
@@ -36,14 +36,14 @@ def file_of(name: str) -> str:
 def files() -> str:
     """Every method with its paper and its file, as Markdown."""
     lines = ["| method | paper | file |", "|---|---|---|"]
-    # a stroke in a cell would end the cell
+    # a vertical bar in a cell would end the cell
     lines += [f"| `{name}` | {method.paper.replace('|', '&#124;')} | `{file_of(name)}` |"
               for name, method in METHODS.items()]
     return "\n".join(lines) + "\n"
 
 
 def families() -> str:
-    """Which method works on which family, as Markdown; letters refer to the reasons of refusals below the table."""
+    """Which method works on which family, as Markdown; letters refer to the reasons for refusals below the table."""
     refused = {(name, family): method.refuses(record)
                for name, method in METHODS.items() for family, record in FAMILIES.items()}
     reasons = list(dict.fromkeys(filter(None, refused.values())))
@@ -60,7 +60,7 @@ def families() -> str:
 
 PLACES = {"README.md": {"methods": methods},
           "docs/methods.md": {"methods": methods, "files": files, "families": families}}
-"""Page -> name of a table in it -> what makes the table."""
+"""Page -> name of a table in it -> the function that makes the table."""
 
 
 def written(page: str, text: str) -> str:

@@ -35,11 +35,11 @@ def by_model(paths: list[str]) -> Callable[[Path], str]:
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
         "diagnoses": by_point, "spaces": by_point, "expectations": by_point, "survivals": by_point}
-"""The records of which a figure reads several -> the key that distinguishes them."""
+"""Kind of record of which a figure reads several -> the key that distinguishes these records."""
 
 
 def read(name: str, found: Any, params: Any) -> Any:
-    """What a figure reads under one name of kdp_core.figures: a table, a record, or records by their keys."""
+    """The data that a figure reads under one name of kdp_core.figures: a table, a record, or records by their keys."""
     if name == "points":
         return points(params.points, params.fits)
     if name in ("summary", "scores"):
@@ -51,7 +51,7 @@ def read(name: str, found: Any, params: Any) -> Any:
 
 
 def draw(figure: str, inputs: Any, params: Any) -> Drawn:
-    """Draw a figure by its name from the files that the rule gives."""
+    """Draw the figure of this name from the input files of the rule."""
     entry = figure_of(figure)
     return entry.draw(*(read(name, inputs.get(name), params) for name in entry.reads), **params.settings)
 

@@ -7,7 +7,7 @@ from kdp_core.states import hidden
 
 
 def compose(method: str, inputs, resume, out: str, **options) -> None:
-    """Fit all stand-ins of the plan. A fit that trains saves its state, so that it can be resumed."""
+    """Fit all stand-ins of the plan. A fit with training saves its state, so that it can be resumed."""
     fit = method_of(method).compose
     trains = {"resume": resume} if "resume" in arguments(fit, filled=()) else {}
     store.write(out, fit(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens), store.read(inputs.plan),

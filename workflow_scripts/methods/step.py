@@ -9,7 +9,10 @@ from kdp_core.states import hidden
 
 
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
-    """Fit, and write the record. A step gets device, number of layers and `resume` if its signature names them."""
+    """Fit the block and write the record.
+
+    A step gets device, number of layers and `resume` if its signature has them.
+    """
     known = {"device": device_here(device), "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters
     filled = {name: value for name, value in known.items() if name in asked}

@@ -8,7 +8,7 @@ from kdp_core.model import assets
 
 
 def fetch_text(entry: dict, cache: str, out: str) -> None:
-    """Fetch a text, read its documents and write each as a JSON object on a line of its own."""
+    """Fetch a text, read its documents, and write each document as a JSON object on a line of its own."""
     source = assets.parse_source(entry["source"])
     if source.kind == "hf-data":
         documents = texts.read_hub_documents(

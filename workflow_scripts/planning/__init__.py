@@ -1,8 +1,8 @@
 """What is known of a run before any job: the checked configuration, the grid, resources, hashes of code, figures.
 
-The rules import these modules. They import neither torch nor methods, so that planning stays quick; what they must
-know of the methods stands in the schema (schema.py), which is made from the signatures of the library. Of kdp_core they
-import only modules that import nothing heavy: the tables of families, and the check of folders.
+The rules import these modules. The modules import neither torch nor methods, so that planning is quick. What they must
+know about the methods is in the schema (schema.py), which is made from the signatures of the library. From kdp_core,
+they import only modules without heavy imports: the tables of families, and the check of folders.
 
     schema       the JSON schema of the configuration
     messages     ConfigError, and the words of its messages

@@ -1,11 +1,12 @@
-"""Hashes of the library code that a job runs, so that an edit of the library reruns the jobs that run it.
+"""Hashes of the library code that a job runs, so that an edit of the library reruns the jobs that use the edited code.
 
-Snakemake sees the script of a rule, not what the script imports. Every rule therefore has such a hash as its param
-`code`. It covers all modules of kdp_core that the script imports, directly or not, without comments and docstrings.
+Snakemake reads the script of a rule, but not the modules that the script imports. Every rule therefore has such a hash
+as its param `code`. The hash covers all modules of kdp_core that the script imports, directly or indirectly, without
+comments and docstrings.
 
-A script that takes a function from the table of methods imports, by `kdp_core.methods`, the files of all methods. There
-the hash covers the modules of the functions that the job runs instead, so that an edit of one method, or a new one,
-reruns no job of another.
+A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. For such a
+script, the hash covers only the modules of the functions that the job runs, so that an edited or new method reruns no
+job of another method.
 """
 import ast
 import hashlib
@@ -15,14 +16,15 @@ from pathlib import Path
 from planning.schema import ROOT, schema
 
 OWN = ("job", "planning")
-"""What scripts share about how jobs run; no result depends on it."""
+"""Modules that decide how jobs run; no result depends on them."""
 
 
 @cache
 def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
-    """Hash of the library code of a workflow script, which is named with its folder, as `results/tables`.
+    """Hash of the library code of a workflow script, whose name includes its folder, such as `results/tables`.
 
-    `functions` names the functions of methods that the job runs, as module.name. None stands for those of all methods.
+    `functions` names the functions of methods that the job runs, as module.name. None means the functions of all
+    methods.
     """
     start = [ROOT / "workflow_scripts" / f"{script}.py"]
     seen = _closure([*start, *(_file(name.rpartition(".")[0]) for name in functions or ())])
@@ -35,14 +37,18 @@ def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
 def of_method(script: str, method: str, *parts: str) -> str:
     """Hash of the library code of a script that runs some parts of a method.
 
-    A part is `block`, a step, `search`, `compose`, `module` or `module_params`; one that the method lacks is ignored.
+    A part is `block`, a step, `search`, `compose`, `module` or `module_params`; parts that the method lacks are
+    ignored.
     """
     functions = schema()["methods"][method]["x-functions"]
     return of_script(script, tuple(functions[part] for part in parts if part in functions))
 
 
 def of_figure(module: str) -> str:
-    """Hash of the library code that draws the figures of a module of kdp_core/figures, which no script imports."""
+    """Hash of the library code that draws the figures of a module of kdp_core/figures.
+
+    No script imports this module.
+    """
     return of_script("figures/figure", (f"{module}.FIGURES",))
 
 
@@ -53,7 +59,10 @@ def of_blocks(method: str, sized: str) -> str:
 
 
 def _closure(start: list[Path]) -> set[Path]:
-    """These files and all that they import, directly or not; from the table of methods, no method is followed."""
+    """These files and all files that they import, directly or indirectly.
+
+    The imports of the table of methods are left out.
+    """
     todo, seen, methods = list(start), set(), _method_files()
     while todo:
         path = todo.pop()
@@ -69,7 +78,7 @@ def _table() -> Path:
 
 @cache
 def _method_files() -> frozenset[Path]:
-    """The files of methods: those in the folder of the table, and in its folders, without a leading underscore."""
+    """The files of methods: all files without a leading underscore in the folder of the table and in its subfolders."""
     return frozenset(path for path in _table().parent.rglob("*.py") if path != _table()
                      and not path.relative_to(_table().parent).parts[0].startswith("_"))
 
@@ -83,7 +92,7 @@ def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
         if isinstance(node, ast.Import):
             found |= {_file(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # a module of the package by its own file, anything else by the package's
+            # a module of the package is found by its own file, any other name by the package's file
             found |= {_file(f"{node.module}.{alias.name}") or _file(node.module) for alias in node.names}
     return ast.dump(_bare(tree)), frozenset(found - {None})
 
@@ -98,7 +107,7 @@ def _file(name: str) -> Path | None:
 
 
 def _bare(tree: ast.AST) -> ast.AST:
-    """The tree without docstrings and other statements that are only a text."""
+    """The tree without docstrings and other statements that consist only of a text."""
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)

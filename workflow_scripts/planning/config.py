@@ -49,7 +49,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_finetune(config: dict[str, Any], name: str) -> None:
-    """A fine-tuned variant shares blocks, steps and checkpoint with its base, so it sets nothing but `finetune`."""
+    """A fine-tuned variant shares blocks, steps and checkpoint with its base, so it may set only `finetune`."""
     variant = config["methods"][name] or {}
     base = config["methods"].get(variant.get("base")) or {}
     if "finetune" not in variant:
@@ -188,7 +188,10 @@ def _check_devices(config: dict[str, Any]) -> None:
 
 
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
-    """The part of a variant that runs single layers of the model, trains or changes it; empty if it reads states."""
+    """The part of a variant that trains or changes the model, or runs single layers.
+
+    Empty if all parts only read states.
+    """
     tuned = variants.source_of(config, variant) != variant
     part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]
     return f"`{part}` of variant {variant!r}" if part else ""

@@ -29,7 +29,7 @@ def evaluated(config: dict[str, Any]) -> list[str]:
 
 
 def one_task(evaluate: dict[str, Any], name: str) -> dict[str, Any]:
-    """The section `evaluate` with a single task; what it says about other tasks is removed."""
+    """The section `evaluate` with a single task; the settings of other tasks are removed."""
     made = evaluate | {"tasks": [task for task in evaluate["tasks"] if task == name]}
     if chosen := evaluate.get("benchmarks"):
         limits = {task: limit for task, limit in chosen.get("limits", {}).items() if task == name}
@@ -39,7 +39,7 @@ def one_task(evaluate: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
-    """The local data files of the chosen benchmarks and of their examples; none if the data come from the hub."""
+    """The local data files of the chosen benchmarks and of their examples; no files if the data come from the hub."""
     chosen = evaluate.get("benchmarks", {})
     if chosen.get("data", "hub") == "hub":
         return []
@@ -51,7 +51,7 @@ def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
 
 
 def choices(config: dict[str, Any]) -> dict[str, Any]:
-    """The benchmarks that `choices` reads: the first of the items that are scored, at most `limit` of a task."""
+    """The benchmarks that `choices` reads, with the first of the scored items, at most `limit` of each task."""
     if "choices" not in config:
         return {}
     scored, own = config["evaluate"]["benchmarks"], config["choices"]

@@ -1,8 +1,8 @@
-"""What sections of the configuration ask of models and calibration sets, beside what these have.
+"""Compares what sections of the configuration need with the sizes of the models and calibration sets.
 
 Layers, positions and stored states of a model are known from the configuration of its checkpoint. Before the model is
-fetched they may be unknown. Then nothing is said of it here, and the first job that runs it asks again
-(`refusals.stop_before_work`).
+fetched they may be unknown. Then this check leaves the model out, and the first job that runs the model repeats the
+check (`refusals.stop_before_work`).
 """
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ class Extent(NamedTuple):
     """The sizes of a model."""
     layers: int
     positions: int
-    """Tokens that it can read at most."""
+    """Largest number of tokens that the model can read."""
     learned: bool
-    """Whether it has a vector for each position, and so none for a later one."""
+    """Whether the model has a vector for each position, so that later positions have no vector."""
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raise ConfigError for the first section that asks for more than a model or a calibration set has."""
+    """Raise ConfigError for the first section that needs more than a model or a calibration set has."""
     extents = {name: extent for name in config["grid"]["models"] if (extent := extent_of(config, name))}
     calibrations = {name: config["calibrations"][name] for _, name in grid.calibrated(config)}
     for name, own in calibrations.items():
@@ -45,13 +45,13 @@ def check(config: dict[str, Any]) -> None:
 
 
 def extent_of(config: dict[str, Any], model: str) -> Extent | None:
-    """The sizes of a model, from its converted checkpoint or from its local folder; None where they are not known."""
+    """The sizes of a model, from its converted checkpoint or from its local folder; None if they are not known."""
     source = config["models"][model]["source"].strip()
     facts, described = Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"
     try:
         if facts.is_file():
             made_of = json.loads(facts.read_text(encoding="utf-8"))["fields"]["source"].strip()
-            # the results of another model that had the name before say nothing
+            # results of another model that had this name before are ignored
             if made_of in (source, Path(source).name):
                 described = Path("results", model, "dense", "config.json")
         entries = json.loads(described.read_text(encoding="utf-8"))
@@ -61,13 +61,13 @@ def extent_of(config: dict[str, Any], model: str) -> Extent | None:
 
 
 def _stored(config: dict[str, Any], layers: int) -> list[int]:
-    """The states that are stored."""
+    """The numbers of the stored states."""
     chosen = config.get("hidden", {}).get("layers")
     return list(range(layers + 1)) if chosen is None else sorted(set(chosen))
 
 
 def _check_runs(config: dict[str, Any], model: str, extent: Extent) -> None:
-    """Runs of layers that sections name themselves."""
+    """Check the runs of layers that sections name themselves."""
     runs = {f"views.blocks names {block!r}": tuple(map(int, block.split("-")))
             for block in config.get("views", {}).get("blocks", [])}
     if "theory" in config:
@@ -112,7 +112,7 @@ def _check_spaces(config: dict[str, Any], calib: str, length: int) -> None:
 
 
 def check_theory(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a run, gaps or held-out sequences that do not go together."""
+    """Raise ConfigError for a run, gaps or held-out sequences that are not compatible."""
     own = config["theory"]
     start, stop = own["run"]
     if start >= stop:
@@ -132,7 +132,7 @@ def check_theory(config: dict[str, Any]) -> None:
 
 
 def _option(config: dict[str, Any], *keys: str) -> Any:
-    """A value of the configuration, or the default beside it in the schema."""
+    """A value of the configuration, or its default in the schema."""
     given, known = config, schema()
     for key in keys:
         given, known = given.get(key, {}), known["properties"][key]

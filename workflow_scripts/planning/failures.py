@@ -1,4 +1,4 @@
-"""The last line of a run that failed: what went wrong, in the words of the job, below what snakemake prints."""
+"""The last line of a run that failed: what went wrong, in the words of the job, below snakemake's own output."""
 import atexit
 import re
 import sys
@@ -14,12 +14,12 @@ def say_last(line: str) -> None:
 
 
 def reasons(logs: list[str]) -> list[str]:
-    """One line for each failed job: the log that snakemake's own log names, and the error at its end."""
+    """One line for each failed job: the job's log, as snakemake's own log names it, and the error at the log's end."""
     text = "".join(Path(log).read_text(encoding="utf-8", errors="replace") for log in logs if Path(log).is_file())
     found = []
     for path in dict.fromkeys(match["path"].rstrip(",") for match in _LOG.finditer(text)):
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).is_file() else []
-        # an error may continue over further lines, so the last line that begins one counts
+        # an error may continue over further lines, so the last line at which an error begins counts
         errors = [match["error"] for line in lines if (match := _ERROR.match(line))]
         found += [f"{Path(path).parent.name}: {errors[-1]} (whole trace: {path})"] if errors else []
     return found

@@ -1,6 +1,6 @@
-"""The figures of a run: title, rule and caption of each, and how variants look in all of them.
+"""The figures of a run: the title, rule and caption of each figure, and how variants look in all figures.
 
-The entries of kdp_core/figures stand in the schema under `x-figures`, with the scopes that say how often each is drawn.
+The schema has the entries of kdp_core/figures under `x-figures`, with the scopes, which say how often each is drawn.
 """
 import itertools
 import re
@@ -14,19 +14,19 @@ SECTIONS = ("theory", "views", "spaces", "generation", "agreement", "choices")
 
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
-    """The look of each variant of these points, the same in every figure: see kdp_core.figures.style.Look.
+    """The look of each variant of these points, equal in every figure: see kdp_core.figures.style.Look.
 
-    A look is the place of the variant's method among the methods that the configuration names, in the order of the list
-    of methods; the number of the variant among the variants of this method; what the method does; and whether it is
-    this project's own.
+    A look has four parts: the position of the variant's method among the methods of the configuration, in the order of
+    the list of methods; the number of the variant among the variants of this method; what the method does; and whether
+    it is this project's own.
     """
     named = {variants.base_of(config, name) for name in config["methods"]}
     methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
-    # a variant that is named like its method comes first, wherever it stands in the configuration
+    # a variant that is named like its method comes first, at any position in the configuration
     for name in sorted(config["methods"], key=lambda name: name not in methods):
         base = variants.base_of(config, name)
         group = "fine-tuned" if variants.source_of(config, name) != name else schema()["methods"][base]["x-group"]
-        # the method's own look stays free if no variant is named like the method
+        # the method's own look is not used if no variant is named like the method
         number = seen[base] = seen.get(base, -1 if name == base else 0) + 1
         found[name] = [methods.index(base), number, group, schema()["methods"][base]["x-own"]]
     return {name: found[name] for name in dict.fromkeys(point["method"] for point in points)}
@@ -55,8 +55,8 @@ def flat_path(scope: str) -> str:
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
     """Every figure of the report, in order: name of its files, title, rule that makes it, caption.
 
-    The figures of the whole run come first, then those of each model and calibration set. The entries of one file that
-    are drawn equally often stand together.
+    The figures of the whole run come first, then those of each model and calibration set. Entries of one file with the
+    same scope follow each other.
     """
     together = [list(group) for _, group in itertools.groupby(
         (one for one in schema()["x-figures"]["figures"] if _wanted(config, one)),
@@ -73,7 +73,7 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _has_points(points: list[dict[str, str]], words: dict[str, str]) -> bool:
-    """Whether a figure of these wildcards has points to show; those that cannot be made are left out of a run."""
+    """Whether a figure of these wildcards has points to show; points that cannot be made are left out of a run."""
     return bool(grid.points_like(points, {key: words[key] for key in grid.KEYS if key in words}))
 
 
@@ -83,7 +83,7 @@ def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
 
 
 def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str]]:
-    """The wildcards for which a figure is drawn for each model and calibration set, or for the whole run."""
+    """The wildcards for which a figure is drawn, within each model and calibration set or within the whole run."""
     if one["scope"] == "ablation":
         return [{"ablation": name, "ablation_title": own["title"], "ablation_caption": own["caption"]}
                 for name, own in config.get("ablations", {}).items()]
@@ -95,7 +95,7 @@ def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str
 
 
 def _variants(config: dict[str, Any], needs: str) -> list[str]:
-    """The variants that a figure of single variants is drawn for."""
+    """The variants for which a figure of single variants is drawn."""
     if needs == "viewed":
         return config.get("views", {}).get("variants", [])
     return variants.learned(config) if needs == "trained" else variants.jointly(config)
@@ -109,11 +109,14 @@ def _filled(one: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
 
 
 def entry_of(entries: list[dict[str, str]], name: str) -> dict[str, str]:
-    """A figure of the report by the name of its files; of a figure that the report lacks, its name and no caption."""
+    """A figure of the report by the name of its files.
+
+    If the report lacks the figure, the entry has the name and no caption.
+    """
     found = (one for one in entries if one["name"] == name)
     return next(found, {"name": name, "title": name, "rule": "", "caption": ""})
 
 
 def as_rst(text: str) -> str:
-    """Plain words as reStructuredText, without markup."""
+    """Plain words escaped for reStructuredText."""
     return re.sub(r"([\\*_`|])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""Asks the library which points cannot be made; refusals.py runs this module in a process of its own.
+"""Asks the library which points cannot be made. refusals.py runs this module in a process of its own.
 
 `python -m planning.foreseen` reads a JSON list of questions from stdin, as `refusals.question` makes them, and prints
 a JSON list of reasons. A reason is empty if none is known, or if the model is not known yet.
@@ -18,14 +18,14 @@ class Known(NamedTuple):
     """A model as it is known before its weights are read."""
     facts: ModelFacts
     folder: Path
-    """It holds the model's config.json and nothing else."""
+    """The folder holds only the model's config.json."""
 
 
 def known(model: str, source: str, folder: Path) -> Known | None:
-    """A model, from its converted checkpoint, or before from the configuration that the planner finds; else None.
+    """A model, from its converted checkpoint or from the configuration that the planner finds; else None.
 
-    What lies in the results of another model, which had the name before, is not taken. A model that the library cannot
-    describe is refused by its own job, in better words.
+    Results of another model that had this name before are not used. If the library cannot describe a model, its own job
+    refuses it with a better message.
     """
     place = Path("results", model)
     try:

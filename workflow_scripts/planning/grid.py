@@ -20,9 +20,9 @@ POINT = "results/{model}/{calib}/{method}/r{ratio}-k{k_max}"
 POINT_NAME = "{model}-{calib}-{method}-r{ratio}-k{k_max}"
 """The name of a point in the names of log and benchmark files."""
 BLOCK = "results/{model}/{calib}/{method}/blocks/{start}-{stop}"
-"""The folder of what a variant fits for one block; all points with this block share it."""
+"""The folder for the fits of a variant on one block; all points with this block share the folder."""
 SEARCH = "results/{model}/{calib}/{method}/search-k{k_max}.json"
-"""The file of a variant's search; all ratios share it."""
+"""The file of a variant's search; all ratios share this file."""
 
 
 def folder(point: dict[str, Any]) -> str:
@@ -31,12 +31,12 @@ def folder(point: dict[str, Any]) -> str:
 
 
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
-    """The point whose blocks, fits and search a point uses: for a fine-tuned variant, the point that it starts from."""
+    """The point whose blocks, fits and search a point uses: the point itself, or the start of its fine-tuning."""
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
 
 def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
-    """The records that a point is folded from, block by block; the file of its plan must exist where it has steps."""
+    """The records from which a point is folded, block by block; if it has steps, the file of its plan must exist."""
     point = source_point(point)
     if fits == ["compose"]:
         return [f"{folder(point)}/composed.safetensors"]
@@ -46,7 +46,7 @@ def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
 
 
 def search_file(point: dict[str, Any]) -> str | None:
-    """The search that a point's layers were selected by; None where they were not searched."""
+    """The search by which a point's layers were selected; None if they were not searched."""
     return SEARCH.format(**point | {"method": point["search"]}) if "search" in point else None
 
 
@@ -63,7 +63,10 @@ def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
-    """The points of an ablation: its variants at its own calibration sets, ratios and K max, else at the grid's."""
+    """The points of an ablation: its variants at its calibration sets, ratios and K max.
+
+    If the ablation does not name these, those of the grid are used.
+    """
     return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["variants"])
 
 
@@ -81,20 +84,22 @@ def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> 
 
 
 def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
-    """The grid's points of the variants that a section of the configuration chooses; all of them where it does not."""
+    """The grid's points of the variants that a section of the configuration chooses; all points if it chooses none."""
     chosen = config.get(section, {}).get("variants", config["grid"]["methods"])
     return [point for point in grid_points(config) if point["method"] in chosen]
 
 
 def compared(config: dict[str, Any]) -> list[str]:
-    """The variants whose searches `agreement` compares: those that it names, or all of the grid that can be compared.
+    """The variants whose searches `agreement` compares.
+
+    These are the variants that it names, or all variants of the grid that can be compared.
     """
     named = config.get("agreement", {}).get("variants")
     return named or [name for name in config["grid"]["methods"] if variants.searches(config, name)]
 
 
 def answering(config: dict[str, Any]) -> list[dict[str, str]]:
-    """The points whose models answer prompts: those of `answers.ratio`, or of the largest ratio of the grid."""
+    """The points whose models answer prompts: the points of `answers.ratio`, or of the largest ratio of the grid."""
     if "answers" not in config:
         return []
     ratio = config["answers"].get("ratio", max(config["grid"]["ratios"]))
@@ -108,12 +113,12 @@ def answering_names(points: list[dict[str, str]]) -> list[str]:
 
 
 def points_like(points: list[dict[str, str]], wildcards: dict[str, str]) -> list[dict[str, str]]:
-    """Those of the points that have the values of these wildcards."""
+    """The points that have the values of these wildcards."""
     return [point for point in points if all(point.get(key, value) == value for key, value in wildcards.items())]
 
 
 def variants_and_k_max(points: list[dict[str, str]]) -> list[list[Any]]:
-    """Variant and K max of points, by which figures know them."""
+    """Variant and K max of points; figures identify points by these."""
     return [[point["method"], int(point["k_max"])] for point in points]
 
 
@@ -123,7 +128,7 @@ def by_layer(files: Iterable[str]) -> list[str]:
 
 
 def run_variants(config: dict[str, Any]) -> list[str]:
-    """The variants that are run, those of the grid first."""
+    """The variants that are run; the variants of the grid come first."""
     return list(dict.fromkeys(point["method"] for point in points(config)))
 
 
@@ -133,7 +138,7 @@ def calibrated(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def labels(calibrated: list[tuple[str, str]]) -> list[str]:
-    """Names of models in figures; the calibration set stands next to them if there are several."""
+    """Names of models in figures, with the calibration set if there are several."""
     several = len({calib for _, calib in calibrated}) > 1
     return [f"{model}, {calib}" if several else model for model, calib in calibrated]
 
@@ -145,7 +150,10 @@ def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each calibration set with `seeds`, the sets that it stands for and their seeds; its own comes first."""
+    """For each calibration set with `seeds`, the sets that it stands for and their seeds.
+
+    The set itself comes first.
+    """
     return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
             for name, own in config["calibrations"].items() if "seeds" in own}
 
@@ -156,7 +164,7 @@ def seed_families(config: dict[str, Any]) -> dict[str, str]:
 
 
 def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with a calibration set for every seed, run wherever the set that names the seeds is run."""
+    """The configuration with a calibration set for every seed, which is run wherever the set with the seeds is run."""
     sets = seed_sets(config)
     calibrations = {made: {key: value for key, value in own.items() if key != "seeds"} | {"seed": seed}
                     for name, own in config["calibrations"].items()
@@ -173,7 +181,7 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-    """The part of a configuration that makes the checkpoint of one point: the keys that override the default."""
+    """The part of a configuration that makes the checkpoint of one point: only keys that override the default."""
     names, name = [], point["method"]
     while name in config["methods"]:
         names.append(name)

@@ -17,8 +17,11 @@ class ConfigError(ValueError):
 
 
 def refuse(rules: dict[str, Any], value: Any, place: list[str]) -> None:
-    """Raise ConfigError where a part of the configuration breaks its JSON schema; `place` holds the keys above it."""
-    # not at the top: jobs read the grid where jsonschema may be missing
+    """Raise ConfigError if a part of the configuration breaks its JSON schema.
+
+    `place` holds the keys above this part.
+    """
+    # imported here, because jobs read the grid in environments that may lack jsonschema
     import jsonschema
 
     errors = list(jsonschema.Draft202012Validator(rules).iter_errors(value))
@@ -27,7 +30,7 @@ def refuse(rules: dict[str, Any], value: Any, place: list[str]) -> None:
 
 
 def require(place: str, names: Iterable[Any], known: Mapping[str, Any], remedy: str) -> None:
-    """Raise ConfigError for the first name that is not known; the message has the nearest known name or the remedy."""
+    """Raise ConfigError for the first unknown name; the message has the nearest known name or says what to do."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), n=1)

@@ -1,9 +1,9 @@
-"""The points that cannot be made. A run leaves them out and names them, and all other points continue.
+"""The points that cannot be made. A run leaves these points out and names them; all other points continue.
 
-Some are found before the run: if a model is known, the library finds from configuration and facts alone the points
-that no data can make (`foreseen`). Others a job finds out, such as a kernel that collapses; the job writes the reason
-to the file FILE of the point (`record`). The next run leaves such a point out as long as the part of the configuration
-that makes it, and the library, are the same.
+Some points are found before the run: if a model is known, the library finds the points that no data can make from the
+configuration and the facts alone (`foreseen`). Other points are found by a job, for example if a kernel collapses. The
+job writes the reason to the file FILE of the point (`record`). The next run leaves the point out as long as its part of
+the configuration and the library do not change.
 """
 import hashlib
 import json
@@ -24,13 +24,13 @@ NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
 """Errors of the library that concern files. After such an error the same job may succeed next time."""
 CACHE = ROOT / ".cache" / "refusals"
 KEPT = 64
-"""Answers that stay in the cache, the newest ones."""
+"""Number of answers that are kept in the cache; the newest are kept."""
 
 Point = dict[str, str]
 
 
 def without_refused(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with `refused`, the points that are left out and why, and without variants that have no point.
+    """The configuration without variants that have no point, and with `refused`: the points left out, and why.
 
     Raises ConfigError if no point is left.
     """
@@ -61,7 +61,7 @@ def _name(point: Point) -> tuple[str, ...]:
 
 
 def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the variants and ratios that have no point left, wherever they are named."""
+    """The configuration without the variants and ratios that have no point left, in all sections that name them."""
     left = grid.grid_points(config)
     kept = {key: {point[key] for point in left} for key in grid.KEYS}
     own = config["grid"]
@@ -84,7 +84,7 @@ def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
 # Foreseen -------------------------------------------------------------------------------------------------------------
 
 def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
-    """What `reach.refusal` is asked about a point."""
+    """The arguments of `reach.refusal` for a point."""
     name = variants.source_of(config, point["method"])
     sized, calibration = variants.sized_as(config, name), config["calibrations"][point["calib"]]
     tuned = variants.options(config, point["method"])["finetune"] if name != point["method"] else None
@@ -100,14 +100,14 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
-    """The reasons of points that no data can make, by the point's keys; of models that are known already."""
+    """The reasons of points that no data can make, by the point's keys, for models that are already known."""
     asked = {_name(point): question(config, point) for point in points}
     found = dict(zip(asked, _answers(list(asked.values())), strict=True))
     return {name: reason for name, reason in found.items() if reason}
 
 
 def _descriptions(model: str, source: str) -> list[Path]:
-    """The files that tell the size of a model."""
+    """The files from which the size of a model is read."""
     return [Path("results", model, "facts.json"), Path(source).expanduser() / "config.json"]
 
 
@@ -138,14 +138,14 @@ def _asked(questions: list[dict[str, Any]]) -> str:
     paths = [str(ROOT), str(ROOT / "workflow_scripts"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run([sys.executable, "-m", "planning.foreseen"], input=json.dumps(questions), text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, check=False)
-    # a model that the library cannot describe is refused by its own job, in better words
+    # if the library cannot describe a model, the model's own job refuses it with a better message
     return done.stdout.splitlines()[-1] if done.returncode == 0 else json.dumps([""] * len(questions))
 
 
 # Found by a job -------------------------------------------------------------------------------------------------------
 
 def key(config: dict[str, Any], point: Point) -> str:
-    """A hash of what makes a point: its part of the configuration, the files that this names, and the library."""
+    """A hash of what makes a point: its part of the configuration, the files that this part names, and the library."""
     files = _items({"options": variants.options(config, grid.source_point(point)["method"])})
     parts = [grid.alone(config, point), sources(), *[path.read_text(encoding="utf-8", errors="replace")
                                                      for path in files if path.is_file()]]
@@ -171,9 +171,10 @@ def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: 
 def stop_before_work(wildcards: dict[str, str], config: dict[str, Any]) -> None:
     """Before an expensive job, write down the points that no data can make.
 
-    ConfigError if the job serves no other, or if a section of the configuration asks for more than the model has.
+    Raises ConfigError if no point that needs this job can be made, or if a section of the configuration needs more than
+    the model has.
 
-    It runs in a job, where the library is loaded and the facts of the model are there.
+    This function runs in a job, in which the library is loaded and the facts of the model are known.
     """
     from planning.foreseen import answers
 
@@ -197,7 +198,7 @@ def _write(config: dict[str, Any], point: Point, reason: str) -> None:
 
 
 def _of_job(rule: str, wildcards: dict[str, str], config: dict[str, Any]) -> list[Point]:
-    """The points that a job works for."""
+    """The points that need a job."""
     points = [point for point in grid.points(config) if all(point[name] == wildcards[name] for name in (
         "model", "calib", "ratio", "k_max") if name in wildcards)]
     if rule == "hidden":

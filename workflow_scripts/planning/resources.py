@@ -15,8 +15,9 @@ from planning.sources import params_of, shape_of
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
     """Parameters, width of the states and number of layers of a model, if they are known.
 
-    They are read from the model's facts. Before it is fetched they are read from the config.json of a local folder, or
-    the parameters alone from the source's name, as in hf:meta-llama/Llama-2-7b-hf. Unknown numbers are 0.
+    The sizes are read from the model's facts. Before the model is fetched, they are read from the config.json of a
+    local folder; otherwise only the parameters are known, from the source's name (hf:meta-llama/Llama-2-7b-hf). Unknown
+    numbers are 0.
     """
     facts = Path(f"results/{model}/facts.json")
     if facts.is_file():
@@ -52,7 +53,7 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def block_states(start: int, stop: int) -> int:
-    """States that the fit of a block holds: those at the ends of its layers, as read, stacked and split."""
+    """Number of states that a block's fit holds: those before and after its layers, as read, stacked and split."""
     return 3 * (stop - start + 1)
 
 
@@ -63,22 +64,24 @@ def norm_states(config: dict[str, Any], model: str) -> float:
 
 
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
-    """What the similarity holds, in units of one state: a state as stored and converted, and the chosen tokens of all
-    states twice."""
+    """What the similarity holds in memory, in units of one state.
+
+    These are a state as stored and as converted, and the chosen tokens of all states twice.
+    """
     tokens = calibration_tokens(config, calib)
     chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
     return 2 + 2 * (size_of(config, model)["layers"] + 1) * chosen / tokens
 
 
 def device(config: dict[str, Any], model: str) -> str:
-    """The device of a model as `kdp_core.model.checkpoints.load_model` takes it, with the limits of `balanced`."""
+    """The device of a model in the form for `kdp_core.model.checkpoints.load_model`, with the limits of `balanced`."""
     own = config["models"][model]
     limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
     return ":".join(filter(None, (own.get("device", "cpu"), limits)))
 
 
 def gpus(config: dict[str, Any], model: str) -> int:
-    """GPUs that a job on the device of its model takes: all that the model is spread over."""
+    """Number of GPUs of a job on the device of its model: all GPUs over which the model is spread."""
     kind = device(config, model).split(":")[0]
     return {"balanced": config["models"][model].get("gpus", 1), "auto": 1, "cuda": 1}.get(kind, 0)
 
@@ -86,7 +89,7 @@ def gpus(config: dict[str, Any], model: str) -> int:
 def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
     """The sequences of each shard of an extraction, [first, last + 1).
 
-    A shard is a number of whole batches; the numbers differ by at most one.
+    A shard has a whole number of batches; these numbers differ by at most one.
     """
     sequences, batch = sum(config["calibrations"][calib]["mix"].values()), batch_sequences(config)
     count, batches = config.get("hidden", {}).get("shards", 1), batches_of(config, calib)
@@ -109,7 +112,7 @@ def workload(config: dict[str, Any]) -> dict[str, Any]:
     """What the planner counts: the points with their variants, and all sizes that the configuration knows."""
     run = list(dict.fromkeys(name for variant in run_variants(config)
                              for name in (variant, variants.source_of(config, variant))))
-    # a variant may read the search of one that is not run
+    # a variant may read the search of a variant that is not run
     run += [search for name in run if (search := variants.search_of(config, name)) and search not in run]
     hidden = config.get("hidden", {})
     return {"points": points(config), "diagnosed": grid_points(config),

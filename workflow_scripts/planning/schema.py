@@ -1,8 +1,9 @@
 """The JSON schema of the configuration, from which planning also learns what the methods are.
 
-It follows from the signatures of the library and is not committed. The first call after an edit of the library builds
-it in a process of its own (signatures.py), which takes seconds, and keeps it in .cache/schema/ under the hash of its
-sources; later calls read that file. For an editor, or to see it: `python workflow_scripts/planning/schema.py`.
+The schema follows from the signatures of the library and is not committed. The first call after an edit of the library
+builds the schema in a process of its own (signatures.py), which takes seconds. It is kept in .cache/schema/ under the
+hash of its sources, and later calls read that file. `python workflow_scripts/planning/schema.py` writes the schema for
+an editor or a reader.
 """
 import hashlib
 import json
@@ -16,9 +17,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "schema"
 BESIDE = ("results",)
-"""Folders of kdp_core from which the schema has nothing."""
+"""Folders of kdp_core on which the schema does not depend."""
 KEPT = 8
-"""Schemas that stay in the cache, the newest ones."""
+"""Number of schemas that are kept in the cache; the newest are kept."""
 
 
 class SchemaError(RuntimeError):
@@ -32,11 +33,11 @@ def schema() -> dict[str, Any]:
 
 
 def schema_file() -> Path:
-    """The file of the schema in the cache; it is built if it is not there. Raises SchemaError."""
+    """The file of the schema in the cache; it is built if it does not exist. Raises SchemaError."""
     file = FOLDER / f"{sources()}.json"
     if not file.is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)
-        # several processes may build at once: each writes a file of its own, and the last to rename it stays
+        # several processes may build at the same time: each writes a file of its own, and the last renamed file remains
         made = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             _build(made)
@@ -48,7 +49,7 @@ def schema_file() -> Path:
 
 
 def sources() -> str:
-    """Hash of all files that the schema may depend on."""
+    """Hash of all files on which the schema may depend."""
     core = ROOT / "kdp_core"
     files = [path for path in sorted(core.rglob("*.py")) if path.relative_to(core).parts[0] not in BESIDE]
     files += [ROOT / "workflow_scripts" / "planning" / name for name in ("sections.py", "signatures.py")]

@@ -1,4 +1,4 @@
-"""Sections of the schema that no signature gives: models, texts, calibration sets, grid, ablations."""
+"""Sections of the schema that do not come from a signature: models, texts, calibration sets, grid, ablations."""
 from typing import Any
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$(?!\n)"

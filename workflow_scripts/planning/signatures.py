@@ -25,9 +25,9 @@ from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, bl
 
 def signature_block(description: str, function: Any, filled: tuple[str, ...] = (),
                     known: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A section of the config that is a function's keyword-only options, but for those that the workflow fills in.
+    """A section of the config: a function's keyword-only options, except the options that the workflow fills in.
 
-    The options in `known` have their defaults beside them, for the check before any job.
+    The options in `known` are written with their defaults, for the check before any job.
     """
     made = {**option_schema(function, filled), "description": description}
     for name in known:
@@ -53,7 +53,7 @@ def similarity_block() -> dict[str, Any]:
 
 
 def theory_block() -> dict[str, Any]:
-    """Options of step 1 on a run of layers, and of what is measured there; step 1 says how tokens are split."""
+    """Options of step 1 on a run of layers, and options of the measurement; step 1 says how tokens are split."""
     measured = option_schema(theory.measure)["properties"]
     return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
         "method": text("Variant whose options of step `kernel` are taken."),
@@ -75,7 +75,7 @@ def views_block() -> dict[str, Any]:
 
 
 def spaces_block() -> dict[str, Any]:
-    """Which pruned models to look at in three spaces, and how closely."""
+    """Which pruned models are compared in three spaces, and in how much detail."""
     filled = ("device", "dtype", "dropped")
     return block("States, logits and probabilities beside the dense model's; left out, they are not measured.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
@@ -93,7 +93,7 @@ def generation_block() -> dict[str, Any]:
 
 
 def choices_block() -> dict[str, Any]:
-    """Which multiple-choice items are compared over all tokens and over their candidates."""
+    """Which multiple-choice items are compared over all tokens and over the items' candidates."""
     return block("Multiple choice over all tokens and over the candidates alone; left out, it is not compared.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "tasks": some({"type": "string"}, "Tasks of evaluate.benchmarks that score several choices after one context."),
@@ -128,7 +128,7 @@ def method_block(name: str) -> dict[str, Any]:
 
 
 def plan_block() -> dict[str, Any]:
-    """What the planner assumes of the machines."""
+    """What the planner assumes about the machines."""
     made = signature_block("What `snakemake plan` assumes.", planner.plan)
     for entry in made["properties"].values():
         entry["exclusiveMinimum"] = 0
@@ -175,7 +175,7 @@ def evaluate_block() -> dict[str, Any]:
 
 
 def build() -> dict[str, Any]:
-    """The whole schema; variants are checked against `methods` by the method that they stand on."""
+    """The whole schema; variants are checked against `methods` by the method on which they are based."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **block("Config of kdp.", {

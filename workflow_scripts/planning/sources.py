@@ -1,4 +1,4 @@
-"""Models that lie in local folders: their check before any job, and their size. No module that is heavy is imported."""
+"""Models in local folders: their check before any job, and their size. This module imports no heavy modules."""
 import sys
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from planning.messages import ConfigError
 from planning.schema import ROOT
 
-# the library lies next to the Snakefile, whether it is installed or not
+# the library is imported from the folder next to the Snakefile, whether it is installed or not
 sys.path.append(str(ROOT))
 
 from kdp_core.model import intake
@@ -17,7 +17,7 @@ __all__ = ["FamilyError", "check_folders", "learns_positions", "params_of", "pos
 
 
 def check_folders(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a model of the grid whose local folder cannot be used; converted models are not checked."""
+    """Raise ConfigError for a model of the grid with an unusable local folder; converted models are not checked."""
     for name in config["grid"]["models"]:
         try:
             folder = Path(config["models"][name]["source"].strip()).expanduser()

@@ -10,13 +10,13 @@ from planning.schema import schema
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with an empty variant for every method that it names and has no variant for."""
+    """The configuration with an empty variant for every named method that has no variant."""
     given = config["methods"]
     named = [*config["grid"]["methods"], *config.get("views", {}).get("variants", [])]
     named += [name for own in config.get("ablations", {}).values() for name in own["variants"]]
     named += [config["theory"]["method"]] if "theory" in config else []
     for variant in filter(None, given.values()):
-        # only what is fine-tuned needs its base as a variant
+        # only a fine-tuned variant needs its base as a variant
         named += [variant.get("base")] if "finetune" in variant else []
         named += [(variant.get("block") or {}).get("sized_as")]
     more = {name: {} for name in named if name in schema()["methods"] and name not in given}
@@ -24,7 +24,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: dict[str, Any], name: str) -> str:
-    """The method that a variant is based on, through the `base` of all variants below it."""
+    """The method on which a variant is based, through the `base` of all variants below it."""
     seen, variant = [name], name
     while "base" in (config["methods"].get(variant) or {}):
         variant = config["methods"][variant]["base"]
@@ -44,7 +44,7 @@ def base_of(config: dict[str, Any], name: str) -> str:
 
 
 def source_of(config: dict[str, Any], name: str) -> str:
-    """The variant whose checkpoint a variant starts from: the first one below it without `finetune`, often itself."""
+    """The variant from whose checkpoint a variant starts: itself, or the first variant below it without `finetune`."""
     while "finetune" in (config["methods"].get(name) or {}):
         name = config["methods"][name]["base"]
     return name
@@ -58,7 +58,7 @@ def finetuned(config: dict[str, Any]) -> list[str]:
 def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """A variant's options by part (`block`, `search`, its steps, `compose`, `finetune`).
 
-    Its own options override those of the variants that it is based on.
+    The variant's own options override those of the variants on which it is based.
     """
     variant = config["methods"].get(name) or {}
     below = options(config, variant["base"]) if "base" in variant else {}
@@ -87,14 +87,14 @@ def having(config: dict[str, Any], part: str) -> list[str]:
 
 
 def fits(config: dict[str, Any], name: str) -> list[str]:
-    """The names of what a variant fits: its steps, or `compose`."""
+    """The names of a variant's fits: its steps, or `compose`."""
     return ["compose"] if has(config, name, "compose") else steps(config, name)
 
 
 def search_of(config: dict[str, Any], name: str) -> str | None:
-    """The variant whose search a variant reads; None where its method has no search.
+    """The variant whose search a variant reads; None if the method has no search.
 
-    It is the lowest variant below it that searches with the same options.
+    This is the lowest variant in the chain of `base` that searches with the same options.
     """
     if not has(config, name, "search"):
         return None
@@ -117,14 +117,14 @@ def sized_as(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    """Those of a variant's options that decide how many parameters its stand-ins have."""
+    """The options of a variant that decide how many parameters its stand-ins have."""
     sizing = method_schema(config, name)["x-size"]
     return {part: {option: value for option, value in given.items() if f"{part}.{option}" in sizing}
             for part, given in options(config, name).items() if part not in ("block", "search", "finetune")}
 
 
 def learned(config: dict[str, Any]) -> list[str]:
-    """The grid's variants that train a kernel and its inverse; a variant of no epochs has no curves to draw."""
+    """The grid's variants that train a kernel and its inverse; a variant with 0 epochs has no curves to draw."""
     return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
             and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
 
@@ -144,11 +144,11 @@ def searches(config: dict[str, Any], name: str) -> bool:
 
 
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of step 1 on the run of `theory`: those of the variant that it names, overridden by its own."""
+    """Options of step 1 on the run of `theory`: the options of the named variant, overridden by those of `theory`."""
     theory = config.get("theory", {})
     return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})
 
 
 def theory_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of `theory` without those that say which kernel is fitted where."""
+    """Options of `theory` without the options that say which kernel is fitted on which layers."""
     return {key: value for key, value in config.get("theory", {}).items() if key not in ("method", "kernel", "run")}

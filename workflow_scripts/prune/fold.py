@@ -11,7 +11,7 @@ from kdp_core.prune import fold
 
 
 def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: bool, out: str, out_facts: str) -> None:
-    """Read the fitted records, make the plan from them, and fold it."""
+    """Read the fitted records, make the plan from these records, and fold the plan."""
     selection, records = store.read(plan), [store.read(path) for path in fitted]
     about = {**provenance.here(), "inputs": provenance.hashes({path: path for path in (plan, *fitted)})}
     store.write(out_facts, fold.fold(planned(method, selection, records), dense, out, about=about,

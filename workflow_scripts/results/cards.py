@@ -1,6 +1,6 @@
-"""Rule `cards` writes a model card for every checkpoint, and completes what the checkpoint says of its making.
+"""Rule `cards` writes a model card for every checkpoint, and completes the checkpoint's provenance.
 
-Both are files of results, and are put into the checkpoint too, so that a copied checkpoint still has them.
+Both files are results. They are also copied into the checkpoint, so that a copy of the checkpoint still has them.
 """
 import json
 from pathlib import Path

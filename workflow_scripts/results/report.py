@@ -13,7 +13,7 @@ from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
 PEAK = re.compile(r"job INFO done in .*; peak memory (\d+) MB")
-"""What a job writes of itself at its end (workflow_scripts/job.py)."""
+"""The line about its own costs that a job writes at its end (workflow_scripts/job.py)."""
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 
 
@@ -44,7 +44,7 @@ def versions(threads: int) -> dict[str, str]:
 
 
 def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """For each model its pruned models in words, each with what is expected of it."""
+    """For each model, its pruned models, named in words, each with what is expected of it."""
     found: dict[str, list[tuple[str, str]]] = {}
     for point, path in zip(points, paths, strict=True):
         words = f"{point['method']}, {point['calib']}, ratio {point['ratio']}, K max {point['k_max']}"
@@ -53,7 +53,7 @@ def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, li
 
 
 def agreements(paths: list[str]) -> dict[str, list[tuple[str, Agreement]]]:
-    """For each model its comparisons of searches, each with calibration set and ratio in words."""
+    """For each model, its comparisons of searches, each with calibration set and ratio in words."""
     found: dict[str, list[tuple[str, Agreement]]] = {}
     for path in map(Path, paths):
         words = f"{path.parts[-2]}, ratio {path.stem.removeprefix('agreement-r')}"

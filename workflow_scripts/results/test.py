@@ -19,18 +19,18 @@ class ResultsFailed(RuntimeError):
 
 
 def passed(file: Path, run: str = "") -> list[str]:
-    """The names of the tests of a file, all of which passed. `run` names the JSON file of the run that they test.
+    """The names of the tests of a file, all of which passed. `run` is the JSON file of the run that the tests check.
 
     Raises ResultsFailed with the first failure.
     """
-    # without the options of pyproject.toml, of which some need pytest-xdist
+    # without the options of pyproject.toml, because some of them need pytest-xdist
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-rA", str(file)]
     done = subprocess.run(command, cwd=file.parents[2], env={**os.environ, "KDP_RUN": run}, text=True, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     logging.info("pytest printed:\n%s", done.stdout)
     lines = done.stdout.strip().splitlines() or ["nothing"]
     wrong = [line for line in lines if re.match(r"(FAILED|ERROR|SKIPPED) ", line)]
-    # a test is skipped if its sources cannot be fetched; whoever asks for the tests asks for all of them
+    # a test is skipped if its sources cannot be fetched; here a skipped test counts as a failure
     if done.returncode or wrong:
         raise ResultsFailed(f"pytest ended with `{lines[-1].strip('= ')}`; see in the log which test failed or was "
                             f"skipped, and why. The first one: {wrong[0] if wrong else 'none'}")

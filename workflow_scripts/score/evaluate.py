@@ -1,6 +1,6 @@
 """Rules `evaluate` and `score`, and the same rules for the dense model, score one checkpoint with lm-eval.
 
-`score` scores one task and keeps its record. `evaluate` scores all tasks without a record, and writes the answers to
+`score` scores one task and keeps its record. `evaluate` scores all tasks that have no record, and writes the answers to
 every item.
 """
 from job import job

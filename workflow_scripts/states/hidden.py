@@ -1,6 +1,6 @@
 """Rule `hidden` extracts the hidden states of a dense model over all calibration sequences.
 
-Rule `hidden_shard` extracts those of some sequences, and rule `hidden_join` joins the shards.
+Rule `hidden_shard` extracts the states of some sequences, and rule `hidden_join` joins the shards.
 """
 from job import job
 from planning import refusals
@@ -11,7 +11,7 @@ from kdp_core.states import hidden
 
 def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int] | None, params) -> None:
     """Load the model and stream its states."""
-    # imported here: the models of transformers take seconds to import, and joining needs none of them
+    # imported here, because the models of transformers take seconds to import, and joining shards does not need them
     from kdp_core.model import checkpoints
 
     model = checkpoints.load_model(dense, device=params.device, dtype=params.dtype)

@@ -1,4 +1,4 @@
-"""Rule `agreement` compares the searches for layers of one ratio, and measures what they chose on held-out text."""
+"""Rule `agreement` compares the searches for layers of one ratio, and measures their choices on held-out text."""
 from job import job
 
 from kdp_core.base import store, texts

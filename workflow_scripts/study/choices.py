@@ -1,4 +1,4 @@
-"""Rules `choices_dense` and `choices` read multiple-choice items with a dense model, and with pruned ones beside it."""
+"""Rules `choices_dense` and `choices` read multiple-choice items with a dense model, and with pruned models."""
 from job import job
 
 from kdp_core.base import store

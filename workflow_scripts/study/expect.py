@@ -1,4 +1,4 @@
-"""Rule `expect` says what a pruned model will lose in generation, from its single predictions and the dense model's."""
+"""Rule `expect` predicts a pruned model's losses in generation from single predictions of it and the dense model."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,6 +1,6 @@
 """Rules `spaces_probe` and `spaces` compare states, logits and probabilities with those of the dense model.
 
-`spaces_probe` removes one layer or part at a time; `spaces` takes a pruned model.
+`spaces_probe` removes one layer or part at a time; `spaces` reads a pruned model.
 """
 import json
 from pathlib import Path
