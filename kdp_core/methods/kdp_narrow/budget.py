@@ -1,9 +1,9 @@
-"""How many units each part of each layer keeps: the sum of the measured losses is least for the parameters to remove.
+"""How many units each part of each layer keeps, so that the sum of the measured losses is least at the given ratio.
 
-Losses are added up, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, each of which has a
-ladder of levels; dynamic programming solves it exactly on a grid of parameters. Between two measured levels of an MLP
-the loss is interpolated linearly. If a loss falls with fewer units, this is noise of the measurement, and the loss
-before it counts.
+The losses of the parts are added, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, each
+of which has a ladder of levels; dynamic programming solves it exactly on a grid of parameters. Between two measured
+levels of an MLP the loss is interpolated linearly. If the measured loss falls with fewer units, the fall is measurement
+noise. The higher loss at more units is then used.
 """
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from kdp_core.methods._select import BlockError, no_layer
 from kdp_core.methods.heads_channels.knapsack import knapsack
 
 GRAINS = 2000
-"""Steps of the knapsack up to the goal."""
+"""Number of steps of the knapsack from zero to the goal."""
 STEPS = 48
-"""Steps of the channels of an MLP in the knapsack."""
+"""Number of steps into which the knapsack divides the channels of an MLP."""
 
 
 class Ladder(NamedTuple):
@@ -28,29 +28,31 @@ class Ladder(NamedTuple):
     units: int
     """Units of the dense part."""
     unit_params: int
-    """Parameters that leave with one unit."""
+    """Parameters that are removed with one unit."""
     losses: Mapping[int, float]
-    """Units kept -> loss; the dense part has none and need not be named."""
+    """Number of kept units -> loss. The dense part has no loss and need not be listed."""
     step: int
-    """The numbers of kept units are the dense number minus multiples of this."""
+    """Step between numbers of kept units: each number is `units` minus a multiple of this step."""
 
 
 class _Level(NamedTuple):
     saved: int
-    """Steps of the knapsack that leave."""
+    """Number of steps of the knapsack that are removed."""
     loss: float
     kept: int
 
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
               attention_price: Positive = 4.0) -> Selection:
-    """What every part keeps at a ratio: `candidates` has an entry for each part, with `layer`, `part`, `kept`, `of`.
+    """Select how much every part keeps at a ratio. `candidates` has an entry for each part, with `layer`, `part`,
+    `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
-    attention_price: factor of the losses of attentions. 1 takes them as measured, a high one keeps all attentions.
+    attention_price: factor of the losses of attentions. 1 uses the measured losses, and a high factor keeps all
+        attentions.
     k_max: not read.
-    module_params: not read; nothing is put back.
-    Raises BlockError for a ratio that the ladders do not reach.
+    module_params: not read; the method has no stand-ins.
+    Raises BlockError for a ratio that cannot be reached with these ladders.
     """
     check(by_budget, locals())
     names, ladders = _ladders(search)
@@ -94,9 +96,9 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
     channel = min(one.unit_params for one in ladders)
     over = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True)) - goal
     while abs(over) > channel / 2:
-        # channels come back where the smallest share is left, and leave where the largest is
+        # a channel is added to the MLP with the smallest kept share, or removed from the one with the largest
         within = [n for n, one in enumerate(ladders) if one.unit_params == channel and 1 < counts[n] < one.units]
-        # where every MLP is whole or gone, the first or the last channel of one moves
+        # if every MLP is whole or removed, the first or the last channel of an MLP is added or removed
         within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (
             counts[n] < one.units if over > 0 else counts[n] > 0)]
         if not within:
@@ -108,9 +110,9 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
 
 
 def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
-    """Units that each part keeps, so that at least about `goal` parameters are removed; None if this is not possible.
+    """Units that each part keeps if at least about `goal` parameters are removed; None if so many cannot be removed.
 
-    grain: parameters that count as one in the knapsack; sizes are rounded to it.
+    grain: number of parameters in one step of the knapsack; sizes are rounded to steps.
     """
     levels, budget = [_levels(ladder, grain) for ladder in ladders], round(goal / grain)
     if sum(own[-1].saved for own in levels) < budget:
@@ -132,7 +134,7 @@ def _levels(ladder: Ladder, grain: int) -> list[_Level]:
 
 
 def _between(points: list[tuple[int, float]], kept: int) -> float:
-    """The loss at a number of kept units, linear between its neighbours; `points` descend."""
+    """The loss at a number of kept units, interpolated between the nearest two of `points`, which descend."""
     for (more, low), (fewer, high) in pairwise(points):
         if fewer <= kept <= more:
             return low + (high - low) * (more - kept) / (more - fewer)

@@ -1,8 +1,8 @@
 """kdp_narrow: every layer is kept with a narrower attention and MLP, and the writers change to compensate.
 
-KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context
-that the removed attentions gave is lost. Here every layer keeps a part of its own attention, and with it the context:
-1. The search (`ladders`) measures what the outputs lose if a part of one layer has fewer channels or heads.
+KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context that
+the removed attentions read is lost. Here every layer keeps a part of its own attention, which reads the context:
+1. The search (`ladders`) measures the loss at the outputs if a part of one layer has fewer channels or heads.
 2. The selection (`budget`) decides what each part keeps, so that the sum of these losses is least at the given ratio.
 3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon, on the already pruned prefix. It
    solves each writer (o_proj and down_proj in LLaMA) again in closed form, against the dense model's states.
@@ -10,9 +10,10 @@ that the removed attentions gave is lost. Here every layer keeps a part of its o
 So the last matrices of attentions and MLPs are changed, and all other kept weights are those of the dense model. With
 `solve: false` and `epochs: 0` every kept weight is untouched.
 
-ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) have the surgeon's rule and the new
-solution. Four things are new here: the target is the state of the dense model, as in kdp_residual; the price of a unit
-is the loss at the outputs; heads and channels share one budget; and the writers are trained together.
+ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) also choose units by the surgeon's
+rule and solve the writers again. Four things are new here: the target is the state of the dense model, as in
+kdp_residual; the cost of removing a unit is the loss at the outputs; heads and channels share one budget; and the
+writers are trained together.
 """
 import logging
 import time
@@ -45,9 +46,9 @@ class _Small(NamedTuple):
     model: nn.Module
     widths: list[dict[str, int]]
     gone: dict[str, list[int]]
-    """Part -> layers in which it has no units and is taken out."""
+    """Part -> layers in which the part has no units and is removed."""
     names: list[str]
-    """State-dict names of the tensors of all parts that are left."""
+    """State-dict names of the tensors of all remaining parts."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -56,12 +57,13 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             kl_weight: Chance = 0.8, heldout: Share = 0.05, seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
 
-    `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`; `selection` says what parts keep.
+    `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`; `selection` says how many units each
+    part keeps.
     solve: whether writers are solved again; otherwise kept weights stay as they are until they are trained.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix. null
-        takes for each writer the one that is best on the held-out sequences.
-    sequences: sequences that the writers are solved on.
-    epochs: passes of training all writers against the dense model's outputs; 0 keeps the closed form.
+        chooses for each writer the ridge that is best on the held-out sequences.
+    sequences: number of sequences on which the writers are solved.
+    epochs: passes of the training of all writers against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
     batch_sequences: sequences of an update and of a forward pass.
     positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
@@ -103,7 +105,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], device: str,
            dtype: str) -> _Small:
-    """The narrowed model as a module of its own."""
+    """The narrowed model as a separate module."""
     layers, family = decoder_layers(model), family_of(model)
     coupled = coupled_of(layers[0], model.config)
     sizes = sizes_of(layers[0], coupled, model.config, len(layers))
@@ -113,7 +115,7 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
     state, widths = dict(model.state_dict()), []
     gone = {part: [number for number, own in enumerate(kept) if not len(own[part])] for part in PARTS}
     for number, own in enumerate(kept):
-        # a part without units has the width of one, until it is taken out
+        # a part without units has the width of one unit until the part is removed
         wide = {part: units if len(units) else torch.zeros(1, dtype=torch.int64) for part, units in own.items()}
         state |= narrow_tensors(model, number, coupled, wide, sizes)
         widths.append(width_of(model.config, sizes, *(sizes.units[name] - len(wide[name]) for name in PARTS)))
@@ -139,7 +141,7 @@ def _trained(small: _Small, hidden: HiddenStates, tokens: Tokens, kept: Tensor, 
 
 
 def _dropped(gone: dict[str, list[int]]) -> list[tuple[int, str]]:
-    """What the plan drops: layers without both parts as a whole."""
+    """The parts that the plan drops. A layer without both parts is dropped as a whole."""
     attention, mlp = (set(gone[part]) for part in PARTS)
     return sorted((layer, "whole" if layer in attention & mlp else PARTS[0] if layer in attention else PARTS[1])
                   for layer in attention | mlp)

@@ -1,7 +1,7 @@
 """The closed-form half of kdp_narrow: parts are narrowed in the order of depth, and their writers are solved again.
 
-Each writer is solved on what the already pruned model feeds it, with the dense model's state as the target. So it also
-corrects the errors of earlier parts.
+Each writer is solved on its inputs in the already pruned model, with the dense model's state as the target. So the new
+writer also corrects the errors of earlier parts.
 Axes: as in `parts`.
 """
 import logging
@@ -44,7 +44,7 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
              how: Closed) -> list[tuple[Part, Tensor, float]]:
     """Narrow the parts, which are given in the order of depth: (part, kept units, held-out error of the state after).
 
-    The writers of the model are changed in place; removed units get zeros there.
+    The writers of the model are changed in place; the columns of removed units become zero.
     """
     which, found, changed = torch.cat((fitted, held)), [], False
     h_STD = hidden.state(sizes[0][0].layer)[which]
@@ -83,7 +83,7 @@ def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, wh
 
 
 def products_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> Products:
-    """What the normal equations of a part's writer are made from."""
+    """The products from which the normal equations of a part's writer are made."""
     gram_FF, cross_FD = parts.products(passes, part.layer, part.name, given, y_STD, how.batch)
     return Products(gram_FF, cross_FD, parts.weights_of(parts.writer_of(passes, part.layer, part.name)))
 
@@ -96,9 +96,10 @@ def first_ridge(how: Closed) -> float:
 @torch.no_grad()
 def narrow(passes: Passes, part: Part, units: Tensor, products: Products, how: Closed,
            held: Products | None = None) -> float:
-    """Give the writer of a part zeros for all units but these, and a new or the old matrix for these.
+    """Set the writer of a part to zero for all other units, and to a new or the old matrix for the kept `units`.
 
-    A part without units is removed with its bias. Returns the ridge, which `held` chooses where `how` names none.
+    A part without units is removed together with its bias. Returns the ridge; if `how` names no ridge, it is chosen on
+    `held`.
     """
     columns, writer = columns_of(units, inputs(passes, part)), parts.writer_of(passes, part.layer, part.name)
     w_FD, ridge = products.old_FD[columns], 0.0

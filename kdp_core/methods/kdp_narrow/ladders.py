@@ -1,8 +1,8 @@
-"""The ladder of each part: what the outputs of the model lose if this part has fewer heads or channels.
+"""The ladder of each part: the loss at the outputs of the model if this part has fewer heads or channels.
 
-One part of the dense model is narrowed at a time, its writer is solved again, and KL(dense || pruned) of the next-token
-distributions is the loss. The losses do not depend on the ratio, so one search serves all ratios. MLPs are measured at
-three quarters, half, a quarter and none of their channels, attentions at every number of heads.
+One part of the dense model at a time is narrowed, and its writer is solved again. KL(dense || pruned) of the next-token
+distributions is the loss. The losses do not depend on the ratio, so one search is enough for all ratios. MLPs are
+measured at three quarters, half, a quarter and none of their channels, attentions at every number of heads.
 """
 import logging
 import time
@@ -42,8 +42,8 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
 
     solve: whether writers are solved again; otherwise kept weights stay as they are.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
-    fit_sequences: sequences that writers are solved on.
-    judge_sequences: other sequences, on which outputs are compared.
+    fit_sequences: number of sequences on which writers are solved.
+    judge_sequences: number of other sequences, on which outputs are compared.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
     Raises FitError for a model of a family that is refused, if states are not stored, and for too few sequences.
@@ -80,13 +80,13 @@ def parts_of(model: nn.Module) -> list[Part]:
 @torch.no_grad()
 def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, final_STD: Tensor,
            how: Closed) -> dict[int, float]:
-    """Units kept -> loss, of one part of the dense model. Its writer gets its old weights back at the end.
+    """Units kept -> loss, of one part of the dense model. At the end the writer's old weights are restored.
 
     final_STD: last states of the dense model for the sequences `judged`.
     """
     length = inputs(passes, part)
     counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
-    # a state is stored for all sequences, so it is read once for both kinds
+    # a stored state holds all sequences, so it is read once for fitting and judging
     h_STD, path = hidden.state(part.layer), range(part.layer, len(passes.layers))
     h_STD, judged_STD = h_STD[fitted], h_STD[judged]
     given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)

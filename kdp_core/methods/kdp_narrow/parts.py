@@ -1,7 +1,7 @@
 """The attention and the MLP of a layer, each run by itself: the inputs of its writer, and what it adds to the state.
 
 A part reads the state `base` and computes the inputs f of its writer. It adds W f + b to the state; in some families
-(Gemma) W f + b passes one more norm first.
+(Gemma) another norm is applied to W f + b first.
 Axes: S sequences, B sequences of a batch, T tokens, D width, F inputs of the writer.
 """
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from kdp_core.model.families import as_weight, family_of, matrix
 from kdp_core.model.passes import Passes
 
 SMALLEST_GAIN = 1e-3
-"""Outputs whose gain in the norm after the writer is below this share of the largest one keep their old values."""
+"""If the gain of an output in the norm after the writer is below this share of the largest gain, the output keeps its
+old values."""
 
 
 class _Reached(Exception):
@@ -23,7 +24,7 @@ class _Reached(Exception):
 
 
 class Fed(NamedTuple):
-    """The inputs of a part: the state that it adds to, and the inputs of its writer."""
+    """The inputs of a part: the state to which the part adds, and the inputs of its writer."""
     base_STD: Tensor
     f_STF: Tensor
 
@@ -53,7 +54,7 @@ def gain_after(passes: Passes, layer: int, part: str) -> Tensor | None:
 
 @torch.no_grad()
 def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed:
-    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer runs no further than needed."""
+    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer runs only as far as needed."""
     found: list[Fed] = []
     with _catching(passes, layer, part, found):
         for h_BTD in h_STD.split(batch):
@@ -98,7 +99,8 @@ def after(passes: Passes, layer: int, part: str, given: Fed, batch: int) -> Tens
 
 
 def target(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor) -> Target:
-    """The target of the writer, without its bias: with it the state after the part is y."""
+    """The target of the writer, without the writer's bias. A writer that reaches the target makes the state after the
+    part equal to y."""
     writer, gain_D = writer_of(passes, layer, part), gain_after(passes, layer, part)
     u_STD = (y_STD - given.base_STD).to(passes.device)
     # w_n = 1 / |y_n|^2: relative errors of the state count
@@ -132,7 +134,8 @@ def weights_of(writer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def put(writer: nn.Module, w_FD: Tensor, inputs: Tensor) -> None:
-    """Give a writer the matrix of these inputs; all others get zeros, so that they have no effect."""
+    """Give a writer this matrix for these inputs. For all other inputs the matrix is zero, so that they have no
+    effect."""
     made = torch.zeros_like(matrix(writer))
     made[:, inputs.to(made.device)] = w_FD.T.to(made.dtype)
     writer.weight.copy_(as_weight(writer, made))

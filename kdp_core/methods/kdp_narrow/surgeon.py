@@ -3,10 +3,10 @@
 A writer maps the inputs f of a part (channels of an MLP, heads of an attention) to what the part adds to the state. Its
 new matrix solves a weighted ridge regression towards the old one,
     W = argmin sum_n w_n |u_n - W f_n|^2 + lambda |W - W_0|^2,    lambda = ridge * mean diag(sum_n w_n f_n f_n'),
-so that the weights stay as they are in directions that the calibration text does not show. The ridge is the one of
-RIDGES with the least error on held-out sequences. Units are removed by the
-rule of the optimal brain surgeon (Hassibi and Stork 1993), for a unit of several inputs as in ZipLM (Kurtic et al.
-2023) and SlimGPT (Ling et al. 2024): without the inputs j of a unit the loss rises by
+so that the weights do not change in directions that do not occur in the calibration text. The ridge is the one of
+RIDGES with the least error on held-out sequences. Units are removed by the rule of the optimal brain surgeon (Hassibi
+and Stork 1993), for a unit of several inputs as in ZipLM (Kurtic et al. 2023) and SlimGPT (Ling et al. 2024): without
+the inputs j of a unit the loss rises by
     tr(W_j' ([H^-1]_jj)^-1 W_j),    H = sum_n w_n f_n f_n' + lambda I,    W solved on the inputs that are left.
 Single channels are removed in rounds, each of at most half of the surplus; heads are removed one at a time.
 Axes: F inputs, D outputs, U units.

@@ -4,8 +4,8 @@
 
 Everything but the dictionary f is one ridge regression:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
-where features are centred and have unit variance. Neurons are removed by the rule of the optimal brain surgeon (Hassibi
-and Stork 1993): without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus.
+where features are centred and have unit variance. The rule of the optimal brain surgeon (Hassibi and Stork 1993)
+removes neurons: without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus neurons.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,7 +31,8 @@ class Statistics(NamedTuple):
 
 
 def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Module:
-    """The stand-in that maps states h to states y, in closed form; both are float32, of the sequences to fit on."""
+    """The stand-in that maps states h to states y, in closed form. Both are float32 states of the sequences to fit
+    on."""
     keep_ST, above = counted(h_STD, y_STD, fit.massive_factor)
     if not keep_ST.any():
         raise FitError(f"block {block}: every token is massive; raise hidden.massive_factor")
@@ -67,7 +68,8 @@ def _module(block: Block, dictionary: Dictionary | None, w_FD: Tensor, bias_D: T
 
 @torch.no_grad()
 def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, fit: Fit) -> Statistics:
-    """Gram and cross matrices. They are streamed, so that the features of a few sequences are in memory at a time."""
+    """Gram and cross matrices, summed batch by batch, so that only the features of a few sequences are in memory at a
+    time."""
     D = h_STD.shape[-1]
     features = built(_module((0, 1), dictionary, torch.zeros(D + dictionary.entries, D), torch.zeros(D), 0.0, fit.norm)
                      ).to(fit.device) if dictionary else None
@@ -76,7 +78,7 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
         x_ND = normalised(h_ND, fit.norm)
         return torch.cat((x_ND, features.features(x_ND)), dim=1) if features else x_ND
 
-    # features are counted from a constant, since a float32 product would round away small deviations from a mean
+    # a constant is subtracted from each feature, because a float32 product would lose small deviations from a mean
     shift_F = entries(h_STD[keep_ST.nonzero()[:64].unbind(dim=1)].to(fit.device)).mean(dim=0)
     gram, cross = 0.0, 0.0
     for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, max(1, PRODUCT_TOKENS // h_STD.shape[1])):
@@ -90,7 +92,7 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
 
 
 def _moved(statistics: Statistics, by_F: Tensor) -> Statistics:
-    """The statistics of features that are larger by constants. The last feature, 1, is unchanged."""
+    """The statistics after a constant is added to each feature. The last feature, 1, is unchanged."""
     gram_FF, cross_FD = statistics
     # sum (f + s)(f + s)' = (I + s e') sum f f' (I + e s'), e the unit vector of the constant 1
     gram_FF = gram_FF + by_F.outer(gram_FF[-1])
@@ -102,7 +104,8 @@ def _batches(h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, size: int) -> Iterat
 
 
 def _standard(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Covariances of features at unit variance (and with the goal), their scale, their mean; without the constant 1."""
+    """Covariances of the features, scaled to unit variance, among themselves and with the goal; the features' scale and
+    mean. The constant 1 is left out."""
     gram_FF, cross_FD = statistics
     total = gram_FF[-1, -1]
     mean_F, mean_goal_D = gram_FF[-1, :-1] / total, cross_FD[-1] / total
@@ -129,7 +132,8 @@ def solve(statistics: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
 
 
 def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
-    """The entries to keep, ascending: without them the loss would rise most. The others are removed half by half."""
+    """The entries to keep, ascending: those whose removal would raise the loss most. Each round removes half of the
+    surplus entries."""
     covariance_FF, cross_FD, _, _ = _standard(statistics)
     kept = torch.arange(len(covariance_FF) - D)
     while len(kept) > fit.entries:

@@ -3,13 +3,13 @@
     h_{l+k} ~ h_l + W x + b + O f(V x + c),    x = h_l / rms(h_l)
 
 KDP rebuilds a whole state from 2m bounded features. Here the state passes unchanged, and the features only add what
-the block would have added. They see the state through the norm, as the block does. `dictionary` holds the entries f,
-`closed_form` the regression that finds W, O and b.
+the block would have added. They read the state through the norm, as the block does. The module `dictionaries` makes the
+entries f, and `closed_form` the regression that finds W, O and b.
 
-Blocks are fitted in the order of depth. Each block is fitted on what the already pruned model feeds it (`prefix`). Its
-target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones. Then all stand-ins
-are trained together for `epochs` epochs against the outputs of the dense model (`joint`). No weight of the model itself
-changes, and the closed form is kept unless the held-out loss falls.
+Blocks are fitted in the order of depth. Each block is fitted on the states that enter it in the already pruned model
+(`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones.
+Then all stand-ins are trained together for `epochs` epochs against the outputs of the dense model (`joint`). No weight
+of the model itself changes. If the training does not lower the held-out loss, the closed form is kept.
 
 Massive-activation tokens are not fitted. They bypass the stand-in (kdp_core.states.block).
 """
@@ -69,11 +69,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 
     `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
-    dictionary: `neurons` of the block's own MLPs, `rff` random Fourier features, `rff_learned` the same with learned
-        frequencies, or `none`, the linear part alone.
-    entries: entries of the dictionary, in each stand-in.
-    bandwidth_scale: width of the kernel of `rff` in median distances; `rff_learned` starts from it.
-    theta_steps: updates of Adam on the frequencies and phases of `rff_learned`.
+    dictionary: `neurons` (of the block's own MLPs), `rff` (random Fourier features), `rff_learned` (random Fourier
+        features with learned frequencies), or `none` (only the linear part).
+    entries: number of entries of the dictionary in each stand-in.
+    bandwidth_scale: width of the kernel of `rff`, in median distances. `rff_learned` starts from this width.
+    theta_steps: number of updates of Adam for the frequencies and phases of `rff_learned`.
     theta_lr: learning rate of these updates at the start, in units of the frequencies' spread.
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
@@ -89,7 +89,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice, the order of training and random features.
     resume: file in which the state of the joint training is stored.
-    Raises OptionError for a wrong option, and FitError for states that are not stored or too few sequences.
+    Raises OptionError for a wrong option, and FitError if states are not stored or if there are too few sequences.
     """
     check(compose, locals())
     began = time.perf_counter()
@@ -115,7 +115,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                    dtype: str = "float32", ridge: NotNegative = RIDGE, token_weight: TokenWeight = TOKEN_WEIGHT,
                    prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
-    """Fit the linear part alone, in closed form. This shows what fitting on the pruned prefix gains by itself.
+    """Fit only the linear part, in closed form. This shows the gain of fitting on the pruned prefix alone.
 
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
@@ -143,9 +143,10 @@ def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None
 
 def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,
               prefix: bool) -> tuple[list[Module], list[dict[str, Any]]]:
-    """Closed-form stand-ins, ascending, and the held-out error of each on the states that the pruned model feeds it."""
+    """Closed-form stand-ins, ascending, and the held-out error of each on the states that enter it in the pruned
+    model."""
     modules, fits, at = [], [], blocks[0][0]
-    h_STD = hidden.state(at)  # what the pruned model feeds the block
+    h_STD = hidden.state(at)  # the states that enter the block in the pruned model
     for block in blocks:
         h_STD = passes.run_batches(h_STD, range(at, block[0]), fit.batch_sequences)
         fed_STD, y_STD = h_STD if prefix else hidden.state(block[0]), hidden.state(block[1])

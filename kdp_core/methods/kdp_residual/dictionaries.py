@@ -1,6 +1,6 @@
 """The dictionary of a stand-in of kdp_residual: nonlinear entries f(V x + c) of normalised states x.
 
-In extended dynamic mode decomposition the dictionary may be chosen freely:
+As in extended dynamic mode decomposition, the dictionary may be chosen freely:
     neurons      neurons of the block's own MLPs; the fit keeps those whose removal would raise its loss most
     rff          random Fourier features, as in KDP
     rff_learned  the same with learned frequencies (kdp_core.methods.kdp_residual.projection)
@@ -29,7 +29,7 @@ RIDGE = 1e-4
 TOKEN_WEIGHT: TokenWeight = "inverse_norm"
 """Default of `compose` and of the search: the weights of tokens."""
 THETA_STEPS, THETA_LR = 30, 0.2
-"""Default of `compose` and of the search: updates of learned frequencies, and their learning rate."""
+"""Defaults of `compose` and of the search: number of updates of learned frequencies, and their learning rate."""
 
 
 class Dictionary(NamedTuple):
@@ -37,23 +37,23 @@ class Dictionary(NamedTuple):
     kind: str
     """glu, mlp or rff."""
     v_RD: Tensor
-    """Each row is an entry; for glu first come the rows of the gates, then the others."""
+    """Each row is an entry. For glu, the rows of the gates come first, and the rows of their factors follow."""
     c_R: Tensor
     activation: str
 
     @property
     def entries(self) -> int:
-        """Number of entries."""
+        """Number of entries of the dictionary."""
         return len(self.v_RD) // (2 if self.kind == "glu" else 1)
 
     def only(self, entries: Tensor) -> "Dictionary":
-        """The dictionary of these entries alone."""
+        """The dictionary with only these entries."""
         rows = torch.cat((entries, entries + self.entries)) if self.kind == "glu" else entries
         return self._replace(v_RD=self.v_RD[rows], c_R=self.c_R[rows])
 
 
 class Fit(NamedTuple):
-    """How stand-ins are fitted: the options of `compose` that concern closed form."""
+    """How stand-ins are fitted: those options of `compose` that the closed form reads."""
     dictionary: Kind
     entries: int
     bandwidth_scale: float
@@ -70,13 +70,13 @@ class Fit(NamedTuple):
 
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
-    """The defaults of `compose` for a single stand-in, which is fitted in batches of 8 sequences."""
+    """The default options of `compose` for a single stand-in, which is fitted in batches of 8 sequences."""
     return Fit(dictionary, entries, BANDWIDTH_SCALE, RIDGE, TOKEN_WEIGHT, family_of(model).reads, hidden.massive_factor,
                8, seed, device=model.device)
 
 
 def neurons(model: nn.Module, block: Block) -> Dictionary:
-    """All MLP neurons of a block's layers; the gain and bias of the norm before them are multiplied in."""
+    """All MLP neurons of a block's layers. The weights include the gain and bias of the norm before the neurons."""
     family = family_of(model)
     parts = [_neurons_of(family, layer) for layer in decoder_layers(model)[slice(*block)]]
     kind = "glu" if family.gated else "mlp"
@@ -88,7 +88,7 @@ def neurons(model: nn.Module, block: Block) -> Dictionary:
 
 @torch.no_grad()
 def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """v_RD and c_R of the neurons of one layer, as they read normalised states."""
+    """v_RD and c_R of the neurons of one layer, for normalised states as inputs."""
     norm, linears = norm_of(layer, family, "mlp"), [layer.get_submodule(name) for name in family.parts["mlp"].readers]
     v_RD = torch.cat([matrix(linear) for linear in linears]).float()
     c_R = torch.cat([torch.zeros(len(matrix(linear))) if linear.bias is None else linear.bias.float().cpu()
@@ -102,7 +102,7 @@ def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: int) -> Dictionary:
-    """Random Fourier features of an RBF kernel; its width: `bandwidth_scale` median distances of the states."""
+    """Random Fourier features of an RBF kernel, whose width is `bandwidth_scale` times the states' median distance."""
     generator = torch.Generator().manual_seed(seed)
     width = bandwidth_scale * sampled_median_distance(x_ND, generator)
     v_RD = torch.randn(entries, x_ND.shape[1], generator=generator) / width
@@ -110,14 +110,15 @@ def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: in
 
 
 def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
-    """Tokens that are massive at neither end of the block, bool (S, T), and the norm above which a token bypasses."""
+    """Tokens that are massive at neither end of the block, bool (S, T), and the norm above which a token bypasses the
+    block."""
     norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
     above = massive_factor * norm_ST.median().item()
     return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above
 
 
 def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary | None:
-    """A block's dictionary from the sequences to fit on; it may have more neurons than the stand-in will keep."""
+    """A block's dictionary, made from the sequences to fit on. It may have more neurons than the stand-in will keep."""
     if fit.dictionary == "none":
         return None
     if fit.dictionary == "neurons":
@@ -129,7 +130,8 @@ def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit
 
 
 def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
-    """Random features whose frequencies and phases are then learned, on the tokens and weights of the fit."""
+    """The dictionary `drawn` with learned frequencies and phases. They are learned on the tokens and token weights of
+    the fit."""
     keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
     h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]
     weight_N = y_ND.square().sum(dim=1).reciprocal() if fit.token_weight == "inverse_norm" else torch.ones(len(y_ND))

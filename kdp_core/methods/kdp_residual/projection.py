@@ -3,14 +3,15 @@
     E(theta) = sum_B w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 / sum_B w_n |g_n|^2,    theta = (V, c),
     (W, O, b) = argmin sum_A w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 + ridge
 
-In Golub and Pereyra's variable projection (1973) the linear parameters follow the others in closed form, with A = B.
-KDP (ICLR 2026, equation 5) learns its kernel by how linear the map of a layer is in the kernel's own space. Features
-that do not distinguish tokens satisfy this best. Here the tokens A that solve and the tokens B that judge come from
-different sequences. A frequency is good if it helps on text that the solution has not seen, so neither collapsed nor
-overfitted features are good. The gradient passes through the Cholesky solve, in float64.
+In Golub and Pereyra's variable projection (1973) the linear parameters are computed in closed form for given other
+parameters, with A = B. KDP (ICLR 2026, equation 5) learns the kernel for which the map of a layer is most linear in the
+kernel's own space. Features that do not distinguish tokens meet this aim best. Here the solution is computed on tokens
+A and judged on tokens B from other sequences. A frequency is good if it helps on text that the solution has not seen,
+so neither collapsed nor overfitted features are good. The gradient is computed through the Cholesky solve, in float64.
 
-Each update of Adam divides the sequences again into those that solve and those that judge. A share of the sequences is
-set apart. The updates are compared on this share, and the best one is kept; the random start is a candidate too.
+Each update of Adam divides the sequences anew into sequences for solving and sequences for judging. Another share of
+the sequences is used only to compare updates. The best update on this share is kept; the random start is a candidate
+too.
 """
 import logging
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
-"""Largest numbers of tokens of an update. They are enough for a useful gradient, and an update takes about a second."""
+"""Largest numbers of tokens of an update, for solving and for judging. They give a useful gradient, and an update takes
+about a second."""
 JUDGED_SHARE = 0.25
-"""Share of the sequences that judge, in every division."""
+"""Share of the sequences for judging, in every division."""
 JUDGE_EVERY = 5
-"""Updates between two comparisons."""
+"""Number of updates between two comparisons."""
 LEAST = 3
-"""Fewest sequences that can be divided."""
+"""Smallest number of sequences that can be divided."""
 
 
 class ProjectionError(ValueError):
@@ -43,10 +45,10 @@ class Sample(NamedTuple):
     weight_N: Tensor
     """Weights of the squared errors, in any unit."""
     sequence_N: Tensor
-    """int64: the sequence that a token is from."""
+    """int64: the number of the sequence from which a token comes."""
 
     def only(self, tokens: Tensor) -> "Sample":
-        """These tokens of the sample, without the others."""
+        """The sample with only these tokens."""
         return Sample(*(tensor[tokens] for tensor in self))
 
 
@@ -99,14 +101,14 @@ def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tenso
 
 def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, steps: Natural, lr: Positive,
           seed: int) -> Learned:
-    """Train random frequencies and phases by Adam on E(theta); the best compared update or the start is returned.
+    """Train random frequencies and phases by Adam on E(theta). Returns the best of the compared updates and the start.
 
     ridge: ridge of the solution, relative to features of unit variance.
     steps: updates of Adam; 0 returns the start.
     lr: learning rate of Adam at the start, in units of the frequencies' own spread and in radians; it falls linearly
         to zero.
     seed: seed of the divisions of the sequences.
-    Raises ProjectionError for fewer than three sequences, OptionError for options out of range.
+    Raises ProjectionError for fewer than three sequences, and OptionError for options out of range.
     """
     sequences = sample.sequence_N.unique()
     check(learn, locals())
@@ -116,7 +118,7 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, step
     generator = torch.Generator().manual_seed(seed)
     kept, apart = _halves(sequences, generator)
     compared = _deal(sample, kept, apart, generator)
-    # Adam moves every number by about lr; phases are of order one, so frequencies are counted in their own spread
+    # Adam changes every number by about lr; phases are of order one, so frequencies are divided by their spread
     scale = v_MD.std()
     u_MD, p_M = ((v_MD / scale).clone().requires_grad_(), c_M.clone().requires_grad_())
     adam = torch.optim.Adam([u_MD, p_M], lr=lr)
@@ -145,14 +147,14 @@ def _compare(v_MD: Tensor, c_M: Tensor, dealt: tuple[Sample, Sample], ridge: flo
 
 
 def _halves(sequences: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sequences that solve, and those that judge."""
+    """The sequences for solving, and the sequences for judging."""
     order = sequences[torch.randperm(len(sequences), generator=generator)]
     judged = max(1, round(JUDGED_SHARE * len(order)))
     return order[judged:], order[:judged]
 
 
 def _deal(sample: Sample, solving: Tensor, judging: Tensor, generator: torch.Generator) -> tuple[Sample, Sample]:
-    """Tokens of these sequences; they are drawn at random if there are more than an update takes."""
+    """Tokens of these sequences. If there are more tokens than an update uses, they are drawn at random."""
     dealt = []
     for sequences, most in ((solving, MOST_SOLVED), (judging, MOST_JUDGED)):
         tokens = torch.isin(sample.sequence_N, sequences).nonzero().flatten()

@@ -1,18 +1,19 @@
-"""Which layers to remove first: a greedy search by what each removal does to the model's outputs.
+"""Which layers to remove first: a greedy search by the effect of each removal on the model's outputs.
 
-CKA of hidden states says how similar two states are, but not how their difference changes the text. Here a candidate is
-replaced by a stand-in and judged by KL(dense || pruned) of the next-token distributions over calibration text. The
-stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The
-layer whose removal raises the divergence least is removed, then the next one, so that one search orders the layers for
-every ratio.
+CKA of hidden states says how similar two states are, but not how their difference changes the text. Here a candidate
+layer is replaced by a stand-in and judged by KL(dense || pruned) of the next-token distributions on calibration text.
+The stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The layer whose
+removal raises the divergence least is removed, and this is repeated, so that one search orders the layers for every
+ratio.
 
-A removal rarely raises the divergence less after other removals. So the rise of an earlier round serves as a lower
-bound: candidates are judged again in the order of their bounds, and a candidate that still has the lowest rise after it
-was judged again is removed ("lazy" greedy, Minoux 1978). A run through the kept layers starts at the candidate. SLEB
-(Song et al. 2024) is greedy too, by the loss, without stand-ins and without an order of bounds.
+After other removals, the removal of a layer rarely raises the divergence less than before. So the rise in an earlier
+round is used as a lower bound. Candidates are judged again in the order of their bounds. If a candidate still has the
+lowest rise after this, it is removed ("lazy" greedy, Minoux 1978). Judging a candidate runs only the kept layers from
+the candidate on. SLEB (Song et al. 2024) is also a greedy search. It judges by the loss, without stand-ins and without
+bounds.
 
-The order `cka` needs no run of the model: the layer around which the states are most similar is removed first. It is a
-matter of seconds, and on SmolLM2-135M the pruned models are as good (docs/kdp.md).
+The order `cka` needs no run of the model: the layer around which the states are most similar is removed first. This
+order takes seconds, and on SmolLM2-135M the models that it gives are as good (docs/kdp.md).
 """
 import logging
 import time
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 PROTECTED = 0.1
 """Share of the layers kept at each end, as in KDP."""
 FIT_SEQUENCES = 128
-"""At most so many sequences are fitted on."""
+"""Largest number of sequences for fitting."""
 
 
 class SearchError(ValueError):
@@ -47,12 +48,12 @@ class SearchError(ValueError):
 
 
 class _Run(NamedTuple):
-    """What every candidate is judged with."""
+    """The data with which every candidate is judged."""
     passes: Passes
     stand_ins: dict[int, nn.Module]
     """The stand-in of each eligible layer."""
     states: list[Tensor]
-    """h_STD of the judging sequences before each layer of the model as it is pruned so far."""
+    """h_STD of the judging sequences before each layer of the already pruned model."""
     final_STD: Tensor
     batch: int
 
@@ -62,13 +63,14 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
                   dictionary: Kind = "neurons",
                   entries: Count = 96, judge_sequences: Count = 16, largest: Share = 0.5,
                   batch_sequences: Count = 8, seed: Natural = 0) -> Search:
-    """Order layers by the divergence that their replacement causes, until `largest` of all layers are replaced.
+    """Order layers by the divergence that their replacement causes, until the share `largest` of all layers is
+    replaced.
 
-    order: `divergence` as above, or `cka`: linear CKA of the state before the layer below with the state after this
-        layer, massive tokens left out; then the options below but `largest` are not read.
+    order: `divergence` (KL of the outputs) or `cka`. `cka` is the linear CKA of the state before the previous layer and
+        the state after this layer, without massive tokens. It does not read the options below, except `largest`.
     dictionary: dictionary of the stand-ins: `neurons`, `rff`, `rff_learned` or `none`.
-    entries: entries of that dictionary.
-    judge_sequences: sequences on which outputs are compared; the stand-ins are fitted on others.
+    entries: number of entries of the dictionary.
+    judge_sequences: number of sequences on which outputs are compared; the stand-ins are fitted on other sequences.
     largest: share of the layers to order; a ratio that needs more layers is refused.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
@@ -100,9 +102,10 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
 
 
 def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
-    """The most layers that the search can order: in runs of at most k_max - 1, and `largest` of all."""
+    """Largest number of layers that the search can order: in runs of at most k_max - 1 layers, and the share `largest`
+    of all."""
     eligible = len(eligible_layers(facts.layers, PROTECTED))
-    # of k_max neighbours one stays
+    # one of k_max neighbouring layers is kept
     return min(round(given["largest"] * facts.layers), eligible - eligible // k_max)
 
 
@@ -110,7 +113,7 @@ def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tup
     """The order of removal by the similarity of the states around a layer, and 1 - CKA of each eligible layer."""
     check_all_states(hidden)
     every = hidden.sequences * hidden.tokens
-    # a batch of 256 tokens, or an eighth of a small calibration set
+    # a batch has 256 tokens, or an eighth of the tokens of a small calibration set
     cka_LL = similarity(hidden, batch=max(4, min(256, every // 8))).cka_linear_LL
     # CKA(h_{l-1}, h_{l+1}): the context of two layers whose second one is removed
     unlike = {layer: 1 - cka_LL[max(layer - 1, 0), layer + 1].item() for layer in eligible}
@@ -174,7 +177,7 @@ def _divergence(run: _Run, removed: list[int], layer: int) -> float:
 
 
 def _advance(run: _Run, removed: list[int], layer: int) -> None:
-    """Update the states of the model as it is pruned now, after this layer."""
+    """Update the states of the pruned model after this layer."""
     path = _path(run, removed, layer)
     for number, step in enumerate(path[:-1], start=layer):
         run.states[number + 1] = run.passes.run_batches(run.states[number], [step], run.batch)

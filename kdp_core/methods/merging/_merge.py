@@ -2,24 +2,26 @@
 
 Both methods replace layers l .. l+m by layer l with the linear maps
     W_l + sum_{k=1..m} (W_{l+k} - W_l)
-and accept a candidate if cos(original, candidate) of the states after the final norm is above a threshold T. The
-cosine takes all tokens of a sequence as one vector and is averaged over sequences.
+and accept a candidate if cos(original, candidate) of the states after the final norm is above a threshold T. For the
+cosine all tokens of a sequence form one vector; the mean is taken over sequences.
 
 The linear maps of a layer and their biases (OPT) are merged. All norms stay those of layer l, including the norms of
 queries and keys in Qwen3 and Gemma 3, and the attention type (window or full) stays that of layer l.
 
 The paper and the released code disagree. The code subtracts the W_l that it has already changed, so that the sum
-telescopes to W_{l+m}: the last layer's maps with the first layer's norms (reported as LaCo#5). `merge: paper` subtracts
-W_l as it was before the merge; `as_released` computes what the code computes. If a merged layer is merged again (LaCo
-with stride < group - 1), its merged maps enter the sum. Every layer is thus a sum of the dense model's layers with
-whole-number shares, and it is computed from them again. Walks are arithmetic on lists of such sums; no model is copied.
+telescopes to W_{l+m}: the maps of the last layer with the norms of the first layer (reported as LaCo#5). `merge: paper`
+subtracts W_l as it was before the merge; `as_released` computes the same as the released code. If a merged layer is
+merged again (LaCo with stride < group - 1), its merged maps enter the sum. Every layer is thus a sum of the dense
+model's layers with whole-number shares, and it is computed from the dense layers each time. A walk only computes lists
+of such shares; no model is copied.
 
 Neither method reads a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All thresholds
-between the highest refused cosine and the lowest accepted one give the same walk. If no T is left between two tried
-thresholds, the number of removed layers jumps there. In this case, or after `rounds` walks, `jump: whole` takes the
-tried walk that removes the nearest number of layers, as the released code walks at its threshold, and the record says
-how many are removed. `jump: shorten` removes the wanted number: the walk is repeated at the highest tried T that
-removes more, and it ends, its last merge shortened, when enough layers are removed.
+between the highest refused cosine and the lowest accepted one give the same walk. If no threshold between two tried
+ones can give another walk, the number of removed layers jumps there. In this case, or after `rounds` walks,
+`jump: whole` uses the tried walk that removes the nearest number of layers. It is a walk of the released code at that
+threshold, and the record states how many layers are removed. `jump: shorten` removes the wanted number: the walk is
+repeated at the highest tried T that removes more layers. It ends when enough layers are removed, and its last merge is
+shortened.
 """
 import logging
 import time
@@ -49,7 +51,7 @@ Merge = Literal["paper", "as_released"]
 class Merged(NamedTuple):
     """A layer of the shortened model."""
     base: int
-    """The dense layer whose norms it has."""
+    """The dense layer whose norms the merged layer has."""
     shares: tuple[tuple[int, int], ...]
     """(dense layer, how often its linear maps enter the sum), ascending, without zeros; the shares sum to 1."""
 
@@ -79,10 +81,10 @@ def plain(layer: int) -> Merged:
 
 
 def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
-    """The list with the layers at places low .. high merged to one layer."""
+    """The list in which the layers at places low .. high are merged to one layer."""
     base, *others = stack[low:high + 1]
     if merge == "as_released":
-        # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, with the W_l of the moment: the result is W_{l+m}
+        # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, with the current W_l: the result is W_{l+m}
         shares = stack[high].shares
     else:
         # W_l + sum_{k=1..m} (W_{l+k} - W_l) = (1 - m) W_l + sum_k W_{l+k}
@@ -108,7 +110,7 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
 
 def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int, rounds: int,
             jump: str) -> tuple[Stack, dict[str, Any]]:
-    """The remaining layers after about `wanted` of `count` are removed, and how they were found."""
+    """The remaining layers after about `wanted` of `count` layers are removed, and how they were found."""
     low, high, best, ended = -1.0, 1.0, -1.0, "rounds"
     stacks: list[tuple[float, Stack]] = []
     while len(stacks) < rounds:
@@ -126,7 +128,7 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
             best, low = threshold, walk.accepted
         else:
             high = walk.refused
-    # no whole walk merges anything if the released window reaches the first layer at every threshold
+    # if the released window reaches the first layer at every threshold, no walk merges any layers
     if jump == "whole" and (found := [one for one in stacks if len(one[1]) < count]):
         threshold, stack = min(found, key=lambda one: (abs(count - len(one[1]) - wanted), -len(one[1])))
         return stack, _how(threshold, ended, stacks, count)
@@ -138,20 +140,20 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
 
 
 def _how(threshold: float, ended: str, stacks: list[tuple[float, Stack]], count: int) -> dict[str, Any]:
-    """How a walk was found: `exact`, or why no other was tried (`jump`, `rounds`), and (threshold, layers removed) of
-    all walks."""
+    """How a walk was found: `exact`, or why no other walk was tried (`jump`, `rounds`), and (threshold, removed layers)
+    of all walks."""
     return {"threshold": threshold, "ended": ended, "walks": [[tried, count - len(stack)] for tried, stack in stacks]}
 
 
 def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """What is merged, by name below the layer: weights and biases of its linear maps."""
+    """The merged parameters by name below the layer: weights and biases of its linear maps."""
     return {f"{name}.{which}": parameter for name, module in layer.named_modules() if is_linear(module)
             for which, parameter in module.named_parameters()}
 
 
 @contextmanager
 def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Give a layer other maps while the body runs; its own maps are kept and not copied."""
+    """Give a layer other maps while the body runs. Afterwards its own maps, which are not copied, are restored."""
     own = {name: parameter.data for name, parameter in layer.items()}
     for name, parameter in layer.items():
         parameter.data = tensors[name]
@@ -186,14 +188,15 @@ class Judge:
 
     def steps(self, stack: Stack) -> list[Step]:
         """The path through the layers of a shortened model."""
-        # only the maps of this candidate's merged layers stay in memory
+        # only the maps of this candidate's merged layers are kept in memory
         self._made = {layer: self._made.get(layer) or self.maps(layer) for layer in stack
                       if layer != plain(layer.base)}
         return [partial(self._run, layer.base, self._made[layer]) if layer in self._made else layer.base
                 for layer in stack]
 
     def cosine(self, stack: Stack) -> float:
-        """Mean over sequences of the cosine of the dense and shortened final states; each candidate is run once."""
+        """Mean over sequences of the cosine of the final states of the dense and the shortened model. Each candidate is
+        run once."""
         if stack not in self.known:
             start = next((place for place, layer in enumerate(stack) if layer != plain(place)), len(stack))
             h_STD = self.passes.run_batches(self.state(start), self.steps(stack)[start:], self.batch)
@@ -226,13 +229,14 @@ class Judge:
 
 def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, selection: Selection, *, device: str,
              dtype: str, rounds: int, jump: str, sequences: int, batch: int, seed: int) -> Composed:
-    """Merge layers by a walk that removes `selection.layers` layers, judged on some calibration sequences."""
+    """Merge layers by a walk that removes `selection.layers` layers. Candidates are judged on some calibration
+    sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:
         raise FitError(f"compose.sequences {sequences} of {hidden.sequences} leaves none to judge the "
                        "result, because other sequences judge the candidates; lower it or add calibration sequences")
     count, wanted = checkpoints.config_of(dense).num_hidden_layers, selection.layers
-    # this walk accepts every candidate, so no model is run
+    # this walk accepts every candidate, so it runs no model
     most = walked(walker, lambda _: 1.0, count, -1.0, count).reached
     if not 1 <= wanted <= most:
         raise FitError(f"{method}: {wanted} of {count} layers are to be removed, but these options remove 1 to "

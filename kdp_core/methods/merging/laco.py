@@ -1,8 +1,8 @@
 """LaCo, layer collapse (Yang et al. 2024, arXiv 2402.11187, Findings of EMNLP), without training.
 
 Layers l .. l+m are merged into layer l in a walk from high layers to low ones. The merge and the threshold are those
-of kdp_core.methods.merging._merge. The released code guards against a walk beyond the end of the shortened list, which
-cannot happen.
+of kdp_core.methods.merging._merge. The released code has a check against a walk beyond the end of the shortened list;
+such a walk cannot happen.
 """
 from collections.abc import Callable
 from functools import partial
@@ -28,18 +28,18 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
          dtype: str = "float32", merge: Merge = "paper", group: AtLeastTwo = 4, stride: Count = 2, lowest: Natural = 0,
          highest: Natural | None = None, rounds: Count = 12, jump: Jump = "whole", sequences: Count = 10,
          batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Collapse layers as LaCo does at the threshold that removes `selection.layers` of them.
+    """Merge layers as LaCo does, with the threshold that removes `selection.layers` layers.
 
     merge: `paper` adds the differences to the base layer before the merge; `as_released` gives the last layer's maps.
     group: the paper's C, number of layers that one merge turns into one; at least 2.
     stride: the paper's I, layers that the walk moves down after an accepted merge; after a refused one it moves 1.
-    lowest: the paper's L, the lowest layer that others are merged into.
+    lowest: the paper's L, the lowest layer into which other layers are merged.
     highest: the paper's H; the walk begins at H - C; null means the last layer, as in the released code.
     rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
     jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
         nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
         the number is met.
-    sequences: number of calibration sequences that candidates are judged on.
+    sequences: number of calibration sequences on which candidates are judged.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
     Raises FitError if the options do not fit the model, or if so many layers cannot be removed with them.

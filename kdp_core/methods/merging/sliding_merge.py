@@ -1,8 +1,9 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
-A window of layers grows downwards. It is merged when one more layer would make it fail. The merge and the threshold are
-those of kdp_core.methods.merging._merge. The released code has two more properties: a window that still grows when the
-walk passes the first layer is never merged (`merge: paper` merges it), and the weight of the differences is 1.
+A window of layers grows downwards. Its layers are merged when the window with one more layer would not pass the
+threshold. The merge and the threshold are those of kdp_core.methods.merging._merge. The released code has two more
+properties: a window that still grows when the walk passes the first layer is never merged (`merge: paper` merges it),
+and the weight of the differences is 1.
 """
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,8 @@ from kdp_core.states.hidden import HiddenStates
 def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, jump: Jump = "whole",
             sequences: Count = 10, batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Merge sliding windows at the threshold that removes `selection.layers`; the last layer is never in a window.
+    """Merge sliding windows with the threshold that removes `selection.layers` layers. The last layer is never in a
+    window.
 
     merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
         first layer; `as_released` gives the last layer's maps and does not merge that window.
@@ -28,7 +30,7 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
         nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
         the number is met.
-    sequences: number of calibration sequences that candidates are judged on.
+    sequences: number of calibration sequences on which candidates are judged.
     batch_sequences: sequences of a forward pass.
     seed: seed of the choice of sequences.
     Raises FitError if so many layers cannot be removed with these options.
@@ -48,7 +50,7 @@ def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge:
                 return merged(stack, low, high, merge), most
             low -= 1
         elif low + 1 < high:
-            # the next candidate is the single layer `low`; it changes nothing, so it passes and a new window grows
+            # the next candidate is the single layer `low`; it changes nothing, so it passes and starts a new window
             stack, high = merged(stack, low + 1, high, merge), low
         else:
             high, low = high - 1, low - 1
