@@ -17,7 +17,7 @@ configfile: "config.yaml"
 report: "rules/captions/workflow.rst"
 
 
-# `exec` replaces the shell by the script, so that signals reach the script and the job ends only with it
+# `exec` replaces the shell by the script, so that signals reach the script and the job ends when the script ends
 shell.prefix("set -euo pipefail; exec ")
 
 
@@ -67,9 +67,10 @@ rule all:
         "results/scores.csv",
         "results/summary.csv",
         "results/checked.txt",
-        # the dense scores are named here too, so that they run beside the extraction, before blocks are selected
+        # the dense scores are also named here, so that they run in parallel with the extraction, before blocks are
+        # selected
         dense_measured(),
-        # the scores are named here too, so that the blocks of all points are selected at the same time
+        # the scores are also named here, so that the blocks of all points are selected at the same time
         of_points("scores.json"),
         of_points("card.md"),
         theory_wanted(),

@@ -1,17 +1,17 @@
-"""The same sweep on this machine and on a Slurm of three nodes: are the bits equal, and how long does each run take?
+"""The same sweep on this machine and on a Slurm cluster of three nodes: are the bits equal, and how long are the runs?
 
 Both runs start from copies of one folder with the dense model, the calibration tokens and the evaluation tasks. Both
-end with the scores of every grid point. Every job has one thread, and all processes of both runs are held to the same
-cores, because the cluster (tests/cluster/cluster.py) is three nodes of one CPU each on this machine. So the cluster's
-extra time is the time that a cluster adds: the processes of Slurm and Snakemake around each job, its submission, and
-the wait until its end is known.
+end with the scores of every grid point. The cluster (tests/cluster/cluster.py) consists of three nodes of one CPU each
+on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same cores. So
+the extra time of the cluster's run is the time that a cluster adds: the processes of Slurm and Snakemake around each
+job, the submission of the job, and the wait until its end is known.
 
 <out>/cluster_sweep.json has the size of the sweep and
     seconds_local, seconds_cluster    wall time from the start of snakemake to its end
     ratio                             seconds_cluster / seconds_local
     files, different                  number of results compared; names of those that differ in more than seconds
-Each run has 9 GB and is deleted after the comparison, unless --keep is given.
-Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. It needs slurm-wlm and munge. By estimate it takes
+Each run needs 9 GB of disk and is deleted after the comparison, unless --keep is given.
+Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. It needs slurm-wlm and munge. The estimated time is
 25 minutes on two free cores.
 """
 import argparse
@@ -45,11 +45,11 @@ class Compared(NamedTuple):
     points: int
     """Points of the grid."""
     cores: int
-    """The cores to which both runs were held."""
+    """The cores to which both runs were restricted."""
     jobs: int
     """Jobs of snakemake in each run."""
     slurm_jobs: int
-    """Jobs of Slurm: fewer than `jobs`, since small jobs are submitted together."""
+    """Jobs of Slurm: fewer than `jobs`, because small jobs are submitted together."""
     nodes: int
     """Nodes that ran a job."""
     seconds_local: float
@@ -61,12 +61,15 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Wall time of the cluster's run over that of the local run."""
+        """Wall time of the cluster's run divided by that of the local run."""
         return self.seconds_cluster / self.seconds_local
 
 
 def sweep_config() -> dict[str, Any]:
-    """The default config with the keys of configs/cluster_sweep.yaml, merged as snakemake does; one download cache."""
+    """The default config, with configs/cluster_sweep.yaml merged as snakemake does.
+
+    Both runs share one download cache.
+    """
     config, own = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
                    for name in ("config.yaml", "configs/cluster_sweep.yaml"))
     update_config(config, own)
@@ -77,19 +80,19 @@ def compare(start: Sweep, cluster: Cluster, cores: int, keep: bool = False) -> C
     """Run the sweep of `start` on this machine and on the cluster, in two folders beside its own."""
     start.run(*_given(start.config), "--cores", str(cores))
     here, there = (_run(start, name, on, cores, keep) for name, on in (("local", None), ("cluster", cluster)))
-    # read now: the controller remembers jobs for ten minutes only
+    # read now, because the controller remembers jobs for only ten minutes
     nodes = {fields["NodeList"] for fields in cluster.jobs().values() if fields["WorkDir"] == str(there.folder)}
     return Compared(len(grid.points(start.config)), cores, here.jobs, there.said.count("SLURM jobid"), len(nodes),
                     here.seconds, there.seconds, len(here.bits | there.bits), different(here.bits, there.bits))
 
 
 def different(here: dict[str, list], there: dict[str, list]) -> list[str]:
-    """Names of the results that differ between the runs, or that only one run has."""
+    """Names of the results that differ between the runs or exist in only one run."""
     return sorted(name for name in here | there if here.get(name) != there.get(name))
 
 
 def _given(config: dict[str, Any]) -> list[str]:
-    """The files and folders that both runs start from."""
+    """The files and folders from which both runs start."""
     calibrated = grid.calibrated(config)
     return [*(f"results/{model}/dense" for model, _ in calibrated),
             *(f"results/{model}/{calib}/tokens.safetensors" for model, calib in calibrated), "results/tasks"]
@@ -126,7 +129,7 @@ def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: boo
 
 @contextmanager
 def held_to(cores: int) -> Iterator[None]:
-    """Hold this process, and all processes that it starts meanwhile, to so many cores."""
+    """Restrict this process, and all processes that it starts meanwhile, to this number of cores."""
     before = os.sched_getaffinity(0)
     if len(before) < cores:
         raise SystemExit(f"--cores {cores}: this process may use {len(before)} cores; give {len(before)} at most")

@@ -1,25 +1,25 @@
 """Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
 
-One layer at a time of the embedded model is replaced by a stand-in with a skip path, which is fitted in closed form on
-the dense model's states. The stand-ins differ in the dictionary beside their linear part:
+In the embedded model, one layer at a time is replaced by a stand-in with a skip path. The stand-in is fitted in closed
+form on the dense model's states. Stand-ins differ in the dictionary, which is added to their linear part:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
     rff learned          the same, with frequencies and phases learned against the held-out decode error
     neurons              neurons of the layer's own MLP, chosen by the optimal brain surgeon
     neurons at random    neurons drawn from the same MLP
-For reference stands KDP's own form (ICLR 2026): 2m features that must rebuild the whole state, without skip path or
-linear part, decoded by ridge regression. Its frequencies are as drawn (`kdp, epochs 0`) or learned by equation 5.
+KDP's own form (ICLR 2026) serves as a reference: 2m features that must rebuild the whole state, without skip path or
+linear part, decoded by ridge regression. The frequencies are as drawn (`kdp, epochs 0`) or learned by equation 5.
 
 The columns of the table are
     error         relative squared error of the layer's last state on held-out sequences, massive tokens left out
                   (1 is as good as the constant mean)
-    of_linear     that error over the error of the linear part on the same sequences
-    missed        share of the layer's step that is missed on held-out tokens, weighted as in the fit
+    of_linear     that error divided by the error of the linear part on the same sequences
+    missed        share of the layer's step that the stand-in misses on held-out tokens, weighted as in the fit
     kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
-Standard errors are over sequences; those of `of_linear` are paired. The figure shows random features at the width that
-turns out best, so learning is compared with more than could be known beforehand. Neurons are chosen among those of the
-next larger set. The command writes dictionaries.csv, .png and .pdf to results/benchmarks after each layer. By estimate
-it takes half an hour on one core.
+Standard errors are over sequences; those of `of_linear` are paired. The figure shows random features at the width with
+the lowest error on the held-out sequences. The best width is not known beforehand, so these errors
+are optimistic. Neurons are chosen from the next larger set of neurons. The command writes dictionaries.csv, .png and .pdf
+to results/benchmarks after each layer. The estimated time is half an hour on one core.
 """
 import argparse
 import logging
@@ -54,7 +54,7 @@ KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff
 
 
 class Layer(NamedTuple):
-    """The states of one layer, and what its stand-ins are fitted and judged with."""
+    """The states of one layer, and the data by which its stand-ins are fitted and judged."""
     number: int
     passes: Passes
     h_STD: Tensor
@@ -72,7 +72,7 @@ class Layer(NamedTuple):
         return self.number, self.number + 1
 
     def closed_form(self, dictionary: dictionaries.Dictionary | None, entries: int) -> Module:
-        """The stand-in with this dictionary; of its entries, so many are kept."""
+        """The stand-in with this dictionary, of which `entries` entries are kept."""
         return closed_form.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
                                         self.fit._replace(entries=entries))
 
@@ -86,19 +86,19 @@ class Layer(NamedTuple):
 class Judged(NamedTuple):
     """Sums of squares over the held-out tokens of each sequence, and the divergence of each sequence."""
     missed_S: Tensor
-    """Of the error of the stand-in."""
+    """Squares of the error of the stand-in."""
     spread_S: Tensor
-    """Of the distance from the mean of all tokens."""
+    """Squares of the distance from the mean of all tokens."""
     weighted_S: Tensor
-    """As missed_S, each token over the squared norm of its last state."""
+    """As missed_S, but each token is divided by the squared norm of its last state."""
     step_S: Tensor
-    """Of what the layer adds, weighted as weighted_S."""
+    """Squares of what the layer adds, weighted as in weighted_S."""
     kl_S: Tensor
-    """Nats per token; empty if outputs are not compared."""
+    """Divergence in nats per token; empty if outputs are not compared."""
 
 
 def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
-    """Name, entries and kernel width in median distances of each dictionary, with its stand-in; each fitted in turn."""
+    """Name, entries, kernel width (in median distances) and stand-in of each dictionary, fitted one after the other."""
     options = layer.options
     yield "none", 0, math.nan, layer.closed_form(None, 0)
     for name, kind, scales in (("rff", "rff", options.scales), ("rff learned", "rff_learned", options.learned_scales)):
@@ -178,7 +178,10 @@ def measure(layer: Layer) -> list[dict[str, Any]]:
 
 
 def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for KDP's step 1 with frequencies as drawn, and one after --kernel-epochs epochs, both decoded by ridge."""
+    """A row for KDP's step 1 with frequencies as drawn, and a row after --kernel-epochs epochs.
+
+    Both are decoded by ridge regression.
+    """
     rows, D = [], states_of.width
     for epochs in sorted({0, options.kernel_epochs}):
         began = time.perf_counter()
@@ -193,15 +196,15 @@ def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Name
 
 
 def panels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are drawn: random and learned features at their best width only."""
+    """The rows that are drawn; random and learned features only at their best width."""
     drawn = table[table["dictionary"].isin(KINDS)]
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
 
 
 def draw(table: pd.DataFrame) -> style.Drawn:
-    """Error over the linear part's error, against the parameters of the stand-in: log axes, a panel for each layer.
+    """Error divided by the linear part's error, against the stand-in's parameters; log axes, a panel for each layer.
 
-    KDP's own form lies far above all others, so its error is written into the panel.
+    The error of KDP's own form is far above all others, so it is written into the panel as a number.
     """
     drawn = panels(table)
     layers = list(dict.fromkeys(drawn["layer"]))
@@ -277,7 +280,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     known = range(len(passes.layers))
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
-    # the split of the fits, so that KDP's own form is judged on the same sequences
+    # the same split as in the fits, so that KDP's own form is judged on the same sequences
     heldout, train = block.split(states_of.sequences, options.heldout, options.seed)
     fit = dictionaries.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)

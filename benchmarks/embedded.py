@@ -1,6 +1,6 @@
 """The embedded model and its texts: every benchmark fetches, checks and converts them through this module.
 
-This is no command. The entries that it reads are those of the default config.yaml.
+This module is not a command. It reads the entries of the default config.yaml.
 """
 import logging
 import sys
@@ -44,7 +44,7 @@ def documents(name: str, config: dict[str, Any]) -> list[str]:
 
 def calibration_tokens(dense: Path, config: dict[str, Any], *, sequences: int | None = None,
                        seed: int | None = None, vocabulary: int | None = None) -> Tokens:
-    """The sequences of the default calibration set, or `sequences` of each of its texts, drawn by its seed or `seed`.
+    """The sequences of the default calibration set, or `sequences` of each of its texts; drawn by its seed or `seed`.
 
     Token ids are checked against `vocabulary` if it is given.
     """
@@ -56,7 +56,7 @@ def calibration_tokens(dense: Path, config: dict[str, Any], *, sequences: int | 
 
 
 def log_to_stderr() -> None:
-    """Send the messages of the benchmark and the library to stderr, without those of the packages that they use."""
+    """Send the messages of the benchmark and the library to stderr, but not those of the packages that they use."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     for name in ("lm_eval", "httpx", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)

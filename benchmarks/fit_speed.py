@@ -1,19 +1,19 @@
-"""How soon closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
+"""The time after which closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
 
 All fits run in one process, one after the other, on one block of the embedded model. They read the same states and hold
-out the same sequences. They are
+out the same sequences. The fits are
 (1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 of step 2), read to the letter,
     and as we read it (kernel width from the median distance, step 2 on standardised features);
 (2) the fits of FITS.
-All are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass the
-stand-in (an error of 1 is as good as the constant mean). The clock favours the recipe: for the recipe only the epochs
-of training count, for the other fits everything counts, also reading the states and judging.
+All fits are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass
+the stand-in (an error of 1 is as good as the constant mean). The measured time favours the recipe: for the recipe only
+the epochs of training count. For the other fits everything counts, including reading the states and judging.
 
-A recipe decodes no state before step 1 ends, so its curve begins there. The dashed curve is the error of a ridge
-regression that decodes the features of step 1; it is judged every few epochs, outside the time of the recipe.
+A recipe decodes no state before step 1 ends, so its curve begins at the end of step 1. The dashed curve is the error of
+a ridge regression that decodes the features of step 1; it is judged every few epochs, outside the time of the recipe.
 
 The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (which fit reaches which error at
-what time) to results/benchmarks. By estimate it takes an hour on two cores; `--epochs 3` shows all parts in three
+what time) to results/benchmarks. The estimated time is an hour on two cores; `--epochs 3` runs all parts in three
 minutes.
 """
 import argparse
@@ -48,7 +48,7 @@ HIDDEN = embedded.ROOT / "results/smollm2-135m/news/hidden.zarr"
 DENSE = embedded.ROOT / "results/smollm2-135m/dense"
 CLOSED = "closed form"
 NEAR = 1.05
-"""A recipe is near its best error once its error is within this factor of it."""
+"""A recipe is near its best error if its error is at most this factor times the best error."""
 
 
 class Recipe(NamedTuple):
@@ -96,7 +96,7 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
     """Both steps of one reading: a row for each epoch, seconds since step 1 began. A failed step ends the curve."""
     recipe, rows = RECIPES[name], []
     try:
-        # a collapsed kernel does not stop the run here, so that the curve shows it
+        # a collapsed kernel does not stop the run here, so that the curve shows the collapse
         first = kernel.fit(states_of, block, **{
             "features": options.features, "epochs": options.epochs, "decode_every": options.decode_every,
             "seed": options.seed, "collapse_variance": 0.0, **recipe.kernel})
@@ -121,17 +121,17 @@ def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
 
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
-    """The error if the block is removed and nothing replaces it: the first state in the place of the last."""
+    """The error if the block is removed and not replaced: the first state is used in place of the last."""
     split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     return relative_error(*split.tokens(split.heldout))
 
 
 def compare(curves: pd.DataFrame) -> pd.DataFrame:
-    """Each recipe beside each closed-form fit: its best error, when, and how many times sooner the fit is there.
+    """Each recipe beside each closed-form fit: its best error, the time to it, and how many times faster the fit is.
 
     Step `inverse` is the whole recipe; step `kernel` is its step 1 decoded by ridge, at no cost in time. A speed-up is
     NaN if the fit does not reach the recipe's best error. `speedup_near` compares with the first epoch whose error is
-    within 5 % of the recipe's best; the fit must still reach the best.
+    within 5 % of the recipe's best error; the fit must still reach the best error.
     """
     rows = []
     for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):
@@ -174,7 +174,7 @@ def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
 
 
 def make_states(block: Block, dense: Path, folder: Path, sequences: int | None = None) -> HiddenStates:
-    """The block's states on the default calibration set, or on so many sequences of each of its texts."""
+    """The block's states on the default calibration set, or on `sequences` sequences of each of its texts."""
     tokens = embedded.calibration_tokens(dense, embedded.default_config(), sequences=sequences)
     hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr",
                    layers=list(range(block[0], block[1] + 1)))

@@ -1,16 +1,17 @@
 """Will a pruned model still generate? Statistics and measured generation of pruned models: benchmarks/generation.py.
 
-Each row prunes the model by one method to one ratio, measures single-step statistics on a few windows of text (nothing
-is generated for them), and then what the model generates, on other text:
+For each row, the model is pruned by one method to one ratio. Single-step statistics are measured on a few windows of
+text, for which nothing is generated. Then the generated text is measured, on other prompts:
     agreement, divergence, repetition    greedy continuations of web text beside those of the dense model
     lambada                              the last word of passages as greedy text
     rouge1                               greedy summaries of XSum's news stories
     gsm8k                                only with --gsm8k, and only if the dense model solves some of it
-With --choices it also compares the probabilities of multiple-choice items over all tokens with those over their
-candidates. The data are real sets in a local folder (--data), calib/ and eval/, as for retention.py.
+With --choices, the command also compares the probabilities of multiple-choice items over all tokens with the
+probabilities over the candidates. The data are real sets in a local folder (--data), with subfolders calib/ and eval/
+as for retention.py.
 
-The command prints its plan first (--plan prints no more than that). A row is written to <out>/generation/ as soon as it
-is measured, and no row is measured twice, so that the run can be stopped, continued and split by --rows and --ratios:
+The command prints its plan first (--plan only prints the plan). A row is written to <out>/generation/ as soon as it is
+measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios:
     <out>/generation.csv             a row for each model, method and ratio
     <out>/generation_choices.csv     a row for each of these and each multiple-choice task, with --choices
 `python benchmarks/generation_page.py` fits the predictor to the table that is kept in docs/data/.
@@ -60,15 +61,15 @@ VARIANTS: dict[str, Variant] = {
     "slimgpt": Variant("slimgpt", 3, {}),
     "deepest": Variant("deepest", 3, {}),
 }
-"""Rows whose fit takes seconds to a minute; kinds of damage alternate, so that a run that is cut short has several."""
+"""Rows whose fit takes seconds to a minute; kinds of damage alternate, so that a stopped run has several kinds."""
 CHOICES = ("piqa", "arc_easy", "copa")
 """Multiple-choice tasks of --choices."""
 SKILLED = 2.0
-"""GSM8K counts if the dense model's score lies above 0 by so many standard errors."""
+"""GSM8K counts if the dense model's score is above 0 by at least this number of standard errors."""
 
 
 class Sizes(NamedTuple):
-    """How much is measured on each row."""
+    """The amount of text and items that is measured for each row."""
     windows: int = 6
     """Windows of encyclopedia text for the statistics."""
     prompts: int = 8
@@ -80,7 +81,7 @@ class Sizes(NamedTuple):
     passages: int = 20
     """Passages of LAMBADA."""
     passage_words: int = 60
-    """Most words of a passage; longer ones are left out."""
+    """Largest number of words of a passage; longer passages are left out."""
     stories: int = 4
     story_tokens: int = 96
     """Tokens of a story, without the question."""
@@ -92,7 +93,7 @@ SIZES = Sizes()
 
 
 class Asked(NamedTuple):
-    """What all rows are measured on, in tokens of the model."""
+    """The text and items on which all rows are measured, in tokens of the model."""
     windows_ST: torch.Tensor
     prompt_BT: torch.Tensor
     passages: list[str]
@@ -101,16 +102,16 @@ class Asked(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """The dense model and what it says."""
+    """The dense model and its continuations."""
     name: str
     setup: Setup
     model: torch.nn.Module
     tokenizer: Any
     asked: Asked
     h_STD: torch.Tensor
-    """Its last states on the windows."""
+    """The dense model's last states on the windows."""
     said_BG: torch.Tensor
-    """Its continuations."""
+    """The dense model's continuations."""
     choices: list[candidates.Read]
     scores: dict[str, Any]
 
@@ -136,7 +137,7 @@ def asked_of(dense: Path, options: argparse.Namespace) -> Asked:
 
 
 def generated(model: torch.nn.Module, dense: Dense, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What a model generates."""
+    """The text that a model generates, and its measures."""
     sizes = options.sizes
     said_BG = generation.greedy(model, dense.asked.prompt_BT, sizes.steps)
     found: dict[str, Any] = generation.text_measures(said_BG, dense.said_BG)
@@ -157,7 +158,7 @@ def gsm8k(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
 
 
 def prepare(name: str, options: argparse.Namespace) -> Dense:
-    """The dense model and what it says, which is kept."""
+    """The dense model and its continuations, which are kept on disk."""
     folder = options.out / "generation" / name
     config = yaml.safe_load((embedded.ROOT / retention.MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
@@ -214,7 +215,7 @@ def row_path(folder: Path, name: str, ratio: float) -> Path:
 # What comes of it -----------------------------------------------------------------------------------------------------
 
 def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a row in the table, with its losses."""
+    """The row of the table for a measured row, with its losses."""
     known = {key: value for key, value in row.items() if key not in ("choices", "sizes", "text")}
     if "refused" in row:
         return known

@@ -3,7 +3,7 @@
 From docs/data/generation.csv and generation_choices.csv, which generation.py wrote, it makes
     kdp_core/study/expect.json      the predictor that comes with the library, with its provenance
     docs/choosing.md                the tables between `<!-- NAME -->` and `<!-- end of NAME -->`
-    docs/images/generation.png      predictions for left-out methods beside what was measured
+    docs/images/generation.png      predictions for left-out methods beside the measured losses
     docs/images/choices.png         multiple-choice items over all tokens and over their candidates
 """
 import hashlib
@@ -38,14 +38,14 @@ def rows() -> pd.DataFrame:
 
 
 def predictor(frame: pd.DataFrame) -> Predictor:
-    """The predictor of the rows, with its provenance."""
+    """The predictor that is fitted to the rows, with its provenance."""
     digest = hashlib.sha256((DATA / "generation.csv").read_bytes()).hexdigest()
     return expect.fit(frame, {"command": COMMAND, "file": "docs/data/generation.csv", "sha256": digest,
                               "scikit-learn": importlib.metadata.version("scikit-learn")})
 
 
 def table_losses(frame: pd.DataFrame, found: Predictor) -> str:
-    """The validation of each loss, beside the best statistic alone and the chain, which nothing is fitted for."""
+    """The validation of each loss, beside the best single statistic and the chain, which needs no fit."""
     lines = ["| loss | rank correlation, method left out | 95 % interval | mean error (points) | 9 of 10 within "
              "(points) | best statistic alone |", "|---|---|---|---|---|---|"]
     for name, own in found.validation.items():
@@ -57,7 +57,7 @@ def table_losses(frame: pd.DataFrame, found: Predictor) -> str:
 
 
 def table_rows(frame: pd.DataFrame) -> str:
-    """The measured rows with their prediction, the least damaged first."""
+    """The measured rows with their predictions; the least damaged row is first."""
     lines = ["| method | ratio | KL (nats) | other likeliest token (%) | same tokens (%) | LAMBADA | ROUGE-1 "
              "| repeated (%) | loss (%) | predicted (%) |", "|---|---|---|---|---|---|---|---|---|---|"]
     shown = frame.assign(predicted=expect.left_out(frame, "quality")).sort_values("loss_quality")
@@ -83,7 +83,7 @@ def table_choices(choices: pd.DataFrame) -> str:
 
 
 def written(page: str, tables: dict[str, str]) -> str:
-    """The page with these tables. A page without the two marker lines of one raises ValueError."""
+    """The page with these tables. A page without the two marker lines of a table raises ValueError."""
     for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         if not marked.search(page):
@@ -101,7 +101,7 @@ def tables() -> dict[str, str]:
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, Any]:
-    """What the page says of the rows in words."""
+    """The statements of the page about the rows, in words."""
     own, left = expect.own_predictor(), expect.left_out(frame, "quality")
     chain = expect.chain(frame["disagreement"].to_numpy(float), STEPS)
     misses = (left - frame["loss_quality"]).abs()

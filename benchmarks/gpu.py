@@ -1,8 +1,9 @@
-"""The GPU table: every stage of KDP on LLaMA-2-7B's shape beside its floor, in one call: `python benchmarks/gpu.py`.
+"""The GPU table: every stage of KDP on LLaMA-2-7B's shape beside its least time: `python benchmarks/gpu.py`.
 
-The model has random weights, so nothing is downloaded; speed does not depend on weights. Beside this repository the
-command needs torch, transformers, safetensors and zarr. It prints each section as soon as it is measured, and it
-begins none after --limit seconds; a section that fails is reported and the next one begins. The sections:
+The model has random weights, so nothing is downloaded; speed does not depend on weights. In addition to this
+repository, the command needs torch, transformers, safetensors and zarr. It prints each section as soon as it is
+measured, and begins no section after --limit seconds. If a section fails, the failure is reported and the next section
+begins. The sections are:
 
     extraction    hidden states to Zarr, beside the bare forward pass; also as a share of the limit of matrix products
     cka           linear CKA of all pairs of states, beside the limit and beside feature-space Gram matrices
@@ -11,8 +12,8 @@ begins none after --limit seconds; a section that fails is reported and the next
     models        dense, folded and removed models: prefill beside the limit, decoding (CUDA graph) beside the time to
                   read the weights, at batch 1 and 32
 
-`--device cpu --shape tiny` runs all sections on a made-up tiny model, which is what the test does. The command has not
-run on a GPU yet.
+`--device cpu --shape tiny` runs all sections on a tiny random model, as the test does. The command has not run on a GPU
+yet.
 """
 import argparse
 import logging
@@ -45,7 +46,7 @@ logger = logging.getLogger("gpu")
 
 
 def extraction(bench: Bench) -> list[Row]:
-    """All states of all sequences, which are then what the fits read, and the bare pass."""
+    """Extract all states of all sequences, which the fits then read, beside the bare forward pass."""
     tokens, path = bench.tokens, bench.folder / "hidden.zarr"
 
     @torch.inference_mode()
@@ -92,7 +93,7 @@ def cka(bench: Bench) -> list[Row]:
 
 
 def kdp(bench: Bench) -> list[Row]:
-    """One epoch of each step on every block; the sum over blocks stands beside the limit in float32."""
+    """One epoch of each step on every block; the sum over blocks is compared with the limit in float32."""
     F, D, N = bench.shape.features, bench.config.hidden_size, bench.tokens.ids_ST.numel()
     fitted: list[Any] = []
 
@@ -142,7 +143,7 @@ def joint(bench: Bench) -> Row:
     bench.model.requires_grad_(False)
     stand_ins = torch.nn.ModuleList(built(module) for module in modules).to(bench.device)
     path, which = path_of(modules, list(stand_ins), first, last), torch.arange(shared.BATCH)
-    # the last state stands for that before the first block: the speed is the same
+    # the last state is used for the state before the first block, because the speed is the same
     data = _outputs.Data(bench.states.state(first)[:8], bench.states.state(last)[:8], bench.tokens.ids_ST[:8])
     adam, generator = torch.optim.Adam(stand_ins.parameters(), lr=1e-6), torch.Generator().manual_seed(0)
     start_BTD, final_BTD = (states[which].to(bench.device, bench.dtype) for states in data[:2])

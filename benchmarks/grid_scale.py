@@ -1,7 +1,7 @@
 """The time and memory that Snakemake needs to plan grids of 100, 1,000 and 10,000 jobs, by a dry run of each.
 
-The model of a grid is never loaded; its variants, ratios and K_max are as many as give that number of jobs. Nothing is
-built, so the jobs that follow from the choice of blocks (steps, diagnoses, figures) are not counted.
+The model of a grid is never loaded. The numbers of variants, ratios and K_max are chosen so that they give the number
+of jobs. Nothing is built, so jobs that follow from the choice of blocks (steps, diagnoses, figures) are not counted.
 Run: python benchmarks/grid_scale.py [--jobs 100 1000 10000] [--out FILE]
 """
 import argparse
@@ -28,19 +28,19 @@ JOBS_A_POINT = 4
 
 
 class Planned(NamedTuple):
-    """What one dry run planned and took."""
+    """The jobs, time and memory of one dry run."""
     points: int
     jobs: int
     seconds: float
     """Wall time."""
     cpu_seconds: float
-    """Time of the processor: the wall time on a machine that does nothing else."""
+    """Processor time, which is the wall time on a machine without other work."""
     peak_mib: float
     """Peak resident memory over all dry runs so far; the system counts it for all child processes together."""
 
 
 def config_of(jobs: int) -> dict[str, Any]:
-    """A grid of about so many jobs: its variants stand on methods of the embedded config, each under its own name."""
+    """A grid of about `jobs` jobs; its variants are based on methods of the embedded config and have own names."""
     points = max(1, jobs // JOBS_A_POINT)
     variants = max(1, round(points / POINTS_A_VARIANT))
     bases = ("kdp", "linear", "remove", "linear_sequential")
@@ -75,7 +75,7 @@ def _cpu_seconds() -> float:
 
 
 def table(rows: Sequence[Planned]) -> str:
-    """The dry runs as a Markdown table, one row each."""
+    """The dry runs as a Markdown table, with one row for each run."""
     head = ["grid points", "jobs", "dry run, s", "its CPU time, s", "ms CPU a job", "peak memory, MiB"]
     body = [(None, [f"{row.points:,}", f"{row.jobs:,}", f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}",
                     f"{1000 * row.cpu_seconds / row.jobs:.1f}", f"{row.peak_mib:,.0f}"]) for row in rows]

@@ -2,15 +2,15 @@
 
 The comparison runs on the embedded model at ratios 0.10 and 0.25. Every method is fitted on the same calibration tokens
 (news), folded, and scored on the same held-out news as in quality.py, and on real benchmark sets if a folder of them is
-given (--data). Each variant is measured in a process of its own, so the peak of its memory is its own. If a method
-cannot reach a ratio, or refuses the model, its row has the reason in the place of the numbers. Methods that set weights
-to zero form the group `zeros`: they save neither memory nor time without sparse kernels.
+given (--data). Each variant is measured in a process of its own, so that its peak memory is measured alone. If a method
+cannot reach a ratio or refuses the model, its row has the reason instead of the numbers. Methods that set weights to
+zero form the group `zeros`: without sparse kernels they save neither memory nor time.
 
---jobs methods are measured at once (two unless set), each on its share of the cores; so the seconds are those of a
-variant with another one beside it. The ratios of a method follow one another, since they share its search and the fits
-of equal blocks. A row is written to <out>/methods/ as soon as its variant is measured, and no variant is measured
-twice. So the run can be stopped and continued, or split by --ratios or --methods. The table <out>/methods.csv has the
-columns of quality.csv and
+--jobs methods are measured at the same time (default: two), each on its share of the cores. So the seconds are those of
+a variant while another variant runs. The ratios of a method are measured one after the other, because they share the
+search and the fits of equal blocks. A row is written to <out>/methods/ as soon as its variant is measured, and no
+variant is measured twice. So the run can be stopped and continued, or split by --ratios or --methods. The table
+<out>/methods.csv has the columns of quality.csv and
     fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model included (Linux
                     only)
     group           `params`, or `zeros`
@@ -42,10 +42,11 @@ logger = logging.getLogger("methods")
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     **{name: {"block": CKA} for name in ("remove", "linear", "linear_sequential", "linear_prefix")},
     "kdp": KDP, "kdp_residual": RESIDUAL,
-    # SLEB's own code reads about 10,000 tokens for each candidate; here it reads 2,048, as kdp_residual's search does
+    # SLEB's own code reads about 10,000 tokens for each candidate; here it reads 2,048 tokens, as in kdp_residual's
+    # search
     "sleb": {"search": {"sequences": 16}},
     "streamline": {"compose": {"epochs": 5}}, "streamline_relative": {"compose": {"epochs": 5}},
-    # the paper draws 1,000 times
+    # the paper uses 1,000 draws
     "ziplm": {"compose": {"draws": 100}},
 }
 """The options of a method that differ from its defaults, for a run on a CPU."""
@@ -53,7 +54,7 @@ VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.g
 
 
 def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> None:
-    """Fit, fold and score one variant; if --tuned names it, its fine-tuned variant too."""
+    """Fit, fold and score one variant, and its fine-tuned variant if --tuned names the method."""
     at = folder_of(name, ratio, setup, options)
     row, real = protocol.row_path(at), ratio in options.data_ratios
     about: dict[str, Any] = {"method": name, "ratio": ratio, "seed": options.seed}
@@ -66,7 +67,7 @@ def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
         logger.warning("%s at %g: %s", name, ratio, refusal)
         store.write_json(row, {**about, "refused": str(refusal)})
         return
-    # not ru_maxrss: in a child process it begins at the peak of the parent
+    # ru_maxrss is not used, because in a child process it begins at the peak of the parent
     about |= {"search_seconds": search_seconds, "fit_peak_mib": efficiency.resident_mib("VmHWM")}
     if not row.exists():
         store.write_json(row, {**about, **described(pruned), "fit_seconds": seconds,
@@ -80,19 +81,19 @@ def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
 
 
 def folder_of(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> Path:
-    """The folder in which a variant is made; its row lies beside it."""
+    """The folder in which a variant is made; the file of its row is next to this folder."""
     return setup.folder / "rows" / f"seed{options.seed}-{name}-r{ratio:g}"
 
 
 def described(pruned: PrunedFacts) -> dict[str, Any]:
-    """The columns that tell what a variant removed, and from where."""
+    """The columns that say what a variant removed, and from which layers."""
     return {**protocol.counted(pruned), "group": "zeros" if pruned.params_zeroed else "params",
             "blocks": " ".join([*(f"{start}-{stop}" for start, stop in pruned.blocks),
                                 *(f"{layer}:{part}" for layer, part in pruned.parts)])}
 
 
 def missing(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> bool:
-    """Whether a variant, or the fine-tuned one that --tuned asks for, is still to be measured."""
+    """Whether a variant, or the fine-tuned variant that --tuned asks for, is not measured yet."""
     at = folder_of(name, ratio, setup, options)
     row = protocol.row_path(at)
     if not row.exists():
@@ -101,12 +102,12 @@ def missing(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
 
 
 def left(names: Sequence[str], setup: Setup, options: argparse.Namespace) -> list[tuple[str, float]]:
-    """The methods and ratios that are still to be measured."""
+    """The methods and ratios that are not measured yet."""
     return [(name, ratio) for name in names for ratio in options.ratios if missing(name, ratio, setup, options)]
 
 
 def apart(name: str, words: Sequence[str], setup: Setup, options: argparse.Namespace) -> None:
-    """Measure what is left of a method, each ratio in a process of its own; each process writes the table too."""
+    """Measure the remaining ratios of a method, each in a process of its own; each process also writes the table."""
     for _, ratio in left([name], setup, options):
         subprocess.run([sys.executable, __file__, *words, "--methods", name, "--ratios", f"{ratio:g}"], check=True,
                        stdout=subprocess.DEVNULL)
@@ -134,7 +135,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Measure what is not on disk, write the table and print it."""
+    """Measure the variants that are not on disk, write the table and print it."""
     options = arguments(given)
     setup = protocol.prepare(options.out / "methods", options)
     protocol.calibrate(setup, options.seed, options.sequences)
@@ -148,7 +149,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
             for done in as_completed([pool.submit(apart, name, words, setup, options) for name in options.methods]):
                 done.result()
         finally:
-            # after a fault no further method is begun
+            # after an unexpected error no further method is begun
             pool.shutdown(cancel_futures=True)
     frame = write(setup, options)
     print(frame[["method", "ratio", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds",
@@ -157,7 +158,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def write(setup: Setup, options: argparse.Namespace) -> pd.DataFrame:
-    """Write the table of all rows so far; it has the same columns whatever has been measured."""
+    """Write the table of all rows so far; its columns do not depend on what has been measured."""
     frame = protocol.table(setup.folder, options.out / "methods.csv", list(VARIANTS))
     for name in ("fit_peak_mib", "group", "refused"):
         frame[name] = frame.get(name)

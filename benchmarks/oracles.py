@@ -1,13 +1,13 @@
-"""Published selections of layers, made again and compared: `python benchmarks/oracles.py --help`.
+"""Repeats published selections of layers and compares the results: `python benchmarks/oracles.py --help`.
 
 This command is for a machine that has one of the models, such as
 
     python benchmarks/oracles.py LLaMA-2-7B --model hf:meta-llama/Llama-2-7b-hf@main --text bookcorpus.txt \
         --device cuda --dtype float16
 
-Our method makes every published choice of that model (kdp_core.study.oracles) again, on a text with one document a
-line. The table says which share of the published layers it removes too, and whether the order is the same. Without
---text it reads the embedded news, on which no paper selected its layers.
+Our method repeats every published choice of that model (kdp_core.study.oracles), on a text with one document in each
+line. The table says which share of the published layers our method also removes, and whether the order is the same.
+Without --text, the command reads the embedded news, on which no paper selected its layers.
 """
 import argparse
 import logging
@@ -36,7 +36,7 @@ def documents(options: argparse.Namespace) -> list[str]:
 
 
 def check(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Make each published choice of the model again; the table has a row for each."""
+    """Repeat each published choice of the model; the table has a row for each choice."""
     path = embedded.fetch({"source": options.model, "sha256": None}, embedded.default_config())
     facts = checkpoints.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
     tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"),

@@ -1,6 +1,6 @@
-"""What the comparisons of methods share: calibration by seed, the search and the fit of a variant, and its scores.
+"""The common parts of the comparisons of methods: calibration by seed, search and fit of a variant, and its scores.
 
-This is no command. quality.py and methods.py import it, so both measure on the same tokens, text and tasks.
+This module is not a command. quality.py and methods.py import it, so both measure on the same tokens, text and tasks.
 """
 import argparse
 import logging
@@ -69,7 +69,7 @@ class Calibrated(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What all variants of a comparison share."""
+    """The data that all variants of a comparison share."""
     folder: Path
     dense: Path
     facts: ModelFacts
@@ -95,7 +95,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Setup:
-    """The dense model, the tasks and the dense model's scores; each is made once."""
+    """The dense model, the tasks and the dense model's scores; each of these is made once."""
     torch.set_num_threads(options.threads)
     config = embedded.default_config()
     dense, facts = embedded.dense_model(folder, config)
@@ -189,19 +189,19 @@ def tuned(setup: Setup, calibrated: Calibrated, pruned: PrunedFacts, at: Path,
 
 
 def sample(tokens: Tokens, sequences: int) -> Tokens:
-    """The first sequences. Their order is random."""
+    """The first sequences; sequences are stored in random order."""
     return tokens._replace(ids_ST=tokens.ids_ST[:sequences], sources=tokens.sources[:sequences])
 
 
 class Judge(NamedTuple):
-    """The tasks that a checkpoint is scored on."""
+    """The tasks on which a checkpoint is scored."""
     folder: Path
     data: Path | None
     """Folder of the real benchmark sets; None without them."""
     limit: int
 
     def score(self, checkpoint: Path, real: bool) -> dict[str, Any]:
-        """Perplexity and accuracies as columns of a table; those of the real benchmarks with `real` alone."""
+        """Perplexity and accuracies as columns of a table; accuracies on the real benchmarks only with `real`."""
         chosen = Chosen(REAL, data=str(self.data), limit=self.limit) if real and self.data else None
         found = evaluate.evaluate(checkpoint, tasks=OWN_TASKS, chosen=chosen, task_folders=[self.folder], batch_size=8)
         own = found._replace(scores=[score for score in found.scores if score.task in OWN_TASKS])
@@ -215,7 +215,7 @@ def flat(scores: Scores, prefix: str) -> dict[str, Any]:
     accuracies = [score for score in accuracies if score.metric.startswith("acc")]
     found: dict[str, Any] = {
         f"{prefix}acc": 100 * sum(score.value for score in accuracies) / len(accuracies),
-        # tasks are independent samples, so the squared errors of a mean add up
+        # tasks are independent samples, so their squared errors are added
         f"{prefix}acc_stderr": 100 * sum((score.stderr or 0.0) ** 2 for score in accuracies) ** 0.5 / len(accuracies)}
     found |= {score.task: 100 * score.value for score in accuracies}
     found |= {name: value for score in scores.scores if score.task == "heldout_ppl" and score.metric == "ppl"
@@ -224,7 +224,7 @@ def flat(scores: Scores, prefix: str) -> dict[str, Any]:
 
 
 def counted(pruned: PrunedFacts) -> dict[str, Any]:
-    """The columns that tell what a variant removed."""
+    """The columns that say what a variant removed."""
     return {"params_removed": pruned.params_removed, "params": pruned.params_after,
             "layers_removed": pruned.layers_removed}
 
@@ -237,7 +237,7 @@ def row_path(at: Path, end: str = "") -> Path:
 
 
 def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
-    """All rows on disk below that of the dense model, written as CSV; `names` gives the order of the variants."""
+    """The dense model's row and all rows on disk, written as CSV; `names` gives the order of the variants."""
     dense = store.read_json(folder / "dense.json")
     rows = [store.read_json(row) for row in sorted((folder / "rows").glob("*.json"))]
     frame = pd.DataFrame([dense, *rows])

@@ -1,16 +1,16 @@
-"""Which method keeps most of the model at the same share of parameters removed: `python benchmarks/quality.py`.
+"""Which method retains most at the same share of parameters removed: `python benchmarks/quality.py`.
 
 The comparison runs on the embedded model, for several ratios and calibration seeds. Every variant of VARIANTS is fitted
 on the same calibration tokens (news), folded, and scored on the same held-out news (perplexity, last words,
-continuations). Beside each stands its fine-tuned variant, marked `+ft`. If a folder of real benchmark sets is given
-(--data), some of their tasks are scored too, at the ratios of --data-ratios.
+continuations). The fine-tuned form of each variant, marked `+ft`, is measured as well. If a folder of real benchmark
+sets is given (--data), some of these tasks are also scored, at the ratios of --data-ratios.
 
 A row is written to <out>/quality/ as soon as its variant is measured, and no variant is measured twice. So the run can
 be stopped and continued, and processes can share it by --seeds, --ratios or --methods. The table of all rows so far is
 written each time to <out>/quality.csv. Its columns are
-    ppl, ppl_stderr, ppl_ratio  held-out perplexity; its ratio to the dense model's
-    acc, acc_stderr, rp         mean accuracy of the held-out tasks, and its share of the dense model's, in percent
-    params_removed              share of all parameters; the parameters of stand-ins count as put back
+    ppl, ppl_stderr, ppl_ratio  held-out perplexity, and its ratio to the dense model's perplexity
+    acc, acc_stderr, rp         mean accuracy of the held-out tasks, and its share of the dense model's mean, in percent
+    params_removed              share of all parameters that was removed, less the parameters of stand-ins
     fit_seconds                 seconds of the fit, fine-tuning included
     search_seconds              seconds of the search that orders the layers; one search serves all ratios
 """
@@ -47,7 +47,7 @@ VARIANTS = {
     "replaceme_after_sink": Variant("replaceme_lstsq", 3, {"compose": {"massive": "mask"}}),
     "kdp": Variant("kdp", 3, KDP),
     "kdp_residual": Variant("kdp_residual", FREE, RESIDUAL),
-    # what each part of kdp_residual is worth
+    # variants that show the effect of each part of kdp_residual
     "closed_form": Variant("kdp_residual", FREE, changed(epochs=0)),
     "dense_states": Variant("kdp_residual", FREE, changed(epochs=0, prefix=False)),
     "linear_only": Variant("kdp_residual", FREE, changed(epochs=0, dictionary="none")),
@@ -81,7 +81,7 @@ def chosen(name: str, setup: Setup, calibrated: Calibrated, ratio: float) -> tup
 
 def measure(name: str, ratio: float, seed: int, setup: Setup, calibrated: Calibrated,
             options: argparse.Namespace) -> None:
-    """Fit, fold and score one variant and its fine-tuned variant; what is on disk is not measured again."""
+    """Fit, fold and score one variant and its fine-tuned variant; rows on disk are not measured again."""
     at = setup.folder / "rows" / f"seed{seed}-{name}-r{ratio:g}"
     real = ratio in options.data_ratios
     tune = name in options.tuned and seed in options.tuned_seeds
@@ -120,7 +120,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Measure what is not on disk, write the table and print it."""
+    """Measure the variants that are not on disk, write the table and print it."""
     options = arguments(given)
     setup = protocol.prepare(options.out / "quality", options)
     for ratio in options.ratios:

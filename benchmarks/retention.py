@@ -1,20 +1,21 @@
-"""What pruned models keep on real tasks, at matched shares of parameters removed: `python benchmarks/retention.py`.
+"""What pruned models retain on real tasks at equal shares of parameters removed: `python benchmarks/retention.py`.
 
 Every structured method is calibrated on the same broad mix of eight sources (web, encyclopedia, school texts, question
-texts; none of news), pruned to the same share of ALL parameters, and scored on the same items: multiple-choice tasks
-and the last words of LAMBADA, perplexity on news, encyclopedia and web text, and speed beside the dense model. The data
-are real sets in a local folder (--data); its calib/ has the calibration files, its eval/ the items.
+texts; no news). It prunes to the same share of ALL parameters, and its model is scored on the same items:
+multiple-choice tasks and the last words of LAMBADA, and perplexity on news, encyclopedia and web text. The speed is
+measured next to the dense model. The data are real sets in a local folder (--data); its subfolder calib/ has the
+calibration files, and eval/ has the items.
 
 The command prints its plan first: the items, the standard error that they give, and the hours that the remaining rows
 take on this machine (--plan prints the plan and stops). A row is written to <out>/retention/ as soon as it is measured,
 and no row is measured twice. So the run can be stopped, continued, and split by --models, --rows, --ratios and --seeds.
 The outcome of every item is kept, so that models are compared item by item:
     <out>/retention.csv        a row for each model, method, ratio and calibration seed
-    <out>/retention_tests.csv  each method against the best of ours: difference of the mean accuracy over tasks, its
+    <out>/retention_tests.csv  each method against our best method: difference of the mean accuracy over tasks, its
                                paired standard error, p of the bootstrap and p corrected by Holm
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance).
-Rows that remove whole layers reach a ratio to half a layer; params_removed says what each removed.
+Rows that remove whole layers reach a ratio within half a layer; params_removed says how much each row removed.
 """
 import argparse
 import logging
@@ -72,7 +73,7 @@ MIX = {
 }
 """The paper's eight sources are PIQA, CMMLU, BoolQ, C3, MNLI, RACE (high and middle) and SlimPajama, 500 sequences of
 each. Here C4 and encyclopedia articles stand for SlimPajama, and MMLU for the Chinese sets, which the models cannot
-read. There is little text of MNLI."""
+read. MNLI has little text."""
 TASKS = {"piqa": 400, "arc_easy": 400, "hellaswag": 400, "lambada_openai": 400, "openbookqa": 500, "copa": 100}
 """Task -> items."""
 HELDOUT = {"news": 64, "wiki": 64, "web": 64}
@@ -90,14 +91,17 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured rows. `kdp_narrow_additive` takes the losses of attentions as they were measured, `kdp_narrow_closed` is
-not trained, and `kdp_narrow_kept` leaves every kept weight as it is."""
+"""Structured rows.
+
+`kdp_narrow_additive` uses the measured losses of attentions without a factor, `kdp_narrow_closed` is not trained, and
+`kdp_narrow_kept` changes no kept weight.
+"""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file that has it, below the project."""
 
 
 class Dense(NamedTuple):
-    """A dense model and what all of its rows share."""
+    """A dense model and the data that all of its rows share."""
     name: str
     setup: Setup
     heldout: dict[str, torch.Tensor]
@@ -105,7 +109,7 @@ class Dense(NamedTuple):
 
 
 def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> Tokens:
-    """The calibration sequences: `sequences` in all, shared out over the sources."""
+    """The calibration sequences: `sequences` in total, divided among the sources."""
     total = sum(source.share for source in MIX.values())
     parts = []
     for name, source in MIX.items():
@@ -117,7 +121,7 @@ def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> 
 
 
 def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Windows of each held-out text, evenly spaced over it."""
+    """Windows of each held-out text, evenly spaced over the text."""
     documents = {"news": embedded.documents("lee", config),
                  "wiki": texts.read_documents(data / "eval/wikitext2_test.jsonl", format="jsonl", field="page"),
                  "web": texts.read_documents(data / "eval/c4_sample.jsonl", format="jsonl", field="text")}
@@ -174,7 +178,7 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
 
 
 def prepare(name: str, options: argparse.Namespace) -> Dense:
-    """The dense model, its held-out text and its scores, each made once."""
+    """The dense model, its held-out text and its scores; each of these is made once."""
     folder = options.out / "retention" / name
     config = yaml.safe_load((embedded.ROOT / MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
@@ -189,7 +193,7 @@ def prepare(name: str, options: argparse.Namespace) -> Dense:
 
 
 def limits_of(options: argparse.Namespace) -> dict[str, int]:
-    """Items of each task."""
+    """Number of items of each task."""
     return {task: min(items, options.items) if options.items else items for task, items in TASKS.items()}
 
 
@@ -209,7 +213,7 @@ def counted_tasks(dense: Mapping[str, Any]) -> list[str]:
 
 
 def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a row in the table."""
+    """The row of the table for a measured row."""
     known = {key: value for key, value in row.items() if key not in ("outcomes", "score_seconds")}
     if "refused" in row:
         return known
@@ -254,7 +258,7 @@ def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.D
 
 
 def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, Any]]:
-    """Each neighbour against the best of ours at its ratio and seed, paired by item; p corrected by Holm."""
+    """Each other method against our best method at the same ratio and seed, paired by item; p is corrected by Holm."""
     tasks, found = counted_tasks(dense.scores), []
     for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in rows}):
         here = [row for row in rows if (row["ratio"], row["seed"]) == (ratio, seed) and "refused" not in row]
@@ -275,7 +279,7 @@ def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, 
 
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
-    """The rows that are still to be measured, those of one seed and ratio together."""
+    """The rows that are not measured yet; rows of one seed and ratio follow each other."""
     return [(name, ratio, seed) for seed in options.seeds for ratio in options.ratios for name in options.rows
             if not row_path(dense.setup.folder, name, ratio, seed).exists()]
 
@@ -322,7 +326,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Print the plan, measure what is not on disk, write both tables."""
+    """Print the plan, measure the rows that are not on disk, write both tables."""
     options = arguments(given)
     torch.set_num_threads(options.threads)
     denses = [prepare(name, options) for name in options.models]
@@ -332,7 +336,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
             if options.alone:
                 measure(name, ratio, seed, dense, options)
             else:
-                # a process of its own, so that the peak of its memory is its own
+                # a process of its own, so that the peak memory of the row is measured alone
                 words = [*(sys.argv[1:] if given is None else given), "--alone", "--models", dense.name, "--rows", name,
                          "--ratios", f"{ratio:g}", "--seeds", str(seed)]
                 subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)

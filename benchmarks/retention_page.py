@@ -1,4 +1,4 @@
-"""Writes the tables of retention into the pages: `python benchmarks/retention_page.py`.
+"""Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/retention_page.py`.
 
 The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table stands
 between the lines `<!-- retention -->` and `<!-- end of retention -->`.
@@ -19,7 +19,7 @@ SEED = 0
 
 
 def table(model: str, ratio: float) -> str:
-    """The rows of one model and ratio as Markdown, the most accurate first, with the dense model above them."""
+    """The rows of one model and ratio as Markdown: the dense model, then the other rows, the most accurate first."""
     frame = pd.read_csv(DATA / "retention.csv")
     tests = pd.read_csv(DATA / "retention_tests.csv")
     frame = frame[(frame["model"] == model) & frame["ratio"].isin([0.0, ratio]) & frame["acc"].notna()]
@@ -41,7 +41,7 @@ def cells(row: pd.Series) -> list[str]:
 
 
 def against(method: str, tests: pd.DataFrame) -> str:
-    """The paired difference of a row to the best of ours, in points of the mean accuracy, with its corrected p."""
+    """The paired difference between a row and our best row, in points of the mean accuracy, with the corrected p."""
     if method not in tests.index:
         return ""
     test = tests.loc[method]

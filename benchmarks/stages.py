@@ -1,9 +1,9 @@
-"""Every stage beside its floor or a peer, in one run each: `python benchmarks/stages.py [STAGE ...]`.
+"""Measures every stage beside its least time or another implementation: `python benchmarks/stages.py [STAGE ...]`.
 
-A stage is measured in turns with the least work that it cannot avoid, or with another way to the same result
+A stage is measured alternately with the least work that it cannot avoid, or with another way to the same result
 (benchmarks/stage). The table of a stage is printed as Markdown and written to <out>/<stage>.csv. benchmarks/README.md
-shows the tables of one machine, and what was changed and tried. `--quick` shows all parts in few minutes; its sizes are
-too small for a judgement.
+shows the tables of one machine, and which changes were made and tried. `--quick` runs all parts in a few minutes; its
+sizes are too small for a judgement.
 """
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""Ablations: each is a table that is made only from the summary, the scores and the paired tests."""
+"""Ablations: each ablation is a table that is made only from the summary, the scores and the paired tests."""
 
 
 rule ablation:

@@ -1,4 +1,4 @@
-"""Answers: the dense model and the pruned models of one ratio continue the same prompts, if the config has `answers`."""
+"""Answers: the dense model and pruned models of one ratio continue the same prompts, if the config has `answers`."""
 
 
 rule answers:
@@ -23,7 +23,7 @@ rule answers:
         dtype=dtype_of,
         device=device_of,
         names=lambda wildcards: grid.answering_names(answering(wildcards)),
-        # a function, because snakemake reads braces in strings as wildcards
+        # this is a function, because snakemake reads braces in strings as wildcards
         options=lambda wildcards: known_options(
             config.get("answers", {}), ("prompts", "tokens")
         ),

@@ -1,4 +1,4 @@
-"""Cards: the model card of every checkpoint, and where it comes from, beside the checkpoint and in it."""
+"""Cards: the model card and the provenance of every checkpoint, written next to the checkpoint and into it."""
 
 
 rule cards:
@@ -20,7 +20,7 @@ rule cards:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        # a function, because snakemake reads braces in strings as wildcards
+        # this is a function, because snakemake reads braces in strings as wildcards
         points=lambda wildcards: [
             {
                 "point": point,

@@ -1,6 +1,6 @@
 """The check of the config, wildcards, input functions and resources that need Snakemake.
 
-All that does not need Snakemake is in workflow_scripts/planning.
+Code that does not need Snakemake is in workflow_scripts/planning.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
-# Snakemake hands this path on to the scripts, which therefore find job.py and gather.py
+# Snakemake passes this path to the scripts, which therefore find job.py and gather.py
 sys.path.insert(0, f"{workflow.basedir}/workflow_scripts")
 
 from planning import (
@@ -60,7 +60,7 @@ wildcard_constraints:
 
 
 def one_of(names):
-    """The constraint of a wildcard to these names. Without names it matches nothing."""
+    """A constraint by which a wildcard matches only these names. Without names it matches nothing."""
     return "|".join(map(re.escape, names)) or r"(?!)"
 
 
@@ -73,7 +73,7 @@ def embedded(section):
 
 
 def model_of(wildcards):
-    """The config's entry of a model."""
+    """The config's entry for a model."""
     return config["models"][wildcards.model]
 
 
@@ -109,7 +109,7 @@ def code_of(part):
 
 
 def one_task(wildcards):
-    """The config's `evaluate` with a single task."""
+    """The config's section `evaluate` with a single task."""
     return evaluation.one_task(config["evaluate"], wildcards.task)
 
 
@@ -150,7 +150,8 @@ def shards_of(wildcards):
 def memory_mb(base, weights=0, states=0):
     """The memory of a job in megabytes: `base`, copies of the model's weights, and states of all tokens.
 
-    `states` is a number, or a function of the wildcards. Each further attempt asks for 1.5 times as much.
+    `states` is a number, or a function of the wildcards. Each further attempt asks for 1.5 times as much memory as the
+    attempt before.
     """
 
     def asked(wildcards, attempt):
@@ -168,7 +169,7 @@ def memory_mb(base, weights=0, states=0):
 def minutes(base, per_billion=0):
     """The minutes of a job: `base`, and `per_billion` for each billion parameters.
 
-    Each further attempt asks for twice as many.
+    Each further attempt asks for twice as many minutes as the attempt before.
     """
 
     def asked(wildcards, attempt):
@@ -221,7 +222,7 @@ def records_of(point):
     source = variants.source_of(config, point["method"])
     point = {key: point[key] for key in grid.KEYS} | {"method": source}
     if not variants.has(config, source, "compose"):
-        # Snakemake raises here until the blocks are selected
+        # Snakemake raises an exception here until the blocks are selected
         checkpoints.blocks.get(**point)
     return grid.fitted_files(point, variants.fits(config, source))
 
@@ -247,7 +248,7 @@ def all_records(wildcards=None):
 
 
 def basis_of(wildcards):
-    """The file by which a variant's blocks are selected: its own search, a search that it shares, or the similarity."""
+    """The file by which a variant's blocks are selected: its own search, a shared search, or the similarity."""
     search = variants.search_of(config, wildcards.method)
     if search:
         return SEARCH.format(**dict(wildcards) | {"method": search})

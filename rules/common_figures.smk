@@ -1,6 +1,6 @@
 """What the rules of figures share: the files that a figure reads and writes, and its settings.
 
-The figures stand in kdp_core/figures, each with its scope and the records that it reads; here these names become files.
+kdp_core/figures defines the figures, each with its scope and the names of its records. Here the names become files.
 """
 
 FIGURES = figures.figure_entries(config)
@@ -17,14 +17,14 @@ def of_calibrated(name):
 
 
 def of_shown(name, points):
-    """A file of those of the points that have the figure's wildcards."""
+    """A file of every point that has the figure's wildcards."""
     return lambda wildcards: [
         f"{grid.folder(point)}/{name}" for point in grid.points_like(points, wildcards)
     ]
 
 
 def kernel_views(wildcards):
-    """The views of a variant, of the blocks that `views` names or else of all blocks that the grid trains."""
+    """The views of a variant, for the blocks that `views` names, or else for all blocks that the grid trains."""
     blocks = VIEWS.get("blocks")
     if blocks is None:
         folders = map(os.path.dirname, trained(wildcards, "kernel"))
@@ -81,12 +81,15 @@ def shown_in(wildcards):
 
 
 def fits_of(wildcards):
-    """What each variant fits, if a figure reads the records of all points."""
+    """The names of each variant's fits, if a figure reads the records of all points."""
     return STEPS if "points" in figures.entry(wildcards.figure)["reads"] else None
 
 
 def settings_of(wildcards):
-    """What the configuration says about a figure: only what the figure asks for, so that nothing else reruns it."""
+    """What the configuration says about a figure.
+
+    These are only the figure's own settings, so that no other setting reruns the figure.
+    """
     own, ablation = config.get("figures", {}), wildcards.get("ablation")
     known = {
         "colormap": own.get("colormap", "viridis"),
@@ -110,7 +113,7 @@ def drawn(scope):
 
     def title(wildcards):
         found = figures.entry_of(FIGURES, name.format(**wildcards))["title"]
-        # snakemake would take braces for wildcards
+        # snakemake would read braces as wildcards
         return found.replace("{", "").replace("}", "")
 
     return {
@@ -126,7 +129,7 @@ def drawn(scope):
 
 
 def caption_of(png):
-    """The caption of a figure by its file, for captions/figure.rst: the words of the report's page."""
+    """The caption of a figure by its file, for captions/figure.rst; it has the same words as the report's page."""
     name = png.removeprefix("results/figures/").removesuffix(".png")
     return figures.as_rst(figures.entry_of(FIGURES, name)["caption"])
 

@@ -1,8 +1,8 @@
-"""What the report tells of single models: expectations of their generation, and answers to prompts."""
+"""What the report says about single models: expectations of their generation, and answers to prompts."""
 
 
 def expectations_wanted():
-    """The expectations that the report tells, if the config asks for them."""
+    """The expectations that the report shows, if the config asks for them."""
     if "generation" not in config:
         return []
     chosen = grid.chosen_points(config, "generation")
@@ -10,7 +10,7 @@ def expectations_wanted():
 
 
 def agreements_wanted():
-    """The comparisons of searches that the report tells, if the config asks for them."""
+    """The comparisons of searches that the report shows, if the config asks for them."""
     ratios = config["grid"]["ratios"] if "agreement" in config else []
     return [
         f"{CALIBRATED}/agreement-r{ratio:g}.json".format(model=model, calib=calib)
@@ -20,7 +20,7 @@ def agreements_wanted():
 
 
 def searches_compared(wildcards):
-    """What the compared searches of a ratio found, in the order of `grid.compared`."""
+    """The results of the compared searches of a ratio, in the order of `grid.compared`."""
     point = dict(wildcards) | {"k_max": config["grid"]["k_max"][0]}
     return [
         f"{POINT}/composed.safetensors".format(**point | {"method": name})
@@ -32,5 +32,5 @@ ANSWERING = grid.answering(config)
 
 
 def answering(wildcards):
-    """The points whose models answer, of one model and calibration set."""
+    """The points of one model and calibration set whose models answer prompts."""
     return grid.points_like(ANSWERING, wildcards)

@@ -1,4 +1,4 @@
-"""Diagnosis: states and outputs of a pruned model are compared with the dense ones on held-out windows."""
+"""Diagnosis: states and outputs of a pruned model are compared with those of the dense model on held-out windows."""
 
 
 rule diagnose:

@@ -1,4 +1,4 @@
-"""Evaluation: held-out tasks, lm-eval scores and costs of every pruned model and of the dense one.
+"""Evaluation: held-out tasks, lm-eval scores and costs of every pruned model and of the dense model.
 
 With `evaluate.split` every task of every model is a job of its own, and `evaluate` joins the records of these jobs.
 """
@@ -46,7 +46,7 @@ rule score:
     resources:
         **GPU,
         mem_mb=memory_mb(5000, weights=1.5),
-        # a single task can take nearly as long as all of them
+        # a single task can take nearly as long as all tasks together
         runtime=minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
@@ -99,7 +99,7 @@ rule evaluate:
     resources:
         **({} if SPLIT else GPU),
         mem_mb=memory_mb(3000 if SPLIT else 5000, weights=0 if SPLIT else 1.5),
-        # with `split` the checkpoint is read only for its hash
+        # with `split`, the checkpoint is read only to compute its hash
         runtime=minutes(30, per_billion=3) if SPLIT else minutes(60, per_billion=60),
     params:
         dtype=dtype_of,
@@ -107,7 +107,7 @@ rule evaluate:
         task_folders=config["evaluate"].get("task_folders", []),
         options=known_options(config["evaluate"], SCORING),
         benchmarks=config["evaluate"].get("benchmarks", {}),
-        # the record of a task stays here if the job fails or another task is added
+        # the record of a task remains here if the job fails or another task is added
         records=lambda wildcards, output: f"{os.path.dirname(output.scores)}/scored",
         definitions=evaluation.task_files(),
         code=code.of_script("score/evaluate"),

@@ -1,4 +1,4 @@
-"""It is said of pruned models whether they will still generate, if the config has `generation`."""
+"""Expectations: predicts whether pruned models will still generate, if the config has `generation`."""
 
 GENERATION = config.get("generation", {})
 

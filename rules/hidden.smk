@@ -55,7 +55,7 @@ use rule hidden as hidden_shard with:
         "Extracting hidden states of {wildcards.model} over {wildcards.calib}, sequences {wildcards.start} to {wildcards.stop}"
 
 
-# script and params are those of `hidden`: the number of shards changes neither the code nor the options of the states
+# script and params are those of `hidden`, because the number of shards changes neither the code nor the options
 use rule hidden as hidden_join with:
     input:
         shards_of,

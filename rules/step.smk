@@ -1,6 +1,6 @@
 """Steps: one step of one method is fitted on one block.
 
-A step does not depend on the ratio, so grid points that have the block share it.
+A step does not depend on the ratio, so all grid points that have the block share the step.
 """
 
 

@@ -26,7 +26,7 @@ rule check:
         mem_mb=memory_mb(1500),
         runtime=minutes(10),
     params:
-        # a function, because snakemake reads braces in strings as wildcards
+        # this is a function, because snakemake reads braces in strings as wildcards
         run=lambda wildcards: {
             "models": list(dict.fromkeys(point["model"] for point in POINTS)),
             "points": [point | {"folder": grid.folder(point)} for point in POINTS],
@@ -40,7 +40,7 @@ rule check:
 
 rule test:
     input:
-        # the tests take the same sources from the cache that these jobs fill
+        # the tests read the same sources from the cache, which these jobs fill
         [f"results/{model}/dense" for model in embedded("models")],
         [f"results/texts/{text}.jsonl" for text in embedded("texts")],
         tests=f"{workflow.basedir}/tests/results/test_embedded.py",

@@ -1,4 +1,4 @@
-"""The page on the command line, from the signatures of its commands."""
+"""The page on the command line, made from the signatures of its commands."""
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ This page is made from the signatures of the commands. `kdp COMMAND --help` show
 
 WORDS = {str: "text", int: "whole number", float: "number", Path: "path", bool: "", list[str]: "text, several times",
          str | None: "text", int | None: "whole number"}
-"""Annotation of an option -> what one gives."""
+"""Annotation of an option -> the kind of value that the user gives."""
 
 
 def page() -> str:
@@ -32,12 +32,12 @@ def page() -> str:
 
 
 def command(name: str, one: Any, function: Callable[..., Any]) -> str:
-    """What a command does, and its arguments and options."""
+    """The description of a command, with its arguments and options."""
     arguments = [param for param in one.params if param.param_type_name == "argument"]
     options = [param for param in one.params if param.param_type_name == "option" and param.name != "help"]
     usage = " ".join(["kdp", name, *(param.name.upper() if param.required else f"[{param.name.upper()}]"
                                      for param in arguments), *(["[OPTIONS]"] if options else [])])
-    # hard line breaks of a docstring mean nothing
+    # line breaks within a paragraph of a docstring have no meaning
     said = "\n\n".join(" ".join(part.split()) for part in one.help.split("\n\n"))
     lines = [f"## kdp {name}\n", f"{escaped(said)}\n", f"    {usage}\n"]
     hints = typing.get_type_hints(function)

@@ -1,4 +1,4 @@
-"""The page on the configuration, from its JSON schema and from config.yaml."""
+"""The page on the configuration, made from its JSON schema and from config.yaml."""
 import json
 from typing import Any
 
@@ -21,7 +21,7 @@ def page() -> str:
     made = schema.schema()
     given = yaml.safe_load((schema.ROOT / "config.yaml").read_text(encoding="utf-8"))
     required = made["required"]
-    # tables after this mark are set as lists on a phone (site.css)
+    # on a phone, tables after this mark are shown as lists (site.css)
     parts = [HEAD, '<div class="options in-config"></div>\n']
     for name, entry in made["properties"].items():
         needed = "" if name in required else " It may be left out."
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def section(entry: dict[str, Any], given: Any) -> str:
-    """The keys of a section; of a section with names of the user's own, the keys of one entry."""
+    """The keys of a section; if the user chooses the names in a section, the keys of one entry."""
     if patterns := entry.get("patternProperties"):
         inner = next(iter(patterns.values()))
         if "properties" not in inner:
@@ -47,12 +47,12 @@ def section(entry: dict[str, Any], given: Any) -> str:
 
 
 def shown(given: Any) -> str:
-    """What config.yaml sets, as a sentence; nothing if it sets nothing."""
+    """What config.yaml sets, as a sentence; empty if config.yaml sets nothing."""
     return "" if given is None else f" `config.yaml` sets {value(given)}."
 
 
 def table(properties: dict[str, Any], given: dict[str, Any], entry: Any, above: str = "") -> str:
-    """One line for each key; the keys of a block inside a section follow it under their whole name."""
+    """One line for each key; the keys of a block inside a section follow the block, under their full names."""
     required = entry.get("required", []) if isinstance(entry, dict) else entry
     lines = [] if above else ["| key | value | meaning | config.yaml |", "|---|---|---|---|"]
     for name, one in properties.items():
@@ -95,5 +95,5 @@ def value(given: Any) -> str:
 
 
 def escaped(words: str) -> str:
-    """Words for a cell of a table: a stroke would end the cell, and angle brackets would be HTML."""
+    """Words for a cell of a table: a vertical bar would end the cell, and angle brackets would be HTML."""
     return words.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;").replace("*", "\\*")

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: it adds the pages that are made from the code, and completes the menu.
+"""Functions that mkdocs calls while it builds the site. They add pages that are made from the code, and fill the menu.
 
 The pages are not committed. `config_page`, `command_page`, `library_page` and `method_pages` make them, and the pages
 on changes and contributions are the files at the root of the checkout.
@@ -23,9 +23,9 @@ LINK = re.compile(r"(\]\()([\w./-]+)(#[\w-]+)?(\))")
 REFERENCE = {"Configuration": ("reference/configuration.md", config_page.page),
              "Command line": ("reference/command-line.md", command_page.page),
              "Library": ("reference/library.md", library_page.page)}
-"""Title in the menu -> path and maker of a page of reference."""
+"""Title in the menu -> path of a reference page and the function that makes it."""
 AT_THE_ROOT = {"Contribute": ("contributing.md", "CONTRIBUTING.md"), "Changes": ("changes.md", "CHANGELOG.md")}
-"""Title in the menu -> path of a page and the file that it is."""
+"""Title in the menu -> path of a page and the file that it shows."""
 
 
 def on_config(config: Any) -> Any:
@@ -42,7 +42,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that do not lie in docs/."""
+    """Add the pages that are not in docs/."""
     made = {path: make() for path, make in REFERENCE.values()}
     made |= {path: from_root((ROOT / file).read_text(encoding="utf-8")) for path, file in AT_THE_ROOT.values()}
     for path, content in (made | method_pages.pages()).items():
@@ -51,7 +51,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links that lead out of docs/ have no page: the path is shown instead."""
+    """The page without links that lead out of docs/: such a link has no page, so its path is shown instead."""
     here = posixpath.dirname(page.file.src_uri)
 
     def resolved(found: re.Match[str]) -> str:
@@ -65,12 +65,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def nested(prose: str) -> str:
-    """Lists inside lists as mkdocs wants them, by four spaces; GitHub takes two."""
+    """Lists inside lists with four spaces, as mkdocs needs them; GitHub accepts two."""
     return re.sub(r"^  - ", "    - ", prose, flags=re.MULTILINE)
 
 
 def from_root(text: str) -> str:
-    """A page of the root as it stands in docs/: its links lead from there."""
+    """A page of the root as a page of docs/: its links are changed to start from docs/."""
     pages = {file: path for path, file in AT_THE_ROOT.values()}
 
     def moved(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The page on the library: the public names of kdp_core, with their signatures and docstrings."""
+"""The page on the library: it shows the public names of kdp_core with their signatures and docstrings."""
 import ast
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ This page is made from the signatures and docstrings.
 """
 
 WIDE = 100
-"""A signature of so many characters stands on several lines."""
+"""A signature with at least this number of characters is written on several lines."""
 
 
 def page() -> str:
@@ -55,7 +55,7 @@ def prose(function: Callable[..., Any]) -> str:
             lines += ([] if inside or not lines or not lines[-1] else [""]) + [f"- `{head}`: {rest}"]
             inside = True
         else:
-            # the line after a list is a paragraph of its own, unless it goes on with the last entry
+            # the line after a list is a paragraph of its own, unless the line continues the last entry
             lines += [""] if inside and line and not line.startswith("    ") else []
             inside = inside and line.startswith("    ")
             lines.append(line if not line.startswith((">>>", "...")) else f"    {line}")

@@ -1,4 +1,4 @@
-"""One page for each method, from its record, the head of its module, and the signatures of its parts."""
+"""One page for each method, made from its record, the head of its module, and the signatures of its parts."""
 import inspect
 import itertools
 import sys
@@ -17,7 +17,7 @@ PART = {"block": "which layers go", "search": "the order of the layers", "compos
 
 
 def menu() -> dict[str, dict[str, str]]:
-    """What is done to the model -> method -> the path of its page."""
+    """What a method does to the model -> method -> the path of its page."""
     found = {group: {name: f"methods/{name}.md" for name, method in METHODS.items() if method.group == group}
              for group in GROUPS}
     return {group: pages for group, pages in found.items() if pages}
@@ -53,7 +53,7 @@ def page(name: str) -> str:
 
 
 def heads(name: str, module: Any) -> list[str]:
-    """The docstrings of the modules that a method is made of: its own, and those of its parts in the same folder."""
+    """The docstrings of the modules of a method: its own module, and the modules of its parts in the same folder."""
     folder = module.__name__ + "." if hasattr(module, "__path__") else module.__name__
     others = dict.fromkeys(function.__module__ for function in parts(METHODS[name]).values()
                            if function.__module__.startswith(folder) and function.__module__ != module.__name__)
@@ -76,7 +76,7 @@ def head(module: Any) -> str:
 
 
 def _kind(line: str) -> str:
-    """Whether a line of a docstring is indented by itself, is part of a list, or is prose."""
+    """The kind of a line of a docstring: indented by itself, part of a list, or prose."""
     if line.startswith("    "):
         return "indented"
     return "listed" if line.startswith(("- ", "  ")) else "prose"
@@ -89,12 +89,12 @@ def _sentences(lines: list[str]) -> bool:
 
 
 def _as_list(lines: list[str]) -> list[str]:
-    """Indented sentences as a list; a line that is indented further goes on with the sentence above."""
+    """Indented sentences as a list; a line that is indented further continues the sentence above."""
     return [_literal(f"  {line.strip()}" if line.startswith("     ") else f"- {line.strip()}") for line in lines]
 
 
 def _literal(line: str) -> str:
-    """A line of prose whose signs Markdown would take for its own, escaped."""
+    """A line of prose in which the characters with a meaning in Markdown are escaped."""
     if "`" in line:
         return line
     for sign in ("\\", "*", "<", "|", "#"):
@@ -103,7 +103,7 @@ def _literal(line: str) -> str:
 
 
 def option_tables(name: str) -> list[str]:
-    """A table of options for each part that has some."""
+    """A table of options for each part that has options."""
     made, lines = method_schema(name)["properties"], []
     for part, function in parts(METHODS[name]).items():
         defaults, entries = options.arguments(function), made[part]["properties"]
