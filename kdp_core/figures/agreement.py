@@ -156,14 +156,15 @@ def _mean_curve(curves: list[list[dict[str, Any]]], last: int) -> pd.DataFrame:
 
 FIGURES = (
     Entry("searches-layers", "What searches remove",
-          "The layers that each search removes under its objective, and the loss and accuracy on held-out text of the "
-          "model without them. A circle is one draw of calibration text, and a bar is the mean over draws. The "
-          "dotted line is the dense model.", chosen_layers, scope="ratio", needs="agreement", place=92),
+          "The layers that each search removes under its objective, and the loss and accuracy of the model without "
+          "these layers on held-out text. A circle is one draw of calibration text, and a bar is the mean over draws. "
+          "The dotted line is the dense model.", chosen_layers, scope="ratio", needs="agreement", place=92),
     Entry("searches-agreement", "Objective or search?",
-          "How far every two searches agree that differ in one thing alone. On the right, the claims of Rethinking "
-          "Layer Redundancy (arXiv 2604.24938) are differences with 95 % intervals over draws.",
+          "The agreement of every two searches that differ in only one setting. On the right, the claims of "
+          "Rethinking Layer Redundancy (arXiv 2604.24938) are shown as differences with 95 % intervals over draws.",
           agreement_of_searches, scope="ratio", needs="agreement", place=92),
     Entry("searches-curves", "Searches under one budget",
-          "The best set that was found so far, against the layer passes that the search took. Lines are means over "
-          "draws. The grey line is the budget.", best_so_far, scope="ratio", needs="agreement", place=92),
+          "The value of the best set of layers that each search has found so far, against the number of layer passes "
+          "that the search has run. Lines are means over draws. The grey line is the budget.",
+          best_so_far, scope="ratio", needs="agreement", place=92),
 )

@@ -71,7 +71,7 @@ def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Loo
 
 FIGURES = (
     Entry("errors", "Error of states",
-          "The relative squared error of the pruned models' states on held-out windows. It compares them with the "
-          "dense model's states.",
+          "The relative squared error between the states of the pruned models and those of the dense model, on "
+          "held-out windows.",
           error_by_layer, scope="ratio", place=70, differs="in no paper"),
 )

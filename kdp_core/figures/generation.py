@@ -130,14 +130,14 @@ def survived(survivals: Mapping[tuple[str, int], Survival], *, width: float = PA
 
 FIGURES = (
     Entry("generation-expected", "Will it still generate?",
-          "How much of the dense model's generation each pruned model is expected to keep. The prediction uses single "
-          "predictions alone. The bars hold nine of ten models of methods that the predictor did not know. "
-          "docs/choosing.md says how it was validated.",
+          "The share of the dense model's generation that each pruned model is expected to keep. The estimate uses "
+          "only predictions of single tokens. For methods on which the predictor was not fitted, nine of ten models "
+          "lie within the bars. docs/choosing.md says how the predictor was validated.",
           expected, scope="ratio", needs="generation", place=91),
     Entry("choices-survival", "Why multiple choice survives",
-          "Items of benchmarks, with one mark for each pruned model and task. The left panels compare the "
-          "probabilities of the next token over all tokens with those of the choices alone. On the dotted line both "
-          "change alike. The right panel shows the drop of accuracy. Representation hierarchies, Figure 8.",
+          "Each mark is one pruned model on one benchmark task. The left panels compare the change of the next-token "
+          "probabilities over all tokens with the change over the choices alone. On the dotted line, both changes are "
+          "equal. The right panel shows the drop of accuracy. Representation hierarchies, Figure 8.",
           survived, scope="ratio", needs="choices", place=91,
           differs="the benchmarks' own items and choices, not letters of MMLU"),
 )

@@ -97,7 +97,8 @@ def _runs(pruned: Sequence[Point]) -> pd.DataFrame:
 
 FIGURES = (
     Entry("layers", "Removed layers",
-          "The layers that each grid point removes or replaces, with one panel for each ratio. Half a layer is its "
-          "attention (upper) or its MLP (lower) alone. LoRP, Figure 4.",
+          "The layers that each grid point removes or replaces, with one panel for each ratio. If only the attention "
+          "of a layer is removed, the upper half of the layer is filled; if only the MLP is removed, the lower half "
+          "is filled. LoRP, Figure 4.",
           pruned_layers, scope="all", place=20, differs="attentions and MLPs that are removed alone are half layers"),
 )

@@ -76,6 +76,6 @@ def _line(axis: Axes, rows: pd.DataFrame, title: str, rls: float | None, place: 
 FIGURES = (
     Entry("locality", "Similarity by distance",
           "The mean cosine of two layers' inputs against the distance of the layers, as a share of the depth. The "
-          "band holds the middle half of the pairs of layers at that distance. LoRP, Figure 2.",
+          "band contains the middle half of the pairs of layers at each distance. LoRP, Figure 2.",
           by_distance, scope="all", place=40, differs="the middle half of the pairs as a band"),
 )

@@ -223,25 +223,26 @@ def _over_items(key: tuple[str, int], own: pd.DataFrame, names: Sequence[str]) -
 
 FIGURES = (
     Entry("spaces-layers", "Three spaces, layer by layer",
-          "1 - cosine of states, logits and probabilities with those of the dense model. They are compared right "
-          "after a layer without its attention, its MLP or both. Bands are one standard error over held-out windows. "
-          "Representation hierarchies, Figure 4.",
+          "1 - cosine of states, logits and probabilities with those of the dense model. The comparison is made "
+          "directly after a layer from which the attention, the MLP or both are removed. Bands are one standard error "
+          "over held-out windows. Representation hierarchies, Figure 4.",
           by_layer, scope="calibrated", needs="spaces", place=90,
-          differs="logarithmic axis; inner states pass the final norm; in the released code, and with "
-                  "`spaces.probe.final_norm: false`, they do not"),
+          differs="logarithmic axis; the final norm is applied to inner states; the released code does not apply it, "
+                  "nor does `spaces.probe.final_norm: false`"),
     Entry("spaces-split", "Along and across",
-          "The same change of states and logits in two parts: the part along the dense vector, and the rest. Both are "
-          "relative to the norm of that vector. Representation hierarchies, Figure 5.",
+          "The change of states and logits when a part of a layer is removed. The change is split into the part along "
+          "the dense vector and the rest. Both are divided by the norm of the dense vector. Representation "
+          "hierarchies, Figure 5.",
           split_by_layer, scope="calibrated", needs="spaces", place=90),
     Entry("spaces-estimates", "Estimates beside changes",
           "Second-order estimates, made from the change of the logits, against the measured change. There is one "
-          "point for each token, layer and part left out. On the dotted line both are equal. Representation "
-          "hierarchies, Figure 6.",
+          "point for each token, layer and removed part. On the dotted line, the estimate equals the measured change. "
+          "Representation hierarchies, Figure 6.",
           estimates, scope="calibrated", needs="spaces", place=90, differs="all layers, not layer 14 alone"),
     Entry("spaces-steps", "Decoding step by step",
-          "The cosine with the dense model after a prompt, by decoding step. Above, both models read the text of the "
-          "dense model. Below, each model reads its own text. Bands are one standard error over prompts. "
-          "Representation hierarchies, Figure 7.",
+          "The cosine between each pruned model and the dense model after a prompt, by decoding step. In the upper "
+          "panels, both models read the text of the dense model. In the lower panels, each model reads its own text. "
+          "Bands are one standard error over prompts. Representation hierarchies, Figure 7.",
           by_step, scope="ratio", needs="spaces", place=90,
           differs="greedy decoding, several prompts and standard errors; the paper samples once at T = 0.5"),
     Entry("spaces-choices", "Letters beside all tokens",

@@ -129,6 +129,6 @@ FIGURES = (
     Entry("theory", "Theorems 1 and 2",
           "First, the bounds of Theorem 1 and the errors that they bound, by horizon. Then, held-out errors of random "
           "and learned features and of linear maps of states. Last, the risk of Theorem 2 against the width of the "
-          "kernel: it falls even if the error of the state does not.",
+          "kernel: this risk falls even if the error of the state does not fall.",
           theorems, scope="calibrated", needs="theory", place=60, differs="in no paper"),
 )

@@ -184,14 +184,15 @@ def _measure(axis: Axes, straight: Sequence[Mapping[str, Any]], field: str, ylab
 
 FIGURES = (
     Entry("trajectories", "Paths of the states",
-          "Left: one token of each sample on its way through the layers. Its place across is that in a t-SNE of all "
-          "layers. Right: how straight the paths are, where 1 is a straight line. Dashed lines are walks whose steps "
-          "have the same lengths and unrelated directions, and a t-SNE of these walks. KDP paper, Figure 10.",
+          "Left: the path of one token of each sample through the layers. The long axis is the layer, and the other "
+          "two axes are those of a t-SNE of all states. Right: how straight the paths are, where 1 is a straight "
+          "line. Dashed lines are walks whose steps have the same lengths and unrelated directions, and a t-SNE of "
+          "these walks. KDP paper, Figure 10.",
           paths, scope="calibrated", needs="views", place=80,
           differs="the measure of straightness, and the unrelated walks (`configs/views.yaml`)"),
     Entry("heatmaps", "Kernel space",
           "Predicted and true features after each block at a few positions of a held-out sequence, on one colour "
-          "scale. Their difference has its own scale. KDP paper, Figures 4 and 9.",
+          "scale. The difference of the two has its own colour scale. KDP paper, Figures 4 and 9.",
           heat_maps, scope="variant", needs="viewed", place=80,
           differs="features without their mean, and errors: [views.md](views.md)"),
 )
