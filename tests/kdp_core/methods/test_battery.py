@@ -25,6 +25,7 @@ from kdp_core.methods import (
 from kdp_core.methods._method import no_family, no_params
 from kdp_core.methods._select import as_many, no_layer
 from kdp_core.methods.kdp_narrow.budget import by_budget
+from kdp_core.methods.searching.sets import as_many_replaced
 from kdp_core.model import checkpoints, folded
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.stand_ins import MODULES
@@ -58,7 +59,7 @@ def stand_ins(method):
 
 def fit_chooses(method):
     """Whether the selection names no blocks and the fit decides what is removed."""
-    return method.select in (as_many, no_layer, by_budget)
+    return method.select in (as_many, as_many_replaced, no_layer, by_budget)
 
 
 def zeros(method):
