@@ -17,8 +17,8 @@ The columns of the table are
     missed        share of the layer's step that the stand-in misses on held-out tokens, weighted as in the fit
     kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
 Standard errors are over sequences; those of `of_linear` are paired. The figure shows random features at the width with
-the lowest error on the held-out sequences. The best width is not known beforehand, so these errors
-are optimistic. Neurons are chosen from the next larger set of neurons. The command writes dictionaries.csv, .png and .pdf
+the lowest error on the held-out sequences. The best width is not known beforehand, so these errors are
+optimistic. Neurons are chosen from the next larger set of neurons. The command writes dictionaries.csv, .png and .pdf
 to results/benchmarks after each layer. The estimated time is half an hour on one core.
 """
 import argparse

@@ -91,11 +91,8 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured rows.
-
-`kdp_narrow_additive` uses the measured losses of attentions without a factor, `kdp_narrow_closed` is not trained, and
-`kdp_narrow_kept` changes no kept weight.
-"""
+"""Structured rows. `kdp_narrow_additive` uses the measured losses of attentions without a factor, `kdp_narrow_closed`
+is not trained, and `kdp_narrow_kept` changes no kept weight."""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file that has it, below the project."""
 

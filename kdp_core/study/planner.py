@@ -59,11 +59,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "facebook/opt-2.7b": {**_OPT, "hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560},
     "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
 }
-"""Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, from their configurations.
-
-The configurations are those on the hub. The embedded model comes from a wheel; its key is the name of its file in the
-wheel.
-"""
+"""Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, from the configurations on
+the hub. The embedded model comes from a wheel; its key is the name of its file in the wheel."""
 
 
 class PlanError(ValueError):
@@ -203,10 +200,7 @@ class _Count:
         return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
 
     def _stored(self) -> list[int]:
-        """Numbers of the states on disk.
-
-        For each token, its norm and a mark for massive tokens are also stored, 5 bytes.
-        """
+        """Numbers of the states on disk. A token's norm and its mark for massive tokens are also stored, 5 bytes."""
         return self.work["state_layers"] or list(range(self.facts.layers + 1))
 
     def _similarity(self) -> int:
@@ -251,10 +245,7 @@ class _Count:
         return jobs, flops, 0.0, unknown
 
     def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
-        """Blocks that a variant with steps replaces for a ratio, and layers of each block.
-
-        Unreachable points are noted.
-        """
+        """Blocks that a variant with steps replaces for a ratio, and their layers. Unreachable points are noted."""
         variant = self.work["variants"][name]
         if not method_of(variant["base"]).steps:
             return 0, 0
