@@ -1,7 +1,7 @@
 """Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/retention_page.py`.
 
-The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table stands
-between the lines `<!-- retention -->` and `<!-- end of retention -->`.
+The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table is between
+the lines `<!-- retention -->` and `<!-- end of retention -->`.
 """
 import re
 from pathlib import Path

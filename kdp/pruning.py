@@ -134,7 +134,7 @@ def named(settings: Settings) -> dict[str, Any]:
 
 def check_size(option: str, given: str, documents: list[str], tokens: int) -> None:
     """Raise PruneError for a text that has fewer bytes than tokens are asked for, before the model is fetched."""
-    # a token stands for at least one byte, and one token may stand between two documents
+    # a token has at least one byte, and one token may be added between two documents
     most = sum(len(document.encode()) + 1 for document in documents)
     if most < tokens:
         raise PruneError(f"--{option} is {provenance.without_place(given)!r}, a text of {most} bytes, and {tokens} "

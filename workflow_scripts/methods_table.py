@@ -1,6 +1,6 @@
 """Writes the tables of methods in README.md and docs/methods.md: `python workflow_scripts/methods_table.py`.
 
-The tables are made from the records of the methods and of the families. Each stands between two lines that name it,
+The tables are made from the records of the methods and of the families. Each table is between two lines with its name,
 such as `<!-- methods -->` and `<!-- end of methods -->`.
 """
 import re

@@ -40,7 +40,7 @@ BATCH = {"cuda": 32, "cpu": 4}
 
 
 def blocks_of(config: LlamaConfig) -> list[Block]:
-    """Blocks of two layers, a quarter of all layers: with their stand-ins 23 % of LLaMA-2-7B's parameters less."""
+    """Blocks of two layers, a quarter of all layers. With the stand-ins, LLaMA-2-7B has 23 % fewer parameters."""
     layers = config.num_hidden_layers
     return made_up.spread_blocks(layers, count=layers // 8)
 
@@ -63,7 +63,7 @@ class Bench:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """New models are made on the device, in its precision."""
+        """While the body runs, new models are made on the device, in its precision."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
@@ -73,7 +73,7 @@ class Bench:
             torch.set_default_dtype(before)
 
     def synced(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """The run until the device has finished it."""
+        """A run that ends only when the device has finished."""
         def whole() -> Any:
             found = run()
             if self.kind == "cuda":
@@ -83,13 +83,13 @@ class Bench:
         return whole
 
     def in_turns(self, runs: dict[str, Callable[[], Any]], repeats: int = 3) -> Times:
-        """As in `stage.timing`, each run until the device has finished it."""
+        """As in `stage.timing`; each run ends only when the device has finished."""
         return in_turns({name: self.synced(run) for name, run in runs.items()}, repeats)
 
     def limit(self, dtype: torch.dtype | None = None) -> Callable[[], None]:
-        """Square products in the model's precision, or another one."""
+        """Square products in the model's precision, or in another precision."""
         return products(dtype or self.dtype, size=self.shape.products, device=self.device)
 
     def turns(self, flops: float) -> float:
-        """So many operations in turns of `limit`."""
+        """A number of operations, in units of one run of `limit`."""
         return turns_of_products(flops, self.shape.products)

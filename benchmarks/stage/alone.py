@@ -1,7 +1,7 @@
 """Lets a command run from a bare checkout: kdp_core is found without being installed.
 
-A machine may lack annotated-types, from which kdp_core reads the bounds of options. The bounds then only hold their
-numbers, which is all that is read.
+A machine may lack annotated-types, from which kdp_core reads the bounds of options. Then the bounds are replaced by
+objects with their numbers, because nothing else is read.
 """
 import sys
 import types

@@ -1,10 +1,10 @@
-"""CKA of all pairs of layers, beside the feature-space route of the same estimate on the same tokens.
+"""CKA of all pairs of layers, beside the same estimate on the same tokens, computed in the space of features.
 
-Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. Here that route is made unbiased,
-so that it gives the full-batch value of what the minibatches estimate (Song et al. 2012):
+Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. Here this computation is made
+unbiased, so that it gives the full-batch value of the minibatches' estimate (Song et al. 2012):
     HSIC_1 = (tr K~L~ + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1) / (n (n-3)),  K~ = K without its diagonal.
-Its time is proportional to the tokens, and so is ours: the ratio is the same at any number of tokens, and the
-comparison runs on fewer than 32,000.
+The time of both computations is proportional to the number of tokens. So the ratio is the same at any number of tokens,
+and the comparison runs on fewer than 32,000.
 """
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def chosen(hidden: HiddenStates, tokens: int) -> Tensor:
-    """States of tokens drawn without massive ones, x_LND."""
+    """States x_LND of randomly drawn tokens that are not massive."""
     keep_N = (~hidden.massive(hidden.layers).flatten()).nonzero().flatten()
     keep_N = keep_N[torch.randperm(len(keep_N), generator=torch.Generator().manual_seed(0))][:tokens]
     return torch.stack([hidden.state(k).flatten(0, 1)[keep_N] for k in hidden.layers])
@@ -56,7 +56,7 @@ def minibatches(x_LND: Tensor, batch: int) -> Tensor:
 def full_batch(x_LND: Tensor) -> Tensor:
     """Unbiased HSIC of all pairs from one batch of all tokens, in the space of features; float64 (L, L)."""
     L, n, _ = x_LND.shape
-    # the mean is taken out first, which changes no HSIC and keeps float32 products exact
+    # the mean is subtracted first, which changes no HSIC and keeps float32 products exact
     x_LND = x_LND - x_LND.mean(dim=1, keepdim=True)
     own_LN = x_LND.square().sum(-1).double()
     # K~ 1 = X X'1 - diag K

@@ -1,10 +1,10 @@
 """The fast scorer beside lm-eval's HFLM, and the share of its time that forward passes take.
 
-Both score the same requests of the same items in turns: HFLM with batches of 8 sequences, the fast scorer with packed
-rows. The requests are made before the clock starts; the tokenizer runs on both clocks. With `--data FOLDER` they are
-lm-eval's own, of the first items of the sets of TASKS (docs/benchmarks.md says which files the folder holds). Without
-it they are made of the embedded news: 60 words, and four continuations of which one is true. A forward pass is the
-decoder or the output head.
+Both score the same requests of the same items alternately: HFLM with batches of 8 sequences, the fast scorer with
+packed rows. The requests are made before the timing starts; the time of the tokenizer counts for both. With `--data
+FOLDER`, the requests are lm-eval's own, from the first items of the sets of TASKS (docs/benchmarks.md lists the files
+of the folder). Without it, they are made from the embedded news: 60 words, and four continuations of which one is true.
+A forward pass is the decoder or the output head.
 """
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ BATCH = 8
 
 
 def measure(setup: Setup) -> list[Row]:
-    """All tasks, and the passes of the first one."""
+    """Measure all tasks, and the forward passes of the first task."""
     tokenizer = checkpoints.load_tokenizer(setup.dense)
     judge = FastJudge(setup.model, tokenizer, batch_size=BATCH)
     hflm = HFLM(pretrained=setup.model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
@@ -80,7 +80,7 @@ def beside(name: str, requests: list[Instance], judge: FastJudge, hflm: HFLM, se
 
 
 def in_passes(requests: list[Instance], judge: FastJudge) -> Row:
-    """The share of the time of the fast scorer that its forward passes take."""
+    """The share of the fast scorer's time that is spent in forward passes."""
     passed = [0.0]
     with_clock = [(base_of(judge.model), "forward"), (output_head(judge.model), "forward")]
     kept = [getattr(module, name) for module, name in with_clock]
@@ -105,7 +105,7 @@ def _clocked(inner: Callable[..., Any], passed: list[float]) -> Callable[..., An
 
 
 def shared_once(requests: list[Instance], judge: FastJudge) -> Row:
-    """Tokens that the fast scorer runs, beside those of all requests one by one."""
+    """Number of tokens that the fast scorer runs, beside the number for all requests one by one."""
     pairs = [judge._encode_pair(*request.args) for request in requests]
     sequences = [fast._scored(context, ids, judge.max_length) for context, ids in pairs]
     packed = sum(group.tokens for group in packing.pack(sequences, fast.ROW_TOKENS))

@@ -1,7 +1,7 @@
 """Extraction of hidden states to Zarr, beside the bare forward pass through the same layers.
 
 The bare pass is the decoder alone, without output head, hooks and writing, in batches of the same size. Peak memory is
-the growth of the resident set above that before the call, with few and with four times as many sequences.
+the growth of the resident set during the call, with few and with four times as many sequences.
 """
 from collections.abc import Callable
 
@@ -42,7 +42,7 @@ def extraction(setup: Setup, tokens: Tokens, layers: list[int]) -> Callable[[], 
 
 
 def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
-    """The decoder up to state `last`, and nothing else."""
+    """Run only the decoder, up to state `last`."""
     layers, decoder = decoder_layers(setup.model), base_of(setup.model)
 
     def enough(*_: object) -> None:

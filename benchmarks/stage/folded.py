@@ -1,9 +1,9 @@
-"""A folded block beside the two layers that it stands for, and pruned models beside their multiply-adds.
+"""A folded block beside the two layers that it replaces, and pruned models beside their multiply-adds.
 
 Two hidden widths of the folded block are measured: 1,024, the default, and the width of the model, 576. All operators
-are multiplied into its first matrix, as `fold` leaves it. The layers run as the model runs them, with their cache in
-decoding. The pruned models have random folded blocks in the place of a fifth of the layers: speed does not depend on
-the weights. Time ratio and multiply-add ratio are those of dense over pruned.
+are multiplied into its first matrix, as `fold` leaves it. The layers run as in the model, with their cache in decoding.
+In the pruned models, random folded blocks replace a fifth of the layers: speed does not depend on the weights. The
+ratios of times and of multiply-adds are dense divided by pruned.
 """
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ STEPS = 16
 
 @torch.inference_mode()
 def measure(setup: Setup) -> list[Row]:
-    """The block alone, the whole model, and the same under a static cache and torch.compile."""
+    """Measure the block alone and the whole model, also with a static cache and torch.compile."""
     rows = [row for hidden in (1024, setup.facts.width) for row in blocks(setup, hidden)]
     return [*rows, *models(setup), *([] if setup.quick else compiled(setup))]
 
@@ -50,7 +50,7 @@ def blocks(setup: Setup, hidden: int) -> list[Row]:
 def decoding(model: PreTrainedModel, ids_ST: Tensor, turns: int, static: bool = False) -> Callable[[], None]:
     """Cached decoding of some tokens after a prompt, which runs before the clock starts.
 
-    A static cache has room for the tokens of all turns; any other one is cut back after each turn.
+    A static cache has space for the tokens of all turns; any other cache is cut back after each turn.
     """
     room = StaticCache(config=model.config, max_cache_len=ids_ST.shape[1] + turns * STEPS) if static else None
     cache = model(ids_ST, past_key_values=room, use_cache=True).past_key_values
@@ -75,7 +75,7 @@ def compiled(setup: Setup) -> list[Row]:
 
 
 def models(setup: Setup) -> list[Row]:
-    """Dense over pruned, in time and in multiply-adds."""
+    """Dense divided by pruned, in time and in multiply-adds."""
     dense = setup.model
     pruned = made_up.folded_like(dense.config, made_up.spread_blocks(setup.facts.layers), setup.facts.width)
     macs, ids_ST, turns = count_macs(dense) / count_macs(pruned), setup.tokens.ids_ST[:1], setup.repeats + 1

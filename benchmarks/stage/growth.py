@@ -1,8 +1,8 @@
 """How time and memory grow with tokens and layers: exponents, fitted on logarithms.
 
-An exponent of 1 means that twice as much takes twice as long. The models are made up, narrow, and of few layers where
-tokens grow. Memory is the peak of the resident set above that before the call. `python benchmarks/grid_scale.py`
-measures how planning grows with the points of a grid (docs/scale.md).
+An exponent of 1 means that twice as much takes twice as long. The models have random weights and are narrow; if the
+number of tokens grows, they have few layers. Memory is the growth of the resident set during the call. `python
+benchmarks/grid_scale.py` measures how planning grows with the points of a grid (docs/scale.md).
 """
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ MOST = 1.05
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Extraction, CKA and a closed form against tokens; extraction against layers."""
+    """Measure extraction, CKA and a closed form against tokens, and extraction against layers."""
     tokens = [2_048, 8_192, 32_768] if setup.quick else [2_048, 8_192, 32_768, 131_072, 524_288]
     layers = [6, 12] if setup.quick else [6, 12, 24, 48, 80]
     found = [at_tokens(setup, count) for count in tokens]
@@ -36,7 +36,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def grown(measure: str, sizes: Sequence[int], values: Sequence[float]) -> Row:
-    """The exponent of the values, beside the largest that is allowed."""
+    """The exponent of the values, beside the largest allowed exponent."""
     return figure(measure, max(exponent(sizes, values), 1e-6), "exponent", "limit", MOST, target=1.0, at_most=True)
 
 
@@ -46,13 +46,13 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 
 def made(layers: int) -> LlamaForCausalLM:
-    """A narrow model of so many layers."""
+    """A narrow model with this number of layers."""
     return LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
                                         num_hidden_layers=layers, num_attention_heads=4)).eval()
 
 
 def extract(setup: Setup, model: LlamaForCausalLM, count: int) -> None:
-    """The stage, over so many made-up tokens."""
+    """Run the stage over this number of made-up tokens."""
     ids_ST = torch.randint(256, (count // LENGTH, LENGTH), generator=torch.Generator().manual_seed(0))
     hidden.extract(model, Tokens(ids_ST, ["made up"] * len(ids_ST), {}), setup.scratch("grown.zarr"))
 
@@ -78,6 +78,6 @@ def measured(run: Callable[[], Any], model: LlamaForCausalLM, repeats: int) -> t
 
 
 def repeated(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of processor time; one run before does not count."""
+    """Median seconds of processor time; a first run does not count."""
     run()
     return statistics.median(timed(run).cpu for _ in range(max(1, repeats // 2)))

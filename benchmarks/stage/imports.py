@@ -1,7 +1,7 @@
 """The start of a process: importing the light parts of the library, beside importing torch.
 
-Each turn starts a Python of its own. The light parts are those that a workflow reads before any job runs; they should
-not need torch.
+Each turn starts a new Python process. The light parts are the parts that a workflow reads before any job runs; they
+should not need torch.
 """
 import subprocess
 import sys
@@ -15,7 +15,7 @@ LIMIT_S = 0.3
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Seconds above an empty Python."""
+    """Seconds in addition to the start of an empty Python."""
     codes = {"nothing": "pass", "light": f"import {', '.join(LIGHT)}", "torch": "import torch"}
     times = in_turns({name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)
                       for name, code in codes.items()}, setup.repeats)

@@ -1,11 +1,12 @@
 """Step 1 of KDP beside the limit of matrix products, and step 2 from its closed form beside the recipe of the paper.
 
-Step 1 counts the operations of an iteration: features and their gradient, Gram and cross matrices, predictions and
-their gradient in float32; Cholesky and its solves in float64. The limit is the time of square products with as many
-operations, in the same turns. The clock of step 1 is that of its own curve, without judging.
+The operations of an iteration of step 1 are counted: features and their gradient, Gram and cross matrices, predictions
+and their gradient in float32; Cholesky and its solves in float64. The limit is the time of square products with the
+same number of operations, measured in the same turns. The time of step 1 is the time in its own curve, without judging.
 
 Step 2 starts at random, as in the paper, or at the best linear decoding of the features (kdp_core.methods.kdp.inverse).
-Beside the first epochs at random stands the time until the other start has a held-out error that is as low.
+The first epochs of the random start are compared with the time in which the other start reaches the same held-out
+error.
 """
 from typing import Any
 
@@ -26,7 +27,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def training(setup: Setup, given: dict[str, Any], fitted: list[Any]) -> Clock:
-    """One fit; its clock holds the seconds of training alone."""
+    """One fit; its time is the seconds of training alone."""
     fitted.append(kernel.fit(setup.hidden, setup.block, **given))
     return Clock(fitted[-1].curve[-1]["seconds"], fitted[-1].curve[-1]["seconds"])
 

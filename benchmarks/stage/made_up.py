@@ -20,7 +20,7 @@ def options_of(width: int, hidden: int) -> dict[str, Any]:
 
 
 def stand_in(width: int, hidden: int) -> nn.Module:
-    """Such a block, float32."""
+    """A folded block with these options, float32."""
     shapes = {"omega": (FEATURES // 2, width), "phase": (FEATURES // 2,), "w1.weight": (hidden, FEATURES),
               "w1.bias": (hidden,), "w2.weight": (width, hidden), "w2.bias": (width,)}
     generator = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def stand_in(width: int, hidden: int) -> nn.Module:
 
 
 def spread_blocks(layers: int, count: int | None = None) -> list[Block]:
-    """Blocks of two layers with layers between them; without a count they are a fifth of all layers."""
+    """Blocks of two layers with layers between them; without `count`, the blocks cover a fifth of all layers."""
     count = count or max(1, layers // 10)
     starts = [1 + place * (layers - 3) // count for place in range(count)]
     return [(start, start + 2) for start in starts]
@@ -38,11 +38,11 @@ def spread_blocks(layers: int, count: int | None = None) -> list[Block]:
 def folded_like(config: PretrainedConfig, blocks: list[Block], hidden: int | None) -> PreTrainedModel:
     """A model of this shape with folded blocks in the place of its layers; with hidden None they are only removed.
 
-    Its weights are random, in the precision and on the device that are torch's defaults at the call.
+    The weights are random, in torch's default precision and on torch's default device at the call.
     """
     config_class, model_class = FOLDED[config.model_type]
     removed = [layer for block in blocks for layer in range(*block)]
-    # a stand-in stands before the layer that follows its block
+    # a stand-in is placed before the layer that follows its block
     places = [stop - sum(layer < stop for layer in removed) for _, stop in blocks]
     stand_ins = [] if hidden is None else [
         {"layer": place, "after": False, "kind": "rff_mlp", "options": options_of(config.hidden_size, hidden)}

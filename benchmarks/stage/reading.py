@@ -1,7 +1,7 @@
-"""The store of hidden states: reading one layer, beside one memory-mapped file that holds the same bytes.
+"""The store of hidden states: reading one layer, beside one memory-mapped file with the same bytes.
 
-Both end in float32 in memory. `cold` means that the kernel was asked to drop the files from its cache just before; the
-rate counts stored bytes. The guard against values that float16 cannot hold is tried, not timed.
+Both give float32 in memory. `cold` means that the kernel was asked to drop the files from its cache just before; the
+rate counts stored bytes. The guard against values that are too large for float16 is tested but not timed.
 """
 import os
 import tempfile
@@ -59,7 +59,7 @@ def forget(files: Iterable[Path]) -> None:
 
 
 def guard(setup: Setup) -> Row:
-    """A model whose states exceed float16 is stored as float32: the largest stored value, beside float16's largest."""
+    """States that exceed float16 are stored as float32: the largest stored value, beside the largest float16 value."""
     model = checkpoints.load_model(setup.dense)
     grown = decoder_layers(model)[0].register_forward_hook(_grow)
     path = setup.scratch("overflow.zarr")
@@ -77,5 +77,5 @@ def _grow(_: nn.Module, args: object, output: torch.Tensor | tuple) -> torch.Ten
 
 
 def largest(states: HiddenStates) -> float:
-    """The largest finite value that is stored; infinite if one is not finite."""
+    """The largest stored value; infinite if a value is not finite."""
     return states.state(1).abs().max().item()

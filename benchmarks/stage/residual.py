@@ -1,9 +1,9 @@
 """kdp_residual: the closed form beside the limit of matrix products, and joint training beside the bare passes.
 
-The closed form of one stand-in chooses 96 neurons of all those of its block. Its products are the features, the Gram
-matrix and the cross matrix in float32. The limit is the time of square products with as many operations. An update of
-joint training stands beside a forward and backward pass through the same layers, stand-ins and output head, without
-optimiser, divergence and selection of tokens.
+The closed form of one stand-in chooses 96 of all neurons of its block. The matrix products of the fit are the features,
+the Gram matrix and the cross matrix in float32. The limit is the time of square products with the same number of
+operations. An update of joint training is compared with a forward and backward pass through the same layers, stand-ins
+and output head, without optimiser, divergence and selection of tokens.
 """
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def closed(setup: Setup) -> list[Row]:
-    """One stand-in."""
+    """The closed form of one stand-in."""
     block, sequences = setup.block, setup.size(64, 12)
     h_STD, y_STD = (setup.hidden.state(k)[:sequences] for k in block)
     fit = dictionaries.closed_form_options(setup.model, setup.hidden, dictionary="neurons",

@@ -1,4 +1,4 @@
-"""The search of kdp_residual: its share of the time of search and fit, for both orders that it knows.
+"""The search of kdp_residual: its share of the time of search and fit, for both of its orders.
 
 The search orders a fifth of the layers. The fit has one epoch of joint training, and three blocks of one layer each.
 """
@@ -27,5 +27,5 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def chosen(blocks: list[Block]) -> Selection:
-    """These blocks, with nothing else that `compose` reads."""
+    """A selection with these blocks and no other data, because `compose` reads nothing else."""
     return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

@@ -1,4 +1,4 @@
-"""What the stages are measured on: a model, its calibration tokens and its states, made once and kept in a folder."""
+"""The data of the measurements: a model, its calibration tokens and its states, made once and kept in a folder."""
 import argparse
 import shutil
 from functools import cached_property
@@ -23,7 +23,7 @@ class Setup:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def size(self, full: int, quick: int) -> int:
-        """A size of the measurement: the full one, or that of --quick."""
+        """A size of the measurement: the full size, or the size for --quick."""
         return quick if self.quick else full
 
     @cached_property
@@ -37,7 +37,7 @@ class Setup:
 
     @property
     def facts(self) -> ModelFacts:
-        """Its sizes."""
+        """The facts of the dense model."""
         return self._converted[1]
 
     @cached_property
@@ -66,19 +66,19 @@ class Setup:
         return start, start + 2
 
     def scratch(self, name: str) -> Path:
-        """A path in the folder of the measurement; what an earlier run left there is removed."""
+        """A path in the folder of the measurement; files of an earlier run at this path are removed."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
 
 
 def first(tokens: Tokens, sequences: int) -> Tokens:
-    """The first sequences alone."""
+    """Only the first sequences."""
     return tokens._replace(ids_ST=tokens.ids_ST[:sequences].clone(), sources=tokens.sources[:sequences])
 
 
 def made_up(tokens: Tokens, sequences: int, vocabulary: int) -> Tokens:
-    """So many sequences of random ids, of the length of these."""
+    """A number of sequences of random ids, as long as the given sequences."""
     generator = torch.Generator().manual_seed(0)
     ids_ST = torch.randint(vocabulary, (sequences, tokens.ids_ST.shape[1]), generator=generator)
     return tokens._replace(ids_ST=ids_ST, sources=["made up"] * sequences)

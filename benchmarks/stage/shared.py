@@ -1,4 +1,4 @@
-"""What the CPU and the GPU measurement of kdp_residual share: counts of operations, stand-ins, the bare passes."""
+"""Common parts of the CPU and the GPU measurement of kdp_residual: counts of operations, stand-ins, bare passes."""
 from collections.abc import Callable
 
 import torch
@@ -19,7 +19,7 @@ def operations(tokens: int, width: int, dictionary: Dictionary) -> float:
 
 
 def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
-    """Stand-ins with a linear part alone, all zeros: joint training costs the same whatever the weights."""
+    """Stand-ins with only a linear part, all zeros; the cost of joint training does not depend on the weights."""
     options = {"width": D, "entries": 0, "dictionary": "mlp", "activation": "relu", "norm": "rms",
                "bypass_above": 1e9}
     return [Module(block, "residual", options, {"linear.weight": torch.zeros(D, D), "linear.bias": torch.zeros(D)})

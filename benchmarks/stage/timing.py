@@ -1,9 +1,9 @@
-"""How the stages are timed: in turns, so that a slow minute slows what is measured and what stands beside it.
+"""How the stages are timed: alternately with the other run, so that a slow minute of the machine slows both.
 
 A ratio is the median over turns of (time of the other / our time): 1 is as fast as the other, 2 is twice as fast. The
-other is a floor, which is the least work that the stage cannot avoid, or a peer, which is another way to the same
-result. Wall-clock time decides. The ratio of processor time is beside it, because it hardly changes on a busy machine;
-it cannot show what runs on a second core meanwhile.
+other run is a floor, which is the least work that the stage cannot avoid, or a peer, which is another way to the same
+result. Wall-clock time decides. The ratio of processor times is also given, because it hardly changes on a busy
+machine; it cannot show work that runs on a second core at the same time.
 """
 import csv
 import statistics
@@ -56,7 +56,7 @@ class Times(dict[str, list[Clock]]):
 
     def row(self, measure: str, ours: str, other: str, *, target: float | None = None, scale: float = 1.0,
             against: str | None = None) -> Row:
-        """Our run beside another; `scale` is the work of ours in turns of the other."""
+        """Our run beside another run; `scale` is the work of our run in units of the other run."""
         return judged(Row(measure, self.seconds(ours), "s", against or other, scale * self.seconds(other),
                           self.ratio(other, ours, scale=scale), self.ratio(other, ours, scale=scale, field="cpu"),
                           "", None), target)
@@ -72,16 +72,19 @@ def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
 
 def figure(measure: str, ours: float, unit: str, against: str, other: float, *, target: float | None = None,
            at_most: bool = False, cpu: float | None = None) -> Row:
-    """A row for what is no time: its ratio is ours over the other. `cpu` is ours as processor time gives it."""
+    """A row for a figure that is not a time.
+
+    Its ratio is our figure divided by the other. `cpu` is our figure by processor time.
+    """
     cpu_ratio = None if cpu is None else cpu / other
     return judged(Row(measure, ours, unit, against, other, ours / other, cpu_ratio, "", None), target, at_most=at_most)
 
 
 def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, *, warm: bool = True,
              before: Callable[[], Any] | None = None) -> Times:
-    """Time every run `repeats` times, in the order A B, B A, A B, ...; one turn of each before does not count.
+    """Time every run `repeats` times, in the order A B, B A, A B, ...; a first turn of each run does not count.
 
-    before: what is done before every run and is not timed.
+    before: work that is done before every run and is not timed.
     """
     times = Times({name: [] for name in runs})
     for turn in range(-1 if warm else 0, repeats):
@@ -121,7 +124,7 @@ def products(dtype: torch.dtype = torch.float32, *, size: int = GEMM, device: st
 
 
 def turns_of_products(flops: float, size: int = GEMM) -> float:
-    """How many turns of `products` have so many floating-point operations."""
+    """The number of turns of `products` that have this number of floating-point operations."""
     return flops / (PRODUCTS * 2 * size ** 3)
 
 

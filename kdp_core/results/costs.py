@@ -6,8 +6,8 @@ attention scores (see kdp_core.model.sizes). Each of our counts has the paper's 
 NOTES_10 and NOTE_12 explain the differences. Most figures of Table 10 are reproduced in every digit once the number of
 removed layers is known. The exceptions are:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
-                     row of LLaMA-2-7B is that of four blocks of two layers, while Table 5 lists five
-    ratios           SliceGPT's rows are 25 % of the width, which is 15 % of the parameters: not a matched comparison
+                     row of LLaMA-2-7B corresponds to four blocks of two layers, while Table 5 lists five
+    ratios           SliceGPT's rows remove 25 % of the width, which is 15 % of the parameters, so the ratios differ
 """
 import math
 from collections.abc import Iterator, Mapping

@@ -152,7 +152,7 @@ def duration(seconds: float) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names as part of a sentence. In a long list the last ones are only counted."""
+    """Names as part of a sentence. In a long list the last names are only counted."""
     if len(names) > LISTED + 1:
         names = [*names[:LISTED], f"{len(names) - LISTED} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

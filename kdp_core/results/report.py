@@ -59,7 +59,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     """The page as text.
 
     summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
-    comparisons: paired tests, as findings.headline takes them, or none.
+    comparisons: paired tests in the form for findings.headline, or None.
     expectations: for each model, its pruned models, named in words, with what is expected of their generation.
     agreements: for each model, the comparisons of searches for layers.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.

@@ -1,6 +1,6 @@
 """Costs of a pruned model next to the dense one: parameters, multiply-adds, latency, memory.
 
-"FLOPs" are those of the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
+"FLOPs" are counted as in the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
 (kdp_core.model.sizes.count_macs).
 Latency is measured in one process, alternately for the dense and the pruned model; the model that runs first changes
 with each pair. If the machine is slow for a while, both models are slow, so the median of the paired ratios varies less

@@ -68,7 +68,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
           dtype: str = "float32") -> Probes:
     """Remove one part of one layer at a time and compare the states after that layer.
 
-    parts: parts of a layer that are removed in turn; null means attention, mlp and whole.
+    parts: parts of a layer that are removed one at a time; null means attention, mlp and whole.
     windows: number of windows of held-out text; the first windows are taken.
     positions: number of tokens of a window that are compared, evenly spaced up to its last token.
     temperature: T of the probabilities.

@@ -9,10 +9,11 @@ Statement and proof disagree on the following points, or leave them open:
   for single tokens. Here the bounded quantity is `rms`, and `beyond` is the share of tokens above the bound.
 - L_ERM is one number, and the proof needs a number for every operator. Here L_ERM is the largest of the operators'
   means.
-- C is "universal" and not given. The record holds the bound with C = 1, the bound without that term (exact on the
-  training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1) R_phi and R_n = B_A
-  R_phi sqrt(2m / n). The bound with these constants is still too small: phi is learned, and the class of phi is not
-  counted. For vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
+- C is called "universal", and its value is not given. The record holds the bound with C = 1, the bound without that
+  term (exact on the training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1)
+  R_phi and R_n = B_A R_phi sqrt(2m / n). The bound with these constants is still too small: phi is learned, and the
+  class of phi is not counted. For vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m /
+  sqrt(n).
 - delta is the probability for one operator. The proof takes a union bound over k operators, which would give delta / k.
   In one place the proof writes d for 2m.
 - The theorem assumes that the n samples are independent. Tokens of one sequence are not independent, so the number of

@@ -40,7 +40,7 @@ SEED = 0
 
 
 class ViewError(ValueError):
-    """The states do not hold what is to be shown."""
+    """The states do not contain the data that the view shows."""
 
 
 class Paths(NamedTuple):

@@ -1,7 +1,7 @@
 """The section `evaluate` of the configuration: tasks, benchmarks and their files.
 
-lm-eval takes seconds to read its index of tasks. It is asked only if a task of its own is named, and its answer is kept
-for its version.
+lm-eval takes seconds to read its index of tasks. The index is read only if the configuration names a task of lm-eval,
+and the list of tasks is kept for each version of lm-eval.
 """
 import difflib
 import hashlib
@@ -70,11 +70,11 @@ def task_files() -> str:
 
 
 def check_tasks(config: dict[str, Any]) -> None:
-    """Raise ConfigError for the first of `evaluate.tasks` that is neither made of held-out text nor lm-eval's."""
+    """Raise ConfigError for the first name in `evaluate.tasks` that neither kdp nor lm-eval defines."""
     own = {path.stem for path in TASK_FILES.glob("heldout_*.yaml")}
     asked = [name for name in config["evaluate"]["tasks"] if name not in own]
     known = own | set(_of_lm_eval()) if asked else own
-    # without an answer of lm-eval the job that scores says what is wrong
+    # if lm-eval's list is missing, the job that scores says what is wrong
     if known == own:
         return
     for name in asked:
@@ -87,7 +87,7 @@ def check_tasks(config: dict[str, Any]) -> None:
 
 
 def _of_lm_eval() -> list[str]:
-    """The tasks, groups and tags of the lm-eval that is installed; none where it cannot be asked."""
+    """The tasks, groups and tags of the installed lm-eval; empty if lm-eval cannot list them."""
     try:
         file = CACHE / f"{importlib.metadata.version('lm_eval')}.json"
     except importlib.metadata.PackageNotFoundError:

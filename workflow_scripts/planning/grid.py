@@ -31,7 +31,7 @@ def folder(point: dict[str, Any]) -> str:
 
 
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
-    """The point whose blocks, fits and search a point uses: the point itself, or the start of its fine-tuning."""
+    """The point whose blocks, fits and search a point uses: the point itself, or the point that was fine-tuned."""
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
 
@@ -214,7 +214,7 @@ def seeds_of(config: dict[str, Any], point: dict[str, str]) -> dict[str, int]:
 
 
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """An ablation as `kdp_core.results.ablations.Ablation` takes it."""
+    """An ablation in the form of `kdp_core.results.ablations.Ablation`."""
     own = config["ablations"][name]
     varied = {variant: variants.options(config, variant) for variant in own["variants"]}
     tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
