@@ -29,7 +29,7 @@ def here() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of those of the packages that are installed."""
+    """The versions of Python and of the given packages, as far as they are installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:

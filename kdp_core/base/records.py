@@ -167,7 +167,7 @@ class Module(NamedTuple):
     kind: str
     """A key of kdp_core.model.stand_ins.MODULES, such as `rff_mlp` or `linear`."""
     options: dict[str, Any]
-    """The module's shape, as its constructor takes it."""
+    """The arguments of the module's constructor, which determine its shape."""
     tensors: dict[str, Tensor]
     """The module's state dict."""
 
@@ -223,7 +223,7 @@ class PrunedFacts(NamedTuple):
 
 
 class Finetuned(NamedTuple):
-    """A low-rank change of the output head, trained to give the dense model's outputs (rows with a dagger in the
+    """A low-rank change of the output head, trained to reproduce the dense model's outputs (rows with a dagger in the
     paper)."""
     place: str
     """`head`: merged into the head's weight; `adapter`: kept before a head that is tied to the embedding."""

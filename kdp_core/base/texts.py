@@ -4,10 +4,10 @@ Packing: the documents are joined by newlines, tokenised without special tokens,
 There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
 sink. Some families need a special first token (`families.first_token`). It then stands once in every window, at the
 start. Texts made with a chat template may hold this token; it is removed before the text is cut. A mix takes a fixed
-number of windows from each part, as the KDP paper (section 3.1) takes 500 samples of at most 128 tokens from each of
-its data sets. The paper does not say whether samples are packed, cut or padded; here they are packed. The order of a
-part is derived by SHA-256 from the seed and the name of the part. A new part therefore does not change the windows of
-the other parts.
+number of windows from each part, as the KDP paper (section 3.1) uses 500 samples of at most 128 tokens from each of its
+data sets. The paper does not say whether samples are packed, cut or padded; here they are packed. The order of a part
+is derived by SHA-256 from the seed and the name of the part. A new part therefore does not change the windows of the
+other parts.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib

@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = find()
 
 
 def method_of(name: str) -> Method:
-    """A method by its name. An unknown name raises MethodError, which lists the known ones."""
+    """A method by its name. Raises MethodError for an unknown name; the error lists the known names."""
     if name not in METHODS:
         raise MethodError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}"
                           f"{meant(name, METHODS)}")

@@ -91,7 +91,7 @@ def _summed_nats(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> float:
 
 def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]],
              squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
-    """One backward pass of the loss summed over all predictions; only one layer's gradients are in memory at a time.
+    """One backward pass of the loss, summed over all predictions. Only one layer's gradients are in memory at a time.
 
     For each of `layers`, from the last to the first, it yields the number of the layer, the weights that `weights_of`
     names, and their gradients. If `squared` is true, it also yields the sums over sequences of each sequence's squared

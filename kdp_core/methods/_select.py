@@ -270,7 +270,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
-    module_params: parameters put back.
+    module_params: parameters that the method adds.
     match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
     """
     options.check(as_many, locals())
@@ -283,7 +283,7 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
-    module_params: parameters put back.
+    module_params: parameters that the method adds.
     """
     options.check(no_layer, locals())
     largest = sum(facts.params_per_layer) / facts.params_total

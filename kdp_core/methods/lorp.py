@@ -9,7 +9,7 @@ next layer is removed from the cluster whose remaining members are most similar 
 the last layer are kept, but they count as members.
 
 Source: the released code (daniel-eai, June 2026). It computes S over all tokens, and so does `lorp`. `lorp_masked` is
-our variant: it leaves massive tokens out. If no cluster has two members left, a layer is removed from the first cluster
+our variant: it excludes massive tokens. If no cluster has two members left, a layer is removed from the first cluster
 with a candidate. If two layers have equal r, the lower layer is removed first. If two clusters are equally similar, a
 layer is removed from the cluster with the lower number first.
 """

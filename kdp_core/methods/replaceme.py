@@ -89,7 +89,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ridges: several values of alpha. The value with the least held-out error is used; if two errors are equal, the first
         value. `ridge` is then not read.
     massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
     Raises FitError for a family with a norm after its MLPs, and for a run that starts at the first layer.
@@ -129,7 +129,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
     ridge: ridge of the least-squares T of `start: lstsq`, relative to the mean diagonal of X'X.
     massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice and of the order of training.
     resume: file in which the state of the training is stored.

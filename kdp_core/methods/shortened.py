@@ -49,7 +49,7 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
     sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """

@@ -45,7 +45,7 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     k_max: not read; neighbouring layers may be removed.
     sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
     largest: share of the layers to order; the first and the last layer are never removed.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
     """

@@ -87,7 +87,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     massive: `raw` counts massive-activation tokens like all other tokens, as the released code does, so that their few
         directions come first; `mask` excludes massive-activation tokens from X'X.
     sequences: number of calibration sequences; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     Raises FitError for a model that cannot be sliced, and BlockError for a ratio that cannot be reached.
     """
     options.check(compose, locals())
@@ -145,7 +145,8 @@ def cut(width: int, slicing: float, multiple: int) -> int:
 
 
 def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head: bool) -> int:
-    """The width whose share of all parameters is nearest to the ratio. If two are equally near, the larger is taken."""
+    """The width whose share of all parameters is nearest to the ratio. If two widths are equally near, the larger width
+    is chosen."""
     def share(width: int) -> float:
         return _share(config, width, slice_head)
 

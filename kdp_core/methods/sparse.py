@@ -104,7 +104,7 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
     pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
         ratio.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
@@ -136,7 +136,7 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
         ratio.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     block_size: number of columns whose weights are chosen together. Their effect on later columns is applied once per
         block.

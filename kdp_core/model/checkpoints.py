@@ -115,8 +115,8 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32
     """The model of a safetensors folder, dense or pruned, in eval mode; weights are read directly to the device.
 
     `balanced` spreads the layers evenly over all GPUs of this machine, then over main memory, and leaves the rest in
-    the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` gives each named place at most that much, and other places
-    nothing.
+    the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` limits the memory at each named place, and other places are
+    not used.
     """
     _unless_rehearsed()
     place = resolve_device(device)
@@ -173,7 +173,7 @@ def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda when there is one) as a device that this machine has.
+    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda if there is one) as a device that this machine has.
 
     For `balanced` the result is the device of the first layers: cuda if there is one.
     """

@@ -88,8 +88,9 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
                       ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The loss at the top of this module, over one batch of sequences without padding.
 
-    The student's states and head receive gradients, and those of the teacher never do. If there are several chunks,
-    each is computed again in the backward pass. The memory is then that of one chunk, and the time grows by two thirds.
+    The student's states and head receive gradients; the teacher's states and head do not. If there are several chunks,
+    each chunk is computed again in the backward pass. The memory is then that of one chunk, and the time grows by two
+    thirds.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.

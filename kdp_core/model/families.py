@@ -264,7 +264,7 @@ def family_of(model: Any) -> Family:
 
 
 def first_token(model: Any) -> int | None:
-    """The id that every sequence of a model (or configuration) must begin with; None if there is no such id."""
+    """The id with which every sequence of a model (or configuration) must begin; None if there is no such id."""
     config = getattr(model, "config", model)
     return config.bos_token_id if family_of(config).needs_bos else None
 

@@ -307,7 +307,7 @@ def _check_without_rope(header: Header) -> None:
 
 
 def _check_architecture(header: Header) -> None:
-    # the import takes seconds, and a file that is converted needs transformers anyway
+    # imported here, because the import takes seconds; the conversion of a file needs transformers anyway
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     if header.architecture not in GGUF_SUPPORTED_ARCHITECTURES:

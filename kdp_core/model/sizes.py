@@ -22,7 +22,8 @@ def count_params(module: "nn.Module") -> int:
 
 
 def part_params(layer: "nn.Module", family: Family, part: str) -> int:
-    """Parameters that are removed with the attention or the MLP of a layer: its own and those of its norms."""
+    """Parameters that are removed with the attention or the MLP of a layer: those of the part and those of its
+    norms."""
     own = family.parts[part]
     return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
 

@@ -51,7 +51,8 @@ def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs
 
 
 def slice_widths(model: nn.Module, sliced: dict[str, Any]) -> None:
-    """Build the model with states of these widths: those that the parts of each layer read, and the final one."""
+    """Build the model with states of these widths: the widths that the parts of each layer read, and the final
+    width."""
     family, base, width = family_of(model), trunk(model), model.config.hidden_size
     states = [*sliced["attention"], sliced["final"]]
     for layer, into, middle, out in zip(decoder_layers(model), states[:-1], sliced["mlp"], states[1:], strict=True):

@@ -133,7 +133,7 @@ def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int |
     old = layer.get_submodule(name)
     shape = (rows or matrix(old).shape[0], columns or matrix(old).shape[1])
     with old.weight.device:
-        # Conv1D takes its outputs first and always has a bias
+        # the first argument of Conv1D is the number of outputs, and it always has a bias
         new = type(old)(*shape) if hasattr(old, "nx") else nn.Linear(*shape[::-1], bias or old.bias is not None)
     layer.set_submodule(name, new.to(old.weight.dtype))
 

@@ -9,7 +9,7 @@ columns. All heads and channels of all layers form one list (the paper's AL-AM).
 removed until the ratio is met. Here the removed parameters of each unit are counted; the released code counts a head as
 170 channels, 4 * 128 / 3. The mean of what the removed columns contributed becomes a bias of the writer,
     b = sum_{j removed} mean_j W_:j.
-All means are those of the dense model, and no weight changes.
+All means are computed on the dense model, and no weight changes.
 
 LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
 folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
@@ -92,7 +92,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     bias.
 
     sequences: number of calibration sequences, drawn by `seed`; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """

@@ -4,8 +4,8 @@ Weights that depend on each other are removed together, in the units of the modu
 consecutive query heads that read it, or an MLP channel.
 
 L is the mean loss of the next token, and L_i the loss of sequence i of n. With g = dL/dW and a = 1/n sum_i
-(dL_i/dW)^2, the score of a weight estimates what its removal does to the loss, to first or to second order. The second
-order uses a as the diagonal of the Hessian and ignores the other entries of the Hessian:
+(dL_i/dW)^2, the score of a weight estimates the change of the loss by the weight's removal, to first or to second
+order. The second order uses a as the diagonal of the Hessian and ignores the other entries of the Hessian:
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
 The score of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
 columns (`vector`; a bias counts as a row). In each layer the units with the lowest scores are removed. If two units
@@ -85,7 +85,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         of the layers if that is less.
     keep_last: number of layers at the end that are kept whole. null means 2, or a sixteenth of the layers if that is
         less.
-    batch_sequences: sequences of a forward pass; squared gradients need one sequence at a time.
+    batch_sequences: sequences of a forward pass; for squared gradients each pass has one sequence.
     seed: seed of the choice of sequences.
     Raises BlockError for a ratio that cannot be reached or if no layer is left to prune, and FitError for a model that
     cannot be pruned and for other wrong options.

@@ -68,7 +68,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     batch_last: number of channels of the last batches.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """
@@ -126,7 +126,7 @@ def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str,
     found, goal, removed = [], 0.0, 0
     for share in by_layer:
         goal += share * whole
-        # the nearest number of head groups that leaves channels for the rest
+        # the nearest number of head groups for which channels remain to remove the rest
         possible = [lost for lost in range(sizes.groups)
                     if -channels <= goal - removed - lost * groups <= sizes.channels * channels]
         lost = min(possible, key=lambda lost, share=share: (abs(lost - share * sizes.groups), lost), default=0)

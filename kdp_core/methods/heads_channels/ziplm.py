@@ -96,7 +96,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     judge_sequences: number of calibration sequences on which a draw is judged; all sequences if there are fewer.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences and of the draws.
     Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
     """

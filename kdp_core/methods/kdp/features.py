@@ -131,7 +131,7 @@ def cosine_weights(kind: Weight, positions_N: Tensor, length: int, layers: int, 
 
     The weights have base 2 and exponents from 0 to n - 1. `position` spreads the exponents over the positions of a
     sequence, and n is the number of the block's layers. `position_depth` does the same, and n is the number of the
-    model's layers; with 128 tokens and 32 layers the last four tokens carry half of the weight. `step` gives the
+    model's layers; with 128 tokens and 32 layers, half of the weight is on the last four tokens. `step` gives the
     operator A_i the exponent i - 1. `none` is W = 1.
     """
     if kind == "none":

@@ -4,7 +4,8 @@ Paper: KDP (ICLR 2026), equation 6, Algorithm 1 lines 11-21, appendix B: I(z) = 
 z = A_k ... A_1 phi(h_l) against h_{l+k} for 100 epochs of Adam at a fixed 1e-3, batches of 128.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- The hidden width and the activation of the MLP are not given. Table 12 fits a width near 1590 for LLaMA-2-7B.
+- The hidden width and the activation of the MLP are not given. The parameters in Table 12 agree with a width near 1590
+  for LLaMA-2-7B.
 - Algorithm 1 adds an `L_norm` that equation 6 lacks and nothing defines: `norm_loss`.
 - The features behind z have variances of 1e-5. Without standardisation the printed recipe is far too slow (held-out
   error 0.78 against 0.19 after 18 s on SmolLM2). The standardisation is absorbed into W1 and b1.

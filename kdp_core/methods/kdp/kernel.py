@@ -69,16 +69,17 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     rank: rank of the low-rank factor L.
     lift: what the lift reads, `raw` states or `rms` (states at unit root mean square).
     bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 exactly as printed).
-    bandwidth_scale: kernel width at the start in those units.
-    loss: `steps` (equation 5, each operator by itself) or `chain` (Algorithm 1, the last state from the first one).
+    bandwidth_scale: kernel width at the start, in the units that `bandwidth` names.
+    loss: `steps` (equation 5, one error for each operator) or `chain` (Algorithm 1, the last state predicted from the
+        first).
     weight: W of the cosine term: none, position, position_depth or step.
     massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the folded block; `raw` treats
         all tokens in the same way.
     epochs: passes over the training sequences; the paper trains until convergence, about 100.
     batch_sequences: sequences of a minibatch.
     lr: Adam's learning rate at the start.
-    patience: epochs without a lower loss before the learning rate falls.
-    factor: factor by which the learning rate then falls.
+    patience: number of epochs without a lower loss after which the learning rate is reduced.
+    factor: factor by which the learning rate is then multiplied.
     ols_every: when A_i starts from least squares: iteration, epoch or start.
     final_ols: whether A_i is solved once more at the end, on all training tokens.
     ridge: ridge of the least squares, relative to the mean diagonal of the Gram matrix.

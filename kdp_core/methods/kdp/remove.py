@@ -1,4 +1,4 @@
-"""KDP without its stand-ins: the blocks are removed and nothing takes their place (`w/o kernel` of KDP's Table 1)."""
+"""KDP without its stand-ins: the blocks are removed without a replacement (`w/o kernel` of KDP's Table 1)."""
 from kdp_core.methods._method import Method
 from kdp_core.methods._select import most_similar
 

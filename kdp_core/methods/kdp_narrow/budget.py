@@ -102,7 +102,7 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
         within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (
             counts[n] < one.units if over > 0 else counts[n] > 0)]
         if not within:
-            break  # heads alone were removed, and no channel is left to give back
+            break  # only heads were removed, so there is no channel to add again
         chosen = (min if over > 0 else max)(within, key=lambda n: (counts[n] / ladders[n].units, n))
         counts[chosen] += 1 if over > 0 else -1
         over -= channel if over > 0 else -channel

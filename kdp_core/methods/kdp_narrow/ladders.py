@@ -44,7 +44,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
     fit_sequences: number of sequences on which writers are solved.
     judge_sequences: number of other sequences, on which outputs are compared.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises FitError for a model of a family that is refused, if states are not stored, and for too few sequences.
     """

@@ -1,4 +1,4 @@
-"""The attention and the MLP of a layer, each run by itself: the inputs of its writer, and what it adds to the state.
+"""The attention and the MLP of a layer, each run separately: the inputs of its writer, and what it adds to the state.
 
 A part reads the state `base` and computes the inputs f of its writer. It adds W f + b to the state; in some families
 (Gemma) another norm is applied to W f + b first.

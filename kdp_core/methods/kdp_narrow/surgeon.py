@@ -32,7 +32,7 @@ class Regression(NamedTuple):
     cross_FD: Tensor
 
     def of(self, inputs: Tensor) -> "Regression":
-        """The equations of these inputs alone."""
+        """The equations for only these inputs."""
         return Regression(self.gram_FF[inputs][:, inputs], self.cross_FD[inputs])
 
 
@@ -91,7 +91,7 @@ def kept_units(equations: Regression, units: int, counts: list[int],
             rise_U = losses(w_DF, inverse_FF, units).cpu()
             rise_U[gone] = torch.inf
             chosen = rise_U.argsort(stable=True)[:removed]
-            # W and H^-1 of the inputs that are left follow from those before
+            # W and H^-1 of the remaining inputs are computed from the previous W and H^-1
             remove(w_DF, inverse_FF, columns_of(chosen, length).to(w_DF.device))
             gone[chosen] = True
         found[count] = (~gone).nonzero()[:, 0]

@@ -2,9 +2,9 @@
 
     h_{l+k} ~ h_l + W x + b + O f(V x + c),    x = h_l / rms(h_l)
 
-KDP rebuilds a whole state from 2m bounded features. Here the state passes unchanged, and the features only add what
-the block would have added. They read the state through the norm, as the block does. The module `dictionaries` makes the
-entries f, and `closed_form` the regression that finds W, O and b.
+KDP rebuilds a whole state from 2m bounded features. Here the state itself is kept, and the features only approximate
+what the block would have added. They read the state through the norm, as the block does. The module `dictionaries`
+makes the entries f, and `closed_form` the regression that finds W, O and b.
 
 Blocks are fitted in the order of depth. Each block is fitted on the states that enter it in the already pruned model
 (`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones.

@@ -72,9 +72,9 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     entries: number of entries of the dictionary.
     judge_sequences: number of sequences on which outputs are compared; the stand-ins are fitted on other sequences.
     largest: share of the layers to order; a ratio that needs more layers is refused.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises SearchError if there are too few sequences or if `k_max` lets no layer be removed.
+    Raises SearchError if there are too few sequences or if `k_max` does not allow any removal.
     """
     check(by_divergence, locals())
     began = time.perf_counter()

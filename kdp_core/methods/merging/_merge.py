@@ -66,7 +66,7 @@ of removed ones. A window that the released walk does not merge counts as remove
 
 
 class Walk(NamedTuple):
-    """One walk. Every threshold from `refused` up to below `accepted` gives the same walk."""
+    """One walk. Every threshold T with `refused` <= T < `accepted` gives the same walk."""
     stack: Stack
     reached: int
     refused: float

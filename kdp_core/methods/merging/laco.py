@@ -30,7 +30,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
          batch_sequences: Count = 8, seed: int = 0) -> Composed:
     """Merge layers as LaCo does, with the threshold that removes `selection.layers` layers.
 
-    merge: `paper` adds the differences to the base layer before the merge; `as_released` gives the last layer's maps.
+    merge: `paper` adds the differences to the base layer before the merge; `as_released` uses the last layer's maps.
     group: the paper's C, number of layers that one merge turns into one; at least 2.
     stride: the paper's I, layers that the walk moves down after an accepted merge; after a refused one it moves 1.
     lowest: the paper's L, the lowest layer into which other layers are merged.
@@ -40,7 +40,7 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
         nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
         the number is met.
     sequences: number of calibration sequences on which candidates are judged.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises FitError if the options do not fit the model, or if so many layers cannot be removed with them.
     """

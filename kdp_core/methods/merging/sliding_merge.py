@@ -25,13 +25,13 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     window.
 
     merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
-        first layer; `as_released` gives the last layer's maps and does not merge that window.
+        first layer; `as_released` uses the last layer's maps and does not merge that window.
     rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
     jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
         nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
         the number is met.
     sequences: number of calibration sequences on which candidates are judged.
-    batch_sequences: sequences of a forward pass.
+    batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises FitError if so many layers cannot be removed with these options.
     """
