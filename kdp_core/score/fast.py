@@ -4,9 +4,9 @@ lm-eval's HFLM pads sequences to one length, runs a context again for each choic
 token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples at
 the beginning of many prompts run once for all these prompts, and the output head reads only the tokens that are scored.
 On CPU, the rows of an evaluation run in parallel, one on each thread, so that no thread waits for other threads after
-every operation. Prompts, metrics and generation are lm-eval's. Packing needs a model that accepts an attention mask of
-any form and the positions of tokens. The function `packs` tests the model on a few tokens; a model that fails the test
-is scored by lm-eval's own code.
+every operation. Prompts, metrics and generation are lm-eval's.
+Packing needs a model that accepts an attention mask of any form and the positions of tokens. The function `packs` tests
+the model on a few tokens; a model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
 """
 import itertools

@@ -1,10 +1,10 @@
-"""How searches for layers agree, and what the sets that they choose cost on held-out text.
+"""How far searches for layers agree, and what the removal of their chosen sets costs on held-out text.
 
-Reads what each search of `layer_search` says of itself and leaves its layers out of the dense model. Held-out text is
-cut into windows. A window gives the next-token loss, and it is an item of multiple choice too: which of four ends
-belongs to its beginning? Sets are judged in the order of their layers, so that neighbours share the states of the
-layers below their first difference (kdp_core.methods._search.evaluator). The comparison of the searches and the
-paper's claims are those of kdp_core.study.objectives.
+This module reads the record of each search of `layer_search` and leaves the chosen layers out of the dense model.
+Held-out text is cut into windows. A window gives the next-token loss. It is also a multiple-choice item: which of four
+ends belongs to its beginning? Sets are judged in the order of their layers, so that neighbours share the states of the
+layers below their first difference (kdp_core.methods._search.evaluator). kdp_core.study.objectives compares the
+searches and defines the paper's claims.
 """
 import math
 import time
@@ -32,11 +32,11 @@ AT_ONCE = 16
 UNLIMITED = 10 ** 9
 KEPT = ("objective", "strategy", "draw", "removed", "single", "value", "dense_value", "passes",
         "passes_without_trails", "evaluations", "budget", "tokens", "seconds", "best_so_far")
-"""What is kept of a search."""
+"""The part of a search's record that is kept."""
 
 
 class AgreementError(ValueError):
-    """Searches that cannot be compared."""
+    """The searches cannot be compared."""
 
 
 def measure(dense: str | Path, searches: Mapping[str, Mapping[str, Any]], ids_ST: Tensor, *, device: str = "cpu",
@@ -44,7 +44,7 @@ def measure(dense: str | Path, searches: Mapping[str, Mapping[str, Any]], ids_ST
             batch_sequences: Count = 8) -> Agreement:
     """Compare searches, and measure the models without the layers that they chose.
 
-    searches: variant -> what its search says of itself. ids_ST: windows of held-out text.
+    searches: variant -> the record of its search. ids_ST: windows of held-out text.
     windows: windows that are read, evenly spaced over the text.
     batch_sequences: sequences of a forward pass.
     Raises AgreementError for fewer than two searches or too little text.
@@ -83,5 +83,5 @@ def heldout(passes: Passes, chosen: Sequence[Layers], ids_ST: Tensor,
             one = Evaluator(passes, made, size=0, budget=UNLIMITED, batch_sequences=batch_sequences, trails=1)
             for removed in every:
                 sums[removed][place] += len(ids_CT) * one.value(removed)
-    # the objective `accuracy` is minimised, so that it is the negative share of right answers
+    # the objective `accuracy` is minimised, so its value is the negative share of right answers
     return {removed: (total[0].item() / len(ids_ST), -total[1].item() / len(ids_ST)) for removed, total in sums.items()}

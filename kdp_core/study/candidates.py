@@ -5,9 +5,10 @@ of MMLU. Here the items, the prompts and the candidates are those of the benchma
 item, which may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
-For both: KL(dense || pruned) in nats, and whether the most likely one stays the same. order is the share of pairs of
-candidates whose order by log-likelihood stays the same. mass is the probability of the candidates' first tokens, and
-rank is the place of the likeliest of them among all tokens. acc is the benchmark's own score of the item.
+For both, KL(dense || pruned) in nats is measured, and whether the most likely token or candidate stays the same. order
+is the share of pairs of candidates whose order by log-likelihood stays the same. mass is the probability of the
+candidates' first tokens, and rank is the rank of the likeliest of these first tokens among all tokens. acc is the
+benchmark's own score of the item.
 Axes: N tokens, V vocabulary, C candidates.
 """
 import itertools
@@ -29,7 +30,7 @@ from kdp_core.score.metrics import PRIMARY
 from kdp_core.study import distances
 
 MEANS = ("acc_dense", "acc", "kl", "kl_candidates", "agreement", "agreement_candidates", "order", "mass", "mass_other")
-"""Columns of items whose means are taken."""
+"""Columns of items of which the means are computed."""
 
 
 class CandidatesError(ValueError):
@@ -44,11 +45,11 @@ class Item(NamedTuple):
     choices: list[str]
     """The continuations that are scored."""
     score: Callable[[list[tuple[float, bool]]], float]
-    """Turns lm-eval's results for the choices into the item's score."""
+    """The function that turns lm-eval's results for the choices into the item's score."""
 
 
 class Read(NamedTuple):
-    """What one model gives for one item."""
+    """The outputs of one model for one item."""
     z_V: Tensor
     """Logits after the context."""
     ll_C: Tensor
@@ -85,7 +86,7 @@ def _scorer(task: Any, doc: Any) -> Callable[[list[tuple[float, bool]]], float]:
 
 
 def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: str = "float32") -> Candidates:
-    """What the dense model gives for the items, kept for the comparison with every pruned model."""
+    """The outputs of the dense model for the items, kept for the comparison with every pruned model."""
     found = _read_folder(folder, items(folder, chosen), device, dtype)
     return Candidates(torch.stack([one.z_V for one in found]), [one.ll_C.tolist() for one in found],
                       [one.greedy for one in found], [one.first for one in found])
@@ -93,7 +94,7 @@ def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: 
 
 def survive(folder: str | Path, chosen: Chosen, known: Candidates, *, device: str = "cpu",
             dtype: str = "float32") -> Survival:
-    """The items of a pruned model beside what the dense model gave. Raises CandidatesError if these are others."""
+    """The outputs of a pruned model beside those of the dense model. Raises CandidatesError if the items differ."""
     asked = items(folder, chosen)
     if len(asked) != len(known.first):
         raise CandidatesError(f"the dense model read {len(known.first)} items, and now there are {len(asked)}; delete "
@@ -112,7 +113,7 @@ def _read_folder(folder: str | Path, asked: Sequence[Item], device: str, dtype: 
 
 @torch.inference_mode()
 def read(model: nn.Module, tokenizer: Any, asked: Sequence[Item]) -> list[Read]:
-    """What a model gives for each item; the context runs once for all its choices."""
+    """The outputs of a model for each item; the context runs once for all choices of the item."""
     judge, found = FastJudge(model, tokenizer), []
     for item in asked:
         pairs = [judge._encode_pair(item.context, choice) for choice in item.choices]
@@ -149,14 +150,14 @@ def compare(item: Item, dense: Read, pruned: Read) -> dict[str, Any]:
 
 def measure(dense: nn.Module, pruned: nn.Module, tokenizer: Any, asked: Sequence[Item],
             known: Sequence[Read] | None = None) -> list[dict[str, Any]]:
-    """The rows of all items; `known` is what the dense model gave, if it was read before."""
+    """The rows of all items; `known` holds the outputs of the dense model, if it was read before."""
     known = read(dense, tokenizer, asked) if known is None else known
     return [compare(item, one, other)
             for item, one, other in zip(asked, known, read(pruned, tokenizer, asked), strict=True)]
 
 
 def by_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the items of each task, with the drop of its accuracy and the standard error of that paired drop."""
+    """Means over the items of each task, with the drop of the task's accuracy and the drop's paired standard error."""
     made = []
     for task, own in pd.DataFrame(list(rows)).groupby("task", sort=False):
         drop = own["acc_dense"] - own["acc"]

@@ -1,15 +1,16 @@
 """Will a pruned model still generate? A prediction from single-step statistics, without generating.
 
-What is predicted are the losses of kdp_core.score.generation, from statistics of kdp_core.study.single_step:
+This module predicts the losses of kdp_core.score.generation from statistics of kdp_core.study.single_step:
     loss = 1 - exp(-sum_f w_f phi_f / s_f),    w_f >= 0
-with phi the statistics brought to lengths (KL and 1 - cosine are squares of small changes, so their roots are taken)
-and s their scale. No statistic of a model that equals the dense one differs from 0, so it is predicted no loss; since
-no weight is negative, more damage is never predicted less loss. The weights are a ridge regression of -log(1 - loss)
+where phi are the statistics as lengths (KL and 1 - cosine are squares of small changes, so their roots are taken) and s
+is the scale of phi. If a model equals the dense model, all its statistics are 0, so the predicted loss is 0. No weight
+is negative, so more damage never gives a smaller predicted loss. The weights are a ridge regression of -log(1 - loss)
 (scikit-learn), whose penalty is chosen by leaving methods out.
-Validation leaves one method out at a time with all its ratios, fits on the others alone, and predicts what was left
-out. Two methods that made the same model anywhere, by removing the same layers, are left out together.
-`chain` is a reference that nothing is fitted for: if each token agrees with probability a, and no text comes back after
-the first difference, the expected share of equal tokens in G steps is sum_g a^g / G.
+Validation leaves out one method at a time with all its ratios, fits on the remaining methods, and predicts the losses
+of the method that was left out. Two methods that made the same model at some ratio, by removing the same layers, are
+left out at the same time.
+`chain` is a reference without a fit: if each token agrees with probability a, and the texts never agree again after the
+first difference, the expected share of equal tokens in G steps is sum_g a^g / G.
 Axes: R rows, F features, M groups of methods.
 """
 import logging
@@ -27,33 +28,33 @@ from kdp_core.study.objectives import rank_correlation
 logger = logging.getLogger(__name__)
 FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change": 1.0, "margin_lost": 1.0,
             "angle_h": 0.5, "angle_p": 0.5}
-"""Statistic -> the power that makes a length of it."""
+"""Statistic -> the power that turns the statistic into a length."""
 LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
-"""The losses in the order in which they are told; `quality` is the mean of the others."""
+"""The losses in the order in which they are reported; `quality` is the mean of the other losses."""
 PREFIX = "loss_"
-"""How the columns of losses begin."""
+"""The prefix of the columns of losses."""
 LENGTH = 40
-"""Tokens of a window of the rows that the library's predictor was fitted on; other lengths may shift what it says."""
+"""Tokens of a window in the rows to which the library's predictor was fitted; other lengths may change predictions."""
 MOST = 0.95
-"""Losses above count as this in the fit, since -log(1 - loss) has no end."""
+"""In the fit, larger losses count as this value, because -log(1 - loss) has no upper limit."""
 ALPHAS = (0.01, 0.1, 1.0, 10.0)
 """Penalties that are tried."""
 DRAWS = 1000
 """Draws of the bootstrap over groups of methods."""
 KEPT = 0.9
-"""Share of the predictions for left-out methods that the given range holds."""
+"""Share of the predictions for left-out methods that lie in the given range."""
 RECORD = Path(__file__).with_name("expect.json")
 """The predictor that comes with the library."""
 
 
 class ExpectError(ValueError):
-    """Rows are too few to fit a predictor, or statistics are not those that it was fitted on."""
+    """There are too few rows to fit a predictor, or the statistics are not those on which it was fitted."""
 
 
 # What is expected of a model ------------------------------------------------------------------------------------------
 
 def expectation(measured: SingleStep, predictor: Predictor | None = None) -> Expectation:
-    """What a model with these single-step statistics is expected to lose; without a predictor, the library's own."""
+    """What a model with these statistics is expected to lose, by the given predictor or the library's own."""
     predictor = predictor or own_predictor()
     phi_F = lengths(pd.DataFrame([measured.values]))[0]
     losses = {name: _loss(phi_F, predictor, name) for name in LOSSES if name in predictor.coefficients}
@@ -72,7 +73,7 @@ def own_predictor() -> Predictor:
 
 
 def lengths(frame: pd.DataFrame) -> np.ndarray:
-    """phi_RF of the rows of a frame. Raises ExpectError for a missing statistic or one that is no number."""
+    """phi_RF of the rows of a frame. Raises ExpectError for a statistic that is missing or not a number."""
     if missing := [name for name in FEATURES if name not in frame]:
         raise ExpectError(f"the statistic {missing[0]} is missing; measure with kdp_core.study.single_step")
     phi_RF = np.stack([frame[name].to_numpy(float).clip(min=0) ** power for name, power in FEATURES.items()], axis=1)
@@ -92,7 +93,7 @@ def nearest(phi_F: np.ndarray, predictor: Predictor) -> dict[str, Any]:
 
 
 def sentence(found: Expectation, measured: SingleStep) -> str:
-    """What to expect in one sentence, and the evidence in a second one."""
+    """What to expect, in one sentence, and the evidence, in a second sentence."""
     def kept(name: str) -> str:
         return f"{100 * (1 - found.losses[name]):.0f} %"
 
@@ -119,7 +120,7 @@ def _loss(phi_F: np.ndarray, predictor: Predictor, name: str) -> float:
 def fit(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Predictor:
     """The predictor of measured rows, with its validation.
 
-    frame: a row a pruned model: model, method, ratio, the statistics, and the losses with the prefix `loss_`.
+    frame: one row for each pruned model: model, method, ratio, the statistics, and the losses with the prefix `loss_`.
     Raises ExpectError for fewer than three groups of methods.
     """
     groups_R, names = groups(frame), [name for name in LOSSES if PREFIX + name in frame]
@@ -138,7 +139,7 @@ def fit(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Predictor:
 
 
 def left_out(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """The loss `name` of each row, predicted from the rows of other groups of methods alone."""
+    """The loss `name` of each row, predicted only from the rows of other groups of methods."""
     groups_R, phi_RF, loss_R = groups(frame), lengths(frame), frame[PREFIX + name].to_numpy(float)
     found_R = np.empty(len(frame))
     for group in sorted(set(groups_R)):
@@ -173,7 +174,7 @@ def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[s
 
 
 def _ordered(first_R: np.ndarray, second_R: np.ndarray) -> float:
-    """The rank correlation, and 0 where there is none: a constant predicts no order."""
+    """The rank correlation, or 0 if it is not defined: a constant predicts no order."""
     return rank_correlation(first_R, second_R) or 0.0
 
 
@@ -196,13 +197,13 @@ def single_statistics(frame: pd.DataFrame, name: str, statistics: Sequence[str])
 
 
 def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:
-    """The loss of agreement over `steps` tokens if every token agrees by chance and no text comes back."""
+    """The loss of agreement over `steps` tokens if every token agrees by chance and texts never agree again."""
     # 1 - sum_{g=1..G} a^g / G
     return 1 - ((1 - disagreement_R)[:, None] ** np.arange(1, steps + 1)).mean(axis=1)
 
 
 def weights(x_RF: np.ndarray, loss_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of scaled lengths, none negative, and the penalty that leaving groups of methods out favours."""
+    """Weights of scaled lengths, none negative, and the penalty with the least error for left-out groups of methods."""
     # imported here, because scikit-learn takes seconds to load
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut

@@ -5,9 +5,9 @@ appear redundant, that searches under one objective agree, and that ranks by per
 Here each claim is a number that is measured once for each draw of calibration text:
     Jaccard(A, B) = |A and B| / |A or B| of two chosen sets,
     Spearman of the rises of the objective at single removals, and of ranks of pruned models.
-An interval is that of Student's t over the draws. A claim is told only by an interval that lies on one side of zero;
-with one draw there is none. Rows are plain mappings: objective, strategy, draw, single (layer -> rise), removed, and
-the held-out figures of the pruned model, heldout_nats (less is better) and heldout_accuracy (more is better).
+An interval is that of Student's t over the draws. A claim is decided only if its interval lies on one side of zero;
+with one draw there is no interval. Rows are plain mappings: objective, strategy, draw, single (layer -> rise), removed,
+and the held-out figures of the pruned model, heldout_nats (lower is better) and heldout_accuracy (higher is better).
 """
 import itertools
 import math
@@ -24,27 +24,27 @@ CONFIDENCE = 0.95
 
 
 def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
-    """Share of the layers of two sets that both have; 1 for two empty sets."""
+    """Share of the layers of two sets that are in both sets; 1 for two empty sets."""
     one, other = set(one), set(other)
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:
-    """Rank correlation over the common keys; None for fewer than three, or where one of them has one value only."""
+    """Rank correlation over the common keys; None for fewer than three keys, or if one mapping has only one value."""
     common = sorted(set(one) & set(other))
     values = [[which[key] for key in common] for which in (one, other)]
     return rank_correlation(*map(np.array, values)) if len(common) > 2 else None
 
 
 def rank_correlation(first_N: np.ndarray, second_N: np.ndarray) -> float | None:
-    """Spearman's rank correlation; None where one of the two is constant, since it then orders nothing."""
+    """Spearman's rank correlation; None if one of the two is constant, because a constant gives no order."""
     if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
         return None
     return float(np.corrcoef(stats.rankdata(first_N), stats.rankdata(second_N))[0, 1])
 
 
 def pairs(rows: Sequence[Row]) -> pd.DataFrame:
-    """Every two rows that differ in one of objective, strategy and draw, with both measures of agreement."""
+    """All pairs of rows that differ in exactly one of objective, strategy and draw, with both measures of agreement."""
     found = []
     for one, other in itertools.combinations(rows, 2):
         differs = [key for key in KEYS if one[key] != other[key]]
@@ -66,9 +66,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 def claims(rows: Sequence[Row]) -> pd.DataFrame:
-    """The claims of the paper: the number of each in every draw, its mean with an interval, and what can be told.
+    """The claims of the paper: the number for each claim in every draw, its mean with an interval, and the verdict.
 
-    Each number is a difference whose sign decides: above zero the claim holds.
+    Each number is a difference; the claim holds if the difference is above zero.
     """
     draws = sorted({row["draw"] for row in rows})
     by_draw = {draw: [row for row in rows if row["draw"] == draw] for draw in draws}
@@ -93,7 +93,10 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> float | None:
-    """Mean over the pairs that differ in this alone, or of those in which a draw takes part."""
+    """Mean over the pairs that differ only in `varies`.
+
+    With `draw`, only pairs that contain this draw count.
+    """
     frame = pairs(rows)
     frame = frame[frame["varies"] == varies]
     if draw is not None:
@@ -108,7 +111,7 @@ def _ranks(rows: Sequence[Row]) -> float | None:
 
 
 def _longer(rows: Sequence[Row]) -> float | None:
-    """Mean over objectives of the held-out loss of other searches less that of one_shot, random left out."""
+    """Mean over objectives of the held-out loss of other searches minus that of one_shot, without random search."""
     found = []
     for row in rows:
         others = [one["heldout_nats"] for one in rows if one["objective"] == row["objective"]

@@ -2,15 +2,16 @@
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). It argues that the change of the
 probabilities after one step decides whether a pruned model still generates. Here both models read the same text, and
-every statistic is a mean over the positions of all windows but position 0, a massive token in most models:
+every statistic is a mean over all positions of all windows except position 0, which is a massive token in most models:
     kl                KL(p || p'), nats
     estimate_kl       Var_p(Dz) / 2, its estimate to second order (kdp_core.study.distances)
     disagreement      1 - share of positions at which both models have the same most likely token
     entropy_change    |H(p') - H(p)|, nats
-    margin_lost       by how much the dense model's choice falls against its strongest rival, nats; a gain is 0
+    margin_lost       how much of its lead over the strongest rival the dense model's choice loses, nats; a gain is 0
     angle_h, angle_z, angle_p    1 - cosine of the last states, of the logits and of the probabilities
-The same with the prefix `last_` are those of the last token of each window, as decoding would begin. All are 0 for a
-model that equals the dense one, and grow with the damage. entropy, entropy_other and margin describe the two models.
+Statistics with the prefix `last_` are those of the last token of each window, where decoding would begin. All
+statistics above are 0 for a model that equals the dense model, and grow with the damage. entropy, entropy_other and
+margin describe the two models.
 Axes: S windows, T tokens of a window, N tokens, D width, V vocabulary.
 """
 from pathlib import Path
@@ -43,7 +44,7 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
             device: str = "cpu", dtype: str = "float32") -> SingleStep:
     """The statistics of the checkpoint in `pruned_folder` on the first `windows` windows of `ids_ST`.
 
-    windows: number of windows of held-out text; the first ones are taken.
+    windows: number of windows of held-out text; the first windows are taken.
     Raises OptionError for a value out of range, SingleStepError for windows or models that do not fit.
     """
     options.check(measure, locals())
@@ -55,7 +56,10 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
 
 @torch.inference_mode()
 def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, h_STD: Tensor | None = None) -> SingleStep:
-    """As `measure`, for two loaded models and all windows; `h_STD` are the dense model's last states, if known."""
+    """Compare two loaded models on all windows, as `measure` does.
+
+    `h_STD` are the dense model's last states, if known.
+    """
     S, T = ids_ST.shape
     _check(ids_ST, S)
     if dense.config.vocab_size != pruned.config.vocab_size:
@@ -96,7 +100,10 @@ def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
 
 
 def margin(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """log q of the likeliest token of p less log q of q's likeliest other token, (N,); negative where q prefers it."""
+    """log q of the likeliest token of p minus log q of q's likeliest other token, (N,).
+
+    The difference is negative if q prefers the other token.
+    """
     first_N1 = logp_NV.argmax(dim=-1, keepdim=True)
     rival_N = logq_NV.scatter(-1, first_N1, -torch.inf).max(dim=-1).values
     return logq_NV.gather(-1, first_N1)[:, 0] - rival_N
