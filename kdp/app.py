@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 class CommandError(ValueError):
-    """A command cannot be run as it was given."""
+    """A command cannot be run with the given arguments."""
 
 
 class OneLine(typer.core.TyperGroup):

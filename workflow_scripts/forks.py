@@ -152,7 +152,7 @@ def _report(waiting: dict[int, socket.socket]) -> None:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             code = os.waitstatus_to_exitcode(ended[1])
             with waiting.pop(ended[0]) as client, contextlib.suppress(OSError):
-                # a process that a signal ended has 128 + its number, as in a shell
+                # if a signal ended a process, its exit code is 128 + the signal's number, as in a shell
                 client.sendall(bytes([code if code >= 0 else 128 - code]))
 
 

@@ -43,7 +43,7 @@ class Point(NamedTuple):
     search_seconds: float | None = None
     """Seconds of the search, which runs once for all ratios.
 
-    None if the blocks are selected by the similarity of layers.
+    The value is None if the blocks are selected by the similarity of layers.
     """
 
 
@@ -109,7 +109,7 @@ def span(block: Block) -> str:
 
 
 def number(column: Column, value: Any) -> str:
-    """A value as printed, without its unit; a missing one is an en dash."""
+    """A value as printed, without its unit; a missing value is an en dash."""
     if isinstance(value, str):
         return value or "–"
     if value is None or math.isnan(value):

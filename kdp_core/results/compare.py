@@ -109,7 +109,7 @@ def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> p
     """One row for each pair of pruned models of one dense model, ratio and kind of pruning, on each metric and task.
 
     Columns as in COLUMNS. Pairs with the dense model are rows too.
-    difference  the row's model less the other: share of items, or nats per token (below 0 is better)
+    difference  the row's model minus the other model: share of items, or nats per token (below 0 is better)
     against     `best` by this metric and task, `baseline` (BASELINE with the same calib and k_max), `dense`, or empty:
                 any other pair, without p_holm
     Raises CompareError if two of the models did not answer the same items.

@@ -27,8 +27,8 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
     The pruned rows of one model and ratio are compared; rows of models with weights set to zero are compared among
     themselves. A row is "best" only if it differs significantly from every other row of its group. "second" are the
-    best of the remaining rows and all rows that do not differ significantly from it. So if no row is "best", the rows
-    that may be the best are "second". If all rows may be the best, none is marked.
+    best of the remaining rows and all rows that do not differ significantly from that row. So if no row is "best", the
+    rows that may be the best are "second". If all rows may be the best, no row is marked.
 
     Two rows differ significantly by the paired tests in `comparisons`, corrected for the rows of the group (Holm,
     p < SIGNIFICANT). Without tests they must differ by more than one combined standard error sqrt(se1^2 + se2^2).

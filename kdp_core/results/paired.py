@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 
 
 class Table(NamedTuple):
-    """All pairs of J models on one task: entry (j, k) is model j less model k."""
+    """All pairs of J models on one task: entry (j, k) is model j minus model k."""
     metric: str
     means_J: np.ndarray
     """Accuracy, or nats per token."""

@@ -82,7 +82,7 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 # One row for each model -----------------------------------------------------------------------------------------------
 
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
-    """One row for each model: the dense ones first within their model, then by ratio, k_max, calib and variant.
+    """One row for each model: first the dense model, then its pruned models by ratio, k_max, calib and variant.
 
     Variants keep the order in which they are given. Models whose weights are only set to zero are as large and, without
     sparse kernels, as slow as the dense model, so they come after the other models.

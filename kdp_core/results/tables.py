@@ -44,9 +44,9 @@ def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format:
          keys: int | None, caption: str = "", label: str = "", note: str = "", wide: bool = False) -> str:
     """Rows (group, cells), escaped for the format, as a Markdown or LaTeX table.
 
-    The first `keys` columns are texts and aligned left, the other columns right. With None, the program that shows the
-    Markdown chooses the alignment. In LaTeX, a line separates groups whose first members differ, and a space separates
-    groups that differ in another member.
+    The first `keys` columns are texts and aligned left, the other columns are aligned right. With None, the program
+    that shows the Markdown chooses the alignment. In LaTeX, a line separates groups whose first members differ, and a
+    space separates groups that differ in another member.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)

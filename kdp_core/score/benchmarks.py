@@ -171,7 +171,7 @@ def write_tasks(folder: str | Path, chosen: Chosen) -> None:
 def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
     """A list with one folder of the chosen benchmarks, which exists while the body runs.
 
-    Without benchmarks it is empty.
+    Without benchmarks the list is empty.
     """
     if chosen is None:
         yield []

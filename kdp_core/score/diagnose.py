@@ -18,7 +18,8 @@ be stored or computed twice.
 
 Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, over all tokens that have a next
 token in their window, with standard errors over windows. The KDP paper has none of these figures; it reports task
-scores. Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
+scores.
+Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
 V vocabulary.
 """
 import logging

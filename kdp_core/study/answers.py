@@ -1,8 +1,8 @@
 """What the dense and the pruned models write after a prompt: each model continues it with its most likely tokens.
 
-A score says how much of the dense model was kept; a few lines of text show it to the reader. The texts are greedy
-continuations, so they do not depend on chance. In such continuations a small model repeats itself, pruned or not. The
-texts are examples and not a measurement.
+A score says how much of the dense model was kept; a few lines of text show the reader what was kept. The texts are
+greedy continuations, so they do not depend on chance. In such continuations a small model repeats itself, pruned or
+not. The texts are examples and not a measurement.
 """
 import logging
 from collections.abc import Mapping

@@ -8,8 +8,8 @@ D_o the part of D that is orthogonal to the dense vector:
     KL(p || p')        ~ Var_p(Dz) / (2 T^2)
 All estimates are of second order: they are exact in the limit of small changes. Each estimate is reported next to the
 distance that it estimates. KL is always KL(dense || other); the released code (CASE-Lab-UMD/Pruning-on-Representations
-ba1c25b) changes its direction and the weights of its estimate between its modes.
-Axes: N tokens, D hidden width of the dense model, E that of a sliced one, V vocabulary.
+ba1c25b) changes the direction of KL and the weights of KL's estimate between the modes of the code.
+Axes: N tokens, D hidden width of the dense model, E hidden width of a sliced model, V vocabulary.
 """
 import torch
 from torch import Tensor, nn

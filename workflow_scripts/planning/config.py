@@ -190,7 +190,7 @@ def _check_devices(config: dict[str, Any]) -> None:
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
     """The part of a variant that trains or changes the model, or runs single layers.
 
-    Empty if all parts only read states.
+    The text is empty if all parts only read states.
     """
     tuned = variants.source_of(config, variant) != variant
     part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]

@@ -24,7 +24,7 @@ ASK = ("import json, lm_eval.tasks, logging; logging.disable(); "
 
 
 def evaluated(config: dict[str, Any]) -> list[str]:
-    """The tasks of an evaluation by their names in the configuration; a group of lm-eval is one of them."""
+    """The tasks of an evaluation by their names in the configuration; a group of lm-eval counts as one task."""
     return [*config["evaluate"]["tasks"], *config["evaluate"].get("benchmarks", {}).get("tasks", [])]
 
 

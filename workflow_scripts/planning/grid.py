@@ -1,8 +1,8 @@
 """The grid: its points, the folders of their results, calibration seeds, and the points that ablations add.
 
 A point is one combination of model, calibration set, variant (`method`), ratio and K max, each as the text of its
-wildcard. A point of a fine-tuned variant also has `source`, the variant that it starts from; a point whose layers are
-searched also has `search`, the variant whose search it reads.
+wildcard. A point of a fine-tuned variant also has `source`, the variant from which the fine-tuning starts. A point
+whose layers are searched also has `search`, the variant whose search it reads.
 """
 import itertools
 import json

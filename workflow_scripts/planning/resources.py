@@ -104,7 +104,7 @@ def batch_sequences(config: dict[str, Any]) -> int:
 
 
 def batches_of(config: dict[str, Any], calib: str) -> int:
-    """Batches of a calibration set; the last one may be smaller."""
+    """Batches of a calibration set; the last batch may be smaller."""
     return -(-sum(config["calibrations"][calib]["mix"].values()) // batch_sequences(config))
 
 

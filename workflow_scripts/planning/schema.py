@@ -1,9 +1,9 @@
 """The JSON schema of the configuration, from which planning also learns what the methods are.
 
 The schema follows from the signatures of the library and is not committed. The first call after an edit of the library
-builds the schema in a process of its own (signatures.py), which takes seconds. It is kept in .cache/schema/ under the
-hash of its sources, and later calls read that file. `python workflow_scripts/planning/schema.py` writes the schema for
-an editor or a reader.
+builds the schema in a process of its own (signatures.py), which takes seconds. The schema is kept in .cache/schema/
+under the hash of its sources, and later calls read that file. `python workflow_scripts/planning/schema.py` writes the
+schema for an editor or a reader.
 """
 import hashlib
 import json

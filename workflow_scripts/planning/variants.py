@@ -1,7 +1,7 @@
 """The variants, the entries under `methods:` in the configuration: the method and the options of each.
 
-A variant may be based on another one (`base`), whose options it takes over key by key. Variants with the same options
-of `search` share one search, and a fine-tuned variant shares the checkpoint of the variant that it is based on.
+A variant may be based on another variant (`base`), whose options it inherits key by key. Variants with the same options
+of `search` share one search, and a fine-tuned variant shares the checkpoint of the variant on which it is based.
 """
 from typing import Any
 
