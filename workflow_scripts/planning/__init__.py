@@ -9,7 +9,6 @@ they import only modules without heavy imports: the tables of families, and the 
     variants     the variants of `methods:`: method, options, steps, and what they share with each other
     grid         points, result folders, calibration seeds, ablations
     evaluation   tasks and benchmarks
-    tasks        the names of tasks, those of lm-eval too
     resources    sizes of models, memory, devices, shards, and what the planner counts
     config       the check of a configuration
     extents      the sizes that sections ask of models and calibration sets
