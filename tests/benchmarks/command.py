@@ -14,10 +14,11 @@ PROMISED = {"method", "ratio", "seed", "ppl", "ppl_ratio", "acc", "acc_stderr", 
 
 def load(name: str) -> ModuleType:
     """benchmarks/<name>.py as a module of its own; its imports from that folder are found as when it is run."""
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
+    path = FOLDER / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name.replace('/', '_')}_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
+        patch.syspath_prepend(path.parent)
         spec.loader.exec_module(module)
     return module
 

@@ -84,18 +84,18 @@ def test_wrong_words_are_refused_in_one_line(benchmark, given, message, capsys):
 
 # What is committed ----------------------------------------------------------------------------------------------------
 
-PAGE = load("generation_page")
+PAGE = load("pages/generation")
 
 
 def test_the_page_has_the_numbers_of_the_data():
     text = PAGE.PAGE.read_text(encoding="utf-8")
-    assert PAGE.written(text, PAGE.tables()) == text, "run python benchmarks/generation_page.py"
+    assert PAGE.written(text, PAGE.tables()) == text, "run python benchmarks/pages/generation.py"
 
 
 def test_the_predictor_of_the_library_is_that_of_the_data():
     frame, kept = PAGE.rows(), expect.own_predictor()
     made = PAGE.predictor(frame)
-    assert kept.provenance["sha256"] == made.provenance["sha256"], "run python benchmarks/generation_page.py"
+    assert kept.provenance["sha256"] == made.provenance["sha256"], "run python benchmarks/pages/generation.py"
     for name, weights in made.coefficients.items():
         assert kept.coefficients[name] == pytest.approx(weights, rel=1e-3, abs=1e-3)
         assert kept.validation[name]["spearman"] == pytest.approx(made.validation[name]["spearman"], abs=1e-3)

@@ -133,10 +133,11 @@ def test_a_missing_folder_of_sets_is_named(tmp_path, capsys):
     assert "there is no calib/ and eval/ in it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", load("retention_page").PLACES)
+@pytest.mark.parametrize("name", load("pages/retention").PLACES)
 def test_the_pages_have_the_numbers_of_the_data(name):
     text = (FOLDER.parent / name).read_text(encoding="utf-8")
-    assert load("retention_page").written(text) == text, "run python benchmarks/retention_page.py"
+    page = load("pages/retention")
+    assert page.written(text, page.tables()) == text, "run python benchmarks/pages/retention.py"
 
 
 def test_the_data_have_the_columns_of_the_command_and_rows_of_ours():

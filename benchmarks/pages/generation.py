@@ -1,4 +1,4 @@
-"""Fits the predictor and writes its tables and figures into the pages: `python benchmarks/generation_page.py`.
+"""Fits the predictor and writes its tables and figures into the pages: `python benchmarks/pages/generation.py`.
 
 From docs/data/generation.csv and generation_choices.csv, which generation.py wrote, it makes
     kdp_core/study/expect.json      the predictor that comes with the library, with its provenance
@@ -8,12 +8,12 @@ From docs/data/generation.csv and generation_choices.csv, which generation.py wr
 """
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from marked import written
 
 from kdp_core.base import store
 from kdp_core.base.measurements import Predictor
@@ -22,11 +22,11 @@ from kdp_core.figures.style import Drawn, save
 from kdp_core.score.benchmarks import BENCHMARKS
 from kdp_core.study import expect, single_step
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
 PAGE = ROOT / "docs/choosing.md"
 IMAGES = ROOT / "docs/images"
-COMMAND = "python benchmarks/generation.py --data DATA; python benchmarks/generation_page.py"
+COMMAND = "python benchmarks/generation.py --data DATA; python benchmarks/pages/generation.py"
 STEPS = 32
 """Tokens of a continuation in generation.py."""
 
@@ -80,17 +80,6 @@ def table_choices(choices: pd.DataFrame) -> str:
                      f"| {mean.mass:.3f} | {own['rank_median'].median():.0f} | {100 * mean.acc_dense:.0f} "
                      f"| {100 * mean.acc:.0f} | {100 * (BENCHMARKS[task].chance or 0):.0f} |")
     return "\n".join(lines) + "\n"
-
-
-def written(page: str, tables: dict[str, str]) -> str:
-    """The page with these tables. A page without the two marker lines of a table raises ValueError."""
-    for name, table in tables.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not marked.search(page):
-            raise ValueError(f"the page has no lines '<!-- {name} -->' and '<!-- end of {name} -->'; put them around "
-                             "the table")
-        page = marked.sub(lambda found, table=table: found[1] + table + found[2], page)
-    return page
 
 
 def tables() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Writes the tables and figures of docs/objectives.md: `python benchmarks/objectives_page.py RECORD`.
+"""Writes the tables and figures of docs/objectives.md: `python benchmarks/pages/objectives.py RECORD`.
 
 RECORD is the file agreement-r{ratio}.json of a run of configs/objectives.yaml. From it the command makes
     docs/data/objectives.csv          a row for each search: layers, value, cost, held-out perplexity and accuracy
@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from generation_page import written
+from marked import written
 
 from kdp_core.base import store
 from kdp_core.base.measurements import Agreement
 from kdp_core.figures import agreement as figures
 from kdp_core.figures.style import save
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
 PAGE = ROOT / "docs/objectives.md"
 IMAGES = ROOT / "docs/images"

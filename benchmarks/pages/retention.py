@@ -1,17 +1,16 @@
-"""Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/retention_page.py`.
+"""Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/pages/retention.py`.
 
 The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table is between
 the lines `<!-- retention -->` and `<!-- end of retention -->`.
 """
-import re
 from pathlib import Path
 
 import pandas as pd
+from marked import written
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
 PLACES = ("README.md", "docs/kdp.md")
-MARKED = re.compile(r"(<!-- retention -->\n).*?(<!-- end of retention -->)", re.DOTALL)
 HEAD = ("| method | removed (%) | accuracy (%) | kept above chance (%) | news | encyclopedia | web | prefill "
         "| decode | fit (min) | against the best of ours |")
 SEED = 0
@@ -48,14 +47,11 @@ def against(method: str, tests: pd.DataFrame) -> str:
     return f"{-test['difference']:+.1f} ± {test['stderr']:.1f} (p {test['p_holm']:.2g})"
 
 
-def written(text: str, model: str = "smollm2-135m", ratio: float = 0.25) -> str:
-    """The page with the current table. A page without the two marker lines raises ValueError."""
-    if not MARKED.search(text):
-        raise ValueError("the page has no lines '<!-- retention -->' and '<!-- end of retention -->'; put them around "
-                         "the table")
-    return MARKED.sub(lambda found: found[1] + table(model, ratio) + found[2], text)
+def tables(model: str = "smollm2-135m", ratio: float = 0.25) -> dict[str, str]:
+    """The table by the name of its marker lines."""
+    return {"retention": table(model, ratio)}
 
 
 if __name__ == "__main__":
     for name in PLACES:
-        (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
+        (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8"), tables()), encoding="utf-8")

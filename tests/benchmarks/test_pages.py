@@ -9,12 +9,12 @@ from tests.kdp_core.figures.test_agreement import compared
 
 @pytest.fixture(scope="module")
 def page():
-    return load("objectives_page")
+    return load("pages/objectives")
 
 
 def test_the_tables_of_the_page_are_those_of_the_data(page):
     text = page.PAGE.read_text(encoding="utf-8")
-    assert page.written(text, page.tables()) == text, "run python benchmarks/objectives_page.py RECORD"
+    assert page.written(text, page.tables()) == text, "run python benchmarks/pages/objectives.py RECORD"
 
 
 def test_the_pairs_are_those_of_the_chosen_layers(page):
