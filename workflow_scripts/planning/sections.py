@@ -41,32 +41,34 @@ SHA256 = text("Hash that the file must have.", pattern="^[0-9a-f]{64}$")
 MODEL = block("A dense model.", {
     "source": SOURCE, "sha256": SHA256,
     "dtype": text("Precision of weights and forward passes.", enum=["float32", "bfloat16", "float16"]),
-    "device": text("cpu, cuda, cuda:1, auto (cuda where there is one), or balanced: layers spread over all GPUs that "
+    "device": text("cpu, cuda, cuda:1, auto (cuda if available), or balanced: layers spread over all GPUs that "
                    "the job sees, then main memory, then disk."),
-    "gpus": count("GPUs that jobs which run the whole model ask for, where device is balanced; 1 unless set."),
+    "gpus": count("Number of GPUs of a job that runs the whole model, if device is balanced; 1 unless set."),
     "max_memory": {"type": "object", "minProperties": 1, "additionalProperties": text(
         "Such as 70GiB.", pattern=r"^[0-9]+(\.[0-9]+)?[KMG]i?B$"),
-        "description": "Where device is balanced: the most that each GPU, by its number, and cpu hold of the weights; "
-                       "what is not named holds none, the rest stays on disk. All that is free unless set."},
+        "description": "If device is balanced: the largest size of weights on each GPU, by its number, and on cpu. "
+                       "Devices that are not named hold no weights; the remaining weights stay on disk. All free "
+                       "memory unless set."},
     "trust_remote_code": {"type": "boolean", "description": "Run code that comes with the model; off unless set."},
 }, ("source",))
 
 TEXT = block("A text.", {
     "source": SOURCE, "sha256": SHA256,
-    "format": text("One document a line, one document a file, or a field of JSON lines.",
+    "format": text("One document in each line, one document in each file, or a field of JSON lines.",
                    enum=["lines", "text", "jsonl"]),
-    "encoding": text("Of the file, such as utf-8 or latin-1."),
+    "encoding": text("Encoding of the file, such as utf-8 or latin-1."),
     "field": text("JSON lines and hub data sets: the field that holds the text, or a template of fields in braces."),
     "config": text("Hub data sets: the configuration's name."),
     "split": text("Hub data sets: the split, such as train."),
-    "limit": count("Hub data sets: rows to read at most."),
+    "limit": count("Hub data sets: largest number of rows to read."),
 }, ("source",))
 
 CALIBRATION = block("A calibration set.", {
-    "length": count("Tokens of a sequence.", 2), "seed": count("Of the choice and order of documents and windows.", 0),
-    "seeds": some({"type": "integer", "minimum": 0}, "Seeds to run: each that is not `seed` makes a calibration set "
-                                                     "<name>-s<seed>, run wherever this one is; tables/seeds has mean "
-                                                     "and spread."),
+    "length": count("Tokens of a sequence.", 2),
+    "seed": count("Seed for the choice and order of documents and windows.", 0),
+    "seeds": some({"type": "integer", "minimum": 0}, "Seeds to run: each seed except `seed` makes a calibration set "
+                                                     "<name>-s<seed>, which is run wherever this set is run; "
+                                                     "tables/seeds has mean and spread."),
     "mix": named("Sequences from each text.", count("Sequences.")),
 }, ("length", "seed", "mix"))
 
@@ -76,20 +78,20 @@ GRID = block("All combinations of these are run.", {
     "methods": some({"type": "string"}, "Variants under methods, or methods."),
     "ratios": some({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
                    "Shares of all parameters to remove, between 0 and 1."),
-    "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; it removes k_max - 1."),
+    "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; a block removes k_max - 1 layers."),
 }, ("models", "calibrations", "methods", "ratios", "k_max"))
 
-ABLATION = block("One study: a table and a figure of some variants by what differs between them.", {
-    "title": text("Of the table and the figure."),
+ABLATION = block("One study: a table and a figure of some variants, by the quantity in which they differ.", {
+    "title": text("Title of the table and the figure."),
     "caption": text("What is compared, and the paper's table or figure."),
     "paper": {"enum": [3, 4, 9, 11], "description": "Number of the KDP paper's table that this is."},
-    "variants": some({"type": "string"}, "Variants under methods; the others are compared with the first."),
+    "variants": some({"type": "string"}, "Variants under methods; the other variants are compared with the first."),
     "x": some(text("ratio, k_max, tokens, variant, or an option that every variant sets, as step.option.",
                    pattern=r"^(ratio|k_max|tokens|variant|[a-z0-9_]+\.[a-z0-9_]+)$"),
-              "What stands on the axis; of several options a variant may change one at a time."),
-    "metrics": some({"type": "string"}, "Columns of the summary, rp_reference (accuracy beside the first point's), or "
+              "The quantity on the axis; of several options, a variant may change one at a time."),
+    "metrics": some({"type": "string"}, "Columns of the summary, rp_reference (accuracy relative to the first), or "
                                         "tasks: task, or task:metric; ppl and acc unless set."),
-    "calibrations": some({"type": "string"}, "Calibration sets to run the variants on; the grid's unless set."),
+    "calibrations": some({"type": "string"}, "Calibration sets on which the variants are run; the grid's unless set."),
     "ratios": some({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
                    "Shares of all parameters to remove; the grid's unless set."),
     "k_max": some({"type": "integer", "minimum": 2}, "Layers of a block's context; the grid's unless set."),

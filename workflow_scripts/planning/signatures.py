@@ -38,12 +38,12 @@ def signature_block(description: str, function: Any, filled: tuple[str, ...] = (
 def hidden_block() -> dict[str, Any]:
     """How states are stored, and for how long."""
     made = signature_block("Hidden states.", hidden.extract, known=("batch_sequences",))
-    made["properties"]["shards"] = count("Jobs that share the extraction of a calibration set, each a run of whole "
-                                         "batches; the states do not depend on it. 1 unless set.")
+    made["properties"]["shards"] = count("Number of jobs that share the extraction of a calibration set; each job "
+                                         "has whole batches. The states do not depend on it. 1 unless set.")
     made["properties"]["keep"] = {
-        "type": "boolean", "description": "false deletes a model's states when the last job that reads them has "
-                                          "ended; a variant added later extracts them again, and all that reads them "
-                                          "runs again. True unless set."}
+        "type": "boolean", "description": "With false, a model's states are deleted when the last job that reads "
+                                          "them has ended. If a variant is added later, the states are extracted "
+                                          "again, and all jobs that read them run again. True unless set."}
     return made
 
 
@@ -55,21 +55,21 @@ def similarity_block() -> dict[str, Any]:
 def theory_block() -> dict[str, Any]:
     """Options of step 1 on a run of layers, and options of the measurement; step 1 says how tokens are split."""
     measured = option_schema(theory.measure)["properties"]
-    return block("Theorems 1 and 2 as numbers; left out, they are not measured.", {
-        "method": text("Variant whose options of step `kernel` are taken."),
+    return block("Theorems 1 and 2 as numbers; without this section they are not measured.", {
+        "method": text("Variant whose options of step `kernel` are used."),
         "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the variant's."},
         "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
-                "description": "First layer of the run, and one past the last; the horizon grows over its layers."},
+                "description": "First layer of the run, and last layer plus one; the horizon grows over the layers."},
         **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
 
 
 def views_block() -> dict[str, Any]:
     """Which kernel spaces to draw, and how."""
-    return block("Kernel-space heat maps and paths of the states; left out, they are not drawn.", {
-        "variants": some({"type": "string"}, "Variants that stand on kdp, whose trained blocks are drawn."),
+    return block("Kernel-space heat maps and paths of the states; without this section none are drawn.", {
+        "variants": some({"type": "string"}, "Variants that are based on kdp; their trained blocks are drawn."),
         "blocks": some({"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
-                       "First layer and one past the last, such as 14-16, fitted where they are not; left out, all "
-                       "blocks that the grid trains."),
+                       "First layer and last layer plus one, such as 14-16. A block that is not fitted yet is fitted. "
+                       "All blocks that the grid trains unless set."),
         "heatmaps": signature_block("Features of a held-out sequence.", views.kernel_view),
         "trajectories": signature_block("Paths of the states.", views.paths, known=("samples", "perplexity"))})
 
@@ -77,16 +77,16 @@ def views_block() -> dict[str, Any]:
 def spaces_block() -> dict[str, Any]:
     """Which pruned models are compared in three spaces, and in how much detail."""
     filled = ("device", "dtype", "dropped")
-    return block("States, logits and probabilities beside the dense model's; left out, they are not measured.", {
+    return block("States, logits and probabilities beside the dense model's; not measured without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
-        "probe": signature_block("One part of one layer left out at a time.", spaces.probe, filled, ("positions",)),
-        "compare": signature_block("Pruned models beside the dense one.", spaces.compare, filled,
+        "probe": signature_block("One part of one layer is removed at a time.", spaces.probe, filled, ("positions",)),
+        "compare": signature_block("Pruned models are compared with the dense model.", spaces.compare, filled,
                                    ("prompt_tokens",))})
 
 
 def generation_block() -> dict[str, Any]:
     """The pruned models for which the report says whether they still generate, and the amount of text."""
-    return block("Whether pruned models will still generate, from single predictions; left out, it is not said.", {
+    return block("Whether pruned models will still generate, from single predictions; not done without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
                                       ("device", "dtype"))})
@@ -94,27 +94,27 @@ def generation_block() -> dict[str, Any]:
 
 def choices_block() -> dict[str, Any]:
     """Which multiple-choice items are compared over all tokens and over the items' candidates."""
-    return block("Multiple choice over all tokens and over the candidates alone; left out, it is not compared.", {
+    return block("Multiple choice over all tokens and over the candidates alone; not compared without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "tasks": some({"type": "string"}, "Tasks of evaluate.benchmarks that score several choices after one context."),
-        "limit": count("Items a task at most, the first of those that are scored.")}, ("tasks",))
+        "limit": count("Largest number of items of a task; the first scored items are taken.")}, ("tasks",))
 
 
 def agreement_block() -> dict[str, Any]:
     """Which searches for layers to compare, and on how much held-out text."""
-    return block("How searches for layers agree; left out, they are not compared.", {
-        "variants": some({"type": "string"}, "Variants that stand on layer_search, in the grid or not; those of "
+    return block("How far searches for layers agree; not compared without this section.", {
+        "variants": some({"type": "string"}, "Variants that are based on layer_search, in the grid or not; those of "
                                              "grid.methods unless set."),
         "heldout": signature_block("Held-out text.", agreement.measure, ("device", "dtype"))})
 
 
 def answers_block() -> dict[str, Any]:
     """Which prompts are answered, and by which pruned models."""
-    made = signature_block("Prompts that the dense and pruned models continue for the report; left out, none.",
+    made = signature_block("Prompts that the dense and pruned models continue for the report.",
                            answers.answers, ("device", "dtype"))
     made["properties"]["prompts"] |= {"minItems": 1}
-    made["properties"]["ratio"] = {"type": "number", "description": "A ratio of the grid: its models answer. The "
-                                                                    "largest unless set."}
+    made["properties"]["ratio"] = {"type": "number", "description": "A ratio of the grid, whose models answer. The "
+                                                                    "largest ratio unless set."}
     return made | {"required": ["prompts"]}
 
 
@@ -143,33 +143,34 @@ def finetune_block() -> dict[str, Any]:
 
 def evaluate_block() -> dict[str, Any]:
     """How models are scored: tasks, and the benchmarks that the library knows."""
-    chosen = block("Benchmarks of docs/benchmarks.md, scored beside `tasks`; left out, none are.", {
+    chosen = block("Benchmarks of docs/benchmarks.md, scored in addition to `tasks`; none unless set.", {
         "tasks": some({"type": "string", "enum": list(benchmarks.BENCHMARKS)}, "Names of docs/benchmarks.md."),
-        "data": text("hub, or a folder with the local files that docs/benchmarks.md names."),
-        "limit": count("Items a task at most, the first ones."),
-        "limits": named("The same for single tasks.", count("Items.")),
-        "fewshot": count("Examples a prompt, of tasks that leave it open.", 0),
+        "data": text("`hub`, or a folder with the local files that docs/benchmarks.md names."),
+        "limit": count("Largest number of items of a task; the first items are taken."),
+        "limits": named("Largest number of items of single tasks.", count("Items.")),
+        "fewshot": count("Examples in a prompt, for tasks that do not fix the number.", 0),
         "allow_code": {"type": "boolean", "description": "Run programs that the model writes (humaneval, mbpp), in "
                                                          "processes with limits; off unless set."},
     })
     return block("Evaluation by lm-eval.", {
         "text": text("Name under texts of the held-out text from which the heldout_ tasks are made."),
         "window": count("Tokens of a window of heldout_ppl.", 2),
-        "lastword_items": count("Items of heldout_lastword."),
-        "continuation_items": count("Items of heldout_continuation."),
-        "seed": count("Of the choice of items.", 0),
+        "lastword_items": count("Number of items of heldout_lastword."),
+        "continuation_items": count("Number of items of heldout_continuation."),
+        "seed": count("Seed for the choice of items.", 0),
         "tasks": some({"type": "string", "pattern": TASK},
                       "lm-eval tasks, groups or tags; heldout_ppl, heldout_lastword and heldout_continuation are made "
                       "from the held-out text."),
         "task_folders": some({"type": "string"}, "Folders with further lm-eval task files."),
-        "limit": count("Items a task at most, the first ones."),
-        "fewshot": count("Examples a prompt, for tasks that do not fix it.", 0),
+        "limit": count("Largest number of items of a task; the first items are taken."),
+        "fewshot": count("Examples in a prompt, for tasks that do not fix the number.", 0),
         "scorer": {"type": "string", "enum": list(get_args(benchmarks.Scorer)), "description":
-                   "How log-likelihoods are computed; fast unless set. No score depends on it."},
-        "batch_size": count("Sequences a forward pass."),
-        "max_length": count("Tokens a sequence at most."),
-        "split": {"type": "boolean", "description": "A job for each task of each model, each with a device of its own; "
-                                                    "off unless set: one job a model. No score depends on it."},
+                   "How log-likelihoods are computed; fast unless set. No score depends on this choice."},
+        "batch_size": count("Sequences of a forward pass."),
+        "max_length": count("Largest number of tokens of a sequence."),
+        "split": {"type": "boolean", "description": "Whether each task of each model is a job of its own, with a "
+                                                    "device of its own; off unless set: one job for each model. "
+                                                    "No score depends on this choice."},
         "benchmarks": chosen,
     }, ("text", "tasks"))
 
