@@ -36,7 +36,7 @@ def test_shards_end_in_the_bytes_of_one_job_and_one_that_is_missing_is_extracted
     assert bits(apart.folder / HIDDEN) == bits(built.folder / HIDDEN)
     assert not (apart.folder / SHARDS).exists() and apart.planned(HIDDEN) == {}
     # an option of the extraction is seen though the shards are gone
-    apart.config["hidden"]["layers"] = [0, 1]
+    apart.config["hidden"]["massive_factor"] = 6.0
     assert apart.planned(HIDDEN) == {"hidden_shard": 3, "hidden_join": 1}
 
 
