@@ -1,8 +1,8 @@
 """Figures of the kernel space and of the states' paths: Figures 4, 9 and 10 of the KDP paper (ICLR 2026).
 
-Every panel of a heat map gives its error, which the paper leaves out. Next to the paths are measures of how straight
-they are. These are also measured in the space of the states, which t-SNE does not change. This module reads the records
-of kdp_core.study.views and computes nothing.
+Every panel of a heat map gives its error, which the paper leaves out. Measures beside the paths say how straight the
+paths are. These are also measured in the space of the states, which t-SNE does not change. This module reads the
+records of kdp_core.study.views and computes nothing.
 """
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 
 def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int) -> Selection:
-    """Select no layers. The fit removes the ratio of parameters inside the layers.
+    """Select no layers. The fit removes parameters inside the layers, in the share that `ratio` gives.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.

@@ -10,9 +10,9 @@ over n sequences. All tokens count equally. Size and speed stay those of the den
 
 Scope and share. Weights are set to zero only in the matrices of the linear modules inside decoder layers. For a ratio
 of all parameters (tied ones count once), the share s = ratio * all / in scope of these weights must become zero. s is
-the same for every matrix. The number of zeros of a matrix is a difference of one running total, rounded down. The sum
-of all matrices then meets the ratio to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is
-set to zero, as in the papers, and the ratio is not read. The stats hold the reached share.
+the same for every matrix. The number of zeros of a matrix is a difference of one running total, rounded down. All
+matrices together then have the wanted share of zeros, to within one weight. With a pattern (2:4, 4:8) half of every
+group of 4 or 8 columns is set to zero, as in the papers, and the ratio is not read. The stats hold the reached share.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
     Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight is set to zero in

@@ -63,8 +63,8 @@ class Entry(NamedTuple):
 def read_outcomes(folder: str | Path, scores: Scores) -> list[Outcomes]:
     """Outcomes on all tasks that count in a summary, by name, from the samples that an evaluation writes.
 
-    If a group has the score that counts, the items of its tasks are joined under the group's name. Raises CompareError
-    if items are missing, or if their number differs from the number of items of the score.
+    If the group itself has the score that counts, the items of all tasks of the group are listed under the name of the
+    group. Raises CompareError if items are missing, or if their number differs from the number of items of the score.
     """
     found = []
     for kind, metrics in PRIMARY.items():

@@ -72,7 +72,7 @@ def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]
 
 
 def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p of a mean over tasks of mean differences; items are drawn again within each task."""
+    """Two-sided p of the difference of each task, averaged over tasks. Items are resampled within each task."""
     observed = sum(d_I.mean() for d_I in differences) / len(differences)
     drawn_B = sum(resampled_means(d_I, draws, np.random.default_rng([seed, place]))
                   for place, d_I in enumerate(differences)) / len(differences)

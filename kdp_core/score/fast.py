@@ -115,7 +115,7 @@ def packs(model: PreTrainedModel) -> bool:
 
 
 def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> list[float]:
-    """The log-likelihoods of the sequences of one group, by number."""
+    """The log-likelihoods of the sequences of one group, by the number of the sequence."""
     return [one.log_likelihood for one in sorted(itertools.chain(*score_group(model, group, sequences)))]
 
 

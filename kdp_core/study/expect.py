@@ -73,7 +73,7 @@ def own_predictor() -> Predictor:
 
 
 def lengths(frame: pd.DataFrame) -> np.ndarray:
-    """phi_RF of the rows of a frame. Raises ExpectError for a statistic that is missing or not a number."""
+    """phi_RF of each row of a data frame. Raises ExpectError for a statistic that is missing or not a number."""
     if missing := [name for name in FEATURES if name not in frame]:
         raise ExpectError(f"the statistic {missing[0]} is missing; measure with kdp_core.study.single_step")
     phi_RF = np.stack([frame[name].to_numpy(float).clip(min=0) ** power for name, power in FEATURES.items()], axis=1)

@@ -1,4 +1,4 @@
-"""Compares what sections of the configuration need with the sizes of the models and calibration sets.
+"""Checks whether models and calibration sets are large enough for the sections of the configuration.
 
 Layers, positions and stored states of a model are known from the configuration of its checkpoint. Before the model is
 fetched they may be unknown. Then this check leaves the model out, and the first job that runs the model repeats the

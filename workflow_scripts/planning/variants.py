@@ -92,7 +92,7 @@ def fits(config: dict[str, Any], name: str) -> list[str]:
 
 
 def search_of(config: dict[str, Any], name: str) -> str | None:
-    """The variant whose search a variant reads; None if the method has no search.
+    """The variant that makes the search which this variant reads; None if the method has no search.
 
     This is the lowest variant in the chain of `base` that searches with the same options.
     """

@@ -94,7 +94,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models that apply the norm after the residual
+    addition.
     """
     options.check(compose, locals())
     began = time.perf_counter()

@@ -7,8 +7,9 @@ and its MLP reads the state after its pruned attention.
 
 Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is the loss of all its columns together; it
 is computed from a Cholesky factor of the head's block of H^-1. Channels are removed in batches. In an MLP of 11,008
-channels the first batch has `batch_first` channels; in other MLPs it has the same share. Each later batch is half as
-large, down to `batch_last`, because the channels that are removed first depend on each other least.
+channels the first batch has `batch_first` channels; in other MLPs it has the same share. Each batch is half the size of
+the one before it, down to `batch_last`. The first batches may be large, because the channels that are removed first
+depend on each other least.
 
 Incremental Pruning Ratio. The errors of early layers affect all later layers, so the removed share of layer i of n
 rises with depth:

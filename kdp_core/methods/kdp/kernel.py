@@ -87,7 +87,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     collapse_variance: the training stops if the held-out variance of phi, summed over features, falls below this value.
     decode_every: number of epochs after which the error of the state decoded by ridge is added to the curve. 0 computes
         this error only at the end.
-    model_layers: layers of the model, for weight position_depth; 0 means the number of the last stored state.
+    model_layers: layers of the model, for weight position_depth; 0 takes the index of the last stored state.
     seed: seed of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: file in which the state of the training is stored.

@@ -79,7 +79,7 @@ def _record(block: Block, fitted: Map, states: BlockStates, began: float) -> Lin
 
 
 def to_module(linear: LinearMap) -> Module:
-    """The stand-in of an affine map."""
+    """The stand-in that computes an affine map."""
     return stand_in(linear.block, Map(linear.weight_DD, linear.bias_D), linear.bypass_above)
 
 

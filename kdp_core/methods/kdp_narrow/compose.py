@@ -1,4 +1,4 @@
-"""kdp_narrow: every layer is kept with a narrower attention and MLP, and the writers change to compensate.
+"""kdp_narrow: every layer keeps a narrower attention and MLP, and their last matrices change to compensate.
 
 KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context that
 the removed attentions read is lost. Here every layer keeps a part of its own attention, which reads the context:
