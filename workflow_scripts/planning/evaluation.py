@@ -71,7 +71,8 @@ def task_files() -> str:
 
 def check_tasks(config: dict[str, Any]) -> None:
     """Raise ConfigError for the first name in `evaluate.tasks` that neither kdp nor lm-eval defines."""
-    own = {path.stem for path in TASK_FILES.glob("heldout_*.yaml")}
+    # the tasks of held-out text, and their tag
+    own = {"heldout", *(path.stem for path in TASK_FILES.glob("heldout_*.yaml"))}
     # the user's folders may define any name, so only the job that scores can tell
     asked = [name for name in config["evaluate"]["tasks"]
              if name not in own and not config["evaluate"].get("task_folders")]

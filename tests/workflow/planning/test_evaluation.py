@@ -34,6 +34,7 @@ def test_a_task_that_nobody_knows_is_refused_with_the_nearest_name(tmp_path, mon
     wrong = {"evaluate": {"tasks": ["heldout_ppl", "hellaswagg"]}}
     with pytest.raises(ConfigError, match=r"names 'hellaswagg', which neither kdp nor lm-eval .* mean 'hellaswag'"):
         evaluation.check_tasks(wrong)
+    evaluation.check_tasks({"evaluate": {"tasks": ["heldout", "piqa"]}})
     # a folder of the user may define the name
     evaluation.check_tasks({"evaluate": {**wrong["evaluate"], "task_folders": ["own"]}})
     # the answer is kept
