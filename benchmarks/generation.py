@@ -14,7 +14,7 @@ The command prints its plan first (--plan only prints the plan). A row is writte
 measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios:
     <out>/generation.csv             a row for each model, method and ratio
     <out>/generation_choices.csv     a row for each of these and each multiple-choice task, with --choices
-`python benchmarks/generation_page.py` fits the predictor to the table that is kept in docs/data/.
+`python benchmarks/pages/generation.py` fits the predictor to the table that is kept in docs/data/.
 """
 import argparse
 import logging

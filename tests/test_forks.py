@@ -117,3 +117,9 @@ def test_without_its_server_it_is_the_interpreter(folder):
     address = str(folder / "nobody.sock")
     (folder / "client.py").write_text(forks.forks.CLIENT.format(address=address, python=sys.executable))
     assert ran(str(again), folder, "scripts/said.py", "a") == ran(sys.executable, folder, "scripts/said.py", "a")
+
+
+def test_a_folder_that_allows_no_programs_is_not_used(monkeypatch):
+    monkeypatch.setattr(forks.forks.os, "access", lambda path, mode: False)
+    with forks.forks.python() as python:
+        assert python == sys.executable

@@ -107,6 +107,8 @@ def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[
         program = folder / "python"
         program.write_text(PROGRAM.format(python=sys.executable, client=folder / "client.py"), encoding="utf-8")
         program.chmod(0o755)
+        if not os.access(program, os.X_OK):  # nothing in the folder for temporary files may be executed
+            return None
         subprocess.Popen([sys.executable, "-P", __file__, str(program), str(listener.fileno()), *more], stdin=read,
                          pass_fds=[listener.fileno()], env={**os.environ, **ENVIRONMENT, **environment})
     return str(program)

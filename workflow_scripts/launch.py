@@ -22,8 +22,8 @@ LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
 FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import main; sys.exit(main())"
 """Snakemake whose jobs are started by another Python."""
-ELSEWHERE = ("--profile", "--executor", "-e")
-"""Arguments by which jobs may run on other machines."""
+ELSEWHERE = ("--profile", "--workflow-profile", "--executor", "-e")
+"""Arguments by which jobs may run on other machines, as they may with the variable SNAKEMAKE_PROFILE."""
 PATIENCE = 10  # in seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
             subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=False, close_fds=False)
         started = time.time()
         with forks.python(shared=True) as python:
-            if not any(argument.split("=")[0] in ELSEWHERE for argument in arguments):
+            elsewhere = any(argument.split("=")[0] in ELSEWHERE for argument in arguments)
+            if not elsewhere and not os.environ.get("SNAKEMAKE_PROFILE"):
                 snakemake = [sys.executable, "-c", FORKED, python]
             done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
             if done.returncode and refused_since(started):

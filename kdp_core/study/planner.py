@@ -96,7 +96,11 @@ def facts_of(source: str, converted: Path) -> ModelFacts:
 
     `converted` is the path to which the workflow writes the checkpoint.
     """
-    return checkpoints.facts(checkpoints.on_meta(config_of(source, converted)), source=source, sha256="")
+    return _facts(config_of(source, converted), source)
+
+
+def _facts(config: PretrainedConfig, source: str) -> ModelFacts:
+    return checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
 
 
 def config_of(source: str, converted: Path) -> PretrainedConfig:
@@ -122,7 +126,7 @@ def described(source: str, converted: Path, folder: Path) -> ModelFacts:
     """Sizes of a model as `facts_of` gives them; the model's config.json is written to `folder`."""
     config = config_of(source, converted)
     config.save_pretrained(folder)
-    return checkpoints.facts(checkpoints.on_meta(config), source=source, sha256="")
+    return _facts(config, source)
 
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,

@@ -69,7 +69,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
         update.
     kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    heldout: share of the sequences that are used only for judging, never for fitting.
+    heldout: share of the sequences that are never fitted on. They choose the ridges and the epoch.
     seed: seed of the held-out choice and of the order of training.
     resume: file in which the state of the training is stored.
     Raises FitError for a Gram matrix that is singular.

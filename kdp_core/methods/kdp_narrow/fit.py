@@ -54,12 +54,17 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
         changed = changed or count < part.units
         units, ridge = torch.arange(part.units), 0.0
         if count < part.units or (changed and how.solve):
-            # the products of the fitted and of the held-out sequences
-            products, others = (products_of(passes, part, Fed(*(one[span] for one in given)), y_STD[span], how)
-                                for span in (slice(len(fitted)), slice(len(fitted), None)))
+            first, rest = (slice(len(fitted)), slice(len(fitted), None))
+            products = products_of(passes, part, Fed(*(one[first] for one in given)), y_STD[first], how)
             units = kept_units(products.equations(first_ridge(how)), part.units, [count],
                                parts.gain_after(passes, part.layer, part.name))[count]
-            ridge = narrow(passes, part, units, products, how, others)
+            columns = columns_of(units, inputs(passes, part))
+            if how.solve and how.ridge is None:
+                others = products_of(passes, part, Fed(*(one[rest] for one in given)), y_STD[rest], how)
+                w_FD, ridge = solved_by(others, products, columns)
+            else:
+                w_FD, ridge = matrix_of(products, columns, how), first_ridge(how)
+            narrow(passes, part, units, w_FD)
         after_STD = parts.after(passes, part.layer, part.name, given, how.batch)
         error = relative_error(after_STD[len(fitted):].flatten(0, 1), y_STD[len(fitted):].flatten(0, 1))
         found.append((part, units, error))
@@ -93,22 +98,18 @@ def first_ridge(how: Closed) -> float:
     return RIDGES[0] if how.ridge is None else how.ridge
 
 
-@torch.no_grad()
-def narrow(passes: Passes, part: Part, units: Tensor, products: Products, how: Closed,
-           held: Products | None = None) -> float:
-    """Set the writer of a part to zero for all other units, and to a new or the old matrix for the kept `units`.
+def matrix_of(products: Products, columns: Tensor, how: Closed) -> Tensor:
+    """w_FD of these inputs: solved again with the first ridge, or the old matrix."""
+    return solved(products.equations(first_ridge(how)).of(columns)) if how.solve else products.old_FD[columns]
 
-    A part without units is removed together with its bias. Returns the ridge; if `how` names no ridge, it is chosen on
-    `held`.
+
+@torch.no_grad()
+def narrow(passes: Passes, part: Part, units: Tensor, w_FD: Tensor) -> None:
+    """Give the writer of a part the matrix w_FD for the inputs of the kept `units`, and zeros for all others.
+
+    A part without units is removed together with its bias.
     """
-    columns, writer = columns_of(units, inputs(passes, part)), parts.writer_of(passes, part.layer, part.name)
-    w_FD, ridge = products.old_FD[columns], 0.0
-    if how.solve and held is not None and how.ridge is None and len(units):
-        w_FD, ridge = solved_by(held, products, columns)
-    elif how.solve:
-        ridge = first_ridge(how)
-        w_FD = solved(products.equations(ridge).of(columns))
-    parts.put(writer, w_FD, columns)
+    writer = parts.writer_of(passes, part.layer, part.name)
+    parts.put(writer, w_FD, columns_of(units, inputs(passes, part)))
     if not len(units) and writer.bias is not None:
         writer.bias.zero_()
-    return ridge

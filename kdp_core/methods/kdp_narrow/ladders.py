@@ -15,9 +15,9 @@ from kdp_core.base.options import Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._method import no_state_between
 from kdp_core.methods._outputs import divergence
-from kdp_core.methods.heads_channels.units import PARTS, check_family, coupled_of, no_single_heads, sizes_of
+from kdp_core.methods.heads_channels.units import PARTS, check_family, columns_of, coupled_of, no_single_heads, sizes_of
 from kdp_core.methods.kdp_narrow import parts
-from kdp_core.methods.kdp_narrow.fit import Closed, Part, first_ridge, goal, inputs, narrow, products_of
+from kdp_core.methods.kdp_narrow.fit import Closed, Part, first_ridge, goal, inputs, matrix_of, narrow, products_of
 from kdp_core.methods.kdp_narrow.surgeon import kept_units
 from kdp_core.model import checkpoints
 from kdp_core.model.families import Family, decoder_layers
@@ -97,7 +97,7 @@ def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, jud
     losses, writer = {}, parts.writer_of(passes, part.layer, part.name)
     bias_D = None if writer.bias is None else writer.bias.clone()
     for count, units in kept.items():
-        narrow(passes, part, units, products, how)
+        narrow(passes, part, units, matrix_of(products, columns_of(units, length), how))
         losses[count] = divergence(passes, path, judged_STD, final_STD, how.batch)
         parts.put(writer, old_FD, torch.arange(len(old_FD)))
         if bias_D is not None:
