@@ -1,16 +1,17 @@
-"""LLM-Drop (He et al. 2024, "What matters in Transformers?"): attentions, MLPs or both are removed one by one.
+"""LLM-Drop (He et al. 2024, "What matters in Transformers?") removes attentions, MLPs or both, one part at a time.
 
-The redundancy of a sublayer is the mean over tokens of the cosine between the state before it and after it:
+The redundancy of a part is the cosine between the state before the part and the state after the part, as a mean over
+tokens:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
-The most redundant part is removed together with its norms, and this is repeated until the ratio is met. A removed part
-leaves the state unchanged. `joint_drop` orders attentions and MLPs in one list. By default the scores are those of the
-dense model, which the extraction stored, and no weights are loaded. `iterative` runs the model again after every
-removal. If both sublayers of a layer are removed, the whole layer is removed. The removal of whole layers by the same
-cosine is ShortGPT's block influence.
+Each round removes the most redundant part together with its norms, until the ratio is reached. A removed part leaves
+the state unchanged. `joint_drop` orders attentions and MLPs in one list. By default the scores are those of the dense
+model. They are computed from the stored states, without loading weights. With `iterative` the model is run again after
+every removal. If both parts of a layer are removed, the whole layer is removed. ShortGPT's block influence removes
+whole layers by the same cosine.
 
-For Gemma the released code computes the MLP's score at the wrong place, because the norm after the attention acts on
-the attention's output. Here y is the state to which the MLP's output is added. If two scores are equal, the part of the
-lower layer is removed first. Within one layer the attention is removed before the MLP.
+For Gemma the released code computes the MLP's score at the wrong place. The reason is the norm that Gemma applies to
+the attention's output. This module uses the state y to which the MLP's output is added. If two scores are equal, the
+part of the lower layer is removed first. Within one layer the attention is removed before the MLP.
 """
 import logging
 import time
@@ -40,7 +41,7 @@ Unit = tuple[int, str]
 
 
 def removing(method: str, *parts: str) -> Callable[..., Composed]:
-    """The function `compose` of a method that removes these parts of layers: `attention`, `mlp` or both."""
+    """Make the function `compose` of a method that can remove these kinds of parts: `attention`, `mlp` or both."""
 
     def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                 dtype: str = "float32", iterative: bool = False, sequences: Count | None = None,
@@ -49,10 +50,10 @@ def removing(method: str, *parts: str) -> Callable[..., Composed]:
 
         iterative: whether the scores are computed again after every removal instead of once.
         sequences: number of calibration sequences from which the scores are computed; null means all.
-        batch_sequences: sequences of a forward pass; only `iterative` runs forward passes.
-        match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
-        Raises BlockError for a ratio that cannot be reached, FitError for too many sequences and for a model whose
-        norms follow the sum.
+        batch_sequences: number of sequences in one forward pass; only `iterative` runs forward passes.
+        match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.
+        Raises BlockError for a ratio that cannot be reached, FitError for too many sequences and for a model that
+        applies its norms after adding to the state.
         """
         options.check(compose, locals())
         return _drop(method, parts, dense, hidden, selection, device, dtype, iterative, sequences, batch_sequences,
@@ -105,20 +106,20 @@ def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
 
 
 def refuses(family: Family) -> str:
-    """Why the parts of this family's layers cannot be ordered by the cosine of the states before and after them."""
+    """The reason why parts of this family cannot be ordered by cosines; empty if they can be ordered."""
     return no_state_between(family)
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
-    """Whether enough is removed. For `nearest`: the share is nearer to the ratio than with one more part. For `reach`:
-    the share reaches the ratio."""
+    """Whether no more parts must be removed. With `nearest`: the removed share is at least as near to the ratio as the
+    share with one more part. With `reach`: the removed share is at least the ratio."""
     if match == "reach":
         return share >= ratio - ROUNDING
     return ratio - share <= with_next - ratio
 
 
 def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Unit, float]:
-    """Mean cosine of the states before and after every sublayer of the dense model, with all tokens of equal weight."""
+    """Cosine between the states before and after every part of the dense model, as an unweighted mean over tokens."""
     if (there := hidden.layers[-1]) == layers:
         cos_LPS = hidden.sublayers()
         there = len(cos_LPS)
@@ -132,7 +133,7 @@ def _stored(hidden: HiddenStates, layers: int, sequences: int | None) -> dict[Un
 
 @torch.no_grad()
 def _cosines(passes: Passes, family: Family, start_STD: Tensor, batch: int) -> dict[Unit, float]:
-    """The same cosines for the already pruned model."""
+    """The cosines of `_stored`, computed in the model that is pruned so far."""
     sums: dict[Unit, float] = {}
     for h_BTD in start_STD.split(batch):
         h_BTD = h_BTD.to(passes.device, passes.model.dtype)

@@ -1,17 +1,18 @@
-"""LoRP, locality-aware redundancy pruning: layers that resemble many other layers are removed, spread over the depth.
+"""LoRP, locality-aware redundancy pruning: removes layers that are similar to many other layers, from all depths of the
+model.
 
-From the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
+LoRP uses the cosine S of all pairs of layer inputs (unit vectors, mean over tokens):
     RLS = -log2(mean of S_ij over i < j): 2 clusters if RLS >= 1, 3 if RLS >= 0.7, otherwise 4;
     clusters: spectral clustering with affinity (S + 1) / 2; they are numbered by their first layers;
     r_l = mean of S_lm over the other members m of l's cluster: inside a cluster, layers are removed by descending r.
-In stage 1, one layer of each cluster is removed, in order of depth. In stage 2, while more layers must be removed, the
-next layer is removed from the cluster whose remaining members are most similar (mean S of their pairs). The first and
-the last layer are kept, but they count as members.
+In stage 1, one layer of each cluster is removed, in order of depth. Stage 2 removes the other layers, one at a time.
+Each layer is removed from the cluster whose remaining members are most similar (mean S of their pairs). The first and
+the last layer are never removed, but they are members of their clusters.
 
-Source: the released code (daniel-eai, June 2026). It computes S over all tokens, and so does `lorp`. `lorp_masked` is
-our variant: it excludes massive tokens. If no cluster has two members left, a layer is removed from the first cluster
-with a candidate. If two layers have equal r, the lower layer is removed first. If two clusters are equally similar, a
-layer is removed from the cluster with the lower number first.
+Source: the released code (daniel-eai, June 2026). The released code and `lorp` compute S over all tokens. `lorp_masked`
+is our variant: S is computed without massive tokens. If no cluster has two members left, a layer is removed from the
+first cluster with a candidate. If two layers have equal r, the lower layer is removed first. If two clusters are
+equally similar, a layer is removed from the cluster with the lower number first.
 """
 import math
 from collections.abc import Callable
@@ -27,18 +28,18 @@ from kdp_core.methods._select import BlockError, Match, in_order
 from kdp_core.states.similarity import locality
 
 PROTECTED = 1
-"""Layers kept at each end."""
+"""Number of layers at each end that are never removed."""
 THRESHOLDS = ((1.0, 2), (0.7, 3))
-"""(smallest RLS, number of clusters)."""
+"""(smallest RLS, number of clusters for it)."""
 MOST_CLUSTERS = 4
 
 
 Read = Literal["cosine_all_LL", "cosine_LL"]
-"""The cosines over all tokens, or over the tokens that the similarity stage counts."""
+"""The cosines over all tokens, or over the tokens that the similarity stage did not mask."""
 
 
 def spreading(method: str, read: Read) -> Callable[..., Selection]:
-    """The function `select` of a method that spreads removals by these cosines."""
+    """Make the function `select` of a method that clusters layers by these cosines."""
 
     def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
@@ -49,7 +50,7 @@ def spreading(method: str, read: Read) -> Callable[..., Selection]:
         module_params: parameters of the module that replaces a layer.
         clusters: number of clusters; null derives it from RLS.
         seed: seed of the clustering.
-        match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+        match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.
         """
         options.check(spread, locals())
         if read == "cosine_LL" and similarity.treatment != "mask":
@@ -72,7 +73,7 @@ def spreading(method: str, read: Read) -> Callable[..., Selection]:
 
 
 def _inputs(cosine_LL: Tensor, stored: list[int], layers: int) -> Tensor:
-    """S of the inputs of all layers, float64, from the cosines of the stored states."""
+    """S of the inputs of all layers in float64, from the cosines of all stored states."""
     missing = [layer for layer in range(layers) if layer not in stored]
     if missing:
         raise BlockError(f"similarity lacks state {missing[0]}; set hidden.layers to all")
@@ -81,7 +82,7 @@ def _inputs(cosine_LL: Tensor, stored: list[int], layers: int) -> Tensor:
 
 
 def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
-    """The cluster of each layer, numbered by the first layer in it."""
+    """The cluster number of each layer. The clusters are numbered in the order of their first layers."""
     from sklearn.cluster import SpectralClustering  # this import takes a second, and most methods do not need it
 
     found = SpectralClustering(clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed).fit_predict(

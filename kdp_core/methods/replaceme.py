@@ -1,23 +1,25 @@
-"""ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): a run of layers is absorbed into the MLP before it.
+"""ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): the MLP before a run of layers replaces the run.
 
 Layers s .. e-1 are removed. Let m be the output of the MLP of layer s-1 and x the state after that layer's attention,
-so that state s is x + m. A matrix T with x + T'm ~ state e replaces the run. T is found by least squares (`compose`),
+so that state s is x + m. The run is replaced by a matrix T with x + T'm ~ state e. T is found by least squares
+(`compose`),
     T = (X'X + alpha I)^-1 X'Y,    X = m,    Y = state_e - x,
-or by angle (`compose_cosine`), Adam on
+or by angle (`compose_cosine`), where Adam minimises
     L = mean_n 1 - cos(x_n + T'm_n, state_e,n),
-T is multiplied into that MLP's last matrix, so that no parameter is added. Least squares only accumulates both
-products, batch by batch; the cosine needs all pairs in memory.
+T is multiplied into the last matrix of layer s-1's MLP, so that no parameter is added. Least squares only accumulates
+X'X and X'Y, batch by batch. The fit by angle needs m, x and state e of all tokens in memory.
 
 The paper gives all tokens the same weight and sets alpha = 0, and so do we. If there are few calibration tokens, a
-small ridge helps; `ridges` chooses the ridge on held-out sequences. In least squares massive tokens dominate X'X;
-`massive: mask` excludes them. In the cosine every token has the same weight, whatever its norm is.
+small ridge improves the fit; `ridges` selects the ridge on held-out sequences. In least squares, massive tokens
+dominate X'X; `massive: mask` excludes massive tokens. In the fit by angle, every token has the same weight, whatever
+its norm is.
 
-Adam starts at the identity, as in the paper. At this start the run is removed and nothing replaces it. One update
-changes an entry of T by about the learning rate at most. The paper's 10 epochs over 8000 x 1024 tokens are 80,000
-updates, but an epoch over a few ten thousand tokens has only a few dozen updates. The default here is therefore 100
-epochs. The best epoch by held-out loss is kept, and the start is a candidate too. The released code has a mode
-(`accurate: false`) that trains on cos(T'm, Y). This loss does not determine the length of T'm, so the length stays near
-that of the start.
+Adam starts at the identity, as in the paper. With the identity as T, the run is removed and nothing replaces it. One
+update changes an entry of T by about the learning rate at most. The paper trains for 10 epochs on 8000 x 1024 tokens,
+which are 80,000 updates. One epoch on a few ten thousand tokens has only a few dozen updates. The default here is
+therefore 100 epochs. The result is the T of the epoch with the lowest held-out loss, or the T of the start if its loss
+is lower. The released code has a mode (`accurate: false`) that trains on cos(T'm, Y). This loss does not depend on the
+length of T'm, so the training hardly changes this length.
 """
 import logging
 import time
@@ -45,21 +47,22 @@ logger = logging.getLogger(__name__)
 
 
 class _Fit(NamedTuple):
-    """The pairs of one batch: the output of the MLP, and the target minus the state to which this output is added."""
+    """The tokens of one batch: the output m of the MLP, and the goal, which is the target state minus the state to
+    which m is added."""
     m_ND: Tensor
     goal_ND: Tensor
     rest_ND: Tensor
-    """State after the attention."""
+    """The state to which m is added: the state after the attention."""
 
 
 class _Case(NamedTuple):
-    """The run, and the data that the fit of the run reads."""
+    """A run of layers, and the data for its fit."""
     passes: Passes
     hidden: HiddenStates
     start: int
     stop: int
     keep_ST: Tensor
-    """bool: tokens that count."""
+    """bool: tokens on which T is fitted and judged."""
     kept: Tensor
     """Sequence numbers to fit on, int64."""
     held: Tensor
@@ -67,13 +70,13 @@ class _Case(NamedTuple):
     batch: int
 
     def pairs(self, which: Tensor) -> Iterator[_Fit]:
-        """The pairs of these sequences, one batch at a time."""
+        """The tokens of the sequences `which`, one batch at a time."""
         for part in which.split(self.batch):
             yield _pairs(self.passes, self.hidden, part, self.keep_ST, self.start, self.stop)
 
 
 class _Angles(NamedTuple):
-    """The cosine's pairs: cos(base + T'm, goal); float32."""
+    """The vectors of the loss by angle: cos(base + T'm, goal); float32."""
     m_ND: Tensor
     base_ND: Tensor
     goal_ND: Tensor
@@ -86,9 +89,9 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Fit T for the one run of layers, and multiply T into the MLP before the run.
 
     ridge: alpha, relative to the mean diagonal of X'X; 0 as in the paper.
-    ridges: several values of alpha. The value with the least held-out error is used; if two errors are equal, the first
-        value. `ridge` is then not read.
-    massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
+    ridges: several values of alpha. The value with the least held-out error is used. If two values have equal errors,
+        the first of them is used. If `ridges` is given, `ridge` is not read.
+    massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the fit.
     batch_sequences: number of sequences in one forward pass.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
@@ -122,18 +125,18 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
     """Train T for the one run of layers by the cosine, and multiply T into the MLP before the run.
 
     lr: learning rate of Adam.
-    epochs: passes over the tokens. The paper makes 10 passes over about a hundred times as many tokens. The best epoch
-        by held-out loss is kept, and the start is a candidate too; 0 keeps the start.
-    batch_tokens: tokens of an update.
-    accurate: whether x + T'm is compared with the run's last state; otherwise T'm is compared with that state minus x.
+    epochs: passes over the tokens. The paper makes 10 passes over about a hundred times as many tokens. The T of the
+        epoch with the lowest held-out loss is used, or the start if its loss is lower. 0 uses the start.
+    batch_tokens: number of tokens in one update.
+    accurate: whether x + T'm is compared with state e after the run. If false, T'm is compared with Y = state e - x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
     ridge: ridge of the least-squares T of `start: lstsq`, relative to the mean diagonal of X'X.
-    massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the fit.
+    massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the fit.
     batch_sequences: number of sequences in one forward pass.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice and of the order of training.
     resume: file in which the state of the training is stored.
-    Raises FitError for the same reasons as `compose`, TrainingFailed for a loss that is not a number.
+    Raises FitError for the same reasons as `compose`, and TrainingFailed for a loss that is not a number.
     """
     check(compose_cosine, locals())
     began = time.perf_counter()
@@ -150,7 +153,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 
 def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, dtype: str, massive: str,
           batch_sequences: int, heldout: float, seed: int) -> _Case:
-    """Check the run and load its model."""
+    """Check the run of layers, and load the model."""
     _check_run(selection, checkpoints.config_of(dense), heldout, hidden.sequences)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     (start, stop), (held, kept) = selection.blocks[0], split(hidden.sequences, heldout, seed)
@@ -162,7 +165,7 @@ def _case(dense: Path, hidden: HiddenStates, selection: Selection, device: str, 
 
 def _composed(method: str, case: _Case, t_DD: Tensor, error: float, curve: list[dict[str, Any]],
               stats: dict[str, Any], began: float) -> Composed:
-    """The record of a fitted T, which is multiplied into the MLP."""
+    """Multiply a fitted T into the MLP, and return the record with the plan."""
     model = case.passes.model
     plan = Plan(method, [], [], _absorbed(model, case.start - 1, t_DD))
     return Composed(plan, curve, [{"block": (case.start, case.stop), "heldout_error": error, "params": 0}],
@@ -190,7 +193,7 @@ def _products(case: _Case) -> tuple[Tensor, Tensor]:
 
 
 def _ridge_path(gram_DD: Tensor, cross_DD: Tensor, ridges: list[float]) -> Iterator[Tensor]:
-    """T for each ridge, relative to the mean diagonal of X'X, all from one eigendecomposition."""
+    """Yields T for each ridge, all from one eigendecomposition. A ridge is a multiple of the mean diagonal of X'X."""
     l_D, q_DD = torch.linalg.eigh(gram_DD)
     rotated_DD, rounding = q_DD.T @ cross_DD, len(l_D) * torch.finfo(l_D.dtype).eps * l_D[-1]
     for ridge in ridges:
@@ -209,7 +212,7 @@ def _error(parts: list[_Fit], t_DD: Tensor) -> float:
 
 
 def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.device) -> _Angles:
-    """All pairs in float32: between x + T'm and state e, or between T'm and Y."""
+    """The vectors of all tokens in float32. The loss compares x + T'm with state e, or T'm with Y."""
     made = [tuple(pair_ND.to(device, torch.float32) for pair_ND in
                   ((p.m_ND, p.rest_ND, p.rest_ND + p.goal_ND) if accurate else
                    (p.m_ND, torch.zeros_like(p.rest_ND), p.goal_ND))) for p in parts]
@@ -218,8 +221,8 @@ def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.de
 
 def _by_angle(t_DD: Tensor, train: _Angles, held: _Angles, lr: float, epochs: int, batch_tokens: int,
               seed: int, resume: Resume) -> tuple[Tensor, list[dict[str, Any]], int]:
-    """T of the best epoch by held-out loss, one entry for each epoch, and the number of the best epoch; 0 is the
-    start."""
+    """Three results: T of the epoch with the lowest held-out loss, one entry for each epoch, and the number of that
+    epoch. Epoch 0 is the start."""
     t_DD = t_DD.to(train.m_ND.device, torch.float32).requires_grad_()
     adam, generator = torch.optim.Adam([t_DD], lr=lr), torch.Generator().manual_seed(seed)
     progress = Progress(resume, [t_DD], {"adam": adam, "order": generator}, best=0, best_DD=t_DD.detach().clone(),
@@ -257,7 +260,7 @@ def _judge(pairs: _Angles, t_DD: Tensor) -> float:
 
 @torch.no_grad()
 def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor, start: int, stop: int) -> _Fit:
-    """The pairs of the counted tokens of these sequences, float64."""
+    """m, Y and x of the sequences `which`, float64, without the tokens that `keep_ST` excludes."""
     caught: list[Tensor] = []
     last = passes.layers[start - 1].get_submodule(family_of(passes.model).parts["mlp"].writer)
     hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
@@ -272,7 +275,7 @@ def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor,
 
 
 def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
-    """The MLP's last matrix, and its bias if it has one, multiplied by T' from the left."""
+    """The MLP's last matrix, and its bias if it has a bias, multiplied by T' from the left."""
     writer = family_of(model).parts["mlp"].writer
     prefix, last = f"{family_of(model).prefix}{layer}.{writer}", decoder_layers(model)[layer].get_submodule(writer)
     # down <- T' down
@@ -283,7 +286,7 @@ def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
 
 
 def refuses(family: Family) -> str:
-    """Why a matrix cannot be multiplied into the MLPs of this family."""
+    """The reason why T cannot be multiplied into the MLPs of this family; empty if it can be multiplied."""
     return "a norm follows its MLPs" if family.parts["mlp"].norm_after else ""
 
 

@@ -1,6 +1,6 @@
-"""The dictionary of a stand-in of kdp_residual: nonlinear entries f(V x + c) of normalised states x.
+"""The dictionary of a stand-in of kdp_residual. Each entry is a nonlinear function f(V x + c) of a normalised state x.
 
-As in extended dynamic mode decomposition, the dictionary may be chosen freely:
+As in extended dynamic mode decomposition, a variant may choose any of these dictionaries:
     neurons      neurons of the block's own MLPs; the fit keeps those whose removal would raise its loss most
     rff          random Fourier features, as in KDP
     rff_learned  the same with learned frequencies (kdp_core.methods.kdp_residual.projection)
@@ -21,23 +21,25 @@ from kdp_core.states.hidden import HiddenStates
 from kdp_core.states.pairwise import sampled_median_distance
 
 Kind = Literal["neurons", "rff", "rff_learned", "none"]
-"""The dictionaries that a variant may choose."""
+"""The dictionaries that a variant can choose."""
 BANDWIDTH_SCALE = 3.0
-"""Default of `compose` and of the search: width of the kernel of random features, in median distances."""
+"""Default of `compose` and of the search: kernel width of the random features, as a multiple of the median distance."""
 RIDGE = 1e-4
-"""Default of `compose` and of the search: the ridge, relative to features of unit variance."""
+"""Default of `compose` and of the search: the ridge of the regression, for features that are scaled to unit
+variance."""
 TOKEN_WEIGHT: TokenWeight = "inverse_norm"
-"""Default of `compose` and of the search: the weights of tokens."""
+"""Default of `compose` and of the search: how the squared errors of tokens are weighted."""
 THETA_STEPS, THETA_LR = 30, 0.2
-"""Defaults of `compose` and of the search: number of updates of learned frequencies, and their learning rate."""
+"""Defaults of `compose` and of the search for learned frequencies: the number of updates, and the learning rate."""
 
 
 class Dictionary(NamedTuple):
-    """Entries f(V x + c) of normalised states; see kdp_core.model.stand_ins.Residual."""
+    """Entries f(V x + c), where x is a normalised state; see kdp_core.model.stand_ins.Residual."""
     kind: str
     """glu, mlp or rff."""
     v_RD: Tensor
-    """Each row is an entry. For glu, the rows of the gates come first, and the rows of their factors follow."""
+    """Each row is an entry. For glu, v_RD contains all rows of the gates V_1, followed by all rows of the factors
+    V_2."""
     c_R: Tensor
     activation: str
 
@@ -47,13 +49,13 @@ class Dictionary(NamedTuple):
         return len(self.v_RD) // (2 if self.kind == "glu" else 1)
 
     def only(self, entries: Tensor) -> "Dictionary":
-        """The dictionary with only these entries."""
+        """A dictionary that contains only the entries with these numbers."""
         rows = torch.cat((entries, entries + self.entries)) if self.kind == "glu" else entries
         return self._replace(v_RD=self.v_RD[rows], c_R=self.c_R[rows])
 
 
 class Fit(NamedTuple):
-    """How stand-ins are fitted: those options of `compose` that the closed form reads."""
+    """The options of `compose` that the fit in closed form needs."""
     dictionary: Kind
     entries: int
     bandwidth_scale: float
@@ -66,7 +68,7 @@ class Fit(NamedTuple):
     theta_steps: int = THETA_STEPS
     theta_lr: float = THETA_LR
     device: str | torch.device = "cpu"
-    """Where products are computed and solved."""
+    """The device on which products are computed and linear systems are solved."""
 
 
 def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: Kind, entries: int, seed: int) -> Fit:
@@ -76,7 +78,7 @@ def closed_form_options(model: nn.Module, hidden: HiddenStates, *, dictionary: K
 
 
 def neurons(model: nn.Module, block: Block) -> Dictionary:
-    """All MLP neurons of a block's layers. The weights include the gain and bias of the norm before the neurons."""
+    """All MLP neurons of a block's layers. The weights include the gain and bias of the norm before the MLP."""
     family = family_of(model)
     parts = [_neurons_of(family, layer) for layer in decoder_layers(model)[slice(*block)]]
     kind = "glu" if family.gated else "mlp"
@@ -88,7 +90,8 @@ def neurons(model: nn.Module, block: Block) -> Dictionary:
 
 @torch.no_grad()
 def _neurons_of(family: Family, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """v_RD and c_R of the neurons of one layer, for normalised states as inputs."""
+    """The weights v_RD and biases c_R of one layer's MLP neurons. The neurons read normalised states without gain and
+    bias."""
     norm, linears = norm_of(layer, family, "mlp"), [layer.get_submodule(name) for name in family.parts["mlp"].readers]
     v_RD = torch.cat([matrix(linear) for linear in linears]).float()
     c_R = torch.cat([torch.zeros(len(matrix(linear))) if linear.bias is None else linear.bias.float().cpu()
@@ -110,15 +113,16 @@ def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: in
 
 
 def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
-    """Tokens that are massive at neither end of the block, bool (S, T), and the norm above which a token bypasses the
-    block."""
+    """Which tokens are massive neither before nor after the block, bool (S, T), and the limit: a token with a larger
+    norm bypasses the block."""
     norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
     above = massive_factor * norm_ST.median().item()
     return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above
 
 
 def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary | None:
-    """A block's dictionary, made from the sequences to fit on. It may have more neurons than the stand-in will keep."""
+    """A block's dictionary, made from the sequences to fit on. The dictionary may contain more neurons than the final
+    stand-in."""
     if fit.dictionary == "none":
         return None
     if fit.dictionary == "neurons":
@@ -130,7 +134,7 @@ def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit
 
 
 def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
-    """The dictionary `drawn` with learned frequencies and phases. They are learned on the tokens and token weights of
+    """Learn the frequencies and phases of a random dictionary. The training uses the same tokens and token weights as
     the fit."""
     keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
     h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]

@@ -1,9 +1,9 @@
 """Joint training of a pruned model's stand-ins to match the dense model's outputs. All weights of the model are frozen.
 
-A local fit uses the states of one block only. It does not measure how an error changes the outputs, or how the errors
-of several blocks add up. Here Adam trains all stand-ins together, starting from the closed form
-(kdp_core.methods._outputs). The forward pass starts at the first stand-in, because the layers before this stand-in are
-those of the dense model, so that its input state is stored.
+A local fit uses the states of one block only. A local fit does not measure how an error changes the outputs, or how the
+errors of several blocks add up. This module trains all stand-ins together with Adam, starting from the stand-ins in
+closed form (kdp_core.methods._outputs). The forward pass starts at the first stand-in. The layers before this stand-in
+are unchanged, so the stored state of the dense model is its input.
 """
 from typing import Any
 
@@ -19,8 +19,8 @@ from kdp_core.states.hidden import HiddenStates
 def train(passes: Passes, hidden: HiddenStates, tokens: Tokens, modules: list[Module], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float,
           seed: int, resume: Resume = OFF) -> tuple[list[Module], list[dict[str, Any]]]:
-    """Train the stand-ins on the sequences `kept`. Returns those of the best epoch by the loss on `held`, and one entry
-    for each epoch."""
+    """Train the stand-ins on the sequences with the numbers `kept`. Returns the stand-ins of the epoch with the lowest
+    loss on the sequences `held`, and one entry for each epoch."""
     stand_ins = nn.ModuleList(built(module) for module in modules).to(passes.device)
     passes.model.requires_grad_(False)
     path = path_of(modules, list(stand_ins), modules[0].block[0], len(passes.layers))

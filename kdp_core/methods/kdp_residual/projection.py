@@ -1,17 +1,19 @@
-"""Frequencies of random Fourier features learned against held-out decode error, by variable projection.
+"""Learns frequencies of random Fourier features that reduce the prediction error on held-out tokens, by variable
+projection.
 
     E(theta) = sum_B w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 / sum_B w_n |g_n|^2,    theta = (V, c),
     (W, O, b) = argmin sum_A w_n |g_n - W x_n - O cos(V x_n + c) - b|^2 + ridge
 
-In Golub and Pereyra's variable projection (1973) the linear parameters are computed in closed form for given other
-parameters, with A = B. KDP (ICLR 2026, equation 5) learns the kernel for which the map of a layer is most linear in the
-kernel's own space. Features that do not distinguish tokens meet this aim best. Here the solution is computed on tokens
-A and judged on tokens B from other sequences. A frequency is good if it helps on text that the solution has not seen,
-so neither collapsed nor overfitted features are good. The gradient is computed through the Cholesky solve, in float64.
+Variable projection (Golub and Pereyra 1973) computes the linear parameters in closed form for each value of the
+nonlinear parameters theta, with A = B. KDP (ICLR 2026, equation 5) learns the kernel in whose feature space the map of
+a layer is most linear. But features that are equal for all tokens fulfil KDP's criterion best. This module computes the
+linear parameters on tokens A, and the error on tokens B from other sequences. So a frequency is good only if it reduces
+the error on text that the linear parameters were not fitted to. Collapsed features and overfitted features do not
+reduce this error. The gradient is computed through the Cholesky solve, in float64.
 
-Each update of Adam divides the sequences anew into sequences for solving and sequences for judging. Another share of
-the sequences is used only to compare updates. The best update on this share is kept; the random start is a candidate
-too.
+For each update of Adam, the training sequences are split at random into two sets: A, on which the linear parameters are
+solved, and B, on which the error is computed. A third set of sequences is used only to compare updates. The result is
+the update with the lowest error on the third set, or the random start if its error is the lowest.
 """
 import logging
 from typing import Any, NamedTuple
@@ -23,55 +25,57 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
-"""Largest numbers of tokens of an update, for solving and for judging. They give a useful gradient, and an update takes
-about a second."""
+"""Largest numbers of tokens in one update: for solving the linear parameters, and for computing the error. With these
+numbers the gradient is precise enough, and an update takes about a second."""
 JUDGED_SHARE = 0.25
-"""Share of the sequences for judging, in every division."""
+"""Share of the sequences on which the error is computed, in every split."""
 JUDGE_EVERY = 5
-"""Number of updates between two comparisons."""
+"""Number of updates between two evaluations on the third set."""
 LEAST = 3
-"""Smallest number of sequences that can be divided."""
+"""Smallest number of sequences that can be split into the three sets."""
 
 
 class ProjectionError(ValueError):
-    """No frequencies can be learned from the tokens with these options."""
+    """Frequencies cannot be learned from these tokens with these options."""
 
 
 class Sample(NamedTuple):
-    """Tokens and the targets of their prediction."""
+    """Input tokens, and the targets that are predicted for these tokens."""
     x_ND: Tensor
-    """Inputs of the linear part and of the features, normalised states."""
+    """Normalised states: the inputs of the linear part and of the features."""
     goal_ND: Tensor
     weight_N: Tensor
-    """Weights of the squared errors, in any unit."""
+    """Weights of the squared errors. Only the ratios of the weights matter."""
     sequence_N: Tensor
     """int64: the number of the sequence from which a token comes."""
 
     def only(self, tokens: Tensor) -> "Sample":
-        """The sample with only these tokens."""
+        """A sample that contains only the tokens with these numbers."""
         return Sample(*(tensor[tokens] for tensor in self))
 
 
 class Learned(NamedTuple):
-    """Frequencies and phases, and the curve of their training."""
+    """Learned frequencies and phases, and the errors during the training."""
     v_MD: Tensor
     c_M: Tensor
     curve: list[dict[str, Any]]
-    """One entry for each update, with the start as 0: step (the update), error (on the tokens that judged in the
-    update; None at the start) and, at a comparison, judged_error."""
+    """One entry for each update; entry 0 is the start. `step` is the number of the update. `error` is the error on the
+    tokens B of the update, and None at the start. `judged_error` is the error on the third set, which is not computed
+    for every update."""
     step: int
     """The update whose theta was kept; 0 is the start."""
 
 
 def features(x_ND: Tensor, v_MD: Tensor, c_M: Tensor) -> Tensor:
-    """Regressors (x, cos(V x + c)), f_NF."""
+    """The regressors f_NF: the input x and the features cos(V x + c)."""
     return torch.cat((x_ND, (x_ND @ v_MD.T + c_M).cos()), dim=1)
 
 
 def projected_error(v_MD: Tensor, c_M: Tensor, solved: Sample, judged: Sample, ridge: float) -> Tensor:
-    """E(theta), a scalar with gradients. 0 is perfect, and 1 is as good as predicting no change of the state.
+    """E(theta), a scalar with gradients. The value is 0 for a perfect prediction, and 1 if the prediction is that the
+    state does not change.
 
-    ridge: ridge of the solution, relative to features of unit variance.
+    ridge: ridge of the linear parameters, for features that are scaled to unit variance.
     Raises ProjectionError if the Gram matrix is not definite.
     """
     w_FD, mean_F, mean_goal_D = _solution(features(solved.x_ND, v_MD, c_M), solved, ridge)
@@ -83,7 +87,8 @@ def projected_error(v_MD: Tensor, c_M: Tensor, solved: Sample, judged: Sample, r
 
 
 def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge weights w_FD of the raw features, the features' means and the goal's mean; solved in float64."""
+    """Ridge regression in float64: the weights w_FD of the unscaled features, the means of the features, and the mean
+    of the goal."""
     share_N1 = (sample.weight_N / sample.weight_N.sum())[:, None]
     mean_F, mean_goal_D = (share_N1 * f_NF).sum(dim=0), (share_N1 * sample.goal_ND).sum(dim=0)
     root_NF = (f_NF - mean_F) * share_N1.sqrt()
@@ -101,14 +106,15 @@ def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tenso
 
 def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, steps: Natural, lr: Positive,
           seed: int) -> Learned:
-    """Train random frequencies and phases by Adam on E(theta). Returns the best of the compared updates and the start.
+    """Train random frequencies and phases by Adam on E(theta). Returns the compared update with the lowest error, or
+    the start if its error is lower.
 
-    ridge: ridge of the solution, relative to features of unit variance.
+    ridge: ridge of the linear parameters, for features that are scaled to unit variance.
     steps: updates of Adam; 0 returns the start.
-    lr: learning rate of Adam at the start, in units of the frequencies' own spread and in radians; it falls linearly
-        to zero.
-    seed: seed of the divisions of the sequences.
-    Raises ProjectionError for fewer than three sequences, and OptionError for options out of range.
+    lr: learning rate of Adam at the start, in units of the standard deviation of the frequencies, and in radians for
+        phases. The rate falls linearly to zero.
+    seed: seed of the random splits of the sequences. Raises ProjectionError for fewer than three sequences, and
+    OptionError for options out of range.
     """
     sequences = sample.sequence_N.unique()
     check(learn, locals())
@@ -147,14 +153,16 @@ def _compare(v_MD: Tensor, c_M: Tensor, dealt: tuple[Sample, Sample], ridge: flo
 
 
 def _halves(sequences: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The sequences for solving, and the sequences for judging."""
+    """Split sequences at random: the sequences A on which parameters are solved, and the sequences B that give the
+    error."""
     order = sequences[torch.randperm(len(sequences), generator=generator)]
     judged = max(1, round(JUDGED_SHARE * len(order)))
     return order[judged:], order[:judged]
 
 
 def _deal(sample: Sample, solving: Tensor, judging: Tensor, generator: torch.Generator) -> tuple[Sample, Sample]:
-    """Tokens of these sequences. If there are more tokens than an update uses, they are drawn at random."""
+    """Tokens of these sequences. If the sequences have more tokens than an update may use, a random subset of the
+    tokens is selected."""
     dealt = []
     for sequences, most in ((solving, MOST_SOLVED), (judging, MOST_JUDGED)):
         tokens = torch.isin(sample.sequence_N, sequences).nonzero().flatten()

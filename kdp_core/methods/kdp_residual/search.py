@@ -1,19 +1,20 @@
-"""Which layers to remove first: a greedy search by the effect of each removal on the model's outputs.
+"""Orders layers by a greedy search: the layer whose removal changes the model's outputs least is removed first.
 
-CKA of hidden states says how similar two states are, but not how their difference changes the text. Here a candidate
-layer is replaced by a stand-in and judged by KL(dense || pruned) of the next-token distributions on calibration text.
-The stand-in is one of kdp_core.methods.kdp_residual, fitted in closed form on the dense model's states. The layer whose
-removal raises the divergence least is removed, and this is repeated, so that one search orders the layers for every
-ratio.
+CKA of hidden states measures how similar two states are. It does not measure how the difference of two states changes
+the outputs. This search replaces a candidate layer by a stand-in and computes KL(dense || pruned) of the next-token
+distributions on calibration text. Each stand-in is a stand-in of kdp_core.methods.kdp_residual, fitted in closed form
+on the dense model's states. Each round of the search removes the layer whose removal raises the divergence least. One
+search therefore orders the layers for every ratio.
 
-After other removals, the removal of a layer rarely raises the divergence less than before. So the rise in an earlier
-round is used as a lower bound. Candidates are judged again in the order of their bounds. If a candidate still has the
-lowest rise after this, it is removed ("lazy" greedy, Minoux 1978). Judging a candidate runs only the kept layers from
-the candidate on. SLEB (Song et al. 2024) is also a greedy search. It judges by the loss, without stand-ins and without
-bounds.
+The removal of a layer rarely raises the divergence less in a later round than in an earlier round. So the search uses
+the rise that was measured in an earlier round as a lower bound. In each round the candidate with the lowest bound is
+measured again. If its new rise is still the lowest number, the candidate is removed ("lazy" greedy, Minoux 1978).
+To measure a candidate, the pruned model is run only from this candidate on. SLEB (Song et al. 2024) is also a greedy
+search. SLEB measures the loss, and it uses neither stand-ins nor lower bounds.
 
-The order `cka` needs no run of the model: the layer around which the states are most similar is removed first. This
-order takes seconds, and on SmolLM2-135M the models that it gives are as good (docs/kdp.md).
+The order `cka` does not run the model: a layer is removed early if the states before and after it are similar. The
+order `cka` takes seconds. On SmolLM2-135M its pruned models are as good as those of the divergence search
+(docs/kdp.md).
 """
 import logging
 import time
@@ -38,22 +39,22 @@ from kdp_core.states.similarity import similarity
 
 logger = logging.getLogger(__name__)
 PROTECTED = 0.1
-"""Share of the layers kept at each end, as in KDP."""
+"""Share of the layers that cannot be removed at each end of the model, as in KDP."""
 FIT_SEQUENCES = 128
-"""Largest number of sequences for fitting."""
+"""Largest number of sequences on which the stand-ins are fitted."""
 
 
 class SearchError(ValueError):
-    """The options or states do not allow a search."""
+    """The search is not possible with these options or states."""
 
 
 class _Run(NamedTuple):
-    """The data with which every candidate is judged."""
+    """The data that are needed to measure every candidate."""
     passes: Passes
     stand_ins: dict[int, nn.Module]
     """The stand-in of each eligible layer."""
     states: list[Tensor]
-    """h_STD of the judging sequences before each layer of the already pruned model."""
+    """h_STD before each layer of the model that is pruned so far, for the judging sequences."""
     final_STD: Tensor
     batch: int
 
@@ -102,15 +103,16 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
 
 
 def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
-    """Largest number of layers that the search can order: in runs of at most k_max - 1 layers, and the share `largest`
-    of all."""
+    """Largest number of layers that the search can order. At most k_max - 1 consecutive layers are removed, and at most
+    the share `largest` of all layers."""
     eligible = len(eligible_layers(facts.layers, PROTECTED))
     # one of k_max neighbouring layers is kept
     return min(round(given["largest"] * facts.layers), eligible - eligible // k_max)
 
 
 def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tuple[list[int], dict[int, float]]:
-    """The order of removal by the similarity of the states around a layer, and 1 - CKA of each eligible layer."""
+    """Two results: the layers in order of removal, by the similarity of the states around each layer, and 1 - CKA of
+    each eligible layer."""
     check_all_states(hidden)
     every = hidden.sequences * hidden.tokens
     # a batch has 256 tokens, or an eighth of the tokens of a small calibration set
@@ -133,7 +135,8 @@ def _check_sizes(hidden: HiddenStates, k_max: int, judge_sequences: int) -> None
 
 
 def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int], list[float], dict[str, float], int]:
-    """The order of removal, the rise of the divergence at each removal and of single layers, and the number of runs."""
+    """Four results: the layers in order of removal, the rise of the divergence at each removal, the rise of each layer
+    removed alone, and the number of measured candidates."""
     removed: list[int] = []
     rises: list[float] = []
     bound = dict.fromkeys(eligible, -float("inf"))  # last known rise of the divergence
@@ -158,7 +161,7 @@ def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int
 
 
 def _run_length(removed: list[int], layer: int) -> int:
-    """Number of consecutive layers that would be removed with this one."""
+    """Number of consecutive removed layers that contain `layer`, if `layer` is removed as well."""
     first = last = layer
     while first - 1 in removed:
         first -= 1
@@ -172,12 +175,12 @@ def _path(run: _Run, removed: list[int], start: int) -> list[Step]:
 
 
 def _divergence(run: _Run, removed: list[int], layer: int) -> float:
-    """KL(dense || pruned) in nats per token if this layer is removed too."""
+    """KL(dense || pruned) in nats per token if `layer` is removed in addition to `removed`."""
     return divergence(run.passes, _path(run, [*removed, layer], layer), run.states[layer], run.final_STD, run.batch)
 
 
 def _advance(run: _Run, removed: list[int], layer: int) -> None:
-    """Update the states of the pruned model after this layer."""
+    """Recompute the pruned model's states after `layer`."""
     path = _path(run, removed, layer)
     for number, step in enumerate(path[:-1], start=layer):
         run.states[number + 1] = run.passes.run_batches(run.states[number], [step], run.batch)

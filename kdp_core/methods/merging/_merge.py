@@ -1,27 +1,30 @@
-"""What LaCo and sliding-window merging share: merged layers, walks with a threshold, and the judge of candidates.
+"""Functions that LaCo and sliding-window merging share: merged layers, walks with a threshold, and the evaluation of
+candidates.
 
-Both methods replace layers l .. l+m by layer l with the linear maps
+Both methods replace layers l .. l+m by layer l with these linear maps:
     W_l + sum_{k=1..m} (W_{l+k} - W_l)
-and accept a candidate if cos(original, candidate) of the states after the final norm is above a threshold T. For the
-cosine all tokens of a sequence form one vector; the mean is taken over sequences.
+A candidate is accepted if the cosine between the final states of the original and of the candidate is above a threshold
+T. The final states are states after the final norm. All tokens of a sequence form one vector, and the cosine is a mean
+over sequences.
 
-The linear maps of a layer and their biases (OPT) are merged. All norms stay those of layer l, including the norms of
-queries and keys in Qwen3 and Gemma 3, and the attention type (window or full) stays that of layer l.
+The linear maps of a layer and their biases (OPT) are merged. All norms of layer l are kept, including the norms of
+queries and keys in Qwen3 and Gemma 3. The attention type (window or full) of layer l is kept too.
 
-The paper and the released code disagree. The code subtracts the W_l that it has already changed, so that the sum
-telescopes to W_{l+m}: the maps of the last layer with the norms of the first layer (reported as LaCo#5). `merge: paper`
-subtracts W_l as it was before the merge; `as_released` computes the same as the released code. If a merged layer is
-merged again (LaCo with stride < group - 1), its merged maps enter the sum. Every layer is thus a sum of the dense
-model's layers with whole-number shares, and it is computed from the dense layers each time. A walk only computes lists
-of such shares; no model is copied.
+The paper and the released code subtract different matrices W_l. The code subtracts the W_l that it has already changed,
+so that all terms except W_{l+m} cancel. The merged layer then has the maps of the last layer and the norms of the first
+layer (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the merge; `as_released` computes the same as
+the released code. A merged layer may be merged again (LaCo with stride < group - 1). The sum then contains its merged
+maps. Every merged layer is thus a sum of the dense model's layers with integer coefficients. Each merge computes the
+sum from the dense layers. A walk only computes lists of integer coefficients, and it copies no model.
 
-Neither method reads a ratio. Here T is bisected until exactly `selection.layers` layers are removed. All thresholds
-between the highest refused cosine and the lowest accepted one give the same walk. If no threshold between two tried
-ones can give another walk, the number of removed layers jumps there. In this case, or after `rounds` walks,
-`jump: whole` uses the tried walk that removes the nearest number of layers. It is a walk of the released code at that
-threshold, and the record states how many layers are removed. `jump: shorten` removes the wanted number: the walk is
-repeated at the highest tried T that removes more layers. It ends when enough layers are removed, and its last merge is
-shortened.
+Neither method uses a ratio. This module finds T by bisection, until exactly `selection.layers` layers are removed. A
+walk gives the same result for all thresholds between the highest refused cosine and the lowest accepted cosine. If no
+threshold between two tried thresholds can give another walk, the number of removed layers jumps between these two
+thresholds. In this
+case, or after `rounds` walks, `jump: whole` uses one of the tried walks: the walk whose number of removed layers is
+nearest. This walk equals a walk of the released code at that threshold, and the record states how many layers are
+removed. `jump: shorten` removes exactly the wanted number of layers: the walk is repeated at the highest tried T that
+removes more layers. The repeated walk stops when enough layers are removed, and its last merge contains fewer layers.
 """
 import logging
 import time
@@ -45,24 +48,25 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 Merge = Literal["paper", "as_released"]
-"""How the differences of a merge are formed."""
+"""Which W_l a merge subtracts: W_l before the merge, or W_l as the released code changes it."""
 
 
 class Merged(NamedTuple):
     """A layer of the shortened model."""
     base: int
-    """The dense layer whose norms the merged layer has."""
+    """The dense layer whose norms are kept in the merged layer."""
     shares: tuple[tuple[int, int], ...]
-    """(dense layer, how often its linear maps enter the sum), ascending, without zeros; the shares sum to 1."""
+    """(dense layer, coefficient of its linear maps in the sum), in ascending order, without zeros; the coefficients sum
+    to 1."""
 
 
 Jump = Literal["whole", "shorten"]
-"""The walk that is taken if no threshold removes the wanted number of layers: a whole walk, or a shortened one."""
+"""The walk that is used if no threshold removes the wanted number of layers: a whole walk, or a shortened walk."""
 Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
-"""(layers of the dense model, whether a candidate passes, most layers to remove) -> the remaining layers and the number
-of removed ones. A window that the released walk does not merge counts as removed."""
+"""(layers of the dense model, function that accepts or refuses a candidate, most layers to remove) -> (remaining
+layers, number of removed layers). The number includes a window that the released code reaches but does not merge."""
 
 
 class Walk(NamedTuple):
@@ -70,18 +74,18 @@ class Walk(NamedTuple):
     stack: Stack
     reached: int
     refused: float
-    """Highest cosine that did not pass."""
+    """Highest cosine of a refused candidate."""
     accepted: float
-    """Lowest cosine that passed."""
+    """Lowest cosine of an accepted candidate."""
 
 
 def plain(layer: int) -> Merged:
-    """A layer of the dense model."""
+    """A layer of the dense model, not merged."""
     return Merged(layer, ((layer, 1),))
 
 
 def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
-    """The list in which the layers at places low .. high are merged to one layer."""
+    """The list after the layers at places low .. high are merged into one layer."""
     base, *others = stack[low:high + 1]
     if merge == "as_released":
         # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, with the current W_l: the result is W_{l+m}
@@ -96,7 +100,7 @@ def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
 
 
 def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshold: float, most: int) -> Walk:
-    """One walk over `count` dense layers, which accepts candidates whose score is above the threshold."""
+    """Run one walk over `count` dense layers. The walk accepts a candidate if its score is above the threshold."""
     accepted, refused = [float("inf")], [-float("inf")]
 
     def passes(candidate: Stack) -> bool:
@@ -110,7 +114,8 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
 
 def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int, rounds: int,
             jump: str) -> tuple[Stack, dict[str, Any]]:
-    """The remaining layers after about `wanted` of `count` layers are removed, and how they were found."""
+    """Search for a walk that removes `wanted` of `count` layers, or nearly so many. Returns the remaining layers, and
+    how the walk was found."""
     low, high, best, ended = -1.0, 1.0, -1.0, "rounds"
     stacks: list[tuple[float, Stack]] = []
     while len(stacks) < rounds:
@@ -140,20 +145,21 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
 
 
 def _how(threshold: float, ended: str, stacks: list[tuple[float, Stack]], count: int) -> dict[str, Any]:
-    """How a walk was found: `exact`, or why no other walk was tried (`jump`, `rounds`), and (threshold, removed layers)
-    of all walks."""
+    """How a walk was found: why the search ended (`exact`, `jump` or `rounds`), and (threshold, removed layers) of all
+    tried walks."""
     return {"threshold": threshold, "ended": ended, "walks": [[tried, count - len(stack)] for tried, stack in stacks]}
 
 
 def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """The merged parameters by name below the layer: weights and biases of its linear maps."""
+    """The parameters that a merge changes, by name below the layer: weights and biases of its linear maps."""
     return {f"{name}.{which}": parameter for name, module in layer.named_modules() if is_linear(module)
             for which, parameter in module.named_parameters()}
 
 
 @contextmanager
 def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Give a layer other maps while the body runs. Afterwards its own maps, which are not copied, are restored."""
+    """Replace a layer's maps inside a `with` block. After the block the original maps are restored; they are never
+    copied."""
     own = {name: parameter.data for name, parameter in layer.items()}
     for name, parameter in layer.items():
         parameter.data = tensors[name]
@@ -165,7 +171,8 @@ def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iter
 
 
 class Judge:
-    """Runs shortened models on some sequences, from the first layer that differs from the dense model."""
+    """Computes outputs of shortened models on some sequences, starting at the first layer that differs from the dense
+    model."""
 
     def __init__(self, passes: Passes, hidden: HiddenStates, sequences: Tensor, batch: int) -> None:
         self.passes, self.hidden, self.sequences, self.batch = passes, hidden, sequences, batch
@@ -176,7 +183,7 @@ class Judge:
         self._outputs_STD = self._outputs(self.state(len(self.linear)))
 
     def state(self, layer: int) -> Tensor:
-        """The dense model's state of the sequences, h_STD."""
+        """h_STD before layer `layer` of the dense model, for the judge's sequences."""
         if layer not in self._states:
             self._states[layer] = self.hidden.state(layer)[self.sequences]
         return self._states[layer]
@@ -187,7 +194,7 @@ class Judge:
                 .to(parameter.dtype) for name, parameter in self.linear[layer.base].items()}
 
     def steps(self, stack: Stack) -> list[Step]:
-        """The path through the layers of a shortened model."""
+        """The layers of a shortened model as a path that `Passes` can run."""
         # only the maps of this candidate's merged layers are kept in memory
         self._made = {layer: self._made.get(layer) or self.maps(layer) for layer in stack
                       if layer != plain(layer.base)}
@@ -195,8 +202,8 @@ class Judge:
                 for layer in stack]
 
     def cosine(self, stack: Stack) -> float:
-        """Mean over sequences of the cosine of the final states of the dense and the shortened model. Each candidate is
-        run once."""
+        """Cosine between the final states of the dense model and of the shortened model, as a mean over sequences. The
+        result for a candidate is stored, so no candidate is run twice."""
         if stack not in self.known:
             start = next((place for place, layer in enumerate(stack) if layer != plain(place)), len(stack))
             h_STD = self.passes.run_batches(self.state(start), self.steps(stack)[start:], self.batch)
@@ -207,7 +214,8 @@ class Judge:
         return self.known[stack]
 
     def fits(self, stack: Stack) -> list[dict[str, Any]]:
-        """One entry for each merged layer: the error of its output against that of the last of its dense layers."""
+        """One entry for each merged layer: the error of its output against the dense model's state after the last
+        merged layer."""
         ends = [layer.base for layer in stack[1:]] + [len(self.linear)]
         h_STD, entries = self.state(0), []
         for layer, step, end in zip(stack, self.steps(stack), ends, strict=True):
@@ -229,7 +237,7 @@ class Judge:
 
 def compose(method: str, walker: Walker, dense: Path, hidden: HiddenStates, selection: Selection, *, device: str,
              dtype: str, rounds: int, jump: str, sequences: int, batch: int, seed: int) -> Composed:
-    """Merge layers by a walk that removes `selection.layers` layers. Candidates are judged on some calibration
+    """Merge layers by a walk that removes `selection.layers` layers. Candidates are evaluated on some calibration
     sequences."""
     began = time.perf_counter()
     if sequences >= hidden.sequences:

@@ -1,8 +1,8 @@
 """LaCo, layer collapse (Yang et al. 2024, arXiv 2402.11187, Findings of EMNLP), without training.
 
-Layers l .. l+m are merged into layer l in a walk from high layers to low ones. The merge and the threshold are those
-of kdp_core.methods.merging._merge. The released code has a check against a walk beyond the end of the shortened list;
-such a walk cannot happen.
+A walk goes from high layers to low layers and merges layers l .. l+m into layer l. The merge and the threshold are
+described in kdp_core.methods.merging._merge. The released code contains a check for a walk that leaves the shortened
+list. No walk can leave this list.
 """
 from collections.abc import Callable
 from functools import partial
@@ -30,19 +30,21 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
          batch_sequences: Count = 8, seed: int = 0) -> Composed:
     """Merge layers as LaCo does, with the threshold that removes `selection.layers` layers.
 
-    merge: `paper` adds the differences to the base layer before the merge; `as_released` uses the last layer's maps.
-    group: the paper's C, number of layers that one merge turns into one; at least 2.
-    stride: the paper's I, layers that the walk moves down after an accepted merge; after a refused one it moves 1.
-    lowest: the paper's L, the lowest layer into which other layers are merged.
-    highest: the paper's H; the walk begins at H - C; null means the last layer, as in the released code.
-    rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
-    jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
-        nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
-        the number is met.
-    sequences: number of calibration sequences on which candidates are judged.
+    merge: `paper` adds the difference of each other layer from the unmerged base layer; `as_released` uses the last
+        layer's maps.
+    group: the paper's C: number of layers that are merged into one layer; at least 2.
+    stride: the paper's I: number of layers that the walk moves down after an accepted merge. After a refused merge the
+        walk moves down by 1.
+    lowest: the paper's L: the lowest layer into which other layers are merged.
+    highest: the paper's H; the walk begins at layer H - C. null means the last layer, as in the released code.
+    rounds: largest number of walks in the search for a threshold. The model does not run twice for the same candidate.
+    jump: the walk that is used if no threshold removes exactly `selection.layers` layers. `whole` uses the walk whose
+        number of removed layers is nearest; it equals a walk of the released code. `shorten` uses a walk that removes
+        more layers, and shortens its last merge until the number is exact.
+    sequences: number of calibration sequences on which candidates are evaluated.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises FitError if the options do not fit the model, or if so many layers cannot be removed with them.
+    Raises FitError if the options do not fit the model, or if the options cannot remove `selection.layers` layers.
     """
     options.check(laco, locals())
     walker = partial(_laco, merge=merge, group=group, stride=stride, lowest=lowest, highest=highest)
@@ -52,7 +54,8 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
 
 def _laco(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str, group: int, stride: int,
           lowest: int, highest: int | None) -> tuple[Stack, int]:
-    """l falls from H - C to L. The C - 1 layers after l are merged into l; then l -= I if accepted, else l -= 1."""
+    """l falls from H - C to L. The C - 1 layers after l are merged into layer l. If the merge is accepted, l -= I, else
+    l -= 1."""
     count = len(stack)
     top = count - 1 if highest is None else highest
     if top >= count:

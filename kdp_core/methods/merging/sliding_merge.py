@@ -1,9 +1,9 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
-A window of layers grows downwards. Its layers are merged when the window with one more layer would not pass the
-threshold. The merge and the threshold are those of kdp_core.methods.merging._merge. The released code has two more
-properties: a window that still grows when the walk passes the first layer is never merged (`merge: paper` merges it),
-and the weight of the differences is 1.
+A window of layers grows towards lower layers. Its layers are merged when the cosine for one more layer is not above the
+threshold. The merge and the threshold are described in kdp_core.methods.merging._merge. The released code never merges
+a window that still grows at the first layer; `merge: paper` merges this window. As in the released code, the weight of
+the differences is 1.
 """
 from collections.abc import Callable
 from functools import partial
@@ -21,19 +21,20 @@ from kdp_core.states.hidden import HiddenStates
 def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", merge: Merge = "paper", rounds: Count = 12, jump: Jump = "whole",
             sequences: Count = 10, batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Merge sliding windows with the threshold that removes `selection.layers` layers. The last layer is never in a
-    window.
+    """Merge sliding windows with the threshold that removes `selection.layers` layers. The last layer is never part of
+    a window.
 
-    merge: `paper` adds the differences to the base layer before the merge, and merges the window that reaches the
-        first layer; `as_released` uses the last layer's maps and does not merge that window.
-    rounds: largest number of walks in the search for a threshold. A candidate that was judged before is not run again.
-    jump: the walk that is used if no threshold removes exactly that many layers. `whole` uses the walk that removes the
-        nearest number, like a walk of the released code. `shorten` uses a longer walk and cuts its last merge, so that
-        the number is met.
-    sequences: number of calibration sequences on which candidates are judged.
+    merge: `paper` adds the difference of each other layer from the unmerged base layer, and merges the window that
+        reaches the first layer. `as_released` uses the last layer's maps, and does not merge the window at the first
+        layer.
+    rounds: largest number of walks in the search for a threshold. The model does not run twice for the same candidate.
+    jump: the walk that is used if no threshold removes exactly `selection.layers` layers. `whole` uses the walk whose
+        number of removed layers is nearest; it equals a walk of the released code. `shorten` uses a walk that removes
+        more layers, and shortens its last merge until the number is exact.
+    sequences: number of calibration sequences on which candidates are evaluated.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises FitError if so many layers cannot be removed with these options.
+    Raises FitError if the options cannot remove `selection.layers` layers.
     """
     options.check(sliding, locals())
     return compose("sliding_merge", partial(_sliding, merge=merge), dense, hidden, selection, device=device,
@@ -41,7 +42,8 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str) -> tuple[Stack, int]:
-    """A window low .. high grows downwards while it passes. Then its layers are merged, and the next window begins."""
+    """A window low .. high grows downwards while its merged candidate is accepted. When a candidate is refused, the
+    layers of the window before it are merged, and the next window begins."""
     count = len(stack)
     high, low = count - 2, count - 3
     while low >= 0:

@@ -1,4 +1,5 @@
-"""Layers removed by a search for a set, under any of several objectives, and by an estimate from one pass."""
+"""Methods that remove layers by a search for the best set under one of several objectives, or by an estimate of each
+layer's effect."""
 from kdp_core.methods._method import Method, no_state_between
 from kdp_core.methods._select import in_order, no_layer
 from kdp_core.methods.searching import fragility, sets

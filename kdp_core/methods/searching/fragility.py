@@ -1,18 +1,20 @@
-"""Layers, attentions and MLPs by how much their removal is estimated to change the next-token distribution.
+"""Ranks layers, attentions and MLPs by an estimate of how much their removal changes the next-token distribution.
 
     KL(p || p') ~ Var_p(Dz) / (2 T^2),    z = W norm(h),  p = softmax(z / T),  Dz = z' - z
 
-"Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3, with its protocol of one
-removal at a time: all layers before are dense, and the state right after the layer passes the final norm and the head.
-So one pass of the dense model over the text gives all estimates of layers, and one more pass those of a kind of parts.
-The paper has no ranking; this is ours. The unit of the lowest mean estimate over tokens is removed first; of equal
-ones, the lower layer, and in one layer the attention before the MLP.
+The estimate is Theorem 3 of "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). As in the
+paper, one layer is removed at a time: all layers before it are dense, and the state right after it is the input of the
+final norm and the head. So one pass of the dense model over the text gives the estimates of all layers. Another pass
+gives the estimates of all attentions, and another pass those of all MLPs. The paper does not rank layers; the ranking
+is ours. The unit with the lowest estimate, as a mean over tokens, is removed first. If two estimates are equal, the
+lower layer is removed first, and in one layer the attention before the MLP.
 
-An inner state that passes the head is not what the model says. `at: output` therefore takes Dz of the model's own
-logits: the layers after the removed unit are run too, at half a pass for each unit.
+The logits of an inner state are not the outputs of the model. With `at: output`, Dz is therefore the change of the
+model's own logits. For this, the layers after the removed unit are run too, which costs half a forward pass for each
+unit.
 
-The estimate is of second order. Where a removal changes the distribution much, it is wrong in size. Position 0, a
-massive token in most models, is never read.
+The formula is a second-order approximation. If a removal changes the distribution much, the estimate is far from the
+true KL. Position 0, a massive token in most models, is excluded.
 """
 import itertools
 import logging
@@ -55,13 +57,14 @@ def rank(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *
 
     k_max: not read; neighbouring layers may be removed.
     temperature: T of the probabilities.
-    at: logits that are compared: of the states right after the `layer`, as in the paper, or of the model's `output`.
-    sequences: calibration sequences that are read.
-    draw: which of the disjoint draws of so many sequences.
-    positions: tokens of each sequence that are compared, evenly spaced up to its last one.
-    keep_first: layers at the start that are kept.
-    keep_last: layers at the end that are kept.
-    batch_sequences: sequences of a forward pass.
+    at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
+        those of the whole model.
+    sequences: number of calibration sequences from which the estimates are computed.
+    draw: number of a random sample, from 0. Two samples of `sequences` sequences have no sequence in common.
+    positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
+    keep_first: number of layers at the start of the model that cannot be removed.
+    keep_last: number of layers at the end of the model that cannot be removed.
+    batch_sequences: number of sequences in one forward pass.
     Raises RankError for too few sequences or tokens and BlockError if no layer may be removed.
     """
     options.check(rank, locals())
@@ -80,18 +83,19 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", parts: list[Part] | None = None, temperature: Positive = 1.0, at: At = "layer",
             sequences: Count = 16, draw: Natural = 0, positions: Count = 16, batch_sequences: Count = 8,
             match: Match = "nearest") -> Composed:
-    """Remove attentions and MLPs by Var_p(Dz) / (2 T^2), from one list.
+    """Remove attentions and MLPs in the order of Var_p(Dz) / (2 T^2), in one common list.
 
     parts: parts that may be removed, attention or mlp; null means both.
     temperature: T of the probabilities.
-    at: logits that are compared: of the states right after the `layer`, as in the paper, or of the model's `output`.
-    sequences: calibration sequences that are read.
-    draw: which of the disjoint draws of so many sequences.
-    positions: tokens of each sequence that are compared, evenly spaced up to its last one.
-    batch_sequences: sequences of a forward pass.
-    match: `nearest` share to the ratio, or `reach` it at least.
-    Raises BlockError for a ratio that cannot be reached, RankError for too few sequences or tokens, FitError for a
-    model whose norms follow the sum.
+    at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
+        those of the whole model.
+    sequences: number of calibration sequences from which the estimates are computed.
+    draw: number of a random sample, from 0. Two samples of `sequences` sequences have no sequence in common.
+    positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
+    batch_sequences: number of sequences in one forward pass.
+    match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.
+    Raises BlockError for a ratio that cannot be reached, RankError for too few sequences or tokens, and FitError for a
+    model whose norms follow the sum of state and output.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -120,7 +124,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _read(tokens: Tokens, sequences: int, draw: int, positions: int) -> Tensor:
-    """The sequences that are read."""
+    """The calibration sequences from which the estimates are computed."""
     ids_ST = drawn(tokens, sequences, draw)
     if positions >= ids_ST.shape[1]:
         raise RankError(f"positions is {positions}, but sequences have {ids_ST.shape[1]} tokens, of which the first is "
@@ -131,7 +135,7 @@ def _read(tokens: Tokens, sequences: int, draw: int, positions: int) -> Tensor:
 @torch.no_grad()
 def estimates(model: nn.Module, ids_ST: Tensor, units: Sequence[Unit], *, temperature: float, at: str, positions: int,
               batch_sequences: int) -> dict[Unit, float]:
-    """Var_p(Dz) / (2 T^2) of each unit, the mean over sequences and positions."""
+    """Var_p(Dz) / (2 T^2) of each unit, as a mean over sequences and positions."""
     passes, (S, T) = Passes(model, ids_ST.shape[1]), ids_ST.shape
     chosen = spaced(T, positions)
     sums, layers = dict.fromkeys(units, 0.0), len(passes.layers)
@@ -146,7 +150,8 @@ def estimates(model: nn.Module, ids_ST: Tensor, units: Sequence[Unit], *, temper
 
 
 def _removed(passes: Passes, h_KBTD: list[Tensor], units: Sequence[Unit]) -> Iterator[tuple[Unit, Tensor]]:
-    """The state after each unit's layer without the unit; all layers before are dense."""
+    """For each unit: the state after the unit's layer if the unit is removed. The layers before the unit's layer are
+    dense."""
     family = family_of(passes.model)
     for layer, part in units:
         before_BTD = h_KBTD[layer].to(passes.device, passes.model.dtype)
@@ -155,7 +160,8 @@ def _removed(passes: Passes, h_KBTD: list[Tensor], units: Sequence[Unit]) -> Ite
 
 
 def _estimated(passes: Passes, dense_BPD: Tensor, other_BPD: Tensor, temperature: float) -> float:
-    """Sum of the estimates over tokens. Half a dozen float64 matrices of logits are held at once, so chunks are small.
+    """Sum of the estimates over tokens. About six float64 matrices of logits are in memory at once, so chunks are
+    small.
     """
     size = max(1, passes.head.chunk() // 8)
     return sum(estimated_kl(*(passes.head(passes.to_head(h_CD)).cpu() for h_CD in pair), temperature).sum().item()

@@ -1,16 +1,19 @@
-"""The set of layers that a search finds best by a calibration objective; the layers are removed, or replaced.
+"""Searches for the set of layers that is best by a calibration objective. These layers are removed, or replaced by
+stand-ins.
 
-"Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) finds that the objective decides which layers
-appear redundant, and that searches under one objective agree. Only its abstract could be read. It compares two
-objectives and seven searches, which it does not name there. This row has the grid of five objectives and eight searches
-of kdp_core.methods._search, all under one budget; docs/objectives.md says what we measured.
+"Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) finds that the objective determines which
+layers appear redundant. Different searches with the same objective find similar layers. We could read only the paper's
+abstract. The paper compares two objectives and seven searches, but the abstract does not name them. This method offers
+the five objectives and eight searches of kdp_core.methods._search, all with the same budget. docs/objectives.md reports
+our measurements.
 
-With `stand_in: affine` every set is judged with a stand-in in the place of each removed layer, and the pruned model has
-them too: h_l+1 ~ W h_l + b by ridge regression on the dense model's states, without massive tokens, which bypass it
-(the `linear` of KDP's Table 3, a layer at a time). kdp_residual has a search of its own, with its own stand-ins.
+With `stand_in: affine`, a stand-in replaces each removed layer, both when a set is judged and in the pruned model. The
+stand-in is h_l+1 ~ W h_l + b, fitted by ridge regression on the dense model's states without massive tokens, which
+bypass the stand-in. It equals `linear` of KDP's Table 3 for a single layer. kdp_residual has another search, with its
+own stand-ins.
 
-The number of layers follows from the ratio. The result keeps the value of every single removal that was judged and the
-curve of the best set against layer passes.
+The ratio determines the number of layers. The result contains the value of every single removal that was judged. It
+also contains the value of the best set so far, for each number of layer passes.
 """
 import logging
 import time
@@ -48,11 +51,11 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 Choices = Annotated[int, Ge(2)]
-"""Choices of an item."""
+"""Number of choices of an item."""
 StandIn = Literal["none", "affine"]
 RIDGE, HELDOUT = 1e-4, 0.1
-"""Ridge of the stand-ins, relative to the mean diagonal of the Gram matrix, and the share of sequences that judge them:
-the defaults of `linear`."""
+"""Two defaults of `linear`: the ridge of the stand-ins, as a multiple of the mean diagonal of the Gram matrix, and the
+share of sequences on which the stand-ins are judged."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -63,22 +66,26 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             seed: Natural = 0) -> Composed:
     """Search for the `selection.layers` layers whose removal raises the objective least.
 
-    objective: `loss`, `kl` (from the dense model), `margin` or `accuracy` (of calibration items), or `last_state`.
+    objective: `loss`, `kl` (divergence from the dense model), `margin` or `accuracy` (on calibration items), or
+        `last_state`.
     strategy: `random`, `one_shot`, `greedy`, `swaps`, `beam`, `annealing`, `evolution` or `tpe`.
-    budget: layer passes that the search may take, each one layer over all sequences; the head is not counted.
-    sequences: sequences, or items, that a set is judged on.
-    positions: tokens of each sequence whose outputs are compared, evenly spaced; null means all but the last one. The
-        output head of a small model costs as much as several layers. Items are not thinned out.
-    draw: which of the disjoint draws of so many sequences or items.
-    items: JSON lines of calibration items (context, choices, answer); null makes items of the calibration sequences.
-    choices: choices of an item that is made of calibration sequences.
-    keep_first: layers at the start that are kept.
-    keep_last: layers at the end that are kept.
-    width: partial sets that `beam` keeps.
-    offspring: mutants of one generation of `evolution`.
-    batch_sequences: sequences of a forward pass.
-    stand_in: what takes the place of a removed layer while sets are judged and in the pruned model: `none`, or an
-        `affine` map for each layer, fitted in closed form before the search.
+    budget: number of layer passes that the search may run. A layer pass is one layer over all sequences. The head is
+        not counted.
+    sequences: number of sequences, or of items, on which a set is judged.
+    positions: number of tokens of each sequence whose outputs are compared, evenly spaced; null means all except the
+        last token. The output head of a small model costs as much as several layers. The option does not apply to
+        items.
+    draw: number of a random sample, from 0. Two samples have no sequence or item in common.
+    items: path of a file with calibration items as JSON lines (context, choices, answer). With null, items are made
+        from the calibration sequences.
+    choices: number of choices of an item that is made from calibration sequences.
+    keep_first: number of layers at the start of the model that cannot be removed.
+    keep_last: number of layers at the end of the model that cannot be removed.
+    width: number of partial sets that `beam` keeps.
+    offspring: number of mutants in one generation of `evolution`.
+    batch_sequences: number of sequences in one forward pass.
+    stand_in: what replaces a removed layer, in the search and in the pruned model. `none` replaces it by nothing,
+        `affine` by an affine map that is fitted in closed form before the search.
     seed: seed of `random`, `annealing`, `evolution` and `tpe`.
     Raises RankError for options that do not fit the model, the sequences or the items.
     """
@@ -107,7 +114,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 def _fitted(hidden: HiddenStates, eligible: list[int],
             seed: int) -> tuple[dict[int, Module], dict[int, dict[str, Any]]]:
-    """An affine stand-in for each layer that may be removed, and how far it errs on held-out sequences."""
+    """An affine stand-in for each layer that may be removed, and the error of each stand-in on held-out sequences."""
     modules, fits = {}, {}
     for layer in eligible:
         states = load(hidden, (layer, layer + 1), massive="bypass", heldout=HELDOUT, seed=seed)
@@ -121,25 +128,25 @@ def _fitted(hidden: HiddenStates, eligible: list[int],
 
 def as_many_replaced(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                      match: Match = "nearest") -> Selection:
-    """Select no layers but only their number; each removed layer has a stand-in of its own, if there are stand-ins.
+    """Select the number of layers, but not the layers. If there are stand-ins, each removed layer has its own stand-in.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
-    module_params: parameters put back for each layer.
-    match: `nearest` share to the ratio, or `reach` it at least.
+    module_params: number of parameters of the stand-in that replaces a layer.
+    match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.
     """
     smaller = facts._replace(params_per_layer=[size - module_params for size in facts.params_per_layer])
     return as_many(similarity, smaller, ratio=ratio, k_max=k_max, module_params=0, match=match)
 
 
 def module_params(facts: ModelFacts, options: Mapping[str, Mapping[str, Any]]) -> int:
-    """Parameters of the stand-in of one layer."""
+    """Number of parameters of one layer's stand-in."""
     replaced = options.get("compose", {}).get("stand_in", "none") == "affine"
     return facts.width * (facts.width + 1) if replaced else 0
 
 
 def _eligible(layers: int, keep_first: int, keep_last: int, size: int, budget: int) -> list[int]:
-    """Layers that may be removed. Raises RankError if they are too few, or if the budget is too small."""
+    """Layers that may be removed. Raises RankError if too few layers may be removed, or if the budget is too small."""
     found = list(range(keep_first, layers - keep_last))
     if size > len(found):
         raise RankError(f"{size} of {layers} layers must go, but compose.keep_first {keep_first} and keep_last "
@@ -160,7 +167,7 @@ def _items(dense: Path, ids_ST: Tensor, path: str | None, choices: int, count: i
 
 
 def _told(evaluator: Evaluator) -> dict[str, Any]:
-    """What a search says of itself."""
+    """The results and the costs of a search, as entries of the method's statistics."""
     values = evaluator.values
     return {"removed": sorted(evaluator.best), "value": values[evaluator.best], "dense_value": values[DENSE],
             "single": {str(layer): value - values[DENSE] for removed, value in values.items() if len(removed) == 1
@@ -170,7 +177,8 @@ def _told(evaluator: Evaluator) -> dict[str, Any]:
 
 
 def flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    """Floating-point operations: the layer passes of the budget, and a pass of the head for each evaluation."""
+    """Number of floating-point operations: the layer passes of the whole budget, and one pass of the head for each
+    evaluation."""
     # an evaluation runs about half of the layers
     evaluations = given["budget"] / (sizes.layers / 2)
     predicted = min(given["positions"] or sizes.length, sizes.length)
