@@ -1,20 +1,22 @@
-"""Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834): layers are ranked once, by one of three criteria.
+"""Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834) ranks layers once, by one of three criteria.
 
 perplexity  PPL_n = exp(L(model without layer n)) on calibration text.
 taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer n, L the mean loss of the next token.
-magnitude   I_n = sum_k sum_ij |W_ij|: no data.
+magnitude   I_n = sum_k sum_ij |W_ij|, without data.
 
 The layer with the lowest score is removed first. If two scores are equal, the lower layer is removed first. For all
-scores the paper keeps the first four and the last two layers (marked "+" there), because by Taylor and magnitude layer
-0 would be among the first removed layers. The released code applies this rule when it removes layers, and it writes
-unprotected orders (kdp_core.study.oracles). Here the orders do not contain protected layers.
+scores the paper keeps the first four and the last two layers (marked "+" in its tables). By Taylor and magnitude, layer
+0 would be among the first removed layers. The released code protects these layers only when it removes layers, so the
+orders that it writes contain all layers (kdp_core.study.oracles). The orders of this module do not contain protected
+layers.
 
-The paper sums over linear weights. The released code also sums over the weights of the norms, and so do we. Biases
-never count (LLaMA has none, OPT has some). Gemma's norms multiply by 1 + w. Here the sum contains the gain 1 + w,
-because I_n estimates what is lost if a factor becomes 0. In the released code it would contain w.
+The paper's sums contain the weights of linear maps. The sums of the released code and of this module also contain the
+weights of norms. Biases are excluded (LLaMA has no biases, OPT has some). Gemma's norms multiply by 1 + w. In this
+module the sum contains the gain 1 + w, because I_n estimates the loss if a factor becomes 0. The released code would
+use w.
 
-A perplexity is computed from the states before the removed layer, as the losses of SLEB are. The gradients are those of
-one backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's
+As in SLEB, each perplexity is computed from the stored states before the removed layer. The gradients are those of one
+backward pass over all sequences. They are computed layer by layer from stored states, so that only one layer's
 gradients are in memory at a time.
 """
 import logging
@@ -43,12 +45,12 @@ logger = logging.getLogger(__name__)
 def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
                device: str = "cpu", dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2,
                sequences: Count | None = 10, batch_sequences: Count = 8, seed: int = 0) -> Search:
-    """Rank layers by the perplexity of the model without each of them.
+    """Rank layers by the perplexity of the model in which only this layer is removed.
 
     k_max: not read; neighbouring layers may be removed.
-    keep_first: layers at the start that are kept.
-    keep_last: layers at the end that are kept.
-    sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
+    keep_first: number of layers at the start of the model that cannot be removed.
+    keep_last: number of layers at the end of the model that cannot be removed.
+    sequences: number of sequences on which perplexities are computed. null, or a number that is too large, means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a loss that is not finite.
@@ -72,14 +74,15 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
 def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
            dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2, sequences: Count | None = 10,
            batch_sequences: Count = 8, seed: int = 0) -> Search:
-    """Rank layers by the sum of |weight times gradient| over their linear and norm weights; biases do not count.
+    """Rank layers by the sum of |weight times gradient| over the weights of their linear maps and norms, without
+    biases.
 
     k_max: not read; neighbouring layers may be removed.
-    keep_first: layers at the start that are kept.
-    keep_last: layers at the end that are kept.
-    sequences: number of sequences whose mean loss is differentiated. null means all, and so does a number larger than
-        that of the sequences.
-    batch_sequences: sequences of a forward pass; gradients are summed over all sequences before absolute values.
+    keep_first: number of layers at the start of the model that cannot be removed.
+    keep_last: number of layers at the end of the model that cannot be removed.
+    sequences: number of sequences whose mean loss is differentiated. null, or a number that is too large, means all.
+    batch_sequences: number of sequences in one forward pass. Gradients are summed over all sequences before their
+        absolute values are computed.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a score that is not finite.
     """
@@ -96,12 +99,12 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
               device: str = "cpu", dtype: str = "float32", norm: Literal["l1", "l2"] = "l1", keep_first: Natural = 4,
               keep_last: Natural = 2) -> Search:
-    """Rank layers by the size of their linear and norm weights; biases do not count, and no data is read.
+    """Rank layers by the size of the weights of their linear maps and norms, without biases. No data is read.
 
     k_max: not read; neighbouring layers may be removed.
     norm: `l1` sums absolute values, `l2` sums squares.
-    keep_first: layers at the start that are kept.
-    keep_last: layers at the end that are kept.
+    keep_first: number of layers at the start of the model that cannot be removed.
+    keep_last: number of layers at the end of the model that cannot be removed.
     Raises RankError for options out of range.
     """
     options.check(magnitude, locals())
@@ -135,13 +138,13 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _gain(weight: Tensor, family: Family) -> Tensor:
-    """The factor by which states are multiplied, float32. The weight of a norm has one axis; the offset of the family
-    is added to it."""
+    """The values by which a weight multiplies its input, float32. If the weight belongs to a norm (one axis), the
+    family's `gain_offset` is added."""
     return weight.float() + (family.gain_offset if weight.ndim == 1 else 0.0)
 
 
 def _first_order(judge: Judge, eligible: range) -> dict[int, float]:
-    """sum |W dL/dW| of each eligible layer; the layers are visited from the last to the first."""
+    """sum |W dL/dW| of each eligible layer. The sums are computed from the last layer to the first."""
     scores, family = {}, family_of(judge.passes.model)
     for layer, weights, gradients, _ in backward(judge, eligible, _weights):
         # I_n = sum_k sum_ij |dL/dW_ij W_ij|, L the mean over all predictions

@@ -1,16 +1,16 @@
-"""ShortGPT (Men et al. 2024, arXiv 2403.03853): layers are ranked once by the angle by which they turn their input.
+"""ShortGPT (Men et al. 2024, arXiv 2403.03853) ranks layers once, by the angle between a layer's input and output.
 
-    BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i,
-where the mean counts all tokens equally. The layer with the least block influence is removed first. Scores are computed
-once.
+    BI_i = 1 - E_x [ x_i . x_i+1 / (|x_i| |x_i+1|) ],    x_i the state before layer i.
+All tokens have the same weight in the mean. The layer with the least block influence is removed first. Scores are
+computed once.
 
 The paper has no released code. A public implementation (sramshetty/ShortGPT) reads the last state from transformers'
-`hidden_states`, after the final norm. This raises the last layer's influence and so protects this layer. The
-implementation counts pad tokens, assigns the value 0.5 to a token with a zero state, and sorts equal scores in no fixed
-order. Here the last state is the output of the last layer (`last_state`), and sequences contain no pad tokens. A token
-with a zero state does not count, and the number of such tokens is reported. If two scores are equal, the lower layer is
-removed first. For LLaMA-2-7B the order of that implementation differs from the paper's order, but the set of removed
-layers is the same (kdp_core.study.oracles).
+`hidden_states`, after the final norm. The final norm raises the influence of the last layer, so the implementation
+rarely removes this layer. The implementation does not exclude pad tokens, assigns the value 0.5 to a token with a zero
+state, and sorts equal scores in no fixed order. In this module the last state is the output of the last layer
+(`last_state`), and sequences contain no pad tokens. Tokens with a zero state are excluded, and their number is
+reported. If two scores are equal, the lower layer is removed first. For LLaMA-2-7B the order of that implementation
+differs from the paper's order, but the set of removed layers is the same (kdp_core.study.oracles).
 """
 import time
 from collections.abc import Mapping
@@ -33,16 +33,16 @@ from kdp_core.states.hidden import HiddenStates
 LastState = Literal["pre_norm", "final_norm"]
 """Whether the last state is taken before or after the final norm."""
 BATCH = 8
-"""Sequences that are compared at once, in float64."""
+"""Number of sequences that are compared at once, in float64."""
 
 
 class _Influence(NamedTuple):
     """Block influence of one layer."""
     score: float
     masked: int
-    """Number of massive tokens, which do not count."""
+    """Number of massive tokens, which are excluded from the score."""
     undefined: int
-    """Number of other tokens that do not count, because one of their states is zero."""
+    """Number of tokens that are not massive but are excluded because one of their states is zero."""
 
 
 def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
@@ -51,11 +51,12 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
     """Rank all layers by block influence, which is computed from stored states.
 
     k_max: not read; neighbouring layers may be removed.
-    last_state: `pre_norm`, the output of the last layer, or `final_norm`, this output after the final norm, as in the
-        public implementation. The model is loaded only for `final_norm`.
-    massive: `raw` counts all tokens equally, as the paper does; `mask` excludes tokens massive before or after the
-        layer.
-    Raises RankError if no token is left for the score of a layer, and HiddenError for a state that is not stored.
+    last_state: which state follows the last layer in the score: `pre_norm` is the output of this layer, and
+        `final_norm` is this output after the final norm, as in the public implementation. The model is loaded only for
+        `final_norm`.
+    massive: `raw` gives all tokens the same weight, as the paper does; `mask` excludes tokens that are massive before
+        or after the layer.
+    Raises RankError if all tokens of a layer are excluded, and HiddenError for a state that is not stored.
     """
     options.check(block_influence, locals())
     began = time.perf_counter()
@@ -79,8 +80,8 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
 @torch.no_grad()
 def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tensor,
                normed: nn.Module | None) -> _Influence:
-    """Influence over the tokens of keep_ST. `normed`: the model whose final norm must still be applied to the second
-    state."""
+    """Block influence of a layer over the tokens that `keep_ST` marks. If the model `normed` is given, its final norm
+    is applied to the second state."""
     total, counted = 0.0, 0
     for x_BTD, y_BTD, keep_BT in zip(*(part.split(BATCH) for part in (before_STD, after_STD, keep_ST)), strict=True):
         if normed is not None:

@@ -1,16 +1,18 @@
-"""SLEB (Song et al. 2024, arXiv 2402.09025): each round removes the layer whose removal raises the loss least.
+"""SLEB (Song et al. 2024, arXiv 2402.09025) removes one layer in each round: the layer whose removal raises the loss
+least.
 
-In each round, every remaining layer except the first and the last is bypassed, one at a time. The next-token loss
+In each round, every remaining layer except the first and the last is bypassed, one at a time. For each bypassed layer
+the next-token loss
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t)
-is computed over calibration text (the paper's Metric^3), and the layer with the least loss is removed. If two losses
-are equal, the lower layer is removed.
+is computed over calibration text (the paper's Metric^3). The layer for which this loss is lowest is removed. If two
+losses are equal, the lower layer is removed.
 
-The paper suggests 128 sequences. Its code joins 128 lines of WikiText-2, which are about 10,000 tokens. The default
-here is the same number of tokens: 80 sequences of 128 tokens. With ten thousand tokens the order is noisy, so several
-seeds should be compared.
+The paper suggests 128 sequences. The paper's code joins 128 lines of WikiText-2, which are about 10,000 tokens. The
+default here is the same number of tokens: 80 sequences of 128 tokens. With ten thousand tokens the order is noisy, so
+several seeds should be compared.
 
-The paper's code runs the whole model for each candidate. Here only the layers after the candidate are run, from kept
-states (kdp_core.methods._judge). This gives the same losses for half the work.
+The paper's code runs the whole model for each candidate. This module runs only the layers after the candidate, from
+stored states (kdp_core.methods._judge). The losses are the same, and the work is halved.
 """
 import logging
 import math
@@ -32,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int:
-    """Largest number of layers that the search can order: the share `largest` of all layers, without the first and the
-    last."""
+    """Largest number of layers that the search can order: the share `largest` of all layers, but never the first and
+    the last layer."""
     return min(round(given["largest"] * facts.layers), facts.layers - 2)
 
 
@@ -43,7 +45,7 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     """Order layers by the loss that their removal causes, until the share `largest` of all layers is removed.
 
     k_max: not read; neighbouring layers may be removed.
-    sequences: number of sequences to judge on. null means all, and so does a number larger than that of the sequences.
+    sequences: number of sequences on which losses are computed. null, or a number that is too large, means all.
     largest: share of the layers to order; the first and the last layer are never removed.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
@@ -77,7 +79,7 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
 
 
 def _advance(judge: Judge, left: list[int], removed: int) -> None:
-    """Update the states before the remaining layers after one more layer is removed."""
+    """Recompute the stored states before the remaining layers, after the layer `removed` is removed."""
     h_STD, later = judge.states.pop(removed), [layer for layer in left if layer > removed]
     for layer, following in zip(later, [*later[1:], None], strict=True):
         judge.states[layer] = h_STD

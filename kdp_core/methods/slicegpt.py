@@ -1,32 +1,34 @@
-"""SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024): states are reduced to their principal components.
+"""SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024) reduces states to their principal components.
 
-A state x between two parts of a model may be multiplied by an orthogonal matrix Q. The outputs do not change if every
-reader of x multiplies by the inverse, because a root-mean-square norm without gain commutes with Q (the paper's theorem
-1). So
+A state x between two parts of a model may be multiplied by an orthogonal matrix Q. If every matrix that reads x also
+multiplies by the inverse of Q, the outputs do not change. The reason is that a root-mean-square norm without gain
+commutes with Q (the paper's theorem 1). So
     readers      W <- W diag(gain) Q,  b <- b + W shift     of the norm that they read through (gain, shift)
     writers      W <- Q' W,  b <- Q' b                      Q of the state that they add to
     residual     x <- x Q_i' Q_{i+1}                        one matrix for each part, since each state has its own Q
     embedding    E <- E Q_0,    head  W <- W diag(gain) Q_last, shift into a bias
-If only the first d' columns of Q are kept, the eigenvectors of X'X with the largest eigenvalues, all these matrices
-become narrower. The bases are computed from the first state to the last, each from the states of the already sliced
-model. A dense part that reads x Q Q' gives the same states as a sliced part, so dense parts are run. The norms still
-divide by the width before slicing, with the model's own eps. A layer norm also subtracts a mean. For such a model the
-mean is removed from writers and embeddings, which does not change what the readers get, and the norm becomes a
-root-mean-square norm.
+SliceGPT keeps only the first d' columns of Q, which are the eigenvectors of X'X with the largest eigenvalues. All these
+matrices then become narrower. The bases are computed in order, from the first state to the last. Each basis is computed
+from the states of a model in which all earlier states are sliced. A dense part with input x Q Q' gives the same states
+as a sliced part, so this module runs dense parts. The norms still divide by the width before slicing, and use the
+model's own eps. A layer norm also subtracts a mean. For such a model, the mean is removed from the outputs of writers
+and embeddings, and the norm becomes a root-mean-square norm. The inputs of the readers do not change.
 
-The share of removed parameters is below the share of removed columns: each matrix becomes narrower on one side only,
-each part gets a d' x d' matrix, and a head that is tied to its embedding must become a separate matrix. d' is chosen so
-that the share of ALL parameters is removed. `slicing` sets the removed share of the width instead, as the paper does. A
-7B LLaMA sliced by 25 % has 15.3 % fewer parameters.
+The share of removed parameters is below the share of removed columns, for three reasons. Each matrix becomes narrower
+on one side only. Each part gets a new d' x d' matrix. A head that is tied to its embedding must become a separate
+matrix. The width d' is chosen so that the ratio of ALL parameters is removed. With `slicing`, d' follows from the given
+share of the width instead, as in the paper. A 7B LLaMA sliced by 25 % has 15.3 % fewer parameters.
 
 Where we differ from the released code (microsoft/TransformerCompression 6b12cde):
-    It makes embeddings and writers mean-free also in models with root-mean-square norms. This changes such a model.
-    It sets every eps to 1e-5.
-    It multiplies each basis by an unseeded random rotation. Here nothing is random: rotations are float64, and the
-        signs of eigenvectors are fixed.
-The method cannot prune Gemma 3, whose norms after the parts cannot be moved, nor an OPT whose norms follow the sum.
+    The released code also makes embeddings and writers mean-free in models with root-mean-square norms. This changes
+        the outputs of these models.
+    The released code sets every eps to 1e-5.
+    The released code multiplies each basis by an unseeded random rotation. Here nothing is random: rotations are
+        float64, and the signs of eigenvectors are fixed.
+The method cannot prune Gemma 3, because Gemma's norms after the parts cannot be moved. The method cannot prune an OPT
+model whose norms follow the sum of state and output.
 
-Axes besides those of kdp_core.base.records: E kept directions.
+Letter of an axis besides those of kdp_core.base.records: E is the axis of the directions that are kept.
 """
 import bisect
 import itertools
@@ -73,7 +75,8 @@ Slicing = Annotated[float, Ge(0), Lt(1)]
 """Share of the width that is removed."""
 PARTS = ("attention", "mlp")
 DAMP = 0.01
-"""Term added to the diagonal of X'X, relative to its mean, as in the released code. It changes no eigenvector."""
+"""Multiple of the mean diagonal of X'X that is added to the diagonal, as in the released code. This changes no
+eigenvector."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -81,11 +84,12 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             massive: Counted = "raw", sequences: Count | None = None, batch_sequences: Count = 8) -> Composed:
     """Slice the states of a model to the width that removes the ratio of all parameters.
 
-    slicing: share of the width to remove; rounding removes at least this share. If it is given, the ratio is not read.
-    multiple: number of which the new width is a multiple.
-    slice_head: whether the state that enters the output head is sliced too; the released code does not slice it.
-    massive: `raw` counts massive-activation tokens like all other tokens, as the released code does, so that their few
-        directions come first; `mask` excludes massive-activation tokens from X'X.
+    slicing: share of the width to remove. After rounding, at least this share is removed. If `slicing` is given, the
+        ratio is not read.
+    multiple: the new width is a multiple of this number.
+    slice_head: whether the input state of the output head is sliced too. The released code does not slice this state.
+    massive: `raw` gives massive tokens the same weight as other tokens, as the released code does; then the first
+        directions are those of massive tokens. `mask` excludes massive tokens from X'X.
     sequences: number of calibration sequences; null means all.
     batch_sequences: number of sequences in one forward pass.
     Raises FitError for a model that cannot be sliced, and BlockError for a ratio that cannot be reached.
@@ -110,7 +114,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def refuses(family: Family) -> str:
-    """Why models of this family cannot be sliced."""
+    """The reason why models of this family cannot be sliced; empty if they can be sliced."""
     if family.norms_after:
         return "the norms after its parts cannot be moved"
     if family.fixed_width:
@@ -140,13 +144,13 @@ def _check(config: "PretrainedConfig", hidden: HiddenStates, sequences: int | No
 # The width -----------------------------------------------------------------------------------------------------------
 
 def cut(width: int, slicing: float, multiple: int) -> int:
-    """(1 - s) d rounded down to a multiple."""
+    """The new width: (1 - s) d, rounded down to a multiple."""
     return int((1 - slicing) * width + 1e-9) // multiple * multiple
 
 
 def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head: bool) -> int:
-    """The width whose share of all parameters is nearest to the ratio. If two widths are equally near, the larger width
-    is chosen."""
+    """The width for which the removed share of all parameters is nearest to the ratio. If two widths are equally near,
+    the larger width is chosen."""
     def share(width: int) -> float:
         return _share(config, width, slice_head)
 
@@ -160,15 +164,15 @@ def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head
 
 
 def _shape(config: "PretrainedConfig", width: int, slice_head: bool) -> dict[str, Any]:
-    """The entries of the folded configuration for this width."""
+    """The entries that the configuration of a folded model has for this width."""
     each = [width] * config.num_hidden_layers
     return {"sliced": {"attention": each, "mlp": each, "final": width if slice_head else config.hidden_size},
             "tie_word_embeddings": False}
 
 
 def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "PretrainedConfig":
-    """The configuration of a model whose states have this width; with `slice_head` the head reads states of this width
-    too."""
+    """The configuration of a model whose states have the width `width`. With `slice_head` the head reads states of this
+    width too."""
     # the folded classes come with transformers' models, whose import takes seconds
     from kdp_core.model.folded import FOLDED
 
@@ -189,8 +193,8 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """The basis q_DE, float64, of every state that a part reads and of the last state, each with an entry about what
-    the basis keeps."""
+    """The bases q_DE in float64: one for every state that a part reads, and one for the last state. Each basis has an
+    entry with the share of the squares that the basis keeps."""
     family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, entries = [], []
@@ -230,7 +234,8 @@ def _basis(x_STD: Tensor, width: int, massive_factor: float | None, batch: int,
 
 
 def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor, q_DE: Tensor) -> Tensor:
-    """The state after a part, if the part reads x Q Q' and adds its output to x Q Q'."""
+    """The state after a part, for the state x before this part: the state x Q Q' plus the part's output for the input x
+    Q Q'."""
     x_BTD, q_DE = x_BTD.to(passes.device, passes.model.dtype), q_DE.to(passes.device, passes.model.dtype)
     x_BTD = x_BTD @ q_DE @ q_DE.T
     added_BTD = part_output(passes.layers[number], family, part, x_BTD, **passes.context[number][1])
@@ -241,7 +246,8 @@ def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor
 
 @torch.no_grad()
 def _turned(model: nn.Module, bases: list[Tensor]) -> dict[str, Tensor]:
-    """All tensors of the sliced model that differ from the dense model's, float64, by state-dict name."""
+    """All tensors in which the sliced model differs from the dense model, in float64, by their names in the state
+    dict."""
     family, base = family_of(model), trunk(model)
     prefix, made = family.prefix, {}
     for number, layer in enumerate(decoder_layers(model)):

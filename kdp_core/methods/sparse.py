@@ -1,26 +1,30 @@
-"""Sparsity: single weights are set to zero, as many as a depth method would remove for the same ratio.
+"""Sparsity: single weights are set to zero. For the same ratio, as many weights become zero as a depth method would
+remove.
 
-A matrix has R rows, its outputs, and C columns, its inputs. Three rules say which weights are set to zero:
+A matrix has R rows (its outputs) and C columns (its inputs). Three rules say which weights are set to zero:
     magnitude: the lowest |W_ij| of the matrix.
     Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1): the lowest |W_ij| a_j of each row, a_j = sqrt(sum x_j^2 / n).
     SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774, Algorithm 1): H = (2/n) X'X + damp I, H^-1 = U'U; in blocks
         of columns the lowest W_ij^2 / U_jj^2 are set to zero, and later columns change to compensate for each zero.
-Layers are pruned one after the other. The inputs of a layer are the outputs of the already pruned layers before it,
-over n sequences. All tokens count equally. Size and speed stay those of the dense model, because zeros are stored.
+Layers are pruned one after the other. The inputs of a layer are the outputs of the layers before it, which are already
+pruned, over n sequences. All tokens count equally. Size and speed stay those of the dense model, because zeros are
+stored.
 
-Scope and share. Weights are set to zero only in the matrices of the linear modules inside decoder layers. For a ratio
-of all parameters (tied ones count once), the share s = ratio * all / in scope of these weights must become zero. s is
-the same for every matrix. The number of zeros of a matrix is a difference of one running total, rounded down. All
-matrices together then have the wanted share of zeros, to within one weight. With a pattern (2:4, 4:8) half of every
-group of 4 or 8 columns is set to zero, as in the papers, and the ratio is not read. The stats hold the reached share.
+Scope and share. Weights are set to zero only in the matrices of the linear modules inside decoder layers. Let the ratio
+be a share of all parameters, where tied parameters count once. Then the share s = ratio * all / in scope of the weights
+in these matrices must become zero. The share s is the same for every matrix. The running total of zeros is s times the
+number of weights so far, rounded down. The number of zeros of a matrix is the increase of this total. The number of
+zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the papers,
+and the ratio is not read. The statistics of the method contain the share of zeros.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
-    Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight is set to zero in
-        as many rows as are needed, in the rows whose next weight has the lowest score. If C s is a whole number, both
-        agree.
+    Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight becomes zero in
+        some rows, until the number is exact: in the rows whose next weight has the lowest score. If C s is a whole
+        number, both codes give the same zeros.
     SparseGPT and magnitude set one weight too many to zero: all up to the int(count s)-th score inclusive. Here the
         count is exact.
-    SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. It uses float32, and we use float64.
+    SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. SparseGPT uses float32, and we use
+        float64.
     As in SparseGPT's code, all weights of dead columns (whose inputs are always 0) become zero, even if this exceeds
         the count.
 """
@@ -48,23 +52,23 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 Pattern = Literal["unstructured", "2:4", "4:8"]
-"""Where the zeros of a matrix may be: anywhere, or the same number in each group of columns."""
+"""Where the zeros of a matrix may be: anywhere in the matrix, or the same number in each group of columns."""
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4), "4:8": (4, 8)}
-"""(zeros, columns of a group). Other patterns N:M are not offered, because N counts the kept weights in papers and the
-zeros in code."""
+"""(zeros in a group, columns of a group). Other patterns N:M are not possible: N is the number of kept weights in
+papers, but the number of zeros in code."""
 DAMP_LARGEST = 0.1
 """Largest damp that is tried, relative to the mean diagonal of H."""
 
 
 class _Calibration(NamedTuple):
-    """The input on which the layers are run."""
+    """The input states with which the layers are run."""
     h_STD: Tensor
     """State 0 of the chosen sequences."""
     batch: int
 
 
 class _Matrix(NamedTuple):
-    """One linear module in scope."""
+    """One linear module in which weights are set to zero."""
     name: str
     """Name of its weight in the dense checkpoint."""
     layer: int
@@ -77,10 +81,10 @@ Rule = Callable[[Tensor, Tensor, int], Tensor]
 
 def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
               dtype: str = "float32", pattern: Pattern = "unstructured") -> Composed:
-    """Set the weights of least magnitude to zero, matrix by matrix. No calibration text is read.
+    """Set the weights with the lowest magnitude to zero, matrix by matrix. Calibration text is not needed.
 
-    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
-        ratio.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
+        not read.
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(magnitude, locals())
@@ -99,10 +103,10 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
           dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
           batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Set to zero, in each row, the weights with the least product of their magnitude and the norm of their input.
+    """In each row, set to zero the weights for which |weight| times the norm of the weight's input is lowest.
 
-    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
-        ratio.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
+        not read.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
@@ -131,18 +135,19 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
 def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
               dtype: str = "float32", pattern: Pattern = "unstructured", sequences: Count | None = None,
               batch_sequences: Count = 8, damp: NotNegative = 0.01, block_size: Count = 128, seed: int = 0) -> Composed:
-    """Set to zero the weights whose removal changes a matrix's outputs least, and change later columns to compensate.
+    """Set to zero the weights whose removal changes a matrix's outputs least. Later columns are changed to compensate
+    for the zeros.
 
-    pattern: `unstructured`, `2:4` or `4:8`. The last two set half of the weights in scope to zero and do not read the
-        ratio.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
+        not read.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
-    damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
-    block_size: number of columns whose weights are chosen together. Their effect on later columns is applied once per
-        block.
+    damp: multiple of the mean diagonal of H that is added to the diagonal. If H is singular, damp is raised tenfold, up
+        to 0.1.
+    block_size: number of columns whose zeros are chosen together. Columns after the block are changed once per block.
     seed: seed of the choice of sequences.
-    Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers, and if H is
-    singular at every damp.
+    Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers. Also raises
+    FitError if H is singular for every damp.
     """
     options.check(sparsegpt, locals())
     began = time.perf_counter()
@@ -171,7 +176,7 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
 
 def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
-    """State 0 of the requested number of sequences, drawn by `seed`, in their own order."""
+    """State 0 of `sequences` sequences, which are drawn by `seed` and keep their order in the calibration set."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
@@ -189,7 +194,8 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 
 def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Number of weights to set to zero, by name of the matrix. No weight is read to compute it."""
+    """Number of weights to set to zero in each matrix, by the matrix's name. The numbers are computed from shapes
+    alone; no weight is read."""
     model = checkpoints.on_meta(checkpoints.config_of(dense))
     matrices = list(_matrices(model))
     total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
@@ -232,8 +238,8 @@ def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], gi
 
 def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
           statistic: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The statistic of each matrix's inputs, summed over the batches. If several matrices read one input, its statistic
-    is computed once."""
+    """The statistic of each matrix's inputs, summed over the batches. If several matrices read the same input, the
+    statistic of this input is computed once."""
     inputs: dict[str, Tensor] = {}
     hooks = [module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
              for name, _, module in own]
@@ -257,8 +263,8 @@ def _replace(module: nn.Module, w_RC: Tensor) -> None:
 
 
 def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Tensor:
-    """bool_RC: the `count` lowest scores, or the lowest scores of each group of columns. Of equal scores, the one in
-    the lower row, then in the lower column, is chosen."""
+    """bool_RC: true for the `count` lowest scores, or for the lowest scores of each group of columns. If two scores are
+    equal, the score in the lower row is chosen first, and within a row the score in the lower column."""
     if groups:
         zeros, columns = groups
         score_RGM = score_RC.unflatten(1, (-1, columns))
@@ -270,7 +276,8 @@ def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Ten
 
 
 def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
-    """bool_RC: the lowest scores, the same number in each row, and one more in the rows whose next score is lowest."""
+    """bool_RC: true for the lowest scores of each row, the same number in each row. If a remainder is left, one more
+    score is chosen in the rows whose next score is lowest."""
     each, remainder = divmod(count, len(score_RC))
     order_RC = score_RC.argsort(dim=1, stable=True)
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
@@ -282,8 +289,8 @@ def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
 
 
 def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the damp that was needed). Raises FitError if no damp is
-    enough."""
+    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the smallest damp that was large enough). Raises FitError if
+    every damp is too small."""
     eye_CC, mean = torch.eye(len(hessian_CC)).to(hessian_CC), hessian_CC.diagonal().mean()
     level = damp
     while True:
@@ -301,7 +308,7 @@ def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
 
 def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | None, block_size: int) -> Tensor:
     """The matrix with `count` weights set to zero. After each block of columns, later columns are changed to compensate
-    for its zeros."""
+    for the zeros of the block."""
     w_RC, C = w_RC.clone(), w_RC.shape[1]
     for start in range(0, C, block_size):
         stop = min(start + block_size, C)
@@ -325,7 +332,7 @@ def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | Non
 
 
 def _composed(method: str, model: nn.Module, matrices: list[_Matrix], stats: dict[str, float]) -> Composed:
-    """The record with the plan. The reached shares are counted on the pruned matrices."""
+    """The plan with the pruned matrices, and the statistics. The share of zeros is counted in the pruned matrices."""
     tensors = {name: module.weight.detach().cpu() for name, _, module in matrices}
     zeros = sum(tensor.numel() - int(tensor.count_nonzero()) for tensor in tensors.values())
     scope = sum(tensor.numel() for tensor in tensors.values())

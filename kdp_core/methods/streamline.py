@@ -1,27 +1,27 @@
-"""LLM-Streamline (Chen et al. 2025, arXiv 2403.19135): one trained decoder layer replaces a run of layers.
+"""LLM-Streamline (Chen et al. 2025, arXiv 2403.19135) replaces a run of layers by one trained decoder layer.
 
-Layers s+1 .. e-1 are removed. The layer g starts from the weights of layer s. It learns to replace the whole run, and
-all its parts are trained, including the attention:
-    g = argmin mean_n w_n |g(state s)_n - state e_n|^2,
-by AdamW, with a learning rate that falls as a cosine. The pruned model is a plain checkpoint of its family, without
-layers s+1 .. e-1 and with other weights in layer s. The entry of layer s in per-layer lists (kind of attention) is
-kept.
+Layers s+1 .. e-1 are removed. The layer g starts from the weights of layer s. The layer g is trained to replace the
+whole run. All its parts are trained, including the attention:
+    g = argmin mean_n w_n |g(state s)_n - state e_n|^2.
+The optimiser is AdamW, with a learning rate that falls as a cosine. The pruned model is an ordinary checkpoint of its
+family, without layers s+1 .. e-1 and with other weights in layer s. Per-layer lists of the configuration (kind of
+attention) keep their entry for layer s.
 
-In the paper, too, the layer is one of the model's own layers. The released code trains this layer without a mask, so
-that each position sees later positions. It also uses only the first eighth of the cosine, because it counts the updates
-wrongly. Here the layer runs as in its model, with the model's own masks and positions (kdp_core.model.passes), and the
-cosine ends at the last update. The released code keeps only a reference to the best weights, so it returns the last
-weights instead. Here the best weights are copied. The start is a candidate too, so the held-out loss of the layer is
-never worse than at the start.
+In the paper, the trained layer is one of the model's own layers too. The released code trains this layer without a
+mask, so that each position sees later positions. The released code counts the updates wrongly, so the learning rate
+follows only the first eighth of the cosine. In this module the layer runs as it runs in the model, with the model's
+masks and positions (kdp_core.model.passes). The cosine ends at the last update. The released code keeps only a
+reference to the best weights, so it returns the last weights instead. This module copies the best weights. If no epoch
+improves the held-out loss, the weights of the start are used. So the held-out loss is never worse than at the start.
 
 The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
 times those of other tokens, so massive tokens dominate this loss. But a layer after the run reads a state through a
 norm, so the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant.
-Massive tokens then have the same weight as other tokens. Unlike in kdp_residual they are fitted, because no bypass
-keeps their states. A run may contain the layer that makes tokens massive, and without massive tokens the attention
-loses its sink. The paper trains in one pass over long texts, 30,000 in the paper and 100,000 in the code. Over a few
-hundred short texts ten passes make about a hundred updates and take about as long as one pass of a 30-layer model.
-Held-out sequences choose the best epoch.
+Massive tokens then have the same weight as other tokens. Massive tokens are part of the fit, other than in
+kdp_residual, because no bypass keeps their states. A run may contain the layer that makes tokens massive. Without
+massive tokens, the attention loses its sink. The paper trains for one epoch on long texts: 30,000 texts in the paper,
+100,000 texts in the code. Ten epochs over a few hundred short texts are about a hundred updates. They cost about as
+much as one forward pass of a 30-layer model over these texts. Held-out sequences choose the best epoch.
 """
 import logging
 import math
@@ -68,46 +68,45 @@ class _Data(NamedTuple):
     start_STD: Tensor
     goal_STD: Tensor
     weight_ST: Tensor
-    """w_n of each token; 0 where it does not count."""
+    """w_n of each token; 0 for tokens that are excluded from the loss."""
 
 
 class _Trained(NamedTuple):
-    """The result of the training; the layer itself has the weights of the kept epoch."""
+    """The result of the training. The weights of the best epoch are in the layer itself."""
     curve: list[dict[str, Any]]
     epoch: int
-    """The epoch whose weights were kept; 0 is the start."""
+    """The epoch whose weights are used; 0 is the start."""
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of the layer that replaces the run."""
+    """Number of parameters of the layer that replaces the run."""
     return facts.params_per_layer[0]
 
 
 def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
-    """The function `compose` of a method whose loss has these token weights by default."""
+    """Make the function `compose` of a method. `weight` is the default of its option `token_weight`."""
 
     def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                 dtype: str = "float32", lr: Positive = 2e-4, min_lr: NotNegative = 5e-5,
                 weight_decay: NotNegative = 1e-3, epochs: Natural = 10, batch_sequences: Count = 8,
                 clip: Positive = 5.0, massive: Counted = "raw", token_weight: TokenWeight = weight,
                 heldout: Share = 0.1, seed: Natural = 0, resume: Resume = OFF) -> Composed:
-        """Train the first layer of the one run of layers to replace the whole run, and remove the other layers of the
-        run.
+        """Train the first layer of a run to replace the whole run, and remove the other layers of the run.
 
         lr: learning rate of AdamW at the first update.
         min_lr: learning rate at the last update; in between the rate falls as a cosine.
         weight_decay: weight decay of AdamW, for all trained weights.
-        epochs: passes over the sequences. The best epoch by held-out loss is kept, and the start is a candidate too; 0
-            keeps the start.
-        batch_sequences: sequences of an update.
+        epochs: passes over the sequences. The weights of the epoch with the lowest held-out loss are used, or those of
+            the start if their loss is lower. 0 uses the start.
+        batch_sequences: number of sequences in one update.
         clip: largest norm of the gradient.
-        massive: `raw` treats all tokens in the same way, `mask` excludes massive-activation tokens from the loss.
-        token_weight: `none` gives all tokens the same weight, as the paper does; the weight `inverse_norm` is
-            1 / |its target|^2, so that relative errors count.
+        massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the loss.
+        token_weight: `none` gives all tokens the same weight, as the paper does. `inverse_norm` gives a token the
+            weight 1 / |target state|^2, so that the loss is a sum of relative errors.
         heldout: share of the sequences that are used only for judging, never for training.
         seed: seed of the held-out choice and of the order of training.
         resume: file in which the state of the training is stored.
-        Raises FitError, before any model is loaded, if the options, the run and the states do not match, and
+        Raises FitError, before any model is loaded, if the options, the run and the states do not match. Raises
         TrainingFailed for a loss that is not a number.
         """
         check(compose, locals())
@@ -150,7 +149,7 @@ def _check(options: _Options, selection: Selection, sequences: int) -> None:
 
 
 def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Data:
-    """The states at both ends of the run, and the weight of each token."""
+    """The states before and after the run, and the weight of each token."""
     start_STD, goal_STD = hidden.state(start), hidden.state(stop)
     for number, h_STD in ((start, start_STD), (stop, goal_STD)):
         if not torch.isfinite(h_STD).all():
@@ -167,7 +166,8 @@ def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Da
 
 def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor, options: _Options,
            resume: Resume) -> _Trained:
-    """Train layer `number` inside its model. At the end the layer has its best weights by held-out loss."""
+    """Train the layer with the number `number` inside its model. At the end the layer has the weights with the lowest
+    held-out loss."""
     weights = list(passes.layers[number].parameters())
     adam = torch.optim.AdamW(weights, lr=options.lr, weight_decay=options.weight_decay)
     generator, batch = torch.Generator().manual_seed(options.seed), options.batch_sequences
@@ -202,14 +202,14 @@ def _rate(update: int, total: int, lr: float, min_lr: float) -> float:
 
 def _update(passes: Passes, number: int, data: _Data, which: Tensor, adam: torch.optim.Optimizer,
             clip: float) -> float:
-    """One update. Returns the sum of the losses of its tokens."""
+    """One update. Returns the loss, summed over the tokens of the update."""
     sums = _sum(passes, number, data, which)
     descend(sums / _counted(data, which), adam, training="LLM-Streamline", remedy="lower compose.lr", clip=clip)
     return sums.item()
 
 
 def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
-    """The loss of these sequences, summed over tokens."""
+    """The loss of the sequences `which`, summed over tokens."""
     predicted_BTD = passes.layer(number, data.start_STD[which].to(passes.device))
     goal_BTD, weight_BT = data.goal_STD[which].to(passes.device), data.weight_ST[which].to(passes.device)
     # sum_n w_n |g(state s)_n - state e_n|^2
@@ -217,19 +217,21 @@ def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
 
 
 def _counted(data: _Data, which: Tensor) -> int:
-    """Number of tokens of these sequences that count. It is 1 if no token counts, because the loss is 0 then."""
+    """Number of tokens of the sequences `which` that are part of the loss. If all tokens are excluded, the number is 1,
+    because the loss is 0 then."""
     return max(1, int((data.weight_ST[which] > 0).sum()))
 
 
 @torch.no_grad()
 def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -> float:
-    """The mean loss of these sequences."""
+    """The mean loss of the sequences `held` per token."""
     return sum(_sum(passes, number, data, which).item() for which in held.split(batch)) / _counted(data, held)
 
 
 @torch.no_grad()
 def _error(passes: Passes, number: int, data: _Data, held: Tensor, keep_ST: Tensor, batch: int) -> float:
-    """Relative squared error over the tokens `keep_ST`. Massive tokens would dominate an error over all tokens."""
+    """Relative squared error over the tokens that `keep_ST` marks. Massive tokens would dominate an error over all
+    tokens."""
     predicted_STD = torch.cat([passes.layer(number, data.start_STD[which].to(passes.device)).cpu()
                                for which in held.split(batch)])
     return relative_error(predicted_STD[keep_ST[held]], data.goal_STD[held][keep_ST[held]])
