@@ -14,8 +14,9 @@ Scope and share. Weights are set to zero only in the matrices of the linear modu
 be a share of all parameters, where tied parameters count once. Then the share s = ratio * all / in scope of the weights
 in these matrices must become zero. The share s is the same for every matrix. The running total of zeros is s times the
 number of weights so far, rounded down. The number of zeros of a matrix is the increase of this total. The number of
-zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8 columns is set to zero, as in the papers,
-and the ratio is not read. The statistics of the method contain the share of zeros.
+zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8
+columns is set to zero, as in the papers, and the ratio is not read. The statistics of the method contain the share of
+zeros.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
     Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight becomes zero in

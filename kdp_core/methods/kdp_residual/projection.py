@@ -113,8 +113,8 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, step
     steps: updates of Adam; 0 returns the start.
     lr: learning rate of Adam at the start, in units of the standard deviation of the frequencies, and in radians for
         phases. The rate falls linearly to zero.
-    seed: seed of the random splits of the sequences. Raises ProjectionError for fewer than three sequences, and
-    OptionError for options out of range.
+    seed: seed of the random splits of the sequences.
+    Raises ProjectionError for fewer than three sequences, and OptionError for options out of range.
     """
     sequences = sample.sequence_N.unique()
     check(learn, locals())
