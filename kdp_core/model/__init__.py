@@ -1,1 +1,1 @@
-"""Models: their sources, the structure of their families, their checkpoints, and passes through single layers."""
+"""Models: sources, structure of the families, checkpoints, and passes through single layers."""

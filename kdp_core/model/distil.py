@@ -1,13 +1,15 @@
-"""Distillation: how far a pruned model's next-token distribution is from the dense model's, as a loss to train on.
+"""Distillation: a training loss that measures how far a pruned model's next-token distribution is from the dense
+model's.
 
     L = lambda tau^2 KL(p || q) + (1 - lambda) CE,    p, q = softmax(logits / tau) of dense and pruned model
 
-KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et al. 2015) keeps the
-gradients of the two terms comparable. The paper does not say whether it has this factor; at its tau the factor is 1.
-Cross-entropy is always at temperature 1. Both terms are means over the tokens that have a next token.
+The loss is that of KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et
+al. 2015) keeps the gradients of the two terms comparable. The paper does not say whether its loss contains this factor.
+For the paper's tau = 1 the factor is 1. Cross-entropy is always at temperature 1. Both terms are means over the tokens
+that have a next token.
 
-The loss reads the states that enter the output heads. The dense model's states (S, T, D) are therefore stored once. Its
-logits are computed again for one chunk of tokens at a time, so that no matrix (N, V) is in memory.
+The loss reads the states that enter the output heads. The dense model's states (S, T, D) are therefore stored once. The
+dense model's logits are computed again for one chunk of tokens at a time, so that no matrix (N, V) is in memory.
 Axis C: tokens of a chunk.
 """
 from typing import NamedTuple
@@ -20,27 +22,26 @@ from torch.utils.checkpoint import checkpoint
 from kdp_core.model.families import base_of, family_of, final_norm, output_head, trunk
 
 CHUNK_NUMBERS = 2**24
-"""Numbers in one matrix of logits, 64 MiB in float32. About five such matrices are in memory at once."""
+"""Number of elements in one matrix of logits: 64 MiB in float32. About five such matrices are in memory at once."""
 
 
 class DistilError(ValueError):
-    """No loss can be computed from these states, ids or options."""
+    """The loss cannot be computed from these states, token ids or options."""
 
 
 class Losses(NamedTuple):
-    """Scalars, means over the tokens that have a next token. Only `loss` has gradients."""
+    """Scalars: means over the tokens that have a next token. Only `loss` has gradients."""
     loss: Tensor
     kl_nats: Tensor
     """KL(dense || pruned) at the given temperature, without tau^2."""
     ce_nats: Tensor
-    """Cross-entropy of the next token, at temperature 1. Its exp is the perplexity."""
+    """Cross-entropy of the next token, at temperature 1. The exponential of this value is the perplexity."""
 
 
 class Head(nn.Module):
     """Maps the states that enter the output head, (..., D), to float32 logits, (..., V).
 
-    An adapter (if there is one), the output head, and the soft cap (in families that have one) are applied in this
-    order.
+    `forward` applies an adapter (if there is one), then the output head, then the soft cap (in families that have one).
     """
 
     def __init__(self, linear: nn.Module, soft_cap: float | None = None, adapter: nn.Module | None = None) -> None:
@@ -69,8 +70,8 @@ def head_of(model: nn.Module) -> Head:
 
 
 def to_head(model: nn.Module, h: Tensor) -> Tensor:
-    """The input of the output head, computed from states before the final norm. Some OPT models project it to another
-    width."""
+    """The input of the output head, computed from states before the final norm. In some OPT models this input is
+    projected to another width."""
     name = family_of(model).project_out
     project_out = getattr(trunk(model), name) if name else None
     h = final_norm(model)(h.to(model.device, model.dtype))
@@ -86,11 +87,11 @@ def final_states(model: nn.Module, ids_ST: Tensor, *, batch_sequences: int = 8) 
 
 def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: Head, head_teacher: Head,
                       ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
-    """The loss at the top of this module, over one batch of sequences without padding.
+    """The loss L of this module's docstring, over one batch of sequences without padding.
 
     The student's states and head receive gradients; the teacher's states and head do not. If there are several chunks,
-    each chunk is computed again in the backward pass. The memory is then that of one chunk, and the time grows by two
-    thirds.
+    each chunk is computed again in the backward pass. The computation then needs the memory of one chunk, and the time
+    grows by two thirds.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.
@@ -102,7 +103,8 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
 
 def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head, head_teacher: Head, *,
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
-    """The same loss over any tokens, each given with the id of its next token."""
+    """The same loss as `distillation_loss`, but over any list of tokens. `next_N` contains the id of each token's next
+    token."""
     chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
@@ -115,15 +117,17 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
 
 
 def variance(weight_NV: Tensor, d_NV: Tensor) -> Tensor:
-    """Var_w(d) for each token. The weights w of a token sum to 1."""
+    """Var_w(d) for each token. For each token the weights w sum to 1."""
     mean_N = (weight_NV * d_NV).sum(dim=-1)
     return (weight_NV * (d_NV - mean_N[:, None]).square()).sum(dim=-1)
 
 
 def estimated_kl(z_NV: Tensor, other_NV: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(z / T) || softmax(z' / T)) of each token to second order in z' - z, from the logits; float64.
+    """Second-order approximation (in z' - z) of KL(softmax(z / T) || softmax(z' / T)) for each token, from the logits;
+    float64.
 
-    "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3. The error is of order 3.
+    "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3. The error of the
+    approximation is of third order in z' - z.
     """
     z_NV, d_NV = z_NV.double(), (other_NV - z_NV).double()
     # KL(p || p') ~ Var_p(Dz) / (2 T^2),  p = softmax(z / T)
@@ -132,7 +136,7 @@ def estimated_kl(z_NV: Tensor, other_NV: Tensor, temperature: float) -> Tensor:
 
 def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
            temperature: float) -> Tensor:
-    """Sums of KL and of cross-entropy over a chunk, (2,)."""
+    """The sum of KL and the sum of cross-entropy over a chunk, as a tensor (2,)."""
     with torch.no_grad():
         logp_CV = (head_teacher(teacher_CD) / temperature).log_softmax(dim=-1)
     logits_CV = head_student(student_CD)

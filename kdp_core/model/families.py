@@ -1,8 +1,9 @@
-"""Model families: one record of FAMILIES holds everything that the library must know about an architecture.
+"""Model families: one record of FAMILIES contains everything that the library must know about an architecture.
 
-A family is named by transformers' model type, such as `llama`. Its record holds the paths of layers, embeddings and
-norms in the module and in the state dict. It says what each part of a layer (attention, MLP) reads and writes, and how
-the entries of the configuration are named. No other module names a model type.
+A family is named by transformers' model type, such as `llama`. A family's record contains the paths of layers,
+embeddings and norms in the module and in the state dict. A record also states which modules of a layer's parts
+(attention, MLP) read the state and write to it, and which names the family uses for entries of the configuration. No
+other module contains the name of a model type.
 
 This module imports neither torch nor transformers, so that sizes can be computed from a configuration file alone.
 """
@@ -11,17 +12,19 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 PREFIX = "kdp_"
-"""The model type of a folded model is this prefix and the model type of its family."""
+"""The model type of a folded model is this prefix, followed by the model type of its family."""
 HEADS, KV_HEADS, CHANNELS = "heads", "kv_heads", "intermediate"
-"""What the rows of a reader are: query heads, key-value heads, or channels of the MLP."""
+"""The kinds of output rows of a reader matrix: query heads, key-value heads, or channels of the MLP."""
 WRITER_BIAS = "writer_bias"
-"""Entry of a layer's widths. It is 1 if the layer's writers have biases, even if the family's writers have none."""
+"""Entry in the widths of a layer. The entry is 1 if the layer's writer matrices have biases, even if the writers of the
+family have no biases."""
 TRIPLES = "triples"
-"""Rows of a reader that come head by head: query, key and value of the first head, then those of the second."""
+"""Kind of the rows of a fused reader that are grouped by heads: query, key and value of the first head, then query, key
+and value of the second head, and so on."""
 
 
 class FamilyError(ValueError):
-    """A model of a family that has no record."""
+    """The model belongs to a family that has no record."""
 
 
 class Part(NamedTuple):
@@ -31,18 +34,20 @@ class Part(NamedTuple):
     norm: str
     """The norm through which the part reads the state; empty if the part reads the state directly."""
     readers: Mapping[str, tuple[str, ...]]
-    """Linear maps that read the normed state -> kinds of their rows, in order; a fused map has several kinds."""
+    """Linear maps that read the normed state -> kinds of their output rows, in order. The rows of a fused map have
+    several kinds."""
     writer: str
-    """The linear map whose output is added to the state. Its columns belong to the heads or channels of the part."""
+    """The linear map whose output is added to the state. Each column of this map belongs to one head or to one channel
+    of the part."""
     norm_after: str = ""
     """The norm between the module's output and the state; empty if there is no such norm."""
     reader_bias: str | bool = False
-    """Whether the readers have biases, or the entry of the configuration that says so."""
+    """Whether the readers have biases; or the name of the entry of the configuration that states this."""
     writer_bias: str | bool = False
 
     @property
     def beside(self) -> tuple[str, ...]:
-        """Submodules that are removed together with `module`: norms, and readers that are not inside `module`."""
+        """Submodules that are removed together with `module`: norms, and readers outside `module`."""
         outside = [name for name in self.readers if not name.startswith(f"{self.module}.")]
         return (*filter(None, (self.norm, self.norm_after)), *outside)
 
@@ -71,45 +76,49 @@ class Family(NamedTuple):
     gain_offset: float = 0.0
     """Number that a norm adds to its weight before it multiplies. Gemma's norms multiply by 1 + weight."""
     gated: bool = True
-    """Whether the MLP is down(act(gate x) * up x); otherwise it is out(act(in x))."""
+    """Whether the MLP is gated: down(act(gate x) * up x). An MLP that is not gated is out(act(in x))."""
     parallel: bool = False
     """Whether attention and MLP read the same state, so that there is no state between them."""
     head_norms: str = ""
-    """The norm of queries and keys: `each` is computed for every head, `all` over all heads together; empty if there is
-    none."""
+    """The norm of queries and keys: `each` normalises every head separately, `all` normalises all heads as one vector;
+    empty if there is no such norm."""
     transposed: bool = False
-    """Whether linear maps of the layers hold their matrix as (inputs, outputs), as GPT-2's do."""
+    """Whether linear maps of the layers store their matrix as (inputs, outputs), as GPT-2's linear maps do."""
     names: Mapping[str, str] = {}
-    """LLaMA's name of an entry of the configuration -> the family's name, if the two differ."""
+    """Names of configuration entries that differ from LLaMA's: LLaMA's name -> the family's name."""
     defaults: Mapping[str, Any] = {}
-    """Entries that a config.json may leave out, with the default of the configuration class, by LLaMA's name."""
+    """Defaults of the configuration class for entries that a config.json may omit, by LLaMA's name."""
     extra_positions: int | None = None
-    """Rows of a learned embedding of positions beyond `max_position_embeddings`; None where there is no such table."""
+    """Number of rows of the position embedding beyond `max_position_embeddings`; None for a family without learned
+    positions."""
     pre_norm: str = ""
-    """Entry that is false if norms follow the sum, as in OPT-350M; empty if norms always come before the parts."""
+    """Entry that is false if norms follow the sum of state and output, as in OPT-350M. Empty if the family's norms
+    never follow the sum."""
     embedding_width: str = ""
-    """Entry that holds the width of the token embedding, if this width may differ from the width of the states."""
+    """Entry that contains the width of the token embedding, if this width may differ from the width of the states."""
     lacks_final_norm: str = ""
     """Entry that is true if a model has no final norm; empty if every model of the family has one."""
     norm_affine: str = ""
-    """Entry that is false if norms have neither gain nor bias."""
+    """Entry that is false if the norms have no gain and no bias."""
     project_out: str = ""
-    """Name below the trunk of the map from the last state to the width of the embedding, where a model has one."""
+    """Name, below the trunk, of the map from the last state to the width of the embedding; not every model of the
+    family has this map."""
     soft_cap: str = ""
-    """Entry that holds the soft cap of the logits."""
+    """Entry that contains the soft cap of the logits."""
     needs_bos: bool = False
     """Whether a sequence must begin with the token for the beginning of a text. On a paragraph of news Gemma 3 270M has
-    a perplexity of 14 with this token and of 156 without it; the first eight tokens are not counted."""
+    a perplexity of 14 with this token and of 156 without this token; the first eight tokens are excluded."""
     per_layer: tuple[str, ...] = ("layer_types",)
-    """Entries that are lists with one value for each layer, or more values than layers."""
+    """Entries that are lists with a value for each layer. A list may be longer than the number of layers."""
     fixed_width: bool = False
     """Whether transformers' code assumes that the last state has the same width as the first."""
     only: Mapping[str, Any] = {}
-    """Entries whose other values make another model -> the value with which a model can be pruned."""
+    """Entries that must have a certain value, or the model cannot be pruned -> this value."""
     in_files: Mapping[str, str] = {}
-    """Names of tensors in checkpoint files where they differ from the module's -> the module's."""
+    """Tensors whose names in checkpoint files differ from the names in the module: name in the file -> name in the
+    module."""
     gguf: str = ""
-    """llama.cpp's name of the architecture, where models of the family can be written as GGUF files here."""
+    """llama.cpp's name of the architecture; empty if this library cannot write models of the family as GGUF files."""
 
     @property
     def prefix(self) -> str:
@@ -123,7 +132,7 @@ class Family(NamedTuple):
 
     @property
     def reads(self) -> str:
-        """How the states that an MLP reads are scaled: by `norm`, or `none` if no norm comes before the MLP."""
+        """The kind of the norm before an MLP: `rms`, `layer`, or `none` if no norm comes before the MLP."""
         return self.norm if self.parts["mlp"].norm else "none"
 
     @property
@@ -136,12 +145,12 @@ class Family(NamedTuple):
         return getattr(config, self.names.get(name, name))
 
     def norms_first(self, config: Any) -> bool:
-        """Whether norms come before the parts. Then a part only adds to the state, and the state itself stays
-        unchanged."""
+        """Whether norms come before the parts. In such a model a part only adds its output to the state."""
         return not self.pre_norm or bool(getattr(config, self.pre_norm))
 
     def one_width(self, config: Any) -> bool:
-        """Whether the embedding, every state and the head have one width, and a final norm stands before the head."""
+        """Whether the embedding, every state and the head have the same width, and whether the model has a final
+        norm."""
         same = not self.embedding_width or getattr(config, self.embedding_width) == config.hidden_size
         return same and not (self.lacks_final_norm and getattr(config, self.lacks_final_norm))
 
@@ -250,13 +259,13 @@ def type_of(model: Any) -> str:
 
 
 def is_known(model: Any) -> bool:
-    """Whether a model belongs to a family with a record and is not folded. `model` is any argument of `type_of`."""
+    """Whether a model is not folded and belongs to a family that has a record. `model` is any argument of `type_of`."""
     return type_of(model) in FAMILIES
 
 
 def family_of(model: Any) -> Family:
-    """The record of the family of a dense or folded model (any argument of `type_of`). Raises FamilyError if there is
-    none."""
+    """The record of the family of a dense or folded model (any argument of `type_of`). Raises FamilyError if the family
+    has no record."""
     name = type_of(model).removeprefix(PREFIX)
     if name not in FAMILIES:
         raise FamilyError(f"family {name!r} is not supported; choose a model of {', '.join(FAMILIES)}")
@@ -264,12 +273,13 @@ def family_of(model: Any) -> Family:
 
 
 def first_token(model: Any) -> int | None:
-    """The id with which every sequence of a model (or configuration) must begin; None if there is no such id."""
+    """The token id with which every sequence of a model (or configuration) must begin; None if any token may be
+    first."""
     config = getattr(model, "config", model)
     return config.bos_token_id if family_of(config).needs_bos else None
 
 
-# Where things lie in a model (a causal language model of transformers) ------------------------------------------------
+# Where modules are in a model (a causal language model of transformers) -----------------------------------------------
 
 def base_of(model: Any) -> Any:
     """The model without its output head."""
@@ -297,7 +307,7 @@ def output_head(model: Any) -> Any:
 
 
 def activation_of(model: Any) -> str:
-    """Name of the activation of a model's MLPs, as transformers names it."""
+    """Name of the activation function of a model's MLPs, as in transformers."""
     return family_of(model).entry(model.config, "hidden_act")
 
 
@@ -308,7 +318,8 @@ def norm_of(layer: Any, family: Family, part: str) -> Any:
 
 
 def entrance(layer: Any, family: Family, part: str) -> Any:
-    """The module of a part that reads the state: its norm or, if the part has no norm, the attention or MLP itself."""
+    """The module through which a part reads the state: the part's norm, or the attention or MLP itself if the part has
+    no norm."""
     return layer.get_submodule(family.parts[part].norm or family.parts[part].module)
 
 

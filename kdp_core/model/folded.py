@@ -1,19 +1,21 @@
 """Folded Hugging Face models: a causal language model in which stand-in modules replace some of the layers.
 
-A stand-in belongs to the layer that follows it: it maps the hidden state before that layer reads it (`stand_in`), or,
-after the last layer, what that layer returns (`stand_in_after`). Layers therefore stay consecutively numbered, every
-per-layer list of the configuration fits, and the KV cache is that of the base class. A stand-in acts on each token
-separately, so it needs no cache. Stand-ins are named in the configuration:
+A stand-in belongs to the layer after it. Before this layer reads the hidden state, the stand-in maps this state
+(`stand_in`). After the last layer, a stand-in maps the output of the last layer (`stand_in_after`). So layers stay
+consecutively numbered, per-layer lists of the configuration stay valid, and the KV cache of the base class is used. A
+stand-in acts on each token separately, so it needs no cache. The configuration lists the stand-ins:
 `stand_ins: [{layer, after, kind, options}]`.
-A model whose output head is tied to its embedding may hold a low-rank adapter before the head (`head_adapter`: rank).
-A layer may lack its attention or its MLP, norms included (`dropped_parts: {attention: [...], mlp: [...]}`). A layer may
-also have other sizes (`widths`: heads, kv_heads and intermediate of every layer; the size of a head stays the same;
-`writer_bias: 1` gives a bias to the maps that write to the state).
-The states may be sliced, each in a basis of its own (`sliced: {attention: [...], mlp: [...], final}`: their widths).
+If the output head of a model is tied to the embedding, the model may contain a low-rank adapter before the head
+(`head_adapter`: rank). A layer may have no attention or no MLP, and then it also lacks the norms of this part
+(`dropped_parts: {attention: [...], mlp: [...]}`). A layer may also have other numbers of heads and MLP channels
+(`widths`: heads, kv_heads and intermediate of every layer). The size of a head stays the same, and `writer_bias: 1`
+gives a bias to the maps that write to the state.
+The states may be sliced. Each state then has its own basis and width (`sliced: {attention: [...], mlp: [...], final}`:
+the widths).
 
-A folded checkpoint holds a file that defines these classes without kdp. `auto_map` in its configuration names this
-file, so that users can load the checkpoint with `trust_remote_code=True`. The file consists of the modules SOURCES.
-If kdp_core is installed, importing this module registers the classes, and `trust_remote_code` is not needed.
+A folded checkpoint contains a Python file that defines these classes without kdp. The configuration names this file in
+`auto_map`, so that users can load the checkpoint with `trust_remote_code=True`. The file is made from the modules
+SOURCES. If kdp_core is installed, importing this module registers the classes, and `trust_remote_code` is not needed.
 """
 import ast
 from pathlib import Path
@@ -30,12 +32,13 @@ from kdp_core.model.surgery import attach, attach_head_adapter, drop_parts, narr
 FILE = "modeling_kdp.py"
 """Name of the file in a checkpoint that defines the classes."""
 SOURCES = ("families", "stand_ins", "surgery", "sliced", "folded")
-"""Modules of kdp_core.model that the file consists of, in order; each imports only from those before it."""
+"""Modules of kdp_core.model from which the file is made. Each module imports only from modules that come before it in
+this list."""
 
 
 def source() -> str:
-    """The text of the file that a checkpoint gets. Called inside a checkpoint, it returns the text of the checkpoint's
-    own file."""
+    """The text of the file that defines the classes of a checkpoint. If this module is itself such a file, its own text
+    is returned."""
     here = Path(__file__)
     if here.name == FILE:
         return here.read_text(encoding="utf-8")
@@ -43,8 +46,8 @@ def source() -> str:
 
 
 def joined(texts: list[str]) -> str:
-    """Several modules joined to one: the docstring of the last, all imports, and the bodies without imports of
-    kdp_core."""
+    """Join several modules into one text: the docstring of the last module, all imports except those from kdp_core, and
+    all bodies."""
     imports, bodies, doc = [], [], ""
     for text in texts:
         lines, tree = text.splitlines(), ast.parse(text)
@@ -56,7 +59,7 @@ def joined(texts: list[str]) -> str:
 
 
 def class_entries(family: Family) -> dict[str, Any]:
-    """The entries of a configuration that name the folded classes of a family."""
+    """The entries of a configuration that state the names of a family's folded classes."""
     config_class, model_class = FOLDED[family.name]
     stem = Path(FILE).stem
     return {"model_type": config_class.model_type, "architectures": [model_class.__name__],
@@ -65,8 +68,8 @@ def class_entries(family: Family) -> dict[str, Any]:
 
 
 def _folded(family: Family) -> tuple[type, type]:
-    """Configuration class and model class of a folded family. They are ordinary subclasses, so they inherit everything
-    else."""
+    """Configuration class and model class of a folded family. Both are subclasses of the family's own classes, so that
+    all other behaviour is inherited."""
     config_class, model_class = getattr(transformers, family.config_class), getattr(transformers, family.model_class)
     name = model_class.__name__.removesuffix("ForCausalLM")
 

@@ -1,9 +1,9 @@
-"""A checkpoint of a stock model becomes a GGUF file, which llama.cpp runs.
+"""Writes a checkpoint of an ordinary model as a GGUF file, which llama.cpp can run.
 
-The form is that of llama.cpp's converter (gguf-py/gguf/constants.py; convert_hf_to_gguf.py, LlamaModel): matrices under
-llama.cpp's names in the precision of the checkpoint, norms and biases in float32, and the rows of queries and keys in
-the order of its rotary embedding. Only models that `gguf_file` reads back with equal logits are written. For any other
-model the error names llama.cpp's own converter, which can read the checkpoint too.
+The file has the form that llama.cpp's converter writes (gguf-py/gguf/constants.py; convert_hf_to_gguf.py, LlamaModel).
+Matrices have llama.cpp's names and the precision of the checkpoint, and norms and biases are float32. The rows of
+queries and keys have the order of llama.cpp's rotary embedding. A model is written only if `gguf_file` can read it back
+with equal logits. For any other model the error recommends llama.cpp's own converter.
 """
 import json
 from pathlib import Path
@@ -30,7 +30,8 @@ OTHERWISE = "convert it with llama.cpp's convert_hf_to_gguf.py"
 _WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
           r"|\s+(?!\S)|\s+")
 SPLITS = {_WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
-"""Regular expressions that split text before a byte-level BPE -> llama.cpp's name (tokenizer.ggml.pre)."""
+"""Regular expressions that split text before a byte-level BPE -> llama.cpp's name of this split
+(tokenizer.ggml.pre)."""
 
 
 class ExportError(ValueError):
@@ -40,8 +41,8 @@ class ExportError(ValueError):
 def export(folder: str | Path, out: str | Path) -> None:
     """Write the checkpoint in `folder` to the GGUF file `out` (atomic).
 
-    Raises ExportError, before any weight is read, for a model with code of its own, for a family whose GGUF form this
-    module does not write, and for positions or a tokenizer that a GGUF file cannot represent.
+    Raises ExportError, before any weight is read, in three cases: the model has its own code, the family cannot be
+    written as GGUF here, or a GGUF file cannot represent the positions or the tokenizer.
     """
     folder, out = Path(folder), Path(out)
     config = checkpoints.config_of(folder)
@@ -94,7 +95,8 @@ def _write_sizes(writer: GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def _rope_factors(folder: Path, config: "PretrainedConfig") -> np.ndarray | None:
-    """Divisors of the rotary frequencies as in Llama 3.1; None if the model has none. Other scalings are refused."""
+    """Divisors of the rotary frequencies as in Llama 3.1; None if the model does not scale its frequencies so. Raises
+    ExportError for other scalings."""
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     if kind in ("default", "linear"):
@@ -109,7 +111,7 @@ def _head_dim(config: "PretrainedConfig") -> int:
 
 
 def _pre(folder: Path, state: dict[str, Any]) -> str:
-    """llama.cpp's name of the way in which a tokenizer splits text before its byte-level BPE."""
+    """llama.cpp's name of the rule by which a tokenizer splits text before its byte-level BPE."""
     split = state.get("pre_tokenizer") or {}
     steps = split.get("pretokenizers", [split])
     kinds = [step.get("type") for step in steps]
@@ -127,7 +129,8 @@ def _pre(folder: Path, state: dict[str, Any]) -> str:
 
 
 def _write_tokenizer(writer: GGUFWriter, reader: "PreTrainedTokenizerBase", pre: str, rows: int) -> None:
-    """Vocabulary, merges and special tokens; embedding rows without a token get a name and are marked as unused."""
+    """Write vocabulary, merges and special tokens. Embedding rows without a token get a name and are marked as
+    unused."""
     state = json.loads(reader.backend_tokenizer.to_str())
     names = {index: token for token, index in reader.get_vocab().items()}
     special = {token["id"]: TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
@@ -161,7 +164,7 @@ def _write_tensors(writer: GGUFWriter, folder: Path, family: Family, config: "Pr
 
 
 def _in_order(name: str, tensor: Tensor, config: "PretrainedConfig") -> Tensor:
-    """Reorder the rows of queries and keys from two halves of a head to pairs; other tensors are returned unchanged."""
+    """Reorder the rows of queries and keys from two halves of a head to pairs. Other tensors are returned unchanged."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor

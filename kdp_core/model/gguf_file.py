@@ -1,10 +1,10 @@
-"""GGUF files: every metadata field that changes the forward pass is taken into account, or the file is refused.
+"""GGUF files are read only if every metadata field that changes the forward pass is known; other files are refused.
 
-transformers reads sizes, norms and the base frequency of a GGUF file, and ignores fields that it does not know. The
-fields of the file are therefore compared with three tables. Fields in FIELDS are read by transformers or by this
-module. Fields in IDLE change nothing. Fields in NEUTRAL may only have the value that changes nothing. Any other field
-is refused. The fields have the meaning that llama.cpp defines (gguf-py/gguf/constants.py, src/llama-model.cpp; rotary
-scaling: rope_yarn in ggml-cpu/ops.cpp).
+transformers reads sizes, norms and the base frequency of a GGUF file, and ignores fields that it does not know. This
+module therefore compares the fields of the file with three tables. Fields in FIELDS are read by transformers or by this
+module. Fields in IDLE do not change the forward pass. Fields in NEUTRAL may only have a value with which they do not
+change the forward pass. A file with any other field is refused. The meaning of the fields is that of llama.cpp
+(gguf-py/gguf/constants.py, src/llama-model.cpp; rotary scaling: rope_yarn in ggml-cpu/ops.cpp).
 """
 import math
 from collections.abc import Mapping
@@ -38,28 +38,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "nextn_predict_layers": (0,), "residual_scale": (0.0, 1.0), "rope.scaling.yarn_log_multiplier": (0.0,),
     "use_parallel_residual": (False,),
 }
-"""Fields that no supported family has, with the values that change nothing."""
+"""Fields that no supported family uses -> the values with which they do not change the forward pass."""
 PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF.")
-"""Fields besides those of the architecture: names, licences, the tokenizer, how the file was made."""
+"""Prefixes of fields that do not describe the architecture: names, licences, the tokenizer, and how the file was
+made."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PUBLISHED_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Meta's numbers of every Llama from 3.1 on. A GGUF file holds only the factors that are computed from these
-numbers."""
+"""Parameters of the rotary scaling that Meta published; they are equal for every Llama from 3.1 on. A GGUF file
+contains only the factors that are computed from these parameters."""
 WIDE_LAYERS = (46, 62)
-"""Layers of the 27B models of Gemma 2 and Gemma 3. Only these models scale queries by hidden_size / heads, and the file
-does not say so. llama.cpp, too, recognises them by their number of layers."""
+"""Numbers of layers of the 27B models of Gemma 2 and Gemma 3. Only these models scale queries by hidden_size / heads,
+and a GGUF file does not state this scale. llama.cpp, too, recognises these models by their number of layers."""
 BYTE_LEVEL = {
     "default", "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling",
     "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen",
     "gpt-4o", "llama4", "smollm",
 }
-"""Pre-tokenizers of byte-level vocabularies for which transformers, or `checkpoints`, splits text as llama.cpp does."""
+"""Pre-tokenizers of byte-level vocabularies whose texts are split here in the same way as in llama.cpp, by transformers
+or by `checkpoints`."""
 
 
 TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
-"""Fields of the tokenizer that are read here."""
+"""Fields of the tokenizer that this module reads."""
 FIRST_TOKEN = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
-"""Pre-tokenizers of byte-level vocabularies whose texts begin with a first token if the file does not say otherwise."""
+"""Pre-tokenizers of byte-level vocabularies. If the file does not state otherwise, their texts begin with the token for
+the beginning of a text."""
 
 
 class Header(NamedTuple):
@@ -73,10 +76,10 @@ class Header(NamedTuple):
     names: frozenset[str]
     """Names of all tensors."""
     vocabulary: int
-    """Entries of the tokenizer."""
+    """Number of entries of the tokenizer."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a field of the architecture, or `default` if the file lacks the field."""
+        """The value of an architecture field, or `default` if the file lacks the field."""
         return self.fields.get(f"{self.architecture}.{name}", default)
 
 
@@ -98,8 +101,8 @@ def read(path: Path) -> Header:
 
 
 def check(header: Header) -> None:
-    """Raise ModelError for a file that is not a whole model, or that holds a field which the checkpoint cannot
-    express."""
+    """Raise ModelError if a file is not a complete model, or if a checkpoint cannot represent one of the file's
+    fields."""
     _check_kinds(header)
     if header.fields.get("general.type", "model") != "model":
         raise ModelError(f"{header.path} holds a {header.fields['general.type']}, not a model; name the model's file")
@@ -134,9 +137,9 @@ def _check_kinds(header: Header) -> None:
 
 
 def complete(header: Header, config: "PretrainedConfig") -> None:
-    """Write into a configuration the fields of the file that transformers did not read.
+    """Write into a configuration the fields of a GGUF file that transformers did not read.
 
-    Raises ModelError for a field without an entry in the configuration, and for a tensor that the model does not have.
+    Raises ModelError if the configuration has no entry for a field, or if the model does not have a tensor of the file.
     """
     _complete_sizes(header, config)
     _complete_heads(header, config)
@@ -160,13 +163,14 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
 
 
 def adds_first_token(header: Header) -> bool:
-    """Whether a text begins with the tokenizer's first token. If the file does not say it, llama.cpp's rule applies."""
+    """Whether the tokenizer adds the token for the beginning of a text. If the file does not state this, llama.cpp's
+    rule is used."""
     kind, split = header.fields["tokenizer.ggml.model"], header.fields.get("tokenizer.ggml.pre", "default")
     return bool(header.fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or split in FIRST_TOKEN))
 
 
 def unused_tensors(header: Header, model: Any) -> list[str]:
-    """Tensors of the file that transformers drops because the model has no such parameter."""
+    """Tensors of the file that transformers does not load, because the model has no such parameter."""
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
     names = get_tensor_name_map(number, model.config.num_hidden_layers)
     used = {names.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
@@ -174,7 +178,7 @@ def unused_tensors(header: Header, model: Any) -> list[str]:
 
 
 def _complete_sizes(header: Header, config: "PretrainedConfig") -> None:
-    """Set sizes that transformers stores under a name that the configuration does not use, as for GPT-2."""
+    """Set sizes that transformers stores under a wrong name in some families, such as GPT-2."""
     names = family_of(config).names
     for field, name in (("feed_forward_length", "intermediate_size"), ("context_length", "max_position_embeddings")):
         if (value := header.get(field)) is not None:
@@ -237,7 +241,7 @@ def _complete_windows(header: Header, config: "PretrainedConfig") -> None:
 
 
 def _rope(header: Header, config: "PretrainedConfig") -> dict[str, Any]:
-    """Entries of `rope_parameters` besides rope_theta."""
+    """All entries of `rope_parameters` except rope_theta."""
     # llama.cpp's rules: a factor without a type (in older files) is linear, and a factor of 0 means no scaling
     kind = header.get("rope.scaling.type", "linear")
     factor = header.get("rope.scaling.factor", 0.0) or header.get("rope.scale_linear", 0.0) or 1.0
@@ -269,8 +273,8 @@ def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str
 
 
 def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
-    """Entries for the divisors of the frequencies: in the form of Meta's configuration if possible, otherwise in a form
-    for any divisors."""
+    """Entries for the divisors of the rotary frequencies. If possible, these are the entries of Meta's configuration,
+    otherwise entries that allow any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
     if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):
@@ -279,7 +283,7 @@ def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) ->
 
 
 def meta_factors(count: int, base: float, scaling: Mapping[str, Any]) -> np.ndarray:
-    """Divisors of the frequencies in Llama 3.1 (convert_hf_to_gguf.py, generate_extra_tensors)."""
+    """Divisors of the rotary frequencies in Llama 3.1 (convert_hf_to_gguf.py, generate_extra_tensors)."""
     frequencies = base ** -(np.arange(count) / count)
     waves, context = 2 * np.pi / frequencies, scaling["original_max_position_embeddings"]
     low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
@@ -300,7 +304,7 @@ def _longrope(header: Header, config: "PretrainedConfig", near: np.ndarray, far:
 
 
 def _check_without_rope(header: Header) -> None:
-    """Raise ModelError if a file scales rotary positions although its family, such as GPT-2, learns its positions."""
+    """Raise ModelError if a file scales rotary positions although the model learns its positions, as GPT-2 does."""
     for name, value in header.fields.items():
         if name.startswith(f"{header.architecture}.rope."):
             raise _unknown(header, name, value)

@@ -1,6 +1,6 @@
-"""Whether a model can be pruned: its configuration and the names of its files are checked before any weight is read.
+"""Checks whether a model can be pruned, by its configuration and the names of its files, before any weight is read.
 
-This module imports neither torch nor transformers, so that a workflow checks local folders before its first job.
+This module imports neither torch nor transformers, so a workflow can quickly check local folders before its first job.
 """
 import json
 import re
@@ -11,21 +11,22 @@ from typing import Any
 from kdp_core.model.families import FAMILIES, family_of, is_known, type_of
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""Entries of a configuration that count the experts of a layer."""
+"""Entries of a configuration that contain the number of experts of a layer."""
 TAKE_OUT = ("AutoModelForCausalLM.from_pretrained(path, config=AutoConfig.from_pretrained(path).text_config, "
             "key_mapping={'^language_model.model': 'model', '^model.language_model': 'model'})"
             ".save_pretrained(folder, save_original_format=False)")
-"""Code with which a user saves only the text model of a larger checkpoint, such as Gemma 3's."""
+"""Python code that saves only the text model of a larger checkpoint, such as Gemma 3. An error message shows this code
+to the user."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
-"""Each of these files is enough for a tokenizer, but vocab.json needs merges.txt next to it."""
+"""A folder needs only one of these files for a tokenizer, but vocab.json also needs merges.txt."""
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-"""Files that are copied to every model that is made from a model."""
+"""Files with licence texts, which are copied to every checkpoint that is made from a model."""
 PICKLED = "pytorch_model*.bin"
-"""Weights as PyTorch wrote them before safetensors; they are read as tensors only."""
+"""Weight files in PyTorch's format from before safetensors; only tensors are read from these files."""
 
 
 class ModelError(ValueError):
-    """A checkpoint that cannot be used as a dense model."""
+    """The checkpoint cannot be used as a dense model."""
 
 
 def check_folder(folder: str | Path) -> None:
@@ -45,7 +46,7 @@ def check_folder(folder: str | Path) -> None:
 def check_config(config: Mapping[str, Any], place: str | Path) -> None:
     """Raise ModelError for an architecture that cannot be pruned, or for quantised weights.
 
-    config: the entries of a config.json; `place` is named in the message.
+    config: the entries of a config.json; the error message names `place`.
     """
     if config.get("is_encoder_decoder"):
         raise ModelError(f"{place}: {type_of(config)} is an encoder-decoder model; choose a decoder-only one, as "
@@ -73,7 +74,7 @@ def check_config(config: Mapping[str, Any], place: str | Path) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raise ModelError if a folder lacks the files of a tokenizer. The message names these files."""
+    """Raise ModelError if a folder lacks the files of a tokenizer. The message states the missing files."""
     if (folder / "vocab.json").is_file() and not _any(folder, ["merges.txt", "tokenizer.json"]):
         raise ModelError(f"{folder} has vocab.json and no merges.txt; copy merges.txt, or tokenizer.json, from the "
                          "model's repository into it")
@@ -84,8 +85,8 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that the model card in a checkpoint folder names, such as `apache-2.0`; empty if the card names
-    none."""
+    """The licence that the model card in a checkpoint folder states, such as `apache-2.0`; empty if the card states no
+    licence."""
     card = folder / "README.md"
     head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) \
         if card.is_file() else None
@@ -100,12 +101,12 @@ def licence_files(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights in a form that this library reads."""
+    """Whether a folder contains weights in a format that this library can read."""
     return any(folder.glob("*.safetensors")) or is_pickled(folder)
 
 
 def is_pickled(folder: Path) -> bool:
-    """Whether a folder holds weights only in PyTorch's older, pickled form."""
+    """Whether a folder contains weights only in PyTorch's older, pickled format."""
     return not any(folder.glob("*.safetensors")) and any(folder.glob(PICKLED))
 
 

@@ -1,9 +1,10 @@
-"""Parts of a dense model that can run alone: single layers on stored states, and the outputs from the last state.
+"""Runs parts of a dense model alone: single layers on stored states, and the final norm and head on last states.
 
-Searches and fits on the pruned prefix run many paths through the same layers. If a layer runs on stored states, the
-layers before it need not run again. The other arguments of a layer (positions, masks, rotary tables) differ by family
-and depend only on the shape of the batch. They are recorded once, in the model's own forward pass over one sequence of
-that length without padding, and then reused. A path is a list of layer numbers and stand-ins, in order.
+Searches and fits run many combinations of the same layers and stand-ins. If a layer runs on stored states, the layers
+before this layer need not run again. Besides states, a layer needs arguments (positions, masks, rotary tables), which
+differ by family and depend only on the shape of the batch. `Passes` records these arguments once and then reuses them.
+They come from the model's own forward pass over one sequence of the given length without padding. A path is a list of
+layer numbers and stand-ins, in order.
 """
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,17 +22,17 @@ Step = int | Callable[[Tensor], Tensor]
 
 
 class Passes:
-    """The parts of a causal language model, ready to run on states of sequences of `length` tokens."""
+    """The parts of a causal language model, which can run on states of sequences of `length` tokens."""
 
     def __init__(self, model: nn.Module, length: int) -> None:
         self.model, self.layers, self.device = model, decoder_layers(model), model.device
         self.head: Head = head_of(model)
         self.context = self._captured(length)
-        """The arguments of each layer besides its states, (positional, keyword)."""
+        """The arguments of each layer except its states, (positional, keyword)."""
 
     @torch.no_grad()
     def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
-        """The arguments of each layer besides its states."""
+        """Record the arguments of each layer except its states."""
         found: list[tuple[tuple, dict[str, Any]]] = []
 
         def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -46,13 +47,13 @@ class Passes:
         return found
 
     def layer(self, number: int, h_BTD: Tensor) -> Tensor:
-        """State number + 1 from state `number`."""
+        """Run layer `number` on its input states; returns its output states."""
         args, kwargs = self.context[number]
         output = self.layers[number](h_BTD, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def run(self, h_BTD: Tensor, path: Sequence[Step]) -> Tensor:
-        """States at the end of a path."""
+        """Run a path of layers and stand-ins on states; returns the states at the end of the path."""
         for step in path:
             # stand-ins are float32 whatever the model's precision
             h_BTD = self.layer(step, h_BTD) if isinstance(step, int) else step(h_BTD.float()).to(h_BTD.dtype)
@@ -60,17 +61,18 @@ class Passes:
 
     @torch.no_grad()
     def run_batches(self, h_STD: Tensor, path: Sequence[Step], batch_sequences: int) -> Tensor:
-        """Run the path as `run` does, but without gradients and a few sequences at a time. The result is on the CPU."""
+        """Run a path as `run` does, but without gradients, and on a few sequences at a time. The result is on the
+        CPU."""
         return torch.cat([self.run(h_BTD.to(self.device, self.model.dtype), path).float().cpu()
                           for h_BTD in h_STD.split(batch_sequences)])
 
     def to_head(self, h_BTD: Tensor) -> Tensor:
-        """The input of the output head, computed from last states."""
+        """The input of the output head, computed from states after the last layer."""
         return to_head(self.model, h_BTD)
 
 
 def built(module: Module) -> nn.Module:
-    """The stand-in of a record as a module in eval mode; its weights are copies."""
+    """The stand-in of a record as a module in eval mode, with copies of the record's weights."""
     # on the meta device no weight is drawn, so torch's random generator does not advance
     with torch.device("meta"):
         made = MODULES[module.kind](**module.options)
@@ -79,7 +81,7 @@ def built(module: Module) -> nn.Module:
 
 
 def path_of(modules: Sequence[Module], stand_ins: Sequence[nn.Module], start: int, layers: int) -> list[Step]:
-    """The path from state `start` to the last state: layers, and stand-ins in the place of their blocks."""
+    """The path from state `start` to the last state. In this path, stand-ins replace their blocks."""
     at, path = start, []
     for module, stand_in in zip(modules, stand_ins, strict=True):
         path += [*range(at, module.block[0]), stand_in]

@@ -1,13 +1,15 @@
-"""The weight files of a checkpoint: shards of limited size, or a file for each layer, shared by hard links.
+"""Writes the weight files of a checkpoint: either shards of limited size, or one file for each layer, which checkpoints
+share by hard links.
 
-Pruned models of one dense model differ in few layers. Each layer has a file of its own. If two checkpoints have the
-same layer under the same number, its file has the same bytes, and both folders link to one file on disk. Each folder
-stays a plain checkpoint: a copied, packed or uploaded folder has all its weights, and deleting a folder does not damage
-the others. The files are read-only, so that no program changes a file of several checkpoints by accident.
+Pruned models of the same dense model differ in few layers. With shared files, each layer is in a separate file. If two
+checkpoints contain the same layer under the same number, the files of this layer have the same bytes. Both folders then
+link to one file on disk. Each folder stays an ordinary checkpoint: a copied, packed or uploaded folder contains all its
+weights, and deleting a folder does not damage other checkpoints. The files are read-only, so that no program changes a
+shared file by accident.
 
-The folder POOL next to the checkpoints holds another link to each file. The link is named by the file's hash, so that
-later checkpoints find the file. A file that no checkpoint holds any more is deleted when the next checkpoint is
-written.
+The folder POOL, which is next to the checkpoints, contains another link to each file. The name of this link is the
+file's hash, by which later checkpoints find the file. A file that is in no checkpoint is deleted when the next
+checkpoint is written.
 """
 import contextlib
 import hashlib
@@ -31,7 +33,7 @@ READ_ONLY = 0o444
 
 
 def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
-    """Write shards of at most this size, and their index if there are several shards."""
+    """Write shards of at most `shard_size`, and an index if there are several shards."""
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
     for filename, names in split.filename_to_tensors.items():
         save_file({name: tensors[name].contiguous() for name in names}, folder / filename, metadata=HEAD)
@@ -40,8 +42,8 @@ def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
 
 
 def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: str) -> None:
-    """Write one file for each layer, one for the stand-ins and one for the rest. If the pool already has a file, it is
-    linked.
+    """Write one file for each layer, one file for the stand-ins, and one file for all other tensors. If the pool
+    already contains an equal file, the checkpoint gets a link to the pool's file.
 
     prefix: the beginning of the names of the layers' tensors, such as `model.layers.`.
     """
@@ -61,7 +63,7 @@ def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: s
 
 
 def share(folder: Path, pool: Path, prefix: str) -> None:
-    """Write the weights of a checkpoint again, in one file for each layer, so that other checkpoints can share the
+    """Write the weights of a checkpoint again, as one file for each layer, so that other checkpoints can share these
     files."""
     old = sorted(folder.glob("*.safetensors"))
     tensors = {}
@@ -74,7 +76,7 @@ def share(folder: Path, pool: Path, prefix: str) -> None:
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Copy a file for `shutil.copytree`; a weight file that checkpoints share is linked."""
+    """A copy function for `shutil.copytree`: shared weight files are linked, and all other files are copied."""
     if source.endswith(".safetensors") and not os.stat(source).st_mode & 0o222:
         with contextlib.suppress(OSError):
             os.link(source, target)
@@ -83,14 +85,15 @@ def link_or_copy(source: str, target: str) -> None:
 
 
 def _group(name: str, prefix: str) -> str:
-    """A name that sorts the rest first, then layers by number, then stand-ins."""
+    """The group of a tensor. Sorted by name, the groups are: tensors outside the layers, the layers by number, the
+    stand-ins."""
     if not name.startswith(prefix):
         return "stand-ins" if ".stand_in" in name or "head_adapter" in name else "a"
     return "stand-ins" if ".stand_in" in name else f"layer {int(name[len(prefix):].split('.')[0]):05d}"
 
 
 def _place(content: bytes, path: Path, pool: Path) -> None:
-    """Create a file with this content at `path`, as a link to the pool's file if that is possible."""
+    """Create a file with this content at `path`. If possible, the file is a hard link to the pool's file."""
     kept = pool / f"{hashlib.sha256(content).hexdigest()}.safetensors"
     # another process may delete the pool's file, and some file systems do not support links
     with contextlib.suppress(OSError):
@@ -103,7 +106,7 @@ def _place(content: bytes, path: Path, pool: Path) -> None:
 
 
 def _sweep(pool: Path) -> None:
-    """Delete the files that no checkpoint holds."""
+    """Delete the files of the pool that are in no checkpoint."""
     for path in pool.glob("*.safetensors"):
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_nlink == 1:

@@ -1,11 +1,12 @@
-"""How large a model is: parameters and multiply-adds, of a module, or from a configuration alone.
+"""The size of a model: parameters and multiply-adds, either of a module or computed from a configuration alone.
 
-Parameters that are tied count once; the KDP paper (ICLR 2026) does not say how it counts them. Its "FLOPs" (Table 10)
-are the multiply-adds of the linear layers for 128 tokens, with the output head and without embeddings and attention
-scores. These counts agree with its rows for dense models in every digit: LLaMA-2-7B 845.71 G, 13B 1645.01 G.
+Tied parameters count once; the KDP paper (ICLR 2026) does not say how it counts tied parameters. The paper's "FLOPs"
+(Table 10) are the multiply-adds of the linear layers for 128 tokens. The output head is included; embeddings and
+attention scores are excluded. These counts agree with the paper's counts for dense models in every digit: LLaMA-2-7B
+845.71 G, 13B 1645.01 G.
 
-This module imports torch only to count a module, so that a workflow can call `params_of` without the time of that
-import.
+This module imports torch only to count a module. So a workflow can call `params_of` without waiting for the import of
+torch.
 """
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ def count_params(module: "nn.Module") -> int:
 
 
 def part_params(layer: "nn.Module", family: Family, part: str) -> int:
-    """Parameters that are removed with the attention or the MLP of a layer: those of the part and those of its
-    norms."""
+    """Number of parameters that are removed with the attention or the MLP of a layer, including the norms of this
+    part."""
     own = family.parts[part]
     return sum(count_params(layer.get_submodule(name)) for name in (*own.beside, own.module))
 
@@ -31,7 +32,8 @@ def part_params(layer: "nn.Module", family: Family, part: str) -> int:
 def count_macs(module: "nn.Module") -> int:
     """Multiply-adds for one token: the sum of in * out over all linear maps, a tied output head included.
 
-    If a module has an attribute `macs_per_token`, this number is used, and its parts are not counted.
+    If a module has an attribute `macs_per_token`, the value of this attribute is used, and the submodules are not
+    counted.
     """
     own = getattr(module, "macs_per_token", None)
     if own is not None:
@@ -42,10 +44,11 @@ def count_macs(module: "nn.Module") -> int:
 
 
 def params_of(config: Mapping[str, Any]) -> int:
-    """All parameters of the dense model that a config.json describes, by arithmetic. Tied parameters count once.
+    """Number of parameters of the dense model that a config.json describes, computed by arithmetic. Tied parameters
+    count once.
 
-    The number equals that of `count_params` for the model of this configuration. A missing entry has the default of the
-    family. Raises FamilyError for a family without a record, and KeyError if a size is missing.
+    `count_params` gives the same number for the model of this configuration. For a missing entry the default of the
+    family is used. Raises FamilyError for a family without a record, and KeyError if a size is missing.
     """
     config = {**config, **config.get("text_config", {})}
     family = family_of(config)
@@ -68,14 +71,14 @@ def shape_of(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Largest number of tokens that the model of a config.json reads; 0 if the file does not state it."""
+    """Largest number of tokens that the model of a config.json can read; 0 if the file does not state this number."""
     config = {**config, **config.get("text_config", {})}
     return _entry(config, family_of(config), "max_position_embeddings") or 0
 
 
 def learns_positions(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a config.json has a table of positions. Such a model cannot read a position beyond the
-    table."""
+    """Whether the model of a config.json has a table of learned positions. A model with such a table cannot read
+    positions beyond the table."""
     return family_of({**config, **config.get("text_config", {})}).extra_positions is not None
 
 
@@ -85,7 +88,7 @@ def _entry(config: Mapping[str, Any], family: Family, name: str) -> Any:
 
 
 def _size(config: Mapping[str, Any], family: Family, name: str) -> int:
-    """A size by LLaMA's name. Every configuration must state it."""
+    """A size that every configuration must state, by LLaMA's name. Raises KeyError if the size is missing."""
     return config[family.names.get(name, name)]
 
 
@@ -107,7 +110,7 @@ def _layer_params(config: Mapping[str, Any], family: Family) -> int:
 
 
 def _part_params(config: Mapping[str, Any], family: Family, part: Part, rows: dict[str, int]) -> int:
-    """Parameters of the attention or the MLP of a layer, with the norms that belong to it."""
+    """Number of parameters of the attention or the MLP of a layer, with the norms of this part."""
     D = _width(config, family)
     read = sum(rows[kind] for kinds in part.readers.values() for kind in kinds)
     columns = rows[HEADS if part is family.parts["attention"] else CHANNELS]
@@ -117,12 +120,13 @@ def _part_params(config: Mapping[str, Any], family: Family, part: Part, rows: di
 
 
 def _flag(config: Mapping[str, Any], family: Family, flag: str | bool) -> bool:
-    """Whether a bias exists: the family says it, or names the entry of the configuration that says it."""
+    """Whether a bias exists. `flag` is the answer itself, or the name of the configuration entry that contains the
+    answer."""
     return flag if isinstance(flag, bool) else bool(_entry(config, family, flag))
 
 
 def _norm_params(config: Mapping[str, Any], family: Family) -> int:
-    """Gain and, of a layer norm, bias over the width of a state."""
+    """Number of parameters of a norm over the states: the gain, and in a layer norm also the bias."""
     affine = not family.norm_affine or config.get(family.norm_affine, True)
     return _width(config, family) * (2 if family.mean_free else 1) if affine else 0
 

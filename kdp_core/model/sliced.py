@@ -1,7 +1,8 @@
-"""States of reduced width, each in a basis of its own (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024).
+"""Models with states of reduced width, where each state has its own basis (SliceGPT, Ashkboos et al. 2024, arXiv
+2401.15024).
 
-The gain of every norm is multiplied into the matrices that read the norm. Every part of a layer gets its own matrix,
-which rotates the state from the basis that the part reads to the basis that it writes.
+The gain of every norm is multiplied into the matrices that read the norm. Every part of a layer gets another matrix.
+This matrix rotates the state from the basis in which the part reads to the basis in which the part writes.
 """
 from typing import Any
 
@@ -13,8 +14,8 @@ from kdp_core.model.families import FAMILIES, Family, decoder_layers, family_of,
 
 
 class SlicedNorm(nn.Module):
-    """h divided by its root mean square; the mean is taken over the width before slicing. The matrices that read it
-    contain the gain."""
+    """h divided by its root mean square, where the mean is computed over the width before slicing. The gain of the norm
+    is already in the matrices that read the normed state."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -26,7 +27,8 @@ class SlicedNorm(nn.Module):
 
 
 class SlicedLayer:
-    """Mixin of a family's decoder layer. Before a part adds to the state, the state is rotated to the part's basis."""
+    """Mixin of a family's decoder layer. Before a part adds its output to the state, the state is rotated to the basis
+    in which the part writes."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         h = hidden_states
@@ -38,7 +40,8 @@ class SlicedLayer:
 
 
 def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs: Any) -> Tensor:
-    """What a part adds to the state, in a layer without norms after its parts. `kwargs` are the layer's arguments."""
+    """The output that a part adds to the state, in a layer without norms after its parts. `kwargs` are the other
+    arguments of the layer."""
     own, x = family.parts[part], norm_of(layer, family, part)(h)
     module = layer.get_submodule(own.module)
     if part == "attention":
@@ -51,8 +54,7 @@ def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs
 
 
 def slice_widths(model: nn.Module, sliced: dict[str, Any]) -> None:
-    """Build the model with states of these widths: the widths that the parts of each layer read, and the final
-    width."""
+    """Change the model to states of these widths: the width that each part of each layer reads, and the final width."""
     family, base, width = family_of(model), trunk(model), model.config.hidden_size
     states = [*sliced["attention"], sliced["final"]]
     for layer, into, middle, out in zip(decoder_layers(model), states[:-1], sliced["mlp"], states[1:], strict=True):
@@ -83,7 +85,7 @@ def _without_gain(owner: nn.Module, name: str, width: int) -> None:
 
 def _of_width(module: nn.Linear | nn.Embedding, rows: int | None = None, columns: int | None = None,
             bias: bool = False) -> None:
-    """A map of other widths. All its weights are zero until the checkpoint fills them."""
+    """Change the shape of a linear map or an embedding. The new weights are zero until the checkpoint fills them."""
     shape = (rows or module.weight.shape[0], columns or module.weight.shape[1])
     module.weight = nn.Parameter(module.weight.new_zeros(shape))
     if isinstance(module, nn.Embedding):

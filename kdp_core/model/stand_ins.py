@@ -1,7 +1,7 @@
-"""The modules that replace removed parts in a pruned model.
+"""The modules that replace removed parts in a pruned model, and the adapter of its output head.
 
-A stand-in of a block maps the state of each token separately. Massive-activation tokens may bypass it. The other
-modules replace an attention or an MLP, or are inserted before the output head.
+A stand-in of a block maps the state of each token separately. Massive tokens may bypass the stand-in. Other modules
+replace a removed attention or a removed MLP, or are inserted before the output head.
 """
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 
 class StandIn(nn.Module):
-    """A module that replaces a block. It maps the state of each token; massive-activation tokens may bypass it."""
+    """A module that replaces a block. A stand-in maps the state of each token; massive tokens may bypass the
+    stand-in."""
 
     def __init__(self, bypass_above: float | None) -> None:
         super().__init__()
@@ -27,8 +28,9 @@ class StandIn(nn.Module):
 class RffMlp(StandIn):
     """KDP's folded block: random Fourier features, a linear map, an activation, a linear map.
 
-    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2, where x is the lift's input computed from h. The
-    operators A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2 (methods.kdp.inverse.to_module).
+    h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2. Here x is h, or h divided by its root mean square,
+    as `lift_input` says. The operators A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2
+    (methods.kdp.inverse.to_module).
     """
 
     def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str,
@@ -51,7 +53,7 @@ class RffMlp(StandIn):
 
 
 class Affine(StandIn):
-    """h -> W h + b, a linear map in the original space."""
+    """h -> W h + b, an affine map of the state itself."""
 
     def __init__(self, width: int, bypass_above: float | None = None) -> None:
         super().__init__(bypass_above)
@@ -62,8 +64,9 @@ class Affine(StandIn):
 class Residual(StandIn):
     """h -> h + W x + b + O f(V x + c), a skip path, a linear part and a dictionary; x is h normalised token by token.
 
-    The dictionary f decides what V holds: `glu`, gated neurons act(V_1 x) * (V_2 x); `mlp`, plain neurons act(V x);
-    `rff`, random Fourier features cos(V x + c). Without entries there is only the linear part.
+    The kind of the dictionary f determines the matrix V. `glu`: gated neurons act(V_1 x) * (V_2 x). `mlp`: ordinary
+    neurons act(V x). `rff`: random Fourier features cos(V x + c). Without entries only the skip path and the linear
+    part remain.
     """
 
     def __init__(self, width: int, entries: int, dictionary: str, activation: str, norm: str,
@@ -84,7 +87,7 @@ class Residual(StandIn):
         return h + (step + self.outer(self.features(x)) if self.entries else step)
 
     def features(self, x: Tensor) -> Tensor:
-        """The dictionary's entries, (..., entries), of normalised states."""
+        """The dictionary's values for normalised states, shape (..., entries)."""
         inner = self.inner(x)
         if self.dictionary == "rff":
             return inner.cos()
@@ -95,7 +98,8 @@ class Residual(StandIn):
 
 
 class LowRank(nn.Module):
-    """h -> h + B A h, with 2 r D parameters. It changes the logits, but not an embedding that is tied to the head."""
+    """h -> h + B A h, with 2 r D parameters. The map changes the logits, but not an embedding that is tied to the
+    head."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -106,16 +110,16 @@ class LowRank(nn.Module):
         return h + self.b(self.a(h))
 
     def before(self, head: nn.Module, args: tuple) -> tuple:
-        """The hook of the output head. It is a bound method, so that a copied model runs its own copy of the
-        adapter."""
+        """The hook that runs the adapter before the output head. The hook is a bound method, so that a copied model
+        runs its own copy of the adapter."""
         return (self(args[0]), *args[1:])
 
 
 class NoAttention(nn.Module):
-    """Replaces a removed attention; it adds nothing to the state.
+    """Replaces a removed attention and adds nothing to the state.
 
-    For each token the cache stores one number in the place of keys and values. The length of the cache is therefore
-    right in every layer; positions and masks are computed from it.
+    For each token the cache stores one zero instead of keys and values. So the cache has the correct length in every
+    layer. Positions and masks are computed from this length.
     """
 
     def __init__(self, layer_idx: int) -> None:
@@ -133,14 +137,14 @@ class NoAttention(nn.Module):
 
 
 class NoMlp(nn.Module):
-    """Replaces a removed MLP; it adds nothing to the state."""
+    """Replaces a removed MLP and adds nothing to the state."""
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.zeros_like(h)
 
 
 def activation_function(name: str) -> nn.Module:
-    """The activation to which transformers gives this name, such as `silu`."""
+    """The activation function with transformers' name `name`, such as `silu`."""
     # transformers is imported only where a stand-in is built
     from transformers.activations import ACT2FN
 
@@ -148,16 +152,17 @@ def activation_function(name: str) -> nn.Module:
 
 
 MODULES: dict[str, type[nn.Module]] = {"rff_mlp": RffMlp, "affine": Affine, "residual": Residual}
-"""The stand-ins by the `kind` that configurations give."""
+"""The stand-in class for each `kind` in a configuration."""
 
 
 def rms_scale(h: Tensor) -> Tensor:
-    """h divided by its root mean square over the last axis, float32 in and out; a zero state stays zero."""
+    """h divided by its root mean square over the last axis; input and output are float32. A zero state stays zero."""
     return h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 def normalised(h: Tensor, norm: str) -> Tensor:
-    """States as a family's MLPs read them, without gain and bias: after `rms` or `layer` (mean-free), or `none`."""
+    """States as the MLPs of a family read them, without gain and bias. `norm` is `rms`, `layer` (mean-free) or
+    `none`."""
     if norm == "none":
         return h
     return rms_scale(h - h.mean(dim=-1, keepdim=True) if norm == "layer" else h)

@@ -1,7 +1,7 @@
-"""Changes of a loaded or empty model in place: stand-ins, layers without a part, layers of other sizes, a head adapter.
+"""Changes a loaded or empty model in place: stand-ins, layers without a part, layers of other sizes, a head adapter.
 
-A stand-in belongs to the layer that follows it: it maps the hidden state before that layer reads it (`stand_in`), or,
-after the last layer, what that layer returns (`stand_in_after`).
+A stand-in belongs to the layer after it. Before this layer reads the hidden state, the stand-in maps this state
+(`stand_in`). After the last layer, a stand-in maps the output of the last layer (`stand_in_after`).
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +38,11 @@ def _after(layer: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tu
 
 
 def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
-    """Attach to layers the stand-ins that a configuration names. The checkpoint fills their weights later.
+    """Attach the stand-ins of a configuration to the layers of the model. The weights of the stand-ins are loaded later
+    from the checkpoint.
 
-    Several stand-ins at one place run in the given order. This occurs if neighbouring blocks have one stand-in each.
+    If a place has several stand-ins, they run in the given order. A place has several stand-ins if neighbouring blocks
+    have one stand-in each.
     """
     layers = decoder_layers(model)
     for entry in stand_ins:
@@ -55,7 +57,8 @@ def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
 
 
 def drop_parts(model: nn.Module, dropped: dict[str, list[int]]) -> None:
-    """Remove the attentions and MLPs that a configuration names. The state does not change where a part was removed."""
+    """Remove the attentions and MLPs that a configuration lists. Where a part is removed, the state passes
+    unchanged."""
     layers = decoder_layers(model)
     for part, numbers in dropped.items():
         found = family_of(model).parts[part]
@@ -67,7 +70,8 @@ def drop_parts(model: nn.Module, dropped: dict[str, list[int]]) -> None:
 
 @contextmanager
 def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
-    """While this is open, the attention or MLP of the layer adds nothing. The caller bypasses a `whole` layer."""
+    """Disable a part in this `with` block: the attention or MLP of the layer adds nothing to the state. For the part
+    `whole` nothing is disabled here, because the caller does not run this layer."""
     if part == "whole":
         yield
         return
@@ -84,8 +88,8 @@ def without(layer: nn.Module, family: Family, part: str) -> Iterator[None]:
 
 
 def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
-    """Give every layer as many heads and MLP channels as a configuration says. The checkpoint fills the weights
-    later."""
+    """Give every layer the numbers of heads and MLP channels that a configuration states. The weights are loaded later
+    from the checkpoint."""
     for layer, sizes in zip(decoder_layers(model), widths, strict=True):
         parts = family_of(model).parts
         attention = layer.get_submodule(parts["attention"].module)
@@ -102,7 +106,8 @@ def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
 
 
 def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) -> None:
-    """Set the number of heads of an attention, in every attribute in which the attention of some family stores it."""
+    """Set the number of heads of an attention module, in all attributes that store this number. The names of the
+    attributes differ by family."""
     for name, count in (("num_heads", heads), ("num_key_value_heads", kv_heads),
                         ("num_key_value_groups", heads // kv_heads), ("split_size", columns)):
         if hasattr(attention, name):
@@ -113,8 +118,8 @@ def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) 
 
 
 class LayerConfig:
-    """The configuration of a model with another number of heads, for one layer. All other entries are those of the
-    model."""
+    """The configuration of a model, but with the number of heads of one layer. All other entries are read from the
+    configuration of the model."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self.config, self.num_attention_heads = config, heads
@@ -128,8 +133,8 @@ class LayerConfig:
 
 def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int | None = None,
             bias: bool = False) -> None:
-    """Replace a linear map by one of the same class and another size. It has a bias if the old map has one, or if
-    `bias` says so."""
+    """Replace a linear map by a linear map of the same class and another size. The new map has a bias if the old map
+    has a bias, or if `bias` is true."""
     old = layer.get_submodule(name)
     shape = (rows or matrix(old).shape[0], columns or matrix(old).shape[1])
     with old.weight.device:
@@ -139,7 +144,7 @@ def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int |
 
 
 def attach_head_adapter(model: nn.Module, rank: int) -> None:
-    """Put an adapter of this rank before the output head; the checkpoint fills the weights later."""
+    """Insert an adapter of rank `rank` before the output head. The weights are loaded later from the checkpoint."""
     head = output_head(model)
     model.head_adapter = LowRank(head.in_features, rank)
     head.register_forward_pre_hook(model.head_adapter.before)
