@@ -1,1 +1,1 @@
-"""Make a pruned checkpoint from a plan, and a fine-tuned variant of the checkpoint."""
+"""Makes a pruned checkpoint from a plan, and a fine-tuned variant of this checkpoint."""

@@ -1,17 +1,20 @@
-"""Fine-tuned variants of pruned checkpoints: LoRA on the output head, distilled from the dense model.
+"""Fine-tuned variants of pruned checkpoints: LoRA trains the output head to match the dense model's outputs.
 
-KDP (Ma et al., ICLR 2026), appendix B; the paper's tables mark these variants with a dagger. Everything except the head
-is frozen, also the stand-ins, so the states that enter the head never change. These states of both models are computed
-once, and only a low-rank change of the head is trained on them.
+The method is that of KDP (Ma et al., ICLR 2026), appendix B; the paper's tables mark these variants with a dagger.
+Everything except the head is frozen, including the stand-ins. So the states that enter the head never change. The
+states that enter the heads of both models are computed once. Only a low-rank change of the head is trained on these
+states.
 
-If the head has a weight of its own, the change is merged into this weight, W -> W + s B A, and adds no parameter. If
-the head is tied to the embedding, merging would change the inputs as well. Then the change is applied before the head,
-h -> h + s B A h (the paper's "logit adapter"), and it stays in the model as 2 r D parameters. s = alpha / r. B starts
-at zero, so training starts at the pruned model itself. The weights of the epoch with the best held-out figure are kept.
-The start counts as an epoch, so no fine-tuned variant has a worse held-out figure than the pruned model.
+If the head has its own weight, the change is added to this weight, W -> W + s B A. Then the model gets no new
+parameter. If the head is tied to the embedding, adding the change to the weight would change the inputs as well. For a
+tied head the change is therefore applied before the head, h -> h + s B A h (the paper's "logit adapter"). This adapter
+stays in the model and has 2 r D parameters. The scale is s = alpha / r. B starts at zero, so the training starts at the
+unchanged pruned model. The checkpoint gets the weights of the epoch with the best held-out loss or perplexity. The
+start counts as an epoch, so a fine-tuned variant is never worse than the pruned model by this held-out number.
 
-The paper does not give the batch size, the held-out share and the unit of warm-up (here: updates). The paper stops the
-training by validation perplexity (`judge: ppl`); by default the objective itself decides.
+The paper states neither the batch size nor the held-out share. It does not state the unit of warm-up, which is updates
+here. The paper uses validation perplexity to stop the training (`judge: ppl`). By default, the held-out value of the
+training loss selects the epoch.
 """
 import json
 import logging
@@ -42,7 +45,7 @@ from kdp_core.states.block import split
 
 logger = logging.getLogger(__name__)
 PartialShare = Annotated[float, Ge(0), Lt(1)]
-"""A share of at least 0 and below 1."""
+"""A share from 0 to below 1."""
 
 
 class FinetuneError(ValueError):
@@ -50,18 +53,18 @@ class FinetuneError(ValueError):
 
 
 class States(NamedTuple):
-    """The states that enter the output heads of both models, over the same sequences."""
+    """The states that enter the output heads of both models, computed on the same sequences."""
     student_STD: Tensor
     teacher_STD: Tensor
     ids_ST: Tensor
 
     def at(self, sequences: Tensor) -> "States":
-        """The states of these sequences."""
+        """The states of the sequences with the numbers `sequences`."""
         return States(*(values[sequences] for values in self))
 
 
 class Options(NamedTuple):
-    """The options of the function `finetune`; its docstring describes them."""
+    """The options of the function `finetune`, which are described in its docstring."""
     rank: int
     alpha: float
     dropout: float
@@ -83,24 +86,25 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
              temperature: Positive = 1.0, batch_sequences: Count = 8, warmup: PartialShare = 0.03,
              clip: Positive = 1.0, heldout: PartialShare = 0.1,
              judge: Literal["loss", "ppl"] = "loss", seed: Natural = 0) -> tuple[PrunedFacts, Finetuned]:
-    """Fine-tune the head of the checkpoint folder `pruned`, write the folder `out` (atomic), and count its parameters.
+    """Fine-tune the head of the checkpoint in the folder `pruned`, write the new checkpoint to the folder `out`
+    (atomic), and count its parameters.
 
-    `facts` are the facts of `pruned`. `dense` is the folder of the model from which `pruned` was made. `resume` keeps
-    the state of the training. The result is deterministic.
-    rank: rank r of the change of the head.
+    `facts` describes the checkpoint `pruned`. `dense` is the folder of the model from which `pruned` was made. `resume`
+    is the file in which the state of the training is stored. The result is deterministic.
+    rank: rank r of the low-rank change of the head.
     alpha: the change is scaled by alpha / rank.
-    dropout: dropout of the states that enter the change, in training.
+    dropout: dropout of the input states of the low-rank change, only in training.
     lr: peak learning rate of Adam.
-    epochs: passes over the sequences; the weights of the best epoch are kept.
-    kl_weight: the lambda of lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
+    epochs: passes over the sequences; the weights of the best epoch are used.
+    kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     temperature: temperature tau of the KL term.
-    batch_sequences: sequences of an update.
-    warmup: share of the updates over which the learning rate rises; then the rate falls as a cosine to zero.
+    batch_sequences: number of sequences in one update.
+    warmup: share of the updates in which the learning rate rises; afterwards the rate falls as a cosine to zero.
     clip: largest norm of the gradient.
-    heldout: share of the sequences that are used for the judgement and not for training.
-    judge: held-out figure by which the epoch is chosen, loss (the objective) or ppl.
-    seed: seed of the held-out choice, the order, the start of A and the dropout.
-    Raises FinetuneError, before any model is loaded, if options, models and tokens are not compatible.
+    heldout: share of the sequences that are used only to judge epochs, not for training.
+    judge: held-out number by which the best epoch is chosen: `loss` (the training loss) or `ppl` (the perplexity).
+    seed: seed of the held-out choice, the order of the sequences, the start of A and the dropout.
+    Raises FinetuneError, before any model is loaded, if the options, models and tokens do not fit together.
     """
     check(finetune, locals())
     began = time.monotonic()
@@ -123,7 +127,8 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
 
 
 def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
-    """Final states of a checkpoint, its head, and whether the head is the embedding; the other layers are not kept."""
+    """Final states of a checkpoint, its head, and whether the head is tied to the embedding. The rest of the model is
+    freed."""
     model = checkpoints.load_model(folder, device=device, dtype=dtype).requires_grad_(False)
     h_STD = final_states(model, ids_ST)
     if not torch.isfinite(h_STD).all():
@@ -137,7 +142,8 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
 
 def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
            options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
-    """The LoRA layer with its best weights, the curve, and the epoch of these weights."""
+    """Three results: the LoRA layer with its best weights, one entry for each epoch, and the number of the best
+    epoch."""
     # peft and dropout draw from the global generator; its state is therefore set here and restored afterwards
     cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
     with torch.random.fork_rng(devices=cuda):
@@ -174,7 +180,8 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
 
 
 def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
-    """Add peft's LoRA to the head, or to an identity before a tied head; float32, A random, B zero."""
+    """Add peft's LoRA to the head, or to an identity map before a tied head. The weights are float32; A is random and B
+    is zero."""
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and the schema needs no peft
 
     if tied:
@@ -191,12 +198,12 @@ def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -
 
 
 def _global(device: torch.device) -> torch.Generator:
-    """The generator that dropout on this device draws from."""
+    """The random generator that dropout uses on this device."""
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 
 def _update(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
-    """One update on these sequences. Returns their mean loss."""
+    """One update on the sequences of `states`. Returns the mean loss over these sequences."""
     total, S = 0.0, len(states.ids_ST)
     # a batch has as many sequences as fit into one chunk of logits, so that nothing is computed twice
     size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
@@ -230,9 +237,9 @@ def _entry(epoch: int, seconds: float, lr: float | None, loss: float | None, hel
 
 
 def figure(entry: dict[str, Any], judge: str) -> float:
-    """The figure by which an epoch is judged.
+    """The held-out number by which an epoch is judged; lower is better.
 
-    For perplexity this figure is the cross-entropy. NaN counts as infinite.
+    If `judge` is ppl, this number is the cross-entropy. NaN counts as infinite.
     """
     value = entry["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
     return math.inf if math.isnan(value) else value
@@ -242,7 +249,7 @@ def figure(entry: dict[str, Any], judge: str) -> float:
 
 @torch.no_grad()
 def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
-    """Tensors of the new checkpoint that are missing in the old checkpoint or differ from it."""
+    """Tensors that the old checkpoint does not have, or that differ from the old checkpoint's tensors."""
     scale = layer.scaling["default"]
     a_RD, b_OR = (part["default"].weight.float().cpu() for part in (layer.lora_A, layer.lora_B))
     if tied:
@@ -253,9 +260,10 @@ def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
 
 
 def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
-    """Write the checkpoint with these tensors and load it once as users do.
+    """Copy the checkpoint, write the tensors `change` into the copy, and load the copy once, in the same way as users
+    do.
 
-    Without tensors the checkpoint is a copy.
+    If `change` is empty, the new checkpoint is an unchanged copy.
     """
     with store.atomic(out) as temporary:
         shutil.copytree(pruned, temporary, ignore=shutil.ignore_patterns(*provenance.ABOUT),
@@ -295,7 +303,7 @@ def put(folder: Path, change: dict[str, Tensor]) -> None:
 
 
 def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFacts:
-    """The facts of the fine-tuned checkpoint; its parameters are counted from the checkpoint itself."""
+    """The facts of the fine-tuned checkpoint, whose parameters are counted in the loaded model."""
     after = count_params(model)
     if after != facts.params_after + added:
         raise FinetuneError(f"the fine-tuned model has {after} parameters, not the {facts.params_after} of its facts "
@@ -307,7 +315,7 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 def check_sizes(sequences: int, length: int, width: int, rank: int) -> None:
-    """Raise FinetuneError for calibration sequences or a rank with which a model cannot be fine-tuned."""
+    """Raise FinetuneError if a model cannot be fine-tuned on so few or so short sequences, or with this rank."""
     if sequences < 2:
         raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
     if length < 2:

@@ -1,9 +1,10 @@
-"""A plan and the dense checkpoint become a pruned checkpoint: layers removed, stand-ins added, tensors replaced.
+"""Makes a pruned checkpoint from a plan and the dense checkpoint: layers are removed, stand-ins added, and tensors
+replaced.
 
-The module reads the files of the dense checkpoint, one tensor at a time, and never builds the dense model. The kept
-layers are renumbered without gaps, and the per-layer lists of the configuration (`layer_types`, ...) keep the same
-indices. A plan that removes whole layers and replaces tensors gives a checkpoint of the model's own class. A plan that
-adds stand-ins, removes the attention or MLP of some layers, or changes shapes gives a checkpoint with a class of
+The module reads the files of the dense checkpoint one tensor at a time, and never builds the dense model. The kept
+layers are renumbered without gaps. Per-layer lists of the configuration (`layer_types`, ...) contain only the entries
+of the kept layers. If a plan only removes whole layers and replaces tensors, the checkpoint has the model's own class.
+If a plan adds stand-ins, removes the attention or MLP of some layers, or changes shapes, the checkpoint has a class of
 kdp_core.model.folded. The file that defines the class is written into the checkpoint.
 """
 import itertools
@@ -24,21 +25,22 @@ from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_
 from kdp_core.model.sizes import count_params
 
 LEFT_BEHIND = ("config.json", shards.INDEX, *provenance.ABOUT)
-"""Files of the dense folder that are not copied: fold writes them again, or they describe only the dense model."""
+"""Files of the dense folder that are not copied. Either fold writes a new file, or the file describes only the dense
+model."""
 
 
 class FoldError(ValueError):
-    """A plan that does not fit its model."""
+    """The plan does not fit the model."""
 
 
 def fold(plan: Plan, dense: Path, out: Path, *, shard_size: str = "5GB",
          about: Mapping[str, Any] | None = None, shared: Path | None = None) -> PrunedFacts:
     """Write the pruned checkpoint to the folder `out` (atomic), load it once, and count its parameters.
 
-    about: what the checkpoint's file kdp.json says about how the checkpoint was made; without it no kdp.json is
-        written.
-    shared: a folder through which checkpoints share equal layers (kdp_core.model.shards); without it each checkpoint
-        has its own files.
+    about: facts about how the checkpoint was made, which are written to the checkpoint's file kdp.json. Without `about`
+        no kdp.json is written.
+    shared: a folder through which checkpoints share equal layers (kdp_core.model.shards). Without `shared` each
+        checkpoint has its own files.
     """
     dense, out = Path(dense), Path(out)
     config = checkpoints.config_of(dense)
@@ -93,23 +95,24 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
 
 
 def _parts(plan: Plan) -> list[tuple[int, str]]:
-    """The parts that are removed from kept layers."""
+    """The attentions and MLPs that are removed from kept layers."""
     return sorted((layer, part) for layer, part in plan.drop if part != "whole")
 
 
 def _own_class(plan: Plan) -> bool:
-    """Whether the model's own class cannot hold the pruned model."""
+    """Whether the pruned model needs a folded class, because the family's own class cannot represent it."""
     return bool(plan.modules or _parts(plan) or plan.shape)
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
-    """The place of a stand-in for layers up to `stop`: (new number of a layer, whether it is after that layer)."""
+    """The place of a stand-in whose block ends before old layer `stop`: (new number of a layer, whether the stand-in is
+    after that layer)."""
     later = [new for new, old in enumerate(keep) if old >= stop]
     return (later[0], False) if later else (len(keep) - 1, True)
 
 
 def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, dict[str, Tensor]]]:
-    """Each stand-in: its entry in the configuration, its path below the layer, its tensors."""
+    """For each stand-in: its entry in the configuration, its path below the layer list, and its tensors."""
     seen: dict[tuple[int, bool], int] = {}
     found = []
     for module in sorted(plan.modules, key=lambda module: module.block):
@@ -121,7 +124,8 @@ def _stand_ins(plan: Plan, keep: list[int]) -> list[tuple[dict[str, Any], str, d
 
 
 def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> PretrainedConfig:
-    """The configuration of the pruned model: per-layer lists of the kept layers, class and stand-ins."""
+    """The configuration of the pruned model, with the per-layer lists of the kept layers, the class and the
+    stand-ins."""
     count, config_class = config.num_hidden_layers, type(config)
     per_layer = family_of(config).per_layer
     cut = {key: [value[layer] for layer in keep] if key in per_layer and isinstance(value, list) else value
@@ -142,7 +146,8 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
 
 
 def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[str, Tensor]:
-    """The pruned state dict: kept tensors under their new names, replacements, stand-ins."""
+    """The state dict of the pruned model: kept tensors under their new names, replaced tensors, and tensors of
+    stand-ins."""
     prefix, number = family.prefix, {old: new for new, old in enumerate(keep)}
     removed = _part_prefixes(plan, prefix, family)
     made, replaced = {}, set()
@@ -169,7 +174,8 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
 
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
               keep: list[int]) -> dict[str, Tensor]:
-    """The tensors that a model of this configuration has; dense tensors that the model lacks are left out."""
+    """The tensors that a model of the configuration `config` has. Dense tensors that this model does not have are
+    removed."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):
@@ -184,13 +190,13 @@ def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
 
 
 def _part_prefixes(plan: Plan, prefix: str, family: Family) -> tuple[str, ...]:
-    """The beginnings of the names of tensors of removed parts."""
+    """Prefixes of the names of all tensors that belong to removed parts."""
     return tuple(f"{prefix}{layer}.{name}." for layer, part in _parts(plan)
                  for name in (*family.parts[part].beside, family.parts[part].module))
 
 
 def _replacement(plan: Plan, name: str, before: Tensor) -> Tensor:
-    """The plan's tensor in the checkpoint's precision."""
+    """The tensor with which the plan replaces a dense tensor, in the checkpoint's precision."""
     tensor = plan.tensors[name]
     if tensor.shape != before.shape and not plan.shape:
         raise FoldError(f"plan replaces {name}, of shape {list(before.shape)}, by one of shape {list(tensor.shape)}")
@@ -206,7 +212,7 @@ def _renamed(name: str, prefix: str, number: dict[int, int]) -> str | None:
 
 
 def _zeroed(plan: Plan, dense: Path) -> int:
-    """Number of weights that the tensors of a sparse plan set to zero and that were not zero before."""
+    """Number of weights that are zero in the tensors of a sparse plan but not zero in the dense checkpoint."""
     found = 0
     for path in sorted(dense.glob("*.safetensors")) if plan.sparse else []:
         with safe_open(path, framework="pt") as file:
@@ -216,7 +222,7 @@ def _zeroed(plan: Plan, dense: Path) -> int:
 
 
 def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) -> PrunedFacts:
-    """Load the new checkpoint as users load it, and count its parameters."""
+    """Load the new checkpoint in the same way as users do, and count its parameters."""
     pruned = checkpoints.load_model(folder)
     before = count_params(checkpoints.on_meta(config))
     after = count_params(pruned)
@@ -232,7 +238,7 @@ def _count(plan: Plan, config: Any, keep: list[int], folder: Path, zeroed: int) 
 
 
 def _runs(layers: list[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive layers, half open."""
+    """Runs of consecutive layers as half-open pairs (start, stop)."""
     starts = [layer for layer in layers if layer - 1 not in layers]
     stops = [layer + 1 for layer in layers if layer + 1 not in layers]
     return list(zip(starts, stops, strict=True))

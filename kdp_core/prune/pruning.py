@@ -1,9 +1,9 @@
-"""A whole pruning in one call: from a loaded model and a list of documents to the pruned model.
+"""A whole pruning in one call, from a loaded model and a list of documents to the pruned model.
 
-The call runs the stages of the workflow one after the other on a folder of its own: calibration tokens, hidden states,
-similarity, the method, and `fold`. With the same model, documents, options and seed the call gives the same bits as the
-workflow. `prune_model` keeps nothing between two calls. `stages` can keep every record; the command line uses it in
-this way. A grid of many points is the workflow's task.
+The call runs the stages of the workflow one after the other in a temporary folder: calibration tokens, hidden states,
+similarity, the method, and `fold`. With the same model, documents, options and seed, the result is equal to the
+workflow's result to the bit. `prune_model` stores nothing between two calls. `stages` can store every record; the
+command line uses `stages` for this reason. For a grid of many points, use the workflow.
 """
 import tempfile
 from pathlib import Path
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METHOD = "kdp_residual"
-"""The method of a call that names none."""
+"""The method that is used if a call names no method."""
 
 
 def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: list[str], *,
                 method: str = METHOD, ratio: float = 0.25, k_max: int = 3, sequences: int = 128,
                 length: int = 128, seed: int = 0, options: dict[str, dict[str, Any]] | None = None,
                 out: str | Path | None = None) -> "PreTrainedModel":
-    """Remove the share `ratio` of all parameters of a causal language model by one method; return the pruned model.
+    """Remove the share `ratio` of all parameters from a causal language model by one method, and return the pruned
+    model.
 
     The given model does not change. The pruned model is in float32, on the CPU and in eval mode. `save_pretrained`
     writes the pruned model to disk.
 
-    documents: texts for the calibration; they must give `sequences` sequences of `length` tokens.
-    method: a name of `METHODS`.
+    documents: texts for the calibration. The texts must be long enough for `sequences` sequences of `length` tokens.
+    method: the name of a method in `METHODS`.
     ratio: share of all parameters to remove, between 0 and 1.
-    k_max: layers of a block's context, for the methods that select blocks.
+    k_max: number of layers in the context of a block, for the methods that select blocks.
     seed: seed for the choice of the calibration sequences.
     options: options of the method, by step, as in the configuration: `{"compose": {"epochs": 2}}`. With the default
-        options a pruning may take an hour on a small model. `kdp_core.methods.method_of(method).quick` holds options
-        with which it takes minutes.
-    out: folder that receives the pruned checkpoint; without it no file is kept.
-    Raises OptionError for an unknown method or option, TextError for too few documents, and the error of the method,
-    a ValueError, for a ratio that cannot be reached or a family that the method cannot prune.
+        options, pruning a small model may take an hour. With the options in `kdp_core.methods.method_of(method).quick`
+        it takes minutes.
+    out: folder to which the pruned checkpoint is written. Without `out` no file is kept.
+    Raises OptionError for an unknown method or option, and TextError for too few documents. Raises the error of the
+    method, a ValueError, for a ratio that cannot be reached or a family that the method cannot prune.
 
     The example prunes a checkpoint in `folder` with the texts `documents`:
 
@@ -72,8 +73,9 @@ def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method
            options: dict[str, dict[str, Any]], keep: methods.Keep = methods.made, **filled: Any) -> PrunedFacts:
     """Prune the dense checkpoint in `folder`/dense and write the result to `out`: states, similarity, method, fold.
 
-    The states stay in `folder`; states that are already in it are read and not computed again. `methods.run` describes
-    `keep` and `filled`; here `keep` also gets the records `similarity` and `pruned`.
+    The states stay in `folder`. If the folder already contains states, they are read and not computed again.
+    `methods.run` describes `keep` and `filled`. This function also calls `keep` for the records `similarity` and
+    `pruned`.
     """
     dense, states = folder / "dense", folder / "hidden.zarr"
     if not states.exists():

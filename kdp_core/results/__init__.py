@@ -1,1 +1,1 @@
-"""Measured numbers as tables, comparisons and the report."""
+"""Measured numbers as tables, as comparisons and as a report."""

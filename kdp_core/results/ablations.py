@@ -1,13 +1,13 @@
-"""Ablations: the variants, points and numbers of one study of the KDP paper, ready to print and to draw.
+"""Ablations: the variants, points and numbers of one study of the KDP paper, for tables and figures.
 
-Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) have the same form: they compare some
-scores of variants that differ in one quantity. The paper gives points and bars without errors; here every score has its
-standard error, and the dense model is shown as well. This module reads the summary and the tidy scores and loads no
-model.
+Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) have the same form. Each of them
+compares a few scores of variants that differ in one quantity. The paper reports no standard errors. Here every score
+has a standard error, and the dense model is shown as well. This module uses two tables, the summary and the scores of
+single tasks, and loads no model.
 
-Table 11 has two kinds of retained performance: relative to the dense model (`rp`), and relative to the standard
-calibration set (`rp_reference`). The reference is the ablation's first point. If every variant is a line of its own,
-each variant has its first point as the reference.
+Table 11 reports retained performance in two ways: relative to the dense model (`rp`), and relative to the standard
+calibration set (`rp_reference`). The reference is the ablation's first point. If every variant is drawn as a separate
+line, the reference of each variant is its own first point.
 """
 import itertools
 import math
@@ -23,7 +23,7 @@ from kdp_core.score.metrics import PRIMARY
 
 REFERENCE = "rp_reference"
 METRICS = (*(name for name, column in COLUMNS.items() if column.better), REFERENCE)
-"""Metrics that are not those of one task."""
+"""Metrics of a whole point, other than the metrics of a single task."""
 
 OPTIONS = {
     "kernel.features": Column("Kernel size 2m", "", "Number of features of the lift.", 0),
@@ -32,7 +32,7 @@ OPTIONS = {
     "inverse.width": Column("Hidden width of step 2", "", "Width of the two-layer network.", 0),
     "block.clusters": Column("Clusters of layers", "", "Number of clusters into which LoRP sorts the layers.", 0),
 }
-"""Headings of options that ablations vary. Any other option is printed under its own name."""
+"""Headings of the options that ablations vary. The heading of any other option is its own name."""
 OTHERS = {
     "k_max": Column("K max", "", "Layers of context of a block.", 0),
     "tokens": Column("Calibration tokens", "", "Number of sequences times their length.", 0),
@@ -40,52 +40,56 @@ OTHERS = {
     REFERENCE: Column("Retained of first", "%", "Mean accuracy as a percentage of the first point's.", 1, 1, 1,
                       f"{REFERENCE}_stderr"),
 }
-"""Columns that the summary lacks, or has under other headings."""
+"""Columns that the summary does not contain, or contains under other headings."""
 QUANTITIES = {"ratio": "params_removed", "variant": "method", "k_max": "k_max", "tokens": "tokens"}
-"""What may stand on the axis besides options, and the column that holds it. `variant` is the variant itself. The column
-of the ratio is the share that was really removed."""
+"""Quantities for the axis, besides options -> the column with their values. For `variant` the column contains the names
+of the variants. For `ratio` the column contains the share of parameters that was measured after pruning."""
 
 
 class AblationError(ValueError):
-    """The variants, points or metrics of an ablation do not make a table."""
+    """The variants, points or metrics of an ablation cannot be shown in one table."""
 
 
 class Ablation(NamedTuple):
-    """One study: what is on the axis, which points are compared, and by which metrics."""
+    """One study: the quantity on the axis, the points that are compared, and the metrics."""
     name: str
     title: str
     x: list[str]
-    """`ratio`, `k_max`, `tokens`, `variant`, or options of the variants as step.option. With several options a variant
-    lies on the line of the option in which it differs from the first variant; the first variant lies on all lines."""
+    """What is on the axis: `ratio`, `k_max`, `tokens`, `variant`, or options of the variants, written as step.option.
+    If `x` contains several options, each option has a line. A variant is on the line of the option in which it differs
+    from the first variant. The first variant is on all lines."""
     metrics: list[str]
-    """Columns of the summary, `rp_reference`, or tasks: `task` for the main metric of the task, or `task:metric`."""
+    """Names of columns of the summary, `rp_reference`, or names of tasks: `task` stands for the main metric of the
+    task, `task:metric` for one metric."""
     points: list[dict[str, Any]]
-    """Keys of every point, in order: model, calib, method, ratio, k_max. The first point is the reference."""
+    """The keys of every point, in order: model, calib, method, ratio, k_max. The first point is the reference."""
     settings: dict[str, dict[str, Any]]
-    """For each variant, the values of the options in `x`."""
+    """For each variant, the values of those options that `x` contains."""
     tokens: dict[str, int]
-    """Tokens of each calibration set."""
+    """Number of tokens of each calibration set."""
 
 
 class Gathered(NamedTuple):
     """The numbers of one ablation."""
     ablation: Ablation
     frame: pd.DataFrame
-    """The dense row first within each model, then the points by ratio and in their order.
+    """For each model, the row of the dense model comes first. The rows of the points follow, sorted by ratio and then
+    in the given order.
 
-    Each axis has a column, and each metric has a column for its value and a column for its standard error.
+    Each axis has one column. Each metric has one column for its value and one column for its standard error.
     """
     columns: dict[str, Column]
-    """How each column of axes and metrics is printed and read."""
+    """For each column of an axis or metric: its heading, its number format, and its meaning."""
     axes: list[str]
-    """The column of each entry of `x`."""
+    """The name of the column for each entry of `x`."""
 
 
 def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> Gathered:
-    """The points of an ablation from summary.summarise and summary.tidy, as read from their CSV files.
+    """Collect the points of an ablation from the results of summary.summarise and summary.tidy, as read from their CSV
+    files.
 
-    Raises AblationError for a point that the summary lacks, an unknown metric, an option that a variant does not set,
-    or a variant that differs from the first variant in two of several options.
+    Raises AblationError in four cases: the summary lacks a point, a metric is unknown, a variant does not set an
+    option, or a variant differs from the first variant in two of several options.
     """
     _check(ablation)
     frame = _points(summary, ablation)
@@ -112,7 +116,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
 
 
 def _plain(value: Any) -> int | float | str:
-    """The value of an option: a number is returned unchanged, any other value as text."""
+    """The value of an option. Numbers are returned unchanged, other values as text."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -140,7 +144,8 @@ def variants_of(ablation: Ablation) -> list[str]:
 
 
 def lines_of(ablation: Ablation, variant: str) -> list[str]:
-    """The axes of `x` on whose line a variant lies: the variant differs from the first variant in no other option."""
+    """The options of `x` on whose lines a variant is. On the line of an option, a variant differs from the first
+    variant in no other option."""
     if len(ablation.x) == 1:
         return list(ablation.x)
     own, first = ablation.settings[variant], ablation.settings[variants_of(ablation)[0]]
@@ -148,7 +153,7 @@ def lines_of(ablation: Ablation, variant: str) -> list[str]:
 
 
 def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
-    """The rows of the summary for the dense models and the ablation's points."""
+    """The rows of the summary for the dense models and for the points of the ablation."""
     place = {tuple(row): index for index, *row in summary[list(KEYS)].itertuples()}
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
@@ -165,10 +170,10 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
 
 
 def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
-    """The frame with the share of the first point's accuracy that each point retains.
+    """Add a column with the share of the first point's accuracy that each point retains.
 
-    Rows with equal values of `alike` form a group with its own first point. The standard error treats this first point
-    as fixed.
+    Rows with equal values of `alike` form a group, and each group has its own first point. The standard error does not
+    include the error of this first point.
     """
     reference = frame.groupby(alike)["acc"].transform("first").where(frame["method"] != DENSE)
     return frame.assign(**{name: [retained(value, base) for value, base in zip(frame[source], reference, strict=True)]
@@ -178,7 +183,7 @@ def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
 # One task's own score -------------------------------------------------------------------------------------------------
 
 def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, Column]:
-    """The frame with the columns <metric> and <metric>_stderr of one task, named `task` or `task:metric`."""
+    """Add the columns <metric> and <metric>_stderr of one task to the frame. `metric` is `task` or `task:metric`."""
     task, _, wanted = metric.partition(":")
     has = scores[(scores["task"] == task) & (scores["task"] != "efficiency")]
     if has.empty:
@@ -197,7 +202,7 @@ def with_task(frame: pd.DataFrame, scores: pd.DataFrame, metric: str) -> tuple[p
 
 
 def _main(task: str, metrics: set[str]) -> str:
-    """The main metric of a task: the first metric of PRIMARY that the task has."""
+    """The main metric of a task: the first metric in PRIMARY that was measured for this task."""
     for known in (name for kind in PRIMARY.values() for name in kind):
         if known in metrics:
             return known
@@ -207,7 +212,7 @@ def _main(task: str, metrics: set[str]) -> str:
 # For print ------------------------------------------------------------------------------------------------------------
 
 def shown(gathered: Gathered) -> list[str]:
-    """The columns of an ablation's table: what varies, the share removed, and every metric."""
+    """The columns of an ablation's table: the varied quantity, the removed share, and every metric."""
     own = [name for name in gathered.axes if name not in (*KEYS, "params_removed")]
     names = [*own, "params_removed", *(["blocks"] if "k_max" in gathered.axes else []), *gathered.ablation.metrics]
     return list(dict.fromkeys(names))
@@ -215,13 +220,15 @@ def shown(gathered: Gathered) -> list[str]:
 
 def render(gathered: Gathered, format: Literal["csv", "md", "tex"],
            comparisons: pd.DataFrame | None = None) -> str:
-    """An ablation as text, by tables.render, with the columns that `shown` names and the standard errors."""
+    """An ablation as the text of a table, made by tables.render. The table has the columns of `shown` and the standard
+    errors."""
     return tables.render(gathered.frame, format, columns=shown(gathered), known=gathered.columns,
                          caption=gathered.ablation.title, label=f"tab:{gathered.ablation.name}",
                          comparisons=comparisons, note=NOTE)
 
 
 def kept(gathered: Gathered) -> list[str]:
-    """The columns that a figure of the ablation shows, with their errors, for the CSV file next to it."""
+    """The columns that a figure of the ablation shows, and their standard errors. The CSV file of the figure contains
+    these columns."""
     metrics = [column for name in gathered.ablation.metrics for column in (name, gathered.columns[name].stderr)]
     return list(dict.fromkeys([*KEYS, "params_removed", *gathered.axes, *filter(None, metrics)]))

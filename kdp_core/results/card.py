@@ -1,8 +1,8 @@
-"""The model card of a pruned checkpoint: its README.md, as the hub of Hugging Face shows it.
+"""The model card of a pruned checkpoint. The card is the file README.md, which the Hugging Face hub shows.
 
-The card is written from the records of the pruning and of its scores. It says what the checkpoint is, what was removed,
-what the checkpoint and the dense model scored, which licence the base model has, how the checkpoint was made, and how
-to make it again. Unknown facts are left out, or the card says that they are unknown.
+The card is written from the records of the pruning and of the scores. The card states what the checkpoint is, what was
+removed, and the scores of the checkpoint and of the dense model. It also states the licence of the base model, how the
+checkpoint was made, and how to make it again. Unknown facts are omitted, or the card says that they are unknown.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,26 +23,26 @@ class Made(NamedTuple):
     method: str
     """A key of METHODS."""
     variant: str
-    """The name of the variant in the configuration; the method's own name if there is none."""
+    """The name of the variant in the configuration; the name of the method if there is no variant."""
     ratio: float
-    """Share of all parameters that the configuration asked to remove."""
+    """Share of all parameters that the configuration asks to remove."""
     again: str
-    """Commands or a configuration that make the checkpoint again, as a fenced block of Markdown."""
+    """Commands or a configuration with which the checkpoint can be made again, as a fenced block of Markdown."""
     provenance: Mapping[str, Any]
-    """`versions`, `git`, `seeds` and `inputs`, as `provenance.here` and `hashes` give them."""
+    """The entries `versions`, `git`, `seeds` and `inputs`, as `provenance.here` and `hashes` return them."""
     stock: bool
-    """Whether transformers' own class holds the model."""
+    """Whether a class of transformers itself can load the model, without code in the checkpoint."""
 
 
 class Measured(NamedTuple):
-    """What the dense and the pruned model scored on the same items."""
+    """The scores of the dense model and of the pruned model on the same items."""
     dense: Scores
     pruned: Scores
     costs: Efficiency | None
 
 
 def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured | None) -> str:
-    """The card as Markdown; it begins with the entries that the hub reads."""
+    """The card as Markdown. It begins with the YAML entries that the hub reads."""
     parts = [_entries(facts, made), f"# {_name(facts)} without {pruned.params_removed:.1%} of its parameters",
              _what(facts, pruned, made), "## Use", _use(made.stock), "## Scores", _scores(measured),
              "## Licence", _licence(facts), "## How it was made", _how(facts, made), "## Make it again",
@@ -51,7 +51,7 @@ def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured 
 
 
 def _name(facts: ModelFacts) -> str:
-    """The name of the base model: the name of its repository or of its file."""
+    """The name of the base model, taken from its repository or from its file."""
     bare = without_place(facts.source)
     if bare.startswith(HUB):
         return bare.removeprefix(HUB).split("@")[0]
@@ -95,7 +95,8 @@ def _use(stock: bool) -> str:
 
 
 def _scores(measured: Measured | None) -> str:
-    """Every score of the pruned model next to the dense model's, with standard errors over items."""
+    """Every score of the pruned model next to the same score of the dense model, with standard errors that come from
+    the variation between items."""
     if measured is None:
         return "It has not been scored."
     before = {(score.task, score.metric): score for score in measured.dense.scores}

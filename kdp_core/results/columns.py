@@ -1,4 +1,4 @@
-"""Points and columns of the tables of results: what each column holds, and how a value or a heading is printed."""
+"""Points and columns of the tables of results: what each column contains, and how values and headings are printed."""
 import math
 from typing import Any, NamedTuple
 
@@ -6,49 +6,49 @@ from kdp_core.base.measurements import Efficiency, Scores
 from kdp_core.base.records import Block, PrunedFacts, Selection
 
 DENSE = "dense"
-"""The method of the model that is not pruned."""
+"""The name that takes the place of a method for the model that is not pruned."""
 BASELINE = "remove"
-"""The variant that removes the selected layers and puts nothing in their place.
+"""The variant that removes the selected layers and replaces them by nothing.
 
 All other variants are compared with it.
 """
 KEYS = ("model", "calib", "method", "ratio", "k_max")
-"""The columns that name a point."""
+"""The columns that identify a point."""
 
 
 class TableError(ValueError):
-    """The points do not make a table."""
+    """The points cannot be shown in one table."""
 
 
 class Point(NamedTuple):
     """One evaluated model: a point of the grid, or the dense model itself."""
     model: str
     calib: str
-    """Calibration set; empty for the dense model."""
+    """Name of the calibration set; empty for the dense model."""
     method: str
-    """A variant of the configuration, or `dense`."""
+    """Name of a variant of the configuration, or `dense`."""
     ratio: float
-    """Share of all parameters to remove, 0 for the dense model."""
+    """Share of all parameters that should be removed; 0 for the dense model."""
     k_max: int
-    """Layers of context of a block, 0 for the dense model."""
+    """Number of layers in the context of a block; 0 for the dense model."""
     facts: PrunedFacts | None
     """None for the dense model."""
     selection: Selection | None
     scores: Scores
     efficiency: Efficiency | None
     fit_seconds: float | None
-    """Seconds of the fits of the stand-ins and of the fine-tuning; None if nothing is fitted."""
+    """Time in seconds for fitting the stand-ins and for fine-tuning; None if nothing is fitted."""
     finetuned: bool = False
-    """Whether the model was fine-tuned after pruning. Its row is printed with a dagger."""
+    """Whether the model was fine-tuned after pruning. A table prints the row of such a model with a dagger."""
     search_seconds: float | None = None
-    """Seconds of the search, which runs once for all ratios.
+    """Time in seconds of the search, which runs once for all ratios.
 
-    The value is None if the blocks are selected by the similarity of layers.
+    None if the blocks are selected by the similarity of layers.
     """
 
 
 class Column(NamedTuple):
-    """How a column of a table is printed and read."""
+    """The heading, number format and meaning of a column of a table."""
     header: str
     unit: str
     what: str
@@ -57,11 +57,12 @@ class Column(NamedTuple):
     scale: float = 1.0
     """Factor from the stored value to the printed value."""
     better: int = 0
-    """1 if higher is better, -1 if lower is better, 0 otherwise. Columns with 0 are never marked."""
+    """1 if higher is better, -1 if lower is better, 0 otherwise. In columns with the value 0 the best number is not
+    marked."""
     stderr: str = ""
-    """The column of the standard error, if there is one."""
+    """Name of the column with the standard error; empty if there is none."""
     test: tuple[str, str] = ("", "")
-    """Metric and task of the paired tests that order rows as this column does, if there are any."""
+    """Metric and task of the paired tests that compare models by this column; empty if there are no such tests."""
 
 
 COLUMNS: dict[str, Column] = {
@@ -90,12 +91,12 @@ COLUMNS: dict[str, Column] = {
     "search_seconds": Column("Search", "s", "Time spent on the search, once for all ratios.", 0),
     "fit_seconds": Column("Fit", "s", "Time spent on fitting the stand-ins.", 0),
 }
-"""The columns of the summary that are printed."""
+"""The columns of the summary that tables print."""
 RELATIVE = ("rp", "ppl_ratio", "rp_ppl")
-"""Columns that are printed without their errors, because the errors repeat those of acc and ppl."""
+"""Columns that are printed without standard errors, because their errors follow from those of acc and ppl."""
 MAIN = ("params_removed", "layers_removed", "acc", "rp", "ppl", "ppl_ratio", "speedup_prefill", "speedup_decode",
         "params_millions")
-"""The columns of the printed summary."""
+"""The columns of the short summary that is printed."""
 SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_ratio", "ppl_ratio_stderr", "acc",
            "acc_stderr", "rp", "rp_stderr", "rp_ppl", "rp_ppl_stderr", "speedup_prefill", "speedup_decode",
            "params_millions", "macs_giga", "blocks", "search_seconds", "fit_seconds", "finetuned",
@@ -104,12 +105,12 @@ SUMMARY = (*KEYS, "params_removed", "layers_removed", "ppl", "ppl_stderr", "ppl_
 
 
 def span(block: Block) -> str:
-    """`5-7` for the half-open block (5, 7): layers 5 and 6."""
+    """The text `5-7` for the half-open block (5, 7), which contains layers 5 and 6."""
     return f"{block[0]}-{block[1]}"
 
 
 def number(column: Column, value: Any) -> str:
-    """A value as printed, without its unit; a missing value is an en dash."""
+    """A value in its printed form, without the unit. A missing value is printed as an en dash."""
     if isinstance(value, str):
         return value or "–"
     if value is None or math.isnan(value):
@@ -121,5 +122,5 @@ def number(column: Column, value: Any) -> str:
 
 
 def heading(column: Column) -> str:
-    """Header with its unit, such as `Accuracy (%)`."""
+    """The heading of a column with its unit, such as `Accuracy (%)`."""
     return f"{column.header} ({column.unit})" if column.unit else column.header

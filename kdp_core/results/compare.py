@@ -1,15 +1,16 @@
-"""Pairs of models compared on the same items: which differences are more than noise.
+"""Compares pairs of models on the same items, and tests which differences are larger than noise.
 
-All models answer the same items. The error of a difference is therefore computed from the differences of the items, and
-not from two unrelated means: an item that is hard for both models does not increase the error.
+All models answer the same items. The error of a difference is therefore computed from the differences on single items,
+and not from two independent means. So an item that is hard for both models does not increase the error.
     one accuracy task     McNemar's exact test with the mid p-value (Fagerland et al. 2013)
     `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn again within each task
     perplexity            difference of nats per token over windows or documents, standard error by the delta method,
                           Student's t; `all` is the mean over texts, as for the geometric mean of perplexities
-A task with values other than 0 and 1 is bootstrapped too. Items count as independent. Neighbouring windows of one text
-are not quite independent, so p-values of perplexities are a little too low. p-values are corrected by
-Holm's method within one question about one group: which models differ from the best, from the baseline, or from the
-dense model? The p-values of all other pairs are not corrected; a table that asks another question corrects them itself.
+For a task with values other than 0 and 1, p also comes from a paired bootstrap. Items count as independent.
+Neighbouring windows of one text are not quite independent, so p-values of perplexities are a little too low. Holm's
+method corrects the p-values within one question about one group. The questions are: which models differ from the best
+model, from the baseline, or from the dense model? The p-values of all other pairs are not corrected. A table with
+another question must correct its p-values itself.
 """
 import itertools
 import json
@@ -32,21 +33,22 @@ COLUMNS = (*KEYS, "other", "other_calib", "other_k_max", "against", "metric", "t
 
 
 class CompareError(ValueError):
-    """Models cannot be compared item by item."""
+    """The models cannot be compared item by item."""
 
 
 class Outcomes(NamedTuple):
-    """One model's outcome on each item of one task."""
+    """The outcomes of one model on all items of one task."""
     task: str
     metric: str
     kind: str
     """`acc` or `ppl`, as in PRIMARY."""
     ids: list[str]
-    """File, number and hash of each item; equal for models that answered the same items."""
+    """Identity of each item: file, number and hash. The identities are equal for models that answered the same
+    items."""
     values_I: np.ndarray
-    """Accuracy, or log-likelihood in nats; NaN for an item on which the model gave no number."""
+    """Accuracy, or log-likelihood in nats, of each item; NaN if the model gave no number."""
     weights_I: np.ndarray
-    """Tokens (or words) of each item for perplexities, ones for accuracies."""
+    """Weight of each item: its number of tokens (or words) for perplexities, 1 for accuracies."""
 
 
 class Entry(NamedTuple):
@@ -54,17 +56,18 @@ class Entry(NamedTuple):
     key: tuple[str, str, str, float, int]
     """Model, calib, method, ratio, k_max, as in KEYS."""
     zeros: bool
-    """Whether the model has weights set to zero instead of fewer weights. Such models are compared among themselves."""
+    """Whether the model has weights set to zero instead of fewer weights. Models with zeros are compared only with each
+    other."""
     outcomes: list[Outcomes]
 
 
 # From disk ------------------------------------------------------------------------------------------------------------
 
 def read_outcomes(folder: str | Path, scores: Scores) -> list[Outcomes]:
-    """Outcomes on all tasks that count in a summary, by name, from the samples that an evaluation writes.
+    """The outcomes on all tasks that a summary includes, read from the sample files of an evaluation.
 
-    If the group itself has the score that counts, the items of all tasks of the group are listed under the name of the
-    group. Raises CompareError if items are missing, or if their number differs from the number of items of the score.
+    If the score of a group of tasks is the main score, the items of all tasks of the group are listed under the group's
+    name. Raises CompareError if items are missing, or if their number differs from the number of items of the score.
     """
     found = []
     for kind, metrics in PRIMARY.items():
@@ -81,7 +84,8 @@ def read_outcomes(folder: str | Path, scores: Scores) -> list[Outcomes]:
 
 
 def _members(task: str, scores: Sequence[Score]) -> list[str]:
-    """The names of the sample files of a task, or of the tasks below a group: `law` for mmlu/law."""
+    """The names of the sample files of a task. For a group, these are the names of the tasks below the group: `law` for
+    mmlu/law."""
     known = sorted({score.task for score in scores})
     below = [name for name in known if name.startswith(f"{task}/")]
     # a group within a group has a score but no items
@@ -90,7 +94,8 @@ def _members(task: str, scores: Sequence[Score]) -> list[str]:
 
 
 def _read_part(path: Path, metric: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    """(id, (value, weight)) of each item, from the first of lm-eval's filters that has the metric."""
+    """(id, (value, weight)) of each item. If lm-eval applied several filters, the first filter that has the metric is
+    used."""
     if not path.is_file():
         raise CompareError(f"{path} does not exist; evaluate this model again and keep its samples")
     chosen = None
@@ -106,7 +111,8 @@ def _read_part(path: Path, metric: str) -> Iterator[tuple[str, tuple[float, floa
 # Comparisons ----------------------------------------------------------------------------------------------------------
 
 def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """One row for each pair of pruned models of one dense model, ratio and kind of pruning, on each metric and task.
+    """One row for each pair of pruned models, for each metric and task. Both models of a pair come from the same dense
+    model, and have the same ratio and kind of pruning.
 
     Columns as in COLUMNS. Pairs with the dense model are rows too.
     difference  the row's model minus the other model: share of items, or nats per token (below 0 is better)
@@ -126,7 +132,7 @@ def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> p
 
 
 def _pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
-    """The index pairs (j, k), j < k, of models to compare: pairs in a group, and pairs with the dense model."""
+    """The index pairs (j, k), j < k, of the models to compare: pairs within a group, and pairs with the dense model."""
     groups = [(entry.key[3], entry.zeros) for entry in entries]
     dense = [entry.key[2] == DENSE for entry in entries]
     return [(j, k) for j, k in itertools.combinations(range(len(entries)), 2)
@@ -135,7 +141,7 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[int, int]]:
 
 def _test(entries: Sequence[Entry], kind: str, pairs: Sequence[tuple[int, int]], draws: int,
           seed: int) -> dict[str, Table]:
-    """Tables of the tasks of one kind, by task; `all` is last."""
+    """The test results of all tasks of one kind, by task; the entry `all` comes last."""
     by_task = {first.task: [next(o for o in entry.outcomes if o.kind == kind and o.task == first.task)
                             for entry in entries] for first in entries[0].outcomes if first.kind == kind}
     if not by_task:
@@ -149,7 +155,7 @@ def _test(entries: Sequence[Entry], kind: str, pairs: Sequence[tuple[int, int]],
 
 
 def _check_items(entries: Sequence[Entry]) -> None:
-    """Refuse models that did not answer the same items, with the same lengths, of the same tasks."""
+    """Raise CompareError if models did not answer the same items of the same tasks, with the same lengths."""
     first = entries[0]
     known = {(o.kind, o.task): o for o in first.outcomes}
     for entry in entries[1:]:
@@ -174,7 +180,7 @@ def _name(entry: Entry) -> str:
 # As rows --------------------------------------------------------------------------------------------------------------
 
 def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table) -> list[dict[str, Any]]:
-    """The pairs of every group of one dense model, on one task."""
+    """One row for each pair in every group of one dense model, on one task."""
     places = {entry.key: place for place, entry in enumerate(entries)}
     dense = next((place for place, entry in enumerate(entries) if entry.key[2] == DENSE), None)
     rows = []

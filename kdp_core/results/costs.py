@@ -1,10 +1,11 @@
-"""Tables 10 and 12 of the KDP paper (Ma et al., ICLR 2026) from the configurations of its six models alone.
+"""Computes Tables 10 and 12 of the KDP paper (Ma et al., ICLR 2026) from nothing but the configurations of its six
+models.
 
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
-attention scores (see kdp_core.model.sizes). Each of our counts has the paper's figure and the difference next to it;
-NOTES_10 and NOTE_12 explain the differences. Most figures of Table 10 are reproduced in every digit once the number of
-removed layers is known. The exceptions are:
+attention scores (see kdp_core.model.sizes). Each of our counts stands next to the paper's figure and the difference;
+NOTES_10 and NOTE_12 explain the differences. If the number of removed layers is known, most figures of Table 10 are
+reproduced in every digit. The exceptions are:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
                      row of LLaMA-2-7B corresponds to four blocks of two layers, while Table 5 lists five
     ratios           SliceGPT's rows remove 25 % of the width, which is 15 % of the parameters, so the ratios differ
@@ -29,9 +30,11 @@ TOKENS = 128
 FEATURES = 1024
 """2m, appendix B."""
 HIDDEN = 2000
-"""ASSUME: width of the inverse network. The paper does not print it; this width gives Table 12's 2.89 G and 3.4 G."""
+"""ASSUME: width of the inverse network of step 2. The paper does not state this width; with 2000 the counts agree with
+Table 12's 2.89 G and 3.4 G."""
 PAIRS = 5
-"""Blocks that Table 5 lists for each LLaMA. Each has two layers if [17,19] means 17 and 19."""
+"""Number of blocks that Table 5 lists for each LLaMA model. Each block has two layers if [17,19] means layers 17 and
+19."""
 SLICED = 0.25
 """Share of the hidden width that SliceGPT removes; widths are multiples of 8."""
 
@@ -39,11 +42,11 @@ MODELS: Mapping[str, str] = {
     "LLaMA-2-7B": "meta-llama/Llama-2-7b-hf", "LLaMA-2-13B": "meta-llama/Llama-2-13b-hf",
     "LLaMA-3-8B": "meta-llama/Meta-Llama-3-8B", "LLaMA-3.1-8B": "meta-llama/Llama-3.1-8B",
     "OPT-2.7B": "facebook/opt-2.7b", "OPT-6.7B": "facebook/opt-6.7b"}
-"""The paper's names of its models, and the models' names on the hub."""
+"""The names of the paper's models, and the names of the same models on the hub."""
 
 
 class Printed(NamedTuple):
-    """The paper's figures of one row: Table 10, and the ratio of Table 1."""
+    """The paper's figures in one row of Table 10, and the ratio of the same row in Table 1."""
     flops_giga: float = math.nan
     change_percent: float = math.nan
     speedup: float = math.nan
@@ -67,7 +70,7 @@ TABLE_10: Mapping[tuple[str, str], Printed] = {
     ("LLaMA-3-8B", "ShortGPT"): Printed(ratio_percent=19.0),
     ("LLaMA-3-8B", "KDP, counted alike"): Printed(ratio_percent=25.8),
 }
-"""Table 10, with the ratios of Table 1. The paper has no costs of the other models."""
+"""Table 10, with the ratios of Table 1. The paper does not report costs of the other models."""
 
 REMOVED: Mapping[str, Mapping[str, int]] = {
     "LLaMA-2-7B": {"SLEB": 7, "ShortGPT": 9, "Streamline": 10},
@@ -78,9 +81,10 @@ REMOVED: Mapping[str, Mapping[str, int]] = {
     "OPT-2.7B": {"SLEB": 7},
     "OPT-6.7B": {"SLEB": 7},
 }
-"""Layers that each baseline removes, found from its FLOPs or its ratio; rows as in Tables 1, 2 and 6."""
+"""Number of layers that each baseline removes, derived from the baseline's FLOPs or ratio; the rows are those of Tables
+1, 2 and 6."""
 AS_PRINTED: Mapping[str, int] = {"LLaMA-2-7B": 4, "LLaMA-2-13B": 5}
-"""Number of blocks of two layers that agrees with KDP's FLOPs in Table 10."""
+"""Number of folded blocks of two layers for which our count agrees with KDP's FLOPs in Table 10."""
 
 TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "LLaMA-2-7B": {"block_gmacs": (51.80, 77.71), "block_mparams": (404.77, 607.15), "fold": (2.89, 12.40),
@@ -88,29 +92,32 @@ TABLE_12: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "LLaMA-2-13B": {"block_gmacs": (81.20, 121.80), "block_mparams": (634.41, 951.61), "fold": (3.4, 14.83),
                     "kept_flops": (4.19, 2.79), "kept_params": (2.34, 1.56)},
 }
-"""Table 12 for k = 2 and k = 3. `fold` holds GFLOPs and millions of parameters of a block, equal for both k."""
+"""Table 12 for k = 2 and k = 3. `fold` contains the GFLOPs and the millions of parameters of one folded block, which
+are equal for both k."""
 
 
 # What a model costs ---------------------------------------------------------------------------------------------------
 
 class Size(NamedTuple):
-    """Counts of one model, one of its layers, and one of its folded blocks."""
+    """Counts of one model, of one of its layers, and of one of its folded blocks."""
     params: int
     macs: int
-    """Multiply-adds are counted for one token, here and in the other fields."""
+    """All fields with multiply-adds count one token."""
     layer_params: int
     layer_macs: int
     fold_params: int
     fold_macs: int
     fold_printed: int
-    """FLOPs of a folded block as the paper counts them: prod A, W1 and W2 at 2 per multiply-add, no projection."""
+    """FLOPs of a folded block as the paper counts them, at 2 per multiply-add, without the projection. Three matrices
+    count: the product of the operators A, W1, and W2."""
     sliced_params: int
-    """Parameters of SliceGPT at SLICED. As in its code, the last layer writes the whole width and the head reads it."""
+    """Parameters of the model that SliceGPT slices by SLICED. As in SliceGPT's code, the last layer writes the whole
+    width, and the head reads the whole width."""
     sliced_macs: int
 
 
 def size(model: str) -> Size:
-    """Counts of one of MODELS, which is built without weights from its published configuration."""
+    """Counts of one of MODELS. The model is built without weights from its published configuration."""
     # imported here, because the import takes seconds
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -130,7 +137,8 @@ def size(model: str) -> Size:
 # Table 10 -------------------------------------------------------------------------------------------------------------
 
 def table_10() -> pd.DataFrame:
-    """One row for each model and method: what is removed, our counts, the paper's figures, and why they differ."""
+    """One row for each model and method: what is removed, our counts, the paper's figures, and why the figures
+    differ."""
     rows = []
     for model in MODELS:
         counts = size(model)
@@ -148,7 +156,7 @@ def table_10() -> pd.DataFrame:
 
 
 def _variants(model: str, counts: Size) -> Iterator[tuple[str, str, int, int, str]]:
-    """(method, what is removed, parameters, multiply-adds per token, notes) of every row of one model."""
+    """(method, what is removed, parameters, multiply-adds per token, letters of notes) for every row of one model."""
     yield "dense", "", counts.params, counts.macs, "a"
     for method, layers in REMOVED[model].items():
         note = "b" if method == "SLEB" and model == "LLaMA-2-7B" else "c" if method == "Streamline" else ""
@@ -190,7 +198,8 @@ NOTES_10 = {
 # Table 12 -------------------------------------------------------------------------------------------------------------
 
 def table_12() -> pd.DataFrame:
-    """One row for each model and k: k layers next to one folded block, our counts and the paper's figures."""
+    """One row for each model and k: k layers compared with one folded block, in our counts and in the paper's
+    figures."""
     rows = []
     for model in MODELS:
         counts, printed = size(model), TABLE_12.get(model)
@@ -245,7 +254,7 @@ COLUMNS_12 = {
 
 
 def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", "md", "tex"]) -> str:
-    """One of the two tables as text. The CSV file also has the explanations, and every figure in full precision."""
+    """One of the two tables as text. The CSV text also contains the explanations, and all figures in full precision."""
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     known = COLUMNS_10 if number == 10 else COLUMNS_12
