@@ -1,5 +1,4 @@
-"""Sparsity: single weights are set to zero. For the same ratio, as many weights become zero as a depth method would
-remove.
+"""Sparsity: single weights are set to zero, as many as a depth method would remove for the same ratio.
 
 A matrix has R rows (its outputs) and C columns (its inputs). Three rules say which weights are set to zero:
     magnitude: the lowest |W_ij| of the matrix.
@@ -15,8 +14,7 @@ be a share of all parameters, where tied parameters count once. Then the share s
 in these matrices must become zero. The share s is the same for every matrix. The running total of zeros is s times the
 number of weights so far, rounded down. The number of zeros of a matrix is the increase of this total. The number of
 zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8
-columns is set to zero, as in the papers, and the ratio is not read. The statistics of the method contain the share of
-zeros.
+columns is set to zero, as in the papers, and the ratio is not read. The statistics contain the share of zeros.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
     Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight becomes zero in
@@ -24,8 +22,7 @@ Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/spars
         number, both codes give the same zeros.
     SparseGPT and magnitude set one weight too many to zero: all up to the int(count s)-th score inclusive. Here the
         count is exact.
-    SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. SparseGPT uses float32, and we use
-        float64.
+    SparseGPT stops if H is singular; here damp is raised tenfold, up to 0.1. SparseGPT uses float32, we use float64.
     As in SparseGPT's code, all weights of dead columns (whose inputs are always 0) become zero, even if this exceeds
         the count.
 """
@@ -195,8 +192,7 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 
 def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Number of weights to set to zero in each matrix, by the matrix's name. The numbers are computed from shapes
-    alone; no weight is read."""
+    """Number of weights to set to zero in each matrix, by the matrix's name. Weights are not read for this."""
     model = checkpoints.on_meta(checkpoints.config_of(dense))
     matrices = list(_matrices(model))
     total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
