@@ -14,6 +14,7 @@ rule similarity:
     conda:
         environment()
     resources:
+        **ONE_GPU,
         mem_mb=memory_mb(
             3000,
             states=lambda wildcards: resources.gathered_states(
@@ -23,6 +24,7 @@ rule similarity:
         runtime=minutes(20, per_billion=6),
     params:
         options=config.get("similarity", {}),
+        device=device_of,
         code=code.of_script("states/similarity"),
     message:
         "Comparing the layers of {wildcards.model}"

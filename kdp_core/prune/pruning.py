@@ -81,9 +81,9 @@ def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method
     if not states.exists():
         where = {name: filled[name] for name in ("device", "dtype") if name in filled}
         hidden.extract(checkpoints.load_model(dense, **where), tokens, states)
-    read = hidden.read(states)
+    read, place = hidden.read(states), str(checkpoints.resolve_device(filled.get("device", "cpu")))
     searches = methods.method_of(method).search is not None
-    basis = None if searches else keep("similarity", lambda: similarity.similarity(read))
+    basis = None if searches else keep("similarity", lambda: similarity.similarity(read, device=place))
     plan = methods.run(method, dense, read, tokens, basis, facts, ratio=ratio, k_max=k_max, options=options, keep=keep,
                        **filled)
     return keep("pruned", lambda: fold.fold(plan, dense, out))

@@ -37,13 +37,14 @@ class SimilarityError(ValueError):
 
 
 def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", "raw"] = "mask", tokens: Count = 8192,
-               batch: Annotated[int, Ge(4)] = 256, seed: int = 0) -> Similarity:
+               batch: Annotated[int, Ge(4)] = 256, seed: int = 0, device: str = "cpu") -> Similarity:
     """Compare all pairs of stored states: matrices (L, L), float64.
 
     treatment: what is done with massive tokens: mask, normalise or raw.
     tokens: largest number of tokens that are compared.
     batch: tokens of a CKA minibatch.
     seed: seed of the choice and order of the tokens.
+    device: where to compute, such as cpu or cuda. One minibatch at a time is on the device.
     Cosines and CKA are at most 1; angular distances are in units of pi, 0 to 1. Raises OptionError for a value that is
     not allowed, and SimilarityError if there are fewer tokens than one minibatch needs.
     """
@@ -65,11 +66,11 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
     x_LND, left_out_LND = x_LND[:, :len(chosen_N)], x_LND[:, len(chosen_N):]
     if treatment == "normalise":
         x_LND = torch.nn.functional.normalize(x_LND, dim=-1)
-    cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch)
+    cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch, device)
     # D(l, k) = mean over sequences of arccos(cos(x_l, x_k)) / pi, at the last token
-    angular_last_LL = _cosines(last_LSD).arccos().mean(0) / torch.pi
+    angular_last_LL = _cosines(last_LSD.to(device)).arccos().mean(0).cpu() / torch.pi
     counts = len(chosen_N), len(left_out_N)
-    cosine_all_LL = (counts[0] * cosine_LL + _summed_cosines(left_out_LND, batch)) / sum(counts)
+    cosine_all_LL = (counts[0] * cosine_LL + _summed_cosines(left_out_LND, batch, device)) / sum(counts)
     return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), cosine_all_LL,
                       treatment, len(chosen_N), int((~keep_N).sum()))
 
@@ -91,20 +92,21 @@ def _cosines(x_LND: Tensor) -> Tensor:
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
-def _summed_cosines(x_LND: Tensor, batch: int) -> Tensor:
+def _summed_cosines(x_LND: Tensor, batch: int, device: str) -> Tensor:
     """Sum over tokens of the cosine of every pair of layers, (L, L) float64; zeros without tokens."""
-    return torch.stack([_cosines(x_LBD).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0)
+    return torch.stack([_cosines(x_LBD.to(device)).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0).cpu()
 
 
-def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean cosine, mean angular distance, and the HSIC of both kernels summed over minibatches, each (L, L) float64."""
     L, N, _ = x_LND.shape
-    cosine_LL, angular_LL, linear_LL, rbf_LL = (torch.zeros(L, L, dtype=torch.float64) for _ in range(4))
-    sigma_L = torch.tensor([median_distance(x_BD) for x_BD in x_LND[:, :batch]], dtype=torch.float64)
+    summed = torch.zeros(4, L, L, dtype=torch.float64, device=device)
+    cosine_LL, angular_LL, linear_LL, rbf_LL = summed
+    sigma_L = torch.tensor([median_distance(x_BD) for x_BD in x_LND[:, :batch]], dtype=torch.float64).to(device)
     # if all states of a layer are equal, its Gram matrix is rounding noise, which correlates with itself
     flat_L = (x_LND == x_LND[:, :1]).all(-1).all(-1)
     for start in range(0, N, batch):
-        x_LBD = x_LND[:, start:start + batch].double()
+        x_LBD = x_LND[:, start:start + batch].to(device).double()
         cos_BLL = _cosines(x_LBD)
         cosine_LL += cos_BLL.sum(0) / N
         angular_LL += cos_BLL.arccos().sum(0) / (torch.pi * N)
@@ -112,6 +114,7 @@ def _accumulate(x_LND: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tens
         # k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma the layer's median distance
         rbf_LL += hsic_pairs(torch.exp(-squared_distances(x_LBD) / (2 * sigma_L[:, None, None] ** 2)))
         logger.info("similarity: %d of %d tokens", start + batch, N)
+    cosine_LL, angular_LL, linear_LL, rbf_LL = summed.cpu()
     for hsic_LL in (linear_LL, rbf_LL):
         hsic_LL[flat_L] = hsic_LL[:, flat_L] = 0.0
     return cosine_LL, angular_LL, linear_LL, rbf_LL

@@ -54,7 +54,9 @@ def test_only_jobs_on_a_gpu_get_the_type_and_the_partition_of_gpus(project):
     hidden = asked(project, "hidden", target, **site)
     assert (hidden["gpu"], hidden["gpu_model"], hidden["slurm_partition"]) == (1, "a100", "gpu")
     similarity = asked(project, "similarity", target, **site)
-    assert similarity["slurm_partition"] == "cpu" and not {"gpu", "gpu_model"} & set(similarity)
+    assert (similarity["gpu"], similarity["gpu_model"], similarity["slurm_partition"]) == (1, "a100", "gpu")
+    tokens = asked(project, "tokens", target, **site)
+    assert tokens["slurm_partition"] == "cpu" and not {"gpu", "gpu_model"} & set(tokens)
     project.config["models"]["pico"]["device"] = "cpu"
     hidden = asked(project, "hidden", target, **site)
     assert (hidden["gpu"], hidden["slurm_partition"]) == (0, "cpu") and "gpu_model" not in hidden
@@ -96,6 +98,7 @@ def test_jobs_of_a_spread_model_take_all_its_gpus_and_fits_on_states_one(project
     project.config["theory"] = {"method": "kdp", "run": [2, 5]}
     target = "results/pico/few/theory.json"
     assert (asked(project, "hidden", target)["gpu"], asked(project, "theory", target)["gpu"]) == (4, 1)
+    assert asked(project, "similarity", "results/pico/few/similarity.safetensors")["gpu"] == 1
     scored = asked(project, "evaluate_dense", "results/pico/scores.json")
     # one process sees them all
     assert (scored["gpu"], scored["nodes"]) == (4, 1)

@@ -49,7 +49,7 @@ def hidden_block() -> dict[str, Any]:
 
 def similarity_block() -> dict[str, Any]:
     """How layers are compared."""
-    return signature_block("Similarity of layers.", similarity.similarity, known=("tokens", "batch"))
+    return signature_block("Similarity of layers.", similarity.similarity, ("device",), known=("tokens", "batch"))
 
 
 def theory_block() -> dict[str, Any]:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdp_core.base.options import OptionError
 from kdp_core.states import hidden
@@ -209,6 +210,31 @@ def test_only_stored_states_are_compared(tmp_path):
     whole = similarity(stored.write(tmp_path / "all.zarr", h_LSTD), tokens=512, batch=64)
     assert found.layers == [3, 8]
     torch.testing.assert_close(found.cka_linear_LL[0, 1], whole.cka_linear_LL[0, 2])
+
+
+class Products(TorchDispatchMode):
+    """The kinds of devices on which matrices are multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.on = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            self.on.append(args[0].device.type)
+        return function(*args, **kwargs or {})
+
+
+def test_everything_is_multiplied_on_the_device_and_comes_back(tmp_path):
+    h_LSTD = layers_of(sequences=4, length=16)
+    h_LSTD[0, 0, 0] *= 1000
+    states = stored.write(tmp_path / "h.zarr", h_LSTD)
+    with Products() as here:
+        similarity(states, tokens=64, batch=16, device="cpu")
+    # a tensor on the meta device has no numbers, so the sums cannot come back
+    with Products() as there, pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        similarity(states, tokens=64, batch=16, device="meta")
+    assert set(here.on) == {"cpu"} and set(there.on) == {"meta"} and len(there.on) > 3 * 4
 
 
 @pytest.mark.parametrize("options, message", [
