@@ -1,11 +1,11 @@
-"""The summary in plain words: which variant came first for each model and target, by how much, and how sure that is.
+"""The summary in plain words: for each model and target, the best variant, its lead, and how certain the lead is.
 
 Two rules decide whether a difference is more than noise. The first rule needs a paired test of the two models on the
 same items. The difference is clear if p, with Holm's correction, is below SIGNIFICANT; otherwise no difference is
-shown. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). Up to TIE the
-distance is a tie, from CLEAR on it is clear, and in between it is suggestive. The second rule assumes that the models
-are independent, although they answer the same items, so it is cautious. This module puts numbers into words and
-computes no further numbers.
+shown. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
+at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
+rule assumes that the models are independent. They answer the same items, so the rule errs towards a tie. This module
+puts the numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from kdp_core.results.marks import zeros
 from kdp_core.results.paired import ALL, SIGNIFICANT
 
 TIE, CLEAR = 1.0, 2.0
-"""In combined standard errors: a distance up to TIE is a tie, a distance from CLEAR on is a clear difference."""
+"""In combined standard errors: a distance of at most TIE is a tie, a distance of at least CLEAR is clear."""
 SAME_SIZE = 0.02
-"""The first sentence compares two models only if the shares that they removed differ by at most this much."""
+"""`sentence` compares two models only if their shares of removed parameters differ by at most this much."""
 LISTED = 5
-"""Number of names that a sentence lists. In a longer list the remaining names are only counted."""
+"""Largest number of names that a sentence lists. A longer list ends with the number of the remaining names."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
 Level = Literal["clear", "suggestive", "tie", "unknown", ""]
 
@@ -31,17 +31,17 @@ class Claim(NamedTuple):
     """One statement."""
     topic: str
     level: Level
-    """How sure a first place is; empty if nothing is compared."""
+    """How certain the lead of the first model is; empty if the statement compares no models."""
     text: str
     first: str = ""
-    """The model that came first, as the text names it."""
+    """The name of the first model in the text of the statement."""
 
 
 class Finding(NamedTuple):
-    """All statements about one dense model, or about one target of it."""
+    """All statements about one dense model, or about its pruned models of one target ratio."""
     model: str
     target: str
-    """Such as `10 %`; empty for the dense model."""
+    """The target ratio as text, such as `10 %`; empty for the dense model."""
     claims: list[Claim]
 
 
@@ -49,22 +49,22 @@ class Verdict(NamedTuple):
     """How two models differ in one metric."""
     level: Level
     apart: float
-    """Distance in combined standard errors; infinite if the errors are not known."""
+    """Distance in combined standard errors; infinite if the standard errors are not known."""
     test: tuple[float, int] | None = None
-    """p and number of items of the paired test, if there is one."""
+    """p and number of items of the paired test; None if the models have no test."""
 
 
 Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
-"""Metric and the keys of both models -> p with Holm's correction and number of items of a paired test."""
+"""(metric, keys of both models) -> (p with Holm's correction, number of items) of their paired test."""
 
 
 def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> list[Finding]:
     """The summary in plain sentences: one finding for each dense model, and one for each of its target ratios.
 
-    comparisons: paired tests, as compare.compare gives them. The rows over all tasks against the best and against the
-        baseline are read.
-    Models whose weights are only set to zero are compared among themselves. If a fine-tuned model comes first, the
-    models that are not fine-tuned are also compared among themselves.
+    comparisons: the paired tests that compare.compare returns. Of these tests, only those over all tasks against the
+        best and against the baseline are read.
+    Models whose weights are only set to zero are compared only with each other. If a fine-tuned model comes first, a
+    further statement compares the models without fine-tuning.
     """
     said, best, floor = [], _paired(comparisons, "best"), _paired(comparisons, "baseline")
     for model in sorted(summary["model"].unique()):
@@ -78,12 +78,13 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
 
 def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> str:
-    """The outcome of a run: the best model of the largest target, the next best of its size, and how sure this is.
+    """The result of a run: the best model of the largest target, the next best model of its size, and whether they
+    differ clearly.
 
-    comparisons: paired tests, as compare.compare gives them.
-    The sentence is about the first dense model and its pruned models that are really smaller. The best model has the
-    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if there is nothing to
-    say.
+    comparisons: the paired tests that compare.compare returns.
+    The text describes the first dense model and its pruned models that have fewer parameters. The best model has the
+    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if the models have no
+    score.
     """
     own = summary[summary["model"] == summary["model"].iloc[0]]
     pruned = own[(own["method"] != DENSE) & ~zeros(own)]
@@ -106,7 +107,7 @@ def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
 
 def _sure_words(best: pd.Series, other: pd.Series, paired: Paired) -> str:
-    """Which differences between two models are clear."""
+    """The sentence that says which differences between two models are clear."""
     both = {words: metric for words, metric in (("perplexity", "ppl"), ("accuracy", "acc"))
             if known(best[metric]) and known(other[metric])}
     clear = [words for words, metric in both.items() if verdict(best, other, metric, paired).level == "clear"]
@@ -119,19 +120,19 @@ def _sure_words(best: pd.Series, other: pd.Series, paired: Paired) -> str:
 
 
 def _left_words(row: pd.Series) -> str:
-    """What is left of a pruned model: perplexity and accuracy next to the dense model's."""
+    """Perplexity and accuracy of a pruned model, relative to those of the dense model."""
     ratio = row["ppl_ratio"]
     said = [f"{ratio:,.{0 if ratio >= 10 else 2}f} times the perplexity"] if known(ratio) else []
     return " and ".join([*said, *([f"{_share(row['rp'] / 100)} of the accuracy"] if known(row["rp"]) else [])])
 
 
 def _share(share: float) -> str:
-    """A share in percent; no line break separates the number and the sign."""
+    """A share in percent, with a no-break space before the percent sign."""
     return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def number_of(row: pd.Series, name: str) -> str:
-    """A value of the summary with its standard error and unit."""
+    """A number of the summary with its standard error and unit."""
     column = COLUMNS[name]
     error = row[column.stderr]
     unit = f" {column.unit}" if column.unit else ""
@@ -140,7 +141,7 @@ def number_of(row: pd.Series, name: str) -> str:
 
 
 def known(value: Any) -> bool:
-    """Whether a cell of a frame holds a value."""
+    """Whether a cell of a data frame contains a value."""
     return value is not None and not pd.isna(value)
 
 
@@ -152,14 +153,14 @@ def duration(seconds: float) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names as part of a sentence. In a long list the last names are only counted."""
+    """Names joined to a list for a sentence. A long list ends with the number of the remaining names."""
     if len(names) > LISTED + 1:
         names = [*names[:LISTED], f"{len(names) - LISTED} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def interval(low: float, high: float, digits: int = 0) -> str:
-    """`7.6 to 15.8`, or one number if both are printed in the same way."""
+    """`7.6 to 15.8`, or a single number if both ends are printed alike."""
     ends = [f"{end:.{digits}f}" for end in (low, high)]
     return " to ".join(dict.fromkeys(ends))
 
@@ -197,7 +198,7 @@ def _claims(group: pd.DataFrame, best: Paired, floor: Paired) -> list[Claim]:
 
 
 def _removed_words(group: pd.DataFrame, sparse: pd.Series) -> str:
-    """How many models there are, and what was removed from them or set to zero."""
+    """The number of models, and the shares of parameters that were removed or set to zero in them."""
     fewer, held = group[~sparse], group[sparse]
     said = []
     if not fewer.empty:
@@ -211,12 +212,12 @@ def _removed_words(group: pd.DataFrame, sparse: pd.Series) -> str:
 
 
 def _ranked(group: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The scored models, best first."""
+    """The scored models, the best model first."""
     return group[group[metric].notna()].sort_values(metric, ascending=COLUMNS[metric].better < 0, kind="stable")
 
 
 def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: Paired, note: str) -> Claim:
-    """Which model is first, by how much, and which other models may be as good."""
+    """The first model, its lead, and the models that may be equally good."""
     column, word = COLUMNS[metric], WORDS[metric]
     topic, first = f"{word.capitalize()}{note}", ranked.iloc[0]
     name, value = names[first.name], f"{number_of(first, metric)}{_beside_dense(first, metric)}"
@@ -248,7 +249,7 @@ def _apart_words(found: Verdict) -> str:
 
 
 def _tie_words(found: Sequence[Verdict]) -> str:
-    """Which of the two rules finds no difference between the models."""
+    """Why the models are a tie: the rule that was used and its figures."""
     p_values = [one.test[0] for one in found if one.test]
     if not p_values:
         return "at most one combined standard error apart"
@@ -268,7 +269,7 @@ def _beside_dense(row: pd.Series, metric: str) -> str:
 
 
 def _baseline_claims(group: pd.DataFrame, names: pd.Series, paired: Paired) -> list[Claim]:
-    """Variants compared with plain removal of layers, in accuracy, at equal calibration set and k_max."""
+    """The variants beside plain removal of layers: accuracy at the same calibration set and k_max."""
     found: dict[str, list[str]] = {"Clearly more accurate": [], "Perhaps more accurate": [],
                                    "Not told apart in accuracy": [], "Less accurate": []}
     for _, part in group[group["acc"].notna()].groupby(["calib", "k_max"], sort=True):
@@ -305,7 +306,7 @@ def _fits_claims(group: pd.DataFrame, names: pd.Series) -> list[Claim]:
 
 
 def _variant_names(group: pd.DataFrame) -> pd.Series:
-    """The variant, a dagger if it was fine-tuned, and calib and k_max if they vary in the group."""
+    """Name of each variant, with a dagger if it was fine-tuned, and with calib and k_max if these vary in the group."""
     calibs, k_maxes = group["calib"].nunique() > 1, group["k_max"].nunique() > 1
     extras = [[*([str(row["calib"])] if calibs else []), *([f"k\N{NO-BREAK SPACE}{row['k_max']}"] if k_maxes else [])]
               for _, row in group.iterrows()]
@@ -317,7 +318,7 @@ def _variant_names(group: pd.DataFrame) -> pd.Series:
 # How sure it is -------------------------------------------------------------------------------------------------------
 
 def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Verdict:
-    """How two rows of a summary differ in `acc` or `ppl`: by their paired test, or else by their standard errors."""
+    """How two rows of a summary differ in `acc` or `ppl`: by their paired test, or without a test by standard errors."""
     apart, test = _apart(one, other, metric), paired.get((metric, frozenset((_key(one), _key(other)))))
     if test:
         return Verdict("clear" if test[0] < SIGNIFICANT else "tie", apart, test)
@@ -326,7 +327,7 @@ def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Ve
 
 
 def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
-    """Difference in combined standard errors; infinite if the errors are not known and the values differ."""
+    """Difference in combined standard errors; infinite if the values differ and their standard errors are not known."""
     gap = abs(one[metric] - other[metric])
     errors = [one[COLUMNS[metric].stderr], other[COLUMNS[metric].stderr]]
     combined = math.hypot(*errors) if all(known(error) for error in errors) else 0.0
@@ -334,7 +335,7 @@ def _apart(one: pd.Series, other: pd.Series, metric: str) -> float:
 
 
 def _paired(comparisons: pd.DataFrame | None, against: str) -> Paired:
-    """The tests of all models against the best, or against the baseline."""
+    """The paired tests of all models against the best model, or against the baseline."""
     if comparisons is None or comparisons.empty:
         return {}
     tested = (comparisons["task"] == ALL) & (comparisons["against"] == against)

@@ -1,4 +1,4 @@
-"""Marks of a table: the best rows of each group, if they differ from the other rows by more than noise.
+"""Marks in a table: which rows of each group are best, if their lead is more than noise.
 
 Two rows are compared by a paired test on the same items, or by their standard errors if there is no test.
 """
@@ -16,23 +16,23 @@ NOTE = ("Bold: ahead of every other row of the same model and target. Underlined
         f"items, Holm's correction, p < {SIGNIFICANT}, or, where items were not compared, by one combined standard "
         "error; costs as printed. ±: one standard error. †: fine-tuned after pruning. (zeros): weights set to zero, "
         "none taken out.")
-"""What the marks of a table mean, for print below it."""
+"""The note below a table that explains its marks."""
 Pairs = dict[frozenset[tuple[Any, ...]], float]
-"""p of two rows, by their keys."""
+"""Keys of two rows -> p of their paired test."""
 
 
 def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
           comparisons: pd.DataFrame | None = None) -> dict[Any, str]:
     """Which rows of a summary to mark in column `name`: {row label: "best" | "second"}.
 
-    The pruned rows of one model and ratio are compared; rows of models with weights set to zero are compared among
-    themselves. A row is "best" only if it differs significantly from every other row of its group. "second" are the
-    best of the remaining rows and all rows that do not differ significantly from that row. So if no row is "best", the
-    rows that may be the best are "second". If all rows may be the best, no row is marked.
+    Only pruned rows of one model and one ratio are compared. Rows of models with weights set to zero are compared only
+    with each other. A row is "best" only if it differs significantly from every other row of its group. Among the
+    remaining rows, "second" marks the first row and all rows that do not differ significantly from this row. So a group
+    without a "best" row marks as "second" all rows that may be the best. If this would mark all rows, no row is marked.
 
-    Two rows differ significantly by the paired tests in `comparisons`, corrected for the rows of the group (Holm,
-    p < SIGNIFICANT). Without tests they must differ by more than one combined standard error sqrt(se1^2 + se2^2).
-    Without errors, values are compared as printed, and equal values have the same mark.
+    Significance comes from the paired tests in `comparisons`, with Holm's correction for the rows of the group (p <
+    SIGNIFICANT). Without tests, two rows must differ by more than one combined standard error sqrt(se1^2 + se2^2).
+    Without standard errors, the printed values are compared, and rows with equal printed values get the same mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
@@ -44,12 +44,12 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
 
 def zeros(frame: pd.DataFrame) -> pd.Series:
-    """Which rows of a summary are models with weights set to zero instead of fewer weights."""
+    """Which rows of a summary describe models whose weights were set to zero and not removed."""
     return frame["params_zeroed"].gt(0).rename("zeros")
 
 
 def _tested(comparisons: pd.DataFrame, column: Column) -> Pairs:
-    """p of all pairs that were tested on the metric and task of a column."""
+    """p of each pair of rows that was tested on the metric and the task of a column."""
     own = comparisons[(comparisons["metric"] == column.test[0]) & (comparisons["task"] == column.test[1])]
     return {frozenset(((row.model, row.calib, row.method, row.ratio, row.k_max),
                        (row.model, row.other_calib, row.other, row.ratio, row.other_k_max))): row.p
@@ -75,7 +75,8 @@ def _marks_of_group(group: pd.DataFrame, name: str, column: Column, tested: Pair
 
 
 def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) -> dict[Any, str]:
-    """Marks of ranked rows; `told` says for each row but the first whether it differs significantly from the first."""
+    """Marks of ranked rows; `told` returns, for each row after the first, whether it differs significantly from the
+    first."""
     apart = told(labels)
     if not any(apart):
         # any row may be the best, so no row is marked
@@ -89,7 +90,8 @@ def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) 
 def _marks_as_printed(labels: list[Any], shown: list[str]) -> dict[Any, str]:
     """Marks of ranked rows by their printed values.
 
-    The rows equal to the first row are marked. If the first row is alone, the rows with the next value are marked too.
+    All rows whose value equals the first are "best". If only one row is "best", the rows with the next value are
+    "second".
     """
     distinct = list(dict.fromkeys(shown))
     if len(distinct) == 1:

@@ -1,8 +1,8 @@
-"""Parts of the report's page: sortable tables, the page's style and its script. All text is escaped.
+"""Parts of the report's page: sortable tables, the style sheet and the script. All text is escaped.
 
-Each cell of a table holds its text and the value by which the cell is sorted. A click or a key on a heading sorts the
-table by that column: numbers as numbers, and missing values always last. Without JavaScript the page shows the same
-tables, which cannot be sorted.
+Each cell of a table has its text and a value for sorting. A click on a heading, or a key pressed on it, sorts the table
+by that column. Numbers are sorted by size, and missing values always come last. Without JavaScript the page shows the
+same tables, but they cannot be sorted.
 """
 import html
 from collections.abc import Mapping, Sequence
@@ -27,23 +27,24 @@ class Row(NamedTuple):
 
 
 def text(words: Any) -> str:
-    """Words escaped for the page."""
+    """Text with HTML's special characters escaped."""
     return html.escape(str(words), quote=True)
 
 
 def cell(words: str, value: Any = None) -> Cell:
-    """A cell of plain words. It is sorted by `value`, or without `value` by the number or the words that it shows."""
+    """A cell of plain text. The cell is sorted by `value`; without `value`, by the number or the text that the cell
+    shows."""
     shown = words.replace(",", "")
     return Cell(text(words), str(value) if value is not None else "" if words == "–" else
                 shown if _numeric(shown) else words)
 
 
 def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: str, name: int = 0) -> str:
-    """A sortable table. Rows are sorted within their group. A group with a name has the name above its rows.
+    """A sortable table. Sorting moves rows only within their group. The name of a group is printed above its rows.
 
     label: the name of the table for a screen reader.
     name: the column that names a row; this column stays visible if the table is wider than the window.
-    A column is aligned right if every cell is a number or missing. Without rows there is no table.
+    A column is aligned right if every cell is a number or missing. A table without rows is left out.
     """
     rows = [row for group in groups.values() for row in group]
     if not rows:
@@ -61,7 +62,7 @@ def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: st
 
 
 def plain(head: Sequence[str], rows: Sequence[Sequence[str]], *, label: str) -> str:
-    """A table of words and numbers, which are shown unchanged."""
+    """A table of texts and numbers, printed unchanged."""
     return table(head, {"": [Row([cell(words) for words in row]) for row in rows]}, label=label)
 
 
@@ -82,7 +83,7 @@ def note(words: str) -> str:
 
 
 def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]], first: str = "") -> str:
-    """The page: a title, a lead, the rest of the first screen, and the sections.
+    """The page: its title, its lead, the rest of the first screen, and its sections.
 
     first: markup below the lead.
     sections: (heading, anchor, markup) of each section; empty sections are left out.

@@ -1,4 +1,4 @@
-"""Paired tests of models that answered the same items, task by task and on the mean over tasks.
+"""Paired tests of models that answered the same items: for each task, and for the mean over tasks.
 
 Axes: I items, J models, U distinct values, B draws of the bootstrap.
 """
@@ -9,23 +9,23 @@ from typing import NamedTuple
 import numpy as np
 
 ALL = "all"
-"""The task name of the mean over tasks."""
+"""The name that stands for the mean over tasks in the column of tasks."""
 DRAWS = 10_000
 CELLS = 4_000_000
-"""Number of random counts that are in memory at the same time."""
+"""Largest number of random counts in memory at the same time."""
 SIGNIFICANT = 0.05
-"""Corrected p below which two models differ significantly."""
+"""Limit of the corrected p: below it, two models differ significantly."""
 
 
 class Table(NamedTuple):
-    """All pairs of J models on one task: entry (j, k) is model j minus model k."""
+    """The comparison of all pairs of J models on one task; entry (j, k) of a matrix is model j minus model k."""
     metric: str
     means_J: np.ndarray
-    """Accuracy, or nats per token."""
+    """Mean of each model: accuracy, or nats per token."""
     difference_JJ: np.ndarray
     stderr_JJ: np.ndarray
     p_JJ: np.ndarray
-    """NaN for pairs whose bootstrap was not asked for."""
+    """p of each pair; NaN for a pair for which the caller did not ask for a bootstrap."""
     unit: str
     test: str
     items: int
@@ -35,9 +35,10 @@ class Table(NamedTuple):
 
 def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pairs: Sequence[tuple[int, int]], *,
                draws: int = DRAWS, seed: int = 0) -> dict[str, Table]:
-    """Tables of the accuracy tasks and of the plain mean over tasks, from values_IJ of items and models by task.
+    """Tables of the accuracy tasks and of the plain mean over tasks. `values` has values_IJ (items, models) for each
+    task.
 
-    The bootstrap of a pair depends on the outcomes of its two models and on the seed, but not on the other models.
+    The bootstrap of a pair depends only on the outcomes of its two models and on the seed.
     """
     made, squares = {}, 0.0
     for task, values_IJ in values.items():
@@ -61,7 +62,7 @@ def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pai
 
 
 def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]], draws: int, seed: int) -> np.ndarray:
-    """p_JJ of the mean over tasks, values_IJ by task, for these pairs."""
+    """p_JJ of the mean over tasks for these pairs. `values` has values_IJ for each task."""
     models = next(iter(values.values())).shape[1]
     p_JJ = np.full((models, models), np.nan)
     np.fill_diagonal(p_JJ, 1.0)
@@ -72,7 +73,7 @@ def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]
 
 
 def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p of the difference of each task, averaged over tasks. Items are resampled within each task."""
+    """Two-sided p of the mean over tasks of the tasks' differences. Items are resampled within each task."""
     observed = sum(d_I.mean() for d_I in differences) / len(differences)
     drawn_B = sum(resampled_means(d_I, draws, np.random.default_rng([seed, place]))
                   for place, d_I in enumerate(differences)) / len(differences)
@@ -81,9 +82,10 @@ def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: 
 
 
 def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Means_B of I items drawn with replacement, `draws` times.
+    """Means of `draws` bootstrap samples (B). Each sample draws I items with replacement.
 
-    Only the counts of the distinct values are drawn, from a multinomial. Accuracies have three distinct differences.
+    Only the counts of the distinct values are drawn, from a multinomial distribution. Differences of accuracies have
+    three distinct values: -1, 0 and 1.
     """
     kinds_U, counts_U = np.unique(values_I, return_counts=True)
     step = max(1, CELLS // len(kinds_U))
@@ -93,7 +95,7 @@ def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) 
 
 
 def mcnemar(values_IJ: np.ndarray) -> np.ndarray:
-    """Mid p-values of all pairs of models, from values that are right (1) or wrong (0) on the same items."""
+    """Mid p-values of all pairs of models. The values say whether a model answers an item right (1) or wrong (0)."""
     from scipy import stats  # the import takes half a second, and pages that only print tables do not need it
 
     # b_jk items that j has right and k wrong; X ~ Binomial(b_jk + b_kj, 1/2), x = min(b_jk, b_kj)
@@ -109,7 +111,7 @@ def perplexities(values: Mapping[str, np.ndarray], weights: Mapping[str, np.ndar
                  metrics: Mapping[str, str]) -> dict[str, Table]:
     """Tables of the perplexity tasks and of the mean over texts.
 
-    The inputs are log-likelihoods_IJ by task, and tokens_I of the items.
+    `values` has log-likelihoods_IJ for each task, and `weights` has the number of tokens of each item.
     """
     made, squares, fourths, total = {}, 0.0, 0.0, 0.0
     for task, ll_IJ in values.items():
@@ -154,7 +156,8 @@ def _differences(values_J: np.ndarray) -> np.ndarray:
 # Many tests -----------------------------------------------------------------------------------------------------------
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in the given order; NaN stays NaN and does not count."""
+    """p-values in the given order, corrected for the number of tests (Holm 1979). NaN stays NaN and is not counted as a
+    test."""
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
     corrected, above = [math.nan] * len(p_values), 0.0
     for rank, place in enumerate(order):

@@ -6,11 +6,12 @@
     5       the layers that were removed from each pruned model
     8       the data that each variant was trained on
     9, 11   barely trained steps; calibration sets
-A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 are ablations of the configuration that
-say which table they are. Tables 10 and 12 need no run: see `costs`. The paper gives points alone; here every score has
-its standard error. Table 2 has a row for each model and method instead of a column for each model. RP(Rouge) is the
-ratio of the means over tasks, as RP in Table 1; for RP(PPL) see summary.retained_ppl. Table 8 of the paper lists no
-samples for ShortGPT and SLEB; both select layers on calibration text, which counts here.
+A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 are ablations of the configuration; each
+of these ablations names the number of its table. Tables 10 and 12 need no run and are made by `costs`. The paper prints
+scores without errors; here every score has its standard error. Table 2 has one row for each pair of model and method;
+the paper has one column for each model. RP(Rouge) is a ratio of two means over tasks, like RP in Table 1.
+`summary.retained_ppl` defines RP(PPL). In the paper's Table 8, ShortGPT and SLEB have no samples. Both select layers on
+calibration text, so here this text is listed as their samples.
 """
 import math
 import re
@@ -28,9 +29,9 @@ from kdp_core.score.metrics import PRIMARY
 
 ORDER = ("cmnli", "hellaswag", "piqa", "chid", "wsc", "coqa", "boolq", "mmlu", "cmmlu", "race", "sst2", "c3",
          "wikitext", "c4", "xsum")
-"""The paper's order of tasks; other tasks follow in the order of names."""
+"""The paper's order of tasks; all other tasks follow in alphabetical order."""
 ROUGE = re.compile(r"^rouge[-_]?1")
-"""Metrics of Table 2's summaries."""
+"""Names of the ROUGE-1 metrics, which score the summaries in Table 2."""
 OWN = {
     "layers": Column("Pruned layers", "", "Runs of removed layers; the last layer of each is included."),
     "sequences": Column("Sequences", "", "Sequences of the calibration set.", 0),
@@ -40,7 +41,7 @@ OWN = {
     "rp_rouge": Column("Retained (ROUGE)", "%", "Mean ROUGE-1 as a percentage of the dense model's.", 1, 1, 1,
                        "rp_rouge_stderr"),
 }
-"""Columns that the summary lacks."""
+"""Columns that only these tables have, and not the summary."""
 NEEDS = {
     1: "a model that is not OPT and accuracy tasks under evaluate.tasks",
     2: "a model that is not OPT and perplexity or ROUGE tasks under evaluate.tasks",
@@ -53,11 +54,11 @@ NEEDS = {
     9: "an ablation with `paper: 9`; configs/ablations.yaml has one",
     11: "an ablation with `paper: 11`; configs/ablations.yaml has one",
 }
-"""What the configuration must have for each table."""
+"""The parts of the configuration that each table needs."""
 
 
 class Table(NamedTuple):
-    """One table, ready to print by tables.render."""
+    """One table in the form that tables.render prints."""
     number: int
     caption: str
     frame: pd.DataFrame
@@ -72,15 +73,16 @@ class Run(NamedTuple):
     scores: pd.DataFrame
     """From summary.tidy, as read from its CSV file."""
     families: Mapping[str, str]
-    """Family of each model, such as `opt`."""
+    """Architecture family of each model, such as `opt`."""
     calibrations: Mapping[str, tuple[int, int]]
     """Sequences and tokens of each calibration set."""
     ablations: Mapping[int, Ablation]
-    """The ablations of the configuration that are a table of the paper, by its number."""
+    """The ablations that reproduce a table of the paper; the keys are the numbers of the tables."""
 
 
 def build(run: Run) -> dict[int, Table]:
-    """The tables whose numbers the run has, by number. NEEDS says what every other table needs."""
+    """The tables that can be made from the run; the keys are their numbers. NEEDS says what the remaining tables
+    need."""
     made = {number: make(run, number) for number, make in TABLES.items()}
     return {number: table for number, table in made.items() if table is not None}
 
@@ -117,18 +119,19 @@ def _generation(run: Run, number: int) -> Table | None:
 
 
 def _rows(run: Run, *, opt: bool) -> pd.DataFrame:
-    """The rows of the summary for the OPT models, or for all other models."""
+    """The summary's rows of the OPT models, or of all models that are not OPT."""
     chosen = [(run.families.get(model) == "opt") == opt for model in run.summary["model"]]
     return run.summary[chosen].reset_index(drop=True)
 
 
 def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The scores of the dense models in a frame; the pruned models have the same tasks."""
+    """The scores of the dense models that occur in `frame`. The pruned models have scores on the same tasks."""
     return scores[(scores["method"] == DENSE) & scores["model"].isin(frame["model"]) & (scores["task"] != "efficiency")]
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """Tasks with a metric that counts, in the paper's order; the members of a group with such a metric are left out."""
+    """The tasks that have a primary metric of this kind, in the paper's order. A group with such a metric replaces its
+    members."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])
     return sorted((name for name in names if not any(name.startswith(f"{other}/") for other in names)), key=_place)
@@ -140,20 +143,22 @@ def _main(scores: pd.DataFrame, task: str, kind: str) -> str:
 
 
 def _rouge(scores: pd.DataFrame, frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """(task, metric) of the first ROUGE-1 of each task."""
+    """(task, metric) for each task with ROUGE-1; the metric is the first ROUGE-1 of the task."""
     has = _scored(scores, frame)
     found = {row.task: row.metric for row in has[::-1].itertuples() if ROUGE.match(row.metric)}
     return sorted(found.items(), key=lambda item: _place(item[0]))
 
 
 def _place(task: str) -> tuple[int, str]:
-    """The position of a task in the paper's order, by the longest of the paper's names that its name contains."""
+    """The position of a task in the paper's order. If the task contains several names of ORDER, the longest name
+    counts."""
     names = [name for name in ORDER if name in task.lower()]
     return (ORDER.index(max(names, key=len)) if names else len(ORDER), task)
 
 
 def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> tuple[pd.DataFrame, Column]:
-    """The frame with the score of one task under the task's name."""
+    """The frame with a further column, named after the task, that contains the task's score; and the description of
+    this column."""
     full = f"{task}:{metric}"
     frame, column = ablations.with_task(frame, scores, full)
     frame = frame.rename(columns={full: task, f"{full}_stderr": f"{task}_stderr"})
@@ -161,9 +166,9 @@ def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> 
 
 
 def _with_rp_rouge(frame: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """The frame with retained ROUGE in percent.
+    """The frame with a further column: retained ROUGE in percent.
 
-    The error assumes that the tasks are independent and the dense model is fixed.
+    The standard error assumes independent tasks and a fixed dense model.
     """
     mean = frame[list(tasks)].mean(axis=1, skipna=False)
     error = frame[[f"{task}_stderr" for task in tasks]].pow(2).sum(axis=1, skipna=False).pow(0.5) / len(tasks)
@@ -222,7 +227,7 @@ TABLES: dict[int, Callable[[Run, int], Table | None]] = {
 # For print ------------------------------------------------------------------------------------------------------------
 
 def render(table: Table, format: Literal["csv", "md", "tex"], comparisons: pd.DataFrame | None = None) -> str:
-    """One table as text. The CSV file has the columns of the table in full precision, with their errors."""
+    """One table as text. The CSV file has the columns of the table in full precision, with their standard errors."""
     if format == "csv":
         errors = {name: table.known[name].stderr for name in table.columns}
         kept = [column for name in table.columns for column in (name, errors[name]) if column]
@@ -236,7 +241,7 @@ def render(table: Table, format: Literal["csv", "md", "tex"], comparisons: pd.Da
 def index(made: Mapping[int, Table], links: Mapping[int, str]) -> str:
     """A list of all twelve tables in Markdown: a link to each table that was made, and what the other tables need.
 
-    `links` holds the link of each table, Tables 10 and 12 included.
+    `links` has the link of each table, also for Tables 10 and 12.
     """
     captions = {10: "FLOPs and speed-up of the paper's models, from their configurations.",
                 12: "Folded blocks beside layers of the paper's models, from their configurations.",

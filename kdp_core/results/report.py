@@ -1,10 +1,10 @@
 """One self-contained HTML page of a run.
 
-The page shows the outcome in words and a picture, what the models write, the findings and how sure they are, then each
-model, and at the end how the results were made.
+The page first shows the outcome in words and in a picture, and what the models write. Then it shows the findings with
+their certainty, and each model. At the end it shows how the results were made.
 
-The page loads no other file, and its content security policy tells the browser to refuse such loads. Links lead to
-files next to the page. All text is escaped. Equal arguments give equal bytes.
+The page loads no other file, and its content security policy makes the browser refuse such loads. Its links are
+relative paths. All text is escaped. Equal arguments give equal bytes.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -39,14 +39,14 @@ READING = {
     "Retained": "Mean accuracy as a percentage of the dense model's. A model that only guesses still “retains” the "
                 "accuracy of guessing.",
 }
-"""What the words of the first section mean."""
+"""The meanings of the words in the first section."""
 PAIRED_RULE = (f"Two models are compared by a paired test on the same items: a difference is clear if p is below "
                f"{SIGNIFICANT:g} after Holm's correction. If a pair has no test, a difference is clear from "
                f"{findings.CLEAR:g} combined standard errors on, and a tie up to {findings.TIE:g}.")
 UNPAIRED_RULE = (f"There are no paired tests. A difference is clear from {findings.CLEAR:g} combined standard errors "
                  f"on, a tie up to {findings.TIE:g}, and suggestive in between.")
 LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unknown": "error unknown"}
-"""How sure a first place is, in the words of the page."""
+"""The certainty of a first place, in the words of the page."""
 
 
 def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry] = (),
@@ -58,14 +58,14 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
           answers: Mapping[str, Answers] | None = None) -> str:
     """The page as text.
 
-    summary, scores, fits: from summary.summarise, summary.tidy and summary.fits.
-    comparisons: paired tests in the form for findings.headline, or None.
-    expectations: for each model, its pruned models, named in words, with what is expected of their generation.
+    summary, scores, fits: the data frames of summary.summarise, summary.tidy and summary.fits.
+    comparisons: the paired tests that findings.headline reads, or None.
+    expectations: for each model, pairs of (name of a pruned model, expectation of its generation).
     agreements: for each model, the comparisons of searches for layers.
     benchmarks: one row for each job, with the columns rule, s, max_rss (MB) of Snakemake's benchmark files.
     refused: grid points that could not be made, with the reasons.
-    answers: what the models continue prompts with, by the dense model's name.
-    Raises ReportError for an empty summary or a figure without its file.
+    answers: for each dense model's name, the continuations of the prompts.
+    Raises ReportError for an empty summary, or for a figure whose file is missing.
     """
     if summary.empty:
         raise ReportError("the summary has no rows; evaluate at least the dense model before you build the report")
@@ -93,14 +93,15 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
 # The first screen -----------------------------------------------------------------------------------------------------
 
 def _first_screen(figures: Sequence[FigureEntry], answers: Mapping[str, Answers]) -> str:
-    """The first picture, and next to it the models' answers to prompts."""
+    """The first picture, and beside it the models' answers to prompts."""
     parts = [figure(entry, heading=False) for entry in figures]
     parts += [f'<div class="answers">{_answers(model, own)}</div>' for model, own in answers.items()]
     return f'<div class="first">{"".join(parts)}</div>\n' if parts else ""
 
 
 def _answers(model: str, own: Answers) -> str:
-    """The continuations of the first prompt; those of the other prompts are folded."""
+    """The continuations of the first prompt. The continuations of the other prompts are hidden until the reader
+    clicks."""
     made = [f"<dl>{''.join(_answer(prompt, row['name'], row['texts'][place]) for row in own.rows)}</dl>"
             for place, prompt in enumerate(own.prompts)]
     more = "".join(f"<h3>{text(prompt)} …</h3>{lines}" for prompt, lines in zip(own.prompts[1:], made[1:], strict=True))
@@ -115,7 +116,7 @@ def _answer(prompt: str, name: str, continued: str) -> str:
 
 
 def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
-    """What was pruned and how long it took, in one or two sentences."""
+    """One or two sentences on what was pruned and how long it took."""
     pruned = summary[summary["method"] != DENSE]
     models = list(dict.fromkeys(summary["model"]))
     if pruned.empty:
@@ -130,7 +131,7 @@ def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
 
 
 def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None, run: str) -> str:
-    """What was run: one card for each target of each model, and the meanings of the words."""
+    """The results in short: one card for each target of each model, and the meanings of the words."""
     made = f'<p class="lead">{text(run)}</p>'
     for model in models:
         own = [finding for finding in said if finding.model == model]
@@ -152,7 +153,7 @@ def _card(finding: Finding) -> str:
 
 
 def _refused(refused: Mapping[str, str] | None) -> str:
-    """The grid points that could not be made, and why."""
+    """The table of the grid points that could not be made, with the reasons."""
     if not refused:
         return ""
     said = f"{counted(len(refused), 'grid point')} could not be made. All others were, and this page is about them."
@@ -162,7 +163,7 @@ def _refused(refused: Mapping[str, str] | None) -> str:
 # How it was made ------------------------------------------------------------------------------------------------------
 
 def _tasks(scores: pd.DataFrame) -> str:
-    """What was scored, and on how many items."""
+    """The table of the scored tasks, with their numbers of items."""
     measured = scores[scores["task"] != "efficiency"]
     sizes = measured.groupby(["task", "metric", "unit"], sort=True)["items"].agg(["min", "max"]).reset_index()
     rows = [[row["task"], row["metric"], row["unit"],
@@ -175,7 +176,8 @@ def _tasks(scores: pd.DataFrame) -> str:
 
 
 def _times(benchmarks: pd.DataFrame) -> str:
-    """One row for each rule, the slowest rule first: jobs, seconds of all jobs, longest job, peak memory."""
+    """One row for each workflow rule: number of jobs, seconds of all jobs, longest job and peak memory. The slowest
+    rule is first."""
     seconds = _seconds(benchmarks)
     memory = benchmarks["max_rss"] if "max_rss" in benchmarks else math.nan
     # Snakemake writes `-` or `NA` for a job that is too short for a sample

@@ -24,7 +24,7 @@ EXTRA = {
 }
 """Costs that are not in the summary."""
 PANELS = 1.7
-"""A figure whose width is at least this many times its height has panels next to each other."""
+"""A figure whose width is at least this many times its height counts as a row of panels side by side."""
 COSTS = ("params_removed", "params_zeroed", "layers_removed", "params_millions", "macs_giga", "prefill_ms", "decode_ms",
          "peak_memory_mib", "search_seconds", "fit_seconds", "blocks")
 GROUPS = {"": "Models with fewer parameters", "finetuned": "Fine-tuned after pruning (†)",
@@ -59,7 +59,7 @@ TEST_WORDS = {
 }
 """What the columns of the paired tests mean."""
 MARKS = f"{NOTE} A click on a heading sorts the rows of each group by that column."
-"""The note below the summary."""
+"""The note below the table of the summary."""
 
 
 class ReportError(ValueError):
@@ -67,22 +67,23 @@ class ReportError(ValueError):
 
 
 class FigureEntry(NamedTuple):
-    """A figure of the page."""
+    """A figure that the page shows."""
     title: str
     caption: str
     rule: str
-    """The workflow rule that made it."""
+    """The workflow rule that made the figure."""
     png_path: Path | str
     link: str = ""
-    """Its path from the page, without suffix; its PDF and CSV lie next to it. Without a path there are no links."""
+    """Path from the page to the figure's PDF and CSV files, without suffix. Without this path the figure has no
+    links."""
     model: str = ""
-    """The model that it shows; empty for a figure of all models."""
+    """The model that the figure shows; empty for a figure of all models."""
 
 
 # The summary ----------------------------------------------------------------------------------------------------------
 
 def summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, label: str = "Summary") -> str:
-    """The main columns with their marks, and below them the meanings of the columns and marks."""
+    """The main columns of the summary with their marks, and below the table the meanings of the columns and marks."""
     marked = {name: marks(summary, name, comparisons=comparisons) for name in MAIN}
     made = _point_table(summary, MAIN, COLUMNS, label=label, marked=marked)
     return made + page.note(MARKS) + page.meanings({heading(COLUMNS[name]): COLUMNS[name].what
@@ -91,7 +92,7 @@ def summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, la
 
 def _point_table(rows: pd.DataFrame, names: Sequence[str], columns: Mapping[str, Column], *, label: str,
                  marked: Mapping[str, Mapping[Any, str]] | None = None) -> str:
-    """One row for each model: its keys and the given columns.
+    """A table with one row for each model. The row has the model's keys and the given columns.
 
     Rows are grouped if there are several kinds of pruned models.
     """
@@ -135,9 +136,11 @@ def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: S
              fits: pd.DataFrame | None, comparisons: pd.DataFrame | None,
              expectations: Sequence[tuple[str, str]] = (),
              agreements: Sequence[tuple[str, Agreement]] = ()) -> str:
-    """Expected generation, claims, scores by task, costs and blocks, paired tests, fits and figures of one model.
+    """One model: expected generation, claims on searches, scores by task, costs and blocks, paired tests, fits and
+    figures.
 
-    Its own summary is shown only if there are several models. Raises ReportError for a figure without its file.
+    The model's summary is shown only if the run has several models. Raises ReportError for a figure whose file is
+    missing.
     """
     own, alone = summary[summary["model"] == model], summary["model"].nunique() == 1
     measured = scores[scores["model"] == model]
@@ -153,7 +156,7 @@ def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: S
 
 
 def _claims(words: str, agreement: Agreement) -> str:
-    """The claims on objectives and searches at one ratio, with the result for each claim."""
+    """The claims on objectives and searches at one ratio, each with its result."""
     head = ["Claim", "Draws", "Difference", "95 % interval", "Told"]
     rows = [[one["claim"], str(one["draws"]), _signed(one["mean"]),
              "" if one["low"] is None else f"{_signed(one['low'])} to {_signed(one['high'])}", one["told"]]
@@ -191,7 +194,7 @@ def _costs(own: pd.DataFrame, measured: pd.DataFrame) -> str:
 
 
 def _looked_up(frame: pd.DataFrame, part: pd.DataFrame, source: str) -> list[float]:
-    """The values of `part` for the rows of `frame`, by method, calibration set, ratio and k_max."""
+    """For each row of `frame`, the value of `part` with the same method, calibration set, ratio and k_max."""
     held = {_point(row): row[source] for _, row in part.iterrows()}
     return [held.get(_point(row), math.nan) for _, row in frame.iterrows()]
 
@@ -201,7 +204,7 @@ def _point(row: pd.Series) -> tuple[Any, ...]:
 
 
 def _comparisons(comparisons: pd.DataFrame | None, model: str) -> str:
-    """The paired tests of a model on which the sentences of the page rest, folded."""
+    """The paired tests behind the sentences about a model, hidden until the reader clicks."""
     own = _rows_of(comparisons, model)
     if not own.empty:
         own = own[(own["task"] == "all") & own["p_holm"].notna()]
@@ -209,7 +212,7 @@ def _comparisons(comparisons: pd.DataFrame | None, model: str) -> str:
 
 
 def _fits(fits: pd.DataFrame | None, model: str) -> str:
-    """All fits of a model, folded, without columns that are empty."""
+    """All fits of a model without the empty columns, hidden until the reader clicks."""
     own = _rows_of(fits, model).dropna(axis=1, how="all")
     return _unfolds(own, f"{counted(len(own), 'fit')}, block by block", FIT_WORDS, "Fits")
 
@@ -221,13 +224,13 @@ def _rows_of(frame: pd.DataFrame | None, model: str) -> pd.DataFrame:
 
 
 def _unfolds(own: pd.DataFrame, heading: str, words: Mapping[str, str], label: str) -> str:
-    """A folded frame with the meanings of its columns."""
+    """A frame with the meanings of its columns, hidden until the reader clicks."""
     told = {word: meaning for word, meaning in words.items() if word.replace(" ", "_") in own}
     return page.folded(heading, _frame(own, label) + page.meanings(told)) if len(own) else ""
 
 
 def _frame(frame: pd.DataFrame, label: str) -> str:
-    """Any frame as a table, with numbers to four digits."""
+    """A data frame as a table; its numbers have four significant digits."""
     rows = [Row([Cell(text(_plain(value)), str(value) if known(value) else "") for value in row])
             for row in frame.itertuples(index=False)]
     heads = [str(name).replace("_", " ") for name in frame]

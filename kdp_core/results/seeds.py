@@ -1,4 +1,4 @@
-"""The mean and spread of each variant over several calibration sets that differ only in their seed."""
+"""The mean and the standard deviation of each variant over several calibration sets that differ only in their seed."""
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -9,7 +9,7 @@ from kdp_core.results import tables
 from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column
 
 SPREAD = ("params_removed", "acc", "rp", "ppl", "ppl_ratio")
-"""The columns of the summary whose mean and spread are taken."""
+"""The columns of the summary for which mean and standard deviation are computed."""
 SEED_COLUMNS: dict[str, Column] = {
     "seeds": Column("Seeds", "", "Calibration seeds that were run.", 0),
     "params_removed": COLUMNS["params_removed"]._replace(stderr="params_removed_spread"),
@@ -20,15 +20,16 @@ SEED_COLUMNS: dict[str, Column] = {
 NOTE = ("Mean over calibration seeds ± standard deviation between them. The item errors are those of one seed, "
         "over the items of the tasks, which are the same for all seeds. Nothing is marked: a few seeds do not "
         "tell methods apart. †: fine-tuned after pruning.")
-"""What the numbers of the table mean, for print below it."""
+"""The note below the table that explains its numbers."""
 
 
 def over_seeds(summary: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
     """One row for each variant, ratio and k_max, over calibration sets that differ only in their seed.
 
-    `families` maps each calibration set to the set that names its seed family. Columns: the mean and `<name>_spread`,
-    the standard deviation between seeds (S - 1 in the denominator), of the columns in SPREAD; acc_stderr and
-    ppl_stderr are root mean squares over the seeds. Dense rows do not change. Points with one seed are left out.
+    `families` maps each calibration set to the set that names its seed family. The mean of each column in SPREAD stays
+    under the column's name. `<name>_spread` is the standard deviation between seeds (S - 1 in the denominator).
+    acc_stderr and ppl_stderr are root mean squares over the seeds. Dense rows do not change. Points that were run with
+    one seed are left out.
     """
     pruned = summary[summary["calib"].isin(list(families)) & (summary["method"] != DENSE)]
     pruned = pruned.assign(calib=pruned["calib"].map(families))

@@ -1,9 +1,9 @@
 """The numbers of a run: every measured number (`tidy`), every fit (`fits`), and one row for each model (`summarise`).
 
 The summary follows the KDP paper (Ma et al., ICLR 2026) where the paper is clear. Retained performance (RP, its
-Tables 1 and 6) is the ratio of the mean accuracies. The paper computes RP(PPL) in two ways: Table 2 divides the sums
-over models and corpora, and Table 7 takes the mean of the ratios; see `retained_ppl`. This module only computes means,
-ratios and their standard errors.
+Tables 1 and 6) is the ratio of the mean accuracies. The paper computes RP(PPL) in two ways: Table 2 divides two sums
+over models and corpora, and Table 7 averages ratios (see `retained_ppl`). This module only computes means, ratios and
+their standard errors.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,19 @@ from kdp_core.score.metrics import PRIMARY
 from kdp_core.score.standard_errors import independent_mean
 
 WORD_PPL = "word_perplexity"
-"""The metric of perplexities per word. These are never averaged with perplexities per token."""
+"""The metric of perplexities per word. Perplexities per word and perplexities per token are never averaged together."""
 FIT_FIGURES = ("ridge", "tokens", "seconds")
-"""Scalars of a fit's `stats` that its row contains in addition to the held-out figures."""
+"""Names in a fit's `stats` that the row of the fit also contains, beside the held-out figures."""
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
 
 def tidy(points: Sequence[Point]) -> pd.DataFrame:
-    """One row for each measured number: the point's keys, task, metric, value, stderr, unit, items.
+    """One row for each measured number, with the columns: keys of the grid point, task, metric, value, stderr, unit,
+    items.
 
-    Costs have the task `efficiency`, with the units ms, mib, macs, params and x (ratios); their items are the repeats
-    of the timing. Raises TableError if two points have the same keys.
+    The costs are rows of the task `efficiency` with the units ms, mib, macs, params and x (ratios). Their `items` is
+    the number of repeats of the timing. Raises TableError if two grid points have the same keys.
     """
     _check_unique(points)
     rows = [dict(zip(KEYS, point[:5], strict=True)) | row for point in points for row in _measured(point)]
@@ -52,11 +53,11 @@ def _measured(point: Point) -> list[dict[str, Any]]:
 
 
 def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap | Composed]]) -> pd.DataFrame:
-    """One row for each fitted block: the given keys, block, step, and the record's figures.
+    """One row for each fitted block, with the columns: the given keys, block, step, and the figures of the record.
 
     The figures are ridge, tokens, seconds, and all scalars of `stats` whose names begin with `heldout` or `decode`. If
-    a record has no held-out figures, the figures of its last epoch are used. A composed record has a row for each of
-    its stand-ins and one for `all`.
+    a record has no held-out figures, the figures of its last epoch are used. A `Composed` record has one row for each
+    of its stand-ins, and one row `all`.
     """
     return pd.DataFrame([{**keys, **row} for keys, record in fitted
                          for row in (_composed(record) if isinstance(record, Composed) else [_fit(record)])])
@@ -71,7 +72,8 @@ def _fit(record: KernelMap | Inverse | LinearMap) -> dict[str, Any]:
 
 
 def _composed(record: Composed) -> list[dict[str, Any]]:
-    """One row for each stand-in, then one for all together: the figures of the kept epoch, and the seconds."""
+    """One row for each stand-in, and then the row `all` with the seconds of the fit and the figures of the epoch that
+    was kept."""
     tokens = record.stats["tokens"]
     best = {name: value for name, value in record.stats.items() if name.startswith("heldout")}
     return [*({"block": span(fit["block"]), "step": "compose", "heldout_error": fit["heldout_error"],
@@ -84,16 +86,17 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
     """One row for each model: first the dense model, then its pruned models by ratio, k_max, calib and variant.
 
-    Variants keep the order in which they are given. Models whose weights are only set to zero are as large and, without
-    sparse kernels, as slow as the dense model, so they come after the other models.
+    Variants keep the order in which they are given. Models whose weights are only set to zero are as large as the dense
+    model and, without sparse kernels, as slow. Therefore they come after the other models.
 
     Columns are those of SUMMARY, units those of COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl are
-    percentages. Every task counts except the members (`mmlu/law`) of a group that has a score itself. acc is the plain
-    mean of the tasks' primary metrics. ppl is the geometric mean over the perplexities per token, or over the
-    perplexities per word if no other is measured. rp_ppl prefers the perplexities per word, as the paper does. Standard
-    errors assume that the tasks are independent. The standard errors of ppl_ratio, rp and rp_ppl treat the dense model
-    as fixed, which suits a comparison of methods on one model. A quantity with a missing part is NaN. Raises TableError
-    for repeated points, a model without its dense point, or points of one model scored on different tasks.
+    percentages. Every task counts, except the members (`mmlu/law`) of a group with a score of its own. acc is the plain
+    mean of the tasks' primary metrics. ppl is the geometric mean of the perplexities per token; without such
+    perplexities, of the perplexities per word. rp_ppl uses the perplexities per word if there are any, as the paper
+    does. Standard errors assume that the tasks are independent. The standard errors of ppl_ratio, rp and rp_ppl treat
+    the dense model as fixed, which suits a comparison of methods on one model. A figure is NaN if a number that it
+    needs is missing. Raises TableError if two points have the same keys, if a model has no dense point, or if the
+    points of one model were scored on different tasks.
     """
     _check_unique(points)
     dense = {point.model: point for point in points if point.method == DENSE}
@@ -156,7 +159,8 @@ def _perplexity(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[
 
 def _relative(mine: Mapping[str, Score], theirs: Mapping[str, Score],
               tasks: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
-    """Perplexities of some tasks, those of the dense model, and relative errors."""
+    """For the named tasks: the model's perplexities, the dense model's perplexities, and the relative errors of the
+    model's perplexities."""
     ppl = _values({task: mine[task] for task in tasks})
     errors = _errors({task: mine[task] for task in tasks})
     # d log ppl = d ppl / ppl
@@ -165,18 +169,18 @@ def _relative(mine: Mapping[str, Score], theirs: Mapping[str, Score],
 
 
 def retained(pruned: float, dense: float) -> float:
-    """Retained performance in percent, from mean accuracies (paper, Table 1: SLEB 47.02 / 59.14 = 79.5)."""
+    """Retained performance in percent: the ratio of two mean accuracies (paper, Table 1: SLEB 47.02 / 59.14 = 79.5)."""
     # RP = 100 * mean_t acc_t / mean_t acc_t^dense
     return 100 * pruned / dense if dense else math.nan
 
 
 def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
                  reading: Literal["mean_of_ratios", "ratio_of_sums"] = "mean_of_ratios") -> float:
-    """RP(PPL) in percent over texts in the same order.
+    """RP(PPL) in percent. Both sequences have the perplexities of the same texts in the same order.
 
-    The paper uses two definitions. Table 7 has the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) =
-    69.0), and Table 2 has the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios,
-    because in the ratio of sums a single collapsed text outweighs all other texts.
+    The paper uses two definitions. Table 7 takes the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) =
+    69.0). Table 2 takes the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios, because
+    one collapsed text would outweigh all other texts in the ratio of sums.
     """
     if reading == "mean_of_ratios":
         return 100 * _mean([d / p for p, d in zip(pruned, dense, strict=True)])
@@ -184,9 +188,9 @@ def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
 
 
 def main_scores(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Score]:
-    """For each task, in name order, the score whose metric comes first in `metrics`.
+    """Each task's score with the metric that stands first in `metrics`, in the order of the tasks' names.
 
-    The members of a group that has such a score are left out.
+    If a group has such a score, its members are left out.
     """
     best: dict[str, Score] = {}
     for score in scores:

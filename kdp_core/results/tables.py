@@ -12,7 +12,7 @@ KEY_HEADINGS = {"model": "Model", "ratio": "Target (%)", "method": "Method", "ca
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
        "†": r"\textdagger{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
        **{character: "\\" + character for character in "&%$#_{}"}}
-"""Characters that LaTeX needs as another text."""
+"""Characters that LaTeX cannot print directly, with their replacements."""
 
 
 def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns: Sequence[str] = MAIN,
@@ -21,10 +21,10 @@ def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns:
     """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
 
     Rows are grouped by model and ratio; calib and k_max are printed only if they vary. In each group, the best values
-    are bold and the second-best values are underlined, as `marks` decides with the tests in `comparisons`
-    (compare.compare). `caption` and `label` are for LaTeX, where a `wide` table is scaled to the page. `note` is
-    printed below the table, and `known` says how each column is printed. Raises TableError for an unknown format or
-    column.
+    are bold and the second-best values are underlined. `marks` selects these values by the tests in `comparisons`
+    (compare.compare). `caption` and `label` are printed only in LaTeX, which scales a `wide` table to the page. `note`
+    is printed below the table, and `known` describes how each column is printed. Raises TableError for an unknown
+    format or column.
     """
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
@@ -42,11 +42,11 @@ def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns:
 
 def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format: Literal["md", "tex"], *,
          keys: int | None, caption: str = "", label: str = "", note: str = "", wide: bool = False) -> str:
-    """Rows (group, cells), escaped for the format, as a Markdown or LaTeX table.
+    """A Markdown or LaTeX table. `body` has a pair (group, cells) for each row, and the cells are already escaped.
 
-    The first `keys` columns are texts and aligned left, the other columns are aligned right. With None, the program
-    that shows the Markdown chooses the alignment. In LaTeX, a line separates groups whose first members differ, and a
-    space separates groups that differ in another member.
+    The first `keys` columns are aligned left and the other columns right. If `keys` is None, the Markdown viewer
+    chooses the alignment. A group is a tuple. Between two groups, LaTeX draws a line if their first elements differ,
+    and adds a space otherwise.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)
@@ -60,13 +60,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def shown_keys(frame: pd.DataFrame) -> list[str]:
-    """Keys that get a column: model, ratio and method always; calib and k_max if the pruned rows differ in them."""
+    """The keys that are printed as columns. model, ratio and method are always printed; calib and k_max only if they
+    differ between pruned rows."""
     pruned = frame[frame["method"] != DENSE]
     return ["model", "ratio", "method", *(key for key in ("calib", "k_max") if pruned[key].nunique() > 1)]
 
 
 def key_text(key: str, row: Any) -> str:
-    """A key of a row as printed: the ratio in percent, and a dash for a key that the dense model lacks."""
+    """The text of a row's key. A ratio is printed in percent. calib, k_max and ratio of the dense model are printed as
+    a dash."""
     if key == "ratio":
         return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
     if row["method"] == DENSE and key in ("calib", "k_max"):
@@ -78,7 +80,7 @@ def key_text(key: str, row: Any) -> str:
 
 def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
           known: Mapping[str, Column], comparisons: pd.DataFrame | None) -> list[tuple[tuple[Any, ...], list[str]]]:
-    """(group, cells) of each row; model and ratio are blank if they repeat the row above."""
+    """A pair (group, cells) for each row. A model or ratio that is the same as in the row above is left blank."""
     wrap = _wrap_md if format == "md" else _wrap_tex
     found = {name: marks(frame, name, known, comparisons) for name in columns}
     rows, above = [], ("", "", False)
@@ -129,7 +131,7 @@ def _tex(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], keys: i
 
 
 def escape(text: str, format: Literal["md", "tex"]) -> str:
-    """Plain text, escaped for the format."""
+    """The text with the special characters of the format escaped."""
     if format == "tex":
         return "".join(TEX.get(character, character) for character in text)
     for character in "\\|*_<`":

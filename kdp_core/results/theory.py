@@ -28,11 +28,11 @@ CONDITION_COLUMNS = {
     "RFF risk", "identity_risk": "Identity risk", "holds": "Holds", "holds_without_fit": "Holds with A = 0",
     "better_state": "State better", "state_excess": "State error, excess", "state_excess_stderr": "+-",
     "samples_printed": "n by eq. 4", "samples_proof": "n by eq. 36"}
-"""For each table, the fields of a row and their headings."""
+"""For each of the four tables: the fields of a row, and the headings of the columns."""
 
 
 def tidy(records: Mapping[tuple[str, str], Theory]) -> pd.DataFrame:
-    """All rows of all records, by (model, calibration), in one frame.
+    """One frame with all rows of all records; the keys of `records` are (model, calibration).
 
     The columns `theorem` (1 or 2) and `what` (horizon, ridge, risk, condition) say what a row describes.
     """
@@ -44,7 +44,8 @@ def tidy(records: Mapping[tuple[str, str], Theory]) -> pd.DataFrame:
 
 
 def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
-    """The tables in Markdown: horizons from the first state of each run, and the meaning of each bound in words."""
+    """The tables in Markdown. The first table has only horizons from the first state of each run, and says in words
+    what each bound is worth."""
     parts = []
     for (model, calib), record in records.items():
         horizons = [row | {"says": _worth(row, "bound"), "says_erm": _worth(row, "bound_erm")}
@@ -63,7 +64,7 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
 
 
 def _worth(row: Mapping[str, Any], name: str) -> str:
-    """The meaning of one bound at one horizon, in words."""
+    """What one bound at one horizon is worth, in words."""
     if row[name] >= row["trivial"]:
         return "nothing: vacuous"
     return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"
