@@ -1,8 +1,9 @@
-"""Items of the benchmarks: readers of local files and of the hub's archives, and the forms that the prompts need.
+"""Items of the benchmarks: readers for local files and for the hub's archives, and conversions to the fields that the
+prompts read.
 
-lm-eval calls these functions by the names in the task files. Each function maps a data set to a data set whose items
-have the fields that the task file's prompt reads. Data that have these fields already are returned unchanged. Torch is
-not needed.
+The task files name these functions, and lm-eval calls them by these names. Each function returns a data set whose items
+have the fields that the task file's prompt reads. A data set that already has these fields is returned unchanged. Torch
+is not needed.
 """
 import csv
 import io
@@ -23,23 +24,21 @@ from kdp_core.score.benchmarks import BenchmarkError, stock_folder
 
 CMMLU_ARCHIVE = "cmmlu_v1_0_1.zip"
 BLANK = "#idiom#"
-"""The gap in a passage of ChID."""
+"""The mark of the gap in a passage of ChID."""
 CMNLI_LABELS = ("neutral", "entailment", "contradiction")
-"""In the order of the hub data set's numbers."""
+"""The names of the labels; the index of a name is the label's number on the hub."""
 
 
 def read_local(*, files: Mapping[str, str], **_: Any) -> dict[str, Dataset]:
-    """Splits of JSONL files by name, in memory."""
+    """The splits of JSONL files, read into memory; the keys are the names of the splits."""
     return {split: Dataset.from_list([json.loads(line, parse_constant=lambda _: None) for line in
                                       Path(path).read_text(encoding="utf-8").split("\n") if line])
             for split, path in files.items()}
 
 
 def read_cmmlu(*, path: str, revision: str, **_: Any) -> dict[str, Dataset]:
-    """CMMLU's splits from its archive.
-
-    The hub has a loading script for the archive, which `datasets` no longer runs.
-    """
+    """CMMLU's splits, read from the hub's archive. The hub's loading script for this archive no longer runs in
+    `datasets`."""
     archive = huggingface_hub.hf_hub_download(path, CMMLU_ARCHIVE, repo_type="dataset", revision=revision)
     items: dict[str, list[dict[str, str]]] = defaultdict(list)
     with zipfile.ZipFile(archive) as opened:
@@ -54,9 +53,10 @@ def read_cmmlu(*, path: str, revision: str, **_: Any) -> dict[str, Dataset]:
 
 
 def subjects_in_turn(dataset: Dataset) -> Dataset:
-    """MMLU's or CMMLU's items: first the first item of every subject, then the second items, and so on.
+    """MMLU's or CMMLU's items in turns: the first item of every subject, then the second item of every subject, and so
+    on.
 
-    Each item also gets lm-eval's own description of its subject.
+    Each item also gets the description of its subject that lm-eval prints.
 
     Raises BenchmarkError for a subject that lm-eval does not know.
     """
@@ -82,7 +82,7 @@ def _description(file: str) -> str:
 
 
 def articles(dataset: Dataset) -> Dataset:
-    """RACE with one item for each article, as lm-eval's task reads it. The hub has one item for each question."""
+    """RACE with one item for each article, as lm-eval's task reads it. On the hub, each question is an item."""
     if "problems" in dataset.column_names:
         return dataset
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -93,7 +93,7 @@ def articles(dataset: Dataset) -> Dataset:
 
 
 def hellaswag_items(dataset: Dataset) -> Dataset:
-    """HellaSwag as lm-eval prepares it; items that are already prepared do not change."""
+    """HellaSwag's items as lm-eval prepares them; prepared items do not change."""
     if "query" in dataset.column_names:
         return dataset
     from lm_eval.tasks.hellaswag.utils import process_docs
@@ -101,14 +101,15 @@ def hellaswag_items(dataset: Dataset) -> Dataset:
 
 
 def cmnli_items(dataset: Dataset) -> Dataset:
-    """CMNLI's items that have a label; the label's name replaces the number that the hub has."""
+    """CMNLI's items that have a label. The name of the label replaces its number on the hub."""
     items = [{**item, "label": CMNLI_LABELS[item["label"]] if item["label"] in range(3) else item["label"]}
              for item in dataset]
     return Dataset.from_list([item for item in items if item["label"] in CMNLI_LABELS])
 
 
 def c3_items(dataset: Dataset) -> Dataset:
-    """C3's items {content, question, choices, label}; on the hub, the answer is given by its text."""
+    """C3's items {content, question, choices, label}. The hub gives the text of the answer, which is replaced by its
+    number."""
     if "choices" in dataset.column_names:
         return dataset
     return Dataset.from_list([{"content": item["context"], "question": item["question"], "choices": item["choice"],
@@ -116,9 +117,10 @@ def c3_items(dataset: Dataset) -> Dataset:
 
 
 def chid_items(dataset: Dataset) -> Dataset:
-    """ChID's items {content, candidates, answer} with one gap each; an item of the hub has several passages and gaps.
+    """ChID's items {content, candidates, answer} with one gap each. An item of the hub has several passages, each with
+    several gaps.
 
-    Every other gap of the passage is filled with its right idiom.
+    All other gaps of the passage are filled with their correct idioms.
     """
     if "answer" in dataset.column_names:
         return dataset
@@ -126,7 +128,7 @@ def chid_items(dataset: Dataset) -> Dataset:
 
 
 def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One item for each gap of the passages of an item of the hub."""
+    """The items made from one item of the hub, one for each gap in its passages."""
     answers = item["answers"]
     # some versions of `datasets` give sequences of records as records of lists, other versions as lists
     right = list(answers["candidate_id"]) if isinstance(answers, dict) else [one["candidate_id"] for one in answers]
@@ -142,25 +144,27 @@ def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def chid_choices(item: Mapping[str, Any]) -> list[str]:
-    """Each idiom with the text after the gap. The context is the text before the gap; it is the same for all idioms."""
+    """The continuations: each idiom, followed by the text after the gap. Their common context is the text before the
+    gap."""
     rest = item["content"].split(BLANK, 1)[1]
     return [idiom + rest for idiom in item["candidates"]]
 
 
 def xsum_items(dataset: Dataset) -> Dataset:
-    """XSum without the stories that have no text."""
+    """XSum without the items whose story is empty."""
     return dataset.select([place for place, text in enumerate(dataset["document"]) if text and text.strip()])
 
 
 def coqa_text(item: Mapping[str, Any]) -> str:
-    """A passage, the questions and answers about it, and the last question."""
+    """The prompt: a passage, the questions about it with their answers, and the last question."""
     questions, answers = item["questions"]["input_text"], item["answers"]["input_text"][:-1]
     turns = [f"Q: {question}\n\nA: {answer}\n\n" for question, answer in zip(questions, answers, strict=False)]
     return f"{item['story']}\n\n{''.join(turns)}Q: {questions[-1]}\n\nA:"
 
 
 def coqa_answers(item: Mapping[str, Any]) -> list[str]:
-    """The right answers to the last question: the asker's answer, and other people's answers that differ from it."""
+    """The correct answers to the last question: the asker's answer, and the answers of other people that differ from
+    it."""
     last = len(item["questions"]["input_text"]) - 1
     found = [item["answers"]["input_text"][last]]
     for other in (item.get("additional_answers") or {}).values():
@@ -173,7 +177,7 @@ def coqa_answers(item: Mapping[str, Any]) -> list[str]:
 def mbpp_shots(dataset: Dataset) -> Dataset:
     """The three examples of the prompt of MBPP's authors (tasks 2, 3 and 4).
 
-    If one of them is missing, the first three items of the data set are taken.
+    If an example is missing, the first three items of the data set are used.
     """
     places = [place for place, number in enumerate(dataset["task_id"]) if number in (2, 3, 4)]
     return dataset.select(places if len(places) == 3 else range(3))

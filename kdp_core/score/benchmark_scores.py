@@ -1,6 +1,7 @@
-"""Scores of answers to benchmarks that lm-eval does not score itself; the task files name these functions for lm-eval.
+"""Scores of answers to the benchmarks whose scores lm-eval does not compute. The task files name these functions for
+lm-eval.
 
-Each function takes an item and lm-eval's results for it, and returns the item's value of each metric.
+Each function reads an item and lm-eval's results for this item, and returns the item's value of each metric.
 """
 import re
 import string
@@ -14,7 +15,7 @@ from kdp_core.score.benchmark_data import coqa_answers
 
 
 def score_xsum(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1 (F1, stemmed; Lin 2004) of the answer's first line that is not empty."""
+    """ROUGE-1 (F1, stemmed; Lin 2004) of the answer's first non-empty line."""
     lines = [line for line in results[0].split("\n") if line.strip()]
     return {"rouge1": _rouge().score(item["summary"], lines[0] if lines else "")["rouge1"].fmeasure}
 
@@ -28,8 +29,8 @@ def _rouge() -> Any:
 def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Exact match and F1 of the answer's first line, as CoQA's authors score human answers (Reddy et al. 2019).
 
-    If there are several right answers, each of them is left out once, and the best match with the remaining answers
-    counts. The result is the mean over these cases.
+    If there are several correct answers, the best match is computed several times, each time without one of them. The
+    result is the mean of these best matches.
     """
     said, right = _words(results[0].strip().split("\n")[0]), [_words(answer) for answer in coqa_answers(item)]
     turns = [right[:i] + right[i + 1:] for i in range(len(right))] if len(right) > 1 else [right]
@@ -38,7 +39,7 @@ def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
 
 
 def _words(text: str) -> list[str]:
-    """The words in lower case, without punctuation and articles, as SQuAD compares answers."""
+    """The words in lower case, without punctuation and articles, as SQuAD's score compares them."""
     bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
@@ -51,21 +52,19 @@ def _overlap(right: list[str], said: list[str]) -> float:
 
 
 def score_sst2(item: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """The accuracy, and (margin, label) for the area under the curve.
-
-    The margin says how much likelier `positive` is (nats).
-    """
+    """The accuracy, and the pair (margin, label) for the area under the curve. The margin is the log-likelihood of
+    `positive` minus that of `negative`, in nats."""
     margin = results[1][0] - results[0][0]
     return {"acc": float((margin > 0) == bool(item["label"])), "auc": (margin, item["label"])}
 
 
 def score_humaneval(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the completed function passes its tests."""
+    """Whether the completed function passes the item's tests."""
     program = f"{item['prompt']}{results[0]}\n{item['test']}\ncheck({item['entry_point']})\n"
     return {"pass@1": float(sandbox.passes(program))}
 
 
 def score_mbpp(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the function passes its tests."""
+    """Whether the written function passes the item's tests."""
     program = "\n".join([results[0], item.get("test_setup_code") or "", *item["test_list"]])
     return {"pass@1": float(sandbox.passes(program))}

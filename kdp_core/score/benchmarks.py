@@ -1,13 +1,13 @@
 """Benchmarks as lm-eval tasks, with data from the hub or from a local folder: the KDP paper's 15, and others.
 
 The paper (Ma et al., ICLR 2026, section 4.1) scores with the "LM Evaluation Harness with default parameters": 12 tasks
-by accuracy, two corpora by perplexity, XSum by ROUGE-1. If lm-eval has a task, lm-eval's own file is used and only the
+by accuracy, two corpora by perplexity, XSum by ROUGE-1. If lm-eval has a task, its own task file is used, and only the
 data source is replaced. `task_files/` holds the definitions that lm-eval lacks. docs/benchmarks.md gives the reasons
-for each prompt. MMLU and CMMLU are put together differently: lm-eval has groups of 57 and 67 tasks, and here each of
-the two is one task with the prompts of the group. Its items alternate between the subjects, so a limit of n items
-scores n items and not 57 n.
-The functions that lm-eval calls by the names in the task files are in kdp_core.score.benchmark_data (the items) and in
-kdp_core.score.benchmark_scores (the scores of the answers).
+for each prompt. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here each of the two is one
+task with the prompts of the group. Its items alternate between the subjects, so a limit of n items scores n items and
+not 57 n.
+The task files name two modules: kdp_core.score.benchmark_data prepares the items, and kdp_core.score.benchmark_scores
+scores the answers.
 """
 import contextlib
 import difflib
@@ -25,7 +25,7 @@ DATA = "kdp_core.score.benchmark_data"
 """The module whose functions read the data; lm-eval imports it by this name."""
 HUB = "hub"
 Scorer = Literal["fast", "lm_eval"]
-"""Who computes log-likelihoods: kdp_core.score.fast or lm-eval."""
+"""The code that computes log-likelihoods: kdp_core.score.fast or lm-eval."""
 CLUE = "7a92286c90a77a495dcaeba0fe34939053ef7dc5"
 C4_SHARD = {"data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"}, "verification_mode": "no_checks"}
 
@@ -40,32 +40,33 @@ class Source(NamedTuple):
     name: str | None = None
     """Its configuration."""
     revision: str = "main"
-    """A commit, if one is known to hold the data as plain files."""
+    """The name of a branch or a commit. A commit is named if it is known to contain the data as plain files."""
     options: Mapping[str, Any] = {}
     """Further arguments of datasets.load_dataset."""
 
 
 class Benchmark(NamedTuple):
-    """An entry of the table: the sources of the definition and of the data, and how the score is read."""
+    """One benchmark: the sources of its definition and of its data, and the way in which it is scored."""
     stock: str | None
-    """lm-eval's own file, below its folder of tasks; task_files/<name>.yaml, if there is one, is laid over it."""
+    """Path of lm-eval's task file in lm-eval's folder of tasks. If task_files/<name>.yaml exists, its fields override
+    those of this file."""
     hub: Source
     split: str
-    """The scored split, also the name under which a local file is given to the task."""
+    """The split that is scored. A local file is also given to the task under this name."""
     local: str
-    """The file of the scored items, below a local data folder."""
+    """Path of the file of scored items in a local data folder."""
     shots: str | None
-    """The file of the examples of a few-shot prompt, below a local data folder; None if there is none."""
+    """Path of the file of few-shot examples in a local data folder; None if there is no such file."""
     metric: str
-    """The metric that counts in tables."""
+    """The metric that tables print for the task."""
     chance: float | None
-    """Expected score of guessing; None if nothing can be guessed."""
+    """Expected score of random guesses; None if guesses cannot be right by chance."""
     note: str
     shots_split: str = "train"
     fewshot: int = 0
-    """Examples in a prompt unless the user sets another number."""
+    """Number of examples in a prompt, unless the user sets another number."""
     fixed: bool = False
-    """Whether the number of examples belongs to the task."""
+    """Whether the task fixes the number of examples, so that the user cannot change it."""
     code: bool = False
     """Whether the model's answers are run as programs."""
 
@@ -143,19 +144,19 @@ class Chosen(NamedTuple):
     """The benchmarks of one evaluation."""
     tasks: Sequence[str] = ()
     data: str = HUB
-    """`hub`, or a folder that holds the local files of the table."""
+    """`hub`, or a local folder that contains the files named in BENCHMARKS."""
     limit: int | None = None
-    """Most items of a task, the first ones; None takes all."""
+    """Largest number of items of a task; the first items are used. None means all items."""
     limits: Mapping[str, int] = {}
-    """Most items of single tasks."""
+    """Largest number of items of the named tasks; it replaces `limit`."""
     fewshot: int | None = None
-    """Examples in a prompt, for tasks that do not fix the number; None takes the table's."""
+    """Number of examples in a prompt, for tasks that do not fix this number. None means the number in BENCHMARKS."""
     allow_code: bool = False
-    """Whether programs that the model writes may be run, by other tasks too."""
+    """Whether programs that the model writes may be run. This also holds for tasks that are not benchmarks."""
 
 
 def write_tasks(folder: str | Path, chosen: Chosen) -> None:
-    """Write a task file for each chosen benchmark, for TaskManager(include_path=folder) of this installation.
+    """Write a task file for each chosen benchmark, to be read by TaskManager(include_path=folder) of this installation.
 
     Raises BenchmarkError, before anything is written, for an unknown name, a missing local file, or a task that runs
     programs without `allow_code`.
@@ -169,10 +170,8 @@ def write_tasks(folder: str | Path, chosen: Chosen) -> None:
 
 @contextlib.contextmanager
 def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
-    """A list with one folder of the chosen benchmarks, which exists while the body runs.
-
-    Without benchmarks the list is empty.
-    """
+    """A list with one temporary folder of task files, which exists while the body runs. Without benchmarks the list is
+    empty."""
     if chosen is None:
         yield []
         return
@@ -182,7 +181,8 @@ def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
 
 
 def check(chosen: Chosen) -> None:
-    """Raise BenchmarkError for an unknown name, a missing local file, or code that may not be run."""
+    """Raise BenchmarkError for an unknown name, a missing local file, or a benchmark that runs programs without
+    permission."""
     for name in [*chosen.tasks, *chosen.limits]:
         if name not in BENCHMARKS:
             near = difflib.get_close_matches(name, BENCHMARKS, n=1)
@@ -199,31 +199,32 @@ def check(chosen: Chosen) -> None:
 
 
 def shots_of(name: str, fewshot: int | None) -> int:
-    """Examples in a prompt of a benchmark; `fewshot` is the number that the user asks for, or None."""
+    """Number of examples in a prompt of a benchmark. `fewshot` is the number that the user sets, or None."""
     benchmark = BENCHMARKS[name]
     return benchmark.fewshot if benchmark.fixed or fewshot is None else fewshot
 
 
 def local_files(name: str, *, fewshot: int | None = None) -> list[str]:
-    """Files of a local data folder that a benchmark needs. If its prompts have examples, their files are included."""
+    """The files of a local data folder that a benchmark needs. The file of examples is included if its prompts have
+    examples."""
     benchmark = BENCHMARKS[name]
     shots = [benchmark.shots] if benchmark.shots and shots_of(name, fewshot) else []
     return [benchmark.local, *shots]
 
 
 class _Function(str):
-    """A dotted name that lm-eval resolves."""
+    """A dotted name of a function, which lm-eval imports."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML with lm-eval's tag for functions."""
+    """Writes YAML with lm-eval's tag for functions."""
 
 
 _Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
 
 
 def _definition(name: str, chosen: Chosen) -> dict[str, Any]:
-    """The content of a task file: which files it includes, and where the data come from."""
+    """The content of a task file: the files that it includes, and the source of the data."""
     benchmark = BENCHMARKS[name]
     own = FILES / f"{name}.yaml"
     files = ([stock_folder() / benchmark.stock] if benchmark.stock else []) + ([own] if own.exists() else [])
@@ -239,7 +240,7 @@ def _definition(name: str, chosen: Chosen) -> dict[str, Any]:
 
 
 def _local(name: str, chosen: Chosen) -> dict[str, Any]:
-    """The part of a task file that names the splits of local files."""
+    """The part of a task file that says which local file is which split."""
     benchmark = BENCHMARKS[name]
     paths = [str((Path(chosen.data) / file).resolve()) for file in local_files(name, fewshot=chosen.fewshot)]
     splits = dict(zip((benchmark.split, benchmark.shots_split), paths, strict=False))

@@ -1,24 +1,23 @@
 """The effect of pruning on the states and the outputs of a model, compared with the dense model on held-out windows.
 
-States: the pruned model is compared with the dense model at each of its boundaries, which are the inputs of its layers
-and the state before the final norm. A layer that follows a stand-in reads the stand-in's output, so the error at a kept
-layer comes from all replaced blocks below this layer. States are numbered as in the dense model, so methods that remove
-different layers share one axis.
+States: the pruned model is compared with the dense model at each of the pruned model's states: the inputs of its
+layers, and the state before the final norm. A layer above a stand-in reads the stand-in's output, so the error at a
+kept layer comes from all replaced blocks below this layer. States have the numbers of the dense model, so methods that
+remove different layers can be drawn on one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
-The error is kdp_core.states.block.relative_error. It is computed from sums over batches, because the states of all
-windows do not fit into memory. States of a sliced model (kdp_core.states.bases) are first turned back to the dense
-model's basis, in which the removed directions are zero. If the norms are layer norms, the states of both models are
-compared without their mean,
-which no layer reads.
-A token is massive in a state if its dense norm is above a factor times the median norm of its window in that state.
-Massive tokens are counted and left out of both figures, because a few of them would make up nearly all of either sum.
-kdp_core.states.hidden takes the median over all windows. Here each window has its own median, so that states need not
-be stored or computed twice.
+The error is kdp_core.states.block.relative_error, summed over batches, because the states of all windows do not fit
+into memory. The states of a sliced model (kdp_core.states.bases) are first turned back to the basis of the dense model.
+In this basis the removed directions are zero. If the sliced model has layer norms, the mean of each state is also
+subtracted in both models, because no layer reads this mean.
+A token is massive in a state if its norm in the dense model exceeds `massive_factor` times the median norm of its
+window in this state. Massive tokens are counted and left out of error and cosine, because a few of them would dominate
+both sums. kdp_core.states.hidden computes this median over all windows. Here each window has its own median, so the
+states need not be stored or computed twice.
 
-Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, over all tokens that have a next
-token in their window, with standard errors over windows. The KDP paper has none of these figures; it reports task
-scores.
+Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, with standard errors over
+windows. The last token of a window is left out, because it has no next token. The KDP paper reports task scores and
+none of these measures.
 Axes: S windows, T tokens of a window, B windows of a batch, K states, N tokens, C tokens of a chunk, D width,
 V vocabulary.
 """
@@ -45,15 +44,16 @@ from kdp_core.states.hidden import boundary_states
 logger = logging.getLogger(__name__)
 
 MassiveFactor = Annotated[float, Gt(1)]
-"""A factor on a median norm; at 1 or below it would leave out half of all tokens."""
+"""A factor on a median norm. It must exceed 1: a factor of 1 would mark half of all tokens as massive."""
 
 
 class DiagnoseError(ValueError):
-    """The models, windows or states cannot be compared."""
+    """The models, windows or states do not fit together."""
 
 
 class StateSums(NamedTuple):
-    """Sums over the counted tokens, one entry for each state, float64; the sums of several batches can be added."""
+    """Sums over the tokens that are not massive, one entry for each state, float64. The sums of several batches can be
+    added."""
     error_K: Tensor
     """Sum of |h' - h|^2."""
     square_K: Tensor
@@ -63,7 +63,7 @@ class StateSums(NamedTuple):
     cosine_K: Tensor
     """Sum of cos(h', h)."""
     counted_K: Tensor
-    """Number of counted tokens."""
+    """Number of tokens that are not massive."""
 
 
 def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor, *, dropped: list[int],
@@ -71,13 +71,14 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
              dtype: str = "float32") -> Diagnosis:
     """Compare two checkpoints on the first `windows` sequences of `ids_ST` (int64, no padding).
 
-    dropped: layers of the dense model that the pruned model lacks, as in Plan.drop.
+    dropped: numbers of the removed layers of the dense model, as in Plan.drop.
     windows: number of windows to compare on; the first windows are taken.
-    batch: windows of one batch; memory holds the states of one batch in both models and a chunk of their logits.
-    massive_factor: a token is left out of a state if its dense norm exceeds this factor times its window's median norm.
-    Log-likelihoods and KL are in nats; standard errors are over windows, and None with one window. Before a model is
-    loaded, OptionError is raised for a value out of range, and DiagnoseError for layers, widths, vocabularies or
-    windows that do not fit.
+    batch: windows of one batch. Memory use grows with the states of one batch in both models.
+    massive_factor: a token is left out of a state if its norm in the dense model exceeds this factor times the median
+        norm of its window.
+    Log-likelihoods and KL are in nats. Standard errors are over windows; with one window they are None. Both errors are
+    raised before a model is loaded: OptionError for a value out of range, and DiagnoseError for layers, widths,
+    vocabularies or windows that do not fit together.
     """
     options.check(diagnose, locals())
     dense_config, pruned_config = (AutoConfig.from_pretrained(folder) for folder in (dense_folder, pruned_folder))
@@ -91,7 +92,7 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
 @torch.inference_mode()
 def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: list[int], batch: Count = 4,
             massive_factor: MassiveFactor = 8.0) -> Diagnosis:
-    """Compare two loaded models in eval mode on all windows of `ids_ST`, as `diagnose` does.
+    """Compare two loaded models in eval mode on all windows of `ids_ST`, in the same way as `diagnose`.
 
     Raises OptionError and DiagnoseError as `diagnose` does, and DiagnoseError for states that are not finite or that
     are equal for all tokens.
@@ -119,12 +120,13 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """The pruned model's states, with their numbers in the dense model, ascending; the last state is included."""
+    """The numbers, in the dense model, of the states that the pruned model also has, ascending. The last state is
+    included."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 
 def state_sums(h_KBTD: list[Tensor], other_KBTD: list[Tensor], massive_factor: float) -> StateSums:
-    """Sums of one batch over the tokens whose dense state h is not massive, from float32 states (B, T, D)."""
+    """Sums of one batch over the tokens that are not massive in the dense model. The states are float32 (B, T, D)."""
     found = []
     for h_BTD, other_BTD in zip(h_KBTD, other_KBTD, strict=True):
         norm_BT = h_BTD.norm(dim=-1)
@@ -136,11 +138,12 @@ def state_sums(h_KBTD: list[Tensor], other_KBTD: list[Tensor], massive_factor: f
 
 
 def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-    """KL, agreement, dense and pruned negative log-likelihood, each window's mean over its T - 1 predictions.
+    """KL, agreement, and the negative log-likelihoods of the dense and the pruned model. Each is a mean over the T - 1
+    predictions of a window.
 
-    The inputs are the states before the final norm; the result is float64 (4, B) on the CPU, in nats and shares. Both
-    heads read one chunk of tokens at a time, so that memory never holds the logits of a whole batch (a vocabulary may
-    have 128k tokens).
+    The inputs are the states before the final norm. The result is float64 (4, B) on the CPU, in nats and shares. Both
+    output heads read one chunk of tokens at a time, so the logits of a whole batch are never in memory (a vocabulary
+    may have 128k tokens).
     """
     B, T = ids_BT.shape
     h_ND, other_ND, next_N = h_BTD[:, :-1].flatten(0, 1), other_BTD[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten()
@@ -152,7 +155,8 @@ def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BT
 
 
 def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
-    """KL, agreement, dense and pruned negative log-likelihood of each token, float64 (4, C)."""
+    """KL, agreement, and the negative log-likelihoods of the dense and the pruned model for each token, float64 (4,
+    C)."""
     next_C1, logq_CV = next_C.to(logp_CV.device)[:, None], logq_CV.to(logp_CV.device)
     # KL(p || q) = sum_v p_v (log p_v - log q_v)
     kl_C = (logp_CV.exp() * (logp_CV - logq_CV)).sum(dim=1)
@@ -162,9 +166,10 @@ def _compare_chunk(logp_CV: Tensor, logq_CV: Tensor, next_C: Tensor) -> Tensor:
 
 
 def log_probabilities(model: nn.Module, h_CD: Tensor) -> Tensor:
-    """Log-probabilities of the next token from states before the final norm, float32 (C, V), on the model's device.
+    """Log-probabilities of the next token, float32 (C, V), on the model's device. The inputs are states before the
+    final norm.
 
-    kdp_core.model.distil says what the models of each family do after their last layer.
+    kdp_core.model.distil defines, for each family, the computation between the last layer and the output head.
     """
     return head_of(model)(to_head(model, h_CD)).log_softmax(dim=-1)
 
@@ -192,7 +197,7 @@ def _record(states: list[int], dropped: list[int], sums: StateSums, outputs_4S: 
 
 
 def _mean(values_S: Tensor) -> tuple[float, float | None]:
-    """Mean over windows and its standard error."""
+    """Mean over windows, and the standard error of this mean."""
     return values_S.mean().item(), standard_errors.mean(values_S)
 
 

@@ -1,11 +1,12 @@
-"""Costs of a pruned model next to the dense one: parameters, multiply-adds, latency, memory.
+"""Costs of a pruned model beside those of the dense model: parameters, multiply-adds, latency, memory.
 
 "FLOPs" are counted as in the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
 (kdp_core.model.sizes.count_macs).
-Latency is measured in one process, alternately for the dense and the pruned model; the model that runs first changes
-with each pair. If the machine is slow for a while, both models are slow, so the median of the paired ratios varies less
-than the ratio of two separate runs.
-Memory is the memory of the pruned model alone, which is loaded and run before the dense model is loaded:
+Latency is measured in one process, in pairs of a turn of the dense and a turn of the pruned model. The order of the two
+models changes with each pair. If the machine is slow for a while, both models are slow. Therefore the median of the
+paired ratios varies less than the ratio of two separate runs.
+Memory is that of the pruned model alone, because it is loaded and run before the dense model is loaded. The kinds of
+memory figures are:
     cuda_allocated       peak of torch's allocator over the runs, with the weights; the sum of the peaks if the model is
                          spread over several GPUs
     cpu_resident_growth  peak resident set over the runs, less the resident set before the model was loaded. Linux can
@@ -43,32 +44,33 @@ MIB = 2 ** 20
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Written to clear_refs, it sets the peak resident set to the current one (man 5 proc)."""
+"""This text, written to clear_refs, sets the peak resident set to the current resident set (man 5 proc)."""
 
 
 class EfficiencyError(ValueError):
-    """The models cannot be measured with these settings."""
+    """The settings do not fit the models."""
 
 
 class Latency(NamedTuple):
-    """One turn of one model, in milliseconds."""
+    """Latency of one turn of one model, in milliseconds."""
     prefill_ms: float
     decode_ms: float
-    """Median over the cached decoding of single tokens in the turn."""
+    """Median time of decoding one token with the cache."""
 
 
 def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Count = 128,
             decode_steps: Count = 8, repeats: Count = 3, device: str = "cpu", dtype: str = "float32",
             threads: Count | None = None) -> Efficiency:
-    """Costs of the checkpoint in `pruned_folder` next to the costs of the checkpoint in `dense_folder`.
+    """Costs of the checkpoint in `pruned_folder`, beside those of the checkpoint in `dense_folder`.
 
-    tokens: tokens of the prompt, which is a single sequence.
-    decode_steps: tokens that are decoded one by one, with the cache, after the prompt.
-    repeats: measured turns of each model.
-    threads: threads of the CPU; None keeps torch's setting.
-    A turn is a forward pass over the prompt, followed by the decoding. The pass computes all logits, as the number of
-    multiply-adds assumes. One turn of each model precedes the measured turns. Latencies are in milliseconds, memory in
-    MiB. Raises OptionError for a number below 1, and EfficiencyError for a prompt that is longer than the models allow.
+    tokens: number of tokens of the prompt, which is one sequence.
+    decode_steps: number of tokens that are decoded after the prompt, one by one with the cache.
+    repeats: number of measured turns of each model.
+    threads: number of CPU threads; None keeps torch's setting.
+    A turn is a forward pass over the prompt, followed by the decoding. The forward pass computes the logits of all
+    tokens, because the number of multiply-adds includes them. Each model runs one turn that is not measured before its
+    measured turns. Latencies are in milliseconds, memory in MiB. Raises OptionError for a number below 1, and
+    EfficiencyError if prompt and decoded tokens need more positions than the models have.
     """
     options.check(measure, locals())
     with _threads(threads), torch.inference_mode():
@@ -92,9 +94,9 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Coun
 
 
 def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latency:
-    """One turn: the forward pass that fills the cache, and the decoding of single tokens with the cache.
+    """One turn: a forward pass that fills the cache, and then the decoding of single tokens with this cache.
 
-    Latency does not depend on which tokens are read.
+    Latency does not depend on the choice of tokens.
     """
     started = _now(ids_ST.device)
     cache = model(ids_ST, use_cache=True).past_key_values
@@ -109,7 +111,7 @@ def latency(model: PreTrainedModel, ids_ST: Tensor, decode_steps: int) -> Latenc
 
 def in_turns(dense: PreTrainedModel, pruned: PreTrainedModel, ids_ST: Tensor, *, decode_steps: int,
              repeats: int) -> list[tuple[Latency, Latency]]:
-    """`repeats` pairs of turns (dense, pruned); in every second pair the pruned model runs first."""
+    """Pairs of turns (dense, pruned), `repeats` in number. In every second pair the pruned model runs first."""
     pairs = []
     for repeat in range(repeats):
         order = (dense, pruned) if repeat % 2 == 0 else (pruned, dense)
@@ -119,7 +121,8 @@ def in_turns(dense: PreTrainedModel, pruned: PreTrainedModel, ids_ST: Tensor, *,
 
 
 def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
-    """Medians over turns (dense, pruned) in ms, and medians of the ratios dense / pruned, by Efficiency's names."""
+    """Medians over the turns of each model in ms, and medians of the ratios dense / pruned. The keys are fields of
+    Efficiency."""
     found = {}
     for name in ("prefill", "decode"):
         dense = [getattr(turn[0], f"{name}_ms") for turn in turns]
@@ -131,9 +134,9 @@ def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
 
 
 class Meter:
-    """Peak memory of one model's runs.
+    """Measures the peak memory of one model while it runs.
 
-    Make the meter before the model is loaded; read it before another model is loaded.
+    Create the meter before the model is loaded, and call `peak_mib` before another model is loaded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -145,7 +148,7 @@ class Meter:
             self._before_mib = resident_mib("VmRSS")
 
     def start_runs(self, model: PreTrainedModel) -> None:
-        """Start to count the peak."""
+        """Begin to record the peak."""
         gc.collect()
         if self.device.type == "cuda":
             self._gpus = sorted({parameter.device for parameter in model.parameters() if parameter.is_cuda}, key=str)
@@ -158,7 +161,7 @@ class Meter:
                 self._before_mib = None
 
     def peak_mib(self, model: PreTrainedModel) -> tuple[float, str]:
-        """(peak in MiB, its kind); the module's docstring names the kinds."""
+        """(peak in MiB, kind of the figure); the docstring of this module defines the kinds."""
         if self.device.type == "cuda":
             return sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus) / MIB, "cuda_allocated"
         peak = resident_mib("VmHWM")
@@ -169,7 +172,7 @@ class Meter:
 
 
 def _ids(model: PreTrainedModel, tokens: int, decode_steps: int) -> Tensor:
-    """One sequence of tokens of the vocabulary, int64 (1, T); EfficiencyError if the model has too few positions."""
+    """One sequence of token ids, int64 (1, T). Raises EfficiencyError if the model has too few positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and tokens + decode_steps > positions:
         raise EfficiencyError(f"tokens {tokens} and decode_steps {decode_steps} are more than the model's {positions} "
@@ -185,17 +188,15 @@ def _now(device: torch.device) -> float:
 
 
 def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel) -> str:
-    """The name of the device, or of all devices over which the model is spread.
-
-    The slowest device determines the latency of the model.
-    """
+    """The name of the device. If a model is spread over several devices, the text names all of them, because the
+    slowest one determines the latency."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {which: checkpoints.places(model) for which, model in (("pruned", pruned), ("dense", dense))}
     return "; ".join([name, *(f"{which} on {', '.join(parts)}" for which, parts in found.items() if len(parts) > 1)])
 
 
 def _release_freed() -> None:
-    """Return freed memory to the system; glibc does not do so by itself, and freed memory would hide a later peak."""
+    """Return freed memory to the system, because glibc keeps it. Memory that glibc keeps would hide a later peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
