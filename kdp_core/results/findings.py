@@ -318,7 +318,7 @@ def _variant_names(group: pd.DataFrame) -> pd.Series:
 # How sure it is -------------------------------------------------------------------------------------------------------
 
 def verdict(one: pd.Series, other: pd.Series, metric: str, paired: Paired) -> Verdict:
-    """How two rows of a summary differ in `acc` or `ppl`: by their paired test, or without a test by standard errors."""
+    """How two rows of a summary differ in `acc` or `ppl`: by their paired test, or else by their standard errors."""
     apart, test = _apart(one, other, metric), paired.get((metric, frozenset((_key(one), _key(other)))))
     if test:
         return Verdict("clear" if test[0] < SIGNIFICANT else "tie", apart, test)

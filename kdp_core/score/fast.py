@@ -1,12 +1,12 @@
-"""The fast scorer: the log-likelihoods of lm-eval, from as few tokens and logits as possible.
+"""The fast scorer: it computes lm-eval's log-likelihoods from as few tokens and logits as possible.
 
-lm-eval's HFLM pads sequences to one length, runs a context again for each choice, and computes the logits of every
-token. Here sequences are packed in rows (kdp_core.score.packing): a context runs once with all its choices, examples at
-the beginning of many prompts run once for all these prompts, and the output head reads only the tokens that are scored.
-On CPU, the rows of an evaluation run in parallel, one on each thread, so that no thread waits for other threads after
-every operation. Prompts, metrics and generation are lm-eval's.
-Packing needs a model that accepts an attention mask of any form and the positions of tokens. The function `packs` tests
-the model on a few tokens; a model that fails the test is scored by lm-eval's own code.
+lm-eval's HFLM pads sequences to one length, runs the context again for each choice, and computes the logits of every
+token. Here sequences are packed in rows (kdp_core.score.packing). A context runs once with all its choices. Examples at
+the beginning of many prompts run once for all these prompts. The output head reads only the tokens that are scored. On
+CPU, the rows run in parallel, one row on each thread, so no thread waits for other threads after every operation.
+lm-eval computes prompts, metrics and generated text.
+Packing needs a model that accepts an arbitrary attention mask and arbitrary positions of tokens. The function `packs`
+tests this on a few tokens. A model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
 """
 import itertools
@@ -27,26 +27,27 @@ from kdp_core.score.packing import Group, Row, Scored
 logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 256
-"""Tokens of a row on CPU, and for each sequence of a batch on other devices. Matrix products reach their full speed
-at 64 tokens, and the states of more than 256 no longer fit a core's cache."""
+"""Number of tokens of a row on CPU. On other devices a row has this number times the batch size. Matrix products reach
+their full speed at 64 tokens. The states of more than 256 tokens do not fit into the cache of a core."""
 HEAD_TOKENS = 64
-"""Tokens whose logits are in memory together, on CPU."""
+"""Number of tokens whose logits are in memory at the same time, on CPU."""
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""Kinds of layers by the part of the sequence that they see, in transformers' words."""
+"""Kinds of attention of a layer (all positions, or a sliding window), in transformers' words."""
 
 
 class Found(NamedTuple):
-    """The result of a row for one sequence."""
+    """The score of one sequence of a row."""
     number: int
     log_likelihood: float
     greedy: bool
 
 
 class FastJudge(Judge):
-    """lm-eval's view of a loaded model whose log-likelihoods are computed on packed rows."""
+    """A loaded model in the form that lm-eval calls; the log-likelihoods are computed on packed rows."""
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order."""
+        """(log-likelihood in nats, whether greedy decoding produces the continuation) for each continuation, in
+        order."""
         if not self._packs:
             return super()._loglikelihood_tokens(requests, **settings)
         sequences = [_scored(context, continuation, self.max_length) for _, context, continuation in requests]
@@ -69,13 +70,13 @@ class FastJudge(Judge):
 
     @property
     def _packs(self) -> bool:
-        """Whether the model can read packed rows; this is tested once."""
+        """Whether the model can read packed rows. The test runs only once."""
         if not hasattr(self, "_tried"):
             self._tried = packs(self.model)
         return self._tried
 
     def _all(self, groups: list[Group], sequences: list[Scored]) -> Iterator[list[Found]]:
-        """The results of the rows, in any order."""
+        """The scores of each row; the rows come in any order."""
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         if min(threads, len(groups)) == 1:
             for group in groups:
@@ -94,7 +95,8 @@ class FastJudge(Judge):
 def packs(model: PreTrainedModel) -> bool:
     """Whether a model gives packed sequences the same scores as single sequences; this is tested on a few tokens.
 
-    The scores differ if the layers of a model mix neighbouring tokens of a row by other means than attention.
+    The scores differ if a layer mixes neighbouring tokens of a row by other operations than attention, such as a
+    convolution.
     """
     ends = ((4, 5, 6), (4, 8), (7, 7, 7, 7))
     tried = [Scored((2, 3, *context, *targets), targets) for context in ((4, 5, 6, 7), (9,)) for targets in ends]
@@ -115,13 +117,13 @@ def packs(model: PreTrainedModel) -> bool:
 
 
 def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> list[float]:
-    """The log-likelihoods of the sequences of one group, by the number of the sequence."""
+    """The log-likelihoods of the sequences of one group, in the order of the sequences."""
     return [one.log_likelihood for one in sorted(itertools.chain(*score_group(model, group, sequences)))]
 
 
 @torch.inference_mode()
 def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> Iterator[list[Found]]:
-    """The results of each row of a group; `sequences` are the sequences from which the group was packed."""
+    """The scores of each row of a group. `sequences` are all sequences, to which the numbers in the rows refer."""
     cache = DynamicCache() if group.prefix else None
     if group.prefix:
         base_of(model)(torch.tensor([group.prefix], device=model.device), past_key_values=cache, use_cache=True)
@@ -131,7 +133,7 @@ def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -
 
 
 def _states(model: PreTrainedModel, row: Row, prefix: int, cache: DynamicCache | None) -> Tensor:
-    """The input of the output head for each token of a row, (N, D)."""
+    """For each token of a row, the vector that the output head reads, (N, D)."""
     given: dict[str, Any] = {}
     if prefix or not row.chain:
         given = {"position_ids": torch.tensor([row.positions_N], device=model.device),
@@ -144,7 +146,8 @@ def _states(model: PreTrainedModel, row: Row, prefix: int, cache: DynamicCache |
 
 
 def _masks(model: PreTrainedModel, row: Row, prefix: int) -> Tensor | dict[str, Tensor]:
-    """Additive masks (1, 1, N, P + N): one for all layers, or one for each kind of layer if the layers differ."""
+    """Additive masks (1, 1, N, P + N): one mask for all layers, or one for each kind of layer if the model has several
+    kinds."""
     def mask(window: int | None) -> Tensor:
         seen = packing.visible(row, prefix, window)
         least = torch.finfo(model.dtype).min
@@ -158,7 +161,7 @@ def _masks(model: PreTrainedModel, row: Row, prefix: int) -> Tensor | dict[str, 
 
 
 def _kinds(model: PreTrainedModel) -> list[str]:
-    """The kind of each layer; empty if the layers do not differ."""
+    """The kind of each layer; empty if all layers have the same kind."""
     return list(getattr(model.config, "layer_types", None) or [])
 
 
@@ -176,9 +179,9 @@ def _row_scores(model: PreTrainedModel, h_ND: Tensor, row: Row, sequences: list[
 
 
 def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """log softmax at the targets (float32), and whether each target is the likeliest token.
+    """log softmax of the logits at the targets (float32), and whether each target is the most likely token.
 
-    `at` holds the row of `h_CD` for each target.
+    For each target, `at` is the row of `h_CD` that predicts it.
     """
     chunk = HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
     log_probs = torch.empty(len(targets), device=h_CD.device)
@@ -193,14 +196,15 @@ def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targe
 
 
 def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The map from the input of the output head to logits, with the soft cap of families that have one."""
+    """The function from the output head's input to logits. It includes the soft cap of the families that have one."""
     name, head = family_of(model).soft_cap, output_head(model)
     cap = getattr(model.config, name) if name else None
     return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
-    """The tokens of a request that lm-eval gives to the model; lm-eval cuts them from the left to the model's length.
+    """The tokens of a request as lm-eval gives them to the model. If there are too many tokens, the first ones are
+    removed.
 
     Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model can read.
     """

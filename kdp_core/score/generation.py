@@ -6,9 +6,10 @@
     repetition_n      1 - distinct_n (seq-rep-n, Welleck et al. 2020): the share of n-grams that occurred before
     rouge1            ROUGE-1 of the first line after a news story and "TL;DR:", as kdp_core.score scores XSum
     lambada           share of passages for which the greedy text begins with the last word
-Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded. Stories are cut to
-their first tokens, because the lead of a news story holds most of its summary.
-The losses compare a pruned model with the dense model: at 0 the pruned model is as good, at 1 nothing is left.
+Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded. Only the first tokens
+of a story are used, because the beginning of a news story has most of its summary.
+The losses compare a pruned model with the dense model. A loss of 0 means that the pruned model is as good, and a loss
+of 1 that all quality is lost.
 Axes: B prompts, T tokens of a prompt, G decoded tokens, N n-grams.
 """
 from collections.abc import Mapping, Sequence
@@ -22,28 +23,28 @@ from kdp_core.score.benchmark_scores import score_xsum
 from kdp_core.score.fast import FastJudge
 
 PROMPT = "\n\nTL;DR:"
-"""What follows a story, as in task_files/xsum.yaml."""
+"""The text that is added after a story, as in task_files/xsum.yaml."""
 GRAMS = 4
-"""The n of the repetition that counts as a loss."""
+"""The length of the n-grams in the loss `repetition`."""
 SCORES = ("lambada", "rouge1", "gsm8k")
-"""Measures with a right answer."""
+"""Measures that compare the text with a correct answer."""
 
 
 class GenerationError(ValueError):
-    """There is nothing to measure on these prompts or continuations."""
+    """The prompts or continuations are too few or too short to be measured."""
 
 
 class Stories(NamedTuple):
-    """Prompts of news stories and the summaries that people wrote."""
+    """Prompts made of news stories, and the stories' summaries by people."""
     prompt_BT: Tensor
     summaries: list[str]
 
 
 @torch.inference_mode()
 def greedy(model: nn.Module, prompt_BT: Tensor, steps: int) -> Tensor:
-    """The `steps` most likely tokens id_BG after each prompt, one after another.
+    """The continuation id_BG of each prompt: `steps` times, the most likely next token is added.
 
-    Of equally likely tokens the lowest id is taken. Decoding does not stop at an end of text.
+    If several tokens are equally likely, the lowest id is used. Decoding does not stop at an end-of-text token.
     """
     output = model(prompt_BT.to(model.device), use_cache=True)
     said = [output.logits[:, -1].argmax(dim=-1)]
@@ -54,7 +55,7 @@ def greedy(model: nn.Module, prompt_BT: Tensor, steps: int) -> Tensor:
 
 
 def agreement(said_BG: Tensor, other_BG: Tensor) -> float:
-    """Share of equal tokens, position by position."""
+    """Share of positions at which both continuations have the same token."""
     return (said_BG == other_BG).double().mean().item()
 
 
@@ -65,7 +66,8 @@ def divergence(said_BG: Tensor, other_BG: Tensor) -> float:
 
 
 def distinct(said_BG: Tensor, n: int) -> float:
-    """Mean share of distinct n-grams in a continuation. Raises GenerationError if one has fewer than n tokens."""
+    """Mean share of distinct n-grams in a continuation. Raises GenerationError if the continuations have fewer than n
+    tokens."""
     if said_BG.shape[1] < n:
         raise GenerationError(f"continuations have {said_BG.shape[1]} tokens and no group of {n}; decode at least {n}")
     grams_BNn = said_BG.unfold(1, n, 1)
@@ -74,18 +76,18 @@ def distinct(said_BG: Tensor, n: int) -> float:
 
 
 def text_measures(said_BG: Tensor, dense_BG: Tensor) -> dict[str, float]:
-    """All measures of continuations that need no right answer; `dense_BG` holds the dense model's continuations."""
+    """All measures that need no correct answer. `dense_BG` has the continuations of the dense model."""
     return {"agreement": agreement(dense_BG, said_BG), "divergence": divergence(dense_BG, said_BG),
             "distinct_1": distinct(said_BG, 1), "distinct_2": distinct(said_BG, 2),
             "repetition": 1 - distinct(said_BG, GRAMS)}
 
 
 def stories(items: Sequence[Mapping[str, Any]], tokenizer: Any, *, count: int, tokens: int) -> Stories:
-    """The first `count` items (document, summary) with at least `tokens` tokens, as prompts.
+    """Prompts from the first `count` items {document, summary} whose document has at least `tokens` tokens.
 
-    A prompt holds the first `tokens` tokens of the document, and the question after them.
+    A prompt is the first `tokens` tokens of the document, followed by PROMPT.
 
-    Raises GenerationError if there are fewer such items.
+    Raises GenerationError if fewer items are long enough.
     """
     ask, kept = tokenizer(PROMPT, add_special_tokens=False)["input_ids"], []
     for item in items:
@@ -109,9 +111,10 @@ def rouge1(model: nn.Module, tokenizer: Any, asked: Stories, steps: int) -> floa
 
 
 def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
-    """Share of passages whose last word greedy decoding gives, token by token, after the words before it.
+    """Share of passages whose last word greedy decoding produces from the words before it.
 
-    Greedy text begins with the word exactly if each token of the word is the likeliest token, so one pass is enough.
+    Greedy decoding produces the word if and only if each of its tokens is the most likely one. Therefore one forward
+    pass is enough.
     """
     judge, asked = FastJudge(model, tokenizer), []
     for number, passage in enumerate(passages):
@@ -123,11 +126,11 @@ def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
 
 
 def losses(measured: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """The loss of each measure, between 0 and 1, and `quality`, the mean of these losses.
+    """The loss of each measure, between 0 and 1, and their mean `quality`.
 
-    agreement: 1 - share of equal tokens. lambada, rouge1, gsm8k: 1 - score / dense score, where both are measured and
-    the dense model has some. repetition: the rise above the dense model's repetition, relative to the largest rise
-    that is possible. A pruned model that is better than the dense model has the loss 0.
+    agreement: 1 - share of equal tokens. lambada, rouge1, gsm8k: 1 - score / dense score. This loss is left out if a
+    score was not measured or the dense score is 0. repetition: the rise above the dense model's repetition, relative to
+    the largest possible rise. If a pruned model is better than the dense model in a measure, this loss is 0.
     """
     found = {"agreement": 1 - measured["agreement"]}
     for name in SCORES:

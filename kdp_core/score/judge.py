@@ -1,10 +1,11 @@
-"""The model as lm-eval sees it: `Judge` answers the requests of a task with log-likelihoods or with text.
+"""The model in the form that lm-eval calls: `Judge` answers the requests of a task with log-likelihoods or with text.
 
-`Judge` is lm-eval's own `HFLM` with three changes. First, items that hold token ids (`heldout_ppl`) are scored on these
-ids, without a BOS or EOS before them. Second, a rolling text begins with exactly one first token. If a tokenizer adds a
-first token, lm-eval 0.4.13 puts another one before it and scores the token that the tokenizer added
-(EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of a rolling text begins
-with this token (issue #2382 of the same repository). kdp_core.score.fast computes the same log-likelihoods faster.
+`Judge` is lm-eval's own `HFLM` with three changes. First, if items contain token ids (`heldout_ppl`), these ids are
+scored without a BOS or EOS token before them. Second, the text of a rolling log-likelihood begins with exactly one
+first token. If a tokenizer adds a first token, lm-eval 0.4.13 adds another one before it, and also scores the
+tokenizer's token (EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of such
+a text begins with this token (issue #2382 of the same repository). kdp_core.score.fast computes the same
+log-likelihoods faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
 import logging
@@ -26,16 +27,17 @@ from kdp_core.model.families import FamilyError, first_token
 logger = logging.getLogger(__name__)
 
 LOGITS_BYTES = 2 ** 30
-"""Most bytes of one batch's logits in main memory. Four pages of WikiText at once would take 4 GB of logits, and as
-much again for their logarithms."""
+"""Largest size in bytes of the logits of one batch in main memory. The logits of four pages of WikiText at once would
+need 4 GB, and their logarithms another 4 GB."""
 PROGRESS_SECONDS = 60.0
-"""Fewest seconds between two lines of progress within a task."""
+"""Shortest time in seconds between two log lines on the progress of a task."""
 Request = tuple[Any, list[int], list[int]]
 """lm-eval's tokenised request: (key, context ids, continuation ids)."""
 
 
 class Judge(HFLM):
-    """lm-eval's view of a loaded model: lm-eval's tokenisation and batching, with the changes of this module."""
+    """A loaded model in the form that lm-eval calls, with lm-eval's tokenisation and batches and the changes of this
+    module."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8,
                  max_length: int | None = None) -> None:
@@ -47,14 +49,15 @@ class Judge(HFLM):
         _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
 
     def watch(self, progress: "Progress") -> None:
-        """Report each answered request to `progress` through lm-eval's hook for partial results."""
+        """Report each answered request to `progress`. lm-eval's cache hook, which receives each answer, is used for
+        this."""
         self.progress = progress
         self.set_cache_hook(progress)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood (nats) of each item's text.
 
-        If an item has `ids`, it is a window, and its tokens 2 to end count.
+        If an item has `ids`, these are the tokens of a window, and its tokens 2 to end are scored.
         """
         scores: list[float | None] = [None] * len(requests)
         by_length: dict[int, list[int]] = defaultdict(list)
@@ -73,7 +76,8 @@ class Judge(HFLM):
         return scores
 
     def _texts(self, texts: list[str], disable_tqdm: bool) -> list[float]:
-        """Log-likelihood (nats) of each text, in windows of the model's length that overlap by one token."""
+        """Log-likelihood (nats) of each text. A long text is scored in windows of the model's length that overlap by
+        one token."""
         prefix, asked, owners = self.prefix_token_id, [], []
         room = self.max_length - (self._start is not None)
         for place, text in enumerate(texts):
@@ -93,7 +97,7 @@ class Judge(HFLM):
 
     @torch.inference_mode()
     def _windows(self, windows: list[list[int]]) -> list[float]:
-        """Log-likelihood (nats) of each window's tokens 2 to end; all windows have one length."""
+        """Log-likelihood (nats) of tokens 2 to end of each window. All windows have the same length."""
         found: list[float] = []
         for first in range(0, len(windows), self.batch_size):
             ids_ST = torch.tensor(windows[first:first + self.batch_size], device=self.device)
@@ -103,9 +107,9 @@ class Judge(HFLM):
         return found
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each continuation, in order.
+        """(log-likelihood in nats, whether greedy decoding produces the continuation) for each continuation, in order.
 
-        The values are lm-eval's own; a batch has fewer sequences if their logits would be too large.
+        The values are lm-eval's. A batch has fewer sequences if its logits would need too much memory.
         """
         before, longest = self.batch_size, max(len(context) + len(ids) for _, context, ids in requests)
         if self.device.type == "cpu":
@@ -118,14 +122,15 @@ class Judge(HFLM):
 
 
 class Progress:
-    """Counts the answered requests of a task and logs their number; this object replaces lm-eval's hook."""
+    """Counts the answered requests of a task and logs their number. lm-eval calls this object in place of its cache
+    hook."""
 
     def __init__(self, label: str, requests: int) -> None:
         self._label, self._requests, self._done = label, requests, 0
         self._started = self._said = time.perf_counter()
 
     def advance(self, requests: int) -> None:
-        """Count `more` further answered requests."""
+        """Add `requests` to the number of answered requests."""
         self._done += requests
         now = time.perf_counter()
         if now - self._said >= PROGRESS_SECONDS and self._done < self._requests:
@@ -134,7 +139,7 @@ class Progress:
                         now - self._started)
 
     def add_partial(self, *_: Any) -> None:
-        """lm-eval calls this after each of its own answers."""
+        """lm-eval calls this method after each answer that it computes."""
         self.advance(1)
 
 
@@ -146,16 +151,14 @@ def _first_token(model: PreTrainedModel) -> int | None:
 
 
 def _pad_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Pad with a token that the embedding has. No token attends to padding."""
+    """If the padding token has no row in the embedding, pad with a token that has one. No token attends to padding."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         ends = tokenizer.eos_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends if ends is not None and ends < rows else 0)
 
 
 def _log_probs(logits_STV: Tensor, ids_ST: Tensor) -> Tensor:
-    """log softmax of the logits at the ids, float32 (S, T), one sequence at a time.
-
-    A second tensor of S x T x V numbers would take too much memory.
-    """
+    """log softmax of the logits at the ids, float32 (S, T). One sequence is computed at a time, because a second tensor
+    of S x T x V numbers would need too much memory."""
     return torch.stack([-functional.cross_entropy(logits_TV.float(), ids_T, reduction="none")
                         for logits_TV, ids_T in zip(logits_STV, ids_ST, strict=True)])

@@ -1,5 +1,5 @@
-"""Metrics of tasks: which metric counts, and the metrics that lm-eval lacks. This module needs neither lm-eval nor
-torch.
+"""Metrics of tasks: the primary metric of each task, and the metrics that lm-eval lacks. This module needs neither
+lm-eval nor torch.
 
     ppl   exp(-sum_i ll_i / sum_i n_i), with the log-likelihood ll_i (nats) and the weight n_i (tokens, words) of item i
     auc   the share of pairs of a good and a bad item that a margin orders rightly (Mann and Whitney 1947)
@@ -12,24 +12,27 @@ PRIMARY: Mapping[str, Sequence[str]] = {
     "acc": ("acc_norm", "acc", "exact_match", "em"),
     "ppl": ("ppl", "word_perplexity"),
 }
-"""For each kind of score, the metrics that count, first choice first. A task counts once, with the first that it has.
+"""For each kind of score, its primary metrics in the order of preference. A task counts once, with the first of these
+metrics that it has.
 
-Accuracy is acc_norm where the task has it (HellaSwag, ARC, PIQA) and acc elsewhere (WinoGrande, BoolQ, MMLU). Papers
-mix the two. This choice alone changes a mean by points. Shares of another kind do not count: ROUGE-1 is an overlap,
-and pass@1 and areas under the curve have other scales of chance. A metric `perplexity` (of LAMBADA's last words) is
-not one of text and does not count either. Perplexities per token and per word are never averaged: the summary's `ppl`
-takes those per token where there are any, and `rp_ppl` takes those per word, as the paper does."""
+The accuracy of a task is acc_norm if the task has it (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande, BoolQ,
+MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other shares are
+not accuracies: ROUGE-1 is an overlap, and for pass@1 and areas under the curve chance has another value. The metric
+`perplexity` (of LAMBADA's last words) is not the perplexity of a text, so it is not used either. Perplexities per token
+and per word are never averaged together. The summary's `ppl` uses perplexities per token if there are any, and `rp_ppl`
+uses perplexities per word, as the paper does."""
 PERPLEXITIES = ("ppl", "perplexity", "word_perplexity", "byte_perplexity")
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "auc", "rouge1", "pass@1")
 PPL_CEILING = 1e12
-"""This value is recorded, without a standard error, for a perplexity that is larger or not a number. JSON has no
-infinity, and a collapsed model should be at the end of a table, not missing from it."""
+"""A perplexity that is larger than this value, or not a number, is recorded as this value, without a standard error.
+JSON has no infinity, and a collapsed model should be the last in a table and not be missing."""
 OVERFLOW = 700.0
-"""Nats of a unit of weight above which exp is no float."""
+"""Nats per unit of weight; exp of a larger number is too large for a float."""
 
 
 def unit_of(metric: str) -> str:
-    """The unit of a metric's values: ppl, bits/byte or share; `score` for a metric that this module does not know."""
+    """The unit of a metric's values: ppl, bits/byte or share. A metric that this module does not know has the unit
+    `score`."""
     if metric in PERPLEXITIES:
         return "ppl"
     if metric == "bits_per_byte":
@@ -38,9 +41,9 @@ def unit_of(metric: str) -> str:
 
 
 def ppl(items: list[Any]) -> float:
-    """Perplexity of items (log-likelihood in nats, weight), or of log-likelihoods of weight 1.
+    """Perplexity of items (log-likelihood in nats, weight). An item may also be a log-likelihood alone, with weight 1.
 
-    The result is infinite if it is too large for a float, and NaN if an item is NaN.
+    The result is infinite if it is too large for a float, and NaN if one item is NaN.
     """
     # ppl = exp(-sum_i ll_i / sum_i n_i)
     nats = nats_per_unit(items)
@@ -48,29 +51,32 @@ def ppl(items: list[Any]) -> float:
 
 
 def nats_per_unit(items: list[Any]) -> float:
-    """Mean negative log-likelihood of a unit of weight in nats, the exponent of `ppl`."""
+    """Mean negative log-likelihood in nats per unit of weight (a token or a word). It is the exponent of `ppl`."""
     pairs = as_pairs(items)
     return -sum(ll for ll, _ in pairs) / sum(weight for _, weight in pairs)
 
 
 def as_pairs(items: list[Any]) -> list[tuple[float, float]]:
-    """Items as (log-likelihood, weight); a bare number has weight 1."""
+    """Items as (log-likelihood, weight). An item that is a single number gets weight 1."""
     return [(item[0], item[1]) if isinstance(item, list | tuple) else (float(item), 1.0) for item in items]
 
 
 def auc(items: Sequence[tuple[float, int]]) -> float:
-    """Share of the pairs of one good and one bad item that the margin orders rightly; a tie counts half.
+    """Share of the pairs (good item, bad item) in which the good item has the larger margin. A tie counts as half a
+    pair.
 
-    An item is (margin, label), and label 1 is good. Without such a pair the result is NaN.
+    An item is (margin, label), with label 1 for a good item. If there is no such pair, the result is NaN.
     """
     good, _ = placements(items)
     return sum(good) / len(good) if good else math.nan
 
 
 def placements(items: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]]:
-    """For each good item the share of bad items below it, and for each bad item the share of good items above it.
+    """For each good item, the share of bad items with a smaller margin; for each bad item, the share of good items with
+    a larger margin.
 
-    Both lists are empty if all items are good or all are bad. DeLong et al. (1988) call them structural components.
+    Both lists are empty if all items are good or if all are bad. DeLong et al. (1988) call these shares structural
+    components.
     """
     good, bad = ([margin for margin, label in items if bool(label) is kind] for kind in (True, False))
     if not good or not bad:

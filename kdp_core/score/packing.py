@@ -1,10 +1,10 @@
-"""Many token sequences packed into few rows of tokens; a beginning that several sequences share is computed once.
+"""Many token sequences packed into few rows of tokens. If several sequences share their beginning, it is computed once.
 
-A row is a forest: each token is a node, the nodes of a sequence are a path from a root, and sequences that begin alike
-share the beginning of their path. A token attends only to the tokens of its own path (`visible`), with the positions of
-that path. So each sequence of a row has the states that it would have in a row of its own, and nothing is padded. A
-long beginning that several rows share is a prefix (`Group`): the prefix is computed once, and the rows of the group
-attend to the prefix through the KV cache.
+A row is a forest. Each token is a node, and the tokens of a sequence are a path from a root. Sequences with the same
+beginning share the beginning of their path. A token attends only to the tokens of its own path (`visible`), and its
+position is counted along this path. So each sequence has the same states as in a row of its own, and no padding is
+needed. A long beginning that several rows share is a prefix (`Group`). It is computed once, and the rows of the group
+attend to it through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 WHOLE = 2
-"""A group of sequences is one row, without a prefix, up to this many times the tokens of a row."""
+"""A group of sequences becomes one row without a prefix if it has at most this many times the tokens of a row."""
 PREFIX = 64
-"""Fewest tokens of a prefix that is worth a pass of its own."""
+"""Smallest number of tokens of a prefix; a shorter prefix is not worth a forward pass of its own."""
 
 
 class Scored(NamedTuple):
-    """A sequence that a model reads, and the tokens that it should predict."""
+    """A sequence that the model reads, and the tokens that are scored."""
     ids: tuple[int, ...]
     """What the model reads."""
     targets: tuple[int, ...]
-    """The tokens that follow the last len(targets) tokens of `ids`."""
+    """The correct next tokens at the last len(targets) positions of `ids`."""
 
     @property
     def free(self) -> int:
-        """Number of leading tokens at which nothing is scored."""
+        """Number of tokens at the beginning of `ids` at which no target is scored."""
         return len(self.ids) - len(self.targets)
 
 
@@ -37,13 +37,13 @@ class Row(NamedTuple):
     """A forest of sequences; a parent comes before its children."""
     ids_N: list[int]
     parents_N: list[int]
-    """-1 for a root, which follows the prefix."""
+    """Index of each node's parent. It is -1 for a root, which follows the prefix."""
     positions_N: list[int]
     ends: list[tuple[int, int]]
-    """(number of a sequence, its last node)."""
+    """(number of a sequence, index of its last node)."""
 
     def path(self, end: int, tokens: int) -> list[int]:
-        """The last `tokens` nodes of the path to `end`, in order."""
+        """The last `tokens` nodes on the path that ends at `end`, in the order of the path."""
         nodes = []
         for _ in range(tokens):
             nodes.append(end)
@@ -52,23 +52,23 @@ class Row(NamedTuple):
 
     @property
     def chain(self) -> bool:
-        """Whether the row is a single path, so that the plain causal mask is right."""
+        """Whether the row is a single path. If so, the usual causal mask is correct."""
         return self.parents_N == list(range(-1, len(self.parents_N) - 1))
 
 
 class Group(NamedTuple):
-    """Rows that follow one prefix; most groups have an empty prefix."""
+    """Rows that share one prefix. The prefix of most groups is empty."""
     prefix: tuple[int, ...]
     rows: list[Row]
 
     @property
     def tokens(self) -> int:
-        """Number of tokens that a model reads for the group."""
+        """Number of tokens that the model reads for the group."""
         return len(self.prefix) + sum(len(row.ids_N) for row in self.rows)
 
 
 def pack(sequences: list[Scored], limit: int) -> list[Group]:
-    """All sequences in rows of about `limit` tokens, the largest groups first."""
+    """All sequences, packed in rows of about `limit` tokens. The largest groups come first."""
     order = sorted(range(len(sequences)), key=lambda number: sequences[number].ids)
     groups, small = [], []
     for shared, numbers in _runs(sequences, order):
@@ -82,7 +82,7 @@ def pack(sequences: list[Scored], limit: int) -> list[Group]:
 
 
 def group(sequences: list[Scored], numbers: list[int], shared: int, limit: int) -> Group:
-    """The group of sorted sequences whose first `shared` tokens are the same; these tokens are its prefix."""
+    """A group of sorted sequences that share their first `shared` tokens. These tokens become the prefix."""
     return Group(sequences[numbers[0]].ids[:shared],
                  _rows(sequences, _units(sequences, numbers, shared, limit), shared, limit))
 
@@ -90,7 +90,7 @@ def group(sequences: list[Scored], numbers: list[int], shared: int, limit: int) 
 def visible(row: Row, prefix: int, window: int | None = None) -> Tensor:
     """Whether each token of a row sees each token of the prefix and of the row, (N, P + N).
 
-    window: number of last positions that a token sees, its own position included; None for all.
+    window: number of positions that a token sees, up to its own position; None means all positions.
     """
     count = len(row.ids_N)
     seen_NN = torch.zeros(count, count, dtype=torch.bool)
@@ -107,7 +107,7 @@ def visible(row: Row, prefix: int, window: int | None = None) -> Tensor:
 
 
 def _common(first: Scored, second: Scored) -> int:
-    """Number of leading tokens that two sequences share and at which neither is scored."""
+    """Number of equal leading tokens of two sequences, up to the first position at which one of them is scored."""
     most = min(first.free, second.free)
     if first.ids[:most] == second.ids[:most]:
         return most
@@ -115,9 +115,9 @@ def _common(first: Scored, second: Scored) -> int:
 
 
 def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list[int]]]:
-    """Groups of neighbours in the sorted order: (number of shared leading tokens, numbers of the sequences).
+    """Groups of neighbours in the sorted order, each as (number of shared leading tokens, numbers of the sequences).
 
-    If a further sequence would make the common beginning less than half as long, a new group begins with that sequence.
+    A new group begins at a sequence that would make the shared beginning less than half as long.
     """
     numbers: list[int] = []
     shared = 0
@@ -136,7 +136,7 @@ def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list
 
 
 def _size(sequences: list[Scored], numbers: list[int], skip: int) -> int:
-    """Number of nodes of the forest of sorted sequences without their first `skip` tokens."""
+    """Number of nodes in the forest of the sorted sequences, without their first `skip` tokens."""
     size, before = 0, ()
     for number in numbers:
         ids = sequences[number].ids
@@ -152,10 +152,8 @@ def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -> list[tuple[int, list[int]]]:
-    """(nodes, sequences) of each unit that is kept in one row.
-
-    A unit holds the sequences of one context, unless they are too many.
-    """
+    """(number of nodes, numbers of the sequences) of each unit. A unit is never split between rows. It has the
+    sequences of one context, unless these are too many for a row."""
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in numbers:
         by_context[sequences[number].ids[:sequences[number].free]].append(number)
@@ -172,9 +170,9 @@ def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -
 
 
 def _rows(sequences: list[Scored], units: list[tuple[int, list[int]]], skip: int, limit: int) -> list[Row]:
-    """Rows of at most `limit` tokens, filled with units in the order of their first tokens.
+    """Rows of at most `limit` tokens. They are filled with units in the given order.
 
-    A larger unit is a row itself.
+    A unit with more tokens becomes a row by itself.
     """
     rows, numbers, size = [], [], 0
     for more, group in units:
@@ -187,7 +185,7 @@ def _rows(sequences: list[Scored], units: list[tuple[int, list[int]]], skip: int
 
 
 def _forest(sequences: list[Scored], numbers: list[int], skip: int) -> Row:
-    """The row of some sequences without their first `skip` tokens."""
+    """One row of the given sequences without their first `skip` tokens."""
     row = Row([], [], [], [])
     children: dict[tuple[int, int], int] = {}
     for number in numbers:

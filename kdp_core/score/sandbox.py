@@ -1,9 +1,10 @@
-"""Runs a Python program in its own process, with limits on time, memory and files; for pass@1 of code tasks.
+"""Runs a Python program in its own process, with limits on time, memory and files. The metric pass@1 of code tasks uses
+it.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
-output, and its whole process group is killed at the end. These limits prevent accidents: endless loops, full disks,
-processes that never end. They do not stop an attack: the program has the user's rights and access to the network. Run
-models that you do not trust in a container. A POSIX system is needed.
+output, and its whole process group is killed at the end. The limits prevent accidents such as endless loops, full disks
+and processes that never end. They do not stop an attack: the program has the user's rights and access to the network.
+Run models that you do not trust in a container. A POSIX system is needed.
 """
 import contextlib
 import os
@@ -14,7 +15,8 @@ import tempfile
 from typing import NamedTuple
 
 PASSED = 87
-"""Exit status of a program that ran to its end. A program that exits by itself, as with sys.exit(0), has another."""
+"""Exit status of a program that ran to its end. A program that exits by itself, for example by sys.exit(0), has another
+exit status."""
 RUNNER = """
 import os, resource, sys
 for name, value in {limits}:
@@ -29,23 +31,23 @@ except BaseException:
 os._exit({passed})
 """
 QUIET_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Without these, numerical libraries reserve memory for each core, and the limit refuses it."""
+"""Without these variables, numerical libraries reserve memory for each core, and the memory limit refuses it."""
 
 
 class Limits(NamedTuple):
-    """What a program may use.
+    """The limits of a program.
 
-    The limit of processor time should end a slow program, because other jobs on the machine do not change it.
+    A slow program should be ended by the limit of CPU time, because CPU time does not depend on other jobs.
     """
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
-    """This ends programs that wait and do not compute."""
+    """Limit of elapsed time. It ends programs that wait without computing."""
     memory_mib: int = 2048
-    """Address space, libraries included."""
+    """Limit of the address space, with the libraries."""
     file_mib: int = 16
-    """Size of a written file."""
+    """Largest size of a file that the program writes."""
     files: int = 64
-    """Open files."""
+    """Largest number of open files."""
 
 
 def passes(program: str, limits: Limits = Limits()) -> bool:  # noqa: B008  an immutable default
@@ -72,7 +74,7 @@ def _runner(limits: Limits) -> str:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kill the process and its children if they are still running."""
+    """Kill the process and its child processes if they are still running."""
     # for an empty group the error says that there is no process, or on some systems that the group is not ours
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

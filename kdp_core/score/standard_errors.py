@@ -1,12 +1,12 @@
-"""Standard errors, one named function for each kind of figure; scores, studies and tables share them.
+"""Standard errors: one function for each kind of figure. Scores, studies and tables use the same functions.
 
     mean              s / sqrt(n), with the sample standard deviation s
     independent_mean  a mean of figures whose errors are known and independent: sqrt(sum se^2) / n
     ratio             a ratio of two sums over sequences, to first order (linearised; Cochran 1977, section 2.11)
     nats, perplexity  a mean negative log-likelihood, as `ratio`; and its exponential, by the delta method
     auc               DeLong et al. (1988)
-A function returns None if there are too few items for an error. lm-eval itself gives the closed form of plain means
-and, for metrics without a form of their own here, a bootstrap.
+A function returns None if there are too few items. lm-eval itself computes the errors of plain means in closed form.
+For metrics without a function here, lm-eval uses a bootstrap.
 """
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 
 def mean(values_N: Tensor) -> float | None:
-    """Standard error of the mean of independent values, in their unit; None for fewer than two."""
+    """Standard error of the mean of independent values, in the unit of the values; None for fewer than two values."""
     # se = s / sqrt(N)
     return values_N.std().item() / math.sqrt(len(values_N)) if len(values_N) > 1 else None
 
 
 def independent_mean(errors: Sequence[float]) -> float:
-    """Standard error of a mean of independent figures from their standard errors; NaN without figures."""
+    """Standard error of a mean of independent figures, computed from the figures' standard errors; NaN if there are no
+    figures."""
     # se(mean) = sqrt(sum se^2) / n
     return math.sqrt(sum(error ** 2 for error in errors)) / len(errors) if errors else math.nan
 
 
 def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
-    """Standard error of sum above / sum below over sequences (linearised); None with one sequence.
+    """Standard error of a ratio of two sums over sequences (linearised); None with one sequence.
 
-    above_N, below_N: parts of the two sums, one for each token; sequence_N: the sequence of each token. Tokens of one
-    sequence depend on each other, so the sequences are the independent items.
+    above_N, below_N: each token's part of numerator and denominator; sequence_N: the number of its sequence.
+    Tokens of one sequence depend on each other, so the sequences are the independent items.
     """
     import torch  # imported here, because tables use only the other functions
 
@@ -51,7 +52,7 @@ def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
 
 
 def nats(items: list[Any]) -> float | None:
-    """Standard error of `nats_per_unit` over W items (log-likelihood in nats, weight); None for one item."""
+    """Standard error of `nats_per_unit` over W items (log-likelihood in nats, weight); None for a single item."""
     pairs = as_pairs(items)
     if len(pairs) < 2:
         return None
@@ -62,7 +63,8 @@ def nats(items: list[Any]) -> float | None:
 
 
 def perplexity(items: list[Any]) -> float | None:
-    """Standard error of `metrics.ppl` by the delta method; None for one item, or if the perplexity is too large."""
+    """Standard error of `metrics.ppl` by the delta method; None for a single item, or if the perplexity is too
+    large."""
     error = nats(items)
     if error is None:
         return None
@@ -72,7 +74,7 @@ def perplexity(items: list[Any]) -> float | None:
 
 
 def auc(items: Sequence[tuple[float, int]]) -> float | None:
-    """Standard error of `metrics.auc` over both kinds of items (DeLong et al. 1988); None for fewer than two of a kind.
+    """Standard error of `metrics.auc` (DeLong et al. 1988). It is None for fewer than two good or two bad items.
 
     An item is (margin, label), and label 1 is good.
     """

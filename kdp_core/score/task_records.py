@@ -1,8 +1,8 @@
 """Records of scored tasks on disk: the results of one task for one checkpoint, in a JSONL file of their own.
 
-The first line holds the scores, the lines after it hold the items (`sample_lines`). A file's name ends in a hash of
-everything on which the scores depend (`key`). So if a file has the right name, a new evaluation would give the same
-scores. Several evaluations of one checkpoint may share a folder at the same time.
+The first line contains the scores, and each further line contains one item (`sample_lines`). The name of a file ends in
+a hash of everything on which the scores depend (`key`). So a new evaluation would give the same scores as a file with
+the right name. Several evaluations of one checkpoint may share a folder at the same time.
 """
 import hashlib
 import importlib.metadata
@@ -21,26 +21,27 @@ PACKAGES = ("lm-eval", "torch", "transformers", "datasets", "tokenizers")
 
 
 ITEM_FIELDS = {"doc_id", "target", "responses", "filter", "doc_hash", "prompt_hash"}
-"""What a line of an item holds besides the metrics."""
+"""Fields of an item's line that are not metrics."""
 
 
 class Record(NamedTuple):
-    """The results of one task, as they are in the task's file."""
+    """The results of one task, as its file stores them."""
     task: str
     scores: list[Score]
     metrics: dict[str, Any]
-    """lm-eval's own figures, from which groups are put together."""
+    """lm-eval's figures of the task, from which the figures of groups are computed."""
     higher_is_better: dict[str, bool]
     version: str
     data: str
     """Hash of the scored items."""
     seconds: float
     samples: list[str]
-    """A line of JSON an item, as `sample_lines` makes them."""
+    """One line of JSON for each item, as `sample_lines` makes them."""
 
 
 def path_of(folder: str | Path, task: Any, name: str, settings: Mapping[str, Any]) -> Path:
-    """The path of the record of lm-eval's `task`, whose requests have been built; `settings` as for `key`."""
+    """The path of the record of lm-eval's `task`. The requests of the task must have been built; `settings` as for
+    `key`."""
     return Path(folder) / f"{_file_name(name)}-{key(task, settings)}.jsonl"
 
 
@@ -63,10 +64,11 @@ def read(path: Path | None) -> Record | None:
 
 
 def item_values(record: Record) -> dict[str, dict[str, Any]]:
-    """The value of each item, by metric, for paired tests; from the first of lm-eval's filters that has the metric.
+    """The value of each item for each metric, for paired tests. If several of lm-eval's filters have a metric, the
+    first one is used.
 
-    Items are named by task, number and hash, so that the same item has the same name for every model. The value for a
-    perplexity is (log-likelihood in nats, weight); the value for AUC is (margin in nats, label).
+    Items are named by task, number and hash, so that the same item has the same name for every model. For a perplexity
+    the value is (log-likelihood in nats, weight). For AUC it is (margin in nats, label).
     """
     found: dict[str, dict[str, Any]] = {}
     for sample in map(json.loads, record.samples):
@@ -77,16 +79,17 @@ def item_values(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def _file_name(task: str) -> str:
-    """A file name that no other task has, so that the removal of old records does not remove another task's records."""
+    """A file name that differs for every task. Therefore `write` never removes the records of another task."""
     return quote(task, safe="")
 
 
 def key(task: Any, settings: Mapping[str, Any]) -> str:
     """Hash of everything on which a task's scores depend, 16 hexadecimal digits.
 
-    It covers the settings (the checkpoint's files, precision, device, batch, code); the items and every prompt as the
-    model reads it, which depend on the data, their revision, the limit and the examples; the task's definition with the
-    source of its functions and of their files; and the versions of the packages.
+    The hash covers the settings (the checkpoint's files, precision, device, batch, code) and the versions of the
+    packages. It covers the items and every prompt as the model reads it; these depend on the data, their revision, the
+    limit and the examples. It also covers the definition of the task, with the source of its functions and of their
+    files.
     """
     definition = {key: value for key, value in task.dump_config().items()
                   # these fields hold paths of this run, and the contents of the paths are in the items
@@ -98,7 +101,7 @@ def key(task: Any, settings: Mapping[str, Any]) -> str:
 
 
 def data_hash(task: Any) -> str:
-    """Hash of the items that are scored, from the requests that were built from them, 16 hexadecimal digits."""
+    """Hash of the scored items, 16 hexadecimal digits. The items are found in the requests of the task."""
     digest = hashlib.sha256()
     for one in task.instances:
         digest.update(json.dumps(one.doc, sort_keys=True, default=str).encode())
@@ -106,14 +109,14 @@ def data_hash(task: Any) -> str:
 
 
 def versions(found: Sequence[Record]) -> dict[str, str]:
-    """Versions of the packages and of each task, and a hash of each task's items."""
+    """Versions of the packages and of each task, and a hash of the items of each task."""
     ordered = sorted(found, key=lambda record: record.task)
     return (_packages() | {f"task:{record.task}": record.version for record in ordered}
             | {f"data:{record.task}": record.data for record in ordered})
 
 
 def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line of JSON for each item and filter of lm-eval's samples.
+    """One line of JSON for each pair of item and filter in lm-eval's samples.
 
     A line holds doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
     """
@@ -129,14 +132,16 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 def _named(value: Any) -> Any:
-    """A value that JSON cannot hold, as text without the address in memory that `str` would print."""
+    """Text for a value that JSON has no form for. Unlike the text of `str`, it does not contain an address in
+    memory."""
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return vars(value) if hasattr(value, "__dict__") else str(value)
 
 
 def _sources(task: Any) -> dict[str, str]:
-    """Hashes of the Python files that a task uses: the file of its class, and the files next to its definition."""
+    """Hashes of the Python files that a task uses: the file of its class, and all files in the folder of its
+    definition."""
     beside = Path(task.config.metadata["config_source"]).parent.glob("*.py")
     files = {Path(inspect.getfile(type(task))), *beside}
     return {file.name: assets.sha256_of(file) for file in sorted(files)}

@@ -1,7 +1,7 @@
-"""lm-eval's figures of tasks and groups as scores, each with its unit and its standard error.
+"""Converts lm-eval's figures of tasks and groups to scores with units and standard errors.
 
-lm-eval's own errors are kept: the closed form of a mean, or a bootstrap. The errors of perplexities, bits per byte and
-areas under the curve come from kdp_core.score.standard_errors, over the items.
+Most standard errors are lm-eval's: the closed form of a mean, or a bootstrap. The errors of perplexities, bits per byte
+and areas under the curve come from kdp_core.score.standard_errors, over the items.
 """
 import logging
 import math
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 def all_scores(found: Sequence[Record], groups: Mapping[str, Any]) -> list[Score]:
-    """Scores of all tasks, and of the groups that have scores, in the order of names.
+    """Scores of all tasks, and of all groups that have scores, sorted by name.
 
-    A member of a group is `group/task`.
+    The name of a member of a group is `group/task`.
     """
     paths = _paths(groups)
     made = {record.task: record.scores for record in found}
@@ -36,7 +36,8 @@ def all_scores(found: Sequence[Record], groups: Mapping[str, Any]) -> list[Score
 
 def task_scores(name: str, values: Mapping[str, Any], better: Mapping[str, bool],
                 samples: Sequence[Mapping[str, Any]]) -> list[Score]:
-    """The scores of a task or group from lm-eval's figures, `values` by `metric,filter`, and from its samples."""
+    """The scores of a task or group. `values` has lm-eval's figures with the keys `metric,filter`; `samples` has the
+    items."""
     found, seen = [], set()
     for key, value in values.items():
         metric, _, chosen = key.partition(",")
@@ -67,7 +68,7 @@ def _score(task: str, metric: str, value: float, stderr: Any, items: list[Any], 
 
 
 def _paths(groups: Mapping[str, Any]) -> dict[str, str]:
-    """For every member of a group, `group/.../task`; names outside groups are not in it."""
+    """The name `group/.../task` of every member of a group. Tasks outside groups are not contained."""
     parents = {child: name for name, group in groups.items() for child in group.child_names}
 
     def path(name: str) -> str:

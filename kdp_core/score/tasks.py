@@ -1,14 +1,14 @@
-"""Evaluation data made from held-out text, as a folder that lm-eval reads (`TaskManager(include_path=folder)`).
+"""Evaluation tasks made from held-out text, in a folder that lm-eval reads (`TaskManager(include_path=folder)`).
 
     heldout_ppl           perplexity per token over disjoint windows without a BOS, each predicting its tokens 2 to end
     heldout_lastword      the last word of a passage, greedily: the form of LAMBADA (Paperno et al. 2016)
     heldout_continuation  the true one of four continuations: the form of HellaSwag (Zellers et al. 2019)
 
-These tasks replace the paper's benchmarks if the benchmarks are not available; their numbers compare models on this
-text only. Unlike in LAMBADA, passages are not filtered for words that need the wide context. Unlike in HellaSwag, wrong
-continuations are real text of other articles and not machine-written, so they are easier to recognise.
-The folder holds the items as JSONL, a YAML file for each task, and `heldout.py`. `heldout.py` finds the items in its
-own folder, so the folder may be moved.
+These tasks replace the paper's benchmarks if the benchmarks are not available. Their scores compare models only on this
+text. LAMBADA selects passages whose last word needs the wide context; here passages are not selected. HellaSwag's wrong
+continuations are machine-written; here they are real text of other articles, which is easier to recognise. The folder
+holds the items as JSONL, a YAML file for each task, and `heldout.py`. `heldout.py` finds the items in its own folder,
+so the folder may be moved.
 """
 import hashlib
 import json
@@ -29,7 +29,7 @@ from kdp_core.model.families import first_token
 FILES = Path(__file__).parent / "task_files"
 NAMES = ("heldout_ppl", "heldout_lastword", "heldout_continuation")
 LASTWORD_CONTEXT = (30, 70)
-"""Fewest and most words of context of a last word."""
+"""Smallest and largest number of words of the context before a last word."""
 CONTINUATION_CONTEXT = (20, 30)
 CONTINUATION_WORDS = (12, 16)
 CHOICES = 4
@@ -38,20 +38,21 @@ LAST_WORD = re.compile(r"^([^\W\d_]{4,})[.!?][\"')\]]*$")
 
 
 class TaskError(ValueError):
-    """The text does not have enough items, or a task folder is incomplete."""
+    """The text has too few items, or a task folder is incomplete."""
 
 
 def write_tasks(documents: list[str], folder: str | Path, *, window: Annotated[int, Ge(2)] = 128,
                 lastword_items: Count = 64, continuation_items: Count = 32, seed: Natural = 0) -> dict[str, Any]:
-    """Write the three tasks to `folder` (atomically; an old folder is replaced) and return the facts in `heldout.json`.
+    """Write the three tasks to `folder` and return the facts in `heldout.json`. The folder is written atomically, and
+    an old folder is replaced.
 
-    window: tokens of a window of heldout_ppl, at least 2. The tokens are those of the evaluated model's tokenizer, so
-        the windows are cut when the task is read.
+    window: number of tokens of a window of heldout_ppl, at least 2. The evaluated model's tokenizer makes the tokens,
+        so the windows are cut when the task is read.
     lastword_items: number of items of heldout_lastword.
     continuation_items: number of items of heldout_continuation.
     seed: seed for the choice of items.
-    Raises OptionError for a value out of range and TaskError for documents that give too few items, before anything is
-    written.
+    Two errors are raised before anything is written: OptionError for a value out of range, and TaskError for documents
+    that give too few items.
     """
     options.check(write_tasks, locals())
     items = {"heldout_ppl": [{"documents": documents, "window": window}],
@@ -72,11 +73,12 @@ def write_tasks(documents: list[str], folder: str | Path, *, window: Annotated[i
 
 
 def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
-    """`items` passages {context, target, document}: the target ends a sentence and is a word of 4 letters or more.
+    """Passages {context, target, document}, `items` in number. The target is the last word of a sentence and has at
+    least 4 letters.
 
-    The context is the shortest run of whole sentences before the target with at least 30 words; it has at most 70
-    words. Runs of white space become one space. Passages are drawn without replacement and keep the order of the text.
-    Raises TaskError for a text with too few passages.
+    The context consists of whole sentences before the target. It is the shortest such text with at least 30 words, and
+    has at most 70 words. Several white-space characters in a row become one space. Passages are drawn without
+    replacement and stay in the order of the text. Raises TaskError if the text has too few passages.
     """
     found = []
     for number, words in enumerate(_words(documents)):
@@ -91,12 +93,13 @@ def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str,
 
 
 def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[str, Any]]:
-    """`items` items {context, choices, gold, document}; three of the four choices come from three other documents.
-
-    A context begins a sentence and has 20 to 30 words. All choices have the same number of words, 12 to 16, and start
-    inside a sentence with a lower-case word, so neither length nor capitals tell them apart. The index of the true
-    choice, `gold`, is drawn uniformly. Raises TaskError for a text with too few items, or with fewer than three other
+    """Items {context, choices, gold, document}, `items` in number. The three wrong choices come from three other
     documents.
+
+    A context is the beginning of a sentence and has 20 to 30 words. All choices of an item have the same number of
+    words, 12 to 16. They begin with a lower-case word inside a sentence. So neither length nor capitals show which
+    choice is true. The index of the true choice, `gold`, is drawn uniformly. Raises TaskError if the text has too few
+    items, or fewer than three other documents.
     """
     rng = random.Random(f"{seed}:continuation")
     words_by_document = _words(documents)
@@ -114,10 +117,10 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
 
 
 def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dataset]:
-    """Items {ids, text, bytes} of `heldout_ppl`, one for each window, in memory; `tokenizer` is a model's folder.
+    """Items {ids, text, bytes} of `heldout_ppl` in memory, one for each window. `tokenizer` is the folder of a model.
 
-    The documents are joined by newlines, and windows may cross the borders of documents. A remainder that is shorter
-    than a window is left out. `bytes` counts the UTF-8 bytes of the predicted tokens 2 to end.
+    The documents are joined by newlines, and windows may cross the borders of documents. Tokens after the last full
+    window are left out. `bytes` is the number of UTF-8 bytes of the predicted tokens, which are tokens 2 to end.
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     reader, start = checkpoints.load_tokenizer(tokenizer), first_token(checkpoints.config_of(tokenizer))
@@ -131,18 +134,20 @@ def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dat
 
 
 def read_items(path: str | Path) -> dict[str, Dataset]:
-    """Items of a JSONL file as lm-eval's test split, in memory."""
+    """The items of a JSONL file in memory, as the test split that lm-eval reads."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines if line])}
 
 
 def score_window(item: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:
-    """The window's log-likelihood (nats) with its number of tokens and of bytes; `process_results` of heldout_ppl."""
+    """The window's log-likelihood (nats), paired with its number of tokens and with its number of bytes. The task file
+    of heldout_ppl names this function as `process_results`."""
     return {"ppl": (results[0], len(item["ids"]) - 1), "bits_per_byte": (results[0], item["bytes"])}
 
 
 def score_lastword(item: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The word's log-likelihood (nats), and whether greedy decoding gives the word; for `process_results`."""
+    """The word's log-likelihood (nats), and whether greedy decoding produces the word. The task file names this
+    function as `process_results`."""
     return {"acc": float(results[0][1]), "perplexity": results[0][0]}
 
 
@@ -151,19 +156,20 @@ def _words(documents: list[str]) -> list[list[str]]:
 
 
 def _sentence_starts(words: list[str]) -> list[int]:
-    """Indices of the words that begin a sentence: the first word, and capitals or quotes after an end mark."""
+    """Indices of the words that begin a sentence: the first word, and every word after an end mark that is not in lower
+    case."""
     return [i for i, word in enumerate(words)
             if i == 0 or (SENTENCE_END.search(words[i - 1]) and not word[0].islower())]
 
 
 def _inside(words: list[str]) -> list[int]:
-    """Indices of the lower-case words inside a sentence."""
+    """Indices of the words inside a sentence that begin with a lower-case letter."""
     return [i for i, word in enumerate(words)
             if i > 0 and word[0].islower() and not SENTENCE_END.search(words[i - 1])]
 
 
 def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[Any]:
-    """Draw `items` of `found` without replacement; they keep the order in which they were found."""
+    """Draw `items` elements of `found` without replacement. They stay in the order of `found`."""
     if not 1 <= items <= len(found):
         raise TaskError(f"{name}: the text gives {len(found)} items, {items} were asked for; "
                         f"ask for 1 to {len(found)} or give more text")
@@ -172,7 +178,8 @@ def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[A
 
 def _continuation(words: list[list[str]], inside: list[list[int]], place: tuple[int, int, int, int],
                   rng: random.Random) -> dict[str, Any]:
-    """The item at one place (document, start, cut, length), with wrong choices drawn from other documents."""
+    """The item at `place`, which is (document, start, cut, length). The wrong choices are drawn from other
+    documents."""
     number, start, cut, length = place
     starts_of = {other: [i for i in inside[other] if i + length <= len(words[other])]
                  for other in range(len(words)) if other != number}

@@ -1,4 +1,4 @@
-"""Items of the task files in this folder.
+"""Functions that load the items of the task files in this folder.
 
 This file is copied into every folder of tasks, so the folder may be moved.
 """
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def ppl(**metadata: Any) -> dict[str, Any]:
-    """Windows cut by the tokenizer that lm-eval's metadata names: --metadata '{"tokenizer": "FOLDER"}'."""
+    """Windows of tokens. lm-eval's metadata name the tokenizer: --metadata '{"tokenizer": "FOLDER"}'."""
     if "tokenizer" not in metadata:
         raise tasks.TaskError("heldout_ppl cuts windows of tokens: name the model's folder as `tokenizer` in lm-eval's "
                               "metadata")

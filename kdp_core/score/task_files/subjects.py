@@ -1,4 +1,4 @@
-"""A task of many subjects; its few-shot examples have the subject of the scored item, as in MMLU and CMMLU."""
+"""A task of many subjects, such as MMLU and CMMLU. Its few-shot examples have the same subject as the scored item."""
 from collections import defaultdict
 from typing import Any
 
@@ -6,7 +6,7 @@ from lm_eval.api.task import ConfigurableTask
 
 
 class BySubject(ConfigurableTask):
-    """lm-eval's task; before each prompt, the examples of the item's subject replace the sampler's examples."""
+    """lm-eval's task class, in which the few-shot examples of a prompt are drawn only from the subject of the item."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         # lm-eval also passes the key that named this class
