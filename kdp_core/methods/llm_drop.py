@@ -3,11 +3,11 @@
 The redundancy of a part is the cosine between the state before the part and the state after the part, as a mean over
 tokens:
     attention:  cos(x, x + attention(norm x)),    MLP:  cos(y, y + mlp(norm y)),  y = x + attention(norm x).
-Each round removes the most redundant part together with its norms, until the ratio is reached. A removed part leaves
-the state unchanged. `joint_drop` orders attentions and MLPs in one list. By default the scores are those of the dense
-model. They are computed from the stored states, without loading weights. With `iterative` the model is run again after
-every removal. If both parts of a layer are removed, the whole layer is removed. ShortGPT's block influence removes
-whole layers by the same cosine.
+Each round removes the most redundant part together with its norms, until the ratio is reached. Where a part is removed,
+the state passes unchanged. `joint_drop` orders attentions and MLPs in one list. By default the scores are those of the
+dense model. These scores were stored when the hidden states were extracted, so no weights are loaded. With `iterative`
+the model is run again after every removal. If both parts of a layer are removed, the whole layer is removed. ShortGPT's
+block influence removes whole layers by the same cosine.
 
 For Gemma the released code computes the MLP's score at the wrong place. The reason is the norm that Gemma applies to
 the attention's output. This module uses the state y to which the MLP's output is added. If two scores are equal, the
@@ -111,7 +111,7 @@ def refuses(family: Family) -> str:
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
-    """Whether no more parts must be removed. With `nearest`: the removed share is at least as near to the ratio as the
+    """Whether enough parts are removed. With `nearest`: the removed share is at least as near to the ratio as the
     share with one more part. With `reach`: the removed share is at least the ratio."""
     if match == "reach":
         return share >= ratio - ROUNDING

@@ -30,7 +30,7 @@ from kdp_core.states.similarity import locality
 PROTECTED = 1
 """Number of layers at each end that are never removed."""
 THRESHOLDS = ((1.0, 2), (0.7, 3))
-"""(smallest RLS, number of clusters for it)."""
+"""(smallest RLS, number of clusters from this RLS on)."""
 MOST_CLUSTERS = 4
 
 
@@ -39,11 +39,11 @@ Read = Literal["cosine_all_LL", "cosine_LL"]
 
 
 def spreading(method: str, read: Read) -> Callable[..., Selection]:
-    """Make the function `select` of a method that clusters layers by these cosines."""
+    """Make the function `select` of a method that clusters layers by the cosines `read`."""
 
     def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:
-        """Select LoRP's layers for a ratio.
+        """Select layers for a ratio, as LoRP does.
 
         ratio: share of all parameters to remove, 0 to 1.
         k_max: not read.
@@ -83,7 +83,7 @@ def _inputs(cosine_LL: Tensor, stored: list[int], layers: int) -> Tensor:
 
 def labels(s_LL: Tensor, clusters: int, seed: int) -> list[int]:
     """The cluster number of each layer. The clusters are numbered in the order of their first layers."""
-    from sklearn.cluster import SpectralClustering  # this import takes a second, and most methods do not need it
+    from sklearn.cluster import SpectralClustering  # imported here, because the import takes a second
 
     found = SpectralClustering(clusters, affinity="precomputed", assign_labels="kmeans", random_state=seed).fit_predict(
         ((s_LL + 1) / 2).numpy()).tolist()
@@ -104,10 +104,10 @@ def ordered(s_LL: Tensor, cluster: list[int]) -> tuple[list[int], list[float]]:
                 redundancy[layer] = s_LL[layer, others].mean().item()
     queues = [sorted((layer for layer in group if PROTECTED <= layer < layers - PROTECTED),
                      key=lambda layer: (-redundancy[layer], layer)) for group in members]
-    # stage 1: one layer of each cluster, in order of depth
+    # stage 1: one layer of each cluster is removed, in order of depth
     removed = [queue.pop(0) for queue in queues if queue]
     while any(queues):
-        # stage 2: the cluster whose remaining members are most similar
+        # stage 2: a layer of the cluster whose remaining members are most similar is removed
         alike = [_alike(s_LL, [layer for layer in group if layer not in removed]) if queue else -math.inf
                  for group, queue in zip(members, queues, strict=True)]
         first = next(k for k, queue in enumerate(queues) if queue)

@@ -64,9 +64,9 @@ class _Case(NamedTuple):
     keep_ST: Tensor
     """bool: tokens on which T is fitted and judged."""
     kept: Tensor
-    """Sequence numbers to fit on, int64."""
+    """Numbers of the sequences on which T is fitted, int64."""
     held: Tensor
-    """Sequence numbers to judge on."""
+    """Numbers of the sequences on which T is judged."""
     batch: int
 
     def pairs(self, which: Tensor) -> Iterator[_Fit]:
@@ -88,7 +88,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             seed: Natural = 0) -> Composed:
     """Fit T for the one run of layers, and multiply T into the MLP before the run.
 
-    ridge: alpha, relative to the mean diagonal of X'X; 0 as in the paper.
+    ridge: alpha as a multiple of the mean diagonal of X'X; 0 as in the paper.
     ridges: several values of alpha. The value with the least held-out error is used. If two values have equal errors,
         the first of them is used. If `ridges` is given, `ridge` is not read.
     massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the fit.
@@ -126,7 +126,7 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 
     lr: learning rate of Adam.
     epochs: passes over the tokens. The paper makes 10 passes over about a hundred times as many tokens. The T of the
-        epoch with the lowest held-out loss is used, or the start if its loss is lower. 0 uses the start.
+        epoch with the lowest held-out loss is used, or the start if its loss is lower. With 0 epochs the start is used.
     batch_tokens: number of tokens in one update.
     accurate: whether x + T'm is compared with state e after the run. If false, T'm is compared with Y = state e - x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
@@ -185,7 +185,7 @@ def _check_run(selection: Selection, config: Any, heldout: float, sequences: int
 
 
 def _products(case: _Case) -> tuple[Tensor, Tensor]:
-    """X'X and X'Y over the sequences to fit on, float64."""
+    """X'X and X'Y, summed over the sequences on which T is fitted; float64."""
     gram, cross = 0.0, 0.0
     for fit in case.pairs(case.kept):
         gram, cross = gram + fit.m_ND.T @ fit.m_ND, cross + fit.m_ND.T @ fit.goal_ND

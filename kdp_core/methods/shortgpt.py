@@ -101,7 +101,7 @@ def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tenso
 
 
 def _flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # the time for reading stored states is negligible
+    # only stored states are read, and the time for reading is negligible
     return 0.0
 
 

@@ -12,7 +12,7 @@ default here is the same number of tokens: 80 sequences of 128 tokens. With ten 
 several seeds should be compared.
 
 The paper's code runs the whole model for each candidate. This module runs only the layers after the candidate, from
-stored states (kdp_core.methods._judge). The losses are the same, and the work is halved.
+stored states (kdp_core.methods._judge). The losses are equal to those of the paper's code, at half the work.
 """
 import logging
 import math
@@ -65,7 +65,7 @@ def greedy(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
         nats = {layer: loss_nats(judge, layer, [later for later in left if later > layer]) for layer in left[1:-1]}
         single = single or {str(layer): loss - dense_nats for layer, loss in nats.items()}
         tried += len(nats)
-        # j* = argmin_j L(model without j); if losses are equal, the lower layer
+        # j* = argmin_j L(model without j); if losses are equal, the lower layer is removed
         layer = min(nats, key=lambda layer: (nats[layer], layer))
         rises.append(nats[layer] - current)
         current = nats[layer]

@@ -11,8 +11,8 @@ SliceGPT keeps only the first d' columns of Q, which are the eigenvectors of X'X
 matrices then become narrower. The bases are computed in order, from the first state to the last. Each basis is computed
 from the states of a model in which all earlier states are sliced. A dense part with input x Q Q' gives the same states
 as a sliced part, so this module runs dense parts. The norms still divide by the width before slicing, and use the
-model's own eps. A layer norm also subtracts a mean. For such a model, the mean is removed from the outputs of writers
-and embeddings, and the norm becomes a root-mean-square norm. The inputs of the readers do not change.
+model's own eps. A layer norm also subtracts a mean. For a model with layer norms, the mean is removed from the outputs
+of writers and embeddings, and the norm becomes a root-mean-square norm. The inputs of the readers do not change.
 
 The share of removed parameters is below the share of removed columns, for three reasons. Each matrix becomes narrower
 on one side only. Each part gets a new d' x d' matrix. A head that is tied to its embedding must become a separate
@@ -158,7 +158,7 @@ def _nearest(config: "PretrainedConfig", ratio: float, multiple: int, slice_head
     if ratio > share(multiple) + ROUNDING:
         raise BlockError(f"ratio {ratio} is too high: all that slicegpt can remove, at width {multiple}, is "
                          f"{share(multiple):.4f} of all parameters; ask for less")
-    # a larger width has a smaller share; the first width with at most the ratio and the width before it are compared
+    # the share falls with the width; the first width whose share is at most the ratio is compared with the width before
     first = bisect.bisect_left(widths, -ratio, key=lambda width: -share(width))
     return min(widths[max(0, first - 1):first + 1], key=lambda width: (abs(share(width) - ratio), -width))
 

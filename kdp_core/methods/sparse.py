@@ -68,7 +68,7 @@ class _Calibration(NamedTuple):
 class _Matrix(NamedTuple):
     """One linear module in which weights are set to zero."""
     name: str
-    """Name of its weight in the dense checkpoint."""
+    """Name of the module's weight in the dense checkpoint."""
     layer: int
     module: nn.Module
 
@@ -81,8 +81,8 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
               dtype: str = "float32", pattern: Pattern = "unstructured") -> Composed:
     """Set the weights with the lowest magnitude to zero, matrix by matrix. Calibration text is not needed.
 
-    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
-        not read.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights of each linear module to zero; then
+        the ratio is not read.
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(magnitude, locals())
@@ -103,8 +103,8 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
           batch_sequences: Count = 8, seed: int = 0) -> Composed:
     """In each row, set to zero the weights for which |weight| times the norm of the weight's input is lowest.
 
-    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
-        not read.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights of each linear module to zero; then
+        the ratio is not read.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
@@ -136,8 +136,8 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     """Set to zero the weights whose removal changes a matrix's outputs least. Later columns are changed to compensate
     for the zeros.
 
-    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights in scope to zero; then the ratio is
-        not read.
+    pattern: `unstructured`, `2:4` or `4:8`. `2:4` and `4:8` set half of the weights of each linear module to zero; then
+        the ratio is not read.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     damp: multiple of the mean diagonal of H that is added to the diagonal. If H is singular, damp is raised tenfold, up
@@ -192,7 +192,7 @@ def _matrices(model: nn.Module) -> Iterator[_Matrix]:
 
 
 def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[str, int]:
-    """Number of weights to set to zero in each matrix, by the matrix's name. Weights are not read for this."""
+    """Number of weights to set to zero in each matrix, by the matrix's name. The numbers follow from shapes alone."""
     model = checkpoints.on_meta(checkpoints.config_of(dense))
     matrices = list(_matrices(model))
     total, scope = count_params(model), sum(one.module.weight.numel() for one in matrices)
@@ -244,7 +244,7 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
     try:
         for h_BTD in batches:
             passes.layer(own[0].layer, h_BTD.to(passes.device, passes.model.dtype))
-            # all inputs of the batch are in memory here, so one id belongs to one tensor
+            # all inputs of the batch are in memory at this point, so equal ids mean the same tensor
             made = {id(x): statistic(x.flatten(0, -2).float()) for x in {id(x): x for x in inputs.values()}.values()}
             sums = {name: sums[name] + made[id(inputs[name])] for name in sums}
     finally:
@@ -254,8 +254,8 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
 
 
 def _replace(module: nn.Module, w_RC: Tensor) -> None:
-    """Give a module a new matrix in the precision of the old one. The old memory is not overwritten, because it may map
-    a file."""
+    """Replace the matrix of a module by a matrix in the same precision. The old memory is not overwritten, because it
+    may map a file."""
     module.weight = nn.Parameter(as_weight(module, w_RC).to(module.weight.dtype), requires_grad=False)
 
 

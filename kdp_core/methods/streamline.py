@@ -1,7 +1,7 @@
 """LLM-Streamline (Chen et al. 2025, arXiv 2403.19135) replaces a run of layers by one trained decoder layer.
 
 Layers s+1 .. e-1 are removed. The layer g starts from the weights of layer s. The layer g is trained to replace the
-whole run. All its parts are trained, including the attention:
+whole run. All parts of g are trained, including the attention:
     g = argmin mean_n w_n |g(state s)_n - state e_n|^2.
 The optimiser is AdamW, with a learning rate that falls as a cosine. The pruned model is an ordinary checkpoint of its
 family, without layers s+1 .. e-1 and with other weights in layer s. Per-layer lists of the configuration (kind of
@@ -17,10 +17,10 @@ improves the held-out loss, the weights of the start are used. So the held-out l
 The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
 times those of other tokens, so massive tokens dominate this loss. But a layer after the run reads a state through a
 norm, so the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant.
-Massive tokens then have the same weight as other tokens. Massive tokens are part of the fit, other than in
-kdp_residual, because no bypass keeps their states. A run may contain the layer that makes tokens massive. Without
-massive tokens, the attention loses its sink. The paper trains for one epoch on long texts: 30,000 texts in the paper,
-100,000 texts in the code. Ten epochs over a few hundred short texts are about a hundred updates. They cost about as
+Massive tokens then have the same weight as other tokens. Unlike kdp_residual, LLM-Streamline must also fit massive
+tokens, because no bypass keeps their states. A run may contain the layer that makes tokens massive. Without massive
+tokens, the attention loses its sink. The paper trains for one epoch on long texts: 30,000 texts in the paper, 100,000
+texts in the code. Ten epochs over a few hundred short texts are about a hundred updates. The ten epochs cost about as
 much as one forward pass of a 30-layer model over these texts. Held-out sequences choose the best epoch.
 """
 import logging
@@ -97,7 +97,7 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
         min_lr: learning rate at the last update; in between the rate falls as a cosine.
         weight_decay: weight decay of AdamW, for all trained weights.
         epochs: passes over the sequences. The weights of the epoch with the lowest held-out loss are used, or those of
-            the start if their loss is lower. 0 uses the start.
+            the start if their loss is lower. With 0 epochs the start is used.
         batch_sequences: number of sequences in one update.
         clip: largest norm of the gradient.
         massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the loss.
@@ -119,7 +119,7 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
         held, kept = split(hidden.sequences, heldout, seed)
         model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
         passes = Passes(model, hidden.tokens)
-        # the layer is trained in float32 for every precision of the model
+        # the layer is trained in float32, whatever the precision of the model is
         layer = passes.layers[start].float().requires_grad_(True)
         trained = _train(passes, start, data, kept, held, options, resume)
         prefix = f"{family_of(model).prefix}{start}."
@@ -156,7 +156,7 @@ def _data(hidden: HiddenStates, start: int, stop: int, options: _Options) -> _Da
             raise FitError(f"{hidden.path}: state {number} is not finite; extract the hidden states again")
     weight_ST = torch.full(goal_STD.shape[:2], 1 / goal_STD.shape[-1])
     if options.token_weight == "inverse_norm":
-        # w_n = 1 / |y_n|^2: relative errors count
+        # w_n = 1 / |y_n|^2: the loss is a sum of relative errors
         weight_ST = 1 / goal_STD.square().sum(dim=-1).clamp_min(1e-12)
     massive_ST = hidden.massive([start, stop])
     if massive_ST.all():
@@ -195,7 +195,7 @@ def _train(passes: Passes, number: int, data: _Data, kept: Tensor, held: Tensor,
 
 
 def _rate(update: int, total: int, lr: float, min_lr: float) -> float:
-    """The learning rate of an update: `lr` at the first of `total` updates, and `min_lr` at the last one."""
+    """The learning rate of an update: `lr` at the first of `total` updates, and `min_lr` at the last update."""
     # eta = eta_min + (eta_max - eta_min) (1 + cos(pi t / (T - 1))) / 2
     return min_lr + (lr - min_lr) * cosine(update, total - 1)
 

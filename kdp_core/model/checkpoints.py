@@ -1,4 +1,4 @@
-"""Checkpoints: converts a dense model to plain Hugging Face safetensors, and loads dense and pruned models.
+"""Converts a dense model to plain Hugging Face safetensors, and loads dense and pruned models.
 
 transformers is imported when a model, a tokenizer or a configuration is loaded, since its import takes seconds.
 """
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-# torch raises this error for a file that holds more than tensors; this library itself does not import pickle
+# torch raises this error for a file that contains more than tensors; this library does not import pickle
 NOT_TENSORS = torch.serialization.pickle.UnpicklingError
 MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
@@ -58,8 +58,8 @@ class Unread(Exception):
 
 @contextmanager
 def rehearsal() -> Iterator[None]:
-    """In this `with` block, `load_model` and `load_tokenizer` raise Unread. A function that is called in the block only
-    checks its input."""
+    """In a block `with rehearsal():`, `load_model` and `load_tokenizer` raise Unread. A function that is called in the
+    block only checks its input."""
     before = _REHEARSAL.set(True)
     try:
         yield
@@ -134,7 +134,7 @@ def _is_spread(device: str) -> bool:
 
 
 def _load_spread(folder: Path, device: str, more: dict[str, Any]) -> "PreTrainedModel":
-    # weights that stay on disk need no folder of their own: they are read from the checkpoint each time
+    # weights that stay on disk are read from the checkpoint each time, so they need no other folder
     model = _load(folder, MODEL, _locate(folder), device_map=SPREAD, max_memory=_limits(device), **more)
     if model.get_input_embeddings().weight.is_meta:
         raise ModelError(f"{folder}: device {device!r} has no room for the embedding; raise the model's max_memory")
@@ -273,8 +273,8 @@ def _entries(config: "PretrainedConfig", header: gguf_file.Header | None) -> dic
 
 
 def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
-    """Call `from_pretrained` of the class `kind` of transformers. An error is raised again as ModelError with one
-    sentence.
+    """Call `from_pretrained` of the class `kind` of transformers. Errors are raised as ModelError, with a message of
+    one sentence.
 
     `where` may contain arguments that the class does not accept; these arguments are not passed to the class.
     """
@@ -292,7 +292,7 @@ def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
 
 def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
                    header: gguf_file.Header | None) -> None:
-    missing = sorted(info["missing_keys"])  # transformers fills these with random numbers and only warns
+    missing = sorted(info["missing_keys"])  # transformers fills missing weights with random numbers and only warns
     if missing:
         raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get the checkpoint "
                          "again, complete")
@@ -318,7 +318,7 @@ def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTra
 def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Remove the entries that refer to the original file, so that an ordinary full-precision checkpoint is saved."""
     model.hf_quantizer, model.is_quantized = None, False
-    # after a merge of adapters the flag says tied, but the head has weights of its own (huggingface/transformers#45127)
+    # after adapters are merged, the flag still says that the head is tied (huggingface/transformers#45127)
     model.config.tie_word_embeddings = output_head(model).weight is model.get_input_embeddings().weight
     for name in JUNK:
         model.config.__dict__.pop(name, None)
@@ -327,7 +327,7 @@ def _make_plain(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     try:
         model.generation_config.validate(strict=True)
     except ValueError:
-        # LLaMA-2 was published with sampling options but without do_sample; transformers would refuse to save them
+        # LLaMA-2 was published with sampling options but without do_sample; transformers refuses to save such options
         model.generation_config.do_sample = True
 
 

@@ -53,7 +53,7 @@ class Head(nn.Module):
         # the head of a spread model may be in main memory or on disk; accelerate moves it to the device of the states
         device = h.device if weight.is_meta else weight.device
         if self.adapter is not None:
-            # a small module is trained in float32 whatever the model's precision
+            # the small adapter is trained in float32, whatever the model's precision is
             h = self.adapter(h.to(device, torch.float32))
         logits = self.linear(h.to(device, weight.dtype)).float()
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)

@@ -2,8 +2,8 @@
 
 A family is named by transformers' model type, such as `llama`. A family's record contains the paths of layers,
 embeddings and norms in the module and in the state dict. A record also states which modules of a layer's parts
-(attention, MLP) read the state and write to it, and which names the family uses for entries of the configuration. No
-other module contains the name of a model type.
+(attention, MLP) read the state, and which modules write to it. Another field maps LLaMA's names of configuration
+entries to the family's names. No other module contains the name of a model type.
 
 This module imports neither torch nor transformers, so that sizes can be computed from a configuration file alone.
 """
@@ -74,7 +74,8 @@ class Family(NamedTuple):
     norm: str = "rms"
     """How norms scale a state: `rms` (root mean square) or `layer` (mean-free layer norm)."""
     gain_offset: float = 0.0
-    """Number that a norm adds to its weight before it multiplies. Gemma's norms multiply by 1 + weight."""
+    """Number that a norm adds to its weight before the norm multiplies the state. Gemma's norms multiply by 1 +
+    weight."""
     gated: bool = True
     """Whether the MLP is gated: down(act(gate x) * up x). An MLP that is not gated is out(act(in x))."""
     parallel: bool = False
@@ -97,7 +98,7 @@ class Family(NamedTuple):
     embedding_width: str = ""
     """Entry that contains the width of the token embedding, if this width may differ from the width of the states."""
     lacks_final_norm: str = ""
-    """Entry that is true if a model has no final norm; empty if every model of the family has one."""
+    """Entry that is true if a model has no final norm; empty if every model of the family has a final norm."""
     norm_affine: str = ""
     """Entry that is false if the norms have no gain and no bias."""
     project_out: str = ""
@@ -137,7 +138,7 @@ class Family(NamedTuple):
 
     @property
     def norms_after(self) -> bool:
-        """Whether a norm follows a part of a layer."""
+        """Whether the family has norms after the parts of a layer."""
         return any(part.norm_after for part in self.parts.values())
 
     def entry(self, config: Any, name: str) -> Any:
@@ -236,7 +237,7 @@ _RECORDS = (
             "mlp": Part("mlp", "ln_2", {"mlp.c_fc": (CHANNELS,)}, "mlp.c_proj", "", True, True)},
            trunk="transformer", layers="h", embeddings=("wte", "wpe"), final_norm="ln_f", norm="layer", gated=False,
            transposed=True, extra_positions=0, fixed_width=True,
-           # with other values a layer depends on its own number, or it also reads the output of an encoder
+           # with other values a layer depends on its number, or also reads the output of an encoder
            only={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
            names={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                   "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",

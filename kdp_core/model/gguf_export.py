@@ -95,7 +95,7 @@ def _write_sizes(writer: GGUFWriter, config: "PretrainedConfig") -> None:
 
 
 def _rope_factors(folder: Path, config: "PretrainedConfig") -> np.ndarray | None:
-    """Divisors of the rotary frequencies as in Llama 3.1; None if the model does not scale its frequencies so. Raises
+    """Divisors of the rotary frequencies as in Llama 3.1; None if the frequencies are not scaled in this way. Raises
     ExportError for other scalings."""
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")

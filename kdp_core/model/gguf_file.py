@@ -61,8 +61,8 @@ or by `checkpoints`."""
 TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
 """Fields of the tokenizer that this module reads."""
 FIRST_TOKEN = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
-"""Pre-tokenizers of byte-level vocabularies. If the file does not state otherwise, their texts begin with the token for
-the beginning of a text."""
+"""Pre-tokenizers of byte-level vocabularies with which texts begin with the token for the beginning of a text, if the
+file does not state otherwise."""
 
 
 class Header(NamedTuple):
@@ -89,7 +89,7 @@ def read(path: Path) -> Header:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path} is no complete GGUF file ({error}); get it again") from error
-    # the arrays of a tokenizer hold hundreds of thousands of entries, and no size is computed from them
+    # the arrays of a tokenizer contain hundreds of thousands of entries, and are not needed here
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     fields |= {name: reader.fields[name].contents() for name in TOKENIZER if name in reader.fields}
     rope = {tensor.name: np.array(tensor.data, dtype=np.float64).reshape(-1) for tensor in reader.tensors
@@ -154,7 +154,7 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
             raise _unknown(header, f"{header.architecture}.rope.freq_base_swa", slow)
         config.rope_parameters = config.rope_parameters | scaling
         return
-    # each kind of layer has a set of entries; llama.cpp scales only the layers that attend to all positions
+    # each kind of layer has its own entries; llama.cpp scales only the layers that attend to all positions
     kinds = {kind: dict(entries) for kind, entries in config.rope_parameters.items()}
     kinds["full_attention"] |= scaling
     if slow is not None:
@@ -188,7 +188,7 @@ def _complete_sizes(header: Header, config: "PretrainedConfig") -> None:
 def _complete_heads(header: Header, config: "PretrainedConfig") -> None:
     length, values = header.get("attention.key_length"), header.get("attention.value_length")
     if length is None and header.get("rope.dimension_count"):
-        # transformers takes the size of the rotated part of a head as the size of the whole head
+        # transformers wrongly uses the size of the rotated part of a head as the size of the whole head
         length = config.hidden_size // config.num_attention_heads
     if values is not None and values != (length or _head_dim(config)):
         raise _unknown(header, f"{header.architecture}.attention.value_length", values)

@@ -91,7 +91,7 @@ def licence_of(folder: Path) -> str:
     head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL) \
         if card.is_file() else None
     named = dict(re.findall(r"^(license|license_name): *[\"']?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
-    # if the licence is `other`, another entry holds its name
+    # if the licence is `other`, the entry license_name contains the name of the licence
     return named.get("license_name") or named.get("license", "")
 
 

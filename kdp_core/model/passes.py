@@ -55,7 +55,7 @@ class Passes:
     def run(self, h_BTD: Tensor, path: Sequence[Step]) -> Tensor:
         """Run a path of layers and stand-ins on states; returns the states at the end of the path."""
         for step in path:
-            # stand-ins are float32 whatever the model's precision
+            # stand-ins are float32, whatever the model's precision is
             h_BTD = self.layer(step, h_BTD) if isinstance(step, int) else step(h_BTD.float()).to(h_BTD.dtype)
         return h_BTD
 
@@ -73,7 +73,7 @@ class Passes:
 
 def built(module: Module) -> nn.Module:
     """The stand-in of a record as a module in eval mode, with copies of the record's weights."""
-    # on the meta device no weight is drawn, so torch's random generator does not advance
+    # on the meta device no weights are drawn at random, so the state of torch's generator does not change
     with torch.device("meta"):
         made = MODULES[module.kind](**module.options)
     made.load_state_dict({name: tensor.clone() for name, tensor in module.tensors.items()}, assign=True)

@@ -53,7 +53,7 @@ def params_of(config: Mapping[str, Any]) -> int:
     config = {**config, **config.get("text_config", {})}
     family = family_of(config)
     D, V = _width(config, family), config["vocab_size"]
-    # the embedding may be narrower than the states, with a projection at both ends
+    # if the embedding is narrower than the states, one projection follows the embedding and one comes before the head
     W = config.get(family.embedding_width) or D
     projections = 0 if W == D else 2 * W * D
     positions = 0 if family.extra_positions is None else \
@@ -101,11 +101,11 @@ def _layer_params(config: Mapping[str, Any], family: Family) -> int:
     heads, D = _size(config, family, "num_attention_heads"), _width(config, family)
     length = _entry(config, family, "head_dim") or D // heads
     kv_heads = _entry(config, family, "num_key_value_heads") or heads
-    # in GPT-2 this entry is empty, which means four times the width
+    # in GPT-2 this entry may be empty, which means four times the width
     inner = _entry(config, family, "intermediate_size") or 4 * D
     rows = {HEADS: heads * length, KV_HEADS: kv_heads * length, TRIPLES: 3 * heads * length, CHANNELS: inner}
     parts = sum(_part_params(config, family, part, rows) for part in family.parts.values())
-    # queries and keys have one norm each; its size is that of one head (shared by all heads) or of all heads
+    # queries and keys have one norm each, with the size of one head (shared by all heads) or of all heads together
     return parts + {"": 0, "each": 2 * length, "all": (heads + kv_heads) * length}[family.head_norms]
 
 

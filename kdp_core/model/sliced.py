@@ -47,7 +47,7 @@ def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs
     if part == "attention":
         return module(hidden_states=x, **kwargs)[0]
     if own.module == own.writer:
-        # the MLP is no module: its two matrices are attributes of the layer
+        # in this family the MLP is not a module: the MLP's two matrices are attributes of the layer
         reader, = own.readers
         return module(layer.activation_fn(layer.get_submodule(reader)(x)))
     return module(x)

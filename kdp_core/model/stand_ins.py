@@ -45,7 +45,7 @@ class RffMlp(StandIn):
         self.macs_per_token = width * frequencies + 2 * frequencies * hidden + hidden * width
 
     def map(self, h: Tensor) -> Tensor:
-        # phases are angles of many turns, so they are computed in float32 for every precision of the model
+        # angles may be many times 2 pi, so they are computed in float32, whatever the precision of the model is
         x = rms_scale(h.float()) if self.lift_input == "rms" else h.float()
         angle = functional.linear(x, self.omega.float(), self.phase.float())
         z = torch.cat((angle.cos(), angle.sin()), dim=-1).to(h.dtype)

@@ -93,7 +93,7 @@ def narrow(model: nn.Module, widths: list[dict[str, int]]) -> None:
     for layer, sizes in zip(decoder_layers(model), widths, strict=True):
         parts = family_of(model).parts
         attention = layer.get_submodule(parts["attention"].module)
-        # GPT-NeoX has another name for it
+        # GPT-NeoX uses the name head_size for the size of a head
         length = getattr(attention, "head_dim", None) or attention.head_size
         rows = {HEADS: sizes[HEADS] * length, KV_HEADS: sizes[KV_HEADS] * length, TRIPLES: 3 * sizes[HEADS] * length,
                 CHANNELS: sizes[CHANNELS]}
@@ -138,7 +138,7 @@ def _resize(layer: nn.Module, name: str, rows: int | None = None, columns: int |
     old = layer.get_submodule(name)
     shape = (rows or matrix(old).shape[0], columns or matrix(old).shape[1])
     with old.weight.device:
-        # the first argument of Conv1D is the number of outputs, and it always has a bias
+        # the first argument of Conv1D is the number of outputs, and Conv1D always has a bias
         new = type(old)(*shape) if hasattr(old, "nx") else nn.Linear(*shape[::-1], bias or old.bias is not None)
     layer.set_submodule(name, new.to(old.weight.dtype))
 

@@ -5,16 +5,16 @@ Everything except the head is frozen, including the stand-ins. So the states tha
 states that enter the heads of both models are computed once. Only a low-rank change of the head is trained on these
 states.
 
-If the head has its own weight, the change is added to this weight, W -> W + s B A. Then the model gets no new
-parameter. If the head is tied to the embedding, adding the change to the weight would change the inputs as well. For a
-tied head the change is therefore applied before the head, h -> h + s B A h (the paper's "logit adapter"). This adapter
-stays in the model and has 2 r D parameters. The scale is s = alpha / r. B starts at zero, so the training starts at the
+If the head has its own weight, the change is added to this weight, W -> W + s B A. This adds no parameter to the model.
+If the head is tied to the embedding, adding the change to the weight would change the inputs as well. For a tied head
+the change is therefore applied before the head, h -> h + s B A h (the paper's "logit adapter"). This adapter stays in
+the model and has 2 r D parameters. The scale is s = alpha / r. B starts at zero, so the training starts at the
 unchanged pruned model. The checkpoint gets the weights of the epoch with the best held-out loss or perplexity. The
 start counts as an epoch, so a fine-tuned variant is never worse than the pruned model by this held-out number.
 
-The paper states neither the batch size nor the held-out share. It does not state the unit of warm-up, which is updates
-here. The paper uses validation perplexity to stop the training (`judge: ppl`). By default, the held-out value of the
-training loss selects the epoch.
+The paper states neither the batch size nor the held-out share. The paper does not state the unit of warm-up either;
+here the unit is one update. The paper uses validation perplexity to stop the training (`judge: ppl`). By default, the
+held-out value of the training loss selects the epoch.
 """
 import json
 import logging
@@ -144,7 +144,7 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
            options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
     """Three results: the LoRA layer with its best weights, one entry for each epoch, and the number of the best
     epoch."""
-    # peft and dropout draw from the global generator; its state is therefore set here and restored afterwards
+    # peft and dropout use the global random generator, whose state is set here and restored afterwards
     cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(options.seed)
@@ -182,7 +182,7 @@ def _train(student: Head, teacher: Head, tied: bool, train: States, held: States
 def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
     """Add peft's LoRA to the head, or to an identity map before a tied head. The weights are float32; A is random and B
     is zero."""
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and the schema needs no peft
+    from peft import LoraConfig, inject_adapter_in_model  # imported here, because the import takes seconds
 
     if tied:
         width = head.linear.weight.shape[1]
@@ -205,7 +205,7 @@ def _global(device: torch.device) -> torch.Generator:
 def _update(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
     """One update on the sequences of `states`. Returns the mean loss over these sequences."""
     total, S = 0.0, len(states.ids_ST)
-    # a batch has as many sequences as fit into one chunk of logits, so that nothing is computed twice
+    # each forward pass has as many sequences as fit into one chunk of logits, so that nothing is computed twice
     size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
     optimiser.zero_grad()
     for part in torch.arange(S).split(size):
@@ -293,7 +293,7 @@ def put(folder: Path, change: dict[str, Tensor]) -> None:
         if mine:
             dtype = next(iter(tensors.values())).dtype
             tensors |= {name: change[name].to(dtype).contiguous() for name in mine}
-            # other checkpoints may hold the same file
+            # other checkpoints may link to the same file
             path.unlink()
             save_file(dict(sorted(tensors.items())), path, metadata=shards.HEAD)
     if (folder / shards.INDEX).exists():

@@ -131,7 +131,7 @@ def _config(plan: Plan, config: PretrainedConfig, keep: list[int]) -> Pretrained
     cut = {key: [value[layer] for layer in keep] if key in per_layer and isinstance(value, list) else value
            for key, value in config.to_dict().items()}
     cut[family_of(config).names.get("num_hidden_layers", "num_hidden_layers")] = len(keep)
-    # windows start at a layer number, which changes with the cut; layer_types says which layers have a window
+    # windows start at a layer number, which changes when layers are removed; layer_types lists the layers with a window
     if isinstance(cut.get("max_window_layers"), int):
         cut["max_window_layers"] = sum(layer < config.max_window_layers for layer in keep)
     if _own_class(plan):

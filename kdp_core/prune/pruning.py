@@ -73,7 +73,7 @@ def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method
            options: dict[str, dict[str, Any]], keep: methods.Keep = methods.made, **filled: Any) -> PrunedFacts:
     """Prune the dense checkpoint in `folder`/dense and write the result to `out`: states, similarity, method, fold.
 
-    The states stay in `folder`. If the folder already contains states, they are read and not computed again.
+    The states stay in `folder`. If the folder already contains states, these states are read and not computed again.
     `methods.run` describes `keep` and `filled`. This function also calls `keep` for the records `similarity` and
     `pruned`.
     """

@@ -106,7 +106,7 @@ def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> G
                            for row in frame.itertuples()]
     for metric in ablation.metrics:
         if metric == REFERENCE:
-            # variants on the axis share one reference; variants that are lines have one reference each
+            # variants on the axis have one common reference; if a variant is a line, it has its own reference
             along_variants = any(name == "variant" or name not in QUANTITIES for name in ablation.x)
             frame = _against_first(frame, ["model", frame["method"] == DENSE] if along_variants
                                    else ["model", "method"])
@@ -158,7 +158,7 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
         chosen += list(summary.index[(summary["model"] == model) & (summary["method"] == DENSE)])
-        # by ratio, because tables are grouped by ratio, and otherwise in the given order
+        # sorted by ratio, because tables are grouped by ratio; points of equal ratio stay in the given order
         own = sorted((p for p in ablation.points if p["model"] == model), key=lambda point: float(point["ratio"]))
         for point in own:
             key = (point["model"], point["calib"], point["method"], float(point["ratio"]), int(point["k_max"]))

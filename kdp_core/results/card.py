@@ -1,8 +1,9 @@
 """The model card of a pruned checkpoint. The card is the file README.md, which the Hugging Face hub shows.
 
 The card is written from the records of the pruning and of the scores. The card states what the checkpoint is, what was
-removed, and the scores of the checkpoint and of the dense model. It also states the licence of the base model, how the
-checkpoint was made, and how to make it again. Unknown facts are omitted, or the card says that they are unknown.
+removed, and the scores of the checkpoint and of the dense model. The card also states the licence of the base model,
+how the checkpoint was made, and how to make the checkpoint again. Unknown facts are omitted, or the card says that they
+are unknown.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
 
 
 def card(facts: ModelFacts, pruned: PrunedFacts, made: Made, measured: Measured | None) -> str:
-    """The card as Markdown. It begins with the YAML entries that the hub reads."""
+    """The card as Markdown. The text begins with the YAML entries that the hub reads."""
     parts = [_entries(facts, made), f"# {_name(facts)} without {pruned.params_removed:.1%} of its parameters",
              _what(facts, pruned, made), "## Use", _use(made.stock), "## Scores", _scores(measured),
              "## Licence", _licence(facts), "## How it was made", _how(facts, made), "## Make it again",

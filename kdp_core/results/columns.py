@@ -10,7 +10,7 @@ DENSE = "dense"
 BASELINE = "remove"
 """The variant that removes the selected layers and replaces them by nothing.
 
-All other variants are compared with it.
+All other variants are compared with this variant.
 """
 KEYS = ("model", "calib", "method", "ratio", "k_max")
 """The columns that identify a point."""

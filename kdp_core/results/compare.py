@@ -6,7 +6,7 @@ and not from two independent means. So an item that is hard for both models does
     `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn again within each task
     perplexity            difference of nats per token over windows or documents, standard error by the delta method,
                           Student's t; `all` is the mean over texts, as for the geometric mean of perplexities
-For a task with values other than 0 and 1, p also comes from a paired bootstrap. Items count as independent.
+For a task with values other than 0 and 1, p also comes from a paired bootstrap. Items are treated as independent.
 Neighbouring windows of one text are not quite independent, so p-values of perplexities are a little too low. Holm's
 method corrects the p-values within one question about one group. The questions are: which models differ from the best
 model, from the baseline, or from the dense model? The p-values of all other pairs are not corrected. A table with
@@ -189,7 +189,7 @@ def _rows(entries: Sequence[Entry], metric: str, task: str, table: Table) -> lis
         group = [place for place, entry in enumerate(entries)
                  if (entry.key[3], entry.zeros) == (ratio, zeros) and entry.key[2] != DENSE]
         better = -1 if table.unit == "share" else 1
-        # of several models with equal values the first is taken
+        # if several models have equal values, the first of these models is used
         best = min(group, key=lambda place: better * table.means_J[place])
         questions = {"best": [(place, best) for place in group if place != best],
                      "baseline": [(place, other) for place in group

@@ -3,7 +3,7 @@ models.
 
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
-attention scores (see kdp_core.model.sizes). Each of our counts stands next to the paper's figure and the difference;
+attention scores (see kdp_core.model.sizes). The tables show our counts, the paper's figures and the differences;
 NOTES_10 and NOTE_12 explain the differences. If the number of removed layers is known, most figures of Table 10 are
 reproduced in every digit. The exceptions are:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
@@ -76,7 +76,7 @@ REMOVED: Mapping[str, Mapping[str, int]] = {
     "LLaMA-2-7B": {"SLEB": 7, "ShortGPT": 9, "Streamline": 10},
     "LLaMA-2-13B": {"SLEB": 8, "ShortGPT": 10, "Streamline": 10},
     "LLaMA-3-8B": {"SLEB": 7, "ShortGPT": 7},
-    # ASSUME: as many layers of 32 as on the other models
+    # ASSUME: as many of the 32 layers are removed as in the other models with 32 layers
     "LLaMA-3.1-8B": {"SLEB": 7, "Streamline": 10},
     "OPT-2.7B": {"SLEB": 7},
     "OPT-6.7B": {"SLEB": 7},

@@ -2,8 +2,8 @@
 
 A local fit uses the states of one block only. A local fit does not measure how an error changes the outputs, or how the
 errors of several blocks add up. This module trains all stand-ins together with Adam, starting from the stand-ins in
-closed form (kdp_core.methods._outputs). The forward pass starts at the first stand-in. The layers before this stand-in
-are unchanged, so the stored state of the dense model is its input.
+closed form (kdp_core.methods._outputs). The forward pass starts at the first stand-in. The layers before the first
+stand-in are unchanged, so the input of this stand-in is a stored state of the dense model.
 """
 from typing import Any
 

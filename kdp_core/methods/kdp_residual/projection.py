@@ -26,7 +26,7 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
 """Largest numbers of tokens in one update: for solving the linear parameters, and for computing the error. With these
-numbers the gradient is precise enough, and an update takes about a second."""
+numbers of tokens the gradient is precise enough, and an update takes about a second."""
 JUDGED_SHARE = 0.25
 """Share of the sequences on which the error is computed, in every split."""
 JUDGE_EVERY = 5
@@ -124,7 +124,7 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, step
     generator = torch.Generator().manual_seed(seed)
     kept, apart = _halves(sequences, generator)
     compared = _deal(sample, kept, apart, generator)
-    # Adam changes every number by about lr; phases are of order one, so frequencies are divided by their spread
+    # Adam changes every number by about lr; phases are of order 1, so frequencies are scaled to standard deviation 1
     scale = v_MD.std()
     u_MD, p_M = ((v_MD / scale).clone().requires_grad_(), c_M.clone().requires_grad_())
     adam = torch.optim.Adam([u_MD, p_M], lr=lr)

@@ -1,6 +1,6 @@
 """Orders layers by a greedy search: the layer whose removal changes the model's outputs least is removed first.
 
-CKA of hidden states measures how similar two states are. It does not measure how the difference of two states changes
+CKA of hidden states measures how similar two states are. CKA does not measure how the difference of two states changes
 the outputs. This search replaces a candidate layer by a stand-in and computes KL(dense || pruned) of the next-token
 distributions on calibration text. Each stand-in is a stand-in of kdp_core.methods.kdp_residual, fitted in closed form
 on the dense model's states. Each round of the search removes the layer whose removal raises the divergence least. One
@@ -8,13 +8,13 @@ search therefore orders the layers for every ratio.
 
 The removal of a layer rarely raises the divergence less in a later round than in an earlier round. So the search uses
 the rise that was measured in an earlier round as a lower bound. In each round the candidate with the lowest bound is
-measured again. If its new rise is still the lowest number, the candidate is removed ("lazy" greedy, Minoux 1978).
-To measure a candidate, the pruned model is run only from this candidate on. SLEB (Song et al. 2024) is also a greedy
-search. SLEB measures the loss, and it uses neither stand-ins nor lower bounds.
+measured again. If the candidate's new rise is not higher than any other bound, the candidate is removed ("lazy" greedy,
+Minoux 1978). To measure a candidate, the pruned model is run only from this candidate on. SLEB (Song et al. 2024) is
+also a greedy search. SLEB measures the loss, and it uses neither stand-ins nor lower bounds.
 
 The order `cka` does not run the model: a layer is removed early if the states before and after it are similar. The
-order `cka` takes seconds. On SmolLM2-135M its pruned models are as good as those of the divergence search
-(docs/kdp.md).
+order `cka` takes seconds. On SmolLM2-135M, models that are pruned in the order `cka` are as good as models that are
+pruned in the order `divergence` (docs/kdp.md).
 """
 import logging
 import time
@@ -68,7 +68,7 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     replaced.
 
     order: `divergence` (KL of the outputs) or `cka`. `cka` is the linear CKA of the state before the previous layer and
-        the state after this layer, without massive tokens. It does not read the options below, except `largest`.
+        the state after this layer, without massive tokens. The order `cka` ignores the options below, except `largest`.
     dictionary: dictionary of the stand-ins: `neurons`, `rff`, `rff_learned` or `none`.
     entries: number of entries of the dictionary.
     judge_sequences: number of sequences on which outputs are compared; the stand-ins are fitted on other sequences.
@@ -106,7 +106,7 @@ def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int
     """Largest number of layers that the search can order. At most k_max - 1 consecutive layers are removed, and at most
     the share `largest` of all layers."""
     eligible = len(eligible_layers(facts.layers, PROTECTED))
-    # one of k_max neighbouring layers is kept
+    # at least one of k_max neighbouring layers must be kept
     return min(round(given["largest"] * facts.layers), eligible - eligible // k_max)
 
 
@@ -117,7 +117,7 @@ def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tup
     every = hidden.sequences * hidden.tokens
     # a batch has 256 tokens, or an eighth of the tokens of a small calibration set
     cka_LL = similarity(hidden, batch=max(4, min(256, every // 8))).cka_linear_LL
-    # CKA(h_{l-1}, h_{l+1}): the context of two layers whose second one is removed
+    # CKA(h_{l-1}, h_{l+1}): the context has two layers, and the second of these layers is removed
     unlike = {layer: 1 - cka_LL[max(layer - 1, 0), layer + 1].item() for layer in eligible}
     removed: list[int] = []
     for layer in sorted(eligible, key=unlike.__getitem__):
@@ -139,7 +139,7 @@ def _greedy(run: _Run, eligible: range, k_max: int, most: int) -> tuple[list[int
     removed alone, and the number of measured candidates."""
     removed: list[int] = []
     rises: list[float] = []
-    bound = dict.fromkeys(eligible, -float("inf"))  # last known rise of the divergence
+    bound = dict.fromkeys(eligible, -float("inf"))  # last measured rise of the divergence
     single: dict[str, float] = {}
     tried, current = 0, 0.0
     while len(removed) < most and bound:

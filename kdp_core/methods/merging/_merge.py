@@ -10,21 +10,22 @@ over sequences.
 The linear maps of a layer and their biases (OPT) are merged. All norms of layer l are kept, including the norms of
 queries and keys in Qwen3 and Gemma 3. The attention type (window or full) of layer l is kept too.
 
-The paper and the released code subtract different matrices W_l. The code subtracts the W_l that it has already changed,
-so that all terms except W_{l+m} cancel. The merged layer then has the maps of the last layer and the norms of the first
-layer (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the merge; `as_released` computes the same as
-the released code. A merged layer may be merged again (LaCo with stride < group - 1). The sum then contains its merged
-maps. Every merged layer is thus a sum of the dense model's layers with integer coefficients. Each merge computes the
-sum from the dense layers. A walk only computes lists of integer coefficients, and it copies no model.
+The paper and the released code subtract different matrices W_l. The released code subtracts the W_l that earlier terms
+of the sum have already changed, so that all terms except W_{l+m} cancel. The merged layer then has the maps of the last
+layer and the norms of the first layer (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the merge;
+`as_released` computes the same as the released code. A merged layer may be merged again (LaCo with stride < group - 1).
+The second sum then contains the merged maps. Every merged layer is thus a sum of the dense model's layers with integer
+coefficients. Each merge computes the sum from the dense layers. A walk only computes lists of integer coefficients, and
+it copies no model.
 
 Neither method uses a ratio. This module finds T by bisection, until exactly `selection.layers` layers are removed. A
 walk gives the same result for all thresholds between the highest refused cosine and the lowest accepted cosine. If no
 threshold between two tried thresholds can give another walk, the number of removed layers jumps between these two
-thresholds. In this
-case, or after `rounds` walks, `jump: whole` uses one of the tried walks: the walk whose number of removed layers is
-nearest. This walk equals a walk of the released code at that threshold, and the record states how many layers are
-removed. `jump: shorten` removes exactly the wanted number of layers: the walk is repeated at the highest tried T that
-removes more layers. The repeated walk stops when enough layers are removed, and its last merge contains fewer layers.
+thresholds. If the number jumps, or after `rounds` walks, `jump: whole` uses one of the tried walks: the walk whose
+number of removed layers is nearest. A whole walk equals a walk of the released code at the same threshold, and the
+record states how many layers are removed. `jump: shorten` removes exactly the wanted number of layers: the walk is
+repeated at the highest tried T that removes more layers. The repeated walk stops when enough layers are removed, and
+its last merge contains fewer layers.
 """
 import logging
 import time
@@ -66,7 +67,8 @@ Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
 """(layers of the dense model, function that accepts or refuses a candidate, most layers to remove) -> (remaining
-layers, number of removed layers). The number includes a window that the released code reaches but does not merge."""
+layers, number of removed layers). The number of removed layers includes a window that the released code reaches but
+does not merge."""
 
 
 class Walk(NamedTuple):

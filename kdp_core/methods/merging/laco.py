@@ -34,13 +34,13 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
         layer's maps.
     group: the paper's C: number of layers that are merged into one layer; at least 2.
     stride: the paper's I: number of layers that the walk moves down after an accepted merge. After a refused merge the
-        walk moves down by 1.
+        walk moves down by one layer.
     lowest: the paper's L: the lowest layer into which other layers are merged.
     highest: the paper's H; the walk begins at layer H - C. null means the last layer, as in the released code.
     rounds: largest number of walks in the search for a threshold. The model does not run twice for the same candidate.
     jump: the walk that is used if no threshold removes exactly `selection.layers` layers. `whole` uses the walk whose
-        number of removed layers is nearest; it equals a walk of the released code. `shorten` uses a walk that removes
-        more layers, and shortens its last merge until the number is exact.
+        number of removed layers is nearest; this walk equals a walk of the released code. `shorten` uses a walk that
+        removes more layers, and shortens its last merge until the number is exact.
     sequences: number of calibration sequences on which candidates are evaluated.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.

@@ -1,9 +1,9 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
-A window of layers grows towards lower layers. Its layers are merged when the cosine for one more layer is not above the
-threshold. The merge and the threshold are described in kdp_core.methods.merging._merge. The released code never merges
-a window that still grows at the first layer; `merge: paper` merges this window. As in the released code, the weight of
-the differences is 1.
+A window of layers grows towards lower layers. The layers of a window are merged when the cosine of the window with one
+more layer is not above the threshold. The merge and the threshold are described in kdp_core.methods.merging._merge. The
+released code never merges a window that still grows at the first layer; `merge: paper` merges this window. As in the
+released code, the weight of the differences is 1.
 """
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +29,8 @@ def sliding(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         layer.
     rounds: largest number of walks in the search for a threshold. The model does not run twice for the same candidate.
     jump: the walk that is used if no threshold removes exactly `selection.layers` layers. `whole` uses the walk whose
-        number of removed layers is nearest; it equals a walk of the released code. `shorten` uses a walk that removes
-        more layers, and shortens its last merge until the number is exact.
+        number of removed layers is nearest; this walk equals a walk of the released code. `shorten` uses a walk that
+        removes more layers, and shortens its last merge until the number is exact.
     sequences: number of calibration sequences on which candidates are evaluated.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
@@ -52,11 +52,11 @@ def _sliding(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge:
                 return merged(stack, low, high, merge), most
             low -= 1
         elif low + 1 < high:
-            # the next candidate is the single layer `low`; it changes nothing, so it passes and starts a new window
+            # the next candidate is the unchanged layer `low`, which is always accepted and starts a new window
             stack, high = merged(stack, low + 1, high, merge), low
         else:
             high, low = high - 1, low - 1
-    # the window 0 .. high has passed, but no candidate has ended it; the released code does not merge it
+    # the window 0 .. high was accepted and no refused candidate ended it; the released code does not merge it
     reached = count - len(stack) + max(high, 0)
     return (merged(stack, 0, high, merge) if merge == "paper" and high > 0 else stack), reached
 

@@ -10,8 +10,8 @@ is ours. The unit with the lowest estimate, as a mean over tokens, is removed fi
 lower layer is removed first, and in one layer the attention before the MLP.
 
 The logits of an inner state are not the outputs of the model. With `at: output`, Dz is therefore the change of the
-model's own logits. For this, the layers after the removed unit are run too, which costs half a forward pass for each
-unit.
+model's own logits. With `at: output` the layers after each removed unit are run too, which costs half a forward pass
+for each unit.
 
 The formula is a second-order approximation. If a removal changes the distribution much, the estimate is far from the
 true KL. Position 0, a massive token in most models, is excluded.
@@ -60,7 +60,7 @@ def rank(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *
     at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
         those of the whole model.
     sequences: number of calibration sequences from which the estimates are computed.
-    draw: number of a random sample, from 0. Two samples of `sequences` sequences have no sequence in common.
+    draw: number of a random sample, from 0. Samples with different numbers have no sequence in common.
     positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
     keep_first: number of layers at the start of the model that cannot be removed.
     keep_last: number of layers at the end of the model that cannot be removed.
@@ -90,7 +90,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
         those of the whole model.
     sequences: number of calibration sequences from which the estimates are computed.
-    draw: number of a random sample, from 0. Two samples of `sequences` sequences have no sequence in common.
+    draw: number of a random sample, from 0. Samples with different numbers have no sequence in common.
     positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
     batch_sequences: number of sequences in one forward pass.
     match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.

@@ -2,18 +2,18 @@
 stand-ins.
 
 "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) finds that the objective determines which
-layers appear redundant. Different searches with the same objective find similar layers. We could read only the paper's
-abstract. The paper compares two objectives and seven searches, but the abstract does not name them. This method offers
-the five objectives and eight searches of kdp_core.methods._search, all with the same budget. docs/objectives.md reports
-our measurements.
+layers appear redundant. According to the paper, different searches with the same objective agree. We could read only
+the paper's abstract. The paper compares two objectives and seven searches, but the abstract does not name them. This
+method offers the five objectives and eight searches of kdp_core.methods._search, all with the same budget.
+docs/objectives.md reports our measurements.
 
 With `stand_in: affine`, a stand-in replaces each removed layer, both when a set is judged and in the pruned model. The
 stand-in is h_l+1 ~ W h_l + b, fitted by ridge regression on the dense model's states without massive tokens, which
-bypass the stand-in. It equals `linear` of KDP's Table 3 for a single layer. kdp_residual has another search, with its
-own stand-ins.
+bypass the stand-in. For a single layer, this stand-in equals `linear` of KDP's Table 3. kdp_residual has another
+search, with its own stand-ins.
 
-The ratio determines the number of layers. The result contains the value of every single removal that was judged. It
-also contains the value of the best set so far, for each number of layer passes.
+The ratio determines the number of layers. The result contains the value of every single removal that was judged. The
+result also contains the value of the best set so far, for each number of layer passes.
 """
 import logging
 import time
@@ -75,7 +75,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     positions: number of tokens of each sequence whose outputs are compared, evenly spaced; null means all except the
         last token. The output head of a small model costs as much as several layers. The option does not apply to
         items.
-    draw: number of a random sample, from 0. Two samples have no sequence or item in common.
+    draw: number of a random sample, from 0. Samples with different numbers have no sequence or item in common.
     items: path of a file with calibration items as JSON lines (context, choices, answer). With null, items are made
         from the calibration sequences.
     choices: number of choices of an item that is made from calibration sequences.
