@@ -1,12 +1,14 @@
-"""The state of a training on disk, so that an interrupted training continues and its result has the same bits.
+"""The saved state of a training. With this state, an interrupted training continues and gives the same bits as a
+training without interruption.
 
-A training is a function of its data, its options and its state: the learned weights, the optimiser, the schedule and
-the generators, the order of the current epoch, and its running sums. The state is written to one safetensors file after
-an update or an epoch. This happens every `every_s` seconds, and when the process is asked to stop. Saving only reads
-values, so the times and the number of saves do not change the result.
+The result of a training depends only on its data, its options and its state. The state contains the learned weights,
+the optimiser, the schedule, the generators, the order of the current epoch, and the running sums. The state is written
+to one safetensors file after an update or an epoch. The interval between two writes is `every_s` seconds. The state is
+also written when the process is asked to stop. Saving only reads values, so the times and the number of saves do not
+change the result.
 
-A file belongs to one training. It holds a key that identifies everything on which the result depends. A file with
-another key is ignored, and so is a file that cannot be read.
+A file belongs to one training. The file contains a key that identifies everything on which the result depends. A file
+is ignored if its key differs from the key of the training, or if the file cannot be read.
 """
 import logging
 import time
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(RuntimeError):
-    """A training that was asked to stop has saved its state and stopped."""
+    """Raised after a training was asked to stop and has saved its state."""
 
 
 class Resume:
@@ -38,12 +40,14 @@ class Resume:
         self.asked, self.training, self.earlier_s = False, False, 0.0
 
     def stop(self) -> bool:
-        """Ask the training to save and stop after its next update; False if no training is running."""
+        """Ask the training to save its state and to stop after its next update. Returns False if no training is running
+        or if no state is stored."""
         self.asked = self.training and self.path is not None
         return self.asked
 
     def load(self) -> dict[str, Any] | None:
-        """The state to continue from, or None if there is no state of this training. An ignored file is logged."""
+        """The saved state of this training, or None if there is no saved state. If a file is ignored, the reason is
+        logged."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -57,7 +61,8 @@ class Resume:
         return state
 
     def save(self, state: dict[str, Any]) -> bool:
-        """Write a state. If the disk has no space for it, a warning is logged and the training continues."""
+        """Write a state. If the state cannot be written, for example on a full disk, a warning is logged and the
+        training continues."""
         try:
             store.write_state(self.path, {**state, "key": self.key})
         except (OSError, SafetensorError) as error:
@@ -66,7 +71,7 @@ class Resume:
         return True
 
     def remove(self) -> None:
-        """Delete the state, after the result is written."""
+        """Delete the state file. The caller writes the result first."""
         if self.path is not None:
             store.remove(self.path)
 
@@ -76,8 +81,8 @@ OFF = Resume()
 
 
 class Progress:
-    """The progress of a training. The object restores the state when it is created, and it saves the state between
-    updates.
+    """The progress of a training. A `Progress` restores the saved state when it is created, and it saves the state
+    between updates.
 
         progress = Progress(resume, weights, {"adam": adam, "order": generator}, curve=[], best=0)
         for epoch in progress.epochs(epochs):
@@ -85,12 +90,13 @@ class Progress:
             for which in progress.updates(order.split(batch)):
                 ...
 
-    `values` holds the values that the loop needs from one update to the next: numbers, texts, tensors, and lists and
-    dicts of these.
+    `values` contains what the loop needs from one update to the next: numbers, texts, tensors, and lists and dicts of
+    numbers, texts and tensors.
     """
 
     def __init__(self, resume: Resume, weights: Sequence[Tensor], states: dict[str, Any], **values: Any) -> None:
-        """weights: changed in place. states: optimisers, schedules and generators. values: the values at the start."""
+        """weights: the restored weights are copied into these tensors. states: optimisers, schedules and generators.
+        values: the values at the start."""
         self.values, self.weights, self.states, self._resume = values, list(weights), states, resume
         self.epoch, self.update, self._order = 1, 0, None
         self._began = self._clock = self._saved = time.perf_counter()
@@ -99,7 +105,8 @@ class Progress:
             logger.info("resumed at epoch %d, update %d", self.epoch, self.update + 1)
 
     def epochs(self, count: int) -> Iterator[int]:
-        """Numbers of the remaining epochs, up to `count`. An interrupted epoch continues at its next update."""
+        """The number of each remaining epoch, from the current epoch to `count`. An interrupted epoch continues at its
+        next update."""
         self._resume.training = True
         for epoch in range(self.epoch, count + 1):
             yield epoch
@@ -108,7 +115,7 @@ class Progress:
         self._resume.training = False
 
     def order(self, draw: Callable[[], Tensor]) -> Tensor:
-        """The order of this epoch, which is drawn at its start."""
+        """The order of this epoch. It is drawn when the epoch starts."""
         if self._order is None:
             self._order = draw()
         return self._order
@@ -121,18 +128,20 @@ class Progress:
             self._pause()
 
     def seconds(self) -> float:
-        """Seconds of this training so far, including earlier runs and without the time for judging."""
+        """Seconds that this training has taken so far. Earlier runs count, and the time inside `judging` does not
+        count."""
         return time.perf_counter() - self._clock
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Exclude the time of the body from `seconds`, because judging an epoch is not part of a training recipe."""
+        """A context: the time inside its `with` block is not part of `seconds`, because a training recipe does not
+        include the judging of an epoch."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began
 
     def _pause(self) -> None:
-        """Save the state if `every_s` seconds have passed. If the training was asked to stop, save and raise
+        """Save the state if `every_s` seconds have passed. If the training was asked to stop, save the state and raise
         Stopped."""
         asked, now = self._resume.asked, time.perf_counter()
         if self._resume.path is None or not (asked or now - self._saved >= self._resume.every_s):

@@ -1,12 +1,14 @@
-"""Records on disk: a record with tensors is a safetensors file, and a record without is a JSON file.
+"""Records on disk: a record with tensors is a safetensors file, and a record without tensors is a JSON file.
 
-A tensor field becomes a tensor of the file. All other fields are JSON in the file's metadata, under one key, so that
-the same record gives the same bytes. With several keys the bytes could differ, because safetensors writes keys in a
-changing order. Every file is written under a temporary name in the same folder and then renamed. If a process is
-killed, the old file therefore stays, or there is no file. The temporary file may stay too. Its name is hidden and ends
-in .tmp, and it may be deleted.
+A tensor field of a record becomes a tensor of the file. All other fields are stored as JSON in the file's metadata,
+under one key, so that the same record always gives the same bytes. With several metadata keys the bytes could differ,
+because safetensors does not write the keys in a fixed order. Every file is written under a temporary name in the same
+folder and then renamed. If a process is killed, the old file therefore stays unchanged; if there was no old file, no
+new file appears. The temporary file of a killed process may remain. The name of a temporary file is hidden and ends in
+.tmp, and a temporary file may be deleted.
 
-torch is imported where a tensor is read or written, because tables and pages need none.
+torch is imported only in functions that read or write a tensor, because the code for tables and pages does not need
+torch.
 """
 from __future__ import annotations
 
@@ -33,23 +35,25 @@ if TYPE_CHECKING:
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
 PAIRS = {"block", "context", "blocks", "drop", "parts"}
-"""Names of the fields that hold blocks or (layer, part) pairs: tuples in memory, lists in JSON."""
+"""Names of the fields that contain blocks or (layer, part) pairs. Such a pair is a tuple in memory and a list in
+JSON."""
 RECORDS = {name: kind for module in (records, measurements) for name, kind in vars(module).items()
            if hasattr(kind, "_fields")}
 """The types of records by name."""
 
 
 class StoreError(ValueError):
-    """A file does not hold a readable record, or a record cannot be written to a file."""
+    """A file does not contain a readable record, or a record cannot be written to a file."""
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path next to `path`, for a file or folder that the body writes. If the body succeeds, it is renamed
-    to `path`.
+    """A context that gives a temporary path next to `path`. The code in the `with` block writes a file or folder to the
+    temporary path. If this code raises no error, the file or folder is renamed to `path`.
 
-    An old folder is renamed before it is deleted. The reason is NFS, which keeps files that a process still has open,
-    so that their folder cannot be deleted. If `path` is a link to a folder, that folder is replaced and the link stays.
+    If `path` is an existing folder, the old folder is first renamed and then deleted. The reason is NFS: it keeps a
+    deleted file that a process still has open, so the folder of this file cannot be deleted at once. If `path` is a
+    link to a folder, that folder is replaced and the link stays.
     """
     path = Path(path)
     if path.is_symlink() and path.is_dir():
@@ -77,7 +81,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Delete a temporary file or folder. If it cannot be deleted, it stays hidden, and a later write deletes it."""
+    """Delete a temporary file or folder. If the deletion fails, the hidden file or folder remains, and a later write to
+    the same path deletes it."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -86,7 +91,7 @@ def _delete(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Delete the temporary files that killed processes of this machine left when they wrote `path`."""
+    """Delete the temporary files for `path` that killed processes of this machine did not delete."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(socket.gethostname())}-*-*.tmp"):
         pid = int(stale.name.rsplit("-", 2)[1])
         if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
@@ -110,9 +115,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def write(path: str | Path, record: NamedTuple) -> None:
-    """Write a record of base.records or base.measurements atomically, as .json (without tensors) or .safetensors.
+    """Write a record of base.records or base.measurements atomically. A .json file takes a record without tensors, and
+    a .safetensors file takes every record.
 
-    Raises StoreError for another suffix, or for a record with tensors as .json.
+    Raises StoreError for any other suffix, and for a record with tensors if the suffix is .json.
     """
     tensors, plain = _split(record._asdict())
     head = {"record": type(record).__name__, "fields": _plain(plain)}
@@ -127,7 +133,7 @@ def write(path: str | Path, record: NamedTuple) -> None:
 
 
 def read(path: str | Path) -> Any:
-    """Read a record that `write` wrote. Raises StoreError for a file without a record of this version."""
+    """Read a record that `write` wrote. Raises StoreError if the file contains no record of this version."""
     try:
         if Path(path).suffix == ".json":
             return _join(path, read_json(path), {})
@@ -156,7 +162,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file if it exists, and the temporary files that killed processes left when they wrote this file."""
+    """Delete a file if it exists. Also delete the temporary files that killed processes left when they wrote this
+    file."""
     path = Path(path)
     for left in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
         left.unlink(missing_ok=True)
@@ -175,7 +182,8 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors in the order of their names; one that shares its storage with an earlier tensor is copied."""
+    """Contiguous tensors, sorted by name. If a tensor shares its storage with an earlier tensor, the later tensor is
+    copied."""
     import torch
 
     seen: set[int] = set()
@@ -188,7 +196,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """The tensors by dotted path, and all fields with {"tensor": path} in the place of each tensor."""
+    """Two results: the tensors by dotted path, and all fields, in which {"tensor": path} replaces each tensor."""
     if _is_tensor(fields):
         return {prefix: fields.detach().cpu()}, {"tensor": prefix}
     if hasattr(fields, "_asdict"):
@@ -204,7 +212,7 @@ def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `_split`: the fields with their tensors, records and blocks."""
+    """The inverse of `_split`: the fields, with all tensors, records and blocks restored."""
     if isinstance(value, list):
         return [_fill(path, item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -219,7 +227,8 @@ def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Turn pairs that begin with a layer number, alone or in a list, back into tuples, because JSON has only lists."""
+    """Convert lists of two entries that begin with a layer number back into tuples, because JSON has only lists. The
+    value is one such pair or a list of pairs."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
         return tuple(value)
     return [_tuples(item) for item in value] if isinstance(value, list) else value
@@ -243,7 +252,7 @@ def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value in a form for JSON: NumPy and torch numbers become Python numbers, and numbers that are not finite
+    """The value in a form that JSON can store: NumPy and torch numbers become Python numbers, and infinity and NaN
     become None."""
     if hasattr(value, "_asdict"):
         return {"record": type(value).__name__, **_plain(value._asdict())}

@@ -1,13 +1,13 @@
 """Documents, calibration mixes and packed sequences.
 
 Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
-There is no padding and no special token at the start of a window, so the first token of a window becomes the attention
-sink. Some families need a special first token (`families.first_token`). It then stands once in every window, at the
-start. Texts made with a chat template may hold this token; it is removed before the text is cut. A mix takes a fixed
-number of windows from each part, as the KDP paper (section 3.1) uses 500 samples of at most 128 tokens from each of its
-data sets. The paper does not say whether samples are packed, cut or padded; here they are packed. The order of a part
-is derived by SHA-256 from the seed and the name of the part. A new part therefore does not change the windows of the
-other parts.
+There is no padding and no special token at the start of a window. The first token of a window therefore becomes the
+attention sink. Some families need a special first token (`families.first_token`). This token then occurs once in every
+window, at the start. Texts made with a chat template may contain this token. The token is then removed before the text
+is cut into windows. A mix selects a fixed number of windows from each part. The KDP paper (section 3.1) does the same:
+it uses 500 samples of at most 128 tokens from each of its data sets. The paper does not say whether samples are packed,
+cut or padded; here they are packed. The documents of a part are shuffled in an order that SHA-256 derives from the seed
+and the name of the part. If a part is added, the windows of the other parts therefore do not change.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib
@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 SEPARATOR = "\n"
 """The text between two documents."""
 MARGIN = 64
-"""Number of tokens beyond those needed. A cut in a text changes only the tokens near the cut, and these are
-discarded."""
+"""Number of tokens that are made in addition to the needed tokens. A cut in a text changes only the tokens near the
+cut, and these are discarded."""
 CHARACTERS_PER_TOKEN = 6
-"""First guess of the characters for each token. English has 4 to 5. A low guess costs a second tokenisation."""
+"""First guess of the number of characters for each token. English text has 4 to 5 characters for each token. If the
+guess is too low, the text is tokenised a second time."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -55,7 +56,7 @@ class Part(NamedTuple):
 
 def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"], encoding: str = "utf-8",
                    field: str = "text") -> list[str]:
-    """The documents of a file, in the order of the file. Empty documents are left out.
+    """The documents of a file, in the order of the file. Empty documents are omitted.
 
     format: lines (every line is a document), text (the file is one document), or jsonl (every line is an object).
     encoding: encoding of the file, such as utf-8 or latin-1.
@@ -79,7 +80,8 @@ def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"
 
 def read_hub_documents(name: str, *, revision: str, config: str | None, split: str, field: str,
                        cache: str | Path | None = None, limit: int | None = None) -> list[str]:
-    """The first `limit` documents (None: all) of a hub data set, streamed in its own order, without empty documents.
+    """The first `limit` documents of a hub data set (None: all documents). The documents are streamed in the order of
+    the data set, and empty documents are omitted.
 
     config: the data set's configuration, such as `wikitext-2-raw-v1`.
     field: as in `read_documents`.
@@ -104,10 +106,10 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
          vocabulary: int | None = None, start: int | None = None) -> Tokens:
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
-    The documents of a part are shuffled and joined, and the part's windows are the first ones of that text. The ids are
-    int64 (S, T). `vocabulary` is the number of embedding rows; all ids must be smaller (None: no check). `start` is the
-    id with which every window begins; it takes the place of one token. Raises TextError for a part that is too short,
-    or for ids that are too large.
+    The documents of a part are shuffled and joined to one text. The first windows of this text are the windows of the
+    part. The ids are int64 (S, T). `vocabulary` is the number of embedding rows. All ids must be smaller than this
+    number; with None the ids are not checked. `start` is the id with which every window begins; it replaces one token
+    of the text. Raises TextError for a part that is too short, or for ids that are too large.
     """
     _check_parts(parts, length)
     ids, sources = [], []
@@ -128,10 +130,11 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
 
 def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int,
             vocabulary: int | None = None, start: int | None = None) -> Tensor:
-    """All windows of the documents in their order, for held-out perplexity, int64 (S, T).
+    """All windows of the documents, in the order of the documents, int64 (S, T). They serve to measure held-out
+    perplexity.
 
-    A remainder shorter than `length` tokens is left out. `vocabulary` and `start` as in `pack`. Raises TextError for a
-    text shorter than one window, or for ids that are too large.
+    At the end, a remainder of fewer than `length` tokens is omitted. `vocabulary` and `start` have the same meaning as
+    in `pack`. Raises TextError for a text shorter than one window, or for ids that are too large.
     """
     if length < 1:
         raise TextError(f"a window of {length} tokens is not possible; give a length of at least 1 token")
@@ -146,8 +149,8 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
 
 def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int, part: Part,
                    start: int | None) -> Tensor:
-    """The first windows of the text's tokens. Only a prefix of the text is tokenised; it is doubled until it is long
-    enough."""
+    """The windows from the start of the text, as many as the part needs. Only a prefix of the text is tokenised. The
+    length of the prefix is doubled until the prefix has enough tokens."""
     need = part.sequences * length
     size = CHARACTERS_PER_TOKEN * (need + MARGIN)
     ids_N = _tokenise(tokenizer, text[:size], start)
@@ -162,11 +165,12 @@ def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int,
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, templated: bool = False,
                start: int | None = None) -> Tensor:
-    """Ids of a text that a model continues, int64 (1, N), with the special tokens that the tokenizer adds.
+    """The token ids of a text that a model shall continue, int64 (1, N), with the special tokens that the tokenizer
+    adds.
 
-    templated: a chat template made the text, and all special tokens stand in it.
-    start: the id with which every sequence of the family must begin. If the text itself begins with it, it is not added
-        a second time.
+    templated: whether a chat template made the text, which then already contains all special tokens.
+    start: the id with which every sequence of the family must begin. If the text already begins with this id, the id is
+        not added a second time.
     """
     given = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     found = tokenizer(text, add_special_tokens=not (templated or given))["input_ids"]
@@ -183,7 +187,7 @@ def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, start: int | None
 
 
 def _cut(ids_N: Tensor, length: int) -> Tensor:
-    """All whole windows (S, T); the remainder is left out."""
+    """All complete windows (S, T); the remainder is omitted."""
     count = len(ids_N) // length
     return ids_N[:count * length].view(count, length)
 
@@ -197,12 +201,13 @@ def _own(length: int, start: int | None) -> int:
 
 
 def _started(ids_ST: Tensor, start: int | None) -> Tensor:
-    """Windows with the id `start`, if it is given, before their tokens."""
+    """The windows with the id `start` before their tokens. If `start` is None, the windows are unchanged."""
     return ids_ST if start is None else torch.nn.functional.pad(ids_ST, (1, 0), value=start)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    """A generator for (seed, name) that is the same in every process. With Python's hash() it would not be the same."""
+    """A generator for (seed, name) that is the same in every process. Python's hash() would give a different generator
+    in each process."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
