@@ -34,7 +34,7 @@ SEPARATOR = "\n"
 """The text between two documents."""
 MARGIN = 64
 """Number of tokens that are made in addition to the needed tokens. A cut in a text changes only the tokens near the
-cut, and these are discarded."""
+cut. These extra tokens are discarded."""
 CHARACTERS_PER_TOKEN = 6
 """First guess of the number of characters for each token. English text has 4 to 5 characters for each token. If the
 guess is too low, the text is tokenised a second time."""
@@ -130,8 +130,7 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
 
 def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, length: int,
             vocabulary: int | None = None, start: int | None = None) -> Tensor:
-    """All windows of the documents, in the order of the documents, int64 (S, T). They serve to measure held-out
-    perplexity.
+    """All windows of the documents, in the order of the documents, for held-out perplexity: int64 (S, T).
 
     At the end, a remainder of fewer than `length` tokens is omitted. `vocabulary` and `start` have the same meaning as
     in `pack`. Raises TextError for a text shorter than one window, or for ids that are too large.

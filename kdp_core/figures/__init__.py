@@ -1,7 +1,7 @@
 """The figures. Every file of this folder that has `FIGURES` holds one family of figures; `style` is their common style.
 
-This module holds no list of figures. It imports the files of its folder and collects their entries. A new figure is a
-new entry in one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
+This module holds no list of figures. The module imports the files of its folder and collects their entries. A new
+figure is a new entry in one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
 """
 import importlib
 import pkgutil
@@ -31,7 +31,7 @@ def find() -> dict[str, Entry]:
 
 
 def figure_of(name: str) -> Entry:
-    """A figure by its name. An unknown name raises FigureError, which lists the known ones."""
+    """A figure by its name. For an unknown name it raises FigureError, which lists the known names."""
     found = find()
     if name not in found:
         raise FigureError(f"figure {name!r} is unknown; choose one of {', '.join(found)}")
@@ -39,7 +39,7 @@ def figure_of(name: str) -> Entry:
 
 
 def described() -> dict[str, Any]:
-    """What the workflow must know about the figures before any job, as values that JSON can hold."""
+    """What the workflow needs to know about all figures before its first job, as values that JSON can store."""
     return {"scopes": {name: scope._asdict() for name, scope in SCOPES.items()},
             "figures": [{"name": name, "title": entry.title, "caption": entry.caption, "scope": entry.scope,
                          "needs": entry.needs, "reads": entry.reads, "settings": entry.settings,

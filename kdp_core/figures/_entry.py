@@ -1,9 +1,9 @@
-"""The record of a figure, and what follows from this record alone.
+"""The record of a figure, and functions that read only this record.
 
-A figure is one entry of the tuple `FIGURES` at the end of a file of this folder. The function `draw` of an entry gets
-stored records and returns the drawing with the numbers in it. The positional arguments of `draw` name the records that
-the workflow reads for the figure. The keyword-only arguments in SETTINGS name what the configuration says about the
-figure.
+A figure is one entry of the tuple `FIGURES` at the end of a file of this folder. The function `draw` of an entry
+receives stored records and returns the drawing with the numbers in it. The positional arguments of `draw` name the
+records that the workflow reads for the figure. Keyword-only arguments whose names are in SETTINGS receive values that
+the workflow derives from the configuration.
 """
 import inspect
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from kdp_core.figures.style import Drawn, FigureError
 
 
 class Scope(NamedTuple):
-    """The data of one figure, in terms of the workflow's wildcards."""
+    """The path, the title and the caption of a figure, with the wildcards of the workflow."""
     path: str
-    """Below results/figures and without the suffix; `figure` is the entry's name."""
+    """Path below results/figures, without the suffix. `figure` is the name of the entry."""
     title: str
-    """In the report; `title` is the entry's title."""
+    """Title in the report. `title` is the title of the entry."""
     caption: str = "{caption}"
-    """In the report; `caption` is the entry's caption."""
+    """Caption in the report. `caption` is the caption of the entry."""
 
 
 SCOPES = {
@@ -29,9 +29,10 @@ SCOPES = {
     "ratio": Scope("{model}/{calib}/{figure}-r{ratio}", "{title} at ratio {ratio}: {model}, {calib}"),
     "variant": Scope("{model}/{calib}/{method}-{figure}", "{title}: {method}, {model}, {calib}"),
 }
-"""A figure is drawn once for the whole run, for each ablation, or for each model and calibration set (`calibrated`).
+"""A scope says for which data a figure is drawn: once for the whole run (`all`), for each ablation, or for each model
+and calibration set (`calibrated`).
 
-It can also be drawn for each ratio or each variant of a model and calibration set.
+The scopes `ratio` and `variant` draw a figure for each ratio or each variant of a model and calibration set.
 """
 
 READS = {
@@ -39,15 +40,15 @@ READS = {
     "scores": "results/scores.csv",
     "points": "plan, facts, scores and costs of every shown point",
     "similarity": "the similarity of layers of one model and calibration set",
-    "similarities": "the same of all of them, by name",
+    "similarities": "the similarities of layers of all models and calibration sets, by name",
     "kernels": "what step 1 of a variant of KDP fitted, by block",
-    "inverses": "what its step 2 fitted, by block",
+    "inverses": "what step 2 of a variant of KDP fitted, by block",
     "composed": "the composed records of a variant, by ratio and K max",
     "diagnoses": "the diagnoses of the shown points of a ratio, by (variant, K max)",
     "theory": "the theorems measured on one model and calibration set",
     "kernel_views": "features after blocks of a variant of KDP, by block",
     "trajectories": "paths of states through the layers",
-    "probes": "what happens if single layers of a model are left out",
+    "probes": "how the outputs of a model change if single layers are removed",
     "spaces": "the shown points of a ratio in three spaces, by (variant, K max)",
     "survivals": "multiple-choice items of the shown points of a ratio, by (variant, K max)",
     "agreement": "the searches for layers of a ratio, their pairs and the claims",
@@ -75,36 +76,37 @@ NEEDS = {
     "trained jointly": "the variants of the grid whose stand-ins are trained together",
     "viewed": "the variants that `views.variants` names",
 }
-"""The condition on which the report has a figure, or the variants for which it has one."""
+"""The condition under which the report contains a figure, or the variants for which the report contains it."""
 
 
 class Entry(NamedTuple):
     """A figure."""
     name: str
-    """Name of its files, without the parts that the scope adds."""
+    """Name of the figure's files, without the parts that the scope adds."""
     title: str
     """Title of the figure in the report, without the parts that the scope adds."""
     caption: str
-    """What the picture shows, and which figure of which paper it is."""
+    """A description of the picture, with the paper and the number of the figure that the picture reproduces."""
     draw: Callable[..., Drawn]
     """(*records, *settings) -> Drawn."""
     scope: str
     """A key of SCOPES."""
     place: int
-    """Order in the report; figures with an equal place keep the order of their file."""
+    """Position in the report: the figure with the lowest number comes first. Figures with equal numbers keep the order
+    of their file."""
     needs: str = ""
     """A key of NEEDS."""
     differs: str = ""
-    """How the figure differs from the figure of the paper, for docs/figures.md."""
+    """How the figure differs from the figure of the paper. docs/figures.md prints this text."""
 
     @property
     def reads(self) -> list[str]:
-        """The records that `draw` gets, in order."""
+        """The names of the records that `draw` receives, in order."""
         return [name for name, kind in _arguments(self.draw) if kind is not inspect.Parameter.KEYWORD_ONLY]
 
     @property
     def settings(self) -> list[str]:
-        """The settings that `draw` gets."""
+        """The names of the settings that `draw` receives."""
         return [name for name, kind in _arguments(self.draw) if kind is inspect.Parameter.KEYWORD_ONLY
                 and name in SETTINGS]
 

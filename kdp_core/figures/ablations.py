@@ -1,8 +1,8 @@
 """Figures of ablations: scores against the varied quantity, with standard errors and the line of the dense model.
 
-Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026), and its Tables 3, 4, 9 and 11 as pictures. A line joins the
-points that differ only in the quantity on the axis. This module reads the numbers of kdp_core.results.ablations.gather
-and computes none.
+The module draws Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026). It also draws the paper's Tables 3, 4, 9
+and 11 as pictures. A line joins the points that differ only in the quantity on the axis. All numbers come from
+kdp_core.results.ablations.gather; this module only draws the numbers.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,14 @@ from kdp_core.results.ablations import Ablation, Gathered, gather, kept, lines_o
 from kdp_core.results.columns import DENSE, heading
 
 ON_AXIS = {"ratio": "ratio", "k_max": "k_max", "tokens": "calib", "variant": "method"}
-"""The key that differs along an axis. Along an option, this key is the name of the variant."""
+"""For each axis of an ablation: the key of a grid point that varies along this axis. If the axis is an option, the key
+is the name of the variant."""
 WIDE = 8.0
 """An axis is logarithmic if its largest number is at least this many times its smallest."""
 
 
 class Line(NamedTuple):
-    """One line of every panel."""
+    """One line, which every panel of the figure shows."""
     label: str
     x: str
     """Column on the axis."""
@@ -48,15 +49,16 @@ class Line(NamedTuple):
 
 def of_ablation(summary: pd.DataFrame, scores: pd.DataFrame, *, ablation: Mapping[str, Any],
                 looks: Looks | None = None) -> Drawn:
-    """An ablation drawn from the tables of all points; `ablation` holds the fields of Ablation."""
+    """Draw an ablation from the tables of all points. `ablation` contains the fields of Ablation."""
     return against(gather(summary, scores, Ablation(**ablation)), looks=looks)
 
 
 def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """Every metric against the axis of the ablation, with a line of panels for each model.
+    """Every metric against the varied quantity of the ablation. The panels of one model are side by side.
 
-    Bars are one standard error; the dotted line and its band are the dense model with its own error. Scores for which
-    lower is better are on a logarithmic axis. With `looks`, the variants look as in the other figures.
+    Error bars show one standard error. The dotted line is the dense model, and the band around this line is one
+    standard error of the dense model. Scores for which lower is better are on a logarithmic axis. If `looks` is given,
+    each variant has the same colour and marker as in the other figures.
     """
     frame, metrics = gathered.frame, gathered.ablation.metrics
     drawn, models = _marked(lines(gathered), looks), list(dict.fromkeys(frame["model"]))
@@ -74,7 +76,8 @@ def against(gathered: Gathered, *, looks: Looks | None = None, width: float = PA
 
 
 def lines(gathered: Gathered) -> list[Line]:
-    """The lines of an ablation: for each axis, its points are divided by every other key that varies."""
+    """The lines of an ablation. Two points are on one line if they differ only in the key that varies along the line's
+    axis."""
     pruned, ablation = gathered.frame[gathered.frame["method"] != DENSE], gathered.ablation
     found = []
     for name, column in zip(ablation.x, gathered.axes, strict=True):
@@ -90,14 +93,16 @@ def lines(gathered: Gathered) -> list[Line]:
 
 
 def _part(key: str, value: Any) -> str:
-    """The part of a line's label that describes a key."""
+    """The words for one key in the label of a line."""
     return f"K max {value}" if key == "k_max" else f"{100 * value:g} %" if key == "ratio" else str(value)
 
 
 def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
-    """The lines with their marks: the marks of the variant, or of its method if a line joins several variants.
+    """The lines with their colours and markers. A line looks like its variant, or like its method if the line joins
+    several variants.
 
-    Dashes distinguish lines of equal marks. If all lines belong to one variant, colours distinguish them.
+    Dashes distinguish lines with the same colour and marker. If all lines belong to one variant, colours distinguish
+    them.
     """
     variants = [list(dict.fromkeys(line.points["method"])) for line in drawn]
     known = looks_of([names[0] for names in variants] if not looks else looks, looks)
@@ -135,14 +140,14 @@ def _points(axis: Axes, own: Gathered, points: pd.DataFrame, x: Any, metric: str
 
 
 def _errors(own: Gathered, points: Any, metric: str) -> Any:
-    """Standard errors of a frame of points or of one row, in printed units; 0 if there is none."""
+    """Standard errors in printed units, for a table of points or for one point; 0 if there is no standard error."""
     column = own.columns[metric]
     error = points[column.stderr] * column.scale if column.stderr else 0.0
     return error.fillna(0) if isinstance(error, pd.Series) else 0.0 if math.isnan(error) else error
 
 
 def _values(drawn: Sequence[Line]) -> list[Any]:
-    """All values on the axis: numbers in ascending order, names in the order of the points."""
+    """All values on the axis. Numbers are in ascending order, and names are in the order of the points."""
     values = list(dict.fromkeys(value for line in drawn for value in line.points[line.x]))
     return values if _named(values) else sorted(values)
 

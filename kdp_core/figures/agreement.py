@@ -1,7 +1,8 @@
 """Does the objective matter more than the search? The layers that searches choose, and how far the searches agree.
 
-After "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938), whose figures could not be read. This
-module reads the record of kdp_core.study.agreement and computes only means over draws.
+The figures follow "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938). The figures of that paper
+could not be read. This module reads the record of kdp_core.study.agreement and computes only means over draws of
+calibration text.
 """
 import textwrap
 from typing import Any
@@ -30,13 +31,14 @@ from kdp_core.figures.style import (
 )
 
 VARIES = {"objective": "two objectives", "strategy": "two searches", "draw": "two draws of text"}
-"""Setting in which two searches differ -> its words."""
+"""For each setting in which two searches may differ: its label in the figure."""
 TOLD = {"holds": COLORS[2], "does not hold": COLORS[1], "cannot be told here": GREY}
 
 
 def chosen_layers(agreement: Agreement, *, colormap: str = "viridis", width: float = PAGE_IN,
                   line_height: float = 0.16) -> Drawn:
-    """Which layers each search removes, and what that costs on held-out text. A mark is one draw, a bar the mean."""
+    """Which layers each search removes, and what that costs on held-out text. A circle is one draw of calibration text,
+    and a bar is the mean over draws."""
     frame = pd.DataFrame(agreement.rows)
     keys = list(dict.fromkeys(zip(frame["objective"], frame["strategy"], strict=True)))
     share_KL = np.zeros((len(keys), agreement.stats["layers"]))
@@ -69,7 +71,8 @@ def chosen_layers(agreement: Agreement, *, colormap: str = "viridis", width: flo
 
 
 def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """How far two searches agree if they differ in one setting, and the paper's claims with their intervals.
+    """The agreement of two searches that differ in one setting. The right panel shows the paper's claims with their
+    intervals.
 
     Raises FigureError if no two searches differ in exactly one setting.
     """
@@ -96,12 +99,13 @@ def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, heigh
 
 
 def _spread(count: int) -> np.ndarray:
-    """Positions beside a line, so that equal values do not hide each other; equal for the same count."""
+    """Small shifts away from a line, so that points with equal values do not hide each other. The shifts depend only on
+    `count`."""
     return 0.25 * np.sin(np.arange(count) * 2.4)
 
 
 def _forest(axis: Axes, claims: pd.DataFrame) -> None:
-    """Claims as means with intervals; a claim holds if the values are above zero."""
+    """Plot each claim as a mean with its interval. A claim is true if its values are above zero."""
     for place, row in enumerate(claims.itertuples()):
         color = TOLD[row.told]
         if pd.notna(row.mean):
@@ -117,8 +121,8 @@ def _forest(axis: Axes, claims: pd.DataFrame) -> None:
 def best_so_far(agreement: Agreement, *, width: float = PAGE_IN, height: float = 2.2) -> Drawn:
     """The best set that each search has found, against the number of layer passes that the search has run.
 
-    The figure shows the objective that most searches share. A line shows the mean over draws; it begins where every
-    draw has found a set of the wanted size.
+    The figure shows only the objective for which the most strategies were run. A line is the mean over draws of
+    calibration text. The line begins where the search has found a set of the requested size in every draw.
     """
     frame = pd.DataFrame(agreement.rows)
     most = frame.groupby("objective", sort=False)["strategy"].nunique().idxmax()
@@ -145,7 +149,8 @@ def _marks(place: int) -> dict[str, Any]:
 
 
 def _mean_curve(curves: list[list[dict[str, Any]]], last: int) -> pd.DataFrame:
-    """Mean over draws of the best value after a number of layer passes, at every number at which a value changes."""
+    """Mean over draws of the best value so far, at every number of layer passes at which the value of a draw
+    changes."""
     ticks = sorted({row["passes"] for curve in curves for row in curve} | {last})
     first = max(curve[0]["passes"] for curve in curves)
     ticks = [passes for passes in ticks if passes >= first]

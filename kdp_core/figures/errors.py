@@ -1,8 +1,8 @@
 """Errors of the pruned models' states by layer.
 
-No paper has this figure. If a panel would have too many lines, the lines are split into bands by what their methods do;
-each band shows the lines of the other bands in pale grey. This module reads the numbers of kdp_core.score.diagnose and
-computes none.
+No paper has this figure. If a panel would have too many lines, the lines are split into bands by what their methods do.
+Each band also shows the lines of the other bands, in pale grey. All numbers come from kdp_core.score.diagnose; this
+module only draws the numbers.
 """
 from collections.abc import Mapping, Sequence
 
@@ -31,12 +31,13 @@ from kdp_core.figures.style import (
 
 def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Looks | None = None,
                    width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """Relative squared error of the states of each pruned model, by the number of the state in the dense model.
+    """Relative squared error of the states of each pruned model. The axis is the number of the state in the dense
+    model.
 
-    diagnoses: by (variant, K max).
-    A line has a gap where layers are removed. The line begins at its first error above 0: before the first removed
-    layer the states are equal, and a logarithmic axis cannot show an error of 0. At 1 a state is no better than the
-    constant mean.
+    diagnoses: the diagnosis of each pruned model, by (variant, K max).
+    A line has a gap where layers are removed. A line begins at its first error above 0. Before the first removed layer
+    the error is 0, and a logarithmic axis cannot show 0. An error of 1 means that a state is no better than a constant
+    prediction, the mean state.
     Raises FigureError if there is no diagnosis with an error above 0.
     """
     label = labels_of([(method, "", k_max) for method, k_max in diagnoses])

@@ -1,8 +1,9 @@
 """Will a pruned model still generate, and why does multiple choice survive?
 
 `validation` and `survival` show the measurements to which the predictor of kdp_core.study.expect was fitted. `expected`
-shows the predictions for the models of a run. `survival` shows, for the benchmarks' own items, what Figure 8 of
-"Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026) shows for the letters of MMLU.
+shows the predictions for the models of a run. `survival` is like Figure 8 of "Demystifying When Pruning Works via
+Representation Hierarchies" (ICML 2026). That figure uses the letters of MMLU, and `survival` uses the choices of the
+benchmarks' own items.
 """
 from collections.abc import Mapping
 
@@ -29,14 +30,15 @@ from kdp_core.figures.style import (
 
 NAMES = {"quality": "All measures", "agreement": "Same tokens", "lambada": "Last words", "rouge1": "Summaries",
          "repetition": "No repetition"}
-"""Losses as titles of panels."""
+"""For each loss: the title of its panel."""
 
 
 def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Looks | None = None,
              width: float = PAGE_IN, line_height: float = 0.17) -> Drawn:
-    """What each pruned model is expected to keep of the dense model's generation, with the 90 % range.
+    """The share of the dense model's generation that each pruned model is expected to keep, with the 90 % range of this
+    share.
 
-    expectations: by (variant, K max). Raises FigureError without records.
+    expectations: the expectation of each pruned model, by (variant, K max). Raises FigureError without records.
     """
     if not expectations:
         raise FigureError("no expectation to draw; give that of at least one pruned model")
@@ -63,9 +65,10 @@ def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Look
 
 def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width: float = PAGE_IN,
                height: float = 1.9) -> Drawn:
-    """Predictions for left-out methods against the measured losses, one panel for each loss.
+    """Predicted losses against measured losses, with one panel for each loss. A prediction is for a method that was
+    left out of the fit.
 
-    On the dotted line both are equal.
+    On the dotted line, the predicted loss equals the measured loss.
 
     rows: one row for each pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value for
     each row.
@@ -88,7 +91,8 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
 
 
 def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2.1) -> Drawn:
-    """Multiple-choice items: KL over all tokens against KL over the candidates, and both against the loss of accuracy.
+    """Multiple-choice items: KL over all tokens against KL over the candidates, and both KLs against the loss of
+    accuracy.
 
     choices: one row for each pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError
     without rows.
@@ -123,7 +127,7 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
 
 
 def survived(survivals: Mapping[tuple[str, int], Survival], *, width: float = PAGE_IN) -> Drawn:
-    """The figure `survival` for the models of a run, by (variant, K max)."""
+    """Draw the figure `survival` for the pruned models of a run. survivals: by (variant, K max)."""
     return survival(pd.DataFrame([{"method": method, "k_max": k_max, **row}
                                   for (method, k_max), one in survivals.items() for row in one.tasks]), width=width)
 

@@ -1,7 +1,7 @@
 """Which layers each pruned model lacks.
 
-Figure 4 of LoRP (2026), extended by attentions and MLPs that are removed alone. This module reads the facts of the
-pruned models and computes nothing.
+The module draws Figure 4 of LoRP (2026), and it also shows attentions and MLPs that are removed alone. This module
+reads the facts of the pruned models and computes nothing.
 """
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +34,9 @@ def pruned_layers(points: Sequence[Point], *, looks: Looks | None = None, width:
     """LoRP's Figure 4: the layers that are removed or replaced, with a panel for each model and ratio.
 
     Each variant, calibration set and K max has a strip. A gap separates neighbouring blocks. If only the attention of a
-    layer is removed, the bar fills the upper half of the layer; for an MLP, the lower half. A strip without bars
-    belongs to a method that changes weights inside the layers. Raises FigureError if no point is a pruned model.
+    layer is removed, the bar fills the upper half of the layer. If only the MLP is removed, the bar fills the lower
+    half. A strip without bars belongs to a method that changes weights inside the layers. Raises FigureError if no
+    point is a pruned model.
     """
     pruned = [point for point in points if point.facts is not None]
     if not pruned:
@@ -84,7 +85,7 @@ def _strips(axis: Axes, keys: Sequence[tuple[str, str, int]], facts: Mapping[tup
 
 
 def _runs(pruned: Sequence[Point]) -> pd.DataFrame:
-    """One row for each run of layers and each part of a layer."""
+    """One row for each block of removed layers, and one row for each part that is removed alone."""
     rows = []
     for point in pruned:
         keys, facts = dict(zip(KEYS, point[:5], strict=True)), point.facts

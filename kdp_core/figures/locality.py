@@ -1,7 +1,7 @@
 """How the similarity of layers falls with their distance, and RLS, LoRP's measure of redundancy.
 
-Figure 2 of LoRP (2026). Cosines are means over tokens. Massive tokens are left out unless the treatment of the
-similarity says otherwise; LoRP keeps them. This module reads the numbers of the similarity stage and computes means by
+Figure 2 of LoRP (2026). Cosines are means over tokens. The default treatment (`similarity.treatment`) leaves massive
+tokens out; LoRP keeps the massive tokens. This module reads the numbers of the similarity stage and computes means by
 distance and RLS (kdp_core.states.similarity.locality).
 """
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 
 def locality(own: Similarity) -> float | None:
-    """RLS of the inputs of the layers. None if it is not defined."""
+    """RLS of the inputs of the layers. Returns None if RLS is not defined."""
     from kdp_core.states import similarity  # this import needs torch, which no other figure needs
 
     return similarity.locality(_inputs(own))
 
 
 def _inputs(own: Similarity) -> Tensor:
-    """Cosines of the states that layers read, which are all stored states except the last."""
+    """Cosines between the inputs of the layers. The last stored state is omitted, because no layer reads it."""
     return own.cosine_LL[:-1, :-1].double()
 
 
 def by_distance(similarities: Mapping[str, Similarity], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
-    """LoRP's Figure 2: mean cosine of two layers' inputs, by their distance as a share of the depth, for each model.
+    """LoRP's Figure 2: the mean cosine of two layers' inputs against the distance of the layers, for each model. The
+    distance is a share of the depth.
 
-    The band contains the middle half of the pairs at a distance, and the legend gives the model's RLS. Raises
+    The band lies between the quartiles of the cosines at a distance. The legend states the RLS of the model. Raises
     FigureError without models.
     """
     if not similarities:

@@ -1,8 +1,8 @@
 """Scores of variants against the share of parameters that is really removed.
 
 Figures 6 and 7 of the KDP paper (Ma et al., ICLR 2026), with error bars. If a panel would have too many lines, the
-lines are split into bands by what their methods do; each band shows the lines of the other bands in pale grey. This
-module reads the numbers of kdp_core.results.summary and computes none.
+lines are split into bands by what their methods do. Each band also shows the lines of the other bands, in pale grey.
+All numbers come from kdp_core.results.summary; this module only draws the numbers.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -38,11 +38,12 @@ ACROSS = 3
 
 def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc", "ppl"), looks: Looks | None = None,
                         width: float = PAGE_IN, height: float = 2.0) -> Drawn:
-    """KDP's Figure 6: scores against the share of parameters that is really removed, with one standard error.
+    """KDP's Figure 6: scores against the share of parameters that is really removed. Error bars show one standard
+    error.
 
-    There is a line for each variant, calibration set and K max, and a line of panels for each model. The dense model is
-    the point at 0 and the dotted line. Perplexities are on a logarithmic axis. `summary` comes from summary.summarise.
-    Raises FigureError for an unknown metric and for a summary without pruned models.
+    There is one line for each variant, calibration set and K max. Each model has its own panels. The dense model is
+    shown as the point at 0 and as the dotted line. Perplexities are on a logarithmic axis. `summary` comes from
+    summary.summarise. Raises FigureError for an unknown metric and for a summary without pruned models.
     """
     unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
     if unknown:
@@ -84,9 +85,9 @@ def tasks_against_ratio(scores: pd.DataFrame, summary: pd.DataFrame, *, tasks: S
 
 def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | None, width: float, height: float,
              titles: Mapping[str, str]) -> Drawn:
-    """A panel for each model and column, in as many bands as the lines need.
+    """Draw a panel for each model and column. The lines are split into as many bands as necessary.
 
-    Without `titles`, the titles name the models.
+    If `titles` is empty, the titles of the panels are the names of the models.
     """
     pruned, models = frame[frame["method"] != DENSE], sorted(frame["model"].unique())
     several = len(models) > 1
@@ -120,7 +121,8 @@ def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | 
 
 
 def _score_line(axis: Axes, rows: pd.DataFrame, metric: str, column: Column, marks: Mapping[str, Any] | None) -> None:
-    """One line with its bars. If the line has no marks, it is drawn pale, in the background and without error bars."""
+    """One line with its error bars. If the line has no marks, it is drawn pale, in the background and without error
+    bars."""
     rows = rows[rows[metric].notna()].sort_values("params_removed")
     if rows.empty:
         return

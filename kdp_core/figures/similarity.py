@@ -1,8 +1,8 @@
-"""Similarity of the states before all pairs of layers, for one model, and for several models side by side.
+"""Similarity of the hidden states before each pair of layers, for one model or for several models side by side.
 
 Figure 1 of the KDP paper (Ma et al., ICLR 2026), which has several models side by side, and Figure 1 of LoRP (2026).
-Cosines are means over tokens. Massive tokens are left out unless the treatment of the similarity says otherwise; LoRP
-keeps them. This module reads the numbers of the similarity stage and computes only RLS
+Cosines are means over tokens. The default treatment (`similarity.treatment`) leaves massive tokens out; LoRP keeps the
+massive tokens. This module reads the numbers of the similarity stage and computes only RLS
 (kdp_core.states.similarity.locality).
 """
 import math
@@ -19,7 +19,7 @@ from kdp_core.figures.locality import locality
 from kdp_core.figures.style import GREY, PAGE_IN, Drawn, FigureError, quiet, whole_numbers
 
 MAPS = {"cosine": "Cosine", "cka_linear": "CKA, linear", "cka_rbf": "CKA, RBF", "angular": "Angular distance"}
-"""Matrix of the record -> title."""
+"""For each matrix of the record: the title of its map."""
 SIDE_BY_SIDE = {"cosine_LL": "Cosine", "cka_linear_LL": "CKA, linear"}
 """The matrices that are shown for several models, and their titles."""
 TREATMENTS = {"mask": "left out", "normalise": "scaled to the norm of the others", "raw": "kept as they are"}
@@ -76,8 +76,8 @@ def _pairs(layers: Sequence[int], matrices: Mapping[str, Any]) -> pd.DataFrame:
 def side_by_side(similarities: Mapping[str, Similarity], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
     """KDP's and LoRP's Figure 1: cosine and linear CKA of all pairs of states, one column for each model.
 
-    All maps share one colour scale. The keys are the titles. The title of a cosine map also gives the model's RLS.
-    Raises FigureError without models.
+    All maps share one colour scale. The keys of `similarities` are the titles of the maps. The title of a cosine map
+    also gives the model's RLS. Raises FigureError without models.
     """
     if not similarities:
         raise FigureError("no similarity of layers to draw; give at least one model")

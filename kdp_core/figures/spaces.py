@@ -1,9 +1,9 @@
 """What pruning does to states, logits and probabilities: Figures 4 to 8 of the paper on representation hierarchies.
 
-Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper prints cosines near 1 on
-a plain axis. Here single layers are drawn as 1 - cosine on a logarithmic axis, which shows how much nearer to 1 the
-cosine is in one space than in another. Bars and bands are one standard error over windows, prompts or items. This
-module reads the records of kdp_core.study.spaces and computes only means over items.
+Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper shows cosines near 1 on a
+linear axis. For single layers, this module draws 1 - cosine on a logarithmic axis. Such an axis shows how much nearer
+to 1 the cosine is in one space than in another. Bars and bands show one standard error over windows, prompts or items.
+This module reads the records of kdp_core.study.spaces and computes only means over items.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,16 +53,17 @@ CURVES = {"angles": {f"angle_{space}": (words, _marks(place)) for place, (space,
           "split": {f"{kind}_{space}": (f"{words}, {kind}", _marks(place) | {"linestyle": dashes, "fillstyle": fill})
                     for place, (space, words) in enumerate(list(SPACES.items())[:2])
                     for kind, dashes, fill in (("orthogonal", DASHES[0], "full"), ("parallel", DASHES[1], "none"))}}
-"""Figure -> measure -> its words and marks."""
+"""For each figure and each measure: the label and the marks."""
 
 
 def by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 4: 1 - cosine of states, logits and probabilities by layer, if one part of this layer is removed."""
+    """Figure 4: 1 - cosine of states, logits and probabilities by layer, after one part of this layer is removed."""
     return _layers(probes, "angles", "1 − cosine", width, height)
 
 
 def split_by_layer(probes: Probes, *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """Figure 5: the change of states and logits along the dense vector and orthogonal to it, relative to its norm."""
+    """Figure 5: the change of states and logits along the dense vector and orthogonal to it, relative to the norm of
+    the dense vector."""
     return _layers(probes, "split", "Change / norm", width, height)
 
 
@@ -88,17 +89,18 @@ def _layers(probes: Probes, figure_name: str, ylabel: str, width: float, height:
 
 
 def _banded_line(axis: Axes, x: pd.Series, y: pd.Series, error: pd.Series, marked: Mapping[str, Any]) -> None:
-    """A line and the band of one standard error about it. The band stays above zero, for logarithmic axes."""
+    """A line with a band of one standard error around the line. The lower edge of the band is at least a tenth of the
+    line's value, so that logarithmic axes can show it."""
     y, error = y.astype(float), error.astype(float).fillna(0)
     axis.fill_between(x, (y - error).clip(lower=y / 10), y + error, color=marked["color"], alpha=0.2, linewidth=0)
     axis.plot(x, y.where(y > 0), **marked)
 
 
 def estimates(probes: Probes, *, width: float = PAGE_IN, height: float = 2.7) -> Drawn:
-    """Figure 6: the estimates against the measured changes, with one point for each token, layer and part.
+    """Figure 6: the estimated changes against the measured changes, with one point for each token, layer and part.
 
-    The dotted line is equality. The estimates are of second order, so they hold where the change is small. Raises
-    FigureError without tokens.
+    On the dotted line, the estimate equals the measured change. The estimates are of second order, so they are valid
+    only where the change is small. Raises FigureError without tokens.
     """
     frame = pd.DataFrame(probes.tokens)
     if frame.empty:
@@ -127,11 +129,12 @@ def estimates(probes: Probes, *, width: float = PAGE_IN, height: float = 2.7) ->
 
 def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
             height: float = 1.55) -> Drawn:
-    """Figure 7: cosine of each model with the dense one by decoding step, in states, logits and probabilities.
+    """Figure 7: the cosine between each pruned model and the dense model by decoding step, in states, logits and
+    probabilities.
 
     In the upper panels both models read the dense model's text. In the lower panels each model reads its own text.
 
-    spaces: by (variant, K max).
+    spaces: the record of each pruned model, by (variant, K max).
     Raises FigureError without records.
     """
     if not spaces:
@@ -172,12 +175,13 @@ def by_step(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = N
 
 def choices(spaces: Mapping[tuple[str, int], Spaces], *, looks: Looks | None = None, width: float = PAGE_IN,
             line_height: float = 0.17) -> Drawn:
-    """Figure 8: probabilities over all tokens against those over an item's letters alone, one line for each model.
+    """Figure 8: the change of the probabilities over all tokens, and over the letters of an item alone. There is one
+    line for each model.
 
-    The panels, from the left: 1 - cosine with the probabilities of the dense model, how often the most likely token
-    stays the same, and the rank of the dense model's likeliest letter among all tokens.
+    The left panel shows 1 - cosine with the probabilities of the dense model. The middle panel shows how often the most
+    likely token stays the same. The right panel shows the rank of the dense model's likeliest letter among all tokens.
 
-    spaces: by (variant, K max).
+    spaces: the record of each pruned model, by (variant, K max).
     Raises FigureError if no item was answered.
     """
     answered = {key: pd.DataFrame(own.choices) for key, own in spaces.items() if own.choices}

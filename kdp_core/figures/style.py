@@ -1,10 +1,10 @@
 """The style of all figures: colours, sizes, the look of a variant, legends, bands of panels, and the saved files.
 
-Figures have a plain style, are made for print, and can be read in grey; the same input gives the same bytes. Every
-function that draws returns the drawing with the numbers in it, and `save` writes PDF, PNG and CSV side by side. A
-variant has one look in all figures (`marks`): its colour and marker come from the place of its method in the list of
-methods, not from the other variants that are drawn. If a panel would have more than MOST_LINES lines, the lines are
-distributed over several panels, by what the methods do (`deal`).
+The style is plain and made for print, and the figures can be read in grey. The same input gives the same bytes. Every
+function that draws returns the drawing with the numbers in it. `save` writes the drawing as PDF and PNG, and the
+numbers as CSV. A variant looks the same in all figures (`marks`). Its colour and marker depend on the position of its
+method in the list of methods, not on the other variants in the figure. If a panel would have more than MOST_LINES
+lines, the lines are distributed over several panels, by what the methods do (`deal`).
 """
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 FILLS = ("none", "left", "bottom", "right", "top")
-"""How the markers of further variants of a method are filled; those of the first variant are full."""
+"""Fill styles of the markers, for the second and all further variants of a method. The markers of the first variant are
+full."""
 GREY, PALE = "#666666", "#cccccc"
 MOST_LINES = 12
 """Largest number of lines that a reader can distinguish in one panel."""
@@ -87,7 +88,7 @@ def save(drawn: Drawn, stem: str | Path, *, dpi: int = 200) -> list[Path]:
 # Looks of variants ----------------------------------------------------------------------------------------------------
 
 Looks = Mapping[str, Sequence[Any]]
-"""Variant -> its Look as a plain sequence, as the workflow gives it."""
+"""For each variant: its Look as a plain sequence. The workflow passes looks in this form."""
 
 
 class Look(NamedTuple):
@@ -99,7 +100,8 @@ class Look(NamedTuple):
     group: str
     """What the variant's method does, such as `layers removed`; variants of one group are drawn together."""
     own: bool = False
-    """Whether the method is this project's own; the lines of such a method are thicker, and the legend says `ours`."""
+    """Whether the method was developed in this project. The lines of such a method are thicker, and the legend adds
+    `ours`."""
 
 
 class Line(NamedTuple):
@@ -123,13 +125,13 @@ def marks(look: Look) -> dict[str, Any]:
 
 
 def looks_of(variants: Iterable[str], looks: Looks | None) -> dict[str, Look]:
-    """The look of each variant, as given; without given looks, from the order of the variants."""
+    """The look of each variant. If `looks` is not given, the look depends on the order of the variants."""
     names = list(dict.fromkeys(variants))
     return {name: Look(*looks[name]) if looks else Look(place, 0, "") for place, name in enumerate(names)}
 
 
 def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[Line]:
-    """One line for each (variant, key, label), in order. Dashes distinguish the keys."""
+    """One line for each (variant, key, label), in the given order. Dashes distinguish the keys."""
     known, apart = looks_of([name for name, _, _ in keys], looks), list(dict.fromkeys(key for _, key, _ in keys))
     return [Line(name, key, f"{label} (ours)" if known[name].own else label,
                  marks(known[name]) | {"linestyle": DASHES[apart.index(key) % len(DASHES)]})
@@ -137,15 +139,17 @@ def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[
 
 
 def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str, int]], str]:
-    """Labels of lines (variant, calibration set, K max): the variant, and each of the other two if it varies."""
+    """A function that labels lines (variant, calibration set, K max). A label names the variant. It also names the
+    calibration set if there are several, and K max if there are several."""
     calibs, k_maxes = len({key[1] for key in keys}) > 1, len({key[2] for key in keys}) > 1
     return lambda key: key[0] + (f", {key[1]}" if calibs else "") + (f", K max {key[2]}" if k_maxes else "")
 
 
 def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> list[tuple[str, list[Line]]]:
-    """(title, lines) of each panel.
+    """The title and the lines of each panel.
 
-    If all lines fit into one panel, it has no title. Otherwise each group has one panel or more.
+    If all lines fit into one panel, this panel has no title. Otherwise each group has one or more panels, and small
+    groups share a panel.
     """
     if len(lines) <= most:
         return [("", list(lines))]
@@ -165,7 +169,8 @@ def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> 
 
 
 def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
-    """The fewest packs of at most `most` lines, about equally large; the lines of one variant stay together."""
+    """The lines in as few packs of at most `most` lines as possible. The packs are about equally large, and the lines
+    of one variant stay together."""
     total = sum(map(len, own))
     share = math.ceil(total / math.ceil(total / most))
     packs: list[list[Line]] = [[]]
@@ -186,7 +191,8 @@ def banded(bands: Sequence[tuple[str, list[Line]]], shape: tuple[int, int],
            beside: Sequence[Line2D] = ()) -> Figure:
     """A figure of bands.
 
-    Each band is a grid of panels that `draw` fills; its legend has the lines of the band and `beside`.
+    Each band is a grid of panels that `draw` fills. The legend of a band lists the lines of the band and the handles in
+    `beside`.
     """
     with quiet():
         handles = [[*handles_of(shown), *beside] for _, shown in bands]
@@ -203,12 +209,13 @@ def banded(bands: Sequence[tuple[str, list[Line]]], shape: tuple[int, int],
 # Axes and legends -----------------------------------------------------------------------------------------------------
 
 def whole_numbers(axis: Any, most: int = 6) -> None:
-    """Ticks of an axis at whole numbers, about `most` of them."""
+    """Set about `most` ticks on an axis, all at whole numbers."""
     axis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
 
 
 def plain_log(axis: Axes) -> None:
-    """Plain numbers on a logarithmic y axis; an axis of less than two decades also has numbers between the decades."""
+    """Print plain numbers on a logarithmic y axis. If the axis covers at most a factor of 100, it also has ticks
+    between the powers of ten."""
     low, high = axis.get_ylim()
     spread = high / low
     subs = ((1.0,) if spread > 100 else (1.0, 2.0, 5.0) if spread > 4 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
@@ -219,9 +226,9 @@ def plain_log(axis: Axes) -> None:
 
 
 def legend_lines(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 6) -> int:
-    """Number of lines of a legend with at most `columns` entries in a line.
+    """Number of text lines of a legend with at most `columns` entries in each text line.
 
-    Long labels reduce the entries in a line.
+    Long labels reduce the number of entries in a text line.
     """
     # a character is about 0.05 in wide, a handle and the gap after an entry 0.5 in
     longest = max(len(handle.get_label()) for handle in handles)
@@ -229,7 +236,7 @@ def legend_lines(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 
 
 
 def legend_below(figure: Figure | SubFigure, handles: Sequence[Any], columns: int = 6, width: float = PAGE_IN) -> None:
-    """One legend for all panels, with at most `columns` entries in a line."""
+    """One legend for all panels, with at most `columns` entries in each text line."""
     lines = legend_lines(handles, width, columns)
     figure.legend(handles=list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / lines),
                   columnspacing=1.4)

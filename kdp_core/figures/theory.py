@@ -1,4 +1,4 @@
-"""Figure of Theorems 1 and 2 of KDP: bounds and the errors that they bound, and risks in comparable units.
+"""The figure of KDP's Theorems 1 and 2: bounds beside the measured errors, and risks in comparable units.
 
 The paper has no such figure; it states the theorems and shows operator norms (its Figure 5). This module reads the
 records of kdp_core.study.theory and computes nothing.
@@ -25,7 +25,7 @@ BOUNDS: dict[str, tuple[str, Any, str]] = {
     "largest": ("worst held-out token", DASHES[1], COLORS[0]),
     "rms": ("held-out root mean square", DASHES[0], COLORS[0]),
 }
-"""Curves of the first panel: label, dashes, colour."""
+"""For each curve of the first panel: label, dashes, colour."""
 SPACES = {"identity": ("linear map of states", GREY), "random": ("random features", COLORS[0]),
           "learned": ("learned features", COLORS[1])}
 
@@ -33,10 +33,11 @@ SPACES = {"identity": ("linear map of states", GREY), "random": ("random feature
 def theorems(theory: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Drawn:
     """Both theorems in four panels.
 
-    The first panel has the bounds and errors of Theorem 1 by horizon, from the first state of the run. The other panels
-    are about Theorem 2 and the longest gap. They show held-out errors of the decoded state by dimension of the features
-    and by number of training tokens, and how the risk and the state's error depend on the width of the kernel. Raises
-    FigureError for a record without horizons or risks.
+    The first panel shows the bounds and errors of Theorem 1 by horizon, from the first state of the block. The other
+    panels show Theorem 2 for the longest gap, the largest distance between two states. Two of these panels show the
+    held-out error of the decoded state, by dimension of the features and by number of training tokens. The last panel
+    shows how the risk and this error depend on the width of the kernel. Raises FigureError for a record without
+    horizons or risks.
     """
     horizons = pd.DataFrame([row for row in theory.horizons if row["start"] == theory.block[0]])
     risks = pd.DataFrame(theory.risks)
@@ -70,13 +71,15 @@ def _bounds(axis: Axes, horizons: pd.DataFrame) -> None:
 
 
 def _base(rows: pd.DataFrame) -> dict[str, Any]:
-    """The point from which one quantity at a time changes: the first point with random features and all tokens."""
+    """The reference point: the first point with random features and all tokens. Each panel varies one quantity of this
+    point."""
     random = rows[(rows["space"] == "random") & (rows["tokens"] == rows["tokens"].max())]
     return random.iloc[0].to_dict()
 
 
 def _states(axis: Axes, rows: pd.DataFrame, name: str, label: str) -> None:
-    """Held-out error of the decoded state against one quantity; all other quantities are those of the base."""
+    """Held-out error of the decoded state against one quantity. All other quantities have the values of the reference
+    point."""
     base = _base(rows)
     others = [key for key in ("features", "bandwidth_scale", "tokens") if key != name]
     random = rows[(rows["space"] == "random") & (rows[others] == [base[key] for key in others]).all(axis=1)]
@@ -102,7 +105,8 @@ def _line(axis: Axes, rows: pd.DataFrame, name: str, value: str, look: tuple[str
 
 
 def _widths(axis: Axes, rows: pd.DataFrame) -> None:
-    """Risk in the kernel space, its share of that space's variance, and the state's error, by width of the kernel."""
+    """The risk in the kernel space, the same risk relative to the variance of that space, and the error of the decoded
+    state, all by width of the kernel."""
     base = _base(rows)
     random = rows[(rows["space"] == "random") & (rows["features"] == base["features"])
                   & (rows["tokens"] == base["tokens"])].sort_values("bandwidth_scale")

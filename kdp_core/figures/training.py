@@ -1,7 +1,8 @@
-"""What is recorded while stand-ins are trained: losses, cosines, norms of the operators, divergence of the outputs.
+"""Curves that are recorded while stand-ins are trained: losses, cosines, norms of the operators, divergence of the
+outputs.
 
-Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out. This module
-reads the curves of the records of step 1, step 2 and compose, and computes none.
+Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out. All curves
+come from the records of step 1, step 2 and compose; this module only draws the curves.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -46,10 +47,10 @@ PANELS = (Panel("kernel", "loss", "Step 1: loss", "Loss", True),
 
 def training_curves(kernels: Mapping[str, KernelMap], inverses: Mapping[str, Inverse], *,
                     width: float = PAGE_IN, height: float = 2.3) -> Drawn:
-    """KDP's Figure 3: loss and cosine of step 1 and loss of step 2 by epoch, one colour for each block.
+    """KDP's Figure 3: the loss and the cosine of step 1 and the loss of step 2, by epoch. Each block has one colour.
 
-    Lines of held-out values are dashed. The keys are the labels, such as `5-7`. Raises FigureError if no record holds a
-    curve.
+    Lines of held-out values are dashed. The keys of `kernels` and `inverses` are the labels of the blocks, such as
+    `5-7`. Raises FigureError if no record holds a curve.
     """
     frame = pd.concat([_curves("kernel", kernels), _curves("inverse", inverses)], ignore_index=True)
     if frame.empty:
@@ -85,10 +86,11 @@ DIVERGENCE = Panel("compose", "kl", "Joint training", "KL (nats per token)", Fal
 
 
 def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN, height: float = 2.3) -> Drawn:
-    """Divergence of the outputs from those of the dense model by epoch of joint training, one colour for each point.
+    """KL divergence of the outputs from those of the dense model, by epoch of joint training. Each grid point has one
+    colour.
 
-    The keys are the labels, such as `ratio 0.2, K max 3`. Lines of held-out values are dashed and begin at epoch 0,
-    which is the closed form. Raises FigureError if no record holds a curve.
+    The keys of `composed` are the labels of the points, such as `ratio 0.2, K max 3`. Lines of held-out values are
+    dashed and begin at epoch 0, which is the closed form. Raises FigureError if no record holds a curve.
     """
     frame = _curves("compose", composed)
     if frame.empty:
@@ -106,7 +108,7 @@ def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN
 def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, height: float = 2.3) -> Drawn:
     """KDP's Figure 5: norm of every operator A_i and norm of phi by epoch.
 
-    Each block has one colour, each operator one line style. Raises FigureError if no record holds norms.
+    Each block has one colour, and each operator has one line style. Raises FigureError if no record holds norms.
     """
     rows = [{"block": label, "epoch": row["epoch"], "quantity": quantity, "step": step, "value": value}
             for label, record in kernels.items() for row in record.curve
@@ -137,14 +139,14 @@ def operator_norms(kernels: Mapping[str, KernelMap], *, width: float = PAGE_IN, 
 
 
 def _curves(step: str, fitted: Mapping[str, KernelMap | Inverse | Composed]) -> pd.DataFrame:
-    """One row for each block and epoch, with the columns that hold one number."""
+    """One row for each block and epoch. Columns whose values are lists are omitted."""
     return pd.DataFrame([{"step": step, "block": label,
                           **{name: value for name, value in row.items() if not isinstance(value, list)}}
                          for label, record in fitted.items() for row in record.curve])
 
 
 def _start(label: str) -> tuple[int, str]:
-    """Order of block labels: by first layer; other names come last."""
+    """The sort key of a block's label: the first layer of the block. Labels without a layer come last."""
     head = label.split("-")[0]
     return (int(head) if head.isdigit() else 10**6, label)
 
@@ -152,7 +154,8 @@ def _start(label: str) -> tuple[int, str]:
 def _marks(place: int, points: int) -> dict[str, Any]:
     """Colour and marker of line number `place`.
 
-    The line has a few markers, which are shifted so that lines do not hide each other.
+    Only a few points of the line have markers. The markers of different lines are shifted so that they do not hide each
+    other.
     """
     every = max(1, points // 6)
     return {"color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)],

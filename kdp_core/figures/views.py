@@ -1,8 +1,8 @@
 """Figures of the kernel space and of the states' paths: Figures 4, 9 and 10 of the KDP paper (ICLR 2026).
 
-Every panel of a heat map gives its error, which the paper leaves out. Measures beside the paths say how straight the
-paths are. These are also measured in the space of the states, which t-SNE does not change. This module reads the
-records of kdp_core.study.views and computes nothing.
+The heat maps state the error of each prediction, which the paper does not report. Measures beside the paths show how
+straight the paths are. The measures are also computed on the states themselves, because t-SNE distorts the paths. This
+module reads the records of kdp_core.study.views and computes nothing.
 """
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ MARKS = {("states", ""): ("states", COLORS[0], "-", "o"),
 def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
     """KDP's Figures 4 and 9: predicted and true features at a few positions, and their difference, by block.
 
-    The features of a position fill a grid that is as square as possible (32 x 32 for 1,024), from top left, line by
-    line. Predicted and true features of a block share one colour range; the difference has its own colour range around
-    0. The keys are the labels, such as `14-16`. Raises FigureError without views.
+    The features of a position fill a grid line by line, from the top left. The grid is as square as possible (32 x 32
+    for 1,024 features). Predicted and true features of a block share one colour range; the difference has its own
+    colour range around 0. The keys of `kernel_views` are the labels of the blocks, such as `14-16`. Raises FigureError
+    without views.
     """
     if not kernel_views:
         raise FigureError("no trained block to look into: give at least one view of a kernel space")
@@ -52,7 +53,8 @@ def heat_maps(kernel_views: Mapping[str, KernelView], *, colormap: str = "viridi
 
 
 def grid_of(features: int) -> tuple[int, int]:
-    """Lines and columns of a grid with `features` cells, as square as possible, with no more lines than columns."""
+    """The numbers of lines and columns of a grid with `features` cells. The grid is as square as possible and has no
+    more lines than columns."""
     lines = next(lines for lines in range(math.isqrt(features), 0, -1) if features % lines == 0)
     return lines, features // lines
 
@@ -115,7 +117,7 @@ def _words(views: Sequence[KernelView]) -> str:
 
 
 def _features(label: str, view: KernelView) -> pd.DataFrame:
-    """One row for each feature and position, with the errors repeated next to them."""
+    """One row for each feature and position. Each row repeats the errors of its position."""
     columns = zip(view.positions, view.error_P, view.error_raw_P, view.predicted_PF, view.true_PF, strict=True)
     return pd.concat([pd.DataFrame({"block": label, "sequence": view.sequence, "position": position, "error": error,
                                     "error_raw": error_raw, "feature": range(len(true_F)),
@@ -125,11 +127,12 @@ def _features(label: str, view: KernelView) -> pd.DataFrame:
 
 def paths(trajectories: Trajectories, *, colormap: str = "viridis", width: float = PAGE_IN,
           height: float = 3.5) -> Drawn:
-    """KDP's Figure 10: paths of samples through the layers. The long axis is the layer, the others are those of t-SNE.
+    """KDP's Figure 10: paths of samples through the layers. The long axis is the layer, and the other two axes are
+    those of t-SNE.
 
-    The panel next to it shows how straight the paths are in the space of the states and in that plane, and the same for
-    walks with unrelated steps of the same lengths. Colours distinguish samples by their place at the middle layer.
-    Raises FigureError without measures.
+    The panels on the right show how straight the paths are, in the space of the states and in the t-SNE plane. They
+    show the same for walks whose steps have equal lengths and unrelated directions. The colour of a sample depends on
+    its position along the first axis of t-SNE at the middle layer. Raises FigureError without measures.
     """
     found, straight = trajectories, trajectories.straightness
     if not straight:
