@@ -1,7 +1,7 @@
-"""The pruning methods. Every file of this folder without a leading underscore in its name holds one or more methods.
+"""The pruning methods. Every file of this folder without a leading underscore in its name defines one or more methods.
 
-This module holds no list of methods. It imports the files and packages of its folder and collects their `METHODS` in
-one dictionary, sorted by group and then by file name. To add a method, add a file; see
+This module holds no list of methods. The module imports the files and packages of its folder and collects their
+`METHODS` in one dictionary, sorted by group and then by file name. To add a method, add a file; see
 `kdp_core.methods._method.Method`.
 """
 import importlib
@@ -70,7 +70,8 @@ def check_options(name: str, given: dict[str, dict[str, Any]]) -> None:
 
 
 def method_schema(name: str) -> dict[str, Any]:
-    """JSON schema of a method's block in the configuration: one key for each part; `block` is the selection."""
+    """JSON schema of a method's block in the configuration, with one key for each part. The key `block` contains the
+    options of the selection."""
     method = method_of(name)
     made = {key: option_schema(part) for key, part in parts(method).items()}
     made["block"]["properties"]["sized_as"] = {
@@ -88,7 +89,7 @@ def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: l
 
 
 def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Plan:
-    """The plan of a method from its selected blocks and, for each, the records of its steps."""
+    """The plan of a method, from the selected blocks and from the records of all steps of each block."""
     method = method_of(name)
     drop = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
     modules = [method.module(*fitted[block]) for block in selection.blocks] if method.module else []
@@ -96,14 +97,14 @@ def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Pla
 
 
 def whole(name: str, selection: Selection, composed: Composed) -> Plan:
-    """The plan of a method that fits a grid point at once."""
+    """The plan of a method whose `compose` fits a whole grid point in one call."""
     blocks = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
     # if a fit chooses its layers itself, or keeps some layers of a block, its plan names the removed ones
     return composed.plan._replace(method=name, drop=composed.plan.drop or blocks)
 
 
 Keep = Callable[[str, Callable[[], Any]], Any]
-"""(name of a record, how it is made) -> the record."""
+"""A function that receives the name of a record and a call that makes the record, and that returns the record."""
 
 
 def made(name: str, make: Callable[[], Any]) -> Any:
@@ -115,9 +116,9 @@ def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity
         *, ratio: float, k_max: int, options: dict[str, dict[str, Any]], keep: Keep = made, **filled: Any) -> Plan:
     """Run a whole method: search, select, fit every block, plan. A method with a search does not read the similarity.
 
-    keep: function that receives the name of every record (`search`, `plan`, `composed` or `start-stop-step`) and the
-        call that makes the record. It may read the record from disk instead of calling.
-    filled: arguments of GRID_ARGUMENTS, such as `device`, for the parts that have them.
+    keep: function that receives the name of a record (`search`, `plan`, `composed` or `start-stop-step`) and the call
+        that makes the record. The function may read the record from disk instead of making the call.
+    filled: values of GRID_ARGUMENTS, such as `device`. A part receives a value only if it has this argument.
     """
     method = method_of(name)
     check_options(name, options)

@@ -2,11 +2,11 @@
 
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next token.
 
-A `Judge` holds the states before every layer of the already pruned model. The model itself computes these states once,
-because stored states may be rounded to half precision. If a candidate differs from the model only from layer j on, only
-the layers from j on are run. The losses are the same as those of whole runs, for half the work. The gradients are those
-of one backward pass over all sequences. They are computed layer by layer from kept states, so that only one layer's
-gradients are in memory at a time.
+A `Judge` contains the states before every layer of the already pruned model. The model itself computes these states
+once, because stored states may be rounded to half precision. If a candidate differs from the model only in layer j and
+later layers, only layer j and later layers are run. The losses equal those of runs through all layers, at half the
+cost. The gradients equal those of one backward pass over all sequences. The gradients are computed layer by layer from
+stored states, so that only one layer's gradients are in memory at a time.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ class RankError(ValueError):
 
 
 class Judge(NamedTuple):
-    """A model and the sequences that it is judged on."""
+    """A model and the sequences on which the model is judged."""
     passes: Passes
     ids_ST: Tensor
     states: dict[int, Tensor]
@@ -36,8 +36,8 @@ class Judge(NamedTuple):
 
 
 def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
-    """A ranking that is made once. The layer with the lowest score is removed first. If scores are equal, the lower
-    layer is removed first."""
+    """A ranking by scores that are computed only once. The layer with the lowest score is removed first. If scores are
+    equal, the lower layer is removed first."""
     if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
         raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
     order = sorted(scores, key=lambda layer: (scores[layer], layer))
@@ -46,8 +46,8 @@ def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: in
 
 
 def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
-    """The ids of `sequences` sequences, drawn by `seed`, in their own order. None, or a number that is too large, means
-    all."""
+    """The ids of `sequences` sequences, which `seed` selects at random. The selected sequences keep their order. If
+    `sequences` is None or too large, all sequences are selected."""
     S, T = tokens.ids_ST.shape
     if T < 2:
         raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
@@ -56,7 +56,7 @@ def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
 
 
 def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
-    """A judge of the dense model, with the states that it computes for the sequences."""
+    """A judge of the dense model. The dense model computes the states from the sequences."""
     passes = Passes(model, ids_ST.shape[1])
     numbers = list(range(len(passes.layers)))
     batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
@@ -66,7 +66,7 @@ def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
 
 @torch.no_grad()
 def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
-    """Mean loss of the next token after the layers of `path` are run on the states before layer `start`."""
+    """Mean next-token loss if the states before layer `start` pass only the layers of `path`."""
     passes, total = judge.passes, 0.0
     for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
                              judge.ids_ST.split(judge.batch_sequences), strict=True):
@@ -93,9 +93,9 @@ def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list
              squared: bool = False) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor], list[Tensor]]]:
     """One backward pass of the loss, summed over all predictions. Only one layer's gradients are in memory at a time.
 
-    For each of `layers`, from the last to the first, it yields the number of the layer, the weights that `weights_of`
-    names, and their gradients. If `squared` is true, it also yields the sums over sequences of each sequence's squared
-    gradients.
+    The layers are processed from the last to the first. For each of `layers` the function yields the number of the
+    layer, the weights that `weights_of` returns, and the gradients of these weights. If `squared` is true, the function
+    also yields the squared gradients of single sequences, summed over the sequences.
     """
     # gradients of single sequences are squared, so each batch is one sequence
     judge = judge._replace(batch_sequences=1) if squared else judge
@@ -125,8 +125,8 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
 
 def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
                      squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Computed from the gradient of the state after a layer: the gradient of the state before the layer, the gradients
-    of its weights summed over all batches, and the sums of their squares."""
+    """Three results, computed from the gradient of the state after a layer: the gradient of the state before the layer,
+    the gradients of the layer's weights summed over all batches, and the sums of the squared gradients."""
     passes, before = judge.passes, []
     summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     squares = [torch.zeros_like(total) for total in summed] if squared else []

@@ -1,9 +1,9 @@
 """The record of a pruning method, and functions that read only this record.
 
-A method is one file of this folder. The file holds plain functions and ends with `METHODS`, a tuple of records. The
-positional arguments of the functions are stored records, which are the inputs of workflow rules. Their keyword-only
-arguments are the options that the configuration may set, and the schema of the configuration is made from their
-signatures. A method does not evaluate, save or print.
+A method is one file of this folder. The file contains plain functions and ends with `METHODS`, a tuple of records. The
+positional arguments of the functions are stored records, which are the inputs of workflow rules. The keyword-only
+arguments of the functions are the options that the configuration may set. The schema of the configuration is made from
+the signatures of the functions. A method does not evaluate, save or print.
 """
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,7 +25,8 @@ GROUPS: dict[str, str] = {
     "states narrowed": "inside the layers",
     "weights set to zero": "inside the layers",
 }
-"""What a method does to the model -> the group of its marks in figures. The list of methods is in this order."""
+"""For each kind of change to the model: the group in which figures show the method. The list of methods follows the
+order of these keys."""
 
 Given = Mapping[str, Mapping[str, Any]]
 """Options by part: `{"kernel": {"epochs": 2}}`."""
@@ -67,7 +68,7 @@ Flops = Callable[[Sizes, Mapping[str, Any]], float]
 
 
 def no_params(facts: ModelFacts, options: Given) -> int:
-    """Parameters of a stand-in, for a method that has none."""
+    """The function `module_params` of a method without stand-ins."""
     return 0
 
 
@@ -84,7 +85,7 @@ def no_state_between(family: Family) -> str:
 class Method(NamedTuple):
     """A pruning method. The files of this folder list their records in `METHODS`."""
     name: str
-    """Key of the method in METHODS and in the configuration; it stands for {method} in result paths."""
+    """Key of the method in METHODS and in the configuration; in result paths it replaces {method}."""
     paper: str
     """Reference, with equation or table numbers."""
     group: str
@@ -92,46 +93,51 @@ class Method(NamedTuple):
     select: Callable[..., Selection]
     """(similarity or search, facts, *, ratio, k_max, module_params, ...) -> Selection."""
     steps: Mapping[str, Callable[..., Any]] = NOTHING
-    """Steps in order. The first takes (hidden, block); each later one takes (hidden, record of the step before)."""
+    """Steps in order. The first step is called with (hidden, block), and each later step with (hidden, record of the
+    step before)."""
     module: Callable[..., Module] | None = None
     """Records of all steps -> stand-in. None: the method has no steps."""
     module_params: Callable[[ModelFacts, Given], int] = no_params
     """(facts, options by part) -> parameters of one stand-in, which are known before any fit."""
     size_options: tuple[str, ...] = ()
-    """The options that `module_params` reads, as part.option. Only they can change which blocks are selected."""
+    """The options that `module_params` reads, as part.option. Only these options can change which blocks are
+    selected."""
     search: Callable[..., Search] | None = None
-    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. `select` reads it, not the similarity."""
+    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. `select` then reads the search, not the
+    similarity."""
     compose: Callable[..., Composed] | None = None
-    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. It fits a whole grid point at once. A method with
+    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. One call fits a whole grid point. A method with
     `compose` has no steps and no `module`."""
     flops: Mapping[str, Flops] = NOTHING
-    """Part -> its floating-point operations, for the planner. If a part has no formula, the planner says so."""
+    """For each part: the number of its floating-point operations, for the planner. If a part has no formula, the
+    planner reports that the formula is missing."""
     orders: Orders | None = None
-    """The most layers that `search` can order, which is known before it runs. None: all of them."""
+    """The largest number of layers that `search` can order. It is known before the search runs. None: all layers."""
     needs: Literal["model", "states"] = "model"
-    """`model`: `search` runs the whole model on one device. `states`: it reads stored states only."""
+    """`model`: `search` runs the whole model on one device. `states`: `search` reads only stored states."""
     refuses: Callable[[Family], str] = no_family
-    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ..."; empty if it
-    can."""
+    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ...". The text is
+    empty if the method can prune the family."""
     keeps: int = 0
-    """Layers of each selected block that `compose` keeps, with other weights."""
+    """Number of layers of each selected block that `compose` keeps, with changed weights."""
     example: Given = NOTHING
-    """Options by part that are small enough for a test."""
+    """Options by part that make a fit small enough for a test."""
     quick: Given = NOTHING
-    """Options by part with which a fit on a small model takes minutes instead of an hour. Empty if the defaults are
-    fast."""
+    """Options by part that make a fit fast: minutes instead of an hour on a small model. No options if a fit with the
+    default options is fast."""
     own: bool = False
     """Whether the method was developed in this project. Figures mark such a method."""
 
 
 def parts(method: Method) -> dict[str, Callable[..., Any]]:
-    """The functions of a method whose options the configuration may set, by key."""
+    """The functions of a method whose options the configuration may set, by the name of the part."""
     whole = {"search": method.search, "compose": method.compose}
     return {"block": method.select, **method.steps, **{key: part for key, part in whole.items() if part is not None}}
 
 
 def one_device(method: Method) -> str:
-    """The part that runs the whole model on one device: `compose` or `search`; an empty string if there is none."""
+    """The part that runs the whole model on one device: `compose` or `search`. The text is empty if there is no such
+    part."""
     if method.compose:
         return "compose"
     return "search" if method.search and method.needs == "model" else ""

@@ -4,9 +4,10 @@ Adam lowers KL(dense || pruned) of the next-token distributions (kdp_core.model.
 drawn positions are compared, because the output head causes half of the cost of a small model.
 
 The loss on held-out sequences is computed before the first epoch and after each epoch. The weights of the best epoch
-are kept, and the start is a candidate too. If kl_weight is 1, the training only imitates the dense model. If it is
-lower, the calibration text counts too. This lowers the perplexity on similar text and raises the divergence from the
-dense model (docs/kdp.md reports both).
+are kept. The weights before the first epoch are a candidate too. If kl_weight is 1, the training only imitates the
+dense model. If kl_weight is less than 1, the loss also contains the next-token loss on the calibration text. A lower
+kl_weight lowers the perplexity on similar text and raises the divergence from the dense model (docs/kdp.md reports
+both).
 """
 import logging
 import math
@@ -46,10 +47,10 @@ def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
 def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float, seed: int,
           resume: Resume = OFF) -> list[dict[str, Any]]:
-    """Train `weights`, which belong to the path, in place on the sequences `kept`. At the end they have the values of
-    the epoch with the least loss on the sequences `held`.
+    """Train `weights` in place on the sequences `kept`. The weights must be weights of the path. At the end, the
+    weights have the values of the epoch with the lowest loss on the sequences `held`.
 
-    Returns one entry for each epoch. The first entry is the start.
+    Returns one entry for each epoch. The first entry describes the weights before the first epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.99))
@@ -78,7 +79,7 @@ def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], k
 
 def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: torch.optim.Optimizer, positions: int,
           kl_weight: float, generator: torch.Generator) -> float:
-    """One update. Returns the KL of its sequences in nats per token, summed over the sequences."""
+    """One update. Returns the KL in nats per token, summed over the sequences of the update."""
     # the last position has no next token, so it is not compared
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
     h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
@@ -97,7 +98,7 @@ def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_
 @torch.no_grad()
 def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int,
           kl_weight: float) -> dict[str, float]:
-    """The loss and KL(dense || pruned) on these sequences, in nats per token."""
+    """The loss and KL(dense || pruned) on the sequences `held`, in nats per token."""
     loss = kl = 0.0
     for which in held.split(batch):
         h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)

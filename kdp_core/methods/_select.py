@@ -1,4 +1,4 @@
-"""Which blocks of layers to replace for a ratio: KDP, Algorithm 1 line 2 and section 3.1.
+"""The selection of the blocks to replace at a ratio: KDP, Algorithm 1 line 2 and section 3.1.
 
 The paper describes a block in two ways. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers, such
 as [6, 7], for K_max = 3. Both descriptions agree if F_l .. F_{l+K_max-1} is the context of the block: the first layer
@@ -8,16 +8,17 @@ LLaMA-2-7B and LLaMA-3-8B; the blocks [7, 8] [9, 10] of LLaMA-2-13B share a laye
 
 The first and last 10 % of the layers are kept. Blocks are chosen by descending score until the removed share of ALL
 parameters meets the ratio. If two scores are equal, the lower block is chosen first. The parameters of stand-ins are
-subtracted from the removed ones. Greedy choices are nested: a block that is trained for one ratio is used for higher
-ratios too.
+subtracted from the removed parameters. The greedy selections are nested: the blocks that are trained for one ratio are
+also used for higher ratios.
 
 Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `deepest_run`). Runs of different lengths
-are chosen independently, so they need not be nested. If two scores are equal, the run of lower layers is chosen. In
-other methods the fit chooses what is removed; `as_many` and `no_layer` then only state the number of layers.
+are chosen independently, so a longer run need not contain a shorter run. If two scores are equal, the run of lower
+layers is chosen. In other methods the fit chooses what is removed. For these methods, `as_many` selects only a number
+of layers, and `no_layer` selects no layers.
 
 Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. With
-`expand_from`, blocks are chosen as for a smaller K_max, and each block is extended at its end. `given` lists the blocks
-directly, such as those that a table of the paper prints.
+`expand_from`, blocks are chosen as for a smaller K_max, and later layers are then added to each block. `given` lists
+the blocks directly, such as those that a table of the paper prints.
 """
 import itertools
 import math
@@ -30,11 +31,11 @@ from kdp_core.base.options import Count, Edge, Natural, Share
 from kdp_core.base.records import Block, ModelFacts, Search, Selection, Similarity
 
 Criterion = Literal["cka_linear", "cka_rbf", "cosine"]
-"""Measure of the similarity of two states, by the name of its matrix."""
+"""Name of a similarity measure of two states. The matrix of the similarity has the same name."""
 Angle = Literal["angular", "angular_last"]
 """Angle between two states: the mean over all counted tokens, or over the last token of each sequence."""
 Match = Literal["nearest", "reach"]
-"""How a choice meets a ratio: by the nearest share, or by the first share that is not below the ratio."""
+"""How a selection meets a ratio: by the nearest share, or by the first share that is not below the ratio."""
 ROUNDING = 1e-12
 """A ratio that exceeds a share of the parameters by at most this number counts as equal to it."""
 
@@ -57,7 +58,7 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
     protect: share of the layers kept at each end, rounded to whole layers.
     removes: `k_max-1` (the context's first layer is kept) or `k_max` (Algorithm 1 to the letter).
     apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     expand_from: smaller K_max whose scores decide the choice; each block is then extended at its end to k_max. Blocks
         that would reach into the protected end are no candidates.
     given: blocks to replace, each as [start, stop) in layers. Then no blocks are chosen, and ratio, k_max and protect
@@ -88,7 +89,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     ratio: share of all parameters to remove, 0 to 1.
     k_max: K_max of the search, which lets at most k_max - 1 consecutive layers be removed.
     module_params: parameters of the stand-in that each layer receives.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(in_order, locals())
     if search.k_max != k_max:
@@ -108,8 +109,8 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
 
 
 def enough(shares: list[float], ratio: float, match: str) -> int:
-    """Number of blocks that meet the ratio. `shares` holds the shares that no block, one block, two blocks ...
-    remove."""
+    """Number of blocks that are removed to meet the ratio. `shares` contains the share of the parameters that is
+    removed by no block, by one block, by two blocks ..."""
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
@@ -160,7 +161,8 @@ def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
 
 
 def _grown(candidates: list[dict[str, Any]], k_max: int, end: int) -> list[dict[str, Any]]:
-    """The candidates whose contexts have k_max layers from the same start and end at layer `end` - 1 at the latest."""
+    """The candidates, extended at the end to k_max layers of context. A candidate is omitted if its context would
+    extend beyond layer `end` - 1."""
     grown = [{**candidate, "block": (candidate["block"][0], candidate["context"][0] + k_max),
               "context": (candidate["context"][0], candidate["context"][0] + k_max)} for candidate in candidates]
     return [candidate for candidate in grown if candidate["block"][1] <= end]
@@ -212,7 +214,7 @@ def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]
 
 
 def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: range) -> None:
-    """Raise BlockError if the shares, from no block to all blocks, do not reach the ratio."""
+    """Raise BlockError if even the last of `shares`, the share of all blocks, does not reach the ratio."""
     if len(shares) == 1:
         raise BlockError(f"k_max {k_max}: no block fits in layers {eligible.start} to {eligible.stop - 1} with finite "
                          "similarity; lower k_max or block.protect")
@@ -238,7 +240,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     criterion: `angular_last`, the mean angle over the last token of sequences, as in ReplaceMe's code, or `angular`,
         the mean angle over all counted tokens.
     protect: share of the layers kept at each end, rounded to whole layers.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(one_run, locals())
     # at least the first layer is kept, because ReplaceMe folds a run into the layer before the run
@@ -254,9 +256,9 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read; the ratio determines the length of the run.
     module_params: parameters of the module that replaces the run.
-    keep_first: number of layers at the start that are kept. The code of LLM-Streamline keeps none, and LoRP keeps one.
+    keep_first: number of layers at the start that are kept (0 in the code of LLM-Streamline, 1 in LoRP).
     keep_last: layers at the end that are kept.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(most_alike, locals())
     eligible = between(facts.layers, keep_first, keep_last)
@@ -271,7 +273,7 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
     module_params: parameters that the method adds.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(as_many, locals())
     found = deepest_run(facts, ratio, k_max, module_params, match, keep_last=1)
@@ -294,7 +296,7 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
 
 
 def as_drops(removed: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Removed parts in the form of a plan: if both parts of a layer are removed, the layer is one entry, `whole`."""
+    """Removed parts as in a plan: if both parts of a layer are removed, the layer is one entry, `whole`."""
     found = []
     for layer in sorted({layer for layer, _ in removed}):
         parts = sorted(part for number, part in removed if number == layer)
@@ -304,7 +306,7 @@ def as_drops(removed: list[tuple[int, str]]) -> list[tuple[int, str]]:
 
 def deepest_run(facts: ModelFacts, ratio: float, k_max: int, module_params: int, match: str,
                 keep_last: int) -> Selection:
-    """The deepest layers, without the last `keep_last` layers."""
+    """Select the deepest layers, without the last `keep_last` layers."""
     eligible = between(facts.layers, 0, keep_last)
     # layers N - n - keep_last .. N - keep_last - 1
     runs = [(eligible.stop - n, eligible.stop) for n in range(1, len(eligible) + 1)]
@@ -321,8 +323,8 @@ def between(layers: int, keep_first: int, keep_last: int) -> range:
 
 def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligible: range, ratio: float, k_max: int,
              module_params: int, match: str, criterion: str, sign: float) -> Selection:
-    """Find the run of highest value for each length, and among these runs select the one for the ratio; score = sign *
-    value."""
+    """For each length, find the run with the highest value. Of these runs, select the run that meets the ratio. The
+    score of a run is sign * value."""
     index = {layer: place for place, layer in enumerate(similarity.layers)}
     runs, scores = [], []
     for n in range(1, len(eligible) + 1):
@@ -335,7 +337,7 @@ def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligib
 
 def of_length(runs: list[Block], scores: list[float], facts: ModelFacts, ratio: float, k_max: int,
               module_params: int, match: str, criterion: str) -> Selection:
-    """The run whose length meets the ratio; `runs` holds one run for each length, ascending."""
+    """The run whose length meets the ratio. `runs` contains one run for each length, in ascending order."""
     saved = [shares_of([run], facts, module_params)[-1] for run in runs]
     # a run no larger than what replaces it is no candidate
     fitting = [index for index, share in enumerate(saved) if share > 0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class TrainingFailed(RuntimeError):
-    """A loss that is not a number."""
+    """The loss of a training is not a finite number."""
 
 
 def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -> float:
@@ -18,8 +18,8 @@ def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -
 
     update: number of the update, from 0.
     total: the update at which the rate is zero; it may be the number after the last update.
-    warmup: number of updates of the rise; the first update has the share 1 / warmup.
-    at_once: whether the cosine begins at update 0 and multiplies the rise, instead of following it.
+    warmup: number of updates in which the rate rises; the first update has the share 1 / warmup.
+    at_once: if true, the cosine begins at update 0 and multiplies the rise. If false, the cosine follows the rise.
     """
     rise = min(1.0, (update + 1) / warmup) if warmup else 1.0
     if at_once:
@@ -35,7 +35,7 @@ def _half_cosine(update: int, total: int) -> float:
 
 def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, remedy: str,
             clip: float | None = None) -> None:
-    """One update of an optimiser by the gradient of a loss.
+    """One update of an optimiser with the gradient of a loss.
 
     training: name of the training, for the message.
     remedy: what to change if the loss is not a number.
@@ -52,12 +52,12 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, re
 
 
 def copies(weights: Iterable[Tensor]) -> list[Tensor]:
-    """The weights as they are now."""
+    """Copies of the current weights."""
     return [weight.detach().clone() for weight in weights]
 
 
 @torch.no_grad()
 def restore(weights: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
-    """Give the weights the values of `copies`."""
+    """Set the weights to the values that `copies` returned."""
     for weight, value in zip(weights, kept, strict=True):
         weight.copy_(value)

@@ -23,7 +23,7 @@ def angular(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     module_params: parameters of the module that replaces the run.
     keep_first: layers at the start that are kept.
     keep_last: layers at the end that are kept.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(angular, locals())
     eligible = between(facts.layers, keep_first, keep_last)
@@ -39,7 +39,7 @@ def deepest(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     k_max: not read; the ratio determines the length of the run.
     module_params: parameters of the module that replaces the run.
     keep_last: layers at the end that are kept.
-    match: `nearest` removes the share nearest to the ratio, `reach` at least the ratio.
+    match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(deepest, locals())
     return deepest_run(facts, ratio, k_max, module_params, match, keep_last)

@@ -1,1 +1,2 @@
-"""Searches for a set of layers to remove: an evaluator of sets, what it minimises, and the ways to search."""
+"""Searches for a set of layers to remove: the evaluator of sets, the objectives that a search minimises, and the
+strategies of search."""

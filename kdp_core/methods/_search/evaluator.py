@@ -1,14 +1,15 @@
-"""The objective of a model without a set of layers, at the cost of the layers after the first change.
+"""The objective of a model without a set of layers. Only the layers from the first change on are run.
 
-A search judges many sets that differ in a few layers. If sets A and B are the same below layer j, the states before
-layer j are the same. The evaluator keeps the states of the last few sets, each set with its states before every layer
-(a trail). A new set starts from the trail whose first difference lies deepest:
+A search judges many sets that differ in a few layers. If sets A and B contain the same layers below layer j, the states
+before layer j are the same. The evaluator stores the states of the last few sets. The states of one set before every
+layer are called a trail. A new set continues the trail whose first difference from the new set is at the deepest layer:
     j = max over trails B of min(A xor B),    cost = number of layers of 0 .. L-1 that are kept and are not below j.
-The values are those of full passes to the bit, since the same layers run on the same states in the same batches.
+The values have the same bits as the values of full passes, because the same layers run on the same states in the same
+batches.
 
-The cost is counted in layer passes: one layer over all sequences of the objective. The output head and stand-ins are
-not counted. A value is computed once and remembered; a remembered value costs nothing. An evaluation that would exceed
-the budget is not begun, and raises Spent.
+The cost is counted in layer passes. One layer pass runs one layer over all sequences of the objective. The output head
+and stand-ins are not counted. A value is computed once and remembered; a remembered value costs nothing. If an
+evaluation would exceed the budget, it is not started, and Spent is raised.
 """
 import math
 from collections import OrderedDict
@@ -27,7 +28,7 @@ Layers = frozenset[int]
 """A set of removed layers."""
 DENSE: Layers = frozenset()
 TRAILS = 4
-"""Sets whose states are kept, besides the dense model's."""
+"""Number of sets whose states are stored, in addition to the states of the dense model."""
 
 
 class Spent(Exception):
@@ -35,26 +36,29 @@ class Spent(Exception):
 
 
 class Evaluator:
-    """The objective by the set of removed layers; counts what it costs and keeps the best set of the wanted size."""
+    """Computes the objective for sets of removed layers, counts the layer passes, and stores the best set of the wanted
+    size."""
 
     def __init__(self, passes: Passes, objective: Objective, *, size: int, budget: int, batch_sequences: int,
                  stand_ins: Mapping[int, nn.Module] | None = None, trails: int = TRAILS) -> None:
         self.passes, self.objective, self.size, self.budget = passes, objective, size, budget
         self.layers, self.batch, self.stand_ins = len(passes.layers), batch_sequences, stand_ins or {}
         self.spent = self.without_trails = 0
-        """Layer passes so far, and those that full passes for the same sets would have taken."""
+        """`spent`: layer passes so far. `without_trails`: layer passes that full passes would have needed for the same
+        sets."""
         self.values: dict[Layers, float] = {}
         self.best: Layers | None = None
-        """The best set of `size` layers so far; of equal values the lexicographically smallest."""
+        """The best set of `size` layers so far. If two sets have equal values, the lexicographically smaller set is the
+        best."""
         self.curve: list[dict[str, Any]] = []
-        """One row for each time that a better set was found: passes, evaluations, value, removed."""
+        """One entry for each new best set: passes, evaluations, value, removed."""
         self._trails: OrderedDict[Layers, list[Tensor]] = OrderedDict()
         self._most = trails
         self._begin()
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """The dense model: its value, and its states, which are always kept."""
+        """Compute the value and the states of the dense model. These states stay stored."""
         self.start_STD = torch.cat([boundary_states(self.passes.model, ids_BT, [0])[0]
                                     for ids_BT in self.objective.ids_ST.split(self.batch)])
         """h_STD before layer 0."""
@@ -68,12 +72,13 @@ class Evaluator:
         return sum(len(removed) == self.size for removed in self.values)
 
     def cost(self, removed: Layers) -> int:
-        """Layer passes that the value of a set takes now; none if it is known."""
+        """Number of layer passes that the value of a set would cost now; 0 if the value is known."""
         return 0 if removed in self.values else self._left(removed, self._nearest(removed)[0])
 
     @torch.no_grad()
     def value(self, removed: Layers, reserve: int = 0) -> float:
-        """The objective without these layers. Raises Spent if `reserve` layer passes would not be left."""
+        """The objective of the model without the layers `removed`. Raises Spent if fewer than `reserve` layer passes
+        would remain."""
         if removed in self.values:
             return self.values[removed]
         first, trail = self._nearest(removed)
@@ -91,7 +96,8 @@ class Evaluator:
         return self.values[removed]
 
     def _nearest(self, removed: Layers) -> tuple[int, list[Tensor]]:
-        """The first layer at which the nearest kept set differs, and its states. The set counts as used."""
+        """The stored set whose first difference from `removed` is deepest: the first layer at which the two sets
+        differ, and the states of the stored set. The stored set is marked as used."""
         first, nearest = min(removed, default=self.layers), DENSE
         for other in self._trails:
             # the later of equally near sets, so that the order of evaluations decides
@@ -102,11 +108,12 @@ class Evaluator:
         return first, self._trails.get(nearest, self._dense)
 
     def _left(self, removed: Layers, first: int) -> int:
-        """Kept layers from `first` on."""
+        """Number of kept layers from layer `first` on."""
         return sum(layer not in removed for layer in range(first, self.layers))
 
     def _run(self, removed: Layers, states: list[Tensor]) -> list[Tensor]:
-        """The states before every layer and the last state, from the states before the first ones."""
+        """The states before every layer and the last state. `states` contains the already known states before the first
+        layers."""
         states = list(states)
         for layer in range(len(states) - 1, self.layers):
             if layer not in removed:
@@ -125,7 +132,7 @@ class Evaluator:
         return value
 
     def _note(self, removed: Layers) -> None:
-        """Keep the set if it is of the wanted size and better than the best so far."""
+        """Store the set as the best set if it has the wanted size and is better than the best set so far."""
         if len(removed) != self.size:
             return
         if self.best is None or (self.values[removed], sorted(removed)) < (self.values[self.best], sorted(self.best)):

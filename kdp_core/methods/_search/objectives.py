@@ -1,4 +1,5 @@
-"""What a search for layers minimises, from the last states of the pruned and of the dense model.
+"""What a search for layers minimises. An objective is computed from the last states of the pruned and of the dense
+model.
 
     loss        -1/N sum_t log q(x_t+1 | x_1 .. x_t), the next-token loss on calibration text
     kl          1/N sum_t KL(p || q), p and q the next-token distributions of the dense and of the pruned model
@@ -6,12 +7,12 @@
     margin      -1/I sum_i (s_i,right - max over wrong c of s_i,c), s_i,c the mean log q of the tokens of choice c
     accuracy    -1/I sum_i [s_i,right > max over wrong c of s_i,c]
 
-The sums over t may read some positions of each sequence only: evenly spaced ones, the same for every set. The head of a
-small model costs as much as several layers (eight for SmolLM2-135M), and 16 positions of 128 make that one.
-The items of `margin` and `accuracy` are calibration items and never those of an evaluation. Without a file they are
-made from the calibration sequences: the beginning of a sequence is the context, its end is the right choice, and the
-ends of other sequences are the wrong ones. A file holds JSON lines with `context`, `choices` and `answer`, the number
-of the right choice from 0.
+The sums over t may use only some positions of each sequence. These positions are evenly spaced and the same for every
+set. The output head of a small model costs as much as several layers (eight for SmolLM2-135M). With 16 of 128
+positions, the head costs as much as one layer. The items of `margin` and `accuracy` are calibration items and never
+those of an evaluation. Without a file, the items are made from the calibration sequences. The beginning of a sequence
+is the context, the end of the sequence is the right choice, and the ends of other sequences are the wrong choices. A
+file holds JSON lines with `context`, `choices` and `answer`, the number of the right choice from 0.
 
 Axes: R rows, each a context with one choice; I items.
 """
@@ -32,28 +33,29 @@ from kdp_core.model.passes import Passes
 
 Goal = Literal["loss", "kl", "margin", "accuracy", "last_state"]
 CHOICE_SHARE = 8
-"""Of the tokens of a sequence one in so many is its end, the right choice."""
+"""The last 1 / CHOICE_SHARE of the tokens of a sequence are its end, the right choice."""
 MOST_TOKENS = 256
-"""Tokens of the longest item of a file; a longer context is cut at its beginning."""
+"""Largest number of tokens of an item of a file. A longer context is cut at its beginning."""
 
 
 class Items(NamedTuple):
-    """Multiple-choice items as rows that pass the model."""
+    """Multiple-choice items as rows of tokens that the model reads."""
     ids_RT: Tensor
-    """Context and choice, padded at the end. A causal model reads no token after the one that it predicts from."""
+    """Context and choice, padded at the end. The padding changes no prediction, because a causal model reads only
+    earlier tokens."""
     choice_RT: Tensor
     """bool: the tokens of the choice."""
     item_R: Tensor
     """Number of the item."""
     right_R: Tensor
-    """bool: whether the choice is the right one. Each item has one."""
+    """bool: whether the choice is right. Each item has one right choice."""
 
 
 class Objective(NamedTuple):
     """What is minimised."""
     name: str
     ids_ST: Tensor
-    """The sequences that pass the model."""
+    """The sequences that the model reads."""
     score: Callable[[Passes, Tensor, Tensor], float]
     """(passes, last states of the pruned model, last states of the dense model) -> value."""
 
@@ -61,7 +63,8 @@ class Objective(NamedTuple):
 def objective_of(goal: Goal, ids_ST: Tensor, items: Items | None, positions: int | None = None) -> Objective:
     """An objective on calibration sequences, or on items for `margin` and `accuracy`.
 
-    positions: how many tokens of each sequence predict; None, or as many as there are, means all but the last one.
+    positions: number of positions of each sequence at which the objective is computed. None, or a number that is too
+        large, means all positions except the last.
     """
     if goal in ("margin", "accuracy"):
         return Objective(goal, items.ids_RT, lambda passes, last_RTD, _: _of_items(goal, passes, last_RTD, items))
@@ -72,13 +75,14 @@ def objective_of(goal: Goal, ids_ST: Tensor, items: Items | None, positions: int
 
 
 def spaced(length: int, positions: int) -> list[int]:
-    """So many of the positions 1 .. length - 1, evenly spaced up to the last; position 0, a massive token, is left out.
+    """`positions` numbers of 1 .. length - 1, evenly spaced up to the last. Position 0 is omitted, because its token is
+    massive.
     """
     return [length - 1 - (positions - 1 - i) * (length - 1) // positions for i in range(positions)]
 
 
 def drawn(tokens: Tokens, sequences: int, draw: int) -> Tensor:
-    """The ids of one of the disjoint draws of `sequences` sequences, in their own order."""
+    """The ids of draw number `draw`: `sequences` sequences in their original order. Two draws share no sequence."""
     S, T = tokens.ids_ST.shape
     if T < 2:
         raise RankError(f"sequences of {T} tokens have no next token to predict; pack longer ones")
@@ -114,7 +118,7 @@ def _of_items(goal: str, passes: Passes, last_RTD: Tensor, items: Items) -> floa
 
 
 def margins(passes: Passes, last_RTD: Tensor, items: Items) -> Tensor:
-    """By how much the score of the right choice exceeds that of the best wrong one, for each item; float64."""
+    """The score of the right choice minus the score of the best wrong choice, for each item; float64."""
     predicts_RT = items.choice_RT[:, 1:]
     x_ND = passes.to_head(last_RTD[:, :-1][predicts_RT])
     logq_N = _log_probabilities(passes, x_ND, items.ids_RT[:, 1:][predicts_RT]).double()
@@ -128,7 +132,7 @@ def margins(passes: Passes, last_RTD: Tensor, items: Items) -> Tensor:
 
 
 def _log_probabilities(passes: Passes, x_ND: Tensor, next_N: Tensor) -> Tensor:
-    """log q of each next token; the logits of one chunk of tokens are made at a time, (C, V)."""
+    """log q of each next token. Logits (C, V) are computed for one chunk of tokens at a time."""
     size = passes.head.chunk()
     return torch.cat([passes.head(x_CD).log_softmax(dim=-1).gather(-1, next_C.to(x_CD.device)[:, None])[:, 0].cpu()
                       for x_CD, next_C in zip(x_ND.split(size), next_N.split(size), strict=True)])
@@ -137,9 +141,10 @@ def _log_probabilities(passes: Passes, x_ND: Tensor, next_N: Tensor) -> Tensor:
 # Items ----------------------------------------------------------------------------------------------------------------
 
 def items_of_text(ids_ST: Tensor, choices: int) -> Items:
-    """One item for each sequence: which end belongs to its beginning? The wrong ends are those of the next sequences.
+    """One item for each sequence: which end belongs to the beginning of the sequence? The wrong ends are the ends of
+    the next sequences.
 
-    Raises RankError for fewer sequences than choices.
+    Raises RankError if there are fewer sequences than choices.
     """
     S, T = ids_ST.shape
     if choices > S:
@@ -154,7 +159,7 @@ def items_of_text(ids_ST: Tensor, choices: int) -> Items:
 
 
 def items_of_file(path: str | Path, tokenizer: Any, start: int | None, count: int, draw: int) -> Items:
-    """The items of `entries_of`, as the tokenizer writes them.
+    """The items of `entries_of`, converted to token ids by the tokenizer.
 
     start: id of the token that begins a text, if the model has one.
     """
@@ -171,9 +176,10 @@ def items_of_file(path: str | Path, tokenizer: Any, start: int | None, count: in
 
 
 def entries_of(path: str | Path, count: int, draw: int) -> list[tuple[str, list[str], int]]:
-    """One of the disjoint draws of `count` items of a file, in the order of the file: context, choices, answer.
+    """The entries of draw number `draw`: `count` items (context, choices, answer) of a file, in the order of the file.
+    Two draws share no item.
 
-    Raises RankError for a file that cannot be read, for entries that are no items, and for too few items.
+    Raises RankError for a file that cannot be read, for entries that are not valid items, and for too few items.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -193,7 +199,7 @@ def entries_of(path: str | Path, count: int, draw: int) -> list[tuple[str, list[
 
 
 def _padded(rows: list[tuple[int, list[int], list[int]]], right: list[bool]) -> Items:
-    """Rows of (item, context, choice) of one length; the padding is token 0, which no prediction reads."""
+    """Rows of (item, context, choice), padded to one length. The padding is token 0, and no prediction reads it."""
     T = max(len(context) + len(choice) for _, context, choice in rows)
     ids_RT, choice_RT = torch.zeros(len(rows), T, dtype=torch.int64), torch.zeros(len(rows), T, dtype=torch.bool)
     for row, (_, context, choice) in enumerate(rows):

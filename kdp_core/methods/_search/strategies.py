@@ -1,4 +1,5 @@
-"""Ways to search for the set of `size` layers whose removal raises an objective least, under one budget.
+"""Strategies that search for the set of `size` layers whose removal raises an objective least. All strategies have the
+same budget.
 
     random      sets drawn uniformly, none twice
     one_shot    the layers whose single removals are least harmful
@@ -11,9 +12,9 @@
     tpe         optuna's tree-structured Parzen estimator over one number for each layer; the lowest numbers are removed
 
 "Rethinking Layer Redundancy" (arXiv 2604.24938) compares seven searches and does not name them in its abstract, so
-this list is ours. Every strategy ends if the budget is spent or if all sets of the size have been judged. Annealing and
-tpe end earlier if they propose only known sets, REPEATS of them in a row. The result is the evaluator's best set. Of
-equal values the lexicographically smallest set is taken.
+this list is ours. Every strategy ends if the budget is spent or if all sets of the size have been judged. A strategy
+that draws its proposals ends earlier if REPEATS proposals in a row are already known sets. The result is the
+evaluator's best set. If two sets have equal values, the lexicographically smaller set is the best.
 """
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -25,33 +26,36 @@ from kdp_core.methods._search.evaluator import DENSE, Evaluator, Layers, Spent
 
 Strategy = Literal["random", "one_shot", "greedy", "swaps", "beam", "annealing", "evolution", "tpe"]
 REPEATS = 100
-"""A search ends after so many proposals in a row that were all judged before."""
+"""A search ends after this number of consecutive proposals that were all judged before."""
 HOT, COLD = 0.1, 0.001
-"""Temperature of annealing at the start and the end, in shares of what the first set loses against the dense model."""
+"""Temperature of annealing at the start and at the end. The unit is what the first set loses against the dense
+model."""
 MOST_EXCHANGES = 3
-"""Most exchanges of one mutation. Their number is the smaller of two draws from 1 to this, as in EvoPress."""
+"""Largest number of exchanges in one mutation. The number of exchanges is the smaller of two random numbers from 1 to
+MOST_EXCHANGES, as in EvoPress."""
 
 
 class Space(NamedTuple):
-    """What is searched, and with which settings."""
+    """The layers that a search may remove, and the settings of the search."""
     eligible: list[int]
     """Layers that may be removed, ascending."""
     size: int
     """Layers to remove."""
     seed: int
     width: int
-    """Partial sets of the beam."""
+    """Number of partial sets that the beam search keeps."""
     offspring: int
-    """Mutants of one generation."""
+    """Number of mutants in one generation."""
 
 
 def smallest_budget(layers: int, eligible: list[int]) -> int:
-    """Layer passes that the one-shot search may take: the dense model, every single removal, and one set."""
+    """Largest number of layer passes that the one-shot search needs: for the dense model, for every single removal, and
+    for one set."""
     return layers + sum(layers - layer - 1 for layer in eligible) + layers
 
 
 def search(strategy: Strategy, evaluator: Evaluator, space: Space) -> None:
-    """Run a search; the evaluator then holds the best set."""
+    """Run a search. Afterwards the evaluator contains the best set."""
     if strategy in PROPOSING:
         _follow(evaluator, space, PROPOSING[strategy](evaluator, space))
     else:
@@ -59,7 +63,7 @@ def search(strategy: Strategy, evaluator: Evaluator, space: Space) -> None:
 
 
 def _follow(evaluator: Evaluator, space: Space, proposals: Iterable[Layers]) -> None:
-    """Judge proposals until the budget is spent, all sets are known, or only known sets are proposed."""
+    """Judge proposals until the budget is spent, until all sets are known, or until only known sets are proposed."""
     everything, repeated = math.comb(len(space.eligible), space.size), 0
     for removed in proposals:
         repeated = repeated + 1 if removed in evaluator.values else 0
@@ -74,13 +78,13 @@ def _follow(evaluator: Evaluator, space: Space, proposals: Iterable[Layers]) -> 
 # Searches that come to an end -----------------------------------------------------------------------------------------
 
 def singles(evaluator: Evaluator, space: Space) -> dict[int, float]:
-    """The value without each single layer."""
+    """The objective of the model without each single layer."""
     return {layer: evaluator.value(frozenset([layer]), reserve=evaluator.layers if space.size > 1 else 0)
             for layer in space.eligible}
 
 
 def _filled(partial: Layers, values: dict[int, float], size: int) -> Layers:
-    """A partial set and the least harmful other layers, up to the wanted size."""
+    """The partial set, filled up to the wanted size with the least harmful other layers."""
     rest = sorted(set(values) - partial, key=lambda layer: (values[layer], layer))
     return partial | frozenset(rest[:size - len(partial)])
 
@@ -104,7 +108,7 @@ def _beam(evaluator: Evaluator, space: Space, width: int) -> None:
 
 
 def _extended(beams: list[Layers], eligible: list[int]) -> list[Layers]:
-    """Every set with one layer more, each once; neighbours in this order share many layers at the start."""
+    """Every partial set with one more layer; no set occurs twice. Consecutive sets share many of their first layers."""
     return list(dict.fromkeys(removed | {layer} for removed in beams for layer in eligible if layer not in removed))
 
 
@@ -118,7 +122,8 @@ def _swaps(evaluator: Evaluator, space: Space) -> None:
 
 
 def _helping(evaluator: Evaluator, space: Space, current: Layers, alone: dict[int, float]) -> Layers | None:
-    """The first exchange that helps: the most harmful removed layer for the least harmful kept one, and so on."""
+    """The first exchange of two layers that lowers the objective. The most harmful removed layer and the least harmful
+    kept layer are tried first."""
     for back in sorted(current, key=lambda layer: (-alone[layer], layer)):
         for out in sorted(set(space.eligible) - current, key=lambda layer: (alone[layer], layer)):
             exchanged = current - {back} | {out}
@@ -140,7 +145,8 @@ def _drawn(draw: np.random.Generator, space: Space) -> Layers:
 
 
 def _exchanged(draw: np.random.Generator, space: Space, removed: Layers, count: int) -> Layers:
-    """A set with `count` of its layers put back and as many others removed; fewer if there are not so many."""
+    """A set in which `count` removed layers are put back and `count` other layers are removed. The number is lower if
+    there are too few layers."""
     rest = sorted(set(space.eligible) - removed)
     count = min(count, len(rest), space.size)
     back, out = (draw.choice(some, count, replace=False).tolist() for some in (sorted(removed), rest))
@@ -199,7 +205,7 @@ def _tpe(evaluator: Evaluator, space: Space) -> Iterator[Layers]:
 
 
 def _lowest(key: dict[int, float], space: Space) -> Layers:
-    """The layers of the lowest keys."""
+    """The `size` layers with the lowest keys."""
     return frozenset(sorted(key, key=lambda layer: (key[layer], layer))[:space.size])
 
 

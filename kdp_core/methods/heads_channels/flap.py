@@ -1,19 +1,21 @@
-"""FLAP (An et al., AAAI 2024, arXiv 2312.11983): a bias replaces heads and channels whose inputs fluctuate least.
+"""FLAP (An et al., AAAI 2024, arXiv 2312.11983): heads and channels whose inputs fluctuate least are replaced by a
+bias.
 
-A column j of a writer (o, down) reads a feature x_j over N tokens. The metric of the column is WIFV, the weighted input
-feature variance,
+Column j of a writer (o, down) multiplies the input feature x_j, which is observed on N tokens. The metric of the column
+is WIFV, the weighted input feature variance,
     m_j = 1/(N - 1) sum_n (x_nj - mean_j)^2 |W_:j|^2,
 which is squared once more in attentions, as in the released code. Metrics are standardised over the columns of one
 writer, (m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean over its
 columns. All heads and channels of all layers form one list (the paper's AL-AM). The units with the lowest metric are
-removed until the ratio is met. Here the removed parameters of each unit are counted; the released code counts a head as
-170 channels, 4 * 128 / 3. The mean of what the removed columns contributed becomes a bias of the writer,
+removed until the ratio is met. Here each unit counts with its own number of parameters; the released code counts a head
+as 170 channels, 4 * 128 / 3. The mean contribution of the removed columns becomes a bias of the writer,
     b = sum_{j removed} mean_j W_:j.
 All means are computed on the dense model, and no weight changes.
 
 LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
 folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
-added. All layers get these biases, and their parameters are subtracted from the removed ones.
+added. All layers get these biases. The parameters of the new biases are subtracted from the number of removed
+parameters.
 
 Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):
     The ratio counts all parameters, and the nearest number of units is removed.
@@ -120,7 +122,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _bias_params(model: nn.Module) -> int:
-    """Parameters of the biases that the writers of all layers lack."""
+    """Number of parameters of the biases that are added to writers without a bias."""
     writers = (layer.get_submodule(part.writer) for layer in decoder_layers(model)
                for part in family_of(model).parts.values())
     return sum(len(matrix(writer)) for writer in writers if writer.bias is None)
@@ -173,8 +175,8 @@ def _units(model: nn.Module, sums: list[dict[str, _Sums]], sizes: Sizes) -> list
 
 
 def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
-    """The units with the least metric whose parameters are nearest to `goal`. One unit of each part of each layer is
-    kept."""
+    """The units with the lowest metric. Together they have a number of parameters as near as possible to `goal`. In
+    each part of each layer one unit is kept."""
     left = {(number, part): sizes.units[part] for number in range(sizes.layers) for part in PARTS}
     removed: list[Unit] = []
     count = 0

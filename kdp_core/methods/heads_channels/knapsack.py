@@ -1,12 +1,13 @@
-"""The multiple-choice knapsack: one level is chosen for each part, so that enough is saved and the least is lost."""
+"""The multiple-choice knapsack: it chooses one level for each part, so that the levels save enough and lose least."""
 import numpy as np
 
 
 def knapsack(losses: list[np.ndarray], saved: list[np.ndarray], budget: int) -> list[int]:
-    """The level of each part, such that the saved steps sum to at least `budget` and the sum of the losses is minimal.
+    """The level of each part. The levels save at least `budget` steps, and the sum of their losses is minimal.
 
-    losses, saved: for each part an array over its levels; `saved` holds whole steps, ascending.
-    Of equally good levels the lower one is chosen. The last levels of all parts together must reach the budget.
+    losses, saved: for each part an array over its levels. `saved` contains whole numbers of steps, in ascending order.
+    If two levels are equally good, the lower level is chosen. If every part is at its last level, at least `budget`
+    steps must be saved.
     """
     # best[b]: least loss of the parts so far if they save at least b steps
     best = np.full(budget + 1, np.inf)

@@ -3,17 +3,18 @@
 Weights that depend on each other are removed together, in the units of the module `units`: a key-value head with the
 consecutive query heads that read it, or an MLP channel.
 
-L is the mean loss of the next token, and L_i the loss of sequence i of n. With g = dL/dW and a = 1/n sum_i
-(dL_i/dW)^2, the score of a weight estimates the change of the loss by the weight's removal, to first or to second
-order. The second order uses a as the diagonal of the Hessian and ignores the other entries of the Hessian:
+L is the mean loss of the next token, and L_i the loss of sequence i of n. With g = dL/dW and a = 1/n sum_i (dL_i/dW)^2,
+the score of a weight estimates how the loss changes if the weight is removed. The estimate is of first or second order.
+The second order uses a as the diagonal of the Hessian and ignores the other entries of the Hessian:
     first: s = W g,    second: s = W^2 a,    mix: s = W g - W^2 a / 2
 The score of a unit is the sum of |s| over all its weights (`element`), or the sum of |sum of s| over its rows and
 columns (`vector`; a bias counts as a row). In each layer the units with the lowest scores are removed. If two units
-have equal scores, the one with the lower number is removed.
+have equal scores, the unit with the lower number is removed.
 
 Sizes. The first and the last layers are kept whole. From all other layers the same share of heads is removed, rounded
-to whole units. Then as many channels are removed as the ratio still needs; from some layers one channel more than from
-others. The ratio of ALL parameters is thus met to half a channel of one layer. At least one unit of each part is kept.
+to whole units. Then channels are removed until the ratio is met. The number of removed channels differs by at most one
+between layers. The ratio of ALL parameters is thus met with an error of at most half a channel of one layer. At least
+one unit of each part is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
     Its ratio is a share of the layers that it prunes: 0.25 removes 19.5 % of LLaMA-7B. It rounds each part separately.
@@ -65,9 +66,9 @@ Grouping = Literal["element", "vector"]
 class Cut(NamedTuple):
     """The numbers of units to remove from the pruned layers."""
     groups: int
-    """Key-value heads of each layer."""
+    """Number of key-value heads to remove from each layer."""
     channels: list[int]
-    """One number for each layer; the numbers differ by one at most."""
+    """Number of channels to remove, for each layer. The numbers differ by one at most."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -78,17 +79,17 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Remove heads and MLP channels from layers.
 
     importance: `first`, `second` or `mix`: order of the expansion of the loss.
-    grouping: `element` sums the scores of single weights, `vector` those of whole rows and columns.
-    sequences: number of calibration sequences whose loss is differentiated. null means all, and so does a number larger
-        than that of the sequences.
+    grouping: `element` sums the scores of single weights, `vector` sums the scores of whole rows and columns.
+    sequences: number of calibration sequences whose loss is differentiated. null, or a number that is too large, means
+        all sequences.
     keep_first: number of layers at the start that are kept whole. null means 4 (as in the released code), or an eighth
         of the layers if that is less.
     keep_last: number of layers at the end that are kept whole. null means 2, or a sixteenth of the layers if that is
         less.
-    batch_sequences: sequences of a forward pass; for squared gradients each pass has one sequence.
+    batch_sequences: number of sequences in one forward pass; for squared gradients each pass has one sequence.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached or if no layer is left to prune, and FitError for a model that
-    cannot be pruned and for other wrong options.
+    Raises BlockError for a ratio that cannot be reached or if no layer is left to prune. Raises FitError for a model
+    that cannot be pruned and for other wrong options.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -118,7 +119,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 def between(layers: int, keep_first: int | None, keep_last: int | None) -> range:
-    """The layers that are pruned. Raises BlockError if there are none."""
+    """The layers that are pruned. Raises BlockError if all layers are kept."""
     first = min(4, round(layers / 8)) if keep_first is None else keep_first
     last = min(2, round(layers / 16)) if keep_last is None else keep_last
     if first + last >= layers:
@@ -128,8 +129,8 @@ def between(layers: int, keep_first: int | None, keep_last: int | None) -> range
 
 
 def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
-    """The heads and channels whose parameters are `ratio` of all `total` ones, to half a channel. Raises BlockError for
-    a ratio that cannot be reached."""
+    """The numbers of heads and channels to remove. Their parameters are the share `ratio` of `total`, with an error of
+    at most half a channel. Raises BlockError for a ratio that cannot be reached."""
     layers, groups, channels, group_params, channel_params = sizes
     goal = ratio * total
     most = layers * ((groups - 1) * group_params + (channels - 1) * channel_params)
@@ -139,7 +140,7 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
                          "kept; ask for less, or lower compose.keep_first and keep_last")
 
     def filled(lost: int) -> int:
-        """Channels of all layers that are removed if each layer loses `lost` head groups."""
+        """Number of channels to remove from all layers together, if each layer loses `lost` head groups."""
         return min(max(round((goal - layers * lost * group_params) / channel_params), 0), layers * (channels - 1))
 
     def too_far(lost: int) -> bool:
@@ -156,8 +157,8 @@ def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
 
 def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: dict[str, int], importance: str,
                     grouping: str) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yields the number of each pruned layer, from the last to the first, and the importance worth_U of the units of
-    each part."""
+    """For each pruned layer, from the last to the first, yields the number of the layer and the importance worth_U of
+    the units of each part."""
     S, predictions = len(judge.ids_ST), judge.ids_ST.shape[1] - 1
     for number, weights, gradients, squares in backward(
             judge, pruned, lambda layer: [layer.get_parameter(one.name) for one in coupled],
@@ -173,8 +174,8 @@ def worths_by_layer(judge: Judge, pruned: range, coupled: list[Coupled], units: 
 
 
 def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
-    """s of every weight: an estimate, of the order that `importance` names, of the change of the loss by the weight's
-    removal."""
+    """s of every weight: an estimate of how the loss changes if the weight is removed. `importance` names the order of
+    the estimate."""
     if importance == "first":
         return w * g                                # s = W g
     if importance == "second":
@@ -183,7 +184,7 @@ def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
 
 
 def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
-    """worth_U: what one tensor adds to the importance of its units."""
+    """worth_U: the contribution of one tensor to the importance of its units."""
     s_RC = s.movedim(one.axis, 0).reshape(s.shape[one.axis], -1).double()
     # element: sum_j |s_ij|,    vector: |sum_j s_ij|
     worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()
@@ -193,8 +194,8 @@ def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
 
 
 def _kept(worth_U: Tensor, lost: int, layer: int) -> Tensor:
-    """Numbers of the kept units, ascending: all but the `lost` units of least importance. Of equally important units,
-    the one with the lower number is removed."""
+    """Numbers of the kept units, ascending: all but the `lost` units of least importance. If two units are equally
+    important, the unit with the lower number is removed."""
     if not torch.isfinite(worth_U).all():
         raise FitError(f"importances of layer {layer} are not finite; try dtype float32 for the model")
     return worth_U.argsort(stable=True)[lost:].sort().values

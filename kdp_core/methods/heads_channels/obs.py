@@ -1,4 +1,5 @@
-"""Structured optimal brain surgeon: input units of a linear map are removed, and the other columns compensate.
+"""Structured optimal brain surgeon: input units of a linear map are removed, and the other columns are changed to
+compensate.
 
 W (D, C) maps inputs x to W x, and H is X'X over the calibration tokens, with damping. The columns J of a unit are
 removed, and the other columns change so that |W X' - W_new X'|^2 grows least:
@@ -26,9 +27,9 @@ DAMP_LARGEST = 0.1
 class Pruned(NamedTuple):
     """A linear map from which units are removed."""
     w_DC: Tensor
-    """All columns; those of removed units are zero."""
+    """All columns of the map; the columns of removed units are zero."""
     removed: list[int]
-    """Units in order of removal."""
+    """The removed units, in the order of their removal."""
     loss: float
     """Growth of |W X' - W_new X'|^2 so far, a sum over tokens. It includes the contribution of the damping."""
 
@@ -91,8 +92,8 @@ def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
 
 
 def prune(w_DC: Tensor, gram_CC: Tensor, units: int, batches: list[int], damp: float) -> Iterator[Pruned]:
-    """Yields the map after each batch of removals. `batches` holds the number of units in each batch. Of units with
-    equal losses, the lower one is removed first.
+    """Yields the map after each batch of removals. `batches` holds the number of units in each batch. If units have
+    equal losses, the unit with the lowest number is removed first.
 
     The map is changed in place from one batch to the next. A caller that keeps the map must copy it.
     """

@@ -2,20 +2,20 @@
 
 The surgeon of the module `obs` removes heads and channels from the writers (o, down) of each layer. It removes the
 units whose removal raises the error of the writer's outputs least, and it changes the remaining columns to compensate.
-H = X'X is computed on the already pruned model: the inputs of a layer are the outputs of the pruned layers before it,
-and its MLP reads the state after its pruned attention.
+H = X'X is computed on the already pruned model. The inputs of a layer are the outputs of the pruned layers before it,
+and the MLP of a layer reads the state after the pruned attention.
 
-Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is the loss of all its columns together; it
-is computed from a Cholesky factor of the head's block of H^-1. Channels are removed in batches. In an MLP of 11,008
-channels the first batch has `batch_first` channels; in other MLPs it has the same share. Each batch is half the size of
-the one before it, down to `batch_last`. The first batches may be large, because the channels that are removed first
-depend on each other least.
+Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is the loss of all its columns together.
+This loss is computed from a Cholesky factor of the head's block of H^-1. Channels are removed in batches. In an MLP of
+11,008 channels the first batch has `batch_first` channels. In other MLPs the first batch has the same share of the
+channels. Each batch is half the size of the one before it, down to `batch_last`. The first batches may be large,
+because the channels that are removed first depend least on each other.
 
 Incremental Pruning Ratio. The errors of early layers affect all later layers, so the removed share of layer i of n
 rises with depth:
     r_i = r_0 + (r_{n-1} - r_0) log(i + 1) / log(n).
-r_0 is `first_share`, and r_{n-1} is computed so that the ratio of ALL parameters is met. From each layer this share of
-head groups is removed, rounded to whole groups; the remaining parameters of the share are removed as channels.
+r_0 is `first_share`, and r_{n-1} is computed so that the ratio of ALL parameters is met. From each layer the share r_i
+of the head groups is removed, rounded to whole groups. The rest of the layer's share is removed as channels.
 
 No code is released. Our assumptions are r_0 = 0, batches that halve from 1,024 to 8, and a damp of 0.01, as in
 SparseGPT. A unit of grouped heads is a key-value head with its query heads; the paper's models have no grouped heads.
@@ -55,7 +55,7 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 PAPER_CHANNELS = 11008
-"""MLP channels of LLaMA-7B. The paper states the batch sizes for this model."""
+"""MLP channels of LLaMA-7B. The batch sizes in the paper are those for this model."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -65,7 +65,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Remove heads and MLP channels, layer after layer, and change the other columns of the writers to compensate.
 
     first_share: r_0, the share of the first layer's heads and channels that is removed.
-    batch_first: number of channels of the first batch in an MLP of 11,008 channels; other MLPs have the same share.
+    batch_first: number of channels of the first batch in an MLP of 11,008 channels; other MLPs use the same share.
     batch_last: number of channels of the last batches.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences, drawn by `seed`; null means all.
@@ -104,7 +104,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 def shares(mean: float, layers: int, first: float) -> list[float]:
-    """r_i of every layer, such that the mean is `mean`; the unknown is the last share, r_{n-1}."""
+    """r_i of every layer, with the mean `mean`. The first share is given, and the last share r_{n-1} is computed from
+    the mean."""
     if layers == 1:
         return [mean]
     rise = [math.log(number + 1) / math.log(layers) for number in range(layers)]
@@ -114,8 +115,8 @@ def shares(mean: float, layers: int, first: float) -> list[float]:
 
 
 def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str, int]]:
-    """Numbers of head groups and channels to remove from each layer: together `ratio` of all `total` parameters, to
-    half a channel."""
+    """Numbers of head groups and channels to remove from each layer. Together they remove the share `ratio` of `total`,
+    with an error of at most half a channel."""
     groups, channels = sizes.unit_params["attention"], sizes.unit_params["mlp"]
     whole = sizes.groups * groups + sizes.channels * channels
     most = ((sizes.groups - 1) * groups + (sizes.channels - 1) * channels) / whole

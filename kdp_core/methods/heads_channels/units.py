@@ -1,13 +1,13 @@
-"""What all methods that remove heads and MLP channels share: units, the sizes of layers, and the pass through a layer.
+"""What all methods share that remove heads and MLP channels: the units, the sizes of layers, and the run of a layer.
 
-A unit of an attention is a key-value head with the consecutive query heads that read this key-value head: the rows of
-these heads in q, k and v, and their columns in o. A unit of an MLP is a channel: a row of gate and up and a column of
-down (OPT: a row of fc1 and a column of fc2). The biases of these rows are removed with them. All norms are kept,
-including the norms of heads. The writers (o and down) read the units' outputs, so each unit is a set of columns of a
-writer.
+A unit of an attention is a key-value head with the consecutive query heads that read this key-value head. The unit
+consists of the rows of these heads in q, k and v and of their columns in o. A unit of an MLP is a channel: a row of
+gate and up and a column of down (OPT: a row of fc1 and a column of fc2). The biases of removed rows are removed too.
+All norms are kept, including the norms of heads. The writers (o and down) multiply the outputs of the units, so each
+unit is a set of columns of a writer.
 
-A plan states the sizes that every layer keeps (`shape: {widths: [...]}`: heads, kv_heads, intermediate) and holds the
-narrow tensors. kdp_core.model.surgery.narrow builds layers of these sizes.
+A plan contains the narrow tensors, and the sizes that every layer keeps (`shape: {widths: [...]}`: heads, kv_heads,
+intermediate). kdp_core.model.surgery.narrow builds layers of these sizes.
 
 Axes besides those of kdp_core.base.records: U units of a part, C columns of a writer.
 """
@@ -46,14 +46,14 @@ PARTS = ("attention", "mlp")
 class Coupled(NamedTuple):
     """A tensor of a layer from which units are removed."""
     name: str
-    """Name of the tensor below the layer."""
+    """Name of the tensor within the layer."""
     part: str
     """`attention` or `mlp`."""
     axis: int
     """Axis of the tensor along which its units lie."""
     sections: tuple[int, ...]
-    """Sections of the axis, one after the other. Each entry is the number of lines that a unit has in the section. All
-    units lie in every section, in order; a fused matrix has several sections."""
+    """Consecutive sections of the axis. Each entry is the number of rows or columns that one unit has in the section.
+    Every section contains all units, in order. A fused matrix has several sections."""
 
 
 class Sizes(NamedTuple):
@@ -78,7 +78,8 @@ class Sizes(NamedTuple):
 
 
 def no_single_heads(family: Family) -> str:
-    """The function `refuses` of a method that removes heads: why no single head of this family can be removed."""
+    """The function `refuses` of a method that removes heads. It returns why no single head of the family can be
+    removed."""
     return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
         if family.head_norms == "all" else ""
 
@@ -109,7 +110,7 @@ def layout(method: str, dense: Path) -> Layout:
 
 def check_family(method: str, config: "PretrainedConfig",
                  refuses: Callable[[Family], str] = no_single_heads) -> None:
-    """Raise FitError for a model whose heads and channels cannot be removed; `refuses` is the function of the method's
+    """Raise FitError for a model whose heads and channels cannot be removed. `refuses` is the function in the method's
     record."""
     why = refuses(family_of(config)) if is_known(config) else ""
     if why or not is_known(config) or not family_of(config).norms_first(config):
@@ -136,7 +137,8 @@ def coupled_of(layer: nn.Module, config: "PretrainedConfig") -> list[Coupled]:
 
 
 def _groups(config: "PretrainedConfig") -> int:
-    """Number of key-value heads. A model without such an entry has one key-value head for each query head."""
+    """Number of key-value heads. If the configuration does not state the number, each query head has its own key-value
+    head."""
     return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
@@ -150,13 +152,13 @@ def sizes_of(layer: nn.Module, coupled: list[Coupled], config: "PretrainedConfig
 
 
 def width_of(config: "PretrainedConfig", sizes: Sizes, groups: int, channels: int) -> dict[str, int]:
-    """A layer's entry in the configuration after this many groups and channels are removed."""
+    """The sizes of a layer in the configuration, after `groups` head groups and `channels` channels are removed."""
     left, each = sizes.groups - groups, config.num_attention_heads // sizes.groups
     return {HEADS: left * each, KV_HEADS: left, CHANNELS: sizes.channels - channels}
 
 
 def narrowed(tensor: Tensor, one: Coupled, kept_U: Tensor, units: int) -> Tensor:
-    """The tensor with only these units."""
+    """The tensor with only the kept units."""
     index, start = [], 0
     for length in one.sections:
         index.append(start + columns_of(kept_U, length))
@@ -165,7 +167,7 @@ def narrowed(tensor: Tensor, one: Coupled, kept_U: Tensor, units: int) -> Tensor
 
 
 def columns_of(units_U: Tensor, length: int) -> Tensor:
-    """Numbers of the columns (or rows) of these units, each of which has `length` of them."""
+    """Numbers of the columns (or rows) of these units. Each unit has `length` columns (or rows)."""
     return (units_U[:, None] * length + torch.arange(length)).flatten()
 
 
@@ -178,7 +180,8 @@ def narrow_tensors(model: nn.Module, number: int, coupled: list[Coupled], kept: 
 
 
 def first_states(hidden: HiddenStates, sequences: int | None, seed: int) -> Tensor:
-    """State 0 of the requested number of sequences, drawn by `seed`, in their own order; None means all."""
+    """State 0 of the requested number of sequences. The sequences are drawn by `seed` and keep their order; None means
+    all."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
@@ -190,9 +193,9 @@ def first_states(hidden: HiddenStates, sequences: int | None, seed: int) -> Tens
 @torch.no_grad()
 def run_layer(passes: Passes, number: int, h_STD: Tensor, batch: int,
               seen: Callable[[str, Tensor], None]) -> Tensor:
-    """State number + 1, float32 on the CPU, from state `number`.
+    """Run layer `number` on state `number`. Returns state number + 1, float32 on the CPU.
 
-    `seen` receives (part, inputs x_NC of its writer, float32) once for each part and batch.
+    `seen` is called once for each part and batch, with (part, inputs x_NC of the part's writer, float32).
     """
     if not torch.isfinite(h_STD).all():
         raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")

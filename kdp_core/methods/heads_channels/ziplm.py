@@ -1,4 +1,5 @@
-"""ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units one at a time, then a knapsack.
+"""ZipLM (Kurtic et al. 2023, NeurIPS, arXiv 2302.04089) without its training: units are removed one at a time, and a
+knapsack then chooses the sizes.
 
 The surgeon of the module `obs` prunes each writer (o, down) of the dense model separately, one head or channel at a
 time. H = X'X is computed from the writer's inputs in the dense model. The result for a writer is a list of levels s. An
@@ -8,9 +9,9 @@ attention has one level for every number of heads. An MLP has levels whose numbe
 
 The levels of all writers are chosen together. For given coefficients c_l, dynamic programming solves the knapsack
     min sum_l c_l p_l,s(l),    so that the levels remove the ratio of ALL parameters.
-SPDY (Frantar and Alistarh 2022) searches for the coefficients. The search starts from c = 1. Each draw replaces a tenth
-of the coefficients by random numbers from [0, 1]. The draw is kept if the model with the resulting levels has a lower
-loss on calibration text.
+SPDY (Frantar and Alistarh 2022) searches for the coefficients. The search starts with all coefficients equal to 1. Each
+draw replaces a tenth of the coefficients by random numbers from [0, 1]. The draw is kept if the model with the
+resulting levels has a lower loss on calibration text.
 
 Where we differ from the paper:
     The budget is a number of parameters and not a time, because methods are compared at equal numbers of parameters.
@@ -60,12 +61,13 @@ from kdp_core.states.hidden import HiddenStates, boundary_states
 logger = logging.getLogger(__name__)
 
 BUCKETS = 4096
-"""Steps of the knapsack's budget. Rounding to steps moves the share by at most half a step for each writer."""
+"""Number of steps into which the knapsack divides its budget. The rounding to whole steps changes the removed share by
+at most half a step for each writer."""
 REDRAWN = 0.1
 """Share of the coefficients that a draw changes."""
 
 Shrink = Annotated[float, Gt(0), Lt(1)]
-"""Channels of a level, relative to the level before."""
+"""Number of channels of a level, relative to the level before."""
 
 
 class Level(NamedTuple):
@@ -80,20 +82,21 @@ class Level(NamedTuple):
 
 
 Ladder = list[Level]
-"""The levels of one writer; the first is the dense one."""
+"""The levels of one writer. The first level is the dense writer."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", shrink: Shrink = 0.9, batch_channels: Count = 1, draws: Natural = 1000,
             judge_sequences: Count = 16, damp: NotNegative = 0.01, sequences: Count | None = None,
             batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Prune every writer to all levels, and choose the levels by a knapsack whose coefficients are searched for.
+    """Prune every writer to all levels. Then choose the levels by a knapsack whose coefficients are searched for.
 
-    shrink: channels of a level, relative to the level before.
+    shrink: number of channels of a level, relative to the level before.
     batch_channels: number of channels that are removed together; 1 in the paper. A larger number is faster in wide
         MLPs.
-    draws: number of draws of coefficients. 0 solves only the knapsack of the priors, with all coefficients 1.
-    judge_sequences: number of calibration sequences on which a draw is judged; all sequences if there are fewer.
+    draws: number of random draws of coefficients. With 0 only the knapsack of the priors is solved, with all
+        coefficients 1.
+    judge_sequences: number of calibration sequences on which a draw is judged. A number that is too large means all.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
@@ -138,7 +141,7 @@ def _check_reach(ratio: float, total: int, sizes: Sizes) -> None:
 # Levels ---------------------------------------------------------------------------------------------------------------
 
 def counts_of(units: int, part: str, shrink: float) -> list[int]:
-    """Kept units of each level, descending from all of them to one."""
+    """Number of kept units of each level, from all units down to one unit."""
     if part == "attention":
         return list(range(units, 0, -1))
     found = [units]
@@ -150,7 +153,8 @@ def counts_of(units: int, part: str, shrink: float) -> list[int]:
 
 def _ladders(passes: Passes, h_STD: Tensor, batch: int, sizes: Sizes, shrink: float, batch_channels: int,
              damp: float) -> Iterator[Ladder]:
-    """The ladder of each writer of the dense model, layer by layer, attention before MLP."""
+    """The ladder of each writer of the dense model, layer by layer. In each layer the attention comes before the
+    MLP."""
     for number in range(sizes.layers):
         grams = {part: torch.zeros(width, width, dtype=torch.float64, device=passes.device) for part, width in
                  ((part, matrix(_writer(passes, number, part)).shape[1]) for part in PARTS)}
@@ -165,7 +169,8 @@ def _ladders(passes: Passes, h_STD: Tensor, batch: int, sizes: Sizes, shrink: fl
 
 
 def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, batch: int, damp: float) -> Ladder:
-    """The levels of a writer that keep `counts` units, found by removing `batch` units at a time."""
+    """The levels of a writer. `counts` contains the numbers of kept units of the levels, and `batch` units are removed
+    at a time."""
     units, dense_DC = counts[0], w_DC.detach().double()
     found = [Level(torch.arange(units), dense_DC.float().cpu(), 0.0, 0)]
     steps, wanted = _steps(counts, batch), set(counts)
@@ -181,7 +186,7 @@ def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, b
 
 
 def _steps(counts: list[int], batch: int) -> list[int]:
-    """Sizes of the batches of removals. A batch ends at every count of `counts`."""
+    """Sizes of the batches of removals. Every number of kept units in `counts` is reached at the end of a batch."""
     found = []
     for before, after in itertools.pairwise(counts):
         whole, rest = divmod(before - after, batch)
@@ -193,8 +198,8 @@ def _steps(counts: list[int], batch: int) -> list[int]:
 
 def searched(ladders: list[Ladder], goal: float, draws: int, seed: int,
              loss: Callable[[tuple[int, ...]], float]) -> tuple[list[int], dict[str, Any]]:
-    """(levels of least loss, how they were found). `loss` runs the model with given levels and returns nats per
-    token."""
+    """The levels of lowest loss, and statistics of the search. `loss` runs the model with given levels and returns nats
+    per token."""
     most = sum(ladder[-1].params for ladder in ladders)
     # parameters of one step; the number that a level saves is rounded to steps
     step = max(goal, 1.0) / BUCKETS
@@ -230,13 +235,13 @@ def _judge(passes: Passes, tokens: Tokens, sequences: int, batch: int, seed: int
 
 
 def _loss(judge: Judge, writers: list[nn.Linear], ladders: list[Ladder], levels: tuple[int, ...]) -> float:
-    """Mean loss of the next token of the model with these levels, in nats."""
+    """Mean next-token loss of the model with these levels, in nats."""
     _put(writers, [ladder[level] for ladder, level in zip(ladders, levels, strict=True)])
     return loss_nats(judge, 0, range(len(judge.passes.layers)))
 
 
 def _put(writers: list[nn.Linear], levels: list[Level]) -> None:
-    """Give the writers the matrices of these levels; the columns of removed units are zero."""
+    """Set the matrices of the writers to these levels. The columns of removed units are zero."""
     for writer, level in zip(writers, levels, strict=True):
         length = level.w_DK.shape[1] // len(level.kept_U)
         w_DC = torch.zeros(matrix(writer).shape)
