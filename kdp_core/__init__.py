@@ -1,6 +1,6 @@
 """kdp: Kernelized Dynamics Pruning and its neighbours, as a pure PyTorch library.
 
-The folders stand in the order of the flow; each imports only from itself and from those above it.
+The folders are listed in the order of the flow. A folder imports only from itself and from folders above it.
     base     records that pass between stages, their storage, options, resuming, texts
     model    model families, checkpoints, passes through single layers, distillation losses
     states   hidden states, the states of one block, similarity of layers
@@ -11,8 +11,8 @@ The folders stand in the order of the flow; each imports only from itself and fr
     results  tables, comparisons, ablations, the paper's tables, the report
     figures  every figure, in one style
 
-A notebook needs few names, and they are here: `prune_model`, `fold`, `load_model`, `load_tokenizer`, `evaluate`,
-`METHODS`. They are imported when they are first used, so that `import kdp_core` takes no time.
+kdp_core exports the few names that a notebook needs: `prune_model`, `fold`, `load_model`, `load_tokenizer`, `evaluate`,
+`METHODS`. Each name is imported only when it is first used, so `import kdp_core` is fast.
 """
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PUBLIC = {"METHODS": "kdp_core.methods", "evaluate": "kdp_core.score.evaluate", "fold": "kdp_core.prune.fold",
           "load_model": "kdp_core.model.checkpoints", "load_tokenizer": "kdp_core.model.checkpoints",
           "prune_model": "kdp_core.prune.pruning"}
-"""Public name -> the module that holds it."""
+"""For each public name, the module that defines it."""
 __all__ = ["METHODS", "evaluate", "fold", "load_model", "load_tokenizer", "prune_model"]
 
 

@@ -50,7 +50,7 @@ class Efficiency(NamedTuple):
     """Median of the paired ratios dense / pruned."""
     speedup_decode: float
     peak_memory_mib: float
-    """Peak resident memory (CPU) or allocated memory (GPU) of the pruned model's runs."""
+    """Peak of the resident memory (CPU) or of the allocated memory (GPU) while the pruned model runs."""
     peak_memory_kind: str
     device: str
     threads: int
@@ -63,18 +63,18 @@ class Diagnosis(NamedTuple):
     Standard errors are computed over windows. They are None if there is only one window.
     """
     states: list[int]
-    """Numbers of the pruned model's states as the dense model counts them, ascending; the last state is included."""
+    """For each state of the pruned model, the index of the corresponding state of the dense model; ascending."""
     error: list[float]
-    """For each of `states`, sum |h' - h|^2 / sum |h - mean h|^2: 0 perfect, 1 as good as the constant mean."""
+    """For each of `states`, sum |h' - h|^2 / sum |h - mean h|^2: 0 is perfect, and 1 is the error of the mean of h."""
     cosine: list[float]
     """For each of `states`, mean over tokens of cos(h', h)."""
     masked: list[int]
-    """For each of `states`, massive-activation tokens left out of error and cosine."""
+    """For each of `states`, the number of massive tokens that `error` and `cosine` exclude."""
     tokens: int
     """Number of tokens of all windows, massive tokens included."""
     windows: int
     dropped: list[int]
-    """Layers of the dense model that the pruned one lacks, ascending."""
+    """Layers of the dense model that the pruned model lacks, ascending."""
     massive_factor: float
     """A token is massive if its norm in the dense model exceeds this factor times the median norm of its window."""
     predictions: int
@@ -93,7 +93,8 @@ class Diagnosis(NamedTuple):
     nll_increase_nats: float
     """The value of the pruned model minus that of the dense model."""
     nll_increase_nats_stderr: float | None
-    """Standard error of the paired differences over windows, since both models read the same text."""
+    """Standard error over windows of the paired differences; the differences are paired because both models read the
+    same text."""
 
 
 class Answers(NamedTuple):
@@ -102,7 +103,7 @@ class Answers(NamedTuple):
     tokens: int
     """Largest number of new tokens of a continuation."""
     rows: list[dict[str, Any]]
-    """One for each model: `name`, and `texts` with a continuation of each prompt."""
+    """One entry for each model: `name`, and `texts`, which contains the model's continuation of each prompt."""
 
 
 class Theory(NamedTuple):
@@ -117,87 +118,102 @@ class Theory(NamedTuple):
     delta: float
     """Probability with which the bounds may fail."""
     tokens: int
-    """Training tokens, the theorems' n."""
+    """Number of training tokens, the theorems' n."""
     sequences: int
-    """Number of the sequences that these tokens come from."""
+    """Number of the sequences that contain the training tokens."""
     heldout_tokens: int
     l_erm: float
-    """Largest over steps of the mean squared error of one step on training tokens."""
+    """The largest entry of `step_mse`."""
     step_mse: list[float]
-    """That error of each step."""
+    """For each linear step, its mean squared error on the training tokens."""
     b_a: float
-    """Largest operator norm of a step."""
+    """The largest entry of `operator_norms`, the operator norms of the linear steps."""
     operator_norms: list[float]
     r_phi: float
     """Largest norm of the features of training and held-out tokens."""
     generalisation: float
-    """Second term under the root of equation 3, C = 1."""
+    """The second term under the root of equation 3, with C = 1."""
     generalisation_equation_9: float
-    """This term with the constants of equation 9."""
+    """The second term under the root of equation 3, with the constants of equation 9."""
     horizons: list[dict[str, Any]]
-    """Theorem 1, one row for each start and horizon: start (state), horizon, accumulation; errors train_rms, and
-    held-out rms, p99, largest, constant (of predicting the training mean); bounds bound_products (equation 13),
-    bound_steps (14), bound_erm (16 without the term in n), bound (16, C = 1), bound_equation_9, trivial ((1 + B_A^k)
-    R_phi); beyond (share of held-out tokens above bound_erm), samples_needed (n for bound < trivial; None: no n will
-    do), vacuous (bound >= trivial), vacuous_erm, uninformative (bound >= constant)."""
+    """Theorem 1, one row for each first state `start` and each number of steps `horizon`. accumulation is the sum of
+    powers of B_A in equation 3. Errors: train_rms on training tokens; rms, p99 and largest on held-out tokens;
+    constant, if the training mean is the prediction. Bounds: bound_products (equation 13), bound_steps (equation 14),
+    bound_erm (equation 16 without the term in n), bound (equation 16 with C = 1), bound_equation_9, and trivial, which
+    is (1 + B_A^k) R_phi. beyond is the share of held-out tokens whose error is above bound_erm. samples_needed is the n
+    from which bound is below trivial; None if no n is large enough. Truth values: vacuous (bound >= trivial),
+    vacuous_erm (bound_erm >= trivial), uninformative (bound >= constant)."""
     ridges: list[dict[str, Any]]
-    """Theorem 1 over the whole run with operators solved again, one row for each ridge: ridge, l_erm, b_a, and of the
-    fields of `horizons` accumulation, train_rms, rms, constant, bound_erm, bound, trivial, vacuous, vacuous_erm."""
+    """Theorem 1 over the whole run of layers, for operators that are fitted again with another ridge. One row for each
+    ridge: ridge, l_erm, b_a, and the following fields as in `horizons`: accumulation, train_rms, rms, constant,
+    bound_erm, bound, trivial, vacuous, vacuous_erm."""
     risks: list[dict[str, Any]]
-    """Theorem 2, one row for each class and gap: gap (layers), space (identity, random, learned), features,
-    bandwidth_scale, share, tokens, risk (held-out mean squared error, units of the space squared), train_risk,
-    relative_risk, state_error (relative squared error of the decoded state), state_error_stderr, state_median,
-    direct_error, operator_norm, state_excess (state_error less the identity class's) and its paired
-    state_excess_stderr."""
+    """Theorem 2, one row for each class of maps and each gap. gap is the number of layers. space (identity, random or
+    learned), features and bandwidth_scale define the class. share is the share of the training sequences, and tokens is
+    the number of their tokens. risk and train_risk are the mean squared errors on held-out and on training tokens, in
+    squared units of the space. relative_risk is risk divided by the variance in the space. state_error is the relative
+    squared error of the state that is decoded from the prediction; its standard error is state_error_stderr, and its
+    median over tokens is state_median. direct_error is the same error for the state decoded from the input of the map.
+    operator_norm is the norm of the map. state_excess is state_error minus that of the class identity;
+    state_excess_stderr is its paired standard error."""
     conditions: list[dict[str, Any]]
-    """Theorem 2's own inequality, one row for each RFF class and gap: risk, identity_risk, margin (Delta), b_a, r_h,
-    samples_printed (equation 4, C = c = 1) and samples_proof (equation 36), None where the margin is not positive;
-    holds, holds_without_fit (by A = 0 already), better_state (the decoded state is better too), state_excess and
-    state_excess_stderr as in `risks`."""
+    """The inequality of Theorem 2, one row for each class with random Fourier features and each gap. risk is the left
+    side, identity_risk is the right side, and margin (Delta) is identity_risk - risk. b_a and r_h are constants of the
+    theorem. samples_printed is the n that equation 4 requires with C = c = 1, and samples_proof is the n of equation
+    36; both are None if margin is not positive. Truth values: holds (the inequality), holds_without_fit (the inequality
+    with A = 0), better_state (the decoded state is better than that of the class identity). state_excess and
+    state_excess_stderr are as in `risks`."""
     stats: dict[str, Any]
 
 
 class Probes(NamedTuple):
-    """Changes of states, logits and probabilities directly after a layer if one part of this layer is left out.
+    """How states, logits and probabilities right after a layer change if one part of this layer is removed.
 
-    Measures are means over tokens. The suffix `_stderr` names the standard error of a measure over windows (None if
-    there is one window): angle_h, angle_z, angle_p (1 - cosine), parallel_h, orthogonal_h, parallel_z, orthogonal_z (of
-    the change, relative to the dense norm), kl (KL(dense || other), nats), agreement of the most likely token;
-    the second-order estimates estimate_h, estimate_z, estimate_p, estimate_kl; and, with other weights,
-    estimate_uniform, estimate_top5, estimate_top10.
+    Each measure is a mean over tokens; h are states, z logits and p probabilities. A field with the suffix `_stderr` is
+    the standard error of a measure over windows (None if there is one window). The measures are:
+        angle_h, angle_z, angle_p    1 - cosine between the dense and the changed vector
+        parallel_h, parallel_z       the change along the dense vector, relative to the norm of this vector
+        orthogonal_h, orthogonal_z   the change orthogonal to the dense vector, relative to the norm of this vector
+        kl, agreement                KL(dense || other) in nats; whether the most likely token is the same
+        estimate_h, estimate_z, estimate_p, estimate_kl    second-order estimates of the angles and of kl
+        estimate_uniform, estimate_top5, estimate_top10    estimate_kl with equal weights for all, 5 or 10 tokens
     """
     temperature: float
     final_norm: bool
-    """Whether the final norm is applied to inner states before the head."""
+    """Whether the final norm is applied to the state after an inner layer before the output head."""
     windows: int
     positions: list[int]
-    """Positions of each window that are compared."""
+    """The positions of each window at which states and outputs are compared."""
     layers: list[dict[str, Any]]
-    """One row for each layer and part: layer, part (attention, mlp or whole), the measures."""
+    """One row for each layer and part, with the fields layer, part (attention, mlp or whole) and the measures."""
     tokens: list[dict[str, Any]]
-    """One row for each layer, part and window, measured on the last token of the window only: angle_p, estimate_p, kl,
+    """One row for each layer, part and window, measured only on the last token of the window: angle_p, estimate_p, kl,
     estimate_kl."""
     stats: dict[str, Any]
 
 
 class Spaces(NamedTuple):
-    """A pruned model compared with the dense one in states, logits and probabilities. Measures as in Probes, over
-    prompts."""
+    """A pruned model compared with the dense model in states, logits and probabilities.
+
+    The measures are those of Probes, as means over prompts.
+    """
     temperature: float
     final_norm: bool
     prompts: int
     prompt_tokens: int
     steps: int
     decoding: list[dict[str, Any]]
-    """One row for each history and step: history (`dense`: both read the dense model's text; `own`: each reads its own
-    text), step, same_text (share of prompts whose two texts are still the same), the measures of the last state."""
+    """One row for each history and step. With the history `dense`, both models read the text of the dense model. With
+    the history `own`, each model reads the text that it has written itself. Fields: history, step, same_text (share of
+    prompts for which the texts of both models are equal up to this step), and the measures of the last state."""
     depth: list[dict[str, Any]]
-    """One row for each state on the dense model's text: state (number in the dense model), the measures over about 8
-    steps."""
+    """One row for each state, on the text of the dense model. Fields: state (its index in the dense model), and the
+    measures as means over about 8 decoding steps."""
     choices: list[dict[str, Any]]
-    """One row for each multiple-choice item: angle_p, kl, agreement over all tokens, the same with `_candidates` over
-    the candidates renormalised, mass and mass_other (of the candidates, dense and pruned), rank (of the likeliest
-    candidate among all tokens, dense)."""
+    """One row for each multiple-choice item. angle_p, kl and agreement compare the probabilities of all tokens. The
+    fields with the suffix `_candidates` compare the renormalised probabilities of the candidates. mass and mass_other
+    are the probabilities of all candidates together in the dense and the pruned model. rank is the rank of the
+    likeliest candidate among all tokens in the dense model."""
     stats: dict[str, Any]
 
 
@@ -209,39 +225,39 @@ class KernelView(NamedTuple):
     positions: list[int]
     """Ascending."""
     predicted_PF: Tensor
-    """A_k ... A_1 phi(h_l), less `mean_F`."""
+    """A_k ... A_1 phi(h_l), minus `mean_F`."""
     true_PF: Tensor
-    """phi(h_{l+k}), less `mean_F`."""
+    """phi(h_{l+k}), minus `mean_F`."""
     mean_F: Tensor
-    """The mean of phi(h_{l+k}) over the training tokens, which was subtracted."""
+    """The mean of phi(h_{l+k}) over the training tokens."""
     error_P: list[float]
     """|predicted - true|^2 / |true - mean|^2: 0 is perfect, and 1 is the error of the mean as the prediction."""
     error_raw_P: list[float]
     """|predicted - true|^2 / |true|^2, without subtracting the mean."""
     error: float
-    """The error that error_P has for one position, over all held-out tokens: a ratio of sums."""
+    """The error as in `error_P`, but with both squared norms summed over all held-out tokens."""
     error_unchanged: float
-    """The same error for the prediction phi(h_l): the error without any map."""
+    """The error as in `error` if phi(h_l) itself is the prediction, without any map."""
     mean_share: float
-    """Share of |phi|^2 over all held-out tokens that lies in the mean."""
+    """The share of |phi|^2 that is due to the mean of the features, over all held-out tokens."""
 
 
 class Trajectories(NamedTuple):
-    """Paths of the states of S samples through L layers, as t-SNE shows them, and how straight they are."""
+    """The paths of the states of S samples through L layers in a t-SNE, and the straightness of these paths."""
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
     """Position of each sample's token."""
     xz_SL2: Tensor
-    """Coordinates in one t-SNE of all samples and layers."""
+    """Coordinates of all samples and layers in one common t-SNE."""
     straightness: list[dict[str, Any]]
-    """A row for each space and run of layers: kdp_core.study.views.straightness_table."""
+    """One row for each space and run of layers; kdp_core.study.views.straightness_table describes the fields."""
     own_neighbour: float
-    """Share of states whose nearest other state is one of the same sample."""
+    """Share of the states whose nearest other state belongs to the same sample."""
 
 
 class SingleStep(NamedTuple):
-    """Statistics of single predictions of a pruned model and of the dense one: kdp_core.study.single_step."""
+    """Statistics of single predictions of a pruned and a dense model; kdp_core.study.single_step defines them."""
     windows: int
     positions: int
     """Number of compared positions of each window; the first position is left out."""
@@ -252,22 +268,23 @@ class SingleStep(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """How the loss of generation quality is predicted from single-step statistics: kdp_core.study.expect."""
+    """The coefficients by which kdp_core.study.expect predicts lost generation quality from single-step statistics."""
     features: list[str]
     scale: list[float]
-    """Root mean square of each transformed feature over the rows of the fit."""
+    """Root mean square of each transformed feature over all entries of `rows`."""
     coefficients: dict[str, list[float]]
-    """For each loss, the weight of each feature. No weight is below 0."""
+    """For each loss, the weight of each feature. No weight is negative."""
     alpha: dict[str, float]
-    """The ridge of each loss. It is chosen by leave-one-group-out cross-validation on the fitted rows."""
+    """For each loss, the ridge. Leave-one-group-out cross-validation on the fitted rows chooses the ridge."""
     spread: dict[str, float]
-    """For each loss, the error that nine of ten predictions for left-out methods do not exceed."""
+    """For each loss, an error bound: for methods left out of the fit, 90 % of the predictions have a smaller error."""
     validation: dict[str, dict[str, float]]
-    """For each loss: rank correlation for left-out methods, its interval (low, high), mean error, rows, groups."""
+    """For each loss, the quality of predictions for methods left out of the fit: rank correlation, its interval (low,
+    high), mean error, number of rows, number of groups."""
     rows: list[dict[str, Any]]
-    """The rows of the fit: model, method, ratio, their features and losses."""
+    """The rows on which the predictor was fitted, with the fields model, method, ratio, features and losses."""
     provenance: dict[str, Any]
-    """Command, file and its SHA-256, versions, and the data that the losses were measured on."""
+    """The command, the data file and its SHA-256, versions, and the data on which the losses were measured."""
 
 
 class Candidates(NamedTuple):
@@ -283,37 +300,41 @@ class Candidates(NamedTuple):
 
 
 class Survival(NamedTuple):
-    """Comparison of a pruned model with the dense one on multiple-choice items, over all tokens and over the
+    """Comparison of a pruned model with the dense model on multiple-choice items, over all tokens and over the
     candidates."""
     items: list[dict[str, Any]]
-    """One row for each item: kdp_core.study.candidates.compare."""
+    """One row for each item; kdp_core.study.candidates.compare makes the row."""
     tasks: list[dict[str, Any]]
-    """One row for each task: means over its items, and the drop of its accuracy."""
+    """One row for each task: the means over the items of the task, and the drop of accuracy on the task."""
 
 
 class Agreement(NamedTuple):
     """How far searches for layers agree: kdp_core.study.agreement."""
     rows: list[dict[str, Any]]
-    """One row for each search: its own figures, and heldout_nats, heldout_ppl_ratio and heldout_accuracy of its
-    model."""
+    """One row for each search: the figures of the search, and the fields heldout_nats, heldout_ppl_ratio and
+    heldout_accuracy of the pruned model."""
     pairs: list[dict[str, Any]]
-    """One row for each pair of searches that differ in one property: kdp_core.study.objectives.pairs."""
+    """One row for each pair of searches that differ in one property; kdp_core.study.objectives.pairs makes the row."""
     claims: list[dict[str, Any]]
-    """One row for each claim: draws, mean, low, high, told. low and high are None if there is one draw."""
+    """One row for each claim of the paper: draws, mean, low, high, told (whether the data confirm the claim). low and
+    high are None if there is only one draw."""
     stats: dict[str, Any]
-    """Windows, tokens and choices of the held-out text; loss, accuracy and layers of the dense model; seconds."""
+    """Numbers of windows, tokens and choices of the held-out text; loss, accuracy and layers of the dense model;
+    seconds."""
 
 
 class Expectation(NamedTuple):
     """What a pruned model is expected to lose in generation, from its single-step statistics."""
     losses: dict[str, float]
-    """0 means as good as the dense model, and 1 means that nothing of the quality is left."""
+    """For each loss, the expected value. 0 means as good as the dense model, and 1 means that no quality remains."""
     low: dict[str, float]
     high: dict[str, float]
-    """The upper end of the range low .. high. For nine of ten left-out models the measured loss was in this range."""
+    """The upper end of the range from low to high. The range contained the measured loss of nine out of ten models
+    whose methods were left out of the fit."""
     nearest: dict[str, Any]
-    """The measured row whose statistics are nearest: model, method, ratio, losses, distance."""
+    """The row of the fit whose statistics are most similar, with the fields model, method, ratio, losses and
+    distance."""
     beyond: bool
-    """Whether a statistic is larger than all those that the predictor was fitted on."""
+    """Whether a statistic of the model is larger than in every row on which the predictor was fitted."""
     statistics: dict[str, float]
     sentence: str

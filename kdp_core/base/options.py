@@ -1,9 +1,9 @@
 """Options of a function: its keyword-only parameters, their JSON schema, and the check of their values.
 
-Only the signature says which values an option may have. `Literal` lists the values, `Annotated` states the range in the
-words of the library annotated-types, and the docstring describes the option:
+Only the signature says which values an option may have. `Literal` lists the allowed values. `Annotated` states the
+range in the terms of the library annotated-types. The docstring describes the meaning of the option:
     def fit(hidden, *, loss: Literal["chain", "local"] = "chain", epochs: Annotated[int, Ge(0)] = 2): ...
-The schema of the configuration (`schema`) and the message about a wrong value (`check`) are made from it.
+From the signature, `schema` makes the schema of the configuration, and `check` makes messages about wrong values.
 """
 import difflib
 import inspect
@@ -36,11 +36,11 @@ LIMITS: Mapping[type, tuple[str, str, str]] = {
     Ge: ("ge", "minimum", "at least"), Gt: ("gt", "exclusiveMinimum", "above"),
     Le: ("le", "maximum", "at most"), Lt: ("lt", "exclusiveMaximum", "below"),
     MultipleOf: ("multiple_of", "multipleOf", "that is a multiple of")}
-"""Kind of limit -> (its attribute, its word in JSON schema, its word in a message)."""
+"""For each kind of limit: the attribute with the bound, the keyword in JSON schema, and the words in a message."""
 MET: Mapping[type, Callable[[Any, Any], bool]] = {
     Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt,
     MultipleOf: lambda value, bound: value % bound == 0}
-"""Kind of limit -> whether a value meets a bound."""
+"""For each kind of limit: the function that tells whether a value is within a bound."""
 
 
 UNIONS = (types.UnionType, typing.Union)
@@ -48,17 +48,18 @@ UNIONS = (types.UnionType, typing.Union)
 
 
 class OptionError(ValueError):
-    """The function has no option of this name, or it does not accept the value."""
+    """The function has no option of this name, or the option does not accept this value."""
 
 
 def arguments(function: Callable[..., Any], filled: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function in the order of its signature, without those in `filled`."""
+    """The keyword-only parameters of a function in the order of its signature, except the parameters in `filled`."""
     return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in filled}
 
 
 def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tuple[str, ...] = ()) -> dict[str, Any]:
-    """All options of a function: its defaults, overridden by `given`. An unknown option raises OptionError."""
+    """All options of a function with their values: the values in `given`, otherwise the defaults. An unknown name in
+    `given` raises OptionError."""
     known = arguments(function, filled)
     if unknown := sorted(set(given) - set(known)):
         raise OptionError(f"option {unknown[0]!r} is unknown to {function.__module__}.{function.__name__}; "
@@ -67,16 +68,17 @@ def settings(function: Callable[..., Any], given: Mapping[str, Any], filled: tup
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: it names the most similar known name, if there is a similar one."""
+    """The end of a message about an unknown name: "did you mean" and the most similar known name; empty if none is
+    similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raise OptionError for the first option of a function whose value in `values` it does not accept.
+    """Raise OptionError for the first option of a function that does not accept its value in `values`.
 
-    A function calls `check` as its first statement, with its own `locals()`. Values that belong to no option are
-    ignored.
+    A function calls `check` as its first statement, with its own `locals()`. Entries of `values` whose name is not an
+    option are ignored.
     """
     hints = _hints(function)
     for name in arguments(function):
@@ -85,8 +87,7 @@ def check(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def unmet(hint: Any, value: Any) -> str:
-    """The requirement of an annotation that a value does not meet, in words; empty if the value meets the
-    annotation."""
+    """What an annotation requires of a value, in words; empty if the value meets the annotation."""
     if typing.get_origin(hint) is Annotated:
         kind, *limits = typing.get_args(hint)
         return unmet(kind, value) or next(filter(None, (_beyond(limit, value) for limit in limits)), "")

@@ -20,16 +20,16 @@ PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers", "numpy"
 """The packages that results depend on."""
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ("/", "~", "\\", "./", "../")
-"""How a path of one machine begins."""
+"""The first characters of a local path."""
 
 
 def here() -> dict[str, Any]:
-    """Versions and the state of the code of this process."""
+    """The versions of packages in this process, and the git commit of the code that it runs."""
     return {"versions": versions(), "git": git_state()}
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of the given packages, as far as they are installed."""
+    """The versions of Python and of those given packages that are installed."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -40,7 +40,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any] | None:
-    """The commit of the code, and whether files differ from it; None if the code is not in a checkout."""
+    """The git commit of the code, and whether tracked files differ from this commit; None without a git checkout."""
     if not (root / ".git").exists():
         return None
     try:
@@ -57,7 +57,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
-    """SHA-256 of each file, by name."""
+    """The SHA-256 of each file, under the name that `files` gives to the file."""
     found = {}
     for name, path in files.items():
         with Path(path).open("rb") as file:
@@ -66,13 +66,13 @@ def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def without_place(source: str) -> str:
-    """A source as the configuration names it. A path of one machine is cut to its last part, which does not show the
-    user."""
+    """A source as the configuration names it. Of a local path only the last part is kept, so that the result does not
+    show the user's name."""
     return Path(source.replace("\\", "/")).name if source.startswith(LOCAL) or source[1:3] == ":\\" else source
 
 
 def without_places(value: Any) -> Any:
-    """A configuration in which `without_place` is applied to every text."""
+    """A copy of a configuration in which `without_place` has replaced every string."""
     if isinstance(value, Mapping):
         return {key: without_places(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

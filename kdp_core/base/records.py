@@ -1,4 +1,4 @@
-"""The records that stages write and read. Each is a NamedTuple; the text below a field states its meaning and unit.
+"""The records that stages write and read. Each record is a NamedTuple. The text below a field states meaning and unit.
 
 Axes, used as suffixes of tensor names throughout kdp_core:
     S sequences, T tokens of a sequence, N tokens of any sequence (S*T flattened), L layer states,
@@ -27,16 +27,16 @@ class ModelFacts(NamedTuple):
     vocabulary: int
     """Rows of the embedding."""
     params_total: int
-    """All parameters, tied ones counted once."""
+    """Number of all parameters; tied parameters are counted once."""
     params_per_layer: list[int]
     macs_per_token: int
-    """Multiply-adds of all linear maps for one token, with the output head, but without embedding and attention
-    scores."""
+    """Multiply-adds of all linear maps for one token, including the output head. The embedding and the attention scores
+    are not counted."""
     source: str
     sha256: str
     """SHA-256 of the source file; for a folder, the hash of the sorted list of its files' hashes."""
     licence: str = ""
-    """The licence of the base model as its files name it, such as `apache-2.0`; empty if they name none."""
+    """The licence that the files of the base model name, such as `apache-2.0`; empty if the files name no licence."""
 
 
 class Tokens(NamedTuple):
@@ -56,23 +56,23 @@ class Similarity(NamedTuple):
     angular_LL: Tensor
     """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
     angular_last_LL: Tensor
-    """The angular distance at the last token of each sequence, for every treatment."""
+    """The angular distance at the last token of each sequence. `treatment` does not change it."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; the RBF bandwidth of each layer is its median distance."""
     cosine_all_LL: Tensor
-    """Mean cosine of the two states over all tokens, massive ones included, for every treatment. Published methods use
-    this cosine."""
+    """Mean cosine of the two states over all tokens, massive tokens included. `treatment` does not change it. Published
+    methods use this cosine."""
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
     tokens: int
-    """Tokens that were read."""
+    """Number of tokens that were read."""
     masked: int
-    """Massive-activation tokens left out."""
+    """Number of massive tokens that were excluded."""
 
 
 class Selection(NamedTuple):
-    """The blocks to replace at one grid point, with the figures by which they were chosen."""
+    """The blocks to remove at one grid point, with the scores by which the blocks were selected."""
     blocks: list[Block]
     """Non-overlapping, ascending."""
     scores: list[float]
@@ -83,40 +83,40 @@ class Selection(NamedTuple):
     ratio_planned: float
     """Share of all parameters that these blocks remove; the parameters of stand-ins are subtracted."""
     ratio_largest: float
-    """Largest share that the eligible layers allow."""
+    """Largest share of all parameters that can be removed, if protected layers are kept."""
     k_max: int
-    """Layers of context of a block: a block removes k_max - 1 layers."""
+    """Number of layers in the context of a block. A block has k_max - 1 layers, because the first layer is kept."""
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
     layers: int
-    """Number of layers to remove: the layers of the blocks. If the fit chooses the layers itself, the number that it
-    must choose."""
+    """Number of layers to remove. If the selection has blocks, this is the number of layers in them. Otherwise the fit
+    itself must choose this number of layers."""
 
 
 class Search(NamedTuple):
     """The order in which layers are removed, by a criterion of the method."""
     order: list[int]
-    """Layers; the first is removed first."""
+    """Layers in the order of their removal."""
     scores: list[float]
-    """What the removal of each layer of `order` adds to the criterion. In a greedy search the layers that precede this
-    layer in `order` are already removed. In a ranking only this layer is removed."""
+    """For each layer of `order`, how much its removal adds to the criterion. In a greedy search, all layers before it
+    in `order` are already removed. In a ranking, only this one layer is removed."""
     criterion: str
     """The criterion, such as `divergence`: KL(dense || pruned) in nats per token."""
     k_max: int
-    """At most k_max - 1 consecutive layers are removed, if the search reads this number."""
+    """At most k_max - 1 consecutive layers are removed. Some searches ignore k_max."""
     single: dict[str, float]
-    """Layer -> its score when it alone is removed."""
+    """For each layer, the score if only this layer is removed."""
     evaluations: int
     """How often the model, or a part of it, was run."""
     stats: dict[str, Any]
-    """Numbers of tokens for fitting and for judging; seconds."""
+    """Number of tokens for fitting, number of tokens for judging, seconds."""
 
 
 class KernelMap(NamedTuple):
     """Step 1 of KDP: the lift phi and the operators A_i of one block."""
     block: Block
     omega_DM: Tensor
-    """Frequencies, per unit of the lift's input after normalisation."""
+    """Frequencies omega of the random features; they are multiplied by the normalised input of the lift."""
     b_M: Tensor
     """Phases in radians."""
     operators_KFF: Tensor
@@ -124,15 +124,16 @@ class KernelMap(NamedTuple):
     gamma_K: Tensor
     """gamma_i of A_i = I + gamma_i B_i."""
     lift_input: str
-    """What the lift reads: `raw` states, or `rms` states, which are scaled to a root mean square of 1."""
+    """The input of the lift: `raw` for the states themselves, `rms` for states scaled to a root mean square of 1."""
     bypass_above: float | None
-    """Tokens whose first state has a larger norm bypass the stand-in; None means that all tokens are mapped."""
+    """If the state before the block has a larger norm than this, the token bypasses the stand-in. None: no token
+    does."""
     curve: list[dict[str, Any]]
-    """One row for each epoch: epoch, seconds (of training, without judging), lr, loss, mse, cos, heldout_loss,
-    heldout_mse, heldout_cos, phi_variance, phi_norm, operator_norm (a list, one for each operator); if asked for,
-    decode_error and decode_error_true_features."""
+    """One row for each epoch: epoch, seconds (training without judging), lr, loss, mse, cos, heldout_loss, heldout_mse,
+    heldout_cos, phi_variance, phi_norm, operator_norm (a list with one entry for each operator). If the option
+    `decode_every` asks for them, also decode_error and decode_error_true_features."""
     stats: dict[str, Any]
-    """Final held-out figures, the ridge, tokens, seconds."""
+    """The measures on held-out tokens after the fit, the ridge, the number of tokens, seconds."""
 
 
 class Inverse(NamedTuple):
@@ -178,28 +179,31 @@ class Plan(NamedTuple):
     drop: list[tuple[int, str]]
     """(layer, part) to remove, ascending; part is `whole`, `attention` or `mlp`."""
     modules: list[Module]
-    """Stand-ins in the order of their blocks. Of two neighbouring blocks, each has a stand-in of its own."""
+    """Stand-ins in the order of their blocks. Each block has its own stand-in, even if two blocks are adjacent."""
     tensors: dict[str, Tensor]
-    """Replacements of remaining tensors of the dense model, by state-dict name."""
+    """New values of tensors that remain in the model, by their names in the state dict."""
     sparse: bool = False
     """Whether the zeros of `tensors` count as removed weights. This is true if the method sets weights to zero. The
-    tensors of other methods may hold zeros by chance."""
+    tensors of other methods may contain zeros by chance."""
     shape: dict[str, Any] | None = None
-    """Entries of the folded configuration that give the shapes of the model, for plans that change widths. `tensors`
-    then have these shapes, and may hold tensors that the dense model lacks. Such a plan has no stand-ins."""
+    """Entries of the folded configuration that give the shapes of the model, for plans that change widths. The entries
+    of `tensors` then have these shapes. `tensors` may also contain tensors that the dense model does not have. A plan
+    with `shape` has no stand-ins."""
 
 
 class Composed(NamedTuple):
-    """The stand-ins of one grid point, fitted together rather than block by block."""
+    """All stand-ins of one grid point, fitted together and not block by block."""
     plan: Plan
     curve: list[dict[str, Any]]
-    """One row for each epoch, if any: epoch, seconds; of joint training kl, heldout_loss, heldout_kl (nats a token), of
-    other training loss and heldout_loss in its own unit."""
+    """One row for each epoch, if the fit trains: epoch, seconds, and the losses. Joint training records kl,
+    heldout_loss and heldout_kl in nats a token. Every other training records loss and heldout_loss in its own
+    unit."""
     fits: list[dict[str, Any]]
-    """One row for each stand-in: block, heldout_error (relative squared error of the block's last state on what the
-    pruned model feeds it), params."""
+    """One row for each stand-in: block, heldout_error, params. heldout_error is the relative squared error of the state
+    after the block, if the stand-in reads the states of the pruned model."""
     stats: dict[str, Any]
-    """Tokens, seconds of the parts; after joint training the kept epoch and its heldout_loss and heldout_kl."""
+    """Number of tokens, and seconds of each part of the fit. After joint training also the epoch whose weights were
+    kept, and its heldout_loss and heldout_kl."""
 
 
 class PrunedFacts(NamedTuple):
@@ -214,24 +218,28 @@ class PrunedFacts(NamedTuple):
     params_removed: float
     """Share of all parameters removed: 1 - (params_after - params_zeroed) / params_before."""
     blocks: list[Block]
-    """Runs of removed layers. Each block that has a stand-in is one run. All other consecutive layers form one run."""
+    """Runs of removed layers. A block with a stand-in is one run. Adjacent removed layers without stand-in form one run
+    together."""
     parts: list[tuple[int, str]]
-    """(layer, part) of the layers that lack only `attention` or only `mlp`, ascending."""
+    """(layer, part) for each layer from which only the part `attention` or only the part `mlp` was removed;
+    ascending."""
     params_zeroed: int
-    """Weights set to zero. They are stored and count as removed. Only sparse kernels make the model smaller or faster
-    through these zeros."""
+    """Number of weights that were set to zero. These weights are still stored, but they count as removed. The zeros
+    make the model smaller or faster only with sparse kernels."""
 
 
 class Finetuned(NamedTuple):
     """A low-rank change of the output head, trained to reproduce the dense model's outputs (rows with a dagger in the
     paper)."""
     place: str
-    """`head`: merged into the head's weight; `adapter`: kept before a head that is tied to the embedding."""
+    """`head`: the change is merged into the weight of the head. `adapter`: the head is tied to the embedding, and the
+    change is a separate module before the head."""
     rank: int
     params_added: int
-    """Parameters of the change itself; 0 if it was merged or not kept."""
+    """Number of parameters that the change adds to the model; 0 if the change was merged or discarded."""
     epoch: int
-    """The epoch whose weights were kept. 0 is the start, where the change is zero. It is kept if no epoch is better."""
+    """The epoch whose weights were kept. 0 is the start of the training, where the change is zero. The weights of the
+    start are kept if no epoch is better."""
     judge: str
     """The held-out figure by which the epoch was chosen: `loss` or `ppl`."""
     curve: list[dict[str, Any]]
