@@ -1,6 +1,7 @@
 """KDP, and the baselines of its paper: removal alone, and linear maps in the original space.
 
-KDP has two steps: the kernel space (`kernel`, step 1) and the network back from it (`inverse`, step 2).
+KDP has two steps: the kernel space (`kernel`, step 1) and the network from the kernel space back to states (`inverse`,
+step 2).
 """
 import math
 from collections.abc import Mapping

@@ -4,8 +4,8 @@ Paper: KDP (ICLR 2026), equations 2 and 5.
     phi(h) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m),   Omega = D^1/2 Z + L V,   D = diag(exp(lambda)),
     Z ~ N(0, 1) of d x m and V ~ N(0, 1) of r x m are drawn once; lambda and L are learned;
     phi(h_{l+i}) ~ A_i phi(h_{l+i-1}).
-Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2); but frequencies with covariance Sigma give the kernel
-with Sigma in the place of Sigma^-1. The module `kernel` fits these parts and lists what the paper leaves open.
+Equation 2 names the kernel exp(-(x - y)' Sigma^-1 (x - y) / 2). However, frequencies with covariance Sigma give the
+kernel with Sigma in the place of Sigma^-1. The module `kernel` fits these parts and lists what the paper leaves open.
 """
 import functools
 import itertools
@@ -22,7 +22,8 @@ Weight = Literal["none", "position", "position_depth", "step"]
 
 
 class Lift(nn.Module):
-    """phi with learnable lambda and L. The generator fixes Z, V and b. The input is divided by `scale`."""
+    """phi with learnable lambda and L. The generator draws Z, V and b, which then stay fixed. The input is divided by
+    `scale`."""
 
     def __init__(self, width: int, features: int, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class Loss(NamedTuple):
 
 
 def equation_5(a_KFF: Tensor, phi_KNF: Tensor, weight_KN: Tensor, *, chained: bool = False) -> Loss:
-    """Loss of step 1 for K operators and the features of K + 1 states.
+    """Loss of step 1, from K operators and from the features of K + 1 states.
 
     chained: whether only the last state is predicted, from the first state; otherwise each state is predicted from the
         previous one.
@@ -127,12 +128,13 @@ class _Compared(torch.autograd.Function):
 
 
 def cosine_weights(kind: Weight, positions_N: Tensor, length: int, layers: int, model_layers: int) -> Tensor:
-    """W of equation 5 for each operator and token, weight_KN. W has mean 1 over a full sequence (`step`: over i).
+    """W of equation 5 for each operator and token, weight_KN. The mean of W over a full sequence is 1; for `step` the
+    mean over the operators is 1.
 
     The weights have base 2 and exponents from 0 to n - 1. `position` spreads the exponents over the positions of a
-    sequence, and n is the number of the block's layers. `position_depth` does the same, and n is the number of the
-    model's layers; with 128 tokens and 32 layers, half of the weight is on the last four tokens. `step` gives the
-    operator A_i the exponent i - 1. `none` is W = 1.
+    sequence, and n is the number of the block's layers. `position_depth` also spreads the exponents over the positions,
+    but n is the number of the model's layers. With 128 tokens and 32 layers, half of the weight is on the last four
+    tokens. `step` gives the operator A_i the exponent i - 1. With `none`, W is 1 everywhere.
     """
     if kind == "none":
         return torch.ones(layers, len(positions_N))
@@ -151,7 +153,7 @@ def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
 
 
 def chain(a_KFF: Tensor) -> Tensor:
-    """A_k ... A_1 as one matrix, in float64."""
+    """The product A_k ... A_1 as one matrix, in float64."""
     product_FF = torch.eye(a_KFF.shape[-1], dtype=torch.float64, device=a_KFF.device)
     for a_FF in a_KFF.double():
         product_FF = a_FF @ product_FF

@@ -1,21 +1,25 @@
 """Step 2 of KDP: a small network from the kernel space back to hidden states, and the folded block of both steps.
 
-Paper: KDP (ICLR 2026), equation 6, Algorithm 1 lines 11-21, appendix B: I(z) = alpha * MLP(z), two layers, trained on
-z = A_k ... A_1 phi(h_l) against h_{l+k} for 100 epochs of Adam at a fixed 1e-3, batches of 128.
+Paper: KDP (ICLR 2026), equation 6, Algorithm 1 lines 11-21, appendix B. The network I(z) = alpha * MLP(z) has two
+layers. It is trained to map z = A_k ... A_1 phi(h_l) to h_{l+k}, for 100 epochs of Adam with the fixed learning rate
+1e-3 and batches of 128.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - The hidden width and the activation of the MLP are not given. The parameters in Table 12 agree with a width near 1590
   for LLaMA-2-7B.
-- Algorithm 1 adds an `L_norm` that equation 6 lacks and nothing defines: `norm_loss`.
-- The features behind z have variances of 1e-5. Without standardisation the printed recipe is far too slow (held-out
-  error 0.78 against 0.19 after 18 s on SmolLM2). The standardisation is absorbed into W1 and b1.
+- Algorithm 1 adds a term `L_norm`. Equation 6 does not contain this term, and the paper does not define it:
+  `norm_loss`.
+- The features from which z is computed have variances of 1e-5. Without standardisation the printed recipe trains far
+  too slowly: after 18 s on SmolLM2 the held-out error is 0.78, against 0.19 with standardisation. The standardisation
+  is absorbed into W1 and b1.
 - alpha starts at the root mean square of the target, so that the MLP's own outputs are of order one.
 - The batch size of 128 counts tokens here.
-- The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training (on SmolLM2, for
-  one seed of three, the held-out error is 0.16 after two epochs and 24 after five). `keep` keeps the best epoch by
-  default.
-- The paper does not say how the MLP starts; it starts at random. `start: ridge` is ours. An MLP can be a linear map,
-  because act(s) - act(-s) = s for GELU, SiLU and ReLU; it starts as the least-squares map of rank H/2 from z to h.
+- The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training. On SmolLM2, for
+  one seed of three, the held-out error is 0.16 after two epochs and 24 after five epochs. By default, `keep` selects
+  the weights of the best epoch.
+- The paper does not say how the weights of the MLP are initialised; by default they are random. `start: ridge` is our
+  addition. An MLP can be a linear map, because act(s) - act(-s) = s for GELU, SiLU and ReLU. With `start: ridge` the
+  MLP is at first the least-squares map of rank H/2 from z to h.
 """
 import logging
 import math
@@ -38,7 +42,7 @@ logger = logging.getLogger(__name__)
 NormLoss = Literal["none", "relative", "gap"]
 """Interpretations of the paper's undefined L_norm; see `fit`."""
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-"""Activations by the names of transformers. The folded model finds them under these names."""
+"""Activations by their names in transformers. The folded model looks up its activation by this name."""
 RIDGE = 1e-6
 """Ridge of `start: ridge`, relative to the mean diagonal of the Gram matrix, as in the least squares of step 1."""
 
@@ -65,8 +69,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, z_NF: Tensor, h_ND: Tensor, ridge: float) -> None:
-        """Set the weights so that the network is the ridge map from z to h, of rank R = H/2, or D if D is less. Unused
-        hidden units contribute nothing."""
+        """Set the weights so that the network is the ridge map from z to h. The rank of the map is R = H/2, or D if D
+        is less. Unused hidden units contribute nothing."""
         mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
         centred_NF = z_NF - mean_F
         gram_FF = gram(centred_NF, centred_NF)
@@ -103,13 +107,15 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
     standardise: whether z is standardised and alpha starts at the target's scale; false follows the paper's text
         exactly.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
-    start: `random`, or `ridge`, the least-squares map of rank width / 2, which `keep: best` may also end with.
-    epochs: passes over the training tokens.
-    lr: Adam's learning rate, fixed.
-    batch: tokens of a minibatch.
-    keep: weights of the `best` epoch by held-out error, or of the `last` one, as printed.
-    heldout: share of the sequences for judging. Set the same value as for step 1, so that no judged token was ever
-        fitted.
+    start: `random`, or `ridge`, the least-squares map of rank width / 2. With `keep: best` this map can also be the
+        result.
+    epochs: number of passes over the training tokens.
+    lr: the fixed learning rate of Adam.
+    batch: number of tokens in a minibatch.
+    keep: `best` keeps the weights of the epoch with the lowest held-out error; `last` keeps those of the last epoch, as
+        in the paper.
+    heldout: share of the sequences that are used only for judging. Set the same value as for step 1, so that no judged
+        token was fitted in either step.
     seed: seed of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: file in which the state of the training is stored.
@@ -172,7 +178,7 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start:
 @torch.no_grad()
 def _judge(network: Network, judged: _Data, norm_loss: str, progress: Progress, keep: str, epoch: int,
            loss: float) -> None:
-    """Add an epoch to the curve, and keep the weights if they are the best so far."""
+    """Add an epoch to the curve. If its weights are the best so far, keep them."""
     heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
     curve = progress.values["curve"]
     curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": loss, "heldout_loss": heldout_loss,

@@ -4,21 +4,21 @@ Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. T
 features phi, the operators A_i and the loss. This module trains the features and the operators.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are similar in it. x is therefore
-  divided by `bandwidth_scale` times the median distance of two tokens (`bandwidth: median`); `unit` is lambda = 0
-  without this division.
-- Lift input: `raw` states, or states at unit root mean square (`rms`), which the layers read.
-- A_i = I + gamma_i B_i "initialised at the start of each iteration with its OLS estimate": with `ols: iteration` A_i is
-  the least-squares solution of each minibatch. An update of gamma_i and B_i by Adam would be overwritten by the next
-  start, so Adam moves lambda and L only. `epoch` and `start` solve less often, and Adam then
-  moves gamma_i and B_i between the starts. After training, A_i is solved once more on all training tokens
-  (`final_ols`).
+- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are similar in it.
+  With `bandwidth: median`, x is therefore divided by `bandwidth_scale` times the median distance of two tokens. With
+  `unit`, x is divided by `bandwidth_scale` alone.
+- Lift input: `raw` states, or states at unit root mean square (`rms`), as the layers read them.
+- The paper says that A_i = I + gamma_i B_i is "initialised at the start of each iteration with its OLS estimate". With
+  `ols_every: iteration`, A_i is the least-squares solution of each minibatch. The next least-squares solution would
+  overwrite an update of gamma_i and B_i, so Adam updates only lambda and L. `epoch` and `start` solve for A_i only at
+  the start of an epoch or of the training, and Adam then also updates gamma_i and B_i. After training, A_i is solved
+  once more on all training tokens (`final_ols`).
 - Equation 5 sums the separate errors of the operators (`loss: steps`). Algorithm 1 line 7 chains all A_i and predicts
-  the last state only (`loss: chain`).
-- The weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric sequence with base 2
-  and exponents from 0 to num_layers - 1"; see `cosine_weights`.
+  only the last state (`loss: chain`).
+- The paper says of the weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric
+  sequence with base 2 and exponents from 0 to num_layers - 1"; see `cosine_weights`.
 - The batch size of 100 counts sequences here.
-- Sums over tokens and features are means over tokens here. This does not change the updates of Adam.
+- Where the paper sums over tokens, the loss here is a mean over tokens. The mean does not change the updates of Adam.
 """
 import logging
 import math
@@ -67,7 +67,7 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
 
     features: dimension of the kernel space, the paper's 2m.
     rank: rank of the low-rank factor L.
-    lift: what the lift reads, `raw` states or `rms` (states at unit root mean square).
+    lift: input of the lift: `raw` states, or `rms` (states at unit root mean square).
     bandwidth: `median` (input in units of the median distance) or `unit` (lambda = 0 exactly as printed).
     bandwidth_scale: kernel width at the start, in the units that `bandwidth` names.
     loss: `steps` (equation 5, one error for each operator) or `chain` (Algorithm 1, the last state predicted from the
@@ -75,19 +75,21 @@ def fit(hidden: HiddenStates, block: Block, *, features: Annotated[int, Ge(2), M
     weight: W of the cosine term: none, position, position_depth or step.
     massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the folded block; `raw` treats
         all tokens in the same way.
-    epochs: passes over the training sequences; the paper trains until convergence, about 100.
-    batch_sequences: sequences of a minibatch.
+    epochs: number of passes over the training sequences; the paper trains until convergence, about 100 epochs.
+    batch_sequences: number of sequences in a minibatch.
     lr: Adam's learning rate at the start.
     patience: number of epochs without a lower loss after which the learning rate is reduced.
-    factor: factor by which the learning rate is then multiplied.
-    ols_every: when A_i starts from least squares: iteration, epoch or start.
+    factor: factor by which each reduction multiplies the learning rate.
+    ols_every: when A_i is set to the least-squares solution: at each `iteration`, at each `epoch`, or only at the
+        `start`.
     final_ols: whether A_i is solved once more at the end, on all training tokens.
     ridge: ridge of the least squares, relative to the mean diagonal of the Gram matrix.
     heldout: share of the sequences that are used only for judging, never for fitting.
     collapse_variance: the training stops if the held-out variance of phi, summed over features, falls below this value.
     decode_every: number of epochs after which the error of the state decoded by ridge is added to the curve. 0 computes
         this error only at the end.
-    model_layers: layers of the model, for weight position_depth; 0 takes the index of the last stored state.
+    model_layers: number of layers of the model, for the weight position_depth; 0 means the index of the last stored
+        state.
     seed: seed of Z, V, b, the held-out choice and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: file in which the state of the training is stored.
@@ -135,7 +137,7 @@ class _Run(NamedTuple):
             return self.phi(lift_input(self.states.tokens(which), self.lift).to(self.device))
 
     def weights(self, which: Tensor) -> Tensor:
-        """W for the same tokens."""
+        """W for the counted tokens of the given sequences."""
         K, _, T, _ = self.states.h_KSTD.shape
         return cosine_weights(self.weight, self.states.positions(which), T, K - 1, self.model_layers).to(self.device)
 
@@ -152,7 +154,8 @@ class _Run(NamedTuple):
 
 def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor: float, collapse_variance: float,
            decode_every: int, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Adam on lambda and L (and on gamma_i, B_i where least squares does not set them); one entry for each epoch."""
+    """Train lambda and L by Adam, and also gamma_i and B_i if least squares does not set them in each iteration.
+    Returns one entry for each epoch."""
     learned = [*run.phi.parameters(), *(run.operators.parameters() if run.ols_every != "iteration" else ())]
     adam = torch.optim.Adam(learned, lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, factor=factor, patience=patience)
@@ -182,7 +185,8 @@ def _train(run: _Run, epochs: int, batch: int, lr: float, patience: int, factor:
 
 
 def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[str, float]:
-    """One minibatch: the start by least squares, equation 5, and one update of Adam."""
+    """One minibatch: the least-squares solution if `ols_every` is `iteration`, the loss of equation 5, and one update
+    of Adam."""
     phi_KNF = run.phi(lift_input(run.states.tokens(which), run.lift).to(run.device))
     if not math.isfinite(phi_KNF.sum().item()):
         raise TrainingFailed("step 1: the features are not numbers; lower kernel.lr")
@@ -205,7 +209,8 @@ def _check(entry: dict[str, Any], collapse_variance: float) -> None:
 
 
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:
-    """Held-out relative error of the state decoded by ridge from the chain's prediction, and from the true features.
+    """Held-out relative error of the state that a ridge regression decodes, from the prediction of the chain and from
+    the true features.
 
     These errors can judge a lift, because a collapse of the features does not lower them. A collapse does lower the
     loss of equation 5.

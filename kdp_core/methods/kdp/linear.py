@@ -2,9 +2,9 @@
 
 `direct` regresses h_{l+k} on h_l. `sequential` regresses each layer's output on its input and multiplies the k maps.
 The paper says no more about these methods, and it reports that both collapse. Two choices decide whether they collapse.
-Massive tokens dominate an unweighted regression (`massive`, `token_weight`), and a ridge may shrink towards zero
-instead of towards the identity (`residual`). With ridge 0, token_weight none and massive raw this is ordinary least
-squares.
+First, massive tokens dominate an unweighted regression (`massive`, `token_weight`). Second, a ridge may shrink the map
+towards zero instead of towards the identity (`residual`). With ridge 0, token_weight none and massive raw, each
+regression is an ordinary least-squares fit.
 """
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""kdp_narrow: every layer gets a narrower MLP and attention; their writers are solved again and trained."""
+"""kdp_narrow: every layer gets a narrower MLP and attention, whose writers are solved again and then trained."""
 from kdp_core.methods._method import Method
 from kdp_core.methods.kdp_narrow.budget import by_budget
 from kdp_core.methods.kdp_narrow.compose import compose

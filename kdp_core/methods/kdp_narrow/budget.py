@@ -1,9 +1,9 @@
-"""How many units each part of each layer keeps, so that the sum of the measured losses is least at the given ratio.
+"""How many units each part of each layer keeps, so that the sum of the measured losses is minimal at the given ratio.
 
-The losses of the parts are added, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, each
-of which has a ladder of levels; dynamic programming solves it exactly on a grid of parameters. Between two measured
-levels of an MLP the loss is interpolated linearly. If the measured loss falls with fewer units, the fall is measurement
-noise. The higher loss at more units is then used.
+The losses of the parts are added, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, and
+each part has a ladder of levels. Dynamic programming solves the knapsack exactly on a grid of parameters. Between two
+measured levels of an MLP the loss is interpolated linearly. If the measured loss falls with fewer units, the fall is
+measurement noise. The loss at fewer units is then set to the higher loss at more units.
 """
 from collections import defaultdict
 from collections.abc import Mapping
@@ -26,18 +26,18 @@ STEPS = 48
 class Ladder(NamedTuple):
     """The measured losses of one part of one layer."""
     units: int
-    """Units of the dense part."""
+    """Number of units of the dense part."""
     unit_params: int
     """Parameters that are removed with one unit."""
     losses: Mapping[int, float]
-    """Number of kept units -> loss. The dense part has no loss and need not be listed."""
+    """For each number of kept units: the loss. The dense part has the loss 0 and need not be listed."""
     step: int
-    """Step between numbers of kept units: each number is `units` minus a multiple of this step."""
+    """Difference of two neighbouring levels: each level keeps `units` minus a multiple of this step."""
 
 
 class _Level(NamedTuple):
     saved: int
-    """Number of steps of the knapsack that are removed."""
+    """The parameters that the level removes, in steps of the knapsack."""
     loss: float
     kept: int
 
@@ -82,12 +82,13 @@ def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
 
 
 def _largest(ladders: list[Ladder]) -> int:
-    """Parameters that are removed if every part is at the last level of its ladder."""
+    """Number of parameters that are removed if every part is at the smallest level of its ladder."""
     return sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
 
 
 def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
-    """Units that each part keeps. The MLPs correct the rounding of the knapsack, one channel at a time."""
+    """Number of units that each part keeps. Single MLP channels are added or removed to correct the rounding of the
+    knapsack."""
     goal = ratio * total
     counts = allocate(ladders, round(goal), max(1, round(goal / GRAINS)))
     if counts is None:
@@ -110,7 +111,8 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
 
 
 def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
-    """Units that each part keeps if at least about `goal` parameters are removed; None if so many cannot be removed.
+    """Number of units that each part keeps if about `goal` parameters or more are removed. None if the ladders do not
+    reach the goal.
 
     grain: number of parameters in one step of the knapsack; sizes are rounded to steps.
     """
@@ -123,7 +125,7 @@ def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
 
 
 def _levels(ladder: Ladder, grain: int) -> list[_Level]:
-    """All levels of a ladder, from the dense part down to the smallest measured one."""
+    """All levels of a ladder, from the dense part down to the smallest measured level."""
     points = sorted({**ladder.losses, ladder.units: 0.0}.items(), reverse=True)
     rising, highest = [], 0.0
     for kept, loss in points:
@@ -134,7 +136,8 @@ def _levels(ladder: Ladder, grain: int) -> list[_Level]:
 
 
 def _between(points: list[tuple[int, float]], kept: int) -> float:
-    """The loss at a number of kept units, interpolated between the nearest two of `points`, which descend."""
+    """The loss at a number of kept units. It is interpolated between the two nearest of `points`, which are in
+    descending order."""
     for (more, low), (fewer, high) in pairwise(points):
         if fewer <= kept <= more:
             return low + (high - low) * (more - kept) / (more - fewer)

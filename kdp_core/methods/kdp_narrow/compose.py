@@ -1,19 +1,21 @@
-"""kdp_narrow: every layer keeps a narrower attention and MLP, and their last matrices change to compensate.
+"""kdp_narrow: every layer keeps a narrower attention and a narrower MLP, and the writers of both are changed to
+compensate.
 
 KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context that
 the removed attentions read is lost. Here every layer keeps a part of its own attention, which reads the context:
 1. The search (`ladders`) measures the loss at the outputs if a part of one layer has fewer channels or heads.
 2. The selection (`budget`) decides what each part keeps, so that the sum of these losses is least at the given ratio.
-3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon, on the already pruned prefix. It
-   solves each writer (o_proj and down_proj in LLaMA) again in closed form, against the dense model's states.
+3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon. The parts before are already
+   pruned. The fit solves each writer (o_proj and down_proj in LLaMA) again in closed form; the target is the state of
+   the dense model.
 4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
-So the last matrices of attentions and MLPs are changed, and all other kept weights are those of the dense model. With
-`solve: false` and `epochs: 0` every kept weight is untouched.
+So only the writers, the last matrices of attentions and MLPs, are changed. All other kept weights are those of the
+dense model. With `solve: false` and `epochs: 0` every kept weight is untouched.
 
 ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) also choose units by the surgeon's
-rule and solve the writers again. Four things are new here: the target is the state of the dense model, as in
-kdp_residual; the cost of removing a unit is the loss at the outputs; heads and channels share one budget; and the
-writers are trained together.
+rule and solve the writers again. Four things are new here. The target is the state of the dense model, as in
+kdp_residual. The cost of removing a unit is the loss at the outputs. Heads and channels share one budget. The writers
+are trained together.
 """
 import logging
 import time
@@ -46,7 +48,7 @@ class _Small(NamedTuple):
     model: nn.Module
     widths: list[dict[str, int]]
     gone: dict[str, list[int]]
-    """Part -> layers in which the part has no units and is removed."""
+    """For each part: the layers in which the part has no units and is removed."""
     names: list[str]
     """State-dict names of the tensors of all remaining parts."""
 
@@ -57,19 +59,21 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             kl_weight: Chance = 0.8, heldout: Share = 0.05, seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
 
-    `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`; `selection` says how many units each
-    part keeps.
+    `dense` is the checkpoint folder. `hidden` contains all states of the dense model over `tokens`. `selection` says
+    how many units each part keeps.
     solve: whether writers are solved again; otherwise kept weights stay as they are until they are trained.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix. null
         chooses for each writer the ridge that is best on the held-out sequences.
     sequences: number of sequences on which the writers are solved.
-    epochs: passes of the training of all writers against the dense model's outputs; 0 keeps the closed form.
+    epochs: number of epochs in which all writers are trained against the dense model's outputs; 0 keeps the closed
+        form.
     lr: peak learning rate of Adam.
-    batch_sequences: sequences of an update and of a forward pass.
-    positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
-        update.
+    batch_sequences: number of sequences in an update and in a forward pass.
+    positions: number of tokens of each sequence whose outputs are compared in an update. New positions are drawn for
+        every update.
     kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    heldout: share of the sequences that are never fitted on. They choose the ridges and the epoch.
+    heldout: share of the sequences that are never used for fitting. These sequences decide which ridges and which epoch
+        are kept.
     seed: seed of the held-out choice and of the order of training.
     resume: file in which the state of the training is stored.
     Raises FitError for a Gram matrix that is singular.
@@ -141,7 +145,7 @@ def _trained(small: _Small, hidden: HiddenStates, tokens: Tokens, kept: Tensor, 
 
 
 def _dropped(gone: dict[str, list[int]]) -> list[tuple[int, str]]:
-    """The parts that the plan drops. A layer without both parts is dropped as a whole."""
+    """The parts that the plan removes. If both parts of a layer are removed, the entry is the whole layer."""
     attention, mlp = (set(gone[part]) for part in PARTS)
     return sorted((layer, "whole" if layer in attention & mlp else PARTS[0] if layer in attention else PARTS[1])
                   for layer in attention | mlp)

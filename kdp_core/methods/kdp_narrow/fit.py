@@ -1,7 +1,8 @@
-"""The closed-form half of kdp_narrow: parts are narrowed in the order of depth, and their writers are solved again.
+"""The closed-form fit of kdp_narrow: parts are narrowed from the first layer to the last, and their writers are solved
+again.
 
-Each writer is solved on its inputs in the already pruned model, with the dense model's state as the target. So the new
-writer also corrects the errors of earlier parts.
+Each writer is solved on its inputs in the already pruned model, with the dense model's state as the target. A new
+writer therefore also corrects the errors of earlier parts.
 Axes: as in `parts`.
 """
 import logging
@@ -25,11 +26,11 @@ logger = logging.getLogger(__name__)
 class Closed(NamedTuple):
     """How writers are solved."""
     ridge: float | None
-    """None: the one of RIDGES that is best on the held-out sequences."""
+    """None: each writer uses the ridge of RIDGES that is best on the held-out sequences."""
     solve: bool
-    """Whether writers are solved again; otherwise kept weights stay as they are."""
+    """Whether writers are solved again. If not, kept weights are unchanged."""
     batch: int
-    """Sequences of a forward pass."""
+    """Number of sequences in a forward pass."""
 
 
 class Part(NamedTuple):
@@ -42,7 +43,8 @@ class Part(NamedTuple):
 
 def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]], fitted: Tensor, held: Tensor,
              how: Closed) -> list[tuple[Part, Tensor, float]]:
-    """Narrow the parts, which are given in the order of depth: (part, kept units, held-out error of the state after).
+    """Narrow the parts, which are given from the first layer to the last. Returns (part, kept units, held-out error of
+    the state after the part) for each part.
 
     The writers of the model are changed in place; the columns of removed units become zero.
     """
@@ -75,7 +77,7 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
 
 
 def inputs(passes: Passes, part: Part) -> int:
-    """Inputs of the writer that belong to one unit."""
+    """Number of inputs of the writer that belong to one unit."""
     return matrix(parts.writer_of(passes, part.layer, part.name)).shape[1] // part.units
 
 
@@ -88,7 +90,7 @@ def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, wh
 
 
 def products_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> Products:
-    """The products from which the normal equations of a part's writer are made."""
+    """The products of inputs and targets from which the normal equations of a part's writer are computed."""
     gram_FF, cross_FD = parts.products(passes, part.layer, part.name, given, y_STD, how.batch)
     return Products(gram_FF, cross_FD, parts.weights_of(parts.writer_of(passes, part.layer, part.name)))
 
@@ -99,13 +101,13 @@ def first_ridge(how: Closed) -> float:
 
 
 def matrix_of(products: Products, columns: Tensor, how: Closed) -> Tensor:
-    """w_FD of these inputs: solved again with the first ridge, or the old matrix."""
+    """w_FD of these inputs: the solution with the first ridge, or the old matrix if writers are not solved again."""
     return solved(products.equations(first_ridge(how)).of(columns)) if how.solve else products.old_FD[columns]
 
 
 @torch.no_grad()
 def narrow(passes: Passes, part: Part, units: Tensor, w_FD: Tensor) -> None:
-    """Give the writer of a part the matrix w_FD for the inputs of the kept `units`, and zeros for all others.
+    """Set the writer of a part to the matrix w_FD for the inputs of the kept `units`, and to zero for all other inputs.
 
     A part without units is removed together with its bias.
     """

@@ -1,8 +1,8 @@
 """The ladder of each part: the loss at the outputs of the model if this part has fewer heads or channels.
 
-One part of the dense model at a time is narrowed, and its writer is solved again. KL(dense || pruned) of the next-token
-distributions is the loss. The losses do not depend on the ratio, so one search is enough for all ratios. MLPs are
-measured at three quarters, half, a quarter and none of their channels, attentions at every number of heads.
+One part of the dense model at a time is narrowed, and its writer is solved again. The loss is KL(dense || pruned) of
+the next-token distributions. The losses do not depend on the ratio, so one search is enough for all ratios. MLPs are
+measured with three quarters, half, a quarter and none of their channels, and attentions with every number of heads.
 """
 import logging
 import time
@@ -31,14 +31,15 @@ RUNGS = (0.75, 0.5, 0.25, 0.0)
 
 
 def refuses(family: Family) -> str:
-    """Why the parts of this family cannot be solved one after the other, or why single heads cannot be removed."""
+    """Why the method refuses this family: its parts cannot be solved one after the other, or its heads cannot be
+    removed one by one."""
     return no_state_between(family) or no_single_heads(family)
 
 
 def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, fit_sequences: Count = 96,
             judge_sequences: Count = 8, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
-    """The loss of every part with fewer units: `single` holds it by `layer.part.units kept`.
+    """The loss of every part with fewer units. `single` contains each loss under the key `layer.part.units kept`.
 
     solve: whether writers are solved again; otherwise kept weights stay as they are.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
@@ -46,7 +47,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     judge_sequences: number of other sequences, on which outputs are compared.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises FitError for a model of a family that is refused, if states are not stored, and for too few sequences.
+    Raises FitError for a family that is refused, for states that are not stored, and for too few sequences.
     """
     check(ladders, locals())
     check_family("kdp_narrow", checkpoints.config_of(dense), refuses)
@@ -80,7 +81,8 @@ def parts_of(model: nn.Module) -> list[Part]:
 @torch.no_grad()
 def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, final_STD: Tensor,
            how: Closed) -> dict[int, float]:
-    """Units kept -> loss, of one part of the dense model. At the end the writer's old weights are restored.
+    """For each number of kept units: the loss if one part of the dense model keeps this number of units. At the end the
+    writer's old weights are restored.
 
     final_STD: last states of the dense model for the sequences `judged`.
     """

@@ -1,7 +1,8 @@
-"""The attention and the MLP of a layer, each run separately: the inputs of its writer, and what it adds to the state.
+"""The attention and the MLP of a layer, each run by itself: the inputs of the part's writer, and the state after the
+part.
 
-A part reads the state `base` and computes the inputs f of its writer. It adds W f + b to the state; in some families
-(Gemma) another norm is applied to W f + b first.
+A part reads the state `base` and computes the inputs f of its writer. The part then adds W f + b to the state. In some
+families (Gemma) a norm is first applied to W f + b.
 Axes: S sequences, B sequences of a batch, T tokens, D width, F inputs of the writer.
 """
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from kdp_core.model.families import as_weight, family_of, matrix
 from kdp_core.model.passes import Passes
 
 SMALLEST_GAIN = 1e-3
-"""If the gain of an output in the norm after the writer is below this share of the largest gain, the output keeps its
-old values."""
+"""Limit for the gains of the norm after the writer, relative to the largest gain. If the gain of an output is below
+this limit, the output keeps its old values."""
 
 
 class _Reached(Exception):
@@ -30,7 +31,7 @@ class Fed(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The target of a writer, and the square root of the weight of each token."""
+    """The target of a writer, and the square root of the weight that each token has in the regression."""
     u_NTD: Tensor
     root_NT1: Tensor
 
@@ -47,14 +48,15 @@ def norm_after(passes: Passes, layer: int, part: str) -> nn.Module | None:
 
 
 def gain_after(passes: Passes, layer: int, part: str) -> Tensor | None:
-    """The factor of each output of the writer in that norm, float32 (D,)."""
+    """The factor of each output of the writer in the norm after the writer, float32 (D,)."""
     norm = norm_after(passes, layer, part)
     return None if norm is None else norm.weight.float() + family_of(passes.model).gain_offset
 
 
 @torch.no_grad()
 def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed:
-    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer runs only as far as needed."""
+    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer is run only until its writer is
+    reached."""
     found: list[Fed] = []
     with _catching(passes, layer, part, found):
         for h_BTD in h_STD.split(batch):
@@ -134,7 +136,7 @@ def weights_of(writer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def put(writer: nn.Module, w_FD: Tensor, inputs: Tensor) -> None:
-    """Give a writer this matrix for these inputs. For all other inputs the matrix is zero, so that they have no
+    """Set the matrix of a writer for these inputs. For all other inputs the matrix is zero, so that they have no
     effect."""
     made = torch.zeros_like(matrix(writer))
     made[:, inputs.to(made.device)] = w_FD.T.to(made.dtype)

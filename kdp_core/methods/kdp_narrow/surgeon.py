@@ -1,14 +1,16 @@
-"""Which inputs of a linear map are kept, and which matrix fits them: least squares and the optimal brain surgeon.
+"""Which inputs of a linear map are kept, and which matrix fits the kept inputs: least squares and the optimal brain
+surgeon.
 
-A writer maps the inputs f of a part (channels of an MLP, heads of an attention) to what the part adds to the state. Its
-new matrix solves a weighted ridge regression towards the old one,
+A writer maps the inputs f of a part (channels of an MLP, heads of an attention) to what the part adds to the state. The
+new matrix of the writer solves a weighted ridge regression towards the old matrix,
     W = argmin sum_n w_n |u_n - W f_n|^2 + lambda |W - W_0|^2,    lambda = ridge * mean diag(sum_n w_n f_n f_n'),
-so that the weights do not change in directions that do not occur in the calibration text. The ridge is the one of
-RIDGES with the least error on held-out sequences. Units are removed by the rule of the optimal brain surgeon (Hassibi
-and Stork 1993), for a unit of several inputs as in ZipLM (Kurtic et al. 2023) and SlimGPT (Ling et al. 2024): without
-the inputs j of a unit the loss rises by
+so that the weights do not change in directions that do not occur in the calibration text. Of RIDGES, the ridge with the
+lowest error on held-out sequences is used. Units are removed by the rule of the optimal brain surgeon (Hassibi and
+Stork 1993). The form for units of several inputs is that of ZipLM (Kurtic et al. 2023) and SlimGPT (Ling et al. 2024):
+without the inputs j of a unit the loss rises by
     tr(W_j' ([H^-1]_jj)^-1 W_j),    H = sum_n w_n f_n f_n' + lambda I,    W solved on the inputs that are left.
-Single channels are removed in rounds, each of at most half of the surplus; heads are removed one at a time.
+Channels are removed in rounds: a round removes half of the surplus, or the whole surplus if it is at most ROUND. Heads
+are removed one at a time.
 Axes: F inputs, D outputs, U units.
 """
 from typing import NamedTuple
@@ -21,9 +23,9 @@ from kdp_core.methods.heads_channels.units import columns_of
 from kdp_core.states.block import FitError
 
 ROUND = 64
-"""Channels that one round may always remove."""
+"""Largest surplus of channels that one round removes completely."""
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
-"""Ridges from which held-out sequences choose. Units are chosen with the first one."""
+"""The ridges that are compared on held-out sequences. Units are chosen with the first ridge."""
 
 
 class Regression(NamedTuple):
@@ -55,12 +57,13 @@ def regression(gram_FF: Tensor, cross_FD: Tensor, old_FD: Tensor, ridge: float) 
 
 
 def solved(equations: Regression) -> Tensor:
-    """w_FD: the matrix that solves the equations; FitError if they are singular."""
+    """w_FD: the matrix that solves the equations. Raises FitError if they are singular."""
     return torch.cholesky_solve(equations.cross_FD, _factor(equations.gram_FF))
 
 
 def solved_by(held: Products, products: Products, inputs: Tensor) -> tuple[Tensor, float]:
-    """The matrix of these inputs, w_FD, and its ridge: the one of RIDGES with the least loss on the held-out tokens."""
+    """The matrix w_FD of these inputs, and its ridge: of RIDGES, the ridge with the lowest loss on the held-out
+    tokens."""
     gram_FF, cross_FD = held.gram_FF[inputs][:, inputs], held.cross_FD[inputs]
     found = []
     for ridge in RIDGES:
@@ -74,10 +77,10 @@ def solved_by(held: Products, products: Products, inputs: Tensor) -> tuple[Tenso
 
 def kept_units(equations: Regression, units: int, counts: list[int],
                scale_D: Tensor | None = None) -> dict[int, Tensor]:
-    """For each count of units to keep: the numbers of these units, ascending.
+    """For each number in `counts`: which units are kept, as ascending indices.
 
-    units: number of units; all have the same number of inputs, one after the other.
-    scale_D: factor of each output in the state, where a norm with a gain follows the writer.
+    units: number of units. All units have the same number of inputs, and the inputs of a unit are consecutive.
+    scale_D: gain of each output in the norm after the writer; None if no norm follows the writer.
     """
     length, gone, found = len(equations.gram_FF) // units, torch.zeros(units, dtype=torch.bool), {}
     if min(counts) < units:

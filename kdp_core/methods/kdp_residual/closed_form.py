@@ -1,11 +1,12 @@
-"""The closed form of one stand-in of kdp_residual, from streamed Gram matrices.
+"""The closed-form fit of one stand-in of kdp_residual, from Gram matrices that are summed batch by batch.
 
     h_{l+k} ~ h_l + W x + b + O f(V x + c),    x = h_l / rms(h_l)
 
-Everything but the dictionary f is one ridge regression:
+Everything except the dictionary f comes from one ridge regression:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
 where features are centred and have unit variance. The rule of the optimal brain surgeon (Hassibi and Stork 1993)
-removes neurons: without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus neurons.
+removes neurons: without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus neurons,
+or all surplus neurons if there are at most 64.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -104,8 +105,8 @@ def _batches(h_STD: Tensor, y_STD: Tensor, keep_ST: Tensor, size: int) -> Iterat
 
 
 def _standard(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Covariances of the features, scaled to unit variance, among themselves and with the goal; the features' scale and
-    mean. The constant 1 is left out."""
+    """Four results: the covariances of the features, their covariances with the goal, the scale of the features, and
+    the mean of the features. All features are scaled to unit variance. The constant feature 1 is omitted."""
     gram_FF, cross_FD = statistics
     total = gram_FF[-1, -1]
     mean_F, mean_goal_D = gram_FF[-1, :-1] / total, cross_FD[-1] / total
@@ -133,7 +134,7 @@ def solve(statistics: Statistics, ridge: float) -> tuple[Tensor, Tensor]:
 
 def _surgeon(statistics: Statistics, D: int, fit: Fit) -> Tensor:
     """The entries to keep, ascending: those whose removal would raise the loss most. Each round removes half of the
-    surplus entries."""
+    surplus entries, or all surplus entries if there are at most 64."""
     covariance_FF, cross_FD, _, _ = _standard(statistics)
     kept = torch.arange(len(covariance_FF) - D)
     while len(kept) > fit.entries:

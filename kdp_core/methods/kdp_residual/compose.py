@@ -3,15 +3,15 @@
     h_{l+k} ~ h_l + W x + b + O f(V x + c),    x = h_l / rms(h_l)
 
 KDP rebuilds a whole state from 2m bounded features. Here the state itself is kept, and the features only approximate
-what the block would have added. They read the state through the norm, as the block does. The module `dictionaries`
-makes the entries f, and `closed_form` the regression that finds W, O and b.
+what the block would have added. The features read the state through the norm, as the block does. The module
+`dictionaries` makes the entries f, and `closed_form` the regression that finds W, O and b.
 
 Blocks are fitted in the order of depth. Each block is fitted on the states that enter it in the already pruned model
 (`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones.
 Then all stand-ins are trained together for `epochs` epochs against the outputs of the dense model (`joint`). No weight
 of the model itself changes. If the training does not lower the held-out loss, the closed form is kept.
 
-Massive-activation tokens are not fitted. They bypass the stand-in (kdp_core.states.block).
+Massive-activation tokens are not fitted, and they bypass the stand-in (kdp_core.states.block).
 """
 import logging
 import time
@@ -68,7 +68,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             resume: Resume = OFF) -> Composed:
     """Fit the stand-ins of all blocks of a grid point, in the order of depth, then train them together.
 
-    `dense` is the checkpoint folder; `hidden` holds all its states over `tokens`.
+    `dense` is the checkpoint folder. `hidden` contains all states of the dense model over `tokens`.
     dictionary: `neurons` (of the block's own MLPs), `rff` (random Fourier features), `rff_learned` (random Fourier
         features with learned frequencies), or `none` (only the linear part).
     entries: number of entries of the dictionary in each stand-in.
@@ -78,13 +78,13 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
         all tokens the same weight.
-    prefix: whether each block is fitted on the states of the already pruned model; otherwise on those of the dense
+    prefix: whether each block is fitted on the states of the already pruned model; otherwise on the states of the dense
         model.
-    epochs: passes of joint training against the dense model's outputs; 0 keeps the closed form.
+    epochs: number of epochs of joint training against the dense model's outputs; 0 keeps the closed form.
     lr: peak learning rate of Adam.
-    batch_sequences: sequences of an update.
-    positions: number of tokens of each sequence whose outputs are compared in an update. They are drawn again for every
-        update.
+    batch_sequences: number of sequences in an update.
+    positions: number of tokens of each sequence whose outputs are compared in an update. New positions are drawn for
+        every update.
     kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice, the order of training and random features.
@@ -115,12 +115,13 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                    dtype: str = "float32", ridge: NotNegative = RIDGE, token_weight: TokenWeight = TOKEN_WEIGHT,
                    prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
-    """Fit only the linear part, in closed form. This shows the gain of fitting on the pruned prefix alone.
+    """Fit only the linear part, in closed form. Without dictionary and training, the result shows only the gain of
+    fitting on the pruned prefix.
 
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
         all tokens the same weight.
-    prefix: whether each block is fitted on the states of the already pruned model; otherwise on those of the dense
+    prefix: whether each block is fitted on the states of the already pruned model; otherwise on the states of the dense
         model.
     heldout: share of the sequences that are used only for judging, never for fitting.
     seed: seed of the held-out choice.
@@ -130,7 +131,7 @@ def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
 
 
 def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None:
-    """Raise FitError if there are too few sequences to hold some out, or if states are not stored."""
+    """Raise FitError if states are not stored, or if there are too few sequences for fitting or for judging."""
     held = max(1, round(heldout * hidden.sequences))
     if held >= hidden.sequences:
         raise FitError(f"compose.heldout {heldout} of {hidden.sequences} sequences "
@@ -143,8 +144,8 @@ def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None
 
 def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,
               prefix: bool) -> tuple[list[Module], list[dict[str, Any]]]:
-    """Closed-form stand-ins, ascending, and the held-out error of each on the states that enter it in the pruned
-    model."""
+    """The closed-form stand-ins, in ascending order, and the held-out error of each stand-in on the states that enter
+    it in the pruned model."""
     modules, fits, at = [], [], blocks[0][0]
     h_STD = hidden.state(at)  # the states that enter the block in the pruned model
     for block in blocks:
