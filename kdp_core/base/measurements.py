@@ -60,7 +60,7 @@ class Efficiency(NamedTuple):
 class Diagnosis(NamedTuple):
     """What pruning did to states and outputs, compared with the dense model on held-out windows.
 
-    Standard errors are computed over windows. They are None if there is only one window.
+    Standard errors are computed over windows. A standard error is None if there is only one window.
     """
     states: list[int]
     """For each state of the pruned model, the index of the corresponding state of the dense model; ascending."""
@@ -78,12 +78,13 @@ class Diagnosis(NamedTuple):
     massive_factor: float
     """A token is massive if its norm in the dense model exceeds this factor times the median norm of its window."""
     predictions: int
-    """Number of tokens that are followed by another token in their window. The outputs are judged on these tokens."""
+    """Number of tokens that are followed by another token in their window. Only at these tokens the outputs are
+    compared."""
     kl_nats: float
     """Mean KL(dense || pruned) in nats per token."""
     kl_nats_stderr: float | None
     agreement: float
-    """Share of predictions with the same most likely token."""
+    """Share of predictions for which both models have the same most likely token."""
     agreement_stderr: float | None
     nll_dense_nats: float
     """Mean negative log-likelihood of the next token, nats per token."""
@@ -91,7 +92,7 @@ class Diagnosis(NamedTuple):
     nll_pruned_nats: float
     nll_pruned_nats_stderr: float | None
     nll_increase_nats: float
-    """The value of the pruned model minus that of the dense model."""
+    """`nll_pruned_nats` minus `nll_dense_nats`."""
     nll_increase_nats_stderr: float | None
     """Standard error over windows of the paired differences; the differences are paired because both models read the
     same text."""
@@ -136,33 +137,34 @@ class Theory(NamedTuple):
     generalisation_equation_9: float
     """The second term under the root of equation 3, with the constants of equation 9."""
     horizons: list[dict[str, Any]]
-    """Theorem 1, one row for each first state `start` and each number of steps `horizon`. accumulation is the sum of
-    powers of B_A in equation 3. Errors: train_rms on training tokens; rms, p99 and largest on held-out tokens;
-    constant, if the training mean is the prediction. Bounds: bound_products (equation 13), bound_steps (equation 14),
-    bound_erm (equation 16 without the term in n), bound (equation 16 with C = 1), bound_equation_9, and trivial, which
-    is (1 + B_A^k) R_phi. beyond is the share of held-out tokens whose error is above bound_erm. samples_needed is the n
-    from which bound is below trivial; None if no n is large enough. Truth values: vacuous (bound >= trivial),
-    vacuous_erm (bound_erm >= trivial), uninformative (bound >= constant)."""
+    """Theorem 1, one row for each first state `start` and each number of steps `horizon`. `accumulation` is the sum of
+    powers of B_A in equation 3. Errors: `train_rms` on training tokens; `rms`, `p99` and `largest` on held-out tokens;
+    `constant`, if the training mean is the prediction. Bounds: `bound_products` (equation 13), `bound_steps` (equation
+    14), `bound_erm` (equation 16 without the term in n), `bound` (equation 16 with C = 1), `bound_equation_9`, and
+    `trivial`, which is (1 + B_A^k) R_phi. `beyond` is the share of held-out tokens whose error is above `bound_erm`.
+    `samples_needed` is the n from which `bound` is below `trivial`; None if no n is large enough. Truth values:
+    `vacuous` (`bound` >= `trivial`), `vacuous_erm` (`bound_erm` >= `trivial`), `uninformative` (`bound` >=
+    `constant`)."""
     ridges: list[dict[str, Any]]
     """Theorem 1 over the whole run of layers, for operators that are fitted again with another ridge. One row for each
-    ridge: ridge, l_erm, b_a, and the following fields as in `horizons`: accumulation, train_rms, rms, constant,
-    bound_erm, bound, trivial, vacuous, vacuous_erm."""
+    `ridge`, with `l_erm`, `b_a`, and these fields as in `horizons`: `accumulation`, `train_rms`, `rms`, `constant`,
+    `bound_erm`, `bound`, `trivial`, `vacuous`, `vacuous_erm`."""
     risks: list[dict[str, Any]]
-    """Theorem 2, one row for each class of maps and each gap. gap is the number of layers. space (identity, random or
-    learned), features and bandwidth_scale define the class. share is the share of the training sequences, and tokens is
-    the number of their tokens. risk and train_risk are the mean squared errors on held-out and on training tokens, in
-    squared units of the space. relative_risk is risk divided by the variance in the space. state_error is the relative
-    squared error of the state that is decoded from the prediction; its standard error is state_error_stderr, and its
-    median over tokens is state_median. direct_error is the same error for the state decoded from the input of the map.
-    operator_norm is the norm of the map. state_excess is state_error minus that of the class identity;
-    state_excess_stderr is its paired standard error."""
+    """Theorem 2, one row for each class of maps and each number of layers `gap`. `space` (identity, random or learned),
+    `features` and `bandwidth_scale` define the class. `share` is the share of the training sequences, and `tokens` is
+    the number of tokens in these sequences. `risk` and `train_risk` are the mean squared errors on held-out and on
+    training tokens, in squared units of the space. `relative_risk` is `risk` divided by the variance in the space.
+    `state_error` is the relative squared error of the state that is decoded from the prediction. `state_error_stderr`
+    is its standard error, and `state_median` is its median over tokens. `direct_error` is the same error for the state
+    decoded from the input of the map. `operator_norm` is the norm of the map. `state_excess` is `state_error` minus the
+    `state_error` of the class identity. `state_excess_stderr` is its paired standard error."""
     conditions: list[dict[str, Any]]
-    """The inequality of Theorem 2, one row for each class with random Fourier features and each gap. risk is the left
-    side, identity_risk is the right side, and margin (Delta) is identity_risk - risk. b_a and r_h are constants of the
-    theorem. samples_printed is the n that equation 4 requires with C = c = 1, and samples_proof is the n of equation
-    36; both are None if margin is not positive. Truth values: holds (the inequality), holds_without_fit (the inequality
-    with A = 0), better_state (the decoded state is better than that of the class identity). state_excess and
-    state_excess_stderr are as in `risks`."""
+    """The inequality of Theorem 2, one row for each class with random Fourier features and each `gap`. `risk` is the
+    left side, `identity_risk` is the right side, and `margin` (Delta) is `identity_risk` - `risk`. `b_a` and `r_h` are
+    constants of the theorem. `samples_printed` is the n that equation 4 requires with C = c = 1. `samples_proof` is the
+    n of equation 36. Both are None if `margin` is not positive. Truth values: `holds` (the inequality),
+    `holds_without_fit` (the inequality with A = 0), `better_state` (the decoded state is better than with the class
+    identity). `state_excess` and `state_excess_stderr` are as in `risks`."""
     stats: dict[str, Any]
 
 
@@ -204,16 +206,17 @@ class Spaces(NamedTuple):
     steps: int
     decoding: list[dict[str, Any]]
     """One row for each history and step. With the history `dense`, both models read the text of the dense model. With
-    the history `own`, each model reads the text that it has written itself. Fields: history, step, same_text (share of
-    prompts for which the texts of both models are equal up to this step), and the measures of the last state."""
+    the history `own`, each model reads the text that it has written itself. `same_text` is the share of prompts for
+    which the texts of both models are equal up to this step. The other fields are `history`, `step`, and the measures
+    of the last state."""
     depth: list[dict[str, Any]]
-    """One row for each state, on the text of the dense model. Fields: state (its index in the dense model), and the
-    measures as means over about 8 decoding steps."""
+    """One row for each state, on the text of the dense model. `state` is the index of the state in the dense model. The
+    other fields are the measures, as means over about 8 decoding steps."""
     choices: list[dict[str, Any]]
-    """One row for each multiple-choice item. angle_p, kl and agreement compare the probabilities of all tokens. The
-    fields with the suffix `_candidates` compare the renormalised probabilities of the candidates. mass and mass_other
-    are the probabilities of all candidates together in the dense and the pruned model. rank is the rank of the
-    likeliest candidate among all tokens in the dense model."""
+    """One row for each multiple-choice item. `angle_p`, `kl` and `agreement` compare the probabilities of all tokens.
+    The fields with the suffix `_candidates` compare the renormalised probabilities of the candidates. `mass` and
+    `mass_other` are the total probabilities of the candidates in the dense and in the pruned model. `rank` is the rank
+    of the likeliest candidate among all tokens in the dense model."""
     stats: dict[str, Any]
 
 
@@ -247,7 +250,7 @@ class Trajectories(NamedTuple):
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
-    """Position of each sample's token."""
+    """For each sample, the position of its token in the sequence."""
     xz_SL2: Tensor
     """Coordinates of all samples and layers in one common t-SNE."""
     straightness: list[dict[str, Any]]
@@ -279,8 +282,8 @@ class Predictor(NamedTuple):
     spread: dict[str, float]
     """For each loss, an error bound: for methods left out of the fit, 90 % of the predictions have a smaller error."""
     validation: dict[str, dict[str, float]]
-    """For each loss, the quality of predictions for methods left out of the fit: rank correlation, its interval (low,
-    high), mean error, number of rows, number of groups."""
+    """For each loss, the quality of predictions for methods left out of the fit. The entries are the rank correlation,
+    its interval (low, high), the mean error, and the numbers of rows and groups."""
     rows: list[dict[str, Any]]
     """The rows on which the predictor was fitted, with the fields model, method, ratio, features and losses."""
     provenance: dict[str, Any]
@@ -316,8 +319,8 @@ class Agreement(NamedTuple):
     pairs: list[dict[str, Any]]
     """One row for each pair of searches that differ in one property; kdp_core.study.objectives.pairs makes the row."""
     claims: list[dict[str, Any]]
-    """One row for each claim of the paper: draws, mean, low, high, told (whether the data confirm the claim). low and
-    high are None if there is only one draw."""
+    """One row for each claim of the paper: draws, mean, low, high, told. `told` says whether the data confirm the
+    claim. `low` and `high` are None if there is only one draw."""
     stats: dict[str, Any]
     """Numbers of windows, tokens and choices of the held-out text; loss, accuracy and layers of the dense model;
     seconds."""

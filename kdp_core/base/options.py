@@ -44,7 +44,7 @@ MET: Mapping[type, Callable[[Any, Any], bool]] = {
 
 
 UNIONS = (types.UnionType, typing.Union)
-"""The origins of `A | B`, for plain types and for annotated types."""
+"""What typing.get_origin returns for `A | B`: for plain types and for annotated types."""
 
 
 class OptionError(ValueError):
@@ -140,7 +140,7 @@ def json_type(hint: Any) -> dict[str, Any]:
 
 
 def described(function: Callable[..., Any]) -> dict[str, str]:
-    """The `name: description` entries of a docstring, continuation lines joined."""
+    """The `name: description` entries of a docstring. Continuation lines are joined to the description."""
     found: dict[str, str] = {}
     current, names = "", set(inspect.signature(function).parameters)
     for line in inspect.getdoc(function).splitlines():

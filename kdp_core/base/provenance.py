@@ -1,8 +1,8 @@
 """Where a result comes from: versions of packages, state of the code, hashes of inputs, and sources without user paths.
 
-A checkpoint holds these facts in the file MADE. This file and the model card CARD say how the checkpoint was made and
-which scores it has. No weight, token or score depends on these two files, so the hash of a checkpoint does not include
-them (`ABOUT`).
+A checkpoint contains these facts in the file MADE. The files MADE and CARD (the model card) say how the checkpoint was
+made and which scores it has. No weight, token or score depends on MADE or CARD, so the hash of a checkpoint does not
+cover these files (`ABOUT`).
 """
 import hashlib
 import importlib.metadata

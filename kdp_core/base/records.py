@@ -199,8 +199,8 @@ class Composed(NamedTuple):
     heldout_loss and heldout_kl in nats a token. Every other training records loss and heldout_loss in its own
     unit."""
     fits: list[dict[str, Any]]
-    """One row for each stand-in: block, heldout_error, params. heldout_error is the relative squared error of the state
-    after the block, if the stand-in reads the states of the pruned model."""
+    """One row for each stand-in: block, heldout_error, params. `heldout_error` is the relative squared error of the
+    state after the block, if the stand-in reads the states of the pruned model."""
     stats: dict[str, Any]
     """Number of tokens, and seconds of each part of the fit. After joint training also the epoch whose weights were
     kept, and its heldout_loss and heldout_kl."""
@@ -243,10 +243,10 @@ class Finetuned(NamedTuple):
     judge: str
     """The held-out figure by which the epoch was chosen: `loss` or `ppl`."""
     curve: list[dict[str, Any]]
-    """One row for each epoch, the start first as 0: epoch, seconds, lr, loss (None at the start), heldout_loss,
-    heldout_kl_nats, heldout_ce_nats."""
+    """One row for each epoch; the first row, epoch 0, is the start. Fields: epoch, seconds, lr, loss (None at the
+    start), heldout_loss, heldout_kl_nats, heldout_ce_nats."""
     sequences: int
-    """Sequences that were trained on."""
+    """Number of sequences on which the change was trained."""
     heldout_sequences: int
     tokens: int
     """Number of predicted tokens in one epoch."""
