@@ -71,7 +71,7 @@ class Resume:
         return True
 
     def remove(self) -> None:
-        """Delete the state file. The caller writes the result first."""
+        """Delete the state file. Call this only after the result is written."""
         if self.path is not None:
             store.remove(self.path)
 
@@ -115,7 +115,7 @@ class Progress:
         self._resume.training = False
 
     def order(self, draw: Callable[[], Tensor]) -> Tensor:
-        """The order of this epoch. It is drawn when the epoch starts."""
+        """The order of this epoch, drawn at random when the epoch starts."""
         if self._order is None:
             self._order = draw()
         return self._order
@@ -128,14 +128,13 @@ class Progress:
             self._pause()
 
     def seconds(self) -> float:
-        """Seconds that this training has taken so far. Earlier runs count, and the time inside `judging` does not
-        count."""
+        """Seconds that this training has taken so far, with earlier runs and without the time inside `judging`."""
         return time.perf_counter() - self._clock
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """A context: the time inside its `with` block is not part of `seconds`, because a training recipe does not
-        include the judging of an epoch."""
+        """Exclude the time of a `with` block from `seconds`, because a training recipe does not include the judging of
+        an epoch."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began

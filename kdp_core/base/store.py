@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 KEY = "kdp"
 """Metadata key of a record in a safetensors file."""
 PAIRS = {"block", "context", "blocks", "drop", "parts"}
-"""Names of the fields that contain blocks or (layer, part) pairs. Such a pair is a tuple in memory and a list in
-JSON."""
+"""Names of the fields that contain blocks or (layer, part) pairs, which are tuples in memory and lists in JSON."""
 RECORDS = {name: kind for module in (records, measurements) for name, kind in vars(module).items()
            if hasattr(kind, "_fields")}
 """The types of records by name."""
@@ -51,9 +50,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """A context that gives a temporary path next to `path`. The code in the `with` block writes a file or folder to the
     temporary path. If this code raises no error, the file or folder is renamed to `path`.
 
-    If `path` is an existing folder, the old folder is first renamed and then deleted. The reason is NFS: it keeps a
-    deleted file that a process still has open, so the folder of this file cannot be deleted at once. If `path` is a
-    link to a folder, that folder is replaced and the link stays.
+    If `path` is an existing folder, the old folder is first renamed and then deleted. On NFS, a deleted file stays in
+    its folder as long as a process has the file open, so the folder cannot be deleted at once. If `path` is a link to a
+    folder, that folder is replaced and the link stays.
     """
     path = Path(path)
     if path.is_symlink() and path.is_dir():
@@ -115,8 +114,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def write(path: str | Path, record: NamedTuple) -> None:
-    """Write a record of base.records or base.measurements atomically. A .json file takes a record without tensors, and
-    a .safetensors file takes every record.
+    """Write a record of base.records or base.measurements atomically. A .json file can store a record without tensors;
+    a .safetensors file can store every record.
 
     Raises StoreError for any other suffix, and for a record with tensors if the suffix is .json.
     """
@@ -227,8 +226,8 @@ def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert lists of two entries that begin with a layer number back into tuples, because JSON has only lists. The
-    value is one such pair or a list of pairs."""
+    """Convert pairs that begin with a layer number from lists back into tuples, because JSON has only lists. The value
+    is one pair or a list of pairs."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
         return tuple(value)
     return [_tuples(item) for item in value] if isinstance(value, list) else value

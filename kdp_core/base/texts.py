@@ -2,12 +2,13 @@
 
 Packing: the documents are joined by newlines, tokenised without special tokens, and cut into windows of equal length.
 There is no padding and no special token at the start of a window. The first token of a window therefore becomes the
-attention sink. Some families need a special first token (`families.first_token`). This token then occurs once in every
-window, at the start. Texts made with a chat template may contain this token. The token is then removed before the text
-is cut into windows. A mix selects a fixed number of windows from each part. The KDP paper (section 3.1) does the same:
-it uses 500 samples of at most 128 tokens from each of its data sets. The paper does not say whether samples are packed,
-cut or padded; here they are packed. The documents of a part are shuffled in an order that SHA-256 derives from the seed
-and the name of the part. If a part is added, the windows of the other parts therefore do not change.
+attention sink. Some families need a special first token (`families.first_token`). For these families, every window
+begins with the special token, which occurs nowhere else in the window. A text made with a chat template may contain the
+special token, which is then removed before the text is cut into windows. A mix selects a fixed number of windows from
+each part. In the same way, the KDP paper (section 3.1) uses 500 samples of at most 128 tokens from each of its data
+sets. The paper does not say whether samples are packed, cut or padded; here they are packed. The documents of a part
+are shuffled in an order that SHA-256 derives from the seed and the name of the part. If a part is added, the windows of
+the other parts therefore do not change.
 Axes: S sequences, T tokens of a sequence, N tokens of a text.
 """
 import hashlib
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 SEPARATOR = "\n"
 """The text between two documents."""
 MARGIN = 64
-"""Number of tokens that are made in addition to the needed tokens. A cut in a text changes only the tokens near the
-cut. These extra tokens are discarded."""
+"""Number of extra tokens that are made and then discarded, because a cut in a text changes only the tokens near the
+cut."""
 CHARACTERS_PER_TOKEN = 6
 """First guess of the number of characters for each token. English text has 4 to 5 characters for each token. If the
 guess is too low, the text is tokenised a second time."""
@@ -51,7 +52,7 @@ class Part(NamedTuple):
     name: str
     documents: list[str]
     sequences: int
-    """Number of windows that the mix takes from this text."""
+    """Number of windows that the mix selects from this text."""
 
 
 def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"], encoding: str = "utf-8",
@@ -107,9 +108,9 @@ def pack(tokenizer: "PreTrainedTokenizerBase", parts: list[Part], *, length: int
     """A calibration mix: `part.sequences` windows of `length` tokens from every part, shuffled together.
 
     The documents of a part are shuffled and joined to one text. The first windows of this text are the windows of the
-    part. The ids are int64 (S, T). `vocabulary` is the number of embedding rows. All ids must be smaller than this
-    number; with None the ids are not checked. `start` is the id with which every window begins; it replaces one token
-    of the text. Raises TextError for a part that is too short, or for ids that are too large.
+    part. The ids are int64 (S, T). `vocabulary` is the number of embedding rows. All ids must be smaller than
+    `vocabulary`; if it is None, the ids are not checked. `start` is the id with which every window begins; it replaces
+    one token of the text. Raises TextError for a part that is too short, or for ids that are too large.
     """
     _check_parts(parts, length)
     ids, sources = [], []
@@ -132,8 +133,8 @@ def windows(tokenizer: "PreTrainedTokenizerBase", documents: list[str], *, lengt
             vocabulary: int | None = None, start: int | None = None) -> Tensor:
     """All windows of the documents, in the order of the documents, for held-out perplexity: int64 (S, T).
 
-    At the end, a remainder of fewer than `length` tokens is omitted. `vocabulary` and `start` have the same meaning as
-    in `pack`. Raises TextError for a text shorter than one window, or for ids that are too large.
+    Tokens at the end that do not fill a window are omitted. `vocabulary` and `start` have the same meaning as in
+    `pack`. Raises TextError for a text shorter than one window, or for ids that are too large.
     """
     if length < 1:
         raise TextError(f"a window of {length} tokens is not possible; give a length of at least 1 token")
@@ -186,7 +187,7 @@ def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str, start: int | None
 
 
 def _cut(ids_N: Tensor, length: int) -> Tensor:
-    """All complete windows (S, T); the remainder is omitted."""
+    """All complete windows (S, T); tokens at the end that do not fill a window are omitted."""
     count = len(ids_N) // length
     return ids_N[:count * length].view(count, length)
 

@@ -1,7 +1,8 @@
-"""The figures. Every file of this folder that has `FIGURES` holds one family of figures; `style` is their common style.
+"""The figures. Every file of this folder that defines `FIGURES` contains figures of one kind; the module `style`
+defines their common style.
 
-This module holds no list of figures. The module imports the files of its folder and collects their entries. A new
-figure is a new entry in one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
+This module contains no list of figures; it imports the files of its folder and collects their entries. A new figure is
+a new entry in one of these files, or in a new file; see `kdp_core.figures._entry.Entry`.
 """
 import importlib
 import pkgutil
@@ -31,7 +32,7 @@ def find() -> dict[str, Entry]:
 
 
 def figure_of(name: str) -> Entry:
-    """A figure by its name. For an unknown name it raises FigureError, which lists the known names."""
+    """A figure by its name. Raises FigureError for an unknown name and lists the known names."""
     found = find()
     if name not in found:
         raise FigureError(f"figure {name!r} is unknown; choose one of {', '.join(found)}")

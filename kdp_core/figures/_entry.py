@@ -92,8 +92,8 @@ class Entry(NamedTuple):
     scope: str
     """A key of SCOPES."""
     place: int
-    """Position in the report: the figure with the lowest number comes first. Figures with equal numbers keep the order
-    of their file."""
+    """Position in the report: the figure with the lowest position comes first. Figures with equal positions keep the
+    order of their file."""
     needs: str = ""
     """A key of NEEDS."""
     differs: str = ""

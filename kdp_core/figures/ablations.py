@@ -1,7 +1,7 @@
 """Figures of ablations: scores against the varied quantity, with standard errors and the line of the dense model.
 
-The module draws Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026). It also draws the paper's Tables 3, 4, 9
-and 11 as pictures. A line joins the points that differ only in the quantity on the axis. All numbers come from
+The module draws Figures 6, 7 and 8 of the KDP paper (Ma et al., ICLR 2026). The module also draws the paper's Tables 3,
+4, 9 and 11 as pictures. A line joins the points that differ only in the quantity on the axis. All numbers come from
 kdp_core.results.ablations.gather; this module only draws the numbers.
 """
 import math
@@ -43,7 +43,7 @@ class Line(NamedTuple):
     x: str
     """Column on the axis."""
     points: pd.DataFrame
-    """Rows of the points of all models, in order."""
+    """The rows of all points on this line, for all models, in order."""
     marks: dict[str, Any]
 
 
@@ -98,11 +98,11 @@ def _part(key: str, value: Any) -> str:
 
 
 def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
-    """The lines with their colours and markers. A line looks like its variant, or like its method if the line joins
-    several variants.
+    """The lines with their colours and markers. A line has the colour and marker of its variant, or of its method if
+    the line joins several variants.
 
     Dashes distinguish lines with the same colour and marker. If all lines belong to one variant, colours distinguish
-    them.
+    the lines.
     """
     variants = [list(dict.fromkeys(line.points["method"])) for line in drawn]
     known = looks_of([names[0] for names in variants] if not looks else looks, looks)
@@ -114,7 +114,7 @@ def _marked(drawn: Sequence[Line], looks: Looks | None) -> list[Line]:
 
 
 def _panel(axis: Axes, own: Gathered, drawn: Sequence[Line], metric: str) -> None:
-    """One metric of one model."""
+    """Draw one metric of one model in one panel."""
     column, values = own.columns[metric], _values(drawn)
     for _, row in own.frame[(own.frame["method"] == DENSE) & own.frame[metric].notna()].iterrows():
         level, error = row[metric] * column.scale, _errors(own, row, metric)

@@ -65,8 +65,8 @@ def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Look
 
 def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width: float = PAGE_IN,
                height: float = 1.9) -> Drawn:
-    """Predicted losses against measured losses, with one panel for each loss. A prediction is for a method that was
-    left out of the fit.
+    """Predicted losses against measured losses, with one panel for each loss. Each prediction is made for a method that
+    was not used to fit the predictor.
 
     On the dotted line, the predicted loss equals the measured loss.
 
@@ -94,8 +94,8 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
     """Multiple-choice items: KL over all tokens against KL over the candidates, and both KLs against the loss of
     accuracy.
 
-    choices: one row for each pruned model and task, as kdp_core.study.candidates.by_task gives. Raises FigureError
-    without rows.
+    choices: one row for each pruned model and task, as kdp_core.study.candidates.by_task returns them. Raises
+    FigureError without rows.
     """
     if choices.empty:
         raise FigureError("no multiple-choice item was compared; give the items of at least one task")

@@ -96,7 +96,7 @@ class Look(NamedTuple):
     place: int
     """Position of the variant's method among the methods of the run, in the order of the list of methods."""
     number: int
-    """0 for the variant that is named like its method, from 1 for further variants of this method."""
+    """0 for the variant that has the name of its method; 1, 2, ... for further variants of this method."""
     group: str
     """What the variant's method does, such as `layers removed`; variants of one group are drawn together."""
     own: bool = False
@@ -139,8 +139,8 @@ def lines_of(keys: Sequence[tuple[str, Any, str]], looks: Looks | None) -> list[
 
 
 def labels_of(keys: Sequence[tuple[str, str, int]]) -> Callable[[tuple[str, str, int]], str]:
-    """A function that labels lines (variant, calibration set, K max). A label names the variant. It also names the
-    calibration set if there are several, and K max if there are several."""
+    """A function that labels lines (variant, calibration set, K max). A label names the variant, and also the
+    calibration set or K max if the lines differ in it."""
     calibs, k_maxes = len({key[1] for key in keys}) > 1, len({key[2] for key in keys}) > 1
     return lambda key: key[0] + (f", {key[1]}" if calibs else "") + (f", K max {key[2]}" if k_maxes else "")
 
@@ -169,8 +169,8 @@ def deal(lines: Sequence[Line], looks: Looks | None, most: int = MOST_LINES) -> 
 
 
 def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
-    """The lines in as few packs of at most `most` lines as possible. The packs are about equally large, and the lines
-    of one variant stay together."""
+    """The lines, distributed over as few packs as possible, with at most `most` lines in a pack. The packs are about
+    equally large, and the lines of one variant stay together."""
     total = sum(map(len, own))
     share = math.ceil(total / math.ceil(total / most))
     packs: list[list[Line]] = [[]]
@@ -182,7 +182,7 @@ def _packed(own: Sequence[list[Line]], most: int) -> list[list[Line]]:
 
 
 def handles_of(lines: Iterable[Line]) -> list[Line2D]:
-    """The entries of the lines in a legend."""
+    """The legend entries of the lines."""
     return [Line2D([], [], label=line.label, **line.marks) for line in lines]
 
 

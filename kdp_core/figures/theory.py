@@ -31,7 +31,7 @@ SPACES = {"identity": ("linear map of states", GREY), "random": ("random feature
 
 
 def theorems(theory: Theory, *, width: float = PAGE_IN, height: float = 4.6) -> Drawn:
-    """Both theorems in four panels.
+    """Draw both theorems in four panels.
 
     The first panel shows the bounds and errors of Theorem 1 by horizon, from the first state of the block. The other
     panels show Theorem 2 for the longest gap, the largest distance between two states. Two of these panels show the

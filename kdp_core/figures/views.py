@@ -130,9 +130,10 @@ def paths(trajectories: Trajectories, *, colormap: str = "viridis", width: float
     """KDP's Figure 10: paths of samples through the layers. The long axis is the layer, and the other two axes are
     those of t-SNE.
 
-    The panels on the right show how straight the paths are, in the space of the states and in the t-SNE plane. They
-    show the same for walks whose steps have equal lengths and unrelated directions. The colour of a sample depends on
-    its position along the first axis of t-SNE at the middle layer. Raises FigureError without measures.
+    The panels on the right show how straight the paths are, in the space of the states and in the t-SNE plane. For
+    comparison, the panels also show walks whose steps have the same lengths and unrelated directions. The colour of a
+    sample depends on its position along the first axis of t-SNE at the middle layer. Raises FigureError without
+    measures.
     """
     found, straight = trajectories, trajectories.straightness
     if not straight:

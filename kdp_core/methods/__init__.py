@@ -1,7 +1,7 @@
 """The pruning methods. Every file of this folder without a leading underscore in its name defines one or more methods.
 
-This module holds no list of methods. The module imports the files and packages of its folder and collects their
-`METHODS` in one dictionary, sorted by group and then by file name. To add a method, add a file; see
+This module contains no list of methods. It imports the files and packages of its folder and collects their `METHODS` in
+one dictionary, sorted by group and then by file name. To add a method, add a file; see
 `kdp_core.methods._method.Method`.
 """
 import importlib
@@ -83,7 +83,7 @@ def method_schema(name: str) -> dict[str, Any]:
 
 
 def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **own: Any) -> Any:
-    """Run one step of a method on one block; `before` holds the records of its earlier steps."""
+    """Run one step of a method on one block; `before` contains the records of its earlier steps."""
     fit = method_of(name).steps[step]
     return fit(hidden, before[-1] if before else block, **own)
 
@@ -118,7 +118,8 @@ def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity
 
     keep: function that receives the name of a record (`search`, `plan`, `composed` or `start-stop-step`) and the call
         that makes the record. The function may read the record from disk instead of making the call.
-    filled: values of GRID_ARGUMENTS, such as `device`. A part receives a value only if it has this argument.
+    filled: values of GRID_ARGUMENTS, such as `device`. A part receives a value only if its function has an argument of
+        this name.
     """
     method = method_of(name)
     check_options(name, options)

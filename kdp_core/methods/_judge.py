@@ -2,11 +2,11 @@
 
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t),    the mean over all tokens that have a next token.
 
-A `Judge` contains the states before every layer of the already pruned model. The model itself computes these states
-once, because stored states may be rounded to half precision. If a candidate differs from the model only in layer j and
-later layers, only layer j and later layers are run. The losses equal those of runs through all layers, at half the
-cost. The gradients equal those of one backward pass over all sequences. The gradients are computed layer by layer from
-stored states, so that only one layer's gradients are in memory at a time.
+A `Judge` contains the states before every layer of the already pruned model. The pruned model computes these states
+once; they are not read from disk, because stored states may be rounded to half precision. If a candidate differs from
+the model only in layer j and later layers, only layer j and later layers are run. The losses equal those of runs
+through all layers, at half the cost. The gradients equal those of one backward pass over all sequences. The gradients
+are computed layer by layer from stored states, so that only one layer's gradients are in memory at a time.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence

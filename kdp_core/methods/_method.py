@@ -26,7 +26,7 @@ GROUPS: dict[str, str] = {
     "weights set to zero": "inside the layers",
 }
 """For each kind of change to the model: the group in which figures show the method. The list of methods follows the
-order of these keys."""
+order of the keys in this table."""
 
 Given = Mapping[str, Mapping[str, Any]]
 """Options by part: `{"kernel": {"epochs": 2}}`."""
@@ -96,37 +96,37 @@ class Method(NamedTuple):
     """Steps in order. The first step is called with (hidden, block), and each later step with (hidden, record of the
     step before)."""
     module: Callable[..., Module] | None = None
-    """Records of all steps -> stand-in. None: the method has no steps."""
+    """A function that makes the stand-in from the records of all steps. None: the method has no steps."""
     module_params: Callable[[ModelFacts, Given], int] = no_params
     """(facts, options by part) -> parameters of one stand-in, which are known before any fit."""
     size_options: tuple[str, ...] = ()
     """The options that `module_params` reads, as part.option. Only these options can change which blocks are
     selected."""
     search: Callable[..., Search] | None = None
-    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. `select` then reads the search, not the
-    similarity."""
+    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. If a method has a `search`, `select` reads its
+    result instead of the similarity."""
     compose: Callable[..., Composed] | None = None
-    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. One call fits a whole grid point. A method with
-    `compose` has no steps and no `module`."""
+    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. One call of `compose` fits a whole grid point. A
+    method with `compose` has no steps and no `module`."""
     flops: Mapping[str, Flops] = NOTHING
     """For each part: the number of its floating-point operations, for the planner. If a part has no formula, the
     planner reports that the formula is missing."""
     orders: Orders | None = None
-    """The largest number of layers that `search` can order. It is known before the search runs. None: all layers."""
+    """The largest number of layers that `search` can order, known before the search runs. None: all layers."""
     needs: Literal["model", "states"] = "model"
     """`model`: `search` runs the whole model on one device. `states`: `search` reads only stored states."""
     refuses: Callable[[Family], str] = no_family
-    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ...". The text is
-    empty if the method can prune the family."""
+    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ...". Returns an
+    empty text if the method can prune the family."""
     keeps: int = 0
     """Number of layers of each selected block that `compose` keeps, with changed weights."""
     example: Given = NOTHING
     """Options by part that make a fit small enough for a test."""
     quick: Given = NOTHING
-    """Options by part that make a fit fast: minutes instead of an hour on a small model. No options if a fit with the
-    default options is fast."""
+    """Options by part that make a fit on a small model take minutes instead of an hour; empty if a fit with the default
+    options is fast."""
     own: bool = False
-    """Whether the method was developed in this project. Figures mark such a method."""
+    """Whether the method was developed in this project. Figures mark the methods of this project."""
 
 
 def parts(method: Method) -> dict[str, Callable[..., Any]]:
@@ -136,8 +136,8 @@ def parts(method: Method) -> dict[str, Callable[..., Any]]:
 
 
 def one_device(method: Method) -> str:
-    """The part that runs the whole model on one device: `compose` or `search`. The text is empty if there is no such
-    part."""
+    """The part that runs the whole model on one device: `compose` or `search`. Returns an empty text if no part does
+    this."""
     if method.compose:
         return "compose"
     return "search" if method.search and method.needs == "model" else ""

@@ -1,10 +1,10 @@
 """The selection of the blocks to replace at a ratio: KDP, Algorithm 1 line 2 and section 3.1.
 
 The paper describes a block in two ways. Algorithm 1 scores CKA(h_l, h_{l+K_max}); Tables 4 and 5 prune two layers, such
-as [6, 7], for K_max = 3. Both descriptions agree if F_l .. F_{l+K_max-1} is the context of the block: the first layer
-of the context is kept, and the other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5 for
-LLaMA-2-7B and LLaMA-3-8B; the blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). The options `removes` and
-`apart` choose other interpretations.
+as [6, 7], for K_max = 3. Both descriptions agree if the layers F_l to F_{l+K_max-1} are the context of the block: the
+first layer of the context is kept, and the other K_max - 1 layers are removed. Contexts do not overlap (as in Table 5
+for LLaMA-2-7B and LLaMA-3-8B; the blocks [7, 8] [9, 10] of LLaMA-2-13B share a layer of context). The options `removes`
+and `apart` choose other interpretations.
 
 The first and last 10 % of the layers are kept. Blocks are chosen by descending score until the removed share of ALL
 parameters meets the ratio. If two scores are equal, the lower block is chosen first. The parameters of stand-ins are
@@ -18,7 +18,7 @@ of layers, and `no_layer` selects no layers.
 
 Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. With
 `expand_from`, blocks are chosen as for a smaller K_max, and later layers are then added to each block. `given` lists
-the blocks directly, such as those that a table of the paper prints.
+the blocks directly, for example the blocks in a table of the paper.
 """
 import itertools
 import math
@@ -87,7 +87,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     """Select the first layers of a search's order that remove `ratio` of all parameters; each layer is a block.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: K_max of the search, which lets at most k_max - 1 consecutive layers be removed.
+    k_max: K_max of the search: at most k_max - 1 consecutive layers may be removed.
     module_params: parameters of the stand-in that each layer receives.
     match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """

@@ -4,8 +4,8 @@ angular     l* = argmin_l D(l, n), D(l, n) = mean over sequences of arccos(cos(x
             l = 0 .. N - n as in the paper.
 deepest     the paper's rule without data: the n deepest layers before the last one, N - n - 1 .. N - 2.
 
-The released PruneMe never removes layer 0 (`keep_first: 1`), and it reads the last state after the final norm. Its
-sequences end at the end of a document or of a chat turn, while packed sequences may end anywhere in a text.
+The released PruneMe never removes layer 0 (`keep_first: 1`), and it reads the last state after the final norm. The
+sequences of PruneMe end at the end of a document or of a chat turn, while packed sequences may end anywhere in a text.
 """
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Share

@@ -1,4 +1,4 @@
-"""The objective of a model without a set of layers. Only the layers from the first change on are run.
+"""The objective of a model without a set of layers. Only the first changed layer and the layers after it are run.
 
 A search judges many sets that differ in a few layers. If sets A and B contain the same layers below layer j, the states
 before layer j are the same. The evaluator stores the states of the last few sets. The states of one set before every
@@ -97,7 +97,7 @@ class Evaluator:
 
     def _nearest(self, removed: Layers) -> tuple[int, list[Tensor]]:
         """The stored set whose first difference from `removed` is deepest: the first layer at which the two sets
-        differ, and the states of the stored set. The stored set is marked as used."""
+        differ, and the states of the stored set. The stored set is marked as recently used."""
         first, nearest = min(removed, default=self.layers), DENSE
         for other in self._trails:
             # the later of equally near sets, so that the order of evaluations decides

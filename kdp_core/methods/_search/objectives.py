@@ -11,8 +11,8 @@ The sums over t may use only some positions of each sequence. These positions ar
 set. The output head of a small model costs as much as several layers (eight for SmolLM2-135M). With 16 of 128
 positions, the head costs as much as one layer. The items of `margin` and `accuracy` are calibration items and never
 those of an evaluation. Without a file, the items are made from the calibration sequences. The beginning of a sequence
-is the context, the end of the sequence is the right choice, and the ends of other sequences are the wrong choices. A
-file holds JSON lines with `context`, `choices` and `answer`, the number of the right choice from 0.
+is the context, the end of the sequence is the right choice, and the ends of other sequences are the wrong choices. Each
+line of a file is a JSON object with `context`, `choices` and `answer`, the number of the right choice from 0.
 
 Axes: R rows, each a context with one choice; I items.
 """
@@ -75,8 +75,8 @@ def objective_of(goal: Goal, ids_ST: Tensor, items: Items | None, positions: int
 
 
 def spaced(length: int, positions: int) -> list[int]:
-    """`positions` numbers of 1 .. length - 1, evenly spaced up to the last. Position 0 is omitted, because its token is
-    massive.
+    """Select `positions` of the numbers 1 .. length - 1, evenly spaced up to the last number. Position 0 is omitted,
+    because its token is massive.
     """
     return [length - 1 - (positions - 1 - i) * (length - 1) // positions for i in range(positions)]
 

@@ -11,8 +11,8 @@ same budget.
                 2024, which also judges its mutants on growing shares of the text; here all text is read each time)
     tpe         optuna's tree-structured Parzen estimator over one number for each layer; the lowest numbers are removed
 
-"Rethinking Layer Redundancy" (arXiv 2604.24938) compares seven searches and does not name them in its abstract, so
-this list is ours. Every strategy ends if the budget is spent or if all sets of the size have been judged. A strategy
+"Rethinking Layer Redundancy" (arXiv 2604.24938) compares seven searches and does not name them in its abstract, so we
+chose the list above. Every strategy ends if the budget is spent or if all sets of the size have been judged. A strategy
 that draws its proposals ends earlier if REPEATS proposals in a row are already known sets. The result is the
 evaluator's best set. If two sets have equal values, the lexicographically smaller set is the best.
 """
@@ -28,8 +28,8 @@ Strategy = Literal["random", "one_shot", "greedy", "swaps", "beam", "annealing",
 REPEATS = 100
 """A search ends after this number of consecutive proposals that were all judged before."""
 HOT, COLD = 0.1, 0.001
-"""Temperature of annealing at the start and at the end. The unit is what the first set loses against the dense
-model."""
+"""Temperature of annealing at the start and at the end. The unit is the difference between the objective of the first
+set and the objective of the dense model."""
 MOST_EXCHANGES = 3
 """Largest number of exchanges in one mutation. The number of exchanges is the smaller of two random numbers from 1 to
 MOST_EXCHANGES, as in EvoPress."""
@@ -78,7 +78,7 @@ def _follow(evaluator: Evaluator, space: Space, proposals: Iterable[Layers]) -> 
 # Searches that come to an end -----------------------------------------------------------------------------------------
 
 def singles(evaluator: Evaluator, space: Space) -> dict[int, float]:
-    """The objective of the model without each single layer."""
+    """For each layer, the objective of the model without this layer."""
     return {layer: evaluator.value(frozenset([layer]), reserve=evaluator.layers if space.size > 1 else 0)
             for layer in space.eligible}
 
@@ -145,8 +145,8 @@ def _drawn(draw: np.random.Generator, space: Space) -> Layers:
 
 
 def _exchanged(draw: np.random.Generator, space: Space, removed: Layers, count: int) -> Layers:
-    """A set in which `count` removed layers are put back and `count` other layers are removed. The number is lower if
-    there are too few layers."""
+    """A set in which `count` removed layers are put back and `count` other layers are removed. If there are too few
+    layers, fewer layers are exchanged."""
     rest = sorted(set(space.eligible) - removed)
     count = min(count, len(rest), space.size)
     back, out = (draw.choice(some, count, replace=False).tolist() for some in (sorted(removed), rest))

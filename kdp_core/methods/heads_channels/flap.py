@@ -14,8 +14,8 @@ All means are computed on the dense model, and no weight changes.
 
 LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
 folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
-added. All layers get these biases. The parameters of the new biases are subtracted from the number of removed
-parameters.
+added. In every layer the writers get this bias. The parameters of the new biases are subtracted from the number of
+removed parameters.
 
 Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):
     The ratio counts all parameters, and the nearest number of units is removed.
@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 
 class Unit(NamedTuple):
-    """A head group or a channel. The metric is the first field, so that units are sorted by the metric."""
+    """A unit that can be removed: a head group or a channel. The metric is the first field, so that units are sorted by
+    the metric."""
     metric: float
     part: str
     layer: int
@@ -175,8 +176,8 @@ def _units(model: nn.Module, sums: list[dict[str, _Sums]], sizes: Sizes) -> list
 
 
 def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
-    """The units with the lowest metric. Together they have a number of parameters as near as possible to `goal`. In
-    each part of each layer one unit is kept."""
+    """The units with the lowest metric, as many as bring their number of parameters nearest to `goal`. In each part of
+    each layer one unit is kept."""
     left = {(number, part): sizes.units[part] for number in range(sizes.layers) for part in PARTS}
     removed: list[Unit] = []
     count = 0

@@ -68,7 +68,7 @@ class Cut(NamedTuple):
     groups: int
     """Number of key-value heads to remove from each layer."""
     channels: list[int]
-    """Number of channels to remove, for each layer. The numbers differ by one at most."""
+    """Number of channels to remove from each layer; the numbers differ by at most one."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -129,8 +129,8 @@ def between(layers: int, keep_first: int | None, keep_last: int | None) -> range
 
 
 def cut_for(ratio: float, total: int, sizes: Sizes) -> Cut:
-    """The numbers of heads and channels to remove. Their parameters are the share `ratio` of `total`, with an error of
-    at most half a channel. Raises BlockError for a ratio that cannot be reached."""
+    """The numbers of heads and channels whose parameters are the share `ratio` of `total`, with an error of at most
+    half a channel. Raises BlockError for a ratio that cannot be reached."""
     layers, groups, channels, group_params, channel_params = sizes
     goal = ratio * total
     most = layers * ((groups - 1) * group_params + (channels - 1) * channel_params)

@@ -31,7 +31,7 @@ class Pruned(NamedTuple):
     removed: list[int]
     """The removed units, in the order of their removal."""
     loss: float
-    """Growth of |W X' - W_new X'|^2 so far, a sum over tokens. It includes the contribution of the damping."""
+    """Growth of |W X' - W_new X'|^2 so far, a sum over tokens, with the contribution of the damping."""
 
     def kept(self, units: int) -> Tensor:
         """Numbers of the kept units, ascending."""
@@ -92,7 +92,7 @@ def relative_error(w_DC: Tensor, new_DC: Tensor, gram_CC: Tensor) -> float:
 
 
 def prune(w_DC: Tensor, gram_CC: Tensor, units: int, batches: list[int], damp: float) -> Iterator[Pruned]:
-    """Yields the map after each batch of removals. `batches` holds the number of units in each batch. If units have
+    """Yields the map after each batch of removals. `batches` contains the number of units in each batch. If units have
     equal losses, the unit with the lowest number is removed first.
 
     The map is changed in place from one batch to the next. A caller that keeps the map must copy it.

@@ -1,14 +1,14 @@
 """SlimGPT (Ling et al. 2024, NeurIPS, arXiv 2412.18110): structured optimal brain surgeon, layer after layer.
 
-The surgeon of the module `obs` removes heads and channels from the writers (o, down) of each layer. It removes the
-units whose removal raises the error of the writer's outputs least, and it changes the remaining columns to compensate.
+The surgeon of the module `obs` removes heads and channels from the writers (o, down) of each layer. The surgeon removes
+the units whose removal raises the error of the writer's outputs least, and changes the remaining columns to compensate.
 H = X'X is computed on the already pruned model. The inputs of a layer are the outputs of the pruned layers before it,
 and the MLP of a layer reads the state after the pruned attention.
 
 Batched Greedy Pruning. Heads are removed one at a time. The loss of a head is the loss of all its columns together.
 This loss is computed from a Cholesky factor of the head's block of H^-1. Channels are removed in batches. In an MLP of
 11,008 channels the first batch has `batch_first` channels. In other MLPs the first batch has the same share of the
-channels. Each batch is half the size of the one before it, down to `batch_last`. The first batches may be large,
+channels. Each batch is half the size of the previous batch, down to `batch_last`. The first batches may be large,
 because the channels that are removed first depend least on each other.
 
 Incremental Pruning Ratio. The errors of early layers affect all later layers, so the removed share of layer i of n
@@ -55,7 +55,7 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 
 PAPER_CHANNELS = 11008
-"""MLP channels of LLaMA-7B. The batch sizes in the paper are those for this model."""
+"""MLP channels of LLaMA-7B, the model for which the paper states its batch sizes."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -71,7 +71,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     sequences: number of calibration sequences, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences.
-    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models that apply the norm after the residual
+    addition.
     """
     options.check(compose, locals())
     began = time.perf_counter()
@@ -115,7 +116,7 @@ def shares(mean: float, layers: int, first: float) -> list[float]:
 
 
 def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str, int]]:
-    """Numbers of head groups and channels to remove from each layer. Together they remove the share `ratio` of `total`,
+    """Numbers of head groups and channels to remove from each layer, so that the share `ratio` of `total` is removed
     with an error of at most half a channel."""
     groups, channels = sizes.unit_params["attention"], sizes.unit_params["mlp"]
     whole = sizes.groups * groups + sizes.channels * channels

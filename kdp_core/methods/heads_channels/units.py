@@ -1,4 +1,4 @@
-"""What all methods share that remove heads and MLP channels: the units, the sizes of layers, and the run of a layer.
+"""Functions for all methods that remove heads and MLP channels: the units, the sizes of layers, and the run of a layer.
 
 A unit of an attention is a key-value head with the consecutive query heads that read this key-value head. The unit
 consists of the rows of these heads in q, k and v and of their columns in o. A unit of an MLP is a channel: a row of
@@ -57,7 +57,7 @@ class Coupled(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes of each pruned layer before pruning."""
+    """The sizes of each layer before the layer is pruned."""
     layers: int
     groups: int
     """Key-value heads."""
@@ -78,8 +78,8 @@ class Sizes(NamedTuple):
 
 
 def no_single_heads(family: Family) -> str:
-    """The function `refuses` of a method that removes heads. It returns why no single head of the family can be
-    removed."""
+    """The function `refuses` of a method that removes heads. The result says why no single head of the family can be
+    removed; it is empty if a head can be removed."""
     return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
         if family.head_norms == "all" else ""
 
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
     """The tensors of each layer from which units are removed. All layers have the same sizes."""
     sizes: Sizes
     total: int
-    """All parameters of the model."""
+    """Number of all parameters of the model."""
     blank: nn.Module
     """The model on the meta device."""
 

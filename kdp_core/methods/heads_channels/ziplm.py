@@ -89,19 +89,21 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", shrink: Shrink = 0.9, batch_channels: Count = 1, draws: Natural = 1000,
             judge_sequences: Count = 16, damp: NotNegative = 0.01, sequences: Count | None = None,
             batch_sequences: Count = 8, seed: int = 0) -> Composed:
-    """Prune every writer to all levels. Then choose the levels by a knapsack whose coefficients are searched for.
+    """Prune every writer to all levels. Then the levels are chosen by a knapsack whose coefficients are searched for.
 
     shrink: number of channels of a level, relative to the level before.
     batch_channels: number of channels that are removed together; 1 in the paper. A larger number is faster in wide
         MLPs.
     draws: number of random draws of coefficients. With 0 only the knapsack of the priors is solved, with all
         coefficients 1.
-    judge_sequences: number of calibration sequences on which a draw is judged. A number that is too large means all.
+    judge_sequences: number of calibration sequences on which a draw is judged. A number that is too large means all
+        sequences.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
     seed: seed of the choice of sequences and of the draws.
-    Raises BlockError for a ratio that cannot be reached, and FitError for models whose norms follow the sum.
+    Raises BlockError for a ratio that cannot be reached, and FitError for models that apply the norm after the residual
+    addition.
     """
     options.check(compose, locals())
     began = time.perf_counter()

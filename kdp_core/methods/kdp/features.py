@@ -153,7 +153,7 @@ def ols(phi_KNF: Tensor, ridge: float) -> Tensor:
 
 
 def chain(a_KFF: Tensor) -> Tensor:
-    """The product A_k ... A_1 as one matrix, in float64."""
+    """The product of all operators as one matrix, in float64: A_k ... A_1."""
     product_FF = torch.eye(a_KFF.shape[-1], dtype=torch.float64, device=a_KFF.device)
     for a_FF in a_KFF.double():
         product_FF = a_FF @ product_FF

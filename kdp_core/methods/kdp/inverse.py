@@ -1,22 +1,22 @@
 """Step 2 of KDP: a small network from the kernel space back to hidden states, and the folded block of both steps.
 
 Paper: KDP (ICLR 2026), equation 6, Algorithm 1 lines 11-21, appendix B. The network I(z) = alpha * MLP(z) has two
-layers. It is trained to map z = A_k ... A_1 phi(h_l) to h_{l+k}, for 100 epochs of Adam with the fixed learning rate
-1e-3 and batches of 128.
+layers. It is trained for 100 epochs of Adam with the fixed learning rate 1e-3 and batches of 128. The input is z = A_k
+... A_1 phi(h_l), and the target is h_{l+k}.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
 - The hidden width and the activation of the MLP are not given. The parameters in Table 12 agree with a width near 1590
   for LLaMA-2-7B.
-- Algorithm 1 adds a term `L_norm`. Equation 6 does not contain this term, and the paper does not define it:
-  `norm_loss`.
+- Algorithm 1 adds a term `L_norm`. Equation 6 does not contain this term, and the paper does not define it; the option
+  `norm_loss` offers two interpretations.
 - The features from which z is computed have variances of 1e-5. Without standardisation the printed recipe trains far
   too slowly: after 18 s on SmolLM2 the held-out error is 0.78, against 0.19 with standardisation. The standardisation
   is absorbed into W1 and b1.
 - alpha starts at the root mean square of the target, so that the MLP's own outputs are of order one.
-- The batch size of 128 counts tokens here.
-- The paper keeps the last epoch. But Adam at a fixed rate can make a very bad update late in training. On SmolLM2, for
-  one seed of three, the held-out error is 0.16 after two epochs and 24 after five epochs. By default, `keep` selects
-  the weights of the best epoch.
+- Here the batch size of 128 is a number of tokens.
+- The paper keeps the weights of the last epoch. But Adam at a fixed rate can make a very bad update late in training.
+  On SmolLM2, for one seed of three, the held-out error is 0.16 after two epochs and 24 after five epochs. By default,
+  `keep` selects the weights of the best epoch.
 - The paper does not say how the weights of the MLP are initialised; by default they are random. `start: ridge` is our
   addition. An MLP can be a linear map, because act(s) - act(-s) = s for GELU, SiLU and ReLU. With `start: ridge` the
   MLP is at first the least-squares map of rank H/2 from z to h.
@@ -152,8 +152,8 @@ def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, de
 
 def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start: str, epochs: int, lr: float,
            batch: int, keep: str, generator: torch.Generator, resume: Resume) -> list[dict[str, Any]]:
-    """Train in place, and return one entry for each epoch. A single token can spoil the weights, even late in the
-    training."""
+    """Train the network in place, and return one entry for each epoch. A single token can spoil the weights, even late
+    in the training."""
     adam = torch.optim.Adam(network.parameters(), lr=lr)
     progress = Progress(resume, list(network.parameters()), {"adam": adam, "order": generator}, curve=[], best={},
                         total=0.0)

@@ -10,14 +10,14 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - Lift input: `raw` states, or states at unit root mean square (`rms`), as the layers read them.
 - The paper says that A_i = I + gamma_i B_i is "initialised at the start of each iteration with its OLS estimate". With
   `ols_every: iteration`, A_i is the least-squares solution of each minibatch. The next least-squares solution would
-  overwrite an update of gamma_i and B_i, so Adam updates only lambda and L. `epoch` and `start` solve for A_i only at
-  the start of an epoch or of the training, and Adam then also updates gamma_i and B_i. After training, A_i is solved
+  overwrite an update of gamma_i and B_i, so Adam updates only lambda and L. With `epoch` or `start`, A_i is solved only
+  at the start of an epoch or of the training, and Adam then also updates gamma_i and B_i. After training, A_i is solved
   once more on all training tokens (`final_ols`).
 - Equation 5 sums the separate errors of the operators (`loss: steps`). Algorithm 1 line 7 chains all A_i and predicts
   only the last state (`loss: chain`).
 - The paper says of the weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric
   sequence with base 2 and exponents from 0 to num_layers - 1"; see `cosine_weights`.
-- The batch size of 100 counts sequences here.
+- Here the batch size of 100 is a number of sequences.
 - Where the paper sums over tokens, the loss here is a mean over tokens. The mean does not change the updates of Adam.
 """
 import logging

@@ -1,10 +1,10 @@
 """Linear maps in the original space instead of a block: the OLS methods of KDP's Table 3.
 
 `direct` regresses h_{l+k} on h_l. `sequential` regresses each layer's output on its input and multiplies the k maps.
-The paper says no more about these methods, and it reports that both collapse. Two choices decide whether they collapse.
-First, massive tokens dominate an unweighted regression (`massive`, `token_weight`). Second, a ridge may shrink the map
-towards zero instead of towards the identity (`residual`). With ridge 0, token_weight none and massive raw, each
-regression is an ordinary least-squares fit.
+The paper reports that both methods collapse, and says no more about them. Two choices decide whether the methods
+collapse. First, massive tokens dominate an unweighted regression (`massive`, `token_weight`). Second, a ridge may
+shrink the map towards zero instead of towards the identity (`residual`). With ridge 0, token_weight none and massive
+raw, each regression is an ordinary least-squares fit.
 """
 import itertools
 import time
@@ -27,7 +27,7 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
            seed: Natural = 0) -> LinearMap:
     """Fit one affine map from the first state of the block to the last state.
 
-    ridge: relative to the mean diagonal of the weighted Gram matrix.
+    ridge: strength of the ridge, relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
     token_weight: `inverse_norm` weights a token by 1 / |h_{l+k}|^2, so that its relative error counts; `none` gives all
         tokens the same weight.
@@ -48,7 +48,7 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4,
                seed: Natural = 0) -> LinearMap:
     """Fit one affine map for each layer, and multiply these maps to one map.
 
-    ridge: relative to the mean diagonal of the weighted Gram matrix.
+    ridge: strength of the ridge, relative to the mean diagonal of the weighted Gram matrix.
     residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
         all tokens the same weight.

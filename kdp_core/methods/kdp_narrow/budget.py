@@ -44,8 +44,8 @@ class _Level(NamedTuple):
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
               attention_price: Positive = 4.0) -> Selection:
-    """Select how much every part keeps at a ratio. `candidates` has an entry for each part, with `layer`, `part`,
-    `kept`, `of`.
+    """Select how much every part keeps at a ratio. `candidates` of the selection has an entry for each part, with
+    `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
     attention_price: factor of the losses of attentions. 1 uses the measured losses, and a high factor keeps all
@@ -136,8 +136,8 @@ def _levels(ladder: Ladder, grain: int) -> list[_Level]:
 
 
 def _between(points: list[tuple[int, float]], kept: int) -> float:
-    """The loss at a number of kept units. It is interpolated between the two nearest of `points`, which are in
-    descending order."""
+    """The loss at a number of kept units, interpolated between the two nearest of `points`, which are in descending
+    order."""
     for (more, low), (fewer, high) in pairwise(points):
         if fewer <= kept <= more:
             return low + (high - low) * (more - kept) / (more - fewer)

@@ -5,9 +5,9 @@ KDP replaces the layers between two states by a map of the first state. Such a m
 the removed attentions read is lost. Here every layer keeps a part of its own attention, which reads the context:
 1. The search (`ladders`) measures the loss at the outputs if a part of one layer has fewer channels or heads.
 2. The selection (`budget`) decides what each part keeps, so that the sum of these losses is least at the given ratio.
-3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon. The parts before are already
-   pruned. The fit solves each writer (o_proj and down_proj in LLaMA) again in closed form; the target is the state of
-   the dense model.
+3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon. All earlier parts are already
+   pruned at this time. The fit solves each writer (o_proj and down_proj in LLaMA) again in closed form; the target is
+   the state of the dense model.
 4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
 So only the writers, the last matrices of attentions and MLPs, are changed. All other kept weights are those of the
 dense model. With `solve: false` and `epochs: 0` every kept weight is untouched.

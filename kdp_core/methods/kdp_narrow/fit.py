@@ -82,7 +82,7 @@ def inputs(passes: Passes, part: Part) -> int:
 
 
 def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, which: Tensor, how: Closed) -> Tensor:
-    """The state of the dense model after a part. The part still has its dense weights."""
+    """The state of the dense model after a part. The model must still have the dense weights of this part."""
     if part.name == PARTS[-1]:
         return hidden.state(part.layer + 1)[which]
     given = given or parts.fed(passes, part.layer, part.name, hidden.state(part.layer)[which], how.batch)

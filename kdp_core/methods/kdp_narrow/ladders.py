@@ -27,7 +27,7 @@ from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
 RUNGS = (0.75, 0.5, 0.25, 0.0)
-"""Shares of the channels of an MLP at which its loss is measured."""
+"""The shares of its channels with which an MLP is measured."""
 
 
 def refuses(family: Family) -> str:

@@ -57,7 +57,7 @@ def regression(gram_FF: Tensor, cross_FD: Tensor, old_FD: Tensor, ridge: float) 
 
 
 def solved(equations: Regression) -> Tensor:
-    """w_FD: the matrix that solves the equations. Raises FitError if they are singular."""
+    """w_FD: the matrix that solves the equations. Raises FitError if the matrix of the equations is singular."""
     return torch.cholesky_solve(equations.cross_FD, _factor(equations.gram_FF))
 
 

@@ -32,8 +32,8 @@ class Statistics(NamedTuple):
 
 
 def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Module:
-    """The stand-in that maps states h to states y, in closed form. Both are float32 states of the sequences to fit
-    on."""
+    """The stand-in that maps states h to states y, in closed form. `h_STD` and `y_STD` are float32 states of the
+    sequences to fit on."""
     keep_ST, above = counted(h_STD, y_STD, fit.massive_factor)
     if not keep_ST.any():
         raise FitError(f"block {block}: every token is massive; raise hidden.massive_factor")
@@ -49,7 +49,7 @@ def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_S
 
 
 def fit_alone(model: nn.Module, hidden: HiddenStates, block: Block, sequences: Tensor, fit: Fit) -> Module:
-    """The stand-in of one block on the dense model's states."""
+    """The stand-in of one block, fitted on the states of the dense model."""
     h_STD, y_STD = hidden.state(block[0])[sequences], hidden.state(block[1])[sequences]
     return fit_stand_in(block, candidates(model, block, h_STD, y_STD, fit), h_STD, y_STD, fit)
 

@@ -4,12 +4,12 @@
 
 KDP rebuilds a whole state from 2m bounded features. Here the state itself is kept, and the features only approximate
 what the block would have added. The features read the state through the norm, as the block does. The module
-`dictionaries` makes the entries f, and `closed_form` the regression that finds W, O and b.
+`dictionaries` makes the entries f, and the module `closed_form` solves the regression that finds W, O and b.
 
 Blocks are fitted in the order of depth. Each block is fitted on the states that enter it in the already pruned model
-(`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier ones.
-Then all stand-ins are trained together for `epochs` epochs against the outputs of the dense model (`joint`). No weight
-of the model itself changes. If the training does not lower the held-out loss, the closed form is kept.
+(`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier
+stand-ins. Then all stand-ins are trained together for `epochs` epochs against the outputs of the dense model (`joint`).
+No weight of the model itself changes. If the training does not lower the held-out loss, the closed form is kept.
 
 Massive-activation tokens are not fitted, and they bypass the stand-in (kdp_core.states.block).
 """
