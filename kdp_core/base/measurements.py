@@ -78,8 +78,8 @@ class Diagnosis(NamedTuple):
     massive_factor: float
     """A token is massive if its norm in the dense model exceeds this factor times the median norm of its window."""
     predictions: int
-    """Number of tokens that are followed by another token in their window. Only at these tokens the outputs are
-    compared."""
+    """Number of tokens that are followed by another token in their window. The outputs are compared only at these
+    tokens."""
     kl_nats: float
     """Mean KL(dense || pruned) in nats per token."""
     kl_nats_stderr: float | None
@@ -162,7 +162,7 @@ class Theory(NamedTuple):
     """The inequality of Theorem 2, one row for each class with random Fourier features and each `gap`. `risk` is the
     left side, `identity_risk` is the right side, and `margin` (Delta) is `identity_risk` - `risk`. `b_a` and `r_h` are
     constants of the theorem. `samples_printed` is the n that equation 4 requires with C = c = 1. `samples_proof` is the
-    n of equation 36. Both are None if `margin` is not positive. Truth values: `holds` (the inequality),
+    n of equation 36. These two fields are None if `margin` is not positive. Truth values: `holds` (the inequality),
     `holds_without_fit` (the inequality with A = 0), `better_state` (the decoded state is better than with the class
     identity). `state_excess` and `state_excess_stderr` are as in `risks`."""
     stats: dict[str, Any]

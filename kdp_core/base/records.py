@@ -56,13 +56,13 @@ class Similarity(NamedTuple):
     angular_LL: Tensor
     """Mean over tokens of arccos(cosine) / pi: a distance, 0 to 1."""
     angular_last_LL: Tensor
-    """The angular distance at the last token of each sequence. `treatment` does not change it."""
+    """The angular distance at the last token of each sequence. `treatment` does not change this distance."""
     cka_linear_LL: Tensor
     cka_rbf_LL: Tensor
     """CKA from minibatch unbiased HSIC; the RBF bandwidth of each layer is its median distance."""
     cosine_all_LL: Tensor
-    """Mean cosine of the two states over all tokens, massive tokens included. `treatment` does not change it. Published
-    methods use this cosine."""
+    """Mean cosine of the two states over all tokens, massive tokens included. `treatment` does not change this cosine.
+    Published methods use it."""
     treatment: str
     """How massive-activation tokens were treated: mask, normalise or raw."""
     tokens: int
@@ -89,8 +89,8 @@ class Selection(NamedTuple):
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
     layers: int
-    """Number of layers to remove. If the selection has blocks, this is the number of layers in them. Otherwise the fit
-    itself must choose this number of layers."""
+    """Number of layers to remove. If the selection has blocks, this is the number of layers in them. If it has no
+    blocks, the fit itself must choose this number of layers."""
 
 
 class Search(NamedTuple):
@@ -183,8 +183,8 @@ class Plan(NamedTuple):
     tensors: dict[str, Tensor]
     """New values of tensors that remain in the model, by their names in the state dict."""
     sparse: bool = False
-    """Whether the zeros of `tensors` count as removed weights. This is true if the method sets weights to zero. The
-    tensors of other methods may contain zeros by chance."""
+    """Whether the zeros of `tensors` count as removed weights: true if the method sets weights to zero. The tensors of
+    other methods may contain zeros by chance."""
     shape: dict[str, Any] | None = None
     """Entries of the folded configuration that give the shapes of the model, for plans that change widths. The entries
     of `tensors` then have these shapes. `tensors` may also contain tensors that the dense model does not have. A plan
