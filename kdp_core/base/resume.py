@@ -56,7 +56,7 @@ class Resume:
             logger.warning("%s cannot be read and is ignored: %s", self.path, error)
             return None
         if state["key"] != self.key:
-            logger.info("%s is ignored: it is of other options, data or code, or of another machine", self.path)
+            logger.info("%s is ignored: the options, data, code or machine have changed", self.path)
             return None
         return state
 
@@ -148,7 +148,7 @@ class Progress:
         saved, self._saved = self._resume.save(self._state()), now
         if asked:
             raise Stopped(f"stopped at epoch {self.epoch}, update {self.update + 1}; " + (
-                "the next run goes on from there" if saved else "its state could not be written"))
+                "the next run continues there" if saved else "its state could not be written"))
 
     def _state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "update": self.update, "order": self._order, "values": self.values,

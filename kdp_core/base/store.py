@@ -156,7 +156,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         plain = json.loads((file.metadata() or {}).get(KEY, "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if not isinstance(plain, dict):
-        raise StoreError(f"{path} is no state of kdp, since something else wrote it; delete it and run again")
+        raise StoreError(f"{path} is no training state of kdp: another program wrote it; delete it and run again")
     return _fill(path, plain, tensors)
 
 
@@ -243,7 +243,7 @@ def _build(path: str | Path, name: str, fields: dict[str, Any]) -> Any:
 
 def _join(path: str | Path, head: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(head, dict) or not {"record", "fields"} <= set(head) or not isinstance(head["fields"], dict):
-        raise StoreError(f"{path} is no record of kdp, since something else wrote it; delete it and run again")
+        raise StoreError(f"{path} is no record of kdp: another program wrote it; delete it and run again")
     if not isinstance(head["record"], str) or head["record"] not in RECORDS:
         raise StoreError(f"{path} holds the unknown record {head['record']!r} of another version; "
                          "delete it and run again")

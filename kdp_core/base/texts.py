@@ -72,7 +72,7 @@ def read_documents(path: str | Path, *, format: Literal["lines", "text", "jsonl"
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is not {encoding} ({error.reason} at byte {error.start}); "
                         "set the text's encoding, such as latin-1") from error
-    # not splitlines(): it also cuts at \x85 and \u2028, which are characters of a line here
+    # splitlines() is not used: it also cuts at \x85 and \u2028, which are characters of a line here
     lines = [text] if format == "text" else text.split("\n")
     if format == "jsonl":
         lines = [_field(line, field, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]

@@ -78,8 +78,8 @@ def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, heigh
     """
     pairs, claims = pd.DataFrame(agreement.pairs), pd.DataFrame(agreement.claims)
     if pairs.empty:
-        raise FigureError("no two searches differ in one thing alone; compare variants that share objective, strategy "
-                          "or draw")
+        raise FigureError("no two searches differ in exactly one setting; compare variants that share two of "
+                          "objective, strategy and draw")
     kinds = [kind for kind in VARIES if kind in set(pairs["varies"])]
     with quiet():
         figure = Figure(figsize=(width, height))

@@ -41,7 +41,7 @@ def expected(expectations: Mapping[tuple[str, int], Expectation], *, looks: Look
     expectations: the expectation of each pruned model, by (variant, K max). Raises FigureError without records.
     """
     if not expectations:
-        raise FigureError("no expectation to draw; give that of at least one pruned model")
+        raise FigureError("no expectation to draw; give the expectation of at least one pruned model")
     names = [name for name in NAMES if name in next(iter(expectations.values())).losses]
     frame = pd.DataFrame([
         {"method": method, "k_max": k_max, "loss": name, "kept": 100 * (1 - one.losses[name]),

@@ -230,7 +230,7 @@ def legend_lines(handles: Sequence[Any], width: float = PAGE_IN, columns: int = 
 
     Long labels reduce the number of entries in a text line.
     """
-    # a character is about 0.05 in wide, a handle and the gap after an entry 0.5 in
+    # in inches: a character is about 0.05 wide, and a handle with the gap after an entry is 0.5 wide
     longest = max(len(handle.get_label()) for handle in handles)
     return math.ceil(len(handles) / min(columns, max(1, int(width / (0.5 + 0.05 * longest)))))
 

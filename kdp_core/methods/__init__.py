@@ -41,7 +41,7 @@ def find() -> dict[str, Method]:
         records += module.METHODS
     groups = list(GROUPS)
     found: dict[str, Method] = {}
-    # the sort is stable: within a group the order is that of the file names, then that in the file
+    # the sort is stable: within a group, methods are sorted by file name and keep the order of their file
     for method in sorted(records, key=lambda method: groups.index(method.group)):
         if method.name in found:
             raise MethodError(f"two methods are called {method.name!r}; rename one of them")
@@ -99,7 +99,7 @@ def plan(name: str, selection: Selection, fitted: dict[Block, list[Any]]) -> Pla
 def whole(name: str, selection: Selection, composed: Composed) -> Plan:
     """The plan of a method whose `compose` fits a whole grid point in one call."""
     blocks = [(layer, "whole") for start, stop in selection.blocks for layer in range(start, stop)]
-    # if a fit chooses its layers itself, or keeps some layers of a block, its plan names the removed ones
+    # if a fit chooses its layers itself, or keeps some layers of a block, its plan names the removed layers
     return composed.plan._replace(method=name, drop=composed.plan.drop or blocks)
 
 

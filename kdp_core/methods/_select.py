@@ -66,7 +66,7 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
     """
     options.check(most_similar, locals())
     if k_max == 1 and removes == "k_max-1":
-        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise it")
+        raise BlockError(f"k_max {k_max}: a block would remove no layer; raise k_max")
     if given is not None:
         return _given(similarity, facts, given, ratio, k_max, module_params, criterion, removes)
     candidates = _candidates(similarity, facts.layers, _initial(k_max, expand_from, removes), criterion, protect,
@@ -93,7 +93,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
     """
     options.check(in_order, locals())
     if search.k_max != k_max:
-        raise BlockError(f"k_max {k_max}: the search was made for {search.k_max}; search again")
+        raise BlockError(f"k_max {k_max}: the search was made for k_max {search.k_max}; search again")
     blocks = [(layer, layer + 1) for layer in search.order]
     shares = shares_of(blocks, facts, module_params)
     if ratio > shares[-1] + ROUNDING:
@@ -147,7 +147,7 @@ def score_of(matrix_LL: Tensor, index: dict[int, int], first: int, last: int) ->
     """The entry of the matrix for two states. Raises BlockError if a state is not stored."""
     if first not in index or last not in index:
         raise BlockError(f"similarity lacks state {first if first not in index else last}; set hidden.layers to all")
-    # of h_first and h_last; for a KDP block CKA(h_l, h_{l+K_max})
+    # the similarity of h_first and h_last; for a KDP block it is CKA(h_l, h_{l+K_max})
     return matrix_LL[index[first], index[last]].item()
 
 
@@ -196,8 +196,8 @@ def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
     blocks: list[Block] = sorted((start, stop) for start, stop in given)
     for one, other in itertools.pairwise(blocks):
         if other[0] < one[1]:
-            raise BlockError(f"block.given {list(one)} and {list(other)} share a layer; make them one block or part "
-                             "them")
+            raise BlockError(f"block.given {list(one)} and {list(other)} share a layer; name one block for both, or "
+                             "blocks without a common layer")
     return blocks
 
 
@@ -220,7 +220,7 @@ def check_reachable(ratio: float, shares: list[float], k_max: int, eligible: ran
                          "similarity; lower k_max or block.protect")
     least = min(after - before for before, after in itertools.pairwise(shares))
     if least <= 0:
-        raise BlockError(f"k_max {k_max}: a stand-in holds as many parameters as the layers it replaces or more "
+        raise BlockError(f"k_max {k_max}: a stand-in has at least as many parameters as the layers that it replaces "
                          f"({-least:+.2%} of the model); lower its width or raise k_max")
     if ratio > shares[-1] + ROUNDING:
         # the ratio is rounded down, so that the ratio in the message can be reached
@@ -317,7 +317,7 @@ def between(layers: int, keep_first: int, keep_last: int) -> range:
     """Layers that may be removed."""
     if keep_first + keep_last >= layers:
         raise BlockError(f"block.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
-                         "may be removed; lower them")
+                         "may be removed; lower keep_first or keep_last")
     return range(keep_first, layers - keep_last)
 
 
@@ -339,10 +339,10 @@ def of_length(runs: list[Block], scores: list[float], facts: ModelFacts, ratio: 
               module_params: int, match: str, criterion: str) -> Selection:
     """The run whose length meets the ratio. `runs` contains one run for each length, in ascending order."""
     saved = [shares_of([run], facts, module_params)[-1] for run in runs]
-    # a run no larger than what replaces it is no candidate
+    # a run is no candidate if its replacement has as many parameters or more
     fitting = [index for index, share in enumerate(saved) if share > 0]
     shares = [0.0, *(saved[index] for index in fitting)]
-    # the longest run holds all layers that may be removed
+    # the longest run contains all layers that may be removed
     check_reachable(ratio, shares, k_max, range(*runs[-1]))
     chosen = fitting[enough(shares, ratio, match) - 1]
     return Selection([runs[chosen]], [scores[chosen]], criterion, ratio, saved[chosen], shares[-1], k_max, [],

@@ -89,7 +89,7 @@ def test_sigterm_in_step_1_saves_and_the_next_run_goes_on(undisturbed, tmp_path)
     job.send_signal(signal.SIGTERM)
     assert snakemake.wait(timeout=180) == 1, "the job counts as failed"
     log = (project.folder / LOG).read_text(encoding="utf-8")
-    stopped = re.search(r"stopped at epoch (\d+), update (\d+); the next run goes on from there", log)
+    stopped = re.search(r"stopped at epoch (\d+), update (\d+); the next run continues there", log)
     assert stopped and "Traceback" not in log and not (project.folder / KERNEL).exists()
     project.run(KERNEL)
     log = (project.folder / LOG).read_text(encoding="utf-8")

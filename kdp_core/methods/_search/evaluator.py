@@ -100,7 +100,7 @@ class Evaluator:
         differ, and the states of the stored set. The stored set is marked as recently used."""
         first, nearest = min(removed, default=self.layers), DENSE
         for other in self._trails:
-            # the later of equally near sets, so that the order of evaluations decides
+            # of equally near sets the later set is used, so that the result depends only on the order of evaluations
             if (differs := min(removed ^ other, default=self.layers)) >= first:
                 first, nearest = differs, other
         if nearest in self._trails:

@@ -194,7 +194,7 @@ def _tpe(evaluator: Evaluator, space: Space) -> Iterator[Layers]:
         yield _lowest(key, space)
         study.tell(trial, evaluator.values[_lowest(key, space)])
         if known and space.size < len(key):
-            # the estimator soon proposes a few sets again and again; exchanging two keys of such a set leads on
+            # the estimator soon proposes only a few sets again and again; an exchange of two keys gives a new set
             removed = _lowest(key, space)
             back, out = (int(draw.choice(sorted(some))) for some in (removed, set(key) - removed))
             key[back], key[out] = key[out], key[back]

@@ -185,7 +185,7 @@ def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
         params = sizes.unit_params[unit.part]
         if left[unit.layer, unit.part] == 1:
             continue
-        # the nearer of the two numbers around the goal, or the smaller one if both are equally near
+        # of the two numbers around the goal, the nearer number is used; if both are equally near, the smaller number
         if count + params / 2 >= goal:
             break
         count += params

@@ -129,7 +129,7 @@ def cuts(ratio: float, total: int, sizes: Sizes, first: float) -> list[dict[str,
     found, goal, removed = [], 0.0, 0
     for share in by_layer:
         goal += share * whole
-        # the nearest number of head groups for which channels remain to remove the rest
+        # the nearest number of head groups such that enough channels remain to remove the rest
         possible = [lost for lost in range(sizes.groups)
                     if -channels <= goal - removed - lost * groups <= sizes.channels * channels]
         lost = min(possible, key=lambda lost, share=share: (abs(lost - share * sizes.groups), lost), default=0)

@@ -20,7 +20,7 @@ def _kernel_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
 
 
 def _inverse_flops(sizes: Sizes, given: Mapping[str, Any]) -> float:
-    # `given` also holds the options of step 1
+    # `given` also contains the options of step 1
     return given["epochs"] * sizes.tokens * 6 * given["width"] * (given["features"] + sizes.width)
 
 

@@ -78,7 +78,7 @@ class Network(nn.Module):
         rank = min(len(self.w1.weight) // 2, len(mean_D))
         # the best map of rank R has the first principal directions of the fitted outputs: W V V'
         v_DR = torch.linalg.eigh(w_FD.T @ gram_FF @ w_FD).eigenvectors[:, -rank:]
-        # act(s) - act(-s) = s; for tanh it is 2 s, and only near 0
+        # act(s) - act(-s) = s; for tanh the difference is 2 s, but only near 0
         small, pair = (0.01, 2) if isinstance(self.act, nn.Tanh) else (1.0, 1)
         w_RF = small / self.unit * (w_FD @ v_DR).T
         b_R = w_RF @ (self.mean_F - mean_F).double()

@@ -189,7 +189,7 @@ def _iteration(run: _Run, adam: torch.optim.Optimizer, which: Tensor) -> dict[st
     of Adam."""
     phi_KNF = run.phi(lift_input(run.states.tokens(which), run.lift).to(run.device))
     if not math.isfinite(phi_KNF.sum().item()):
-        raise TrainingFailed("step 1: the features are not numbers; lower kernel.lr")
+        raise TrainingFailed("step 1: the features are not finite; lower kernel.lr")
     if run.ols_every == "iteration":
         run.operators.start(ols(phi_KNF.detach(), run.ridge))
     a_KFF = run.operators()

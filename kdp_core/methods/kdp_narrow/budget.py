@@ -97,7 +97,7 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
     channel = min(one.unit_params for one in ladders)
     over = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True)) - goal
     while abs(over) > channel / 2:
-        # a channel is added to the MLP with the smallest kept share, or removed from the one with the largest
+        # a channel is added to the MLP with the smallest kept share, or removed from the MLP with the largest
         within = [n for n, one in enumerate(ladders) if one.unit_params == channel and 1 < counts[n] < one.units]
         # if every MLP is whole or removed, the first or the last channel of an MLP is added or removed
         within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (

@@ -88,7 +88,7 @@ def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, jud
     """
     length = inputs(passes, part)
     counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
-    # a stored state holds all sequences, so it is read once for fitting and judging
+    # a stored state contains all sequences, so it is read once for fitting and judging
     h_STD, path = hidden.state(part.layer), range(part.layer, len(passes.layers))
     h_STD, judged_STD = h_STD[fitted], h_STD[judged]
     given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)

@@ -105,7 +105,7 @@ def target(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor) -> 
     part equal to y."""
     writer, gain_D = writer_of(passes, layer, part), gain_after(passes, layer, part)
     u_STD = (y_STD - given.base_STD).to(passes.device)
-    # w_n = 1 / |y_n|^2: relative errors of the state count
+    # w_n = 1 / |y_n|^2: the fit minimises relative errors of the state
     root_ST1 = 1 / y_STD.norm(dim=-1, keepdim=True).clamp_min(1e-6).to(passes.device)
     if gain_D is not None:
         old_STD = writer(given.f_STF.to(passes.device, writer.weight.dtype)).float()

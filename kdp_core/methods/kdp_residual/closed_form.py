@@ -85,7 +85,7 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
     for h_BTD, y_BTD, keep_BT in _batches(h_STD, y_STD, keep_ST, max(1, PRODUCT_TOKENS // h_STD.shape[1])):
         h_ND, y_ND = h_BTD[keep_BT].to(fit.device), y_BTD[keep_BT].to(fit.device)
         parts_NF = torch.cat((entries(h_ND) - shift_F, h_ND.new_ones(len(h_ND), 1)), dim=1)
-        # w_n = 1 / |y_n|^2: relative errors count
+        # w_n = 1 / |y_n|^2: the fit minimises relative errors
         weight_N1 = 1 / y_ND.norm(dim=1, keepdim=True) if fit.token_weight == "inverse_norm" else 1.0
         f_NF, goal_ND = parts_NF * weight_N1, (y_ND - h_ND) * weight_N1
         gram, cross = gram + (f_NF.T @ f_NF).double(), cross + (f_NF.T @ goal_ND).double()

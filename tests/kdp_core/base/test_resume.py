@@ -169,7 +169,7 @@ def train(resume, seen=None):
 def test_a_training_that_is_asked_to_stop_saves_after_the_update_in_hand_and_goes_on_there(at, tmp_path, caplog):
     caplog.set_level(logging.INFO, "kdp_core")
     resume = Resume(tmp_path / "s", "key", every_s=1e9)
-    with pytest.raises(Stopped, match=f"stopped at epoch {at[0]}, update {at[1] + 2}; the next run goes on from there"):
+    with pytest.raises(Stopped, match=f"stopped at epoch {at[0]}, update {at[1] + 2}; the next run continues there"):
         train(resume, lambda *now: now == at and resume.stop())
     updates = []
     again = Resume(tmp_path / "s", "key")
@@ -220,7 +220,7 @@ def test_a_state_of_another_key_is_ignored_and_said_so(tmp_path, caplog):
     caplog.set_level(logging.INFO, "kdp_core")
     cut_at(tmp_path / "s", 7, key="other")
     weight, curve = train(Resume(tmp_path / "s", "key"))
-    assert "is ignored: it is of other options" in caplog.text and "resumed" not in caplog.text
+    assert "is ignored: the options, data, code or machine have changed" in caplog.text and "resumed" not in caplog.text
     assert torch.equal(weight, train(OFF)[0]) and curve == train(OFF)[1]
 
 

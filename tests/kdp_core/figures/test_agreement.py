@@ -52,5 +52,5 @@ def test_the_best_value_is_the_mean_over_draws_from_where_all_have_one():
 
 
 def test_searches_that_differ_in_everything_give_no_pairs():
-    with pytest.raises(FigureError, match="no two searches differ in one thing alone"):
+    with pytest.raises(FigureError, match="no two searches differ in exactly one setting"):
         agreement.agreement_of_searches(compared()._replace(pairs=[]))

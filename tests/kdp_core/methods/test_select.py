@@ -223,7 +223,7 @@ def test_ratio_must_be_a_share(ratio, words):
 
 @pytest.mark.parametrize("module_params", [200, 250])
 def test_a_module_as_large_as_its_block_is_refused(module_params):
-    with pytest.raises(BlockError, match="stand-in holds as many parameters as the layers it replaces or more"):
+    with pytest.raises(BlockError, match="stand-in has at least as many parameters as the layers that it replaces"):
         selected(of_random(10), 10, 0.1, module_params=module_params)
     assert selected(of_random(10), 10, 0.0006, module_params=199).ratio_planned == pytest.approx(1 / 1500)
 
@@ -231,7 +231,7 @@ def test_a_module_as_large_as_its_block_is_refused(module_params):
 def test_a_module_too_large_for_a_later_block_is_refused():
     per_layer = [100] * 10 + [10] * 10
     similarity = of_first_layers(20, 3, {3: 0.9, 12: 0.8})
-    with pytest.raises(BlockError, match="stand-in holds"):
+    with pytest.raises(BlockError, match="stand-in has at least as many parameters"):
         selected(similarity, 20, 0.2, module_params=50, per_layer=per_layer)
 
 
@@ -381,7 +381,7 @@ def test_layers_of_an_order_are_counted_one_by_one():
 
 @pytest.mark.parametrize("options, message", [
     ({"ratio": 0.25}, r"ratio 0\.25: the 6 layers that the search ordered remove at most 0\.240 of all parameters"),
-    ({"ratio": 0.1, "k_max": 4}, "k_max 4: the search was made for 3; search again"),
+    ({"ratio": 0.1, "k_max": 4}, "k_max 4: the search was made for k_max 3; search again"),
     ({"ratio": 1.2}, r"ratio is 1\.2; give a number below 1"), ({"ratio": 0.1, "match": "above"}, "match is 'above'; "),
 ])
 def test_orders_that_cannot_serve_are_refused(options, message):
