@@ -1,6 +1,6 @@
 """kdp, the command line: everyday tasks with one model, without the workflow. `python -m kdp` runs it too.
 
-The commands call kdp_core and print what it returns. A grid of many points is the workflow's task.
+Each command calls kdp_core and prints the result. A grid of many points is the workflow's task.
 
     app         the commands, and the form of an error
     sources     models and texts by source string or path; `default` names the embedded model and texts

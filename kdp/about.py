@@ -1,4 +1,4 @@
-"""The files in which a checkpoint of `kdp prune` is described: its model card, and the file of its provenance."""
+"""Writes the two files that describe a checkpoint of `kdp prune`: the model card, and the file with the provenance."""
 import json
 import shlex
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from kdp_core.base.records import ModelFacts, PrunedFacts
 from kdp_core.results import card
 
 PLAIN = ("ratio", "calibration", "heldout", "method", "k_max", "sequences", "length", "seed", "dtype")
-"""Settings that are options of `kdp prune` under the same name."""
+"""The settings that `kdp prune` has as options with the same names."""
 
 
 def write(out: Path, found: Mapping[str, Any], facts: ModelFacts, pruned: PrunedFacts) -> None:
-    """Write both files into the checkpoint; `found` is the summary of the pruning."""
+    """Write the model card and the provenance into the checkpoint. `found` is the summary that `kdp prune` stored."""
     own = found["settings"]
     shown = {"versions": found["versions"], "git": found["git"], "seeds": {"calibration": own["seed"]},
              "inputs": {"calibration tokens": found["tokens_sha256"], "held-out windows": found["heldout_sha256"]}}
@@ -28,7 +28,7 @@ def write(out: Path, found: Mapping[str, Any], facts: ModelFacts, pruned: Pruned
 
 
 def scores(scored: Mapping[str, Any]) -> Scores:
-    """A perplexity of `kdp prune` in the form of the workflow's record of scores."""
+    """A perplexity that `kdp prune` measured, as a record `Scores`, which the workflow also uses."""
     return Scores([Score("held-out text", "ppl", scored["ppl"], scored["stderr"], len(scored["nats"]), False, "ppl")],
                   0.0, {})
 

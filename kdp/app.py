@@ -1,4 +1,5 @@
-"""The commands of kdp. Every error prints one line on stderr and ends with exit code 1; `kdp --trace` prints the trace.
+"""The commands of kdp. After an error, a command prints one line on stderr and ends with exit code 1; `kdp --trace`
+also prints the stack trace.
 
 Heavy modules are imported in the commands that need them, so that `kdp --help` is quick.
 """
@@ -20,7 +21,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 CACHE = Path("~/.cache/kdp")
 METHOD = "kdp_residual"
-"""The method of a pruning that names none, as in `kdp_core.prune_model`."""
+"""The method that prunes if the user names no method; `kdp_core.prune_model` has the same default."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -78,7 +79,7 @@ def start(trace: Annotated[bool, typer.Option("--trace", help="Show the whole tr
 
 
 def console() -> Console:
-    """The terminal. It is made in each call, because stdout may have changed since the last call."""
+    """The terminal. Each call makes a new console, because stdout may have changed since the last call."""
     return Console(soft_wrap=False)
 
 
@@ -100,7 +101,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def parsed_options(given: list[str]) -> dict[str, dict[str, Any]]:
-    """Texts `part.option=value` as options by part; values are read as YAML."""
+    """Parse texts of the form `part.option=value` into {part: {option: value}}; the values are parsed as YAML."""
     import yaml
 
     found: dict[str, dict[str, Any]] = {}

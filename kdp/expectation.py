@@ -1,4 +1,4 @@
-"""What a pruned checkpoint is expected to lose in generation, compared with its dense model."""
+"""Predicts how much a pruned checkpoint loses in text generation, compared with its dense model."""
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from kdp_core.study import expect, single_step
 WORDS = {"quality": "all of them, the mean", "agreement": "same next tokens as the dense model",
          "lambada": "correct last words of passages", "rouge1": "overlap with human summaries",
          "repetition": "freedom from repetition"}
-"""Names of the losses for the user."""
+"""Name of a loss -> its name on the screen."""
 
 
 class DenseError(ValueError):
@@ -25,7 +25,11 @@ class DenseError(ValueError):
 
 @contextmanager
 def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
-    """The dense checkpoint from which `folder` was pruned: the given one, a kept one, or the one in the record."""
+    """Yield the dense checkpoint from which `folder` was pruned.
+
+    It is the given checkpoint, else a checkpoint that is still on disk, else the model that the record of `kdp prune`
+    names.
+    """
     # the workflow keeps the dense model at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
     near = [folder / KEPT / "dense", *(parent / "dense" for parent in folder.absolute().parents[3:4])]
     kept = [Path(given).expanduser()] if given else near
@@ -41,7 +45,10 @@ def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
 
 
 def _recorded(folder: Path) -> str:
-    """The source of the dense model in the record of `kdp prune`. The record holds a local path without its folders."""
+    """The source of the dense model in the record of `kdp prune`.
+
+    For a local model, the record has only the last part of the path, so this model cannot be found.
+    """
     summary = folder / KEPT / "summary.json"
     name: str = store.read_json(summary)["settings"]["model"] if summary.is_file() else ""
     if name != sources.DEFAULT and not name.startswith(("hf:", "pypi:")):
@@ -51,7 +58,10 @@ def _recorded(folder: Path) -> str:
 
 def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int, length: int | None,
                 device: str) -> Expectation:
-    """What is expected of the checkpoint in `folder`, from windows of a text. Nothing is generated."""
+    """Predict the losses of the checkpoint in `folder` from its predictions on windows of a text.
+
+    Nothing is generated.
+    """
     predictor = expect.own_predictor()
     heldout.check_same_tokens(dense, folder)
     ids_ST = heldout.windows(dense, documents, length or expect.LENGTH)
@@ -59,7 +69,7 @@ def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int
 
 
 def table(found: Expectation) -> Table:
-    """A table of what is expected to be kept of each measure of generation."""
+    """A table with the share of each measure of generation that the pruned model is expected to keep."""
     made = show.plain_table("expected to be kept", "%", "range, 9 of 10")
     for name, loss in found.losses.items():
         low, high = found.low[name], found.high[name]

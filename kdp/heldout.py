@@ -1,4 +1,5 @@
-"""Perplexity of checkpoints on the windows of one held-out text, scored as the workflow's task heldout_ppl is.
+"""Perplexity of checkpoints on the windows of one held-out text. The workflow's task heldout_ppl scores in the same
+way.
 
 Axes: S windows, T tokens of a window, J models.
 """
@@ -28,11 +29,11 @@ class Perplexity(NamedTuple):
     ppl: float
     """Per predicted token."""
     stderr: float | None
-    """Over windows; None with one window."""
+    """Standard error over windows; None if there is one window."""
     nats: list[float]
     """Log-likelihood of each window, in nats."""
     predictions: int
-    """Predicted tokens of a window."""
+    """Number of predicted tokens in a window."""
 
 
 class Difference(NamedTuple):
@@ -47,7 +48,7 @@ class Difference(NamedTuple):
 
 
 def windows(folder: Path, documents: list[str], length: int) -> Tensor:
-    """The windows of a text in the tokens of a checkpoint, int64 (S, T)."""
+    """The windows of a text, tokenised with the tokenizer of the checkpoint in `folder`, int64 (S, T)."""
     config = checkpoints.config_of(folder)
     return texts.windows(checkpoints.load_tokenizer(folder), documents, length=length, vocabulary=config.vocab_size,
                          start=first_token(config))

@@ -1,8 +1,8 @@
 """The stages of `kdp prune`. Each record is kept in DIR/.kdp, so that an interrupted run continues where it stopped.
 
-Every record is written atomically: a record on disk is complete, and its stage does not run again. DIR belongs to one
-set of settings, and other settings are refused. The dense checkpoint and the states are large; at the end they are
-deleted unless `keep` is set.
+Every record is written atomically: a record on disk is complete, and its stage does not run again. DIR contains one
+pruning with fixed settings; `kdp prune` refuses to continue it with other settings. The dense checkpoint and the states
+are large; at the end they are deleted unless `keep` is set.
 """
 import hashlib
 import json
@@ -33,9 +33,9 @@ PLAIN = ("facts", "search", "plan", "pruned", "efficiency")
 """Records without tensors."""
 LARGE = ("dense", "hidden.zarr")
 REPEATS = 5
-"""Turns of each model whose latency counts, as in config.yaml."""
+"""Number of timed runs of each model in the measurement of latency, as in config.yaml."""
 SAVE_EVERY_S = 60.0
-"""Seconds between two saved states of a training."""
+"""Number of seconds after which a training saves its state again."""
 
 
 class PruneError(ValueError):
@@ -61,14 +61,14 @@ class Show(Protocol):
     """The object that shows the progress to the user."""
 
     def begin(self, stage: str) -> None:
-        """A stage begins. The stage before it has ended."""
+        """Show that this stage begins and that the previous stage has ended."""
 
     def found(self, stage: str) -> None:
-        """The record of a stage is already on disk."""
+        """Show that the record of this stage is already on disk."""
 
 
 def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool) -> dict[str, dict[str, Any]]:
-    """The options of a pruning: the given options and, unless `thorough`, those of the method's quick setting."""
+    """The options of a pruning: the given options, completed by the method's quick setting unless `thorough` is set."""
     quick = {} if thorough else methods.method_of(method).quick
     return {part: {**quick.get(part, {}), **given.get(part, {})} for part in dict.fromkeys([*quick, *given])}
 
@@ -76,7 +76,10 @@ def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool)
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 def check(settings: Settings, out: Path, device: str) -> None:
-    """Raise an error for settings that cannot be run, before anything is fetched. Its message is one sentence."""
+    """Raise an error for settings that cannot be run, before anything is fetched.
+
+    The error's message is one sentence.
+    """
     methods.check_options(settings.method, settings.options)
     if not 0 < settings.ratio < 1:
         raise PruneError(f"--ratio is {settings.ratio:g}; give a share of the parameters between 0 and 1, such as 0.25")
@@ -122,9 +125,9 @@ def check_out(out: Path, settings: Settings) -> None:
 
 
 def named(settings: Settings) -> dict[str, Any]:
-    """The settings as they are kept.
+    """The settings in the form in which they are stored.
 
-    For a path on this machine, the last part and a hash of the whole path are kept.
+    Of a local path, only the last part is stored. `sources` is a hash of the three sources with their whole paths.
     """
     sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
     bare = {name: provenance.without_place(source) for name, source in sourced.items()}
@@ -133,7 +136,10 @@ def named(settings: Settings) -> dict[str, Any]:
 
 
 def check_size(option: str, given: str, documents: list[str], tokens: int) -> None:
-    """Raise PruneError for a text that has fewer bytes than tokens are asked for, before the model is fetched."""
+    """Raise PruneError for a text with fewer bytes than the number of requested tokens.
+
+    This check does not need the model.
+    """
     # a token has at least one byte, and one token may be added between two documents
     most = sum(len(document.encode()) + 1 for document in documents)
     if most < tokens:
@@ -160,7 +166,10 @@ class Run:
         self.resume = Resume(self.kept / "training.safetensors", json.dumps(named(settings)), SAVE_EVERY_S)
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """The record of this name. It is read if it exists; otherwise it is made, written, and read back."""
+        """The record `name` from disk.
+
+        If its file does not exist yet, `make` computes the record, and it is written first.
+        """
         path = self.kept / f"{name}.{'json' if name in PLAIN else 'safetensors'}"
         if path.exists():
             self.show.found(name)
@@ -172,7 +181,10 @@ class Run:
         return store.read(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
-        """A value that JSON can hold. It is read if it exists; otherwise it is made and written."""
+        """The value `name` from its JSON file.
+
+        If this file does not exist yet, `make` computes the value, and it is written first.
+        """
         path = self.kept / f"{name}.json"
         if path.exists():
             self.show.found(name)
@@ -187,7 +199,10 @@ class Run:
         return text.name, self.plain(name, lambda: sources.documents(text, self.cache))
 
     def facts(self) -> ModelFacts:
-        """The facts of the dense checkpoint; the checkpoint is made first if it does not exist."""
+        """The facts of the dense checkpoint.
+
+        If this checkpoint does not exist, the model is fetched and converted first.
+        """
         if not (self.kept / "dense").exists():
             (self.kept / "facts.json").unlink(missing_ok=True)
         facts: ModelFacts = self.keep("facts", self._convert)
@@ -234,14 +249,17 @@ class Run:
         return found
 
     def _publish(self) -> None:
-        """Move the files of the checkpoint to `out`; the configuration is last and makes the checkpoint complete."""
+        """Move the files of the checkpoint to `out`.
+
+        The file config.json is moved last: a folder with this file is a complete checkpoint.
+        """
         if (made := self.kept / "checkpoint").is_dir():
             for path in sorted(made.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
                 os.replace(path, self.out / path.name)
             made.rmdir()
 
     def _measure(self, ids_ST: Tensor) -> dict[str, Any]:
-        """Perplexity of both models on the same windows, and their costs, which are measured alternately."""
+        """Perplexity of the dense and the pruned model on the same windows, and the costs of both models."""
         dense, device, dtype = self.kept / "dense", self.device, self.settings.dtype
 
         def scored(folder: Path) -> dict[str, Any]:
@@ -260,7 +278,10 @@ def tokens_of(length: int) -> int:
 
 
 def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool, show: Show) -> dict[str, Any]:
-    """Do everything that `kdp prune` does; a finished pruning is only read back."""
+    """Run `kdp prune` with these settings and return its summary.
+
+    If the pruning is already finished, only read its summary.
+    """
     check(settings, out, device)
     run = Run(settings, out, cache, device, show)
     with stoppable(run.resume):

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint: the record of its pruning, its provenance, and the shape of its layers."""
+"""Reads the facts about a checkpoint: the record of its pruning, its provenance, and the sizes of its layers."""
 import json
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ def pruned(folder: Path) -> dict[str, Any] | None:
 
 
 def carried(folder: Path) -> dict[str, Any]:
-    """What the files of a checkpoint say about how it was made; empty if they say nothing."""
+    """The provenance that is stored in the checkpoint itself; an empty dict if the checkpoint has no provenance."""
     file = folder / provenance.MADE
     return store.read_json(file) if file.is_file() else {}
 
 
 def facts(folder: Path) -> Table:
-    """Method, parameters and provenance, as far as they are on disk."""
+    """A table of method, parameters and provenance; facts that are not on disk are left out."""
     table = show.plain_table("", "")
     table.show_header, table.columns[1].justify = False, "left"
     if (done := pruned(folder)) is None:
@@ -48,7 +48,7 @@ def facts(folder: Path) -> Table:
 
 
 def _provenance(summary: dict[str, Any]) -> dict[str, str]:
-    """The inputs of the pruning, and the scores of the result."""
+    """The sources and settings of a pruning, and the perplexities of the dense and the pruned model."""
     own = summary["settings"]
     settings = ", ".join(f"{name} {own[name]}" for name in ("ratio", "k_max", "sequences", "length", "seed", "dtype"))
     options = ", ".join(f"{part}.{key}={value}" for part, one in own["options"].items() for key, value in one.items())
@@ -63,7 +63,7 @@ def _provenance(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _of_workflow(made: dict[str, Any]) -> dict[str, str]:
-    """What is known of a checkpoint that was copied, or that the workflow made."""
+    """The facts about a checkpoint that was copied or that the workflow made, from the provenance in the checkpoint."""
     point, config = made.get("point", {}), made.get("config", {})
     model = config.get("models", {}).get(point.get("model"), {})
     known = {"model": model.get("source", ""), "point": ", ".join(f"{name} {value}" for name, value in point.items()),
@@ -76,14 +76,14 @@ def _of_workflow(made: dict[str, Any]) -> dict[str, str]:
 
 
 def _code(made: dict[str, Any]) -> dict[str, str]:
-    """Versions, and the state of the code, if they are known."""
+    """The versions of packages and the commit of the code, if the provenance has them."""
     versions, git = made.get("versions"), made.get("git")
     known = {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
     return known | ({"code": f"commit {git['commit']}" + (" with changes" if git["changed"] else "")} if git else {})
 
 
 def shape(folder: Path) -> dict[str, Any]:
-    """The shape of a checkpoint's layers, in the form that `show.layers` needs."""
+    """The sizes of a checkpoint's layers, in the form that `show.layers` reads."""
     config = checkpoints.config_of(folder)
     channels = families.family_of(config).names.get("intermediate_size", "intermediate_size")
     return {"layers": config.num_hidden_layers, families.HEADS: config.num_attention_heads,

@@ -18,11 +18,14 @@ STAGES = {"calibration": "calibration text", "heldout": "held-out text", "facts"
           "efficiency": "latency"}
 """Stage -> its name on the screen."""
 CELLS = 20
-"""Number of characters of a full bar. With this number a line of the picture fits into 80 columns."""
+"""Number of characters of a full bar. A line of the picture with two such bars fits into 80 columns."""
 
 
 def label(stage: str) -> str:
-    """The name of a stage on the screen; the name of a step on a block, such as `7-9-fit`, contains the layers."""
+    """The name of a stage on the screen.
+
+    For the fit of a block, such as `7-9-fit`, this name has the step and the layers.
+    """
     if stage in STAGES:
         return STAGES[stage]
     start, stop, step = stage.split("-")
@@ -30,7 +33,7 @@ def label(stage: str) -> str:
 
 
 class Stages(logging.Handler):
-    """A progress bar with a line for each stage that is done. Messages of the library are shown next to the bar."""
+    """A progress bar that prints a line for each finished stage. Messages of the library are shown next to the bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
@@ -40,25 +43,25 @@ class Stages(logging.Handler):
         self.stage, self.started = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a message of the library next to the stage; warnings remain on the screen."""
+        """Show a message of the library next to the stage. A warning is also printed on a line of its own."""
         if record.levelno >= logging.WARNING:
             self.bar.console.print(f"warning: {record.getMessage()}", markup=False)
         self.bar.update(self.task, description=f"{self.stage}: {record.getMessage()}"[:100])
 
     def begin(self, stage: str) -> None:
-        """A stage begins, and the one before it is done."""
+        """Show that this stage begins and that the previous stage is finished."""
         self.end()
         self.stage, self.started = label(stage), time.perf_counter()
         self.bar.update(self.task, description=self.stage)
 
     def found(self, stage: str) -> None:
-        """The record of a stage is already on disk."""
+        """Show that the record of this stage is already on disk."""
         self.end()
         self.bar.console.print(f"[dim]{label(stage)}: done before[/dim]")
         self.bar.advance(self.task)
 
     def end(self) -> None:
-        """The stage that was begun is done."""
+        """Show that the current stage is finished."""
         if self.stage:
             self.bar.console.print(f"{self.stage}: {time.perf_counter() - self.started:.1f} s")
             self.bar.advance(self.task)
@@ -67,7 +70,7 @@ class Stages(logging.Handler):
 
 @contextmanager
 def stages(console: Console) -> Iterator[Stages]:
-    """Show the stages that run in the body."""
+    """Show the progress of the stages that run inside the `with` block."""
     shown, library = Stages(console), logging.getLogger("kdp_core")
     library.addHandler(shown)
     library.setLevel(logging.INFO)
@@ -112,9 +115,9 @@ def sentences(found: Mapping[str, Any], out: Path) -> str:
 
 
 def ratio(after: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
-    """One perplexity divided by another.
+    """The perplexity `after` divided by the perplexity `dense`.
 
-    `infinitely many` if the pruned model has collapsed (the record holds null).
+    `infinitely many` if the pruned model has collapsed; its perplexity is then null in the record.
     """
     return "infinitely many" if after["ppl"] is None else f"{after['ppl'] / dense['ppl']:.2f}"
 
@@ -127,7 +130,7 @@ def spread(scored: Mapping[str, Any]) -> str:
 
 
 def words_of(pruned: Mapping[str, Any]) -> str:
-    """What was removed, in words."""
+    """The removed layers, parts and weights as a text for the user."""
     runs = ", ".join(f"{start}" if stop == start + 1 else f"{start} to {stop - 1}" for start, stop in pruned["blocks"])
     parts = ", ".join(f"{part} of layer {layer}" for layer, part in pruned["parts"])
     zeroed = f"{pruned['params_zeroed']:,} weights set to zero" if pruned["params_zeroed"] else ""
@@ -137,7 +140,8 @@ def words_of(pruned: Mapping[str, Any]) -> str:
 
 
 def layers(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> Table:
-    """The picture: one line for each layer of the dense model, or of the checkpoint if the pruning has no record.
+    """The picture of the layers: one line for each layer of the dense model. Without a record of the pruning, only the
+    layers of the checkpoint are drawn.
 
     config: `layers`, HEADS and CHANNELS of the checkpoint, its `stand_ins`, `widths` and `dropped_parts`.
     """
@@ -163,7 +167,7 @@ def layers(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> Table
 
 
 def _kept(config: Mapping[str, Any], place: int) -> list[str]:
-    """The cells of a layer of the checkpoint: bars of its heads and channels, and the parts that are missing."""
+    """The columns of one layer of the checkpoint: bars for its heads and channels, and the names of removed parts."""
     sizes = config["widths"][place] if config["widths"] else {}
     cells, lacks = [], [part for part, numbers in config["dropped_parts"].items() if place in numbers]
     for part, kind in (("attention", HEADS), ("mlp", CHANNELS)):

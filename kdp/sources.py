@@ -1,4 +1,4 @@
-"""Models and texts as the command line names them: by a source string, a local path, or `default` (embedded).
+"""Finds the models and texts that the user names by a source string, a local path, or `default` (the embedded ones).
 
 All names are checked before anything is fetched or converted. The library is imported in the functions, because it
 imports torch, and `kdp --help` should be quick.
@@ -22,7 +22,7 @@ class SourceNameError(ValueError):
 class Text(NamedTuple):
     """A text to read."""
     name: str
-    """The name of the text's part in the calibration mix; the choice of sequences depends on this name."""
+    """Name of the text in the calibration mix; the choice of sequences depends on this name."""
     source: str
     sha256: str | None
     format: Format
@@ -50,7 +50,10 @@ def model(name: str) -> tuple[str, str | None]:
 
 
 def text(name: str, option: str, default: Text) -> Text:
-    """The text that an option names. Raises SourceError or SourceNameError for a name that cannot be a text."""
+    """The text that the user gave as the value `name` of an option.
+
+    Raises SourceError or SourceNameError for a name that cannot be a text.
+    """
     if name == DEFAULT:
         return default
     _check(name, option, "hf", "a text of the hub is hf-data:org/name@revision")
@@ -83,7 +86,10 @@ def documents(wanted: Text, cache: Path) -> list[str]:
 
 
 def fetch_model(source: str, sha256: str | None, cache: Path, check: Callable[[Path], Any]) -> Path:
-    """The file or folder of a model; `check` is called with a folder before the weights are fetched."""
+    """The file or folder of a model, fetched if needed.
+
+    For a folder, `check` is called before the weights are fetched.
+    """
     from kdp_core.model import assets
 
     path = assets.fetch(source, sha256=sha256, cache=cache, check=check)

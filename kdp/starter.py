@@ -1,4 +1,4 @@
-"""The configuration that `kdp init` writes: the user's model and texts, with a comment on each choice."""
+"""Writes the configuration of `kdp init`: it names the user's model and texts, and comments explain each setting."""
 import json
 from pathlib import Path
 
@@ -61,5 +61,8 @@ def write(file: Path, model: str, calibration: str, heldout: str) -> None:
 
 
 def _entry(**values: str | None) -> str:
-    """Lines of YAML; a string of JSON is also a string of YAML."""
+    """The values as lines of YAML.
+
+    They are written as JSON strings, because every JSON string is also a valid YAML string.
+    """
     return "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value)

@@ -1,4 +1,4 @@
-"""The parts of the workflow that the command line uses: the check of a configuration, and the plan of its grid.
+"""Calls two parts of the workflow for the command line: the check of a configuration, and the plan of its grid.
 
 The workflow's planning is part of a checkout, in the folder workflow_scripts next to this package. It is imported only
 when a command needs it, so that all other commands run without a checkout.
@@ -17,7 +17,8 @@ class WorkflowError(ValueError):
 
 
 def checked(path: Path) -> dict[str, Any]:
-    """The configuration in `path`, merged over config.yaml as Snakemake does, checked, and with its seeds separated.
+    """The checked configuration: the file `path` is merged over config.yaml as Snakemake does. A calibration set with
+    several seeds becomes one set for each seed.
 
     Raises WorkflowError for a file that is not a configuration, and ConfigError for a configuration that cannot be run.
     """

@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- begin: table of figures, made by workflow_scripts/figures_table.py -->", "<!-- end -->"
 SECTIONS = {"theory": "theory", "views": "views", "spaces": "spaces", "generation": "generation",
             "viewed": "views", "agreement": "agreement", "choices": "choices"}
-"""Condition of an entry -> the section of the configuration that asks for the figure."""
+"""Value of `needs` of an entry -> the section of the configuration without which the figure is not drawn."""
 
 
 def row(entry: Entry) -> str:
@@ -28,7 +28,7 @@ def row(entry: Entry) -> str:
 
 
 def table() -> str:
-    """All figures in the order of the report."""
+    """The Markdown table of all figures, in the order of the report."""
     return "\n".join(["| figure and file | what it shows, and of which paper | where it differs |", "|---|---|---|",
                       *map(row, find().values())])
 

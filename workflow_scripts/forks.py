@@ -1,17 +1,17 @@
-"""A Python whose heavy imports are done: the jobs of a run on this machine are forked from one prepared process.
+"""Forks the jobs of a run on this machine from one process that has already imported the heavy packages.
 
-A job is a process of its own, so it would import torch and transformers by itself, which takes 2 to 5 seconds of a core
-for each job. Here a server imports the third-party packages once, at the first job, and then forks a process for each
-job. The server does not import kdp_core, so each forked process reads the code on disk at that moment. `python` is a
-small program that accepts the same arguments as the interpreter (a script, `-m`, `-c`). It sends the arguments to the
-server, together with its environment, folder and streams, and ends with the exit code of the forked process. In the
-forked process, `sys.executable` is again the small program. If the server cannot be reached, the small program becomes
-the interpreter itself.
+Each job is a separate process. Without this module, each job would import torch and transformers, which takes 2 to 5
+seconds of one core. Here a server imports the third-party packages once, at the first job, and then forks a process for
+each job. The server does not import kdp_core, so each forked process reads the code on disk at that moment. `python` is
+a small program that accepts the same arguments as the interpreter (a script, `-m`, `-c`). The small program sends its
+arguments, environment, folder and streams to the server, and ends with the exit code of the forked process. In the
+forked process, `sys.executable` is the path of the small program too. If the small program cannot reach the server, it
+replaces itself by the interpreter.
 
 The forked process is not a child of the small program. The small program therefore forwards SIGTERM to the forked
 process. SIGINT from a terminal reaches both processes anyway. If the small program is killed, the server kills the
-forked process. The server ends when the other end of its standard input is closed everywhere and no forked process is
-left.
+forked process. The server's standard input is a pipe. The server ends when all processes have closed the write end of
+this pipe and no forked process runs any more.
 """
 import atexit
 import contextlib
@@ -65,7 +65,7 @@ os._exit(code[0] if code else 1)
 
 
 class Asked(NamedTuple):
-    """What a forked process has to run."""
+    """The program that a forked process runs, with its folder and environment."""
     arguments: list[str]
     folder: str
     environment: dict[str, str]
@@ -74,11 +74,12 @@ class Asked(NamedTuple):
 @contextlib.contextmanager
 def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = None,
            shared: bool = False) -> Iterator[str]:
-    """The path of `python` while the body runs; the interpreter itself if the system does not allow such forks.
+    """Yield the path of the small program `python`, or the interpreter's path if the system does not allow such forks.
 
     more: further packages to import once.
     environment: further variables of the server.
-    shared: whether processes that the caller starts also keep the server running, in case the caller is killed.
+    shared: whether processes that the caller starts also keep the server running. The server then survives if the
+        caller alone is killed.
     """
     folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
     with contextlib.ExitStack() as stack:
@@ -95,7 +96,10 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
 
 
 def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
-    """Start the server, which imports nothing before the first request; None if it cannot be reached."""
+    """Start the server and return the path of the small program; None if this system does not allow it.
+
+    The server imports the packages at the first request.
+    """
     address = str(folder / "forks.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -115,7 +119,10 @@ def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[
 
 
 def serve(listener: socket.socket, names: list[str]) -> Asked:
-    """Fork a process for each request. Returns in the forked process."""
+    """Run the server: fork a process for each request.
+
+    The function returns only in a forked process, with the request.
+    """
     # Ctrl-C in a terminal is meant for the jobs
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     waiting: dict[int, socket.socket] = {}
@@ -159,7 +166,10 @@ def _report(waiting: dict[int, socket.socket]) -> None:
 
 
 def _alive(client: socket.socket) -> bool:
-    """Whether a client that has become readable is still running; a running client never writes again."""
+    """Whether a client with a readable socket is still running.
+
+    A running client writes nothing after its request, so a readable socket usually means that the client has ended.
+    """
     try:
         return bool(client.recv(1))
     except OSError:
@@ -196,7 +206,7 @@ def _fork(listener: socket.socket, waiting: dict[int, socket.socket], own: list[
 
 
 def become(asked: Asked, program: Path) -> None:
-    """Run what the interpreter would run with these arguments."""
+    """Run the script, module or command in `asked.arguments` as the interpreter would run it."""
     servers, given = _path(os.environ), _path(asked.environment)
     installed = [path for path in sys.path if path not in servers]
     os.chdir(asked.folder)
@@ -220,7 +230,10 @@ def _path(environment: Mapping[str, str]) -> list[str]:
 
 
 def ended(run: Callable[[], None]) -> int:
-    """The exit code of a program; its threads and exit functions have run when this function returns."""
+    """Run a program and return its exit code.
+
+    Before the return, the function waits for the program's threads and calls its exit functions.
+    """
     try:
         run()
         code: Any = 0

@@ -15,10 +15,11 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """The fitted records of a grid point, each with its keys; a fine-tuned point has the records of its source.
+    """The fitted records of a grid point, each with its keys. For a fine-tuned point, these are the records of the
+    point that was fine-tuned.
 
-    `fits` names what each variant fits. A composed record belongs to one point; the record of a step belongs to all
-    points with its block.
+    `fits` has the names of each variant's fits. A record of `compose` is used by one point. A record of a step is used
+    by all points with the same block.
     """
     names, source = fits[point["method"]], grid.source_point(point)
     keys, own = ({key: source[key] for key in part} for part in (grid.KEYS[:3], grid.KEYS[3:]))
@@ -27,12 +28,12 @@ def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict
 
 
 def table(path: str) -> pd.DataFrame:
-    """A CSV file of the results. Only an empty field is read as a missing value."""
+    """A CSV file of the results. Only an empty field is parsed as a missing value; a text such as `NA` stays a text."""
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def of_points(summary: pd.DataFrame, chosen: list[dict[str, str]]) -> pd.DataFrame:
-    """The rows of the summary for the dense models and for these points."""
+    """The rows of the summary that describe a dense model or one of the chosen points."""
     wanted = {(p["model"], p["calib"], p["method"], float(p["ratio"]), int(p["k_max"])) for p in chosen}
     kept = [row.method == DENSE or tuple(row)[1:6] in wanted for row in summary.itertuples()]
     return summary[kept].reset_index(drop=True)

@@ -1,6 +1,7 @@
-"""Every script of the workflow runs inside `job`, which sets threads, log, progress lines and the form of an error.
+"""Every script of the workflow runs inside `job`, which sets the threads, the log, the progress lines and the format of
+error messages.
 
-A script that trains also runs inside `training`, which keeps the state of its training.
+A script that trains also runs inside `training`, which saves the state of the training on disk.
 """
 import hashlib
 import json
@@ -26,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 SAVE_EVERY_S = 300
-"""Seconds between two saved states of a training, unless the config sets `training.save_every_s`."""
+"""Number of seconds after which a training saves its state again, unless the config sets `training.save_every_s`."""
 BY_CONTENT = 2**20
 """A file of up to this many bytes is identified by its content; a larger file, by its size and time."""
 
@@ -64,7 +65,10 @@ def job(snakemake: Any) -> Iterator[None]:
 
 
 def _refuse(snakemake: Any, error: Exception) -> None:
-    """Record that a point cannot be made; if this fails, the original error must still be shown."""
+    """Record that the grid point of this job cannot be made.
+
+    If the record cannot be written, the job still shows its own error.
+    """
     try:
         refusals.record(snakemake.rule, dict(snakemake.wildcards.items()), snakemake.config, error)
     except Exception:
@@ -72,7 +76,8 @@ def _refuse(snakemake: Any, error: Exception) -> None:
 
 
 def device_here(name: str) -> str:
-    """The device of this machine for `auto` and `balanced`: cuda if available, else cpu. Other names do not change.
+    """The device on this machine: for `auto` and `balanced`, cuda if available, else cpu. Any other name is returned
+    unchanged.
 
     `balanced` gives one device, because fits on stored states always run on one device.
     """
@@ -84,7 +89,10 @@ def device_here(name: str) -> str:
 
 
 def _set_threads(threads: int) -> None:
-    """Set the number of threads. Sums are split by threads, so equal bits need an equal number of threads."""
+    """Set the number of threads.
+
+    The threads split each sum, so two runs give equal bits only with the same number of threads.
+    """
     if "torch" in sys.modules:
         import torch
         import transformers
@@ -99,11 +107,12 @@ def _leave(number: int, frame: Any) -> None:
 
 @contextmanager
 def training(snakemake: Any) -> Iterator["Resume"]:
-    """Give the body a folder for the state of its training; it is not an output, because snakemake deletes outputs.
+    """Yield an object that saves the state of the training in a file. The file is no output of the rule, because
+    snakemake deletes the outputs of a failed job.
 
     After SIGTERM or Ctrl-C the training finishes its update, saves its state and exits with 128 + the number of the
-    signal, as a killed job would. The scheduler therefore counts the job as failed and tries it again. The state is
-    removed when the body has ended.
+    signal. This is also the exit code of a killed job, so the scheduler treats the job as failed and starts it again.
+    The state is removed when the training has finished.
     """
     # imported here, because scripts that train nothing need no torch
     from kdp_core.base.resume import Resume, Stopped
@@ -140,7 +149,10 @@ def _key(snakemake: Any) -> str:
 
 
 def _known(path: Path) -> list[tuple[str, Any]]:
-    """The files of an input by name, each with its hash, or with its size and time if the file is large."""
+    """The names of the files of an input.
+
+    Each name has the file's hash; for a large file, its size and modification time.
+    """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else
              (file.stat().st_size, file.stat().st_mtime_ns)) for file in files if file.is_file()]

@@ -1,11 +1,13 @@
-"""`make demo` runs the workflow, continues a killed run, and names the report and the summary table at the end.
+"""The program behind `make demo`: it runs the workflow, continues a killed run, and prints the paths of the report and
+the summary table.
 
-Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore takes
-a lock of the operating system on a file; this lock ends with the process that holds it. If this lock is free, no run is
-alive, and snakemake's lock is cleared. If it is taken, the second run is refused.
+Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore locks
+a file through the operating system, which removes this lock when the locking process ends. If the file is not locked,
+no other run is active, and the launcher clears snakemake's lock. If the file is locked, the launcher refuses to start a
+second run.
 
-The jobs of a run on this machine are forked from one process that has imported torch once (forks.py). A plain
-`snakemake` command gives the same results; then each job imports the packages that it needs.
+The jobs of a run on this machine are forked from one process that has already imported torch (forks.py). The command
+`snakemake` without this launcher gives the same results, but each job then imports its packages itself.
 """
 import fcntl
 import os
@@ -21,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
 FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import main; sys.exit(main())"
-"""Snakemake whose jobs are started by another Python."""
+"""Code that runs Snakemake and starts its jobs with the Python of the first argument."""
 ELSEWHERE = ("--profile", "--workflow-profile", "--executor", "-e")
-"""Arguments by which jobs may run on other machines, as they may with the variable SNAKEMAKE_PROFILE."""
+"""Arguments of snakemake that can send jobs to other machines. The environment variable SNAKEMAKE_PROFILE can do this
+too."""
 PATIENCE = 10  # in seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
@@ -54,12 +57,15 @@ def main(arguments: list[str]) -> int:
 
 
 def refused_since(started: float) -> bool:
-    """Whether, since this time, a job has found that its point cannot be made (planning/refusals.py)."""
+    """Whether a job has recorded since `started` that its grid point cannot be made (planning/refusals.py)."""
     return any(file.stat().st_mtime >= started for file in (ROOT / "results").glob("*/*/*/r*/refused.json"))
 
 
 def _taken(lock: TextIO) -> bool:
-    """Whether the lock could be taken. The function waits some time for a killed run to end."""
+    """Lock the file and return whether this succeeded.
+
+    The function waits up to PATIENCE seconds for a killed run to end.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -16,7 +16,7 @@ from kdp_core.model.families import FAMILIES  # noqa: E402
 
 
 def methods() -> str:
-    """The methods by what they do to a model, as Markdown."""
+    """The methods, grouped by their change to a model, as a Markdown table."""
     lines = ["| what is done | methods |", "|---|---|"]
     for group in GROUPS:
         names = [f"`{name}`" for name, method in METHODS.items() if method.group == group]
@@ -34,7 +34,7 @@ def file_of(name: str) -> str:
 
 
 def files() -> str:
-    """Every method with its paper and its file, as Markdown."""
+    """Every method with its paper and its file, as a Markdown table."""
     lines = ["| method | paper | file |", "|---|---|---|"]
     # a vertical bar in a cell would end the cell
     lines += [f"| `{name}` | {method.paper.replace('|', '&#124;')} | `{file_of(name)}` |"
@@ -43,7 +43,10 @@ def files() -> str:
 
 
 def families() -> str:
-    """Which method works on which family, as Markdown; letters refer to the reasons for refusals below the table."""
+    """A Markdown table that shows for each method the families on which it works.
+
+    A letter stands for the reason of a refusal; the reasons are listed below the table.
+    """
     refused = {(name, family): method.refuses(record)
                for name, method in METHODS.items() for family, record in FAMILIES.items()}
     reasons = list(dict.fromkeys(filter(None, refused.values())))

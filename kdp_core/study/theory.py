@@ -1,7 +1,7 @@
-"""Theorems 1 and 2 of KDP as numbers, on the states of one run of layers.
+"""Measures both sides of Theorems 1 and 2 of KDP on the states of consecutive layers, the run.
 
-Paper: KDP (ICLR 2026), section 2.3. The modules `theorem_1` and `theorem_2` say what is measured, and on which points
-the statements and their proofs disagree.
+Paper: KDP (ICLR 2026), section 2.3. The docstrings of `theorem_1` and `theorem_2` define the measured quantities. They
+also list where a theorem's statement disagrees with its proof.
 """
 import time
 from typing import Annotated
@@ -21,7 +21,7 @@ from kdp_core.study.theorem_2 import Part
 
 
 class TheoryError(ValueError):
-    """The options do not suit the run of layers."""
+    """The options are not compatible with the run of layers."""
 
 
 def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
@@ -30,21 +30,24 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
             bandwidth_scales: list[Positive] | None = None,
             shares: list[Annotated[float, Gt(0), Le(1)]] | None = None, ridge: NotNegative = 1e-6,
             heldout: Share = 0.1, seed: int = 0, device: str = "cpu") -> Theory:
-    """Both theorems on the states of a fitted kernel's run of layers.
+    """Measure both theorems on the states of the layers on which a kernel was fitted, its run.
 
-    delta: probability with which the bounds may fail.
-    operator_ridges: ridges with which the operators are solved again for Theorem 1; a larger ridge lowers B_A and
-        raises L_ERM. null means no further ridge.
-    gaps: numbers of layers from the first state of the run to the target, for Theorem 2; null means 1 and the whole
-        run.
-    feature_counts: even numbers 2m of random features, for Theorem 2; null means the number of the fitted kernel.
+    delta: probability with which each bound may fail.
+    operator_ridges: further ridges for Theorem 1; the operators are solved again with each of these ridges. A larger
+        ridge lowers B_A and raises L_ERM. null means no further ridge.
+    gaps: numbers of layers between the first state of the run and the target state, for Theorem 2; null means 1 and all
+        layers of the run.
+    feature_counts: numbers 2m of random features, all even, for Theorem 2; null means the number of features of the
+        fitted kernel.
     bandwidth_scales: widths of the kernels of random features, in median distances of two tokens; null means 3.
-    shares: shares of the training sequences that the classes of Theorem 2 are fitted on; null means all sequences.
+    shares: shares of the training sequences on which the classes of functions of Theorem 2 are fitted; null means all
+        sequences.
     ridge: ridge of the maps and decoders of Theorem 2, relative to the mean diagonal of the Gram matrix.
-    heldout: share of the sequences that are held out for the judgement, as in step 1.
-    seed: seed of the held-out choice (as in step 1), of the random features and of the choice of sequences.
-    device: where to compute, such as cpu or cuda.
-    Raises OptionError for a value out of range, TheoryError for a value that does not suit the run.
+    heldout: share of the sequences that are held out to judge the fit, as in step 1.
+    seed: seed of the choice of held-out sequences (as in step 1), of the random features, and of the choice of training
+        sequences.
+    device: device of the computation, such as cpu or cuda.
+    Raises OptionError for a value out of range, and TheoryError for a value that is not compatible with the run.
     """
     options.check(measure, locals())
     steps = len(kernel.operators_KFF)

@@ -5,19 +5,23 @@ Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) next to 
 trend").
 
 Choices on points that the paper leaves open, or on which its figure would mislead:
-- The paper's sequence is "a sample from CMMLU"; here it is a sequence on which neither step of KDP was fitted.
-- At a wide kernel all features stay close to their mean. On SmolLM2, layers 14-15, the mean makes up 95 % of |phi|^2,
-  so that even a prediction of no change is within 1 %. The mean of the true features over the training tokens is
-  therefore subtracted, and errors are given with and without this mean.
-- Position 0 is often a massive token, which bypasses the stand-in; then the next counted position is shown.
-- The state of a sample is the state of one token at every layer: the last token, which attends to the longest text.
-- t-SNE keeps neighbours, not lines, and with the layer as the third axis every path looks straight. `straightness` is
-  therefore also measured on the states themselves. In both spaces it is compared with walks whose steps have the same
-  lengths and unrelated directions. On SmolLM2 the mean cosine of a step with the next is 0.05 in the states and 0.87 in
-  the plane of t-SNE, where the unrelated walks reach 0.96: the linear trend comes from t-SNE. In a wide space, the
-  unrelated walks look orderly in other ways too (the first principal axis holds 6/pi^2 of their variance), so every
-  measure is also given for these walks.
-In this module a step of a path is the change of a state from one layer to the next.
+- The paper shows "a sample from CMMLU". This module shows a held-out sequence: step 1 and step 2 of KDP were not fitted
+  on this sequence.
+- At a wide kernel all features stay close to their mean. On layers 14-15 of SmolLM2, 95 % of |phi|^2 comes from the
+  mean. Even the prediction that nothing changes then has an error below 1 %. The mean of the true features over the
+  training tokens is therefore subtracted. Errors are given with and without this mean.
+- Position 0 is often a massive token, and massive tokens bypass the stand-in. The view then shows the next position
+  whose token does not bypass the stand-in.
+- Each sample is one sequence. The view shows one token of each sample at every layer. The last token is shown, because
+  it attends to the longest text.
+- t-SNE preserves neighbours, but it does not preserve straight lines. With the layer as the third axis every path looks
+  straight. `straightness` is therefore also measured on the states themselves. In the space of states and in the plane
+  of t-SNE, `straightness` is compared with that of unrelated walks: their steps have the same lengths, but random
+  directions. On SmolLM2 the mean cosine between a step and the next step is 0.05 in the space of states and 0.87 in the
+  plane of t-SNE. In this plane it is 0.96 for the unrelated walks, so the linear trend comes from t-SNE. In a space of
+  many dimensions, the unrelated walks look straight by other measures too: 6/pi^2 of their variance lies on the first
+  principal axis. Every measure is therefore also given for these walks.
+In this module, a "step" of a path means the change of a state from one layer to the next layer.
 """
 import itertools
 import logging
@@ -40,11 +44,14 @@ SEED = 0
 
 
 class ViewError(ValueError):
-    """The states do not contain the data that the view shows."""
+    """The stored states lack data that the view needs."""
 
 
 class Paths(NamedTuple):
-    """States of S samples at L layers and their positions in t-SNE, and the same for unrelated walks."""
+    """States of S samples at L layers, and their coordinates in t-SNE.
+
+    `walk_SLD` and `walk_xz_SL2` are the same for unrelated walks.
+    """
     layers: list[int]
     sequences: list[int]
     tokens: list[int]
@@ -52,16 +59,17 @@ class Paths(NamedTuple):
     h_SLD: Tensor
     xz_SL2: Tensor
     walk_SLD: Tensor
-    """Walks from the same first states, with steps of the same lengths, each in a random direction."""
+    """The unrelated walks. They have the same first states and the same step lengths; each step has a random
+    direction."""
     walk_xz_SL2: Tensor
 
 
 class Straightness(NamedTuple):
     """How straight paths are. Each field is a mean over samples, and 1 is a straight line."""
     chord: float
-    """Distance of the two ends, divided by the length of the path."""
+    """Distance between the first and the last point, divided by the length of the path."""
     turn: float
-    """Mean cosine of a step with the next one."""
+    """Mean cosine between a step and the next step."""
     axis: float
     """Share of the variance of a path's points that lies on their first principal axis."""
 
@@ -71,9 +79,10 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
     """Predicted and true features after a trained block, for the first sequence that step 1 did not fit.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
-    positions: positions to show; for each, the first counted token at or after it is taken, and no token twice. null
-        means 0, 25 and 50.
-    Raises OptionError for a negative position, ViewError if no counted token is at or after one of the positions.
+    positions: positions to show. A token that bypasses the stand-in cannot be shown; the next token that does not
+        bypass it is then shown. Each token is shown once. null means 0, 25 and 50.
+    Raises OptionError for a negative position, and ViewError if every token at or after the positions bypasses the
+    stand-in.
     """
     options.check(kernel_view, locals())
     massive = "raw" if kernel.bypass_above is None else "bypass"
@@ -92,7 +101,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """The first counted position at or after each of `positions`; positions beyond the sequence are left out."""
+    """For each of `positions`, the first position at or after it where keep_T is true; none past the end."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))
@@ -107,7 +116,11 @@ def _features(kernel: KernelMap, h_ND: Tensor) -> Tensor:
 
 
 def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[float, float, float]:
-    """The error, the error of predicting no change, and the share of the mean, over all held-out tokens."""
+    """Three values over all held-out tokens.
+
+    They are the error, the error of the prediction that nothing changes, and the share of |phi|^2 that comes from the
+    mean.
+    """
     before_NF, after_NF = (_features(kernel, h_ND) for h_ND in states.tokens(states.heldout))
     variance = (after_NF - mean_F).square().sum()
     misses = [(guess_NF - after_NF).square().sum() / variance
@@ -120,10 +133,10 @@ def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 
 
     A second t-SNE, of unrelated walks, shows what t-SNE itself adds to the picture.
 
-    samples: number of sequences; the first sequences are taken, or all if fewer are stored.
-    perplexity: perplexity of t-SNE, roughly the number of neighbours that count.
-    Raises OptionError for a value out of range, ViewError for too few points and for a sequence in which every token is
-    massive at some layer.
+    samples: number of sequences, from the first sequence on; all sequences if fewer are stored.
+    perplexity: perplexity of t-SNE, roughly the number of neighbours that influence the position of a point.
+    Raises OptionError for a value out of range, and ViewError for too few points. Also raises ViewError if every token
+    of a sequence is massive at some layer.
     """
     options.check(paths, locals())
     S = min(samples, hidden.sequences)
@@ -139,7 +152,7 @@ def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 
 
 
 def _last_ordinary(hidden: HiddenStates) -> Tensor:
-    """The last position of each sequence whose token is massive at no layer, int64 (S,)."""
+    """For each sequence, the position of the last token that is not massive at any layer, int64 (S,)."""
     ordinary_ST = ~hidden.massive(hidden.layers)
     if not ordinary_ST.any(-1).all():
         raise ViewError(f"{hidden.path}: sequence {int((~ordinary_ST.any(-1)).nonzero()[0])} has no token that is "
@@ -148,7 +161,7 @@ def _last_ordinary(hidden: HiddenStates) -> Tensor:
 
 
 def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
-    """Positions xz_SL2 of all points in one t-SNE."""
+    """Coordinates xz_SL2 of all points in one t-SNE."""
     # imported here, because scikit-learn takes seconds to load and nothing else in the library needs it
     from sklearn.manifold import TSNE
 
@@ -184,7 +197,7 @@ def straightness(h_SLD: Tensor) -> Straightness:
 
 
 def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
-    """Walks h_SLD with the starts and the step lengths of the given paths; every step has a random direction."""
+    """Walks h_SLD with the first points and the step lengths of the given paths; every step has a random direction."""
     lengths_SK1 = h_SLD.diff(dim=1).norm(dim=-1, keepdim=True)
     random_SKD = torch.randn(h_SLD[:, 1:].shape, generator=generator, dtype=h_SLD.dtype)
     steps_SKD = lengths_SK1 * random_SKD / random_SKD.norm(dim=-1, keepdim=True)
@@ -192,11 +205,11 @@ def unrelated_walk(h_SLD: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
-    """Straightness of paths and of unrelated walks, one row for each space and run of layers.
+    """Straightness of the paths and of the unrelated walks: one row for each pair of a space and a run of layers.
 
-    The spaces are `states` and `t-SNE` (its plane, without the axis of the layers). The runs are all layers, the layers
-    that the paper may remove (without a tenth at each end), and, within these layers, the mean over every run of 3 to 6
-    steps (the paper's K_max).
+    The spaces are `states` and `t-SNE` (its plane, without the axis of the layers). `all` is the run of all layers.
+    `inner` is the run of layers that the paper may remove: a tenth of the layers is left out at each end. `3 steps` to
+    `6 steps` (the paper's K_max) are means over all runs of this number of steps within `inner`.
     """
     edge = round(0.1 * (len(found.layers) - 1))
     inner = slice(edge, len(found.layers) - edge)
@@ -214,7 +227,7 @@ def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
 
 
 def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
-    """Straightness of whole paths, or its mean over every run of `length` steps."""
+    """Straightness of the whole paths, or the mean straightness of all runs of `length` steps."""
     if length is None:
         return straightness(points_SLD)
     parts = [straightness(part_SDL.mT) for part_SDL in points_SLD.unfold(1, length + 1, 1).unbind(1)]

@@ -12,34 +12,41 @@ from kdp_core.figures.style import Drawn, save
 
 
 def by_block(path: Path) -> str:
-    """The block of a record in a block's folder, such as `5-7`."""
+    """The block that a record belongs to, such as `5-7`; `path` is in the folder of this block."""
     return path.parent.name
 
 
 def by_point(path: Path) -> tuple[str, int]:
-    """Variant and K max of a record in a point's folder."""
+    """The variant and K max that a record belongs to; `path` is in the folder of a grid point."""
     return path.parts[-3], int(path.parts[-2].split("-k")[1])
 
 
 def by_ratio(path: Path) -> str:
-    """Ratio and K max of a record in a point's folder, in words."""
+    """The ratio and K max that a record belongs to, as a text; `path` is in the folder of a grid point."""
     ratio, k_max = path.parts[-2].removeprefix("r").split("-k")
     return f"ratio {ratio}, K max {k_max}"
 
 
 def by_model(paths: list[str]) -> Callable[[Path], str]:
-    """A function that names the model of a record, with the calibration set if there are several."""
+    """A function that returns the name of a record's model.
+
+    The name includes the calibration set if `paths` has several sets.
+    """
     several = len({Path(path).parts[-2] for path in paths}) > 1
     return lambda path: f"{path.parts[-3]}, {path.parts[-2]}" if several else path.parts[-3]
 
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
         "diagnoses": by_point, "spaces": by_point, "expectations": by_point, "survivals": by_point}
-"""Kind of record of which a figure reads several -> the key that distinguishes these records."""
+"""Name of a kind of records -> the function that gives the key of a record. A figure reads several records of such a
+kind, and their keys differ."""
 
 
 def read(name: str, found: Any, params: Any) -> Any:
-    """The data that a figure reads under one name of kdp_core.figures: a table, a record, or records by their keys."""
+    """The data of one input of a figure.
+
+    `name` is a name of kdp_core.figures, and the data are a table, a record, or a dict of records.
+    """
     if name == "points":
         return points(params.points, params.fits)
     if name in ("summary", "scores"):

@@ -8,8 +8,8 @@ from kdp_core.methods import method_of
 def select_blocks(basis: str, facts: str, grid: dict, variant: dict, sized_as: dict, out: str) -> None:
     """Select blocks by the method's own rule.
 
-    The parameters of the stand-ins are counted as `sized_as` says. `basis` is the file of the similarity or the search
-    by which the method selects blocks.
+    `sized_as` names the method and the options that determine the number of parameters of the stand-ins. `basis` is the
+    path of the similarity or the search from which the method selects the blocks.
     """
     facts = store.read(facts)
     module_params = method_of(sized_as["method"]).module_params(facts, sized_as["options"])

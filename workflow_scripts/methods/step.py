@@ -11,7 +11,7 @@ from kdp_core.states import hidden
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
     """Fit the block and write the record.
 
-    A step gets device, number of layers and `resume` if its signature has them.
+    The function of a step is called with `device`, `model_layers` and `resume` if its signature has these arguments.
     """
     known = {"device": device_here(device), "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters

@@ -1,4 +1,4 @@
-"""Rule `dense` fetches a model and converts it once to a safetensors folder, with the facts that later stages need."""
+"""Rule `dense` fetches a model, converts it to a safetensors folder, and writes the model's facts for later stages."""
 from pathlib import Path
 
 from job import job

@@ -1,8 +1,10 @@
-"""What is known of a run before any job: the checked configuration, the grid, resources, hashes of code, figures.
+"""Plans a run before any job starts: it checks the configuration and computes the grid, resources, hashes of code and
+figures.
 
-The rules import these modules. The modules import neither torch nor methods, so that planning is quick. What they must
-know about the methods is in the schema (schema.py), which is made from the signatures of the library. From kdp_core,
-they import only modules without heavy imports: the tables of families, and the check of folders.
+The rules import these modules. The modules import neither torch nor methods, so that planning is quick. The schema
+(schema.py) contains all facts about methods that planning needs, and is made from the signatures of the library. The
+modules import two parts of kdp_core, because these have no heavy imports: the tables of families, and the check of
+folders.
 
     schema       the JSON schema of the configuration
     messages     ConfigError, and the words of its messages

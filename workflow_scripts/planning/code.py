@@ -5,8 +5,8 @@ as its param `code`. The hash covers all modules of kdp_core that the script imp
 comments and docstrings.
 
 A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. For such a
-script, the hash covers only the modules of the functions that the job runs, so that an edited or new method reruns no
-job of another method.
+script, the hash covers only the modules whose functions the job runs. If a method is edited or added, the jobs of other
+methods therefore do not run again.
 """
 import ast
 import hashlib
@@ -23,7 +23,7 @@ OWN = ("job", "planning")
 def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
     """Hash of the library code of a workflow script, whose name includes its folder, such as `results/tables`.
 
-    `functions` names the functions of methods that the job runs, as module.name. None means the functions of all
+    `functions` lists the functions of methods that the job runs, each as module.name. None means the functions of all
     methods.
     """
     start = [ROOT / "workflow_scripts" / f"{script}.py"]
@@ -35,7 +35,7 @@ def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
 
 
 def of_method(script: str, method: str, *parts: str) -> str:
-    """Hash of the library code of a script that runs some parts of a method.
+    """Hash of the library code of a script that runs the given parts of a method.
 
     A part is `block`, a step, `search`, `compose`, `module` or `module_params`; parts that the method lacks are
     ignored.
@@ -53,15 +53,15 @@ def of_figure(module: str) -> str:
 
 
 def of_blocks(method: str, sized: str) -> str:
-    """Hash of the library code that selects blocks for a method and counts the stand-ins of the method `sized`."""
+    """Hash of the library code that selects blocks for `method` and counts the stand-ins' parameters for `sized`."""
     functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]
     return of_script("methods/blocks", (functions[0]["block"], functions[1]["module_params"]))
 
 
 def _closure(start: list[Path]) -> set[Path]:
-    """These files and all files that they import, directly or indirectly.
+    """The files in `start`, and all files that these import directly or indirectly.
 
-    The imports of the table of methods are left out.
+    Imports of methods by the table of methods are not followed.
     """
     todo, seen, methods = list(start), set(), _method_files()
     while todo:
@@ -107,7 +107,7 @@ def _file(name: str) -> Path | None:
 
 
 def _bare(tree: ast.AST) -> ast.AST:
-    """The tree without docstrings and other statements that consist only of a text."""
+    """The syntax tree without docstrings and other statements that are only a string."""
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)

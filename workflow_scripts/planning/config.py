@@ -49,7 +49,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_finetune(config: dict[str, Any], name: str) -> None:
-    """A fine-tuned variant shares blocks, steps and checkpoint with its base, so it may set only `finetune`."""
+    """Check a fine-tuned variant. It may set only `finetune`, because it has the blocks and fits of its base."""
     variant = config["methods"][name] or {}
     base = config["methods"].get(variant.get("base")) or {}
     if "finetune" not in variant:
@@ -188,9 +188,9 @@ def _check_devices(config: dict[str, Any]) -> None:
 
 
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
-    """The part of a variant that trains or changes the model, or runs single layers.
+    """The part of a variant that needs the model on one device: it trains or changes the model, or runs single layers.
 
-    The text is empty if all parts only read states.
+    The returned text is empty if no part of the variant needs this.
     """
     tuned = variants.source_of(config, variant) != variant
     part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]

@@ -1,7 +1,7 @@
 """The section `evaluate` of the configuration: tasks, benchmarks and their files.
 
-lm-eval takes seconds to read its index of tasks. The index is read only if the configuration names a task of lm-eval,
-and the list of tasks is kept for each version of lm-eval.
+lm-eval takes seconds to read its index of tasks. The index is read only if the configuration names a task of lm-eval.
+The list of tasks is then stored for this version of lm-eval.
 """
 import difflib
 import hashlib
@@ -39,7 +39,10 @@ def one_task(evaluate: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
-    """The local data files of the chosen benchmarks and of their examples; no files if the data come from the hub."""
+    """The local data files of the chosen benchmarks and of the examples in their prompts.
+
+    The list is empty if the data come from the hub.
+    """
     chosen = evaluate.get("benchmarks", {})
     if chosen.get("data", "hub") == "hub":
         return []
@@ -51,7 +54,10 @@ def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
 
 
 def choices(config: dict[str, Any]) -> dict[str, Any]:
-    """The benchmarks that `choices` reads, with the first of the scored items, at most `limit` of each task."""
+    """The section `evaluate.benchmarks`, reduced to the tasks of the section `choices`.
+
+    Of each task, only the first `limit` of the scored items remain.
+    """
     if "choices" not in config:
         return {}
     scored, own = config["evaluate"]["benchmarks"], config["choices"]

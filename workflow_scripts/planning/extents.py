@@ -1,8 +1,8 @@
 """Checks whether models and calibration sets are large enough for the sections of the configuration.
 
-Layers, positions and stored states of a model are known from the configuration of its checkpoint. Before the model is
-fetched they may be unknown. Then this check leaves the model out, and the first job that runs the model repeats the
-check (`refusals.stop_before_work`).
+The config.json of a model's checkpoint gives the numbers of its layers and positions. This file may be missing before
+the model is fetched. This module then does not check the model, and the first job that runs the model repeats the check
+(`refusals.stop_before_work`).
 """
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ class Extent(NamedTuple):
     """The sizes of a model."""
     layers: int
     positions: int
-    """Largest number of tokens that the model can read."""
+    """Largest number of tokens in one input of the model."""
     learned: bool
-    """Whether the model has a vector for each position, so that later positions have no vector."""
+    """Whether the model has a learned vector for each position; positions after the last vector cannot be used."""
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raise ConfigError for the first section that needs more than a model or a calibration set has."""
+    """Raise ConfigError for the first section for which a model or a calibration set is too small."""
     extents = {name: extent for name in config["grid"]["models"] if (extent := extent_of(config, name))}
     calibrations = {name: config["calibrations"][name] for _, name in grid.calibrated(config)}
     for name, own in calibrations.items():
@@ -61,13 +61,13 @@ def extent_of(config: dict[str, Any], model: str) -> Extent | None:
 
 
 def _stored(config: dict[str, Any], layers: int) -> list[int]:
-    """The numbers of the stored states."""
+    """The layers whose states are stored."""
     chosen = config.get("hidden", {}).get("layers")
     return list(range(layers + 1)) if chosen is None else sorted(set(chosen))
 
 
 def _check_runs(config: dict[str, Any], model: str, extent: Extent) -> None:
-    """Check the runs of layers that sections name themselves."""
+    """Check `views.blocks` and `theory.run`: the model must have these layers, and their states must be stored."""
     runs = {f"views.blocks names {block!r}": tuple(map(int, block.split("-")))
             for block in config.get("views", {}).get("blocks", [])}
     if "theory" in config:
@@ -112,7 +112,8 @@ def _check_spaces(config: dict[str, Any], calib: str, length: int) -> None:
 
 
 def check_theory(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a run, gaps or held-out sequences that are not compatible."""
+    """Raise ConfigError if the run is empty, a gap is longer than the run, or no sequence is left to fit or to judge
+    on."""
     own = config["theory"]
     start, stop = own["run"]
     if start >= stop:

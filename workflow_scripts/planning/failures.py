@@ -1,4 +1,4 @@
-"""The last line of a run that failed: what went wrong, in the words of the job, below snakemake's own output."""
+"""Prints the error messages of failed jobs as the last lines of a run, below snakemake's own output."""
 import atexit
 import re
 import sys
@@ -9,12 +9,19 @@ _ERROR = re.compile(r"^(?:[a-z_][\w]*\.)*(?P<error>[A-Z]\w*: .+)$")
 
 
 def say_last(line: str) -> None:
-    """Print a line when the process ends: snakemake prints more lines after `onerror` and after a refused config."""
+    """Print a line when the process ends.
+
+    An earlier line would not be the last one, because snakemake prints more lines after `onerror` and after a refused
+    config.
+    """
     atexit.register(print, line, file=sys.stderr, flush=True)
 
 
 def reasons(logs: list[str]) -> list[str]:
-    """One line for each failed job: the job's log, as snakemake's own log names it, and the error at the log's end."""
+    """One line for each failed job, with the job's log and the last error in this log.
+
+    The logs of failed jobs are found in snakemake's own logs.
+    """
     text = "".join(Path(log).read_text(encoding="utf-8", errors="replace") for log in logs if Path(log).is_file())
     found = []
     for path in dict.fromkeys(match["path"].rstrip(",") for match in _LOG.finditer(text)):

@@ -1,6 +1,7 @@
-"""The figures of a run: the title, rule and caption of each figure, and how variants look in all figures.
+"""Lists the figures of a run: the title, rule and caption of each figure, and the look of each variant in all figures.
 
-The schema has the entries of kdp_core/figures under `x-figures`, with the scopes, which say how often each is drawn.
+The schema contains the entries of kdp_core/figures under `x-figures`. It also contains their scopes: a scope says for
+which points, models or variants a figure is drawn.
 """
 import itertools
 import re
@@ -10,15 +11,15 @@ from planning import grid, variants
 from planning.schema import schema
 
 SECTIONS = ("theory", "views", "spaces", "generation", "agreement", "choices")
-"""Sections of the configuration that ask for figures."""
+"""Sections of the configuration that add figures to the report."""
 
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
-    """The look of each variant of these points, equal in every figure: see kdp_core.figures.style.Look.
+    """The look of each variant of these points; it is the same in every figure. See kdp_core.figures.style.Look.
 
-    A look has four parts: the position of the variant's method among the methods of the configuration, in the order of
-    the list of methods; the number of the variant among the variants of this method; what the method does; and whether
-    it is this project's own.
+    A look has four parts. The first part is the position of the variant's method among the methods of the
+    configuration, sorted as in METHODS. The second part numbers the variants of this method. The third part is the
+    group of the method. The fourth part says whether the method is this project's own.
     """
     named = {variants.base_of(config, name) for name in config["methods"]}
     methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
@@ -53,10 +54,11 @@ def flat_path(scope: str) -> str:
 
 
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
-    """Every figure of the report, in order: name of its files, title, rule that makes it, caption.
+    """Every figure of the report, in order. Each entry has the name of the files, the title, the rule that draws the
+    figure, and the caption.
 
-    The figures of the whole run come first, then those of each model and calibration set. Entries of one file with the
-    same scope follow each other.
+    Figures of the whole run come first; figures of each model and calibration set follow. Entries from one module of
+    kdp_core/figures stay together if their scope is the same.
     """
     together = [list(group) for _, group in itertools.groupby(
         (one for one in schema()["x-figures"]["figures"] if _wanted(config, one)),
@@ -73,12 +75,15 @@ def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _has_points(points: list[dict[str, str]], words: dict[str, str]) -> bool:
-    """Whether a figure of these wildcards has points to show; points that cannot be made are left out of a run."""
+    """Whether any point has the values of these wildcards.
+
+    A figure may have no points, because a run leaves out points that cannot be made.
+    """
     return bool(grid.points_like(points, {key: words[key] for key in grid.KEYS if key in words}))
 
 
 def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
-    """Whether the configuration has the section that a figure needs."""
+    """Whether the configuration has the section without which a figure is not drawn."""
     return one["needs"] not in SECTIONS or one["needs"] in config
 
 
@@ -95,7 +100,7 @@ def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str
 
 
 def _variants(config: dict[str, Any], needs: str) -> list[str]:
-    """The variants for which a figure of single variants is drawn."""
+    """The variants for which a figure of scope `variant` is drawn."""
     if needs == "viewed":
         return config.get("views", {}).get("variants", [])
     return variants.learned(config) if needs == "trained" else variants.jointly(config)
@@ -109,9 +114,9 @@ def _filled(one: dict[str, Any], words: dict[str, str]) -> dict[str, str]:
 
 
 def entry_of(entries: list[dict[str, str]], name: str) -> dict[str, str]:
-    """A figure of the report by the name of its files.
+    """The entry of the figure whose files have this name.
 
-    If the report lacks the figure, the entry has the name and no caption.
+    For a figure that is not in the report, the entry has only the name.
     """
     found = (one for one in entries if one["name"] == name)
     return next(found, {"name": name, "title": name, "rule": "", "caption": ""})

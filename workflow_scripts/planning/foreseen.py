@@ -1,7 +1,7 @@
 """Asks the library which points cannot be made. refusals.py runs this module in a process of its own.
 
 `python -m planning.foreseen` reads a JSON list of questions from stdin, as `refusals.question` makes them, and prints
-a JSON list of reasons. A reason is empty if none is known, or if the model is not known yet.
+a JSON list of reasons. A reason is empty if the library knows no reason, or if nothing is known about the model yet.
 """
 import json
 import sys
@@ -15,17 +15,18 @@ from kdp_core.study import planner, reach
 
 
 class Known(NamedTuple):
-    """A model as it is known before its weights are read."""
+    """The facts about a model that are known without its weights."""
     facts: ModelFacts
     folder: Path
     """The folder holds only the model's config.json."""
 
 
 def known(model: str, source: str, folder: Path) -> Known | None:
-    """A model, from its converted checkpoint or from the configuration that the planner finds; else None.
+    """The facts about a model, from its converted checkpoint or from the configuration that the planner finds; None if
+    neither exists.
 
-    Results of another model that had this name before are not used. If the library cannot describe a model, its own job
-    refuses it with a better message.
+    The folder of results may belong to another model that had this name before; it is then not used. If the library
+    cannot describe the model, the function returns None, and the job that converts the model gives a better message.
     """
     place = Path("results", model)
     try:
@@ -39,7 +40,7 @@ def known(model: str, source: str, folder: Path) -> Known | None:
 
 
 def answers(questions: list[dict[str, Any]]) -> list[str]:
-    """Why each point cannot be made."""
+    """For each question, the reason why the point cannot be made, or an empty text."""
     with tempfile.TemporaryDirectory(prefix="kdp-") as place:
         models = {one["model"]: known(one["model"], one["source"], Path(place, one["model"])) for one in questions}
         return [_answer(one, found) if (found := models[one["model"]]) else "" for one in questions]

@@ -1,8 +1,8 @@
 """The grid: its points, the folders of their results, calibration seeds, and the points that ablations add.
 
-A point is one combination of model, calibration set, variant (`method`), ratio and K max, each as the text of its
-wildcard. A point of a fine-tuned variant also has `source`, the variant from which the fine-tuning starts. A point
-whose layers are searched also has `search`, the variant whose search it reads.
+A point is a dict of five texts, the values of the wildcards: model, calibration set, variant (`method`), ratio and K
+max. A point of a fine-tuned variant also has `source`, the variant from which the fine-tuning starts. If a search
+orders the layers, the point also has `search`, the variant under whose name the search is stored.
 """
 import itertools
 import json
@@ -31,12 +31,18 @@ def folder(point: dict[str, Any]) -> str:
 
 
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
-    """The point whose blocks, fits and search a point uses: the point itself, or the point that was fine-tuned."""
+    """The point that supplies the blocks, fits and search of `point`.
+
+    For a fine-tuned point, this is the point that was fine-tuned; any other point supplies its own.
+    """
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
 
 def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
-    """The records from which a point is folded, block by block; if it has steps, the file of its plan must exist."""
+    """The files of the fitted records from which a point is folded, in the order of its blocks.
+
+    For a variant with steps, plan.json must exist.
+    """
     point = source_point(point)
     if fits == ["compose"]:
         return [f"{folder(point)}/composed.safetensors"]
@@ -46,12 +52,12 @@ def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
 
 
 def search_file(point: dict[str, Any]) -> str | None:
-    """The search by which a point's layers were selected; None if they were not searched."""
+    """The file of the search from which a point's layers were selected; None for a point without a search."""
     return SEARCH.format(**point | {"method": point["search"]}) if "search" in point else None
 
 
 def points(config: dict[str, Any]) -> list[dict[str, str]]:
-    """All points that are pruned and measured: those of the grid, then those that ablations add."""
+    """All points that are pruned and measured: first the points of the grid, then the points that ablations add."""
     made = [*grid_points(config), *(point for name in config.get("ablations", {})
                                     for point in ablation_points(config, name))]
     return list({tuple(point.values()): point for point in made}.values())
@@ -63,9 +69,9 @@ def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
-    """The points of an ablation: its variants at its calibration sets, ratios and K max.
+    """The points of an ablation: all combinations of its variants, models, calibration sets, ratios and K max.
 
-    If the ablation does not name these, those of the grid are used.
+    If the ablation does not list one of these, the grid's list is used.
     """
     return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["variants"])
 
@@ -92,14 +98,17 @@ def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
 def compared(config: dict[str, Any]) -> list[str]:
     """The variants whose searches `agreement` compares.
 
-    These are the variants that it names, or all variants of the grid that can be compared.
+    These are the variants under `agreement.variants`, or all variants of the grid that search under an objective.
     """
     named = config.get("agreement", {}).get("variants")
     return named or [name for name in config["grid"]["methods"] if variants.searches(config, name)]
 
 
 def answering(config: dict[str, Any]) -> list[dict[str, str]]:
-    """The points whose models answer prompts: the points of `answers.ratio`, or of the largest ratio of the grid."""
+    """The points whose models answer prompts.
+
+    All have the ratio `answers.ratio`, or the largest ratio of the grid if this is not set.
+    """
     if "answers" not in config:
         return []
     ratio = config["answers"].get("ratio", max(config["grid"]["ratios"]))
@@ -107,7 +116,7 @@ def answering(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def answering_names(points: list[dict[str, str]]) -> list[str]:
-    """The names under which the dense model and these points of one calibration set answer."""
+    """The names of the models in a record of answers: `dense`, and a name for each of these points."""
     several = len({point["k_max"] for point in points}) > 1
     return ["dense", *(point["method"] + (f", K max {point['k_max']}" if several else "") for point in points)]
 
@@ -118,12 +127,12 @@ def points_like(points: list[dict[str, str]], wildcards: dict[str, str]) -> list
 
 
 def variants_and_k_max(points: list[dict[str, str]]) -> list[list[Any]]:
-    """Variant and K max of points; figures identify points by these."""
+    """The variant and K max of each point; figures identify a point by this pair."""
     return [[point["method"], int(point["k_max"])] for point in points]
 
 
 def by_layer(files: Iterable[str]) -> list[str]:
-    """Files of blocks in the order of their blocks: by first layer, then by the end."""
+    """The files, sorted by the first layer and then by the end of the block in whose folder each file is."""
     return sorted(files, key=lambda file: [int(layer) for layer in Path(file).parent.name.split("-")])
 
 
@@ -150,21 +159,23 @@ def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each calibration set with `seeds`, the sets that it stands for and their seeds.
-
-    The set itself comes first.
+    """For each calibration set with `seeds`, the names of the sets that are made from it, with their seeds. The set of
+its own `seed` comes first and has the same name.
     """
     return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
             for name, own in config["calibrations"].items() if "seeds" in own}
 
 
 def seed_families(config: dict[str, Any]) -> dict[str, str]:
-    """For every calibration set that is one of several seeds, the set that names the seeds."""
+    """Name of a calibration set that is made for one of several seeds -> name of the set that lists these seeds."""
     return {made: name for name, sets in seed_sets(config).items() if len(sets) > 1 for made in sets}
 
 
 def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with a calibration set for every seed, which is run wherever the set with the seeds is run."""
+    """The configuration with a separate calibration set for every seed.
+
+    In the grid and in ablations, all these sets take the place of the set that lists the seeds.
+    """
     sets = seed_sets(config)
     calibrations = {made: {key: value for key, value in own.items() if key != "seeds"} | {"seed": seed}
                     for name, own in config["calibrations"].items()
@@ -181,7 +192,7 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-    """The part of a configuration that makes the checkpoint of one point: only keys that override the default."""
+    """The part of a configuration that makes the checkpoint of one point, merged over config.yaml."""
     names, name = [], point["method"]
     while name in config["methods"]:
         names.append(name)
@@ -214,7 +225,7 @@ def seeds_of(config: dict[str, Any], point: dict[str, str]) -> dict[str, int]:
 
 
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """An ablation in the form of `kdp_core.results.ablations.Ablation`."""
+    """The fields of `kdp_core.results.ablations.Ablation` for one ablation of the configuration."""
     own = config["ablations"][name]
     varied = {variant: variants.options(config, variant) for variant in own["variants"]}
     tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}
@@ -225,5 +236,5 @@ def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def paper_ablations(config: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The ablations that are tables of the KDP paper, by the number of the table, as `ablation` gives them."""
+    """Number of a table of the KDP paper -> the ablation with the same comparison, as `ablation` returns it."""
     return {own["paper"]: ablation(config, name) for name, own in config.get("ablations", {}).items() if "paper" in own}

@@ -1,4 +1,4 @@
-"""ConfigError and the words of its messages: the place in the configuration, the value, and the remedy."""
+"""ConfigError and its messages. Each message names the place in the configuration, the value, and the remedy."""
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 def refuse(rules: dict[str, Any], value: Any, place: list[str]) -> None:
     """Raise ConfigError if a part of the configuration breaks its JSON schema.
 
-    `place` holds the keys above this part.
+    `place` is the list of keys that lead to this part of the configuration.
     """
     # imported here, because jobs read the grid in environments that may lack jsonschema
     import jsonschema
@@ -30,7 +30,7 @@ def refuse(rules: dict[str, Any], value: Any, place: list[str]) -> None:
 
 
 def require(place: str, names: Iterable[Any], known: Mapping[str, Any], remedy: str) -> None:
-    """Raise ConfigError for the first unknown name; the message has the nearest known name or says what to do."""
+    """Raise ConfigError for the first unknown name. The message suggests the most similar known name, or the remedy."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), n=1)
@@ -61,7 +61,7 @@ def _unknown_key(error: "jsonschema.ValidationError", place: str) -> str:
 
 
 def _demand(error: "jsonschema.ValidationError") -> str:
-    """What a value must be, in words."""
+    """The rule that a value breaks, as a text for the user."""
     limit = error.validator_value
     if error.validator == "anyOf":
         return " or ".join(dict.fromkeys(map(_demand, error.context)))

@@ -1,9 +1,9 @@
-"""The points that cannot be made. A run leaves these points out and names them; all other points continue.
+"""Finds the grid points that cannot be made. A run leaves these points out and lists them; all other points are made.
 
-Some points are found before the run: if a model is known, the library finds the points that no data can make from the
-configuration and the facts alone (`foreseen`). Other points are found by a job, for example if a kernel collapses. The
-job writes the reason to the file FILE of the point (`record`). The next run leaves the point out as long as its part of
-the configuration and the library do not change.
+Some points are impossible for every calibration text. The library finds these points before the run, from the
+configuration and the facts of a known model (`foreseen`). Other points fail in a job, for example because a kernel
+collapses. The job then writes the reason to FILE in the folder of the point (`record`). Later runs leave this point out
+until the library or the configuration of the point changes.
 """
 import hashlib
 import json
@@ -19,9 +19,10 @@ from planning.schema import ROOT, sources
 
 FILE = "refused.json"
 RULES = ("search", "blocks", "step", "compose", "fold", "finetune")
-"""The rules that make points."""
+"""The rules whose jobs make the checkpoint of a point."""
 NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
-"""Errors of the library that concern files. After such an error the same job may succeed next time."""
+"""Errors of the library that concern files or an interrupted training. After such an error the same job may succeed the
+next time."""
 CACHE = ROOT / ".cache" / "refusals"
 KEPT = 64
 """Number of answers that are kept in the cache; the newest are kept."""
@@ -30,7 +31,8 @@ Point = dict[str, str]
 
 
 def without_refused(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without variants that have no point, and with `refused`: the points left out, and why.
+    """The configuration without variants that have no point left. Its key `refused` lists the points that are left out,
+    and the reasons.
 
     Raises ConfigError if no point is left.
     """
@@ -51,7 +53,7 @@ def without_refused(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def named(config: dict[str, Any]) -> dict[str, str]:
-    """The points that are left out, in words, and the reason of each."""
+    """Description of a point that is left out -> the reason."""
     words = "{method} on {model}, {calib}, ratio {ratio}, K max {k_max}"
     return {words.format(**one["point"]): one["reason"] for one in config.get("refused", [])}
 
@@ -61,7 +63,10 @@ def _name(point: Point) -> tuple[str, ...]:
 
 
 def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the variants and ratios that have no point left, in all sections that name them."""
+    """The configuration without the variants, ratios and K max that have no point left.
+
+    Other sections lose these variants too.
+    """
     left = grid.grid_points(config)
     kept = {key: {point[key] for point in left} for key in grid.KEYS}
     own = config["grid"]
@@ -100,7 +105,10 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
-    """The reasons of points that no data can make, by the point's keys, for models that are already known."""
+    """Keys of a point -> the reason why the point cannot be made with any calibration text.
+
+    Points of models that are not known yet are missing.
+    """
     asked = {_name(point): question(config, point) for point in points}
     found = dict(zip(asked, _answers(list(asked.values())), strict=True))
     return {name: reason for name, reason in found.items() if reason}
@@ -118,7 +126,10 @@ def _items(given: dict[str, Any]) -> list[Path]:
 
 
 def _answers(questions: list[dict[str, Any]]) -> list[str]:
-    """The library's answers, from the cache or from a process that takes seconds."""
+    """The library's answers to the questions, from the cache.
+
+    If they are not in the cache, a process computes them in a few seconds.
+    """
     digest = hashlib.sha256(json.dumps([questions, sources()], sort_keys=True).encode())
     read = [path for one in questions for path in (*_descriptions(one["model"], one["source"]), *_items(one["given"]))]
     for path in dict.fromkeys(read):
@@ -145,7 +156,10 @@ def _asked(questions: list[dict[str, Any]]) -> str:
 # Found by a job -------------------------------------------------------------------------------------------------------
 
 def key(config: dict[str, Any], point: Point) -> str:
-    """A hash of what makes a point: its part of the configuration, the files that this part names, and the library."""
+    """A hash of everything from which a point is made.
+
+    This is its part of the configuration, the files that this part names, and the library.
+    """
     files = _items({"options": variants.options(config, grid.source_point(point)["method"])})
     parts = [grid.alone(config, point), sources(), *[path.read_text(encoding="utf-8", errors="replace")
                                                      for path in files if path.is_file()]]
@@ -161,7 +175,7 @@ def _recorded(config: dict[str, Any], point: Point) -> str:
 
 
 def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: Exception) -> None:
-    """Record that a job refused its points, if the same job would end with the same error again."""
+    """Record that the points of a failed job cannot be made, if the job would fail in the same way again."""
     kind = type(error)
     if rule in RULES and kind.__module__.startswith("kdp_core") and kind.__name__ not in NOT_FOR_GOOD:
         for point in _of_job(rule, wildcards, config):
@@ -169,10 +183,10 @@ def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: 
 
 
 def stop_before_work(wildcards: dict[str, str], config: dict[str, Any]) -> None:
-    """Before an expensive job, write down the points that no data can make.
+    """Before an expensive job, record the points that cannot be made with any calibration text.
 
-    Raises ConfigError if no point that needs this job can be made, or if a section of the configuration needs more than
-    the model has.
+    Raises ConfigError if no point that needs this job can be made, or if the model is too small for a section of the
+    configuration.
 
     This function runs in a job, in which the library is loaded and the facts of the model are known.
     """
@@ -198,7 +212,7 @@ def _write(config: dict[str, Any], point: Point, reason: str) -> None:
 
 
 def _of_job(rule: str, wildcards: dict[str, str], config: dict[str, Any]) -> list[Point]:
-    """The points that need a job."""
+    """The points that need the job of this rule with these wildcards."""
     points = [point for point in grid.points(config) if all(point[name] == wildcards[name] for name in (
         "model", "calib", "ratio", "k_max") if name in wildcards)]
     if rule == "hidden":

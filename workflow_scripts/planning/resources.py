@@ -1,4 +1,7 @@
-"""What jobs need: sizes of models and states, devices and shards; and the numbers that the planner counts with."""
+"""Computes the needs of jobs: sizes of models and states, devices and shards.
+
+Also collects the numbers from which the planner estimates a run.
+"""
 import itertools
 import json
 import re
@@ -15,9 +18,9 @@ from planning.sources import params_of, shape_of
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
     """Parameters, width of the states and number of layers of a model, if they are known.
 
-    The sizes are read from the model's facts. Before the model is fetched, they are read from the config.json of a
-    local folder; otherwise only the parameters are known, from the source's name (hf:meta-llama/Llama-2-7b-hf). Unknown
-    numbers are 0.
+    The sizes come from the model's facts, which exist once the model is fetched. Before, they come from the config.json
+    of a local folder. Without such a folder, only the number of parameters is known, from the source's name
+    (hf:meta-llama/Llama-2-7b-hf). Unknown numbers are 0.
     """
     facts = Path(f"results/{model}/facts.json")
     if facts.is_file():
@@ -31,7 +34,7 @@ def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
 
 
 def _size_of_config(config: dict[str, Any]) -> dict[str, float]:
-    """The size of the model of this configuration, counted as the library counts it."""
+    """The sizes of the model with this config.json, computed by the library's own functions."""
     width, layers = shape_of(config)
     return {"params": params_of(config), "width": width, "layers": layers}
 
@@ -43,30 +46,34 @@ def weights_mb(config: dict[str, Any], model: str) -> float:
 
 
 def calibration_tokens(config: dict[str, Any], calib: str) -> int:
-    """Tokens of a calibration set."""
+    """Number of tokens in a calibration set."""
     return sum(config["calibrations"][calib]["mix"].values()) * config["calibrations"][calib]["length"]
 
 
 def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
-    """Megabytes of one state of all calibration tokens, float32."""
+    """Megabytes of the states of one layer over all calibration tokens, float32."""
     return calibration_tokens(config, calib) * size_of(config, model)["width"] * 4 / 1e6
 
 
 def block_states(start: int, stop: int) -> int:
-    """Number of states that a block's fit holds: those before and after its layers, as read, stacked and split."""
+    """Number of layers' states that a block's fit keeps in memory.
+
+    The fit needs the states before and after each layer of the block, in three copies: read, stacked and split.
+    """
     return 3 * (stop - start + 1)
 
 
 def norm_states(config: dict[str, Any], model: str) -> float:
-    """Norms of all states, as read, joined and compared, in units of one state."""
+    """Memory for the norms of all states when shards are joined, in units of one layer's states."""
     size = size_of(config, model)
     return 4 * (size["layers"] + 1) / max(size["width"], 1)
 
 
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
-    """What the similarity holds in memory, in units of one state.
+    """Memory that the similarity needs, in units of one layer's states.
 
-    These are a state as stored and as converted, and the chosen tokens of all states twice.
+    The memory contains one layer's states twice, as stored and as converted. It also contains the chosen tokens of all
+    layers twice.
     """
     tokens = calibration_tokens(config, calib)
     chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
@@ -74,22 +81,23 @@ def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def device(config: dict[str, Any], model: str) -> str:
-    """The device of a model in the form for `kdp_core.model.checkpoints.load_model`, with the limits of `balanced`."""
+    """The argument `device` of `checkpoints.load_model` for a model; for `balanced`, it includes the limits of
+    memory."""
     own = config["models"][model]
     limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
     return ":".join(filter(None, (own.get("device", "cpu"), limits)))
 
 
 def gpus(config: dict[str, Any], model: str) -> int:
-    """Number of GPUs of a job on the device of its model: all GPUs over which the model is spread."""
+    """Number of GPUs of a job that runs the model. For `balanced`, the layers are distributed over these GPUs."""
     kind = device(config, model).split(":")[0]
     return {"balanced": config["models"][model].get("gpus", 1), "auto": 1, "cuda": 1}.get(kind, 0)
 
 
 def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
-    """The sequences of each shard of an extraction, [first, last + 1).
+    """The range [first, last + 1) of the sequences of each shard of an extraction.
 
-    A shard has a whole number of batches; these numbers differ by at most one.
+    Each shard consists of whole batches. The numbers of batches of two shards differ by at most one.
     """
     sequences, batch = sum(config["calibrations"][calib]["mix"].values()), batch_sequences(config)
     count, batches = config.get("hidden", {}).get("shards", 1), batches_of(config, calib)
@@ -98,18 +106,18 @@ def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
 
 
 def batch_sequences(config: dict[str, Any]) -> int:
-    """Sequences of a batch of the extraction."""
+    """Number of sequences in a batch of the extraction."""
     default = schema()["properties"]["hidden"]["properties"]["batch_sequences"]["default"]
     return config.get("hidden", {}).get("batch_sequences", default)
 
 
 def batches_of(config: dict[str, Any], calib: str) -> int:
-    """Batches of a calibration set; the last batch may be smaller."""
+    """Number of batches in a calibration set; the last batch may be smaller."""
     return -(-sum(config["calibrations"][calib]["mix"].values()) // batch_sequences(config))
 
 
 def workload(config: dict[str, Any]) -> dict[str, Any]:
-    """What the planner counts: the points with their variants, and all sizes that the configuration knows."""
+    """The input of the planner: the points, their variants, and all sizes that the configuration gives."""
     run = list(dict.fromkeys(name for variant in run_variants(config)
                              for name in (variant, variants.source_of(config, variant))))
     # a variant may read the search of a variant that is not run

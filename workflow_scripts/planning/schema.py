@@ -1,9 +1,9 @@
-"""The JSON schema of the configuration, from which planning also learns what the methods are.
+"""The JSON schema of the configuration. Planning also reads the facts about the methods from this schema.
 
-The schema follows from the signatures of the library and is not committed. The first call after an edit of the library
-builds the schema in a process of its own (signatures.py), which takes seconds. The schema is kept in .cache/schema/
-under the hash of its sources, and later calls read that file. `python workflow_scripts/planning/schema.py` writes the
-schema for an editor or a reader.
+The schema is computed from the signatures of the library and is not committed. The first call after an edit of the
+library builds the schema in a process of its own (signatures.py), which takes seconds. The file of the schema is stored
+in .cache/schema/ and named by the hash of its sources; later calls read this file. `python
+workflow_scripts/planning/schema.py` prints the schema, for example for an editor.
 """
 import hashlib
 import json
@@ -23,7 +23,7 @@ KEPT = 8
 
 
 class SchemaError(RuntimeError):
-    """The schema could not be built; the message holds the end of what the process printed."""
+    """The schema could not be built. The message ends with the last lines that the building process printed."""
 
 
 @cache

@@ -2,9 +2,10 @@
 from typing import Any
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$(?!\n)"
-"""Names that become parts of paths. In Python `$` also matches before a line break at the end."""
+"""Pattern of names that become parts of paths. `(?!\n)` is needed, because in Python `$` also matches before a line
+break at the end of the text."""
 TASK = r"^[^/\\\s.-][^/\\\s]*$(?!\n)"
-"""Names of tasks, which become names of files."""
+"""Pattern of names of tasks, which become names of files."""
 
 
 def text(description: str, **more: Any) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def block(description: str, properties: dict[str, Any], required: tuple[str, ...
 
 
 def named(description: str, item: dict[str, Any]) -> dict[str, Any]:
-    """Named entries of one kind."""
+    """An object whose keys are names and whose values all have the schema `item`."""
     return {"type": "object", "description": description, "minProperties": 1, "additionalProperties": False,
             "patternProperties": {NAME: item}}
 

@@ -25,9 +25,10 @@ from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, bl
 
 def signature_block(description: str, function: Any, filled: tuple[str, ...] = (),
                     known: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A section of the config: a function's keyword-only options, except the options that the workflow fills in.
+    """The schema of a section of the config. Its keys are the keyword-only options of a function, without the options
+    in `filled`, whose values the workflow sets.
 
-    The options in `known` are written with their defaults, for the check before any job.
+    The options in `known` keep their defaults in the schema, because the check before any job needs these defaults.
     """
     made = {**option_schema(function, filled), "description": description}
     for name in known:
@@ -36,7 +37,7 @@ def signature_block(description: str, function: Any, filled: tuple[str, ...] = (
 
 
 def hidden_block() -> dict[str, Any]:
-    """How states are stored, and for how long."""
+    """The section `hidden`: how states are stored, and for how long."""
     made = signature_block("Hidden states.", hidden.extract, known=("batch_sequences",))
     made["properties"]["shards"] = count("Number of jobs that share the extraction of a calibration set; each job "
                                          "has whole batches. The states do not depend on it. 1 unless set.")
@@ -48,12 +49,15 @@ def hidden_block() -> dict[str, Any]:
 
 
 def similarity_block() -> dict[str, Any]:
-    """How layers are compared."""
+    """The section `similarity`: how layers are compared."""
     return signature_block("Similarity of layers.", similarity.similarity, ("device",), known=("tokens", "batch"))
 
 
 def theory_block() -> dict[str, Any]:
-    """Options of step 1 on a run of layers, and options of the measurement; step 1 says how tokens are split."""
+    """The section `theory`: options of step 1 on a run of layers, and options of the measurement.
+
+    The measurement takes `heldout` and `seed` from step 1.
+    """
     measured = option_schema(theory.measure)["properties"]
     return block("Theorems 1 and 2 as numbers; without this section they are not measured.", {
         "method": text("Variant whose options of step `kernel` are used."),
@@ -64,7 +68,7 @@ def theory_block() -> dict[str, Any]:
 
 
 def views_block() -> dict[str, Any]:
-    """Which kernel spaces to draw, and how."""
+    """The section `views`: the kernel spaces that are drawn, and the options of the figures."""
     return block("Kernel-space heat maps and paths of the states; without this section none are drawn.", {
         "variants": some({"type": "string"}, "Variants that are based on kdp; their trained blocks are drawn."),
         "blocks": some({"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
@@ -75,7 +79,7 @@ def views_block() -> dict[str, Any]:
 
 
 def spaces_block() -> dict[str, Any]:
-    """Which pruned models are compared in three spaces, and in how much detail."""
+    """The section `spaces`: the pruned models whose states, logits and probabilities are compared."""
     filled = ("device", "dtype", "dropped")
     return block("States, logits and probabilities beside the dense model's; not measured without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
@@ -85,7 +89,7 @@ def spaces_block() -> dict[str, Any]:
 
 
 def generation_block() -> dict[str, Any]:
-    """The pruned models for which the report says whether they still generate, and the amount of text."""
+    """The section `generation`: the pruned models whose generation is predicted, and the amount of text."""
     return block("Whether pruned models will still generate, from single predictions; not done without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
@@ -93,7 +97,7 @@ def generation_block() -> dict[str, Any]:
 
 
 def choices_block() -> dict[str, Any]:
-    """Which multiple-choice items are compared over all tokens and over the items' candidates."""
+    """The section `choices`: the multiple-choice items whose probabilities are compared."""
     return block("Multiple choice over all tokens and over the candidates alone; not compared without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "tasks": some({"type": "string"}, "Tasks of evaluate.benchmarks that score several choices after one context."),
@@ -101,7 +105,7 @@ def choices_block() -> dict[str, Any]:
 
 
 def agreement_block() -> dict[str, Any]:
-    """Which searches for layers to compare, and on how much held-out text."""
+    """The section `agreement`: the searches for layers that are compared, and the amount of held-out text."""
     return block("How far searches for layers agree; not compared without this section.", {
         "variants": some({"type": "string"}, "Variants that are based on layer_search, in the grid or not; those of "
                                              "grid.methods unless set."),
@@ -109,7 +113,7 @@ def agreement_block() -> dict[str, Any]:
 
 
 def answers_block() -> dict[str, Any]:
-    """Which prompts are answered, and by which pruned models."""
+    """The section `answers`: the prompts, and the pruned models that answer the prompts."""
     made = signature_block("Prompts that the dense and pruned models continue for the report.",
                            answers.answers, ("device", "dtype"))
     made["properties"]["prompts"] |= {"minItems": 1}
@@ -119,7 +123,7 @@ def answers_block() -> dict[str, Any]:
 
 
 def method_block(name: str) -> dict[str, Any]:
-    """Options of a method by part, and the names of the functions that its jobs run."""
+    """The schema of a method's options, ordered by part, with the names of the functions that the method's jobs run."""
     made, method = method_schema(name), METHODS[name]
     functions = {**parts(method), "module_params": method.module_params,
                  **({"module": method.module} if method.module else {})}
@@ -128,7 +132,7 @@ def method_block(name: str) -> dict[str, Any]:
 
 
 def plan_block() -> dict[str, Any]:
-    """What the planner assumes about the machines."""
+    """The section `plan`: the planner's assumptions about the machines."""
     made = signature_block("What `snakemake plan` assumes.", planner.plan)
     for entry in made["properties"].values():
         entry["exclusiveMinimum"] = 0
@@ -142,7 +146,7 @@ def finetune_block() -> dict[str, Any]:
 
 
 def evaluate_block() -> dict[str, Any]:
-    """How models are scored: tasks, and the benchmarks that the library knows."""
+    """The section `evaluate`: the tasks and benchmarks on which models are scored."""
     chosen = block("Benchmarks of docs/benchmarks.md, scored in addition to `tasks`; none unless set.", {
         "tasks": some({"type": "string", "enum": list(benchmarks.BENCHMARKS)}, "Names of docs/benchmarks.md."),
         "data": text("`hub`, or a folder with the local files that docs/benchmarks.md names."),
@@ -176,7 +180,7 @@ def evaluate_block() -> dict[str, Any]:
 
 
 def build() -> dict[str, Any]:
-    """The whole schema; variants are checked against `methods` by the method on which they are based."""
+    """The whole schema. Each variant is checked against the schema of its method under `methods`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **block("Config of kdp.", {

@@ -1,4 +1,7 @@
-"""Models in local folders: their check before any job, and their size. This module imports no heavy modules."""
+"""Checks models in local folders before any job, and computes the sizes of these models.
+
+This module imports no heavy modules.
+"""
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,10 @@ __all__ = ["FamilyError", "check_folders", "learns_positions", "params_of", "pos
 
 
 def check_folders(config: dict[str, Any]) -> None:
-    """Raise ConfigError for a model of the grid with an unusable local folder; converted models are not checked."""
+    """Raise ConfigError for a model of the grid whose local folder cannot be used.
+
+    Models that are already converted are not checked.
+    """
     for name in config["grid"]["models"]:
         try:
             folder = Path(config["models"][name]["source"].strip()).expanduser()

@@ -1,7 +1,8 @@
-"""The variants, the entries under `methods:` in the configuration: the method and the options of each.
+"""Finds the method and the options of each variant. A variant is an entry under `methods:` in the configuration.
 
-A variant may be based on another variant (`base`), whose options it inherits key by key. Variants with the same options
-of `search` share one search, and a fine-tuned variant shares the checkpoint of the variant on which it is based.
+A variant may be based on another variant (`base`), whose options it inherits key by key. A variant and its base share
+one search if their options of `search` are the same. A fine-tuned variant starts from the checkpoint of the variant on
+which it is based.
 """
 from typing import Any
 
@@ -24,7 +25,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: dict[str, Any], name: str) -> str:
-    """The method on which a variant is based, through the `base` of all variants below it."""
+    """The method of a variant, found by following `base` from variant to variant."""
     seen, variant = [name], name
     while "base" in (config["methods"].get(variant) or {}):
         variant = config["methods"][variant]["base"]
@@ -44,7 +45,11 @@ def base_of(config: dict[str, Any], name: str) -> str:
 
 
 def source_of(config: dict[str, Any], name: str) -> str:
-    """The variant from whose checkpoint a variant starts: itself, or the first variant below it without `finetune`."""
+    """The variant that supplies the checkpoint of a variant.
+
+    For a fine-tuned variant, `base` is followed to the first variant without `finetune`; any other variant supplies its
+    own.
+    """
     while "finetune" in (config["methods"].get(name) or {}):
         name = config["methods"][name]["base"]
     return name
@@ -58,7 +63,7 @@ def finetuned(config: dict[str, Any]) -> list[str]:
 def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     """A variant's options by part (`block`, `search`, its steps, `compose`, `finetune`).
 
-    The variant's own options override those of the variants on which it is based.
+    The variant's own options override the options that it inherits through `base`.
     """
     variant = config["methods"].get(name) or {}
     below = options(config, variant["base"]) if "base" in variant else {}
@@ -67,7 +72,7 @@ def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def method_schema(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the schema says about the method of a variant."""
+    """The schema of the method of a variant."""
     return schema()["methods"][base_of(config, name)]
 
 
@@ -92,9 +97,9 @@ def fits(config: dict[str, Any], name: str) -> list[str]:
 
 
 def search_of(config: dict[str, Any], name: str) -> str | None:
-    """The variant that makes the search which this variant reads; None if the method has no search.
+    """The variant under whose name the search of this variant is stored; None if the method has no search.
 
-    This is the lowest variant in the chain of `base` that searches with the same options.
+    This is the last variant that is reached by `base` while the options of `search` stay the same.
     """
     if not has(config, name, "search"):
         return None
@@ -111,7 +116,7 @@ def selection(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def sized_as(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The method whose stand-ins are counted when a variant's blocks are selected, and the options that size them."""
+    """The method and the options that determine the size of the stand-ins when a variant's blocks are selected."""
     variant = options(config, name).get("block", {}).get("sized_as", name)
     return {"method": base_of(config, variant), "options": size_options(config, variant)}
 
@@ -124,7 +129,10 @@ def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]
 
 
 def learned(config: dict[str, Any]) -> list[str]:
-    """The grid's variants that train a kernel and its inverse; a variant with 0 epochs has no curves to draw."""
+    """The grid's variants that train a kernel and its inverse.
+
+    Variants with 0 epochs are left out, because they have no training curves.
+    """
     return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
             and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
 
@@ -138,17 +146,21 @@ def jointly(config: dict[str, Any]) -> list[str]:
 
 
 def searches(config: dict[str, Any], name: str) -> bool:
-    """Whether a variant searches for a set of layers under an objective, on one draw of its calibration set."""
+    """Whether a variant searches for a set of layers under an objective, on one part (`draw`) of the calibration
+    set."""
     known = method_schema(config, name)["properties"].get("compose", {}).get("properties", {})
     return {"objective", "strategy", "draw"} <= set(known)
 
 
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of step 1 on the run of `theory`: the options of the named variant, overridden by those of `theory`."""
+    """The options of step 1 for the section `theory`.
+
+    They are the options of the variant `theory.method`, overridden by `theory.kernel`.
+    """
     theory = config.get("theory", {})
     return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})
 
 
 def theory_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Options of `theory` without the options that say which kernel is fitted on which layers."""
+    """The options of the section `theory` that the measurement needs; `method`, `kernel` and `run` are left out."""
     return {key: value for key, value in config.get("theory", {}).items() if key not in ("method", "kernel", "run")}

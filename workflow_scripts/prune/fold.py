@@ -19,7 +19,10 @@ def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: boo
 
 
 def planned(method: str, selection: Selection, records: list) -> Plan:
-    """The plan of a point, from its one composed record or from the records of every step of every block."""
+    """The plan of a point.
+
+    It is made from the record of `compose`, or else from the records of all steps of all blocks.
+    """
     entry = methods.method_of(method)
     if entry.compose:
         return methods.whole(method, selection, *records)

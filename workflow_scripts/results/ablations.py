@@ -1,4 +1,4 @@
-"""Rule `ablation` writes one ablation as a table in three forms."""
+"""Rule `ablation` writes one ablation as a table in three file formats."""
 from pathlib import Path
 
 from gather import table
@@ -9,7 +9,7 @@ from kdp_core.results import ablations
 
 
 def write_ablation(inputs, ablation: dict, out: list[str]) -> None:
-    """Gather the ablation's points and write them as a table in every form."""
+    """Collect the results of the ablation's points and write them as a table in every format."""
     gathered = ablations.gather(table(inputs.summary), table(inputs.scores), ablations.Ablation(**ablation))
     for path in out:
         store.write_text(path, ablations.render(gathered, Path(path).suffix[1:], table(inputs.comparisons)))

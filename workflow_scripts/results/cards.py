@@ -1,6 +1,7 @@
 """Rule `cards` writes a model card for every checkpoint, and completes the checkpoint's provenance.
 
-Both files are results. They are also copied into the checkpoint, so that a copy of the checkpoint still has them.
+The card and the provenance are written next to the checkpoint. They are also written into the checkpoint, so that they
+stay with every copy of it.
 """
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ def again(config: dict, checkpoint: Path) -> str:
 
 
 def write_card(own: dict) -> None:
-    """Write card and provenance of one point next to its checkpoint, and into it."""
+    """Write the card and the provenance of one point next to its checkpoint, and also into the checkpoint."""
     point = own["point"]
     at, base = folder(point), Path("results", point["model"])
     begun = store.read_json(at / "checkpoint" / provenance.MADE)

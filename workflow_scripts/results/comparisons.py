@@ -1,4 +1,4 @@
-"""Rule `comparisons` compares all pairs of models of a group on the same items."""
+"""Rule `comparisons` compares models in pairs on the same items: all pairs within each group."""
 from pathlib import Path
 
 from gather import folder

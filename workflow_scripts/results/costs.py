@@ -1,4 +1,4 @@
-"""Rule `paper_costs` writes Tables 10 and 12 of the paper from the configurations of the paper's models."""
+"""Rule `paper_costs` computes Tables 10 and 12 of the KDP paper from the configurations of the models in the paper."""
 from pathlib import Path
 
 from job import job

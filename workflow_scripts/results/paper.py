@@ -1,4 +1,4 @@
-"""Rule `paper` writes the tables of the paper whose numbers the run has, and a list of all twelve."""
+"""Rule `paper` writes each table of the KDP paper for which the run has numbers, and a list of all twelve tables."""
 from gather import table
 from job import job
 
@@ -8,7 +8,7 @@ from kdp_core.results.ablations import Ablation
 
 
 def write_paper(inputs, params, out) -> None:
-    """Make the tables and the list."""
+    """Write the tables that the run can fill, and the list of all tables."""
     made = paper.build(paper.Run(
         table(inputs.summary), table(inputs.scores), {model: store.read(path).family for model, path in
                                                       zip(params.models, inputs.facts, strict=True)},

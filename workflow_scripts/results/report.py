@@ -13,7 +13,7 @@ from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
 PEAK = re.compile(r"job INFO done in .*; peak memory (\d+) MB")
-"""The line about its own costs that a job writes at its end (workflow_scripts/job.py)."""
+"""Pattern of the line in a job's log that gives the job's time and memory (workflow_scripts/job.py)."""
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 
 
@@ -44,7 +44,7 @@ def versions(threads: int) -> dict[str, str]:
 
 
 def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """For each model, its pruned models, named in words, each with what is expected of it."""
+    """Model -> its pruned models, each as a pair: a description, and the sentence that predicts its generation."""
     found: dict[str, list[tuple[str, str]]] = {}
     for point, path in zip(points, paths, strict=True):
         words = f"{point['method']}, {point['calib']}, ratio {point['ratio']}, K max {point['k_max']}"
@@ -53,7 +53,7 @@ def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, li
 
 
 def agreements(paths: list[str]) -> dict[str, list[tuple[str, Agreement]]]:
-    """For each model, its comparisons of searches, each with calibration set and ratio in words."""
+    """Model -> its comparisons of searches, each as a pair: calibration set and ratio as a text, and the record."""
     found: dict[str, list[tuple[str, Agreement]]] = {}
     for path in map(Path, paths):
         words = f"{path.parts[-2]}, ratio {path.stem.removeprefix('agreement-r')}"
@@ -78,7 +78,10 @@ def write_report(inputs, params, threads: int, out: str) -> None:
 
 
 def name_of(path: str, among: list[str]) -> str:
-    """The model of a file in the folder of a model and calibration set, with the set if there are several."""
+    """The name of the model whose folder contains `path`.
+
+    The name includes the calibration set if `among` has several sets.
+    """
     model, calib = Path(path).parts[-3:-1]
     return f"{model}, {calib}" if len({Path(one).parts[-2] for one in among}) > 1 else model
 

@@ -1,4 +1,4 @@
-"""Rule `seeds` writes mean and spread over calibration seeds."""
+"""Rule `seeds` writes the mean and the variation of the results over calibration seeds."""
 from pathlib import Path
 
 from gather import table

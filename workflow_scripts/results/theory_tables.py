@@ -1,4 +1,4 @@
-"""Rule `theory_tables` writes both theorems for every model and calibration set as CSV and Markdown."""
+"""Rule `theory_tables` writes the measurements of both theorems as CSV and Markdown."""
 from pathlib import Path
 
 from job import job
@@ -8,7 +8,10 @@ from kdp_core.results import theory
 
 
 def write_tables(paths: list[str], csv: str, md: str) -> None:
-    """Read the records and write the tables. Model and calibration set are read from the folders of a record."""
+    """Read the records and write the tables.
+
+    The names of the model and the calibration set come from the path of each record.
+    """
     records = {(Path(path).parts[-3], Path(path).parts[-2]): store.read(path) for path in paths}
     store.write_text(csv, theory.tidy(records).to_csv(index=False, lineterminator="\n"))
     store.write_text(md, theory.markdown(records))

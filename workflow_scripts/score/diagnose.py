@@ -1,4 +1,4 @@
-"""Rule `diagnose` compares states and outputs of a pruned model with those of the dense one on held-out windows."""
+"""Rule `diagnose` compares a pruned model with the dense model on held-out windows: their states and their outputs."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,7 +1,7 @@
-"""Rules `evaluate` and `score`, and the same rules for the dense model, score one checkpoint with lm-eval.
+"""Rules `evaluate` and `score` score one checkpoint with lm-eval. The dense model has the same two rules.
 
-`score` scores one task and keeps its record. `evaluate` scores all tasks that have no record, and writes the answers to
-every item.
+`score` scores one task and writes a record of the scores. `evaluate` scores all tasks without such a record, and writes
+the answers to every item.
 """
 from job import job
 

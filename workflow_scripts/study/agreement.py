@@ -1,4 +1,7 @@
-"""Rule `agreement` compares the searches for layers of one ratio, and measures their choices on held-out text."""
+"""Rule `agreement` compares the searches for layers at one ratio.
+
+On held-out text it measures the models without the layers that each search chose.
+"""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,4 +1,5 @@
-"""Rules `choices_dense` and `choices` read multiple-choice items with a dense model, and with pruned models."""
+"""Rules `choices_dense` and `choices` compute probabilities of multiple-choice items, for a dense and a pruned
+model."""
 from job import job
 
 from kdp_core.base import store

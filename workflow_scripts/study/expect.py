@@ -1,4 +1,7 @@
-"""Rule `expect` predicts a pruned model's losses in generation from single predictions of it and the dense model."""
+"""Rule `expect` predicts how much a pruned model loses in text generation.
+
+It compares next-token predictions of the pruned and the dense model.
+"""
 from job import job
 
 from kdp_core.base import store, texts
@@ -8,7 +11,7 @@ from kdp_core.study import expect, single_step
 
 
 def run(inputs, params, out: str) -> None:
-    """Measure a pruned model and write what is expected of it."""
+    """Measure the next-token predictions of a pruned model and write the expected losses."""
     ids_ST = texts.windows(checkpoints.load_tokenizer(inputs.dense), texts.read_documents(inputs.text, format="jsonl"),
                            length=expect.LENGTH, vocabulary=store.read(inputs.facts).vocabulary,
                            start=first_token(checkpoints.config_of(inputs.dense)))

@@ -8,7 +8,7 @@ from kdp_core.study import planner
 
 
 def plan(work: dict, options: dict, outputs) -> str:
-    """Plan from the configurations on this disk, write the plan, and return its table."""
+    """Make the plan from the models' configurations on this machine, write the plan, and return its table."""
     facts = {name: planner.facts_of(work["models"][name]["source"], Path("results", name, "dense"))
              for name in dict.fromkeys(point["model"] for point in work["points"])}
     sweep = planner.plan(work, facts, **options)

@@ -1,6 +1,6 @@
-"""Rules `spaces_probe` and `spaces` compare states, logits and probabilities with those of the dense model.
+"""Rules `spaces_probe` and `spaces` compare a changed model with the dense model, by states, logits and probabilities.
 
-`spaces_probe` removes one layer or part at a time; `spaces` reads a pruned model.
+In `spaces_probe`, the changed model lacks one layer or part; in `spaces`, it is a pruned model.
 """
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def items(folder: str) -> list[spaces.Choice]:
 
 
 def run(inputs, params, out: str) -> None:
-    """Measure a dense model without single layers, or compare a pruned model with its dense one."""
+    """Measure the dense model without one layer or part at a time, or compare a pruned model with its dense model."""
     ids_ST = windows(inputs.dense, inputs.facts, inputs.text, params.length)
     same = {"device": params.device, "dtype": params.dtype, **params.options}
     if "checkpoint" not in dict(inputs.items()):

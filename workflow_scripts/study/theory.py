@@ -8,7 +8,7 @@ from kdp_core.study import theory
 
 
 def measure(path: str, run: list[int], fit_options: dict, options: dict, device: str, resume, out: str) -> None:
-    """Fit the kernel, then judge it on sequences that were held out of the fit."""
+    """Fit the kernel, then measure both theorems on the fitted sequences and on held-out sequences."""
     states = hidden.read(path)
     fitted = kernel.fit(states, (run[0], run[1]), device=device, resume=resume, **fit_options)
     same = {name: fit_options[name] for name in ("heldout", "seed") if name in fit_options}

@@ -8,12 +8,12 @@ from kdp_core.study import views
 
 
 def write_view(hidden_path: str, kernel: str, split: dict, options: dict, out: str) -> None:
-    """Write the features of a sequence that step 1 of the variant held out."""
+    """Write the features of one sequence on which step 1 of the variant was not fitted."""
     store.write(out, views.kernel_view(hidden.read(hidden_path), store.read(kernel), **split, **options))
 
 
 def write_trajectories(hidden_path: str, options: dict, out: str, straightness: str) -> None:
-    """Write the paths of the states, and a table that says how straight they are."""
+    """Write the paths of the states, and a table of the straightness of the paths."""
     found = views.trajectories(hidden.read(hidden_path), **options)
     store.write(out, found)
     store.write_text(straightness, pd.DataFrame(found.straightness).to_csv(index=False, lineterminator="\n"))
