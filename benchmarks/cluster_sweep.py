@@ -1,18 +1,19 @@
-"""The same sweep on this machine and on a Slurm cluster of three nodes: are the bits equal, and how long are the runs?
+"""Runs one sweep on this machine and on a Slurm cluster of three nodes, and compares results and run times.
 
 Both runs start from copies of one folder with the dense model, the calibration tokens and the evaluation tasks. Both
 end with the scores of every grid point. The cluster (tests/cluster/cluster.py) consists of three nodes of one CPU each
-on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same cores. So
-the extra time of the cluster's run is the time that a cluster adds: the processes of Slurm and Snakemake around each
-job, the submission of the job, and the wait until its end is known.
+on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same cores.
+The difference of the two run times is therefore the cost of the cluster. This cost has three parts: the processes of
+Slurm and Snakemake around each job, the submission of the job, and the delay until Snakemake learns that the job has
+ended.
 
 <out>/cluster_sweep.json has the size of the sweep and
     seconds_local, seconds_cluster    wall time from the start of snakemake to its end
     ratio                             seconds_cluster / seconds_local
     files, different                  number of results compared; names of those that differ in more than seconds
-Each run needs 9 GB of disk and is deleted after the comparison, unless --keep is given.
-Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. It needs slurm-wlm and munge. The estimated time is
-25 minutes on two free cores.
+Each run needs 9 GB of disk. Its results are deleted after the run, unless --keep is given.
+Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. The command needs the packages slurm-wlm and munge.
+The estimated time is 25 minutes on two free cores.
 """
 import argparse
 import os
@@ -43,21 +44,21 @@ from planning import grid
 class Compared(NamedTuple):
     """Two runs of one sweep."""
     points: int
-    """Points of the grid."""
+    """Number of points of the grid."""
     cores: int
-    """The cores to which both runs were restricted."""
+    """Number of cores to which each run was restricted."""
     jobs: int
-    """Jobs of snakemake in each run."""
+    """Number of Snakemake jobs in each run."""
     slurm_jobs: int
-    """Jobs of Slurm: fewer than `jobs`, because small jobs are submitted together."""
+    """Number of Slurm jobs. It is lower than `jobs`, because several small jobs are submitted as one Slurm job."""
     nodes: int
-    """Nodes that ran a job."""
+    """Number of nodes that ran a job."""
     seconds_local: float
     seconds_cluster: float
     files: int
     """Number of results compared."""
     different: list[str]
-    """Names of the results that differ in more than seconds."""
+    """Names of the results that differ between the runs, apart from measured seconds."""
 
     @property
     def ratio(self) -> float:
@@ -66,7 +67,7 @@ class Compared(NamedTuple):
 
 
 def sweep_config() -> dict[str, Any]:
-    """The default config, with configs/cluster_sweep.yaml merged as snakemake does.
+    """The default config with configs/cluster_sweep.yaml merged over it, as snakemake merges configs.
 
     Both runs share one download cache.
     """
@@ -77,7 +78,7 @@ def sweep_config() -> dict[str, Any]:
 
 
 def compare(start: Sweep, cluster: Cluster, cores: int, keep: bool = False) -> Compared:
-    """Run the sweep of `start` on this machine and on the cluster, in two folders beside its own."""
+    """Run the sweep of `start` on this machine and on the cluster, in two new folders next to the folder of `start`."""
     start.run(*_given(start.config), "--cores", str(cores))
     here, there = (_run(start, name, on, cores, keep) for name, on in (("local", None), ("cluster", cluster)))
     # read now, because the controller remembers jobs for only ten minutes
@@ -92,7 +93,7 @@ def different(here: dict[str, list], there: dict[str, list]) -> list[str]:
 
 
 def _given(config: dict[str, Any]) -> list[str]:
-    """The files and folders from which both runs start."""
+    """The results that are made before the two runs, so that both runs start from the same files."""
     calibrated = grid.calibrated(config)
     return [*(f"results/{model}/dense" for model, _ in calibrated),
             *(f"results/{model}/{calib}/tokens.safetensors" for model, calib in calibrated), "results/tasks"]
@@ -129,7 +130,7 @@ def _run(start: Sweep, name: str, cluster: Cluster | None, cores: int, keep: boo
 
 @contextmanager
 def held_to(cores: int) -> Iterator[None]:
-    """Restrict this process, and all processes that it starts meanwhile, to this number of cores."""
+    """Within the `with` block, restrict this process and all processes that it starts to this number of cores."""
     before = os.sched_getaffinity(0)
     if len(before) < cores:
         raise SystemExit(f"--cores {cores}: this process may use {len(before)} cores; give {len(before)} at most")

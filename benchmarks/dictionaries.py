@@ -1,14 +1,16 @@
-"""Do learned kernels add anything over linear maps and random features, and where? `python benchmarks/dictionaries.py`.
+"""Compares learned kernels with linear maps and random features, layer by layer: `python benchmarks/dictionaries.py`.
 
 In the embedded model, one layer at a time is replaced by a stand-in with a skip path. The stand-in is fitted in closed
-form on the dense model's states. Stand-ins differ in the dictionary, which is added to their linear part:
+form on the dense model's states. Each stand-in is the sum of a linear part and a dictionary. The stand-ins differ only
+in the dictionary:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
     rff learned          the same, with frequencies and phases learned against the held-out decode error
     neurons              neurons of the layer's own MLP, chosen by the optimal brain surgeon
     neurons at random    neurons drawn from the same MLP
-KDP's own form (ICLR 2026) serves as a reference: 2m features that must rebuild the whole state, without skip path or
-linear part, decoded by ridge regression. The frequencies are as drawn (`kdp, epochs 0`) or learned by equation 5.
+KDP's own form (ICLR 2026) serves as a reference. It has 2m features and neither skip path nor linear part, so a ridge
+regression must decode the whole state from the features. The frequencies stay as they were drawn (`kdp, epochs 0`) or
+are learned by equation 5.
 
 The columns of the table are
     error         relative squared error of the layer's last state on held-out sequences, massive tokens left out
@@ -16,9 +18,9 @@ The columns of the table are
     of_linear     that error divided by the error of the linear part on the same sequences
     missed        share of the layer's step that the stand-in misses on held-out tokens, weighted as in the fit
     kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
-Standard errors are over sequences; those of `of_linear` are paired. The figure shows random features at the width with
-the lowest error on the held-out sequences. The best width is not known beforehand, so these errors are
-optimistic. Neurons are chosen from the next larger set of neurons. The command writes dictionaries.csv, .png and .pdf
+Standard errors are over sequences; the standard errors of `of_linear` are paired. The figure shows random features at
+the kernel width with the lowest error on the held-out sequences. This choice uses held-out data, so these errors are
+optimistic. Each set of neurons is chosen from the next larger set. The command writes dictionaries.csv, .png and .pdf
 to results/benchmarks after each layer. The estimated time is half an hour on one core.
 """
 import argparse
@@ -46,7 +48,7 @@ from kdp_core.states import block, hidden
 
 logger = logging.getLogger("dictionaries")
 RUN = embedded.ROOT / "results/smollm2-135m"
-"""The results of `make demo`: the dense model, and the states of 128 sequences of news."""
+"""The folder in which `make demo` stores the dense model and the states of 128 sequences of news."""
 COLUMNS = ["layer", "dictionary", "entries", "bandwidth_scale", "params", "error", "error_stderr", "of_linear",
            "of_linear_stderr", "missed", "kl_nats", "kl_nats_stderr", "seconds"]
 KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff learned": "learned features",
@@ -60,7 +62,7 @@ class Layer(NamedTuple):
     h_STD: Tensor
     y_STD: Tensor
     final_STD: Tensor | None
-    """The last states of the first held-out sequences; None if outputs are not compared."""
+    """The model's last states for the first held-out sequences; None if the outputs are not compared."""
     train: Tensor
     heldout: Tensor
     options: argparse.Namespace
@@ -72,12 +74,12 @@ class Layer(NamedTuple):
         return self.number, self.number + 1
 
     def closed_form(self, dictionary: dictionaries.Dictionary | None, entries: int) -> Module:
-        """The stand-in with this dictionary, of which `entries` entries are kept."""
+        """Fit the stand-in with this dictionary, and keep `entries` entries of the dictionary."""
         return closed_form.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
                                         self.fit._replace(entries=entries))
 
     def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
-        """A dictionary of random features, learned (`rff_learned`) or as drawn (`rff`)."""
+        """A dictionary of random features, learned if `kind` is `rff_learned` and as drawn if it is `rff`."""
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
         return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train],
                                        fit)
@@ -90,15 +92,18 @@ class Judged(NamedTuple):
     spread_S: Tensor
     """Squares of the distance from the mean of all tokens."""
     weighted_S: Tensor
-    """As missed_S, but each token is divided by the squared norm of its last state."""
+    """Squares of the error of the stand-in, each divided by the squared norm of the token's last state."""
     step_S: Tensor
-    """Squares of what the layer adds, weighted as in weighted_S."""
+    """Squares of the change that the layer makes to the state, each divided by the same squared norm."""
     kl_S: Tensor
     """Divergence in nats per token; empty if outputs are not compared."""
 
 
 def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
-    """Name, entries, kernel width (in median distances) and stand-in of each dictionary, fitted one after the other."""
+    """Fit the stand-ins one after the other.
+
+    Yield the name, the number of entries, the kernel width in median distances, and the stand-in.
+    """
     options = layer.options
     yield "none", 0, math.nan, layer.closed_form(None, 0)
     for name, kind, scales in (("rff", "rff", options.scales), ("rff learned", "rff_learned", options.learned_scales)):
@@ -132,7 +137,7 @@ def judge(layer: Layer, module: Module) -> Judged:
 
 
 def divergence(layer: Layer, made_STD: Tensor) -> Tensor:
-    """KL(dense || model with this layer replaced) of the first held-out sequences, nats per token, kl_S."""
+    """KL(dense || model with this layer replaced) of each of the first held-out sequences, in nats per token, kl_S."""
     if layer.final_STD is None:
         return torch.empty(0)
     passes, found = layer.passes, []
@@ -160,7 +165,7 @@ def _ratio(name: str, part_S: Tensor, whole_S: Tensor) -> dict[str, float]:
 
 
 def measure(layer: Layer) -> list[dict[str, Any]]:
-    """A row for each stand-in of one layer."""
+    """Fit and judge the stand-ins of one layer; the table has a row for each of them."""
     rows, linear, began = [], None, time.perf_counter()
     for name, entries, scale, module in stand_ins(layer):
         seconds, found = time.perf_counter() - began, judge(layer, module)
@@ -178,9 +183,9 @@ def measure(layer: Layer) -> list[dict[str, Any]]:
 
 
 def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for KDP's step 1 with frequencies as drawn, and a row after --kernel-epochs epochs.
+    """Two rows for KDP's step 1: one with the frequencies as drawn, and one after --kernel-epochs epochs.
 
-    Both are decoded by ridge regression.
+    In both, ridge regression decodes the features.
     """
     rows, D = [], states_of.width
     for epochs in sorted({0, options.kernel_epochs}):
@@ -196,15 +201,17 @@ def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Name
 
 
 def panels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are drawn; random and learned features only at their best width."""
+    """The rows that the figure shows. Random and learned features have only the rows at their best kernel width."""
     drawn = table[table["dictionary"].isin(KINDS)]
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
 
 
 def draw(table: pd.DataFrame) -> style.Drawn:
-    """Error divided by the linear part's error, against the stand-in's parameters; log axes, a panel for each layer.
+    """Draw a panel for each layer, with log axes.
 
-    The error of KDP's own form is far above all others, so it is written into the panel as a number.
+    A panel shows the error of a stand-in, divided by the error of the linear part, against the number of its
+    parameters. The error of KDP's own form is far above all other errors, so the panel shows this error only as a
+    number.
     """
     drawn = panels(table)
     layers = list(dict.fromkeys(drawn["layer"]))

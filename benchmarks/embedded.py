@@ -1,4 +1,4 @@
-"""The embedded model and its texts: every benchmark fetches, checks and converts them through this module.
+"""Fetches, checks and converts the embedded model and its texts for all benchmarks.
 
 This module is not a command. It reads the entries of the default config.yaml.
 """
@@ -17,17 +17,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def default_config() -> dict[str, Any]:
-    """The configuration of the embedded model and texts."""
+    """The default configuration, which names the embedded model and texts."""
     return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 
 
 def fetch(entry: dict[str, Any], config: dict[str, Any]) -> Path:
-    """The file or folder that an entry under `models:` or `texts:` names; it is downloaded if it is not cached."""
+    """The file or folder that an entry under `models:` or `texts:` names.
+
+    A file that is not in the cache is downloaded.
+    """
     return assets.fetch(entry["source"], sha256=entry["sha256"], cache=ROOT / config["cache"])
 
 
 def dense_model(folder: Path, config: dict[str, Any]) -> tuple[Path, ModelFacts]:
-    """The embedded model as a float32 checkpoint in `folder`; it is converted once."""
+    """The embedded model as a float32 checkpoint in `folder`, and its facts. Only the first call converts the model."""
     checkpoint, facts = folder / "dense", folder / "facts.json"
     if not facts.exists():
         entry = next(iter(config["models"].values()))
@@ -44,7 +47,8 @@ def documents(name: str, config: dict[str, Any]) -> list[str]:
 
 def calibration_tokens(dense: Path, config: dict[str, Any], *, sequences: int | None = None,
                        seed: int | None = None, vocabulary: int | None = None) -> Tokens:
-    """The sequences of the default calibration set, or `sequences` of each of its texts; drawn by its seed or `seed`.
+    """The sequences of the default calibration set. `sequences` replaces the number of sequences from each text, and
+    `seed` replaces the seed of the set.
 
     Token ids are checked against `vocabulary` if it is given.
     """
@@ -56,7 +60,7 @@ def calibration_tokens(dense: Path, config: dict[str, Any], *, sequences: int | 
 
 
 def log_to_stderr() -> None:
-    """Send the messages of the benchmark and the library to stderr, but not those of the packages that they use."""
+    """Send the messages of the benchmark and the library to stderr; suppress the messages of other packages."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     for name in ("lm_eval", "httpx", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)

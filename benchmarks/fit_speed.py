@@ -1,16 +1,18 @@
-"""The time after which closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
+"""Measures how fast closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
 
-All fits run in one process, one after the other, on one block of the embedded model. They read the same states and hold
-out the same sequences. The fits are
-(1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 of step 2), read to the letter,
-    and as we read it (kernel width from the median distance, step 2 on standardised features);
-(2) the fits of FITS.
+All fits run in one process, one after the other, on one block of the embedded model. They use the same states and hold
+out the same sequences. Two kinds of fits are compared:
+(1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 epochs of step 2). It is run
+    exactly as written, and as we interpret it (kernel width from the median distance, step 2 on standardised features);
+(2) the closed-form fits in the table FITS.
 All fits are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass
-the stand-in (an error of 1 is as good as the constant mean). The measured time favours the recipe: for the recipe only
-the epochs of training count. For the other fits everything counts, including reading the states and judging.
+the stand-in. An error of 1 is the error of the constant mean. The time of the recipe includes only the epochs of
+training. The time of a closed-form fit includes everything, also the reading of the states and the judgement. The
+comparison is therefore biased in favour of the recipe.
 
-A recipe decodes no state before step 1 ends, so its curve begins at the end of step 1. The dashed curve is the error of
-a ridge regression that decodes the features of step 1; it is judged every few epochs, outside the time of the recipe.
+A recipe cannot predict a state before the end of step 1, so its curve begins there. The dashed curve is the error of a
+ridge regression that decodes the features of step 1. This error is measured every few epochs, and the time of this
+measurement is not added to the time of the recipe.
 
 The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (which fit reaches which error at
 what time) to results/benchmarks. The estimated time is an hour on two cores; `--epochs 3` runs all parts in three
@@ -52,7 +54,7 @@ NEAR = 1.05
 
 
 class Recipe(NamedTuple):
-    """The options of both steps that differ from the library's defaults."""
+    """The options of step 1 and step 2 that differ from the library's defaults."""
     kernel: dict[str, Any]
     inverse: dict[str, Any]
 
@@ -62,7 +64,7 @@ RECIPES = {
     "kdp as meant": Recipe({}, {}),
 }
 Fitted = tuple[float, float]
-"""Held-out error and seconds; the seconds include loading and judging."""
+"""Held-out error, and seconds of the fit; the seconds include the loading of states and the judgement."""
 
 
 def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
@@ -93,7 +95,10 @@ FITS: dict[str, Callable[[HiddenStates, Block, int, Path], Fitted]] = {
 
 
 def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both steps of one reading: a row for each epoch, seconds since step 1 began. A failed step ends the curve."""
+    """Run both steps of one recipe.
+
+    The curve has a row for each epoch, with the seconds since the start of step 1, and ends if a step fails.
+    """
     recipe, rows = RECIPES[name], []
     try:
         # a collapsed kernel does not stop the run here, so that the curve shows the collapse
@@ -114,7 +119,7 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
 
 def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
             options: argparse.Namespace) -> dict[str, Any]:
-    """One closed-form fit; the seconds are the median of --repeats turns, after one turn that does not count."""
+    """Run one closed-form fit --repeats times, after one run that is not timed. The seconds are the median."""
     found = [FITS[name](states_of, block, options.seed, dense) for _ in range(options.repeats + 1)][1:]
     return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0][0],
             "seconds": statistics.median(seconds for _, seconds in found)}
@@ -127,11 +132,12 @@ def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
 
 
 def compare(curves: pd.DataFrame) -> pd.DataFrame:
-    """Each recipe beside each closed-form fit: its best error, the time to it, and how many times faster the fit is.
+    """Compare each recipe with each closed-form fit.
 
-    Step `inverse` is the whole recipe; step `kernel` is its step 1 decoded by ridge, at no cost in time. A speed-up is
-    NaN if the fit does not reach the recipe's best error. `speedup_near` compares with the first epoch whose error is
-    within 5 % of the recipe's best error; the fit must still reach the best error.
+    A row has the best error of the recipe, the time to this error, and the speed-up by the fit. Step `inverse` is the
+    whole recipe. Step `kernel` is step 1 alone, decoded by a ridge regression whose time is not counted. A speed-up is
+    NaN if the fit does not reach the recipe's best error. `speedup_near` uses the time to the first epoch whose error
+    is within 5 % of the recipe's best error. The fit must still reach the best error itself.
     """
     rows = []
     for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):
@@ -149,7 +155,7 @@ def compare(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
-    """Held-out error against seconds, both on log axes: a curve for each recipe, a point for each closed-form fit."""
+    """Draw the held-out error against seconds, on log axes: curves for recipes, points for closed-form fits."""
     with style.quiet():
         figure = Figure(figsize=(style.PAGE_IN, 3.0))
         axis = figure.subplots()
@@ -174,7 +180,7 @@ def draw(curves: pd.DataFrame, nothing: float, block: Block) -> style.Drawn:
 
 
 def make_states(block: Block, dense: Path, folder: Path, sequences: int | None = None) -> HiddenStates:
-    """The block's states on the default calibration set, or on `sequences` sequences of each of its texts."""
+    """Extract the block's states over the default calibration set, or over `sequences` sequences of each text."""
     tokens = embedded.calibration_tokens(dense, embedded.default_config(), sequences=sequences)
     hidden.extract(checkpoints.load_model(dense), tokens, folder / "hidden.zarr",
                    layers=list(range(block[0], block[1] + 1)))

@@ -1,7 +1,8 @@
-"""Will a pruned model still generate? Statistics and measured generation of pruned models: benchmarks/generation.py.
+"""Measures next-token statistics and the generated text of pruned models: `python benchmarks/generation.py`.
 
-For each row, the model is pruned by one method to one ratio. Single-step statistics are measured on a few windows of
-text, for which nothing is generated. Then the generated text is measured, on other prompts:
+For each row, the model is pruned by one method to one ratio. First, statistics of single next-token predictions are
+measured on a few windows of text, without any generation. Then the model generates text from other prompts, and this
+text is measured:
     agreement, divergence, repetition    greedy continuations of web text beside those of the dense model
     lambada                              the last word of passages as greedy text
     rouge1                               greedy summaries of XSum's news stories
@@ -11,7 +12,8 @@ probabilities over the candidates. The data are real sets in a local folder (--d
 as for retention.py.
 
 The command prints its plan first (--plan only prints the plan). A row is written to <out>/generation/ as soon as it is
-measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios:
+measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios. It
+writes
     <out>/generation.csv             a row for each model, method and ratio
     <out>/generation_choices.csv     a row for each of these and each multiple-choice task, with --choices
 `python benchmarks/pages/generation.py` fits the predictor to the table that is kept in docs/data/.
@@ -61,19 +63,20 @@ VARIANTS: dict[str, Variant] = {
     "slimgpt": Variant("slimgpt", 3, {}),
     "deepest": Variant("deepest", 3, {}),
 }
-"""Rows whose fit takes seconds to a minute; kinds of damage alternate, so that a stopped run has several kinds."""
+"""Variants whose fit takes at most about a minute. Neighbouring entries damage the model in different ways, so that a
+stopped run has measured several kinds of damage."""
 CHOICES = ("piqa", "arc_easy", "copa")
 """Multiple-choice tasks of --choices."""
 SKILLED = 2.0
-"""GSM8K counts if the dense model's score is above 0 by at least this number of standard errors."""
+"""GSM8K is used only if the dense model's score is above 0 by more than this number of standard errors."""
 
 
 class Sizes(NamedTuple):
-    """The amount of text and items that is measured for each row."""
+    """The amounts of text and of items that are measured for each row."""
     windows: int = 6
-    """Windows of encyclopedia text for the statistics."""
+    """Number of windows of encyclopedia text for the statistics."""
     prompts: int = 8
-    """Prompts of web text that are continued."""
+    """Number of prompts of web text that the model continues."""
     length: int = LENGTH
     """Tokens of a window and of a prompt."""
     steps: int = 32
@@ -109,7 +112,7 @@ class Dense(NamedTuple):
     tokenizer: Any
     asked: Asked
     h_STD: torch.Tensor
-    """The dense model's last states on the windows."""
+    """The dense model's last states for the tokens of the windows."""
     said_BG: torch.Tensor
     """The dense model's continuations."""
     choices: list[candidates.Read]
@@ -119,7 +122,7 @@ class Dense(NamedTuple):
 # What is measured -----------------------------------------------------------------------------------------------------
 
 def asked_of(dense: Path, options: argparse.Namespace) -> Asked:
-    """Windows, prompts, passages, stories and items."""
+    """Read the windows, prompts, passages, stories and items."""
     sizes, reader, start = options.sizes, checkpoints.load_tokenizer(dense), first_token(checkpoints.config_of(dense))
 
     def cut(file: str, field: str, count: int) -> torch.Tensor:
@@ -137,7 +140,7 @@ def asked_of(dense: Path, options: argparse.Namespace) -> Asked:
 
 
 def generated(model: torch.nn.Module, dense: Dense, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The text that a model generates, and its measures."""
+    """Let a model generate text, and compute the measures of this text."""
     sizes = options.sizes
     said_BG = generation.greedy(model, dense.asked.prompt_BT, sizes.steps)
     found: dict[str, Any] = generation.text_measures(said_BG, dense.said_BG)
@@ -150,7 +153,7 @@ def generated(model: torch.nn.Module, dense: Dense, folder: Path, options: argpa
 
 
 def gsm8k(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Share of GSM8K that is solved, with its standard error."""
+    """Share of GSM8K items that the model solves, with its standard error."""
     chosen = Chosen(("gsm8k",), data=str(options.data), limit=options.gsm8k)
     scores = evaluate.evaluate(folder, tasks=[], chosen=chosen).scores
     score = next(one for one in scores if one.metric.startswith("exact_match"))
@@ -158,7 +161,7 @@ def gsm8k(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
 
 
 def prepare(name: str, options: argparse.Namespace) -> Dense:
-    """The dense model and its continuations, which are kept on disk."""
+    """The dense model and its continuations. The measures of the continuations are stored on disk."""
     folder = options.out / "generation" / name
     config = yaml.safe_load((embedded.ROOT / retention.MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
@@ -215,7 +218,7 @@ def row_path(folder: Path, name: str, ratio: float) -> Path:
 # What comes of it -----------------------------------------------------------------------------------------------------
 
 def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the table for a measured row, with its losses."""
+    """One row of the table: the stored measures of one pruned model, with its losses."""
     known = {key: value for key, value in row.items() if key not in ("choices", "sizes", "text")}
     if "refused" in row:
         return known
@@ -228,7 +231,7 @@ FIRST = ("model", "method", "ratio", "params_removed", *(f"loss_{name}" for name
 
 
 def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables, from all rows on disk."""
+    """Write both tables from all rows on disk."""
     lines, choices = [], []
     for dense in denses:
         rows = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
@@ -254,7 +257,7 @@ def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float]]:
 
 
 def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
-    """The plan in words."""
+    """The plan as a text for the user."""
     lines = []
     for dense in denses:
         todo, seconds = left(dense, options), dense.scores["measure_seconds"]

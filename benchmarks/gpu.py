@@ -1,9 +1,9 @@
-"""The GPU table: every stage of KDP on LLaMA-2-7B's shape beside its least time: `python benchmarks/gpu.py`.
+"""Compares the time of every stage of KDP with its lower limit, at LLaMA-2-7B's shape: `python benchmarks/gpu.py`.
 
 The model has random weights, so nothing is downloaded; speed does not depend on weights. In addition to this
-repository, the command needs torch, transformers, safetensors and zarr. It prints each section as soon as it is
-measured, and begins no section after --limit seconds. If a section fails, the failure is reported and the next section
-begins. The sections are:
+repository, the command needs torch, transformers, safetensors and zarr. It prints each section as soon as the section
+is measured, and starts no further section after --limit seconds. If a section fails, the failure is reported and the
+next section begins. The sections are:
 
     extraction    hidden states to Zarr, beside the bare forward pass; also as a share of the limit of matrix products
     cka           linear CKA of all pairs of states, beside the limit and beside feature-space Gram matrices
@@ -46,7 +46,7 @@ logger = logging.getLogger("gpu")
 
 
 def extraction(bench: Bench) -> list[Row]:
-    """Extract all states of all sequences, which the fits then read, beside the bare forward pass."""
+    """Compare the extraction of all states with the bare forward pass. Later sections read the extracted states."""
     tokens, path = bench.tokens, bench.folder / "hidden.zarr"
 
     @torch.inference_mode()
@@ -68,7 +68,7 @@ def extraction(bench: Bench) -> list[Row]:
 
 
 def cka(bench: Bench) -> list[Row]:
-    """Linear CKA of all pairs of states from minibatches of 256 tokens, on the device."""
+    """Measure linear CKA of all pairs of layers on the device, from minibatches of 256 tokens."""
     L, D, batch = bench.config.num_hidden_layers + 1, bench.config.hidden_size, min(256, bench.shape.cka_tokens // 2)
     x_LND = torch.randn(L, bench.shape.cka_tokens, D, device=bench.device)
 
@@ -93,7 +93,7 @@ def cka(bench: Bench) -> list[Row]:
 
 
 def kdp(bench: Bench) -> list[Row]:
-    """One epoch of each step on every block; the sum over blocks is compared with the limit in float32."""
+    """Measure one epoch of each step, summed over all blocks, and compare the time with the limit in float32."""
     F, D, N = bench.shape.features, bench.config.hidden_size, bench.tokens.ids_ST.numel()
     fitted: list[Any] = []
 
@@ -117,7 +117,7 @@ def kdp(bench: Bench) -> list[Row]:
 
 
 def kdp_residual(bench: Bench) -> list[Row]:
-    """The closed form of one stand-in, and one update of joint training over all stand-ins."""
+    """Measure the closed form of one stand-in, and one update of joint training over all stand-ins."""
     block, few = bench.blocks[len(bench.blocks) // 2], min(128, bench.shape.sequences)
     h_STD, y_STD = (bench.states.state(k)[:few] for k in block)
     fit = dictionaries.closed_form_options(bench.model, bench.states, dictionary="neurons",
@@ -136,7 +136,7 @@ def kdp_residual(bench: Bench) -> list[Row]:
 
 
 def joint(bench: Bench) -> Row:
-    """One update of joint training beside the bare forward and backward pass."""
+    """Compare one update of joint training with the bare forward and backward pass."""
     first, last = bench.blocks[0][0], bench.config.num_hidden_layers
     modules = shared.linear_stand_ins(bench.config.hidden_size, bench.blocks)
     passes = Passes(bench.model, bench.shape.length)
@@ -155,7 +155,7 @@ def joint(bench: Bench) -> Row:
 
 
 def models(bench: Bench) -> list[Row]:
-    """Dense, folded and removed models at batch 1 and 32."""
+    """Measure three models at batch 1 and 32: dense, with folded blocks, and with the blocks only removed."""
     with bench.place():
         made = {"dense": bench.model,
                 "folded": made_up.folded_like(bench.config, bench.blocks, bench.shape.hidden),
@@ -168,7 +168,7 @@ def models(bench: Bench) -> list[Row]:
 
 
 def passes_of(bench: Bench, made: dict[str, PreTrainedModel], batch: int) -> list[Row]:
-    """Prefill and decoding of all models at one batch size."""
+    """Measure prefill and decoding of all three models at one batch size."""
     ids_BT = torch.zeros(batch, bench.shape.length, dtype=torch.int64, device=bench.device)
     source = torch.empty(max(1, count_params(bench.model) // 2), dtype=bench.dtype, device=bench.device)
     target = torch.empty_like(source)
@@ -194,7 +194,7 @@ def passes_of(bench: Bench, made: dict[str, PreTrainedModel], batch: int) -> lis
 
 
 def decoding(bench: Bench, model: PreTrainedModel, ids_BT: Tensor) -> Callable[[], Any]:
-    """One decoded token in a static cache, as a CUDA graph where the device has them."""
+    """A function that decodes one token with a static cache; on a GPU, as a CUDA graph if that is possible."""
     room = bench.shape.length + bench.shape.steps
     cache = StaticCache(config=model.config, max_cache_len=room)
     model(ids_BT, past_key_values=cache, use_cache=True)
@@ -227,7 +227,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def measure(bench: Bench, names: Sequence[str], limit: float, began: float) -> list[Row]:
-    """The rows of all sections that could be measured in time; each section is printed when it is done."""
+    """Measure the sections within the time limit and print each section. Return the rows of all measured sections."""
     rows: list[Row] = []
     for name in names:
         if time.perf_counter() - began > limit:

@@ -1,7 +1,8 @@
-"""The time and memory that Snakemake needs to plan grids of 100, 1,000 and 10,000 jobs, by a dry run of each.
+"""Measures the time and memory that Snakemake needs to plan grids of 100, 1,000 and 10,000 jobs, by dry runs.
 
 The model of a grid is never loaded. The numbers of variants, ratios and K_max are chosen so that they give the number
-of jobs. Nothing is built, so jobs that follow from the choice of blocks (steps, diagnoses, figures) are not counted.
+of jobs. A dry run makes no results. Jobs that depend on the chosen blocks (steps, diagnoses, figures) are therefore not
+planned.
 Run: python benchmarks/grid_scale.py [--jobs 100 1000 10000] [--out FILE]
 """
 import argparse
@@ -22,9 +23,9 @@ from kdp_core.results import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 POINTS_A_VARIANT = 20
-"""Five ratios at four K_max."""
+"""Number of points of one variant: five ratios times four K_max."""
 JOBS_A_POINT = 4
-"""The rules blocks, fold, evaluate and efficiency."""
+"""Number of jobs of one point: one job for each of the rules blocks, fold, evaluate and efficiency."""
 
 
 class Planned(NamedTuple):
@@ -34,13 +35,17 @@ class Planned(NamedTuple):
     seconds: float
     """Wall time."""
     cpu_seconds: float
-    """Processor time, which is the wall time on a machine without other work."""
+    """Processor time. On a machine without other work, the wall time is about the same."""
     peak_mib: float
-    """Peak resident memory over all dry runs so far; the system counts it for all child processes together."""
+    """Peak resident memory over all dry runs so far, because the system gives one peak for all child processes
+    together."""
 
 
 def config_of(jobs: int) -> dict[str, Any]:
-    """A grid of about `jobs` jobs; its variants are based on methods of the embedded config and have own names."""
+    """A configuration with about `jobs` jobs.
+
+    Each variant has a new name and is based on a method of the embedded config.
+    """
     points = max(1, jobs // JOBS_A_POINT)
     variants = max(1, round(points / POINTS_A_VARIANT))
     bases = ("kdp", "linear", "remove", "linear_sequential")

@@ -1,16 +1,17 @@
-"""All methods of the table METHODS at the same share of parameters removed: `python benchmarks/methods.py`.
+"""Compares all methods in METHODS at the same share of removed parameters: `python benchmarks/methods.py`.
 
 The comparison runs on the embedded model at ratios 0.10 and 0.25. Every method is fitted on the same calibration tokens
-(news), folded, and scored on the same held-out news as in quality.py, and on real benchmark sets if a folder of them is
-given (--data). Each variant is measured in a process of its own, so that its peak memory is measured alone. If a method
-cannot reach a ratio or refuses the model, its row has the reason instead of the numbers. Methods that set weights to
-zero form the group `zeros`: without sparse kernels they save neither memory nor time.
+(news) and folded. All models are scored on the same held-out news, as in quality.py. With --data, they are also scored
+on the real benchmark sets in this folder. Each variant is measured in a process of its own, so that its peak memory is
+measured alone. If a method cannot reach a ratio or refuses the model, its row contains the reason and no numbers.
+Methods that set weights to zero form the group `zeros`. Without sparse kernels, such methods save neither memory nor
+time.
 
---jobs methods are measured at the same time (default: two), each on its share of the cores. So the seconds are those of
-a variant while another variant runs. The ratios of a method are measured one after the other, because they share the
-search and the fits of equal blocks. A row is written to <out>/methods/ as soon as its variant is measured, and no
-variant is measured twice. So the run can be stopped and continued, or split by --ratios or --methods. The table
-<out>/methods.csv has the columns of quality.csv and
+--jobs methods are measured at the same time (default: two), each on its share of the cores. The seconds of a variant
+are therefore measured while another variant runs. The ratios of a method are measured one after the other, because they
+share the search and the fits of equal blocks. A row is written to <out>/methods/ as soon as its variant is measured,
+and no variant is measured twice. So the run can be stopped and continued, or split by --ratios or --methods. The table
+<out>/methods.csv has the columns of quality.csv, and also
     fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model included (Linux
                     only)
     group           `params`, or `zeros`
@@ -49,12 +50,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     # the paper uses 1,000 draws
     "ziplm": {"compose": {"draws": 100}},
 }
-"""The options of a method that differ from its defaults, for a run on a CPU."""
+"""Method -> its options for a run on a CPU, where they differ from its defaults."""
 VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
 
 
 def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> None:
-    """Fit, fold and score one variant, and its fine-tuned variant if --tuned names the method."""
+    """Fit, fold and score one variant. If --tuned names the method, also score the fine-tuned variant."""
     at = folder_of(name, ratio, setup, options)
     row, real = protocol.row_path(at), ratio in options.data_ratios
     about: dict[str, Any] = {"method": name, "ratio": ratio, "seed": options.seed}
@@ -86,7 +87,7 @@ def folder_of(name: str, ratio: float, setup: Setup, options: argparse.Namespace
 
 
 def described(pruned: PrunedFacts) -> dict[str, Any]:
-    """The columns that say what a variant removed, and from which layers."""
+    """The columns with the removed parameters, parts and layers of a variant."""
     return {**protocol.counted(pruned), "group": "zeros" if pruned.params_zeroed else "params",
             "blocks": " ".join([*(f"{start}-{stop}" for start, stop in pruned.blocks),
                                 *(f"{layer}:{part}" for layer, part in pruned.parts)])}

@@ -1,18 +1,20 @@
-"""Which objective and which search choose which layers: `python benchmarks/objectives.py`.
+"""Compares the layers that different objectives and searches choose: `python benchmarks/objectives.py`.
 
-Each row searches for the layers to remove from the embedded model under one objective, by one search, on one of the
-disjoint draws of calibration text, all under the same budget of layer passes (kdp_core.methods.searching). The chosen
-layers are then left out, and the loss and the accuracy on held-out text are measured. The accuracy asks which end
-belongs to the beginning of a window. With --data the items of `margin` and `accuracy` are real ones: ARC easy and
-OpenBookQA, calib/ for the search and eval/ for the held-out accuracy.
+Each row is one search for the layers to remove from the embedded model. It has one objective, one search algorithm and
+one draw: a part of the calibration text that no other draw shares. All searches have the same budget of layer passes
+(kdp_core.methods.searching). Then the loss and the accuracy of the model without the chosen layers are measured on
+held-out text. An item of the accuracy shows the beginning of a window, and the model must choose the right end among
+several ends. With --data the items of `margin` and `accuracy` are real ones: ARC easy and OpenBookQA, calib/ for the
+search and eval/ for the held-out accuracy.
 
-The command prints its plan first (--plan prints no more than that). A row is written to <out>/objectives/ as soon as it
-is measured, and no row is measured twice, so that the run can be stopped, continued and split:
+The command prints its plan first (--plan prints only the plan). A row is written to <out>/objectives/ as soon as it is
+measured, and no row is measured twice. So the run can be stopped, continued and split. It writes
     <out>/objectives.csv         a row for each search: layers, value, cost, held-out loss and accuracy
     <out>/objectives_pairs.csv   Jaccard and Spearman of every two searches that differ in one thing
     <out>/objectives_claims.csv  the claims of "Rethinking Layer Redundancy" (arXiv 2604.24938) with their intervals
---speed measures the evaluator against full passes instead: the same sets, one after the other, in one process. With
---layers 2 --sequences 4 --length 32 --threads 1 that takes about half a minute of processor.
+With --speed, the command only compares the time of the evaluator with the time of full passes, on the same sets of
+layers and in one process. With --layers 2 --sequences 4 --length 32 --threads 1 this comparison needs about half a
+minute of processor time.
 """
 import argparse
 import itertools
@@ -45,20 +47,23 @@ UNLIMITED = 10**9
 
 
 class Setup(NamedTuple):
-    """What all rows share."""
+    """The data that all rows share."""
     folder: Path
     dense: Path
     facts: ModelFacts
     tokens: Tokens
     heldout_ST: torch.Tensor
     items: tuple[Path, Path] | None
-    """Real items for the search and for the held-out accuracy, if there are any."""
+    """Files of real items, for the search and for the held-out accuracy; None without --data."""
 
 
 # Items ----------------------------------------------------------------------------------------------------------------
 
 def real_items(data: Path, which: int) -> list[dict[str, Any]]:
-    """The items of both sets in turn, as context, choices and answer."""
+    """The items of both sets, alternately one from each set.
+
+    Each item has a context, choices and the number of the answer.
+    """
     found = []
     for files in SETS.values():
         rows = [json.loads(line) for line in (data / files[which]).read_text(encoding="utf-8").splitlines()]
@@ -69,7 +74,7 @@ def real_items(data: Path, which: int) -> list[dict[str, Any]]:
 
 
 def write_items(folder: Path, data: Path) -> tuple[Path, Path]:
-    """Both files of items, below the folder of the results."""
+    """Write the items for the search and the held-out items into two files in the folder of the results."""
     paths = folder / "items-calib.jsonl", folder / "items-heldout.jsonl"
     for which, path in enumerate(paths):
         store.write_text(path, "".join(json.dumps(item) + "\n" for item in real_items(data, which)))
@@ -93,7 +98,10 @@ def prepare(options: argparse.Namespace) -> Setup:
 
 
 def judged(setup: Setup, goal: str, options: argparse.Namespace) -> Evaluator:
-    """Held-out figures of the embedded model without sets of layers, whatever they cost."""
+    """An evaluator without a budget.
+
+    It measures the embedded model without sets of layers on held-out text or items.
+    """
     ids_ST, items = setup.heldout_ST, None
     if goal == "accuracy":
         items = items_of_text(ids_ST, 4) if setup.items is None else items_of_file(
@@ -117,14 +125,20 @@ def measure(setup: Setup, objective: str, strategy: str, draw: int, options: arg
 
 
 def row_path(setup: Setup, objective: str, strategy: str, draw: int, options: argparse.Namespace) -> Path:
-    """The file of a row; a row of other sizes is another file."""
+    """The file of a row.
+
+    The name of the file contains the sizes, so that rows of different sizes have different files.
+    """
     sizes = f"n{options.layers}-s{options.sequences}x{options.length}-p{options.positions}-b{options.budget}"
     items = "-real" if setup.items else ""
     return setup.folder / "rows" / f"{objective}-{strategy}-d{draw}-{sizes}{items}.json"
 
 
 def heldout(rows: list[dict[str, Any]], setup: Setup, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows with the held-out loss and accuracy of their models; equal sets are judged once."""
+    """The rows, with the held-out loss and accuracy of the models without the chosen layers.
+
+    Each set is judged only once.
+    """
     both = {name: judged(setup, goal, options) for name, goal in (("nats", "loss"), ("accuracy", "accuracy"))}
     sign = {"nats": 1, "accuracy": -1}
     return [{**row, **{f"heldout_{name}": sign[name] * one.value(frozenset(row["removed"]))
@@ -133,9 +147,9 @@ def heldout(rows: list[dict[str, Any]], setup: Setup, options: argparse.Namespac
 
 
 def speed(setup: Setup, options: argparse.Namespace) -> str:
-    """Processor seconds of a greedy search with and without kept states, in one process and on the same sets.
+    """Compare a greedy search with and without stored states, on the same sets, in one process.
 
-    Seconds of the clock would depend on what else the machine does.
+    The time is processor time, because wall-clock time depends on other programs on the machine.
     """
     seconds, spent = {}, {}
     for trails in (0, 4):
@@ -157,7 +171,7 @@ def speed(setup: Setup, options: argparse.Namespace) -> str:
 
 
 def greedy_sets(layers: int, size: int) -> list[frozenset[int]]:
-    """The sets that a greedy search judges if layers 3, 6, 9 ... are the best ones of its rounds."""
+    """The sets that a greedy search judges if it removes layers 4, 7, 10, ... one after the other."""
     order = [3 * n % (layers - 2) + 1 for n in range(1, size)]
     return [frozenset([*order[:round_], layer]) for round_ in range(size) for layer in range(1, layers - 1)
             if layer not in order[:round_]]
@@ -191,7 +205,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def planned(missing: int, every: int, setup: Setup, options: argparse.Namespace) -> str:
-    """What is left to do, in layer passes; one full pass of the dense model says how long that takes here."""
+    """The plan: how many searches are not measured yet, their layer passes, and the expected hours on this machine."""
     passes = Passes(checkpoints.load_model(setup.dense), options.length)
     ids_ST = setup.tokens.ids_ST[:options.sequences]
     began = time.perf_counter()

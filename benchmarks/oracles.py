@@ -1,13 +1,14 @@
 """Repeats published selections of layers and compares the results: `python benchmarks/oracles.py --help`.
 
-This command is for a machine that has one of the models, such as
+Run this command on a machine that has one of the models, for example
 
     python benchmarks/oracles.py LLaMA-2-7B --model hf:meta-llama/Llama-2-7b-hf@main --text bookcorpus.txt \
         --device cuda --dtype float16
 
-Our method repeats every published choice of that model (kdp_core.study.oracles), on a text with one document in each
-line. The table says which share of the published layers our method also removes, and whether the order is the same.
-Without --text, the command reads the embedded news, on which no paper selected its layers.
+For every published choice of layers for this model (kdp_core.study.oracles), our implementation of the method selects
+layers again. It uses a text with one document in each line. The table shows the share of the published layers that our
+selection also removes, and whether the order of the layers is the same. Without --text, the command uses the embedded
+news; no paper selected its layers on this text.
 """
 import argparse
 import logging
@@ -28,7 +29,7 @@ logger = logging.getLogger("oracles")
 
 
 def documents(options: argparse.Namespace) -> list[str]:
-    """The documents of --text, or those of the embedded text."""
+    """The documents of --text, or the documents of the embedded text without this option."""
     if options.text:
         return texts.read_documents(options.text, format="lines", encoding="utf-8")
     config = embedded.default_config()
@@ -36,7 +37,7 @@ def documents(options: argparse.Namespace) -> list[str]:
 
 
 def check(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Repeat each published choice of the model; the table has a row for each choice."""
+    """Repeat each published choice of layers of the model. The table has a row for each choice."""
     path = embedded.fetch({"source": options.model, "sha256": None}, embedded.default_config())
     facts = checkpoints.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
     tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"),

@@ -1,4 +1,4 @@
-"""The common parts of the comparisons of methods: calibration by seed, search and fit of a variant, and its scores.
+"""Common functions of the benchmarks that compare methods: they calibrate, search, fit and score a variant.
 
 This module is not a command. quality.py and methods.py import it, so both measure on the same tokens, text and tasks.
 """
@@ -31,13 +31,13 @@ from kdp_core.states.block import FitError
 
 logger = logging.getLogger("protocol")
 FT = "+ft"
-"""The end of the name of a fine-tuned variant."""
+"""Suffix of the name of a fine-tuned variant."""
 FIRST = ("method", "ratio", "seed", "ppl", "ppl_stderr", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed",
          "layers_removed", "fit_seconds", "search_seconds")
 """The first columns of a table."""
 OWN_TASKS = ["heldout_ppl", "heldout_lastword", "heldout_continuation"]
 REAL = ("piqa", "arc_easy", "lambada_openai", "hellaswag")
-"""The benchmarks; their columns begin with real_."""
+"""The benchmarks with published data; the names of their columns begin with real_."""
 
 
 class Variant(NamedTuple):
@@ -48,20 +48,23 @@ class Variant(NamedTuple):
 
 
 CKA = {"apart": "removed"}
-"""Blocks may touch. Otherwise kdp cannot reach a ratio of 0.30 on the embedded model."""
+"""Option that allows adjacent blocks. If blocks may not be adjacent, kdp cannot reach a ratio of 0.30 on the embedded
+model."""
 RESIDUAL = {"search": {"entries": 96}, "compose": {"entries": 96}}
 KDP = {"block": CKA, "kernel": {"features": 1024, "epochs": 2, "batch_sequences": 16},
        "inverse": {"width": 1024, "epochs": 5}}
 FREE = 30
-"""K_max of kdp_residual: any number of consecutive layers may be removed."""
+"""K_max of kdp_residual. It is at least the number of layers, so that any number of consecutive layers may be
+removed."""
 
 
 REFUSALS = (BlockError, FitError, FoldError, RankError, SearchError)
-"""The errors of a method that cannot prune the model or reach the ratio. Any other error ends the run."""
+"""The errors that a method raises if it cannot prune the model or cannot reach the ratio. Any other error ends the
+run."""
 
 
 class Calibrated(NamedTuple):
-    """The records of one calibration seed."""
+    """The calibration tokens of one seed, and the states and the similarity that are computed from them."""
     folder: Path
     tokens: Tokens
     hidden: hidden.HiddenStates
@@ -78,7 +81,7 @@ class Setup(NamedTuple):
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The part of the command line that the comparisons share."""
+    """A parser with the options of the command line that all comparisons of methods have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sequences", type=int, default=320, help="calibration sequences of 128 tokens (320)")
     parser.add_argument("--tune-on", type=int, default=160, help="calibration sequences to fine-tune on (160)")
@@ -95,7 +98,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Setup:
-    """The dense model, the tasks and the dense model's scores; each of these is made once."""
+    """Make the dense model, the tasks and the dense model's scores, unless they are already on disk."""
     torch.set_num_threads(options.threads)
     config = embedded.default_config()
     dense, facts = embedded.dense_model(folder, config)
@@ -122,7 +125,7 @@ def calibrate(setup: Setup, seed: int, sequences: int) -> Calibrated:
 
 
 def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrated:
-    """Tokens, states and similarity of one seed; they are made once. `pack` makes the tokens."""
+    """Make the tokens, states and similarity of one seed, unless they are already on disk. `pack` makes the tokens."""
     at = setup.folder / f"seed{seed}"
     tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
     if not alike.exists():
@@ -133,7 +136,7 @@ def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrate
 
 
 def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
-    """The order of layers; it is made once for each seed and set of options."""
+    """The search of a variant, which orders the layers. It is stored and reused for the same seed and options."""
     options = variant.options.get("search", {})
     name = "-".join([variant.method, f"k{variant.k_max}",
                      *(f"{key}_{value}" for key, value in sorted(options.items()))])
@@ -146,7 +149,7 @@ def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
 
 
 def chosen(variant: Variant, setup: Setup, calibrated: Calibrated, ratio: float) -> tuple[Selection, float]:
-    """The blocks of a variant, and the seconds of its search."""
+    """Select the blocks of a variant. Return the selection and the seconds of the search."""
     method, base, seconds = methods.method_of(variant.method), calibrated.similarity, 0.0
     size = method.module_params(setup.facts, variant.options)
     if method.search:
@@ -158,7 +161,11 @@ def chosen(variant: Variant, setup: Setup, calibrated: Calibrated, ratio: float)
 
 def fitted(variant: Variant, setup: Setup, calibrated: Calibrated,
            selection: Selection) -> tuple[Plan, float, float | None]:
-    """The plan of a variant, the seconds of its fit, and its held-out divergence after joint training, if any."""
+    """Fit a variant.
+
+    Return its plan, the seconds of the fit, and the held-out divergence after joint training, or None without joint
+    training.
+    """
     name, options = variant.method, variant.options
     method = methods.method_of(name)
     if method.compose:
@@ -182,14 +189,14 @@ def fitted(variant: Variant, setup: Setup, calibrated: Calibrated,
 
 def tuned(setup: Setup, calibrated: Calibrated, pruned: PrunedFacts, at: Path,
           options: argparse.Namespace) -> tuple[PrunedFacts, float]:
-    """Fine-tune at/checkpoint to at/tuned: the facts of the result, and the seconds that this took."""
+    """Fine-tune at/checkpoint and write the result to at/tuned. Return the facts of the result, and the seconds."""
     after, record = finetune.finetune(setup.dense, at / "checkpoint", at / "tuned",
                                       sample(calibrated.tokens, options.tune_on), pruned, epochs=options.tune_epochs)
     return after, record.seconds
 
 
 def sample(tokens: Tokens, sequences: int) -> Tokens:
-    """The first sequences; sequences are stored in random order."""
+    """The first sequences. They are a random sample, because sequences are stored in random order."""
     return tokens._replace(ids_ST=tokens.ids_ST[:sequences], sources=tokens.sources[:sequences])
 
 
@@ -201,7 +208,10 @@ class Judge(NamedTuple):
     limit: int
 
     def score(self, checkpoint: Path, real: bool) -> dict[str, Any]:
-        """Perplexity and accuracies as columns of a table; accuracies on the real benchmarks only with `real`."""
+        """Score a checkpoint; return perplexity and accuracies as columns of a table.
+
+        With `real`, also score the real benchmarks.
+        """
         chosen = Chosen(REAL, data=str(self.data), limit=self.limit) if real and self.data else None
         found = evaluate.evaluate(checkpoint, tasks=OWN_TASKS, chosen=chosen, task_folders=[self.folder], batch_size=8)
         own = found._replace(scores=[score for score in found.scores if score.task in OWN_TASKS])
@@ -224,7 +234,7 @@ def flat(scores: Scores, prefix: str) -> dict[str, Any]:
 
 
 def counted(pruned: PrunedFacts) -> dict[str, Any]:
-    """The columns that say what a variant removed."""
+    """The columns with the removed parameters and layers of a variant."""
     return {"params_removed": pruned.params_removed, "params": pruned.params_after,
             "layers_removed": pruned.layers_removed}
 
@@ -237,7 +247,10 @@ def row_path(at: Path, end: str = "") -> Path:
 
 
 def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
-    """The dense model's row and all rows on disk, written as CSV; `names` gives the order of the variants."""
+    """Write the dense model's row and all rows on disk as CSV.
+
+    The rows are sorted by ratio, and then in the order of `names`.
+    """
     dense = store.read_json(folder / "dense.json")
     rows = [store.read_json(row) for row in sorted((folder / "rows").glob("*.json"))]
     frame = pd.DataFrame([dense, *rows])

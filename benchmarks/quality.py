@@ -1,4 +1,4 @@
-"""Which method retains most at the same share of parameters removed: `python benchmarks/quality.py`.
+"""Compares the quality of pruned models at the same share of removed parameters: `python benchmarks/quality.py`.
 
 The comparison runs on the embedded model, for several ratios and calibration seeds. Every variant of VARIANTS is fitted
 on the same calibration tokens (news), folded, and scored on the same held-out news (perplexity, last words,
@@ -6,8 +6,8 @@ continuations). The fine-tuned form of each variant, marked `+ft`, is measured a
 sets is given (--data), some of these tasks are also scored, at the ratios of --data-ratios.
 
 A row is written to <out>/quality/ as soon as its variant is measured, and no variant is measured twice. So the run can
-be stopped and continued, and processes can share it by --seeds, --ratios or --methods. The table of all rows so far is
-written each time to <out>/quality.csv. Its columns are
+be stopped and continued, and processes can share it by --seeds, --ratios or --methods. After each variant, the table of
+all rows so far is written to <out>/quality.csv. Its columns are
     ppl, ppl_stderr, ppl_ratio  held-out perplexity, and its ratio to the dense model's perplexity
     acc, acc_stderr, rp         mean accuracy of the held-out tasks, and its share of the dense model's mean, in percent
     params_removed              share of all parameters that was removed, less the parameters of stand-ins
@@ -34,7 +34,7 @@ logger = logging.getLogger("quality")
 
 
 def changed(**compose: Any) -> dict[str, dict[str, Any]]:
-    """The options of kdp_residual with some options of its fit changed; its layers stay the same."""
+    """The options of kdp_residual with the given options of its fit changed. The removed layers stay the same."""
     return {**RESIDUAL, "compose": {**RESIDUAL["compose"], **compose}}
 
 
@@ -59,13 +59,13 @@ VARIANTS = {
     "cka_layers": Variant("kdp_residual", FREE, RESIDUAL),
 }
 """`replaceme_after_sink` moves its run of layers to start at layer 12, because layer 11 writes the massive activations
-of this model. `random_*` have as many parameters as 96 neurons. `cka_layers` selects single layers by the CKA of their
-two states."""
+of this model. The features of `random_*` have as many parameters as 96 neurons. `cka_layers` selects single layers by
+the CKA between the state before and the state after a layer."""
 MAIN = ("remove", "linear", "linear_prefix", "replaceme_lstsq", "kdp", "kdp_residual")
 
 
 def chosen(name: str, setup: Setup, calibrated: Calibrated, ratio: float) -> tuple[Selection, float]:
-    """The blocks of a variant, and the seconds of the search."""
+    """Select the blocks of a variant. Return the selection and the seconds of the search."""
     variant, facts = VARIANTS[name], setup.facts
     if name == "replaceme_after_sink":
         (start, stop), = chosen("replaceme_lstsq", setup, calibrated, ratio)[0].blocks
@@ -81,7 +81,10 @@ def chosen(name: str, setup: Setup, calibrated: Calibrated, ratio: float) -> tup
 
 def measure(name: str, ratio: float, seed: int, setup: Setup, calibrated: Calibrated,
             options: argparse.Namespace) -> None:
-    """Fit, fold and score one variant and its fine-tuned variant; rows on disk are not measured again."""
+    """Fit, fold and score one variant and, if asked for, its fine-tuned variant.
+
+    Rows that are on disk are not measured again.
+    """
     at = setup.folder / "rows" / f"seed{seed}-{name}-r{ratio:g}"
     real = ratio in options.data_ratios
     tune = name in options.tuned and seed in options.tuned_seeds

@@ -1,21 +1,21 @@
-"""What pruned models retain on real tasks at equal shares of parameters removed: `python benchmarks/retention.py`.
+"""Compares pruned models on real tasks at the same share of removed parameters: `python benchmarks/retention.py`.
 
 Every structured method is calibrated on the same broad mix of eight sources (web, encyclopedia, school texts, question
-texts; no news). It prunes to the same share of ALL parameters, and its model is scored on the same items:
-multiple-choice tasks and the last words of LAMBADA, and perplexity on news, encyclopedia and web text. The speed is
-measured next to the dense model. The data are real sets in a local folder (--data); its subfolder calib/ has the
+texts; no news). Every method removes the same share of ALL parameters. Every model is scored on the same items
+(multiple-choice tasks and the last words of LAMBADA), and by perplexity on news, encyclopedia and web text. Its speed
+is compared with the dense model's. The data are real sets in a local folder (--data); its subfolder calib/ has the
 calibration files, and eval/ has the items.
 
-The command prints its plan first: the items, the standard error that they give, and the hours that the remaining rows
-take on this machine (--plan prints the plan and stops). A row is written to <out>/retention/ as soon as it is measured,
+The command prints its plan first (--plan prints only the plan): the number of items, the expected standard error, and
+the hours that the remaining rows need on this machine. A row is written to <out>/retention/ as soon as it is measured,
 and no row is measured twice. So the run can be stopped, continued, and split by --models, --rows, --ratios and --seeds.
-The outcome of every item is kept, so that models are compared item by item:
+The outcome of every item is stored, so that models are compared item by item. The command writes
     <out>/retention.csv        a row for each model, method, ratio and calibration seed
     <out>/retention_tests.csv  each method against our best method: difference of the mean accuracy over tasks, its
                                paired standard error, p of the bootstrap and p corrected by Holm
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance).
-Rows that remove whole layers reach a ratio within half a layer; params_removed says how much each row removed.
+Methods that remove whole layers miss a ratio by up to half a layer; params_removed gives the share that was removed.
 """
 import argparse
 import logging
@@ -50,13 +50,13 @@ logger = logging.getLogger("retention")
 LENGTH = 128
 """Tokens of a calibration sequence and of a window of held-out text."""
 OURS = "kdp_"
-"""How the names of this project's rows begin."""
+"""The first letters of the names of this project's rows."""
 
 
 class Source(NamedTuple):
     """One source of the calibration mix."""
     files: tuple[tuple[str, str], ...]
-    """(file below calib/, its field or template)."""
+    """Pairs: a file in calib/, and the name or the template of its text field."""
     share: int
     """Sequences in every 34."""
 
@@ -72,7 +72,7 @@ MIX = {
     "mmlu": Source((("mmlu_val", "{question} {choices}"),), 2),
 }
 """The paper's eight sources are PIQA, CMMLU, BoolQ, C3, MNLI, RACE (high and middle) and SlimPajama, 500 sequences of
-each. Here C4 and encyclopedia articles stand for SlimPajama, and MMLU for the Chinese sets, which the models cannot
+each. Here C4 and encyclopedia articles replace SlimPajama, and MMLU replaces the Chinese sets, which the models cannot
 read. MNLI has little text."""
 TASKS = {"piqa": 400, "arc_easy": 400, "hellaswag": 400, "lambada_openai": 400, "openbookqa": 500, "copa": 100}
 """Task -> items."""
@@ -91,14 +91,14 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured rows. `kdp_narrow_additive` uses the measured losses of attentions without a factor, `kdp_narrow_closed`
-is not trained, and `kdp_narrow_kept` changes no kept weight."""
+"""Structured variants. `kdp_narrow_additive` uses the measured losses of attentions unchanged (attention_price 1).
+`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps."""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
-"""Name of a model -> the configuration file that has it, below the project."""
+"""Name of a model -> the configuration file with its entry, relative to the project's root."""
 
 
 class Dense(NamedTuple):
-    """A dense model and the data that all of its rows share."""
+    """A dense model, and the data that are the same for all pruned versions of this model."""
     name: str
     setup: Setup
     heldout: dict[str, torch.Tensor]
@@ -118,7 +118,7 @@ def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> 
 
 
 def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Windows of each held-out text, evenly spaced over the text."""
+    """Windows of each held-out text. They have equal distances in the text."""
     documents = {"news": embedded.documents("lee", config),
                  "wiki": texts.read_documents(data / "eval/wikitext2_test.jsonl", format="jsonl", field="page"),
                  "web": texts.read_documents(data / "eval/c4_sample.jsonl", format="jsonl", field="text")}
@@ -132,7 +132,7 @@ def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[st
 
 @torch.no_grad()
 def perplexity(model: torch.nn.Module, ids_ST: torch.Tensor) -> float:
-    """exp of the mean cross-entropy of the next token over windows."""
+    """Perplexity: exp of the mean cross-entropy of all predicted tokens of the windows."""
     states, head = final_states(model, ids_ST)[:, :-1].flatten(0, 1), head_of(model)
     losses = token_losses(states, states, ids_ST[:, 1:].flatten(), head, head, kl_weight=0.0)
     return float(np.exp(losses.ce_nats.item()))
@@ -175,7 +175,7 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
 
 
 def prepare(name: str, options: argparse.Namespace) -> Dense:
-    """The dense model, its held-out text and its scores; each of these is made once."""
+    """Make the dense model, its held-out text and its scores; results that are on disk are reused."""
     folder = options.out / "retention" / name
     config = yaml.safe_load((embedded.ROOT / MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
@@ -210,7 +210,7 @@ def counted_tasks(dense: Mapping[str, Any]) -> list[str]:
 
 
 def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the table for a measured row."""
+    """One row of the table, from the stored measures of one pruned model."""
     known = {key: value for key, value in row.items() if key not in ("outcomes", "score_seconds")}
     if "refused" in row:
         return known
@@ -237,7 +237,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables, from all rows on disk."""
+    """Write both tables from all rows on disk."""
     lines, tests = [], []
     for dense in denses:
         rows = rows_of(dense.setup.folder)
@@ -255,7 +255,7 @@ def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.D
 
 
 def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, Any]]:
-    """Each other method against our best method at the same ratio and seed, paired by item; p is corrected by Holm."""
+    """Compare our best method with each published one at the same ratio and seed, by item; p is corrected by Holm."""
     tasks, found = counted_tasks(dense.scores), []
     for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in rows}):
         here = [row for row in rows if (row["ratio"], row["seed"]) == (ratio, seed) and "refused" not in row]
@@ -276,13 +276,13 @@ def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, 
 
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
-    """The rows that are not measured yet; rows of one seed and ratio follow each other."""
+    """The rows that are not measured yet, in the order of seeds, ratios and methods."""
     return [(name, ratio, seed) for seed in options.seeds for ratio in options.ratios for name in options.rows
             if not row_path(dense.setup.folder, name, ratio, seed).exists()]
 
 
 def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
-    """The plan in words."""
+    """The plan as a text for the user."""
     lines = []
     for dense in denses:
         tasks, todo = counted_tasks(dense.scores), left(dense, options)

@@ -1,9 +1,9 @@
-"""Measures every stage beside its least time or another implementation: `python benchmarks/stages.py [STAGE ...]`.
+"""Compares every stage with a lower limit or another implementation: `python benchmarks/stages.py [STAGE ...]`.
 
-A stage is measured alternately with the least work that it cannot avoid, or with another way to the same result
-(benchmarks/stage). The table of a stage is printed as Markdown and written to <out>/<stage>.csv. benchmarks/README.md
-shows the tables of one machine, and which changes were made and tried. `--quick` runs all parts in a few minutes; its
-sizes are too small for a judgement.
+A stage and its comparison are measured alternately (benchmarks/stage). The comparison is either the minimum of work
+that the stage needs, or another implementation with the same result. The table of a stage is printed as Markdown and
+written to <out>/<stage>.csv. benchmarks/README.md shows the tables of one machine, and lists the changes to the stages
+that were made or only tried. `--quick` runs all parts in a few minutes; its sizes are too small for conclusions.
 """
 import argparse
 import importlib
@@ -22,7 +22,7 @@ logger = logging.getLogger("stages")
 STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka", "kdp": "kernel", "kdp_residual": "residual",
           "search": "searching", "evaluation": "evaluation", "folded": "folded", "growth": "growth",
           "imports": "imports"}
-"""Each stage with the module that measures it."""
+"""Stage -> the module in benchmarks/stage that measures it."""
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:

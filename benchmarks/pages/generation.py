@@ -1,6 +1,6 @@
 """Fits the predictor and writes its tables and figures into the pages: `python benchmarks/pages/generation.py`.
 
-From docs/data/generation.csv and generation_choices.csv, which generation.py wrote, it makes
+The input is docs/data/generation.csv and generation_choices.csv, which generation.py wrote. The command makes
     kdp_core/study/expect.json      the predictor that comes with the library, with its provenance
     docs/choosing.md                the tables between `<!-- NAME -->` and `<!-- end of NAME -->`
     docs/images/generation.png      predictions for left-out methods beside the measured losses
@@ -28,11 +28,11 @@ PAGE = ROOT / "docs/choosing.md"
 IMAGES = ROOT / "docs/images"
 COMMAND = "python benchmarks/generation.py --data DATA; python benchmarks/pages/generation.py"
 STEPS = 32
-"""Tokens of a continuation in generation.py."""
+"""Number of tokens in a continuation of generation.py."""
 
 
 def rows() -> pd.DataFrame:
-    """The measured rows of pruned models."""
+    """The measured rows of pruned models; dense models and refused rows are left out."""
     frame = pd.read_csv(DATA / "generation.csv")
     return frame[(frame["ratio"] > 0) & frame["kl"].notna()].reset_index(drop=True)
 
@@ -45,7 +45,7 @@ def predictor(frame: pd.DataFrame) -> Predictor:
 
 
 def table_losses(frame: pd.DataFrame, found: Predictor) -> str:
-    """The validation of each loss, beside the best single statistic and the chain, which needs no fit."""
+    """A table with the validation of the predictor for each loss, and with the best single statistic for comparison."""
     lines = ["| loss | rank correlation, method left out | 95 % interval | mean error (points) | 9 of 10 within "
              "(points) | best statistic alone |", "|---|---|---|---|---|---|"]
     for name, own in found.validation.items():
@@ -57,7 +57,7 @@ def table_losses(frame: pd.DataFrame, found: Predictor) -> str:
 
 
 def table_rows(frame: pd.DataFrame) -> str:
-    """The measured rows with their predictions; the least damaged row is first."""
+    """A table of the measured rows and their predictions, sorted by the measured loss."""
     lines = ["| method | ratio | KL (nats) | other likeliest token (%) | same tokens (%) | LAMBADA | ROUGE-1 "
              "| repeated (%) | loss (%) | predicted (%) |", "|---|---|---|---|---|---|---|---|---|---|"]
     shown = frame.assign(predicted=expect.left_out(frame, "quality")).sort_values("loss_quality")
@@ -69,7 +69,7 @@ def table_rows(frame: pd.DataFrame) -> str:
 
 
 def table_choices(choices: pd.DataFrame) -> str:
-    """Each task, over all measured models."""
+    """A table with a row for each task: means over all measured models."""
     lines = ["| task | models | items each | KL, all tokens | KL, candidates | same likeliest token (%) | same "
              "likeliest candidate (%) | pairs in order (%) | mass of candidates, dense | median rank | accuracy, dense "
              "| accuracy, pruned | chance |", "|" + "---|" * 13]
@@ -90,7 +90,7 @@ def tables() -> dict[str, str]:
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, Any]:
-    """The statements of the page about the rows, in words."""
+    """The numbers that the text of the page cites."""
     own, left = expect.own_predictor(), expect.left_out(frame, "quality")
     chain = expect.chain(frame["disagreement"].to_numpy(float), STEPS)
     misses = (left - frame["loss_quality"]).abs()

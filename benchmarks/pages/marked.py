@@ -1,10 +1,13 @@
-"""Tables between two marker lines of a page: `<!-- NAME -->` and `<!-- end of NAME -->`."""
+"""Replaces tables in a page. Each table is between two marker lines: `<!-- NAME -->` and `<!-- end of NAME -->`."""
 import re
 from collections.abc import Mapping
 
 
 def written(page: str, tables: Mapping[str, str]) -> str:
-    """The page with these tables, by name. A page without the two marker lines of a table raises ValueError."""
+    """The page with the given tables; `tables` maps the name in the marker lines to the new table.
+
+    A page without the two marker lines of a table raises ValueError.
+    """
     for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         if not marked.search(page):

@@ -1,11 +1,11 @@
 """Writes the tables and figures of docs/objectives.md: `python benchmarks/pages/objectives.py RECORD`.
 
-RECORD is the file agreement-r{ratio}.json of a run of configs/objectives.yaml. From it the command makes
+RECORD is the file agreement-r{ratio}.json of a run of configs/objectives.yaml. From this file the command makes
     docs/data/objectives.csv          a row for each search: layers, value, cost, held-out perplexity and accuracy
     docs/data/objectives_pairs.csv    Jaccard and Spearman of every two searches that differ in one thing
     docs/data/objectives_claims.csv   the claims with their intervals
     docs/images/objectives-*.png      the figures of the report
-and writes the tables between `<!-- NAME -->` and `<!-- end of NAME -->` of the page from these data.
+The tables of the page, between `<!-- NAME -->` and `<!-- end of NAME -->`, are made from the three CSV files.
 """
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ NAMES = ("objectives", "objectives_pairs", "objectives_claims")
 
 
 def frames(record: Agreement) -> dict[str, pd.DataFrame]:
-    """The data of the page by the names of their files."""
+    """Name of a CSV file of the page -> its data."""
     rows = pd.DataFrame(record.rows).drop(columns=["single", "best_so_far"])
     rows["removed"] = [" ".join(map(str, removed)) for removed in rows["removed"]]
     rows = rows.assign(**{name: record.stats[name] for name in ("windows", "dense_nats", "dense_accuracy")})
@@ -34,7 +34,7 @@ def frames(record: Agreement) -> dict[str, pd.DataFrame]:
 
 
 def table_searches(rows: pd.DataFrame) -> str:
-    """A row for each search."""
+    """A table with a row for each search."""
     lines = ["| objective | search | draw | layers removed | layer passes | by full passes | perplexity / dense "
              "| accuracy (%) |", "|---|---|---|---|---|---|---|---|"]
     lines += [f"| `{row.objective}` | `{row.strategy}` | {row.draw} | {row.removed} | {row.passes} "
@@ -44,7 +44,7 @@ def table_searches(rows: pd.DataFrame) -> str:
 
 
 def table_pairs(pairs: pd.DataFrame) -> str:
-    """Means over the pairs of searches of the same two kinds."""
+    """A table of pairs of searches. Each row is the mean over all pairs with the same description."""
     lines = ["| compared | pairs | Jaccard | from | to | Spearman of single removals |", "|---|---|---|---|---|---|"]
     words = [f"two draws, `{row.objective}` by `{row.strategy}`" if row.varies == "draw"
              else f"`{row.one}` and `{row.other}`, same draw" for row in pairs.itertuples()]
@@ -56,7 +56,7 @@ def table_pairs(pairs: pd.DataFrame) -> str:
 
 
 def table_claims(claims: pd.DataFrame) -> str:
-    """Each claim with what can be told."""
+    """A table of the claims. The last column gives what the interval says about the claim."""
     lines = ["| claim, above zero if it holds | draws | mean | 95 % interval | told |", "|---|---|---|---|---|"]
     for row in claims.itertuples():
         mean = "" if pd.isna(row.mean) else f"{row.mean:.2f}"
@@ -66,7 +66,7 @@ def table_claims(claims: pd.DataFrame) -> str:
 
 
 def tables() -> dict[str, str]:
-    """All tables of the page, from the data that are kept."""
+    """All tables of the page, made from the CSV files in docs/data."""
     rows, pairs, claims = (pd.read_csv(DATA / f"{name}.csv") for name in NAMES)
     return {"searches": table_searches(rows), "pairs": table_pairs(pairs), "claims": table_claims(claims)}
 

@@ -1,6 +1,6 @@
 """Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/pages/retention.py`.
 
-The numbers are those of docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table is between
+The numbers come from docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table is between
 the lines `<!-- retention -->` and `<!-- end of retention -->`.
 """
 from pathlib import Path
@@ -18,7 +18,10 @@ SEED = 0
 
 
 def table(model: str, ratio: float) -> str:
-    """The rows of one model and ratio as Markdown: the dense model, then the other rows, the most accurate first."""
+    """The Markdown table of one model and ratio.
+
+    The dense model comes first; the pruned models follow, sorted by accuracy.
+    """
     frame = pd.read_csv(DATA / "retention.csv")
     tests = pd.read_csv(DATA / "retention_tests.csv")
     frame = frame[(frame["model"] == model) & frame["ratio"].isin([0.0, ratio]) & frame["acc"].notna()]
@@ -32,7 +35,7 @@ def table(model: str, ratio: float) -> str:
 
 
 def cells(row: pd.Series) -> list[str]:
-    """The numbers of a row."""
+    """The cells of a row, without the method and the comparison."""
     texts = [f"{row[f'ppl_ratio_{name}']:.2f} ×" for name in ("news", "wiki", "web")]
     return [f"{100 * row['params_removed']:.1f}", f"{row['acc']:.1f} ± {row['acc_stderr']:.1f}",
             f"{row['acc_above_chance_retained']:.0f}", *texts, f"{row['speedup_prefill']:.2f} ×",
@@ -40,7 +43,11 @@ def cells(row: pd.Series) -> list[str]:
 
 
 def against(method: str, tests: pd.DataFrame) -> str:
-    """The paired difference between a row and our best row, in points of the mean accuracy, with the corrected p."""
+    """The cell with the comparison.
+
+    It is the mean accuracy of this method minus that of our best method, in points, paired by item, with its standard
+    error and the corrected p-value.
+    """
     if method not in tests.index:
         return ""
     test = tests.loc[method]
@@ -48,7 +55,7 @@ def against(method: str, tests: pd.DataFrame) -> str:
 
 
 def tables(model: str = "smollm2-135m", ratio: float = 0.25) -> dict[str, str]:
-    """The table by the name of its marker lines."""
+    """Name in the marker lines -> the table."""
     return {"retention": table(model, ratio)}
 
 

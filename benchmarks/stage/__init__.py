@@ -1,4 +1,4 @@
-"""The stages that `python benchmarks/stages.py` measures: a module for each stage, and the modules that stages share.
+"""The measurements of `python benchmarks/stages.py`: a module for each stage, and modules that several stages use.
 
     timing      runs that are timed alternately, the limit of matrix products, and the rows of every table
     setup       the model, its tokens and its states, made once for all stages

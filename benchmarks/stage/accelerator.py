@@ -1,4 +1,4 @@
-"""The model of the GPU table on its device, with random weights, and how runs on it are timed."""
+"""The model for the GPU table, with random weights, and the functions that time runs on its device."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +14,19 @@ from stage.timing import Times, in_turns, products, turns_of_products
 
 
 class Shape(NamedTuple):
-    """A model and the sizes of the measurement."""
+    """The sizes of a model and of its measurement."""
     config: dict[str, Any]
     sequences: int
-    """Of the extraction of all states, and of the states of the fitted blocks."""
+    """Number of sequences over which all states are extracted; the blocks are fitted on these states."""
     length: int
     cka_tokens: int
     features: int
     hidden: int
     entries: int
     products: int
-    """Rows of the square products that give the limit."""
+    """Number of rows of the square matrices whose products give the limit."""
     steps: int
-    """Room of the static cache beyond the prompt: more than the decoded tokens of all turns."""
+    """Space of the static cache for tokens after the prompt; all timed runs together decode fewer tokens."""
 
 
 SHAPES = {
@@ -40,13 +40,16 @@ BATCH = {"cuda": 32, "cpu": 4}
 
 
 def blocks_of(config: LlamaConfig) -> list[Block]:
-    """Blocks of two layers, a quarter of all layers. With the stand-ins, LLaMA-2-7B has 23 % fewer parameters."""
+    """Blocks of two layers, which together are a quarter of all layers.
+
+    LLaMA-2-7B then has 23 % fewer parameters, although the stand-ins add some.
+    """
     layers = config.num_hidden_layers
     return made_up.spread_blocks(layers, count=layers // 8)
 
 
 class Bench:
-    """The model on its device, and how runs on it are timed."""
+    """The model on its device, and the methods that time runs on this device."""
 
     def __init__(self, shape: Shape, device: str, folder: Path) -> None:
         self.shape, self.device, self.folder = shape, device, folder
@@ -63,7 +66,7 @@ class Bench:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """While the body runs, new models are made on the device, in its precision."""
+        """Within the `with` block, new models are made on the device and in the precision of this device."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
@@ -73,7 +76,7 @@ class Bench:
             torch.set_default_dtype(before)
 
     def synced(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """A run that ends only when the device has finished."""
+        """A function that calls `run` and returns only when the device has finished its work."""
         def whole() -> Any:
             found = run()
             if self.kind == "cuda":
@@ -83,13 +86,13 @@ class Bench:
         return whole
 
     def in_turns(self, runs: dict[str, Callable[[], Any]], repeats: int = 3) -> Times:
-        """As in `stage.timing`; each run ends only when the device has finished."""
+        """Time the runs as `stage.timing.in_turns` does. Each run ends only when the device has finished its work."""
         return in_turns({name: self.synced(run) for name, run in runs.items()}, repeats)
 
     def limit(self, dtype: torch.dtype | None = None) -> Callable[[], None]:
-        """Square products in the model's precision, or in another precision."""
+        """A run of products of square matrices, in the model's precision or in the given precision."""
         return products(dtype or self.dtype, size=self.shape.products, device=self.device)
 
     def turns(self, flops: float) -> float:
-        """A number of operations, in units of one run of `limit`."""
+        """The number of runs of `limit` that together have this number of operations."""
         return turns_of_products(flops, self.shape.products)

@@ -1,7 +1,7 @@
-"""Lets a command run from a bare checkout: kdp_core is found without being installed.
+"""Makes kdp_core importable in a checkout in which the package is not installed.
 
-A machine may lack annotated-types, from which kdp_core reads the bounds of options. Then the bounds are replaced by
-objects with their numbers, because nothing else is read.
+kdp_core takes the bounds of options from the package annotated-types. If this package is missing, simple objects with
+the same numbers replace the bounds; kdp_core uses only these numbers.
 """
 import sys
 import types
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout."""
+"""The root of the checkout."""
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 
 def bounds() -> types.ModuleType:
-    """A module with the bounds of annotated-types that kdp_core names."""
+    """A module that replaces annotated-types and has the bounds that kdp_core uses."""
     made = types.ModuleType("annotated_types")
     for name in ("Ge", "Gt", "Le", "Lt"):
         setattr(made, name, NamedTuple(name, [(name.lower(), Any)]))

@@ -1,10 +1,11 @@
-"""CKA of all pairs of layers, beside the same estimate on the same tokens, computed in the space of features.
+"""Compares the stage that computes CKA of all pairs of layers with a computation from feature-space matrices.
 
-Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. Here this computation is made
-unbiased, so that it gives the full-batch value of the minibatches' estimate (Song et al. 2012):
+Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. This module uses the unbiased form
+of this computation (Song et al. 2012). It gives the value that the minibatch estimate has if one batch contains all
+tokens:
     HSIC_1 = (tr K~L~ + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1) / (n (n-3)),  K~ = K without its diagonal.
-The time of both computations is proportional to the number of tokens. So the ratio is the same at any number of tokens,
-and the comparison runs on fewer than 32,000.
+The times of both computations are proportional to the number of tokens, so their ratio does not depend on this number.
+The comparison therefore uses fewer than 32,000 tokens.
 """
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ BATCH = 256
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Time on one thread with the states in memory, the whole stage, and the distance to the full-batch estimate."""
+    """Time linear CKA with the states in memory, and the whole stage.
+
+    Also measure the difference from the full-batch value.
+    """
     x_LND = chosen(setup.hidden, setup.size(4096, 256))
     batch = min(BATCH, x_LND.shape[1] // 2)
     times = in_turns({"linear": lambda: minibatches(x_LND, batch), "features": lambda: full_batch(x_LND),
@@ -38,7 +42,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def chosen(hidden: HiddenStates, tokens: int) -> Tensor:
-    """States x_LND of randomly drawn tokens that are not massive."""
+    """The states x_LND of randomly chosen tokens that are not massive."""
     keep_N = (~hidden.massive(hidden.layers).flatten()).nonzero().flatten()
     keep_N = keep_N[torch.randperm(len(keep_N), generator=torch.Generator().manual_seed(0))][:tokens]
     return torch.stack([hidden.state(k).flatten(0, 1)[keep_N] for k in hidden.layers])

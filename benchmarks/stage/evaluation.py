@@ -1,10 +1,11 @@
-"""The fast scorer beside lm-eval's HFLM, and the share of its time that forward passes take.
+"""Compares the fast scorer with lm-eval's HFLM, and measures the share of forward passes in the fast scorer's time.
 
-Both score the same requests of the same items alternately: HFLM with batches of 8 sequences, the fast scorer with
-packed rows. The requests are made before the timing starts; the time of the tokenizer counts for both. With `--data
-FOLDER`, the requests are lm-eval's own, from the first items of the sets of TASKS (docs/benchmarks.md lists the files
-of the folder). Without it, they are made from the embedded news: 60 words, and four continuations of which one is true.
-A forward pass is the decoder or the output head.
+The two scorers alternately score the same requests of the same items. HFLM uses batches of 8 sequences; the fast scorer
+packs several sequences into one row of a batch. The requests are made before the timing starts. The time of the
+tokenizer is included for both scorers. With `--data FOLDER`, the requests are lm-eval's own, from the first items of
+the sets of TASKS (docs/benchmarks.md lists the files of the folder). Without `--data`, the requests are made from the
+embedded news. Each item has 60 words and four continuations, one of which is the true one. The time of forward passes
+is the time in the decoder and in the output head.
 """
 import time
 from collections.abc import Callable
@@ -24,14 +25,14 @@ from stage.setup import Setup
 from stage.timing import Row, figure, in_turns
 
 TASKS = (("piqa", 0), ("arc_easy", 0), ("copa", 0), ("arc_easy", 5), ("lambada_openai", 0))
-"""Benchmarks and the examples before each prompt."""
+"""Pairs: a benchmark, and the number of examples before each prompt."""
 WORDS, CHOICES, ENDING = 60, 4, 12
-"""Words of a made-up context, its continuations, and their words."""
+"""Number of words of a made-up context, number of its continuations, and number of words of a continuation."""
 BATCH = 8
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Measure all tasks, and the forward passes of the first task."""
+    """Compare the scorers on all tasks. On the first task, also measure the share of forward passes."""
     tokenizer = checkpoints.load_tokenizer(setup.dense)
     judge = FastJudge(setup.model, tokenizer, batch_size=BATCH)
     hflm = HFLM(pretrained=setup.model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
@@ -46,7 +47,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def requests_of(name: str, shots: int, items: int, data: str) -> list[Instance]:
-    """lm-eval's requests of the first items of a task."""
+    """The requests that lm-eval makes for the first items of a task."""
     with benchmarks.task_folder(Chosen([name], data=data, fewshot=shots)) as folders:
         task = TaskManager(include_path=folders, include_defaults=False).load([name])["tasks"][name]
     task.set_config(key="num_fewshot", value=benchmarks.shots_of(name, shots))
@@ -56,7 +57,10 @@ def requests_of(name: str, shots: int, items: int, data: str) -> list[Instance]:
 
 
 def made_up(items: int) -> list[Instance]:
-    """Multiple choice from the embedded news: a context, its own continuation, and those of other documents."""
+    """Requests of made-up items from the embedded news.
+
+    An item has a context, its true continuation, and continuations from other documents.
+    """
     config = embedded.default_config()
     texts = [text.split() for text in embedded.documents(next(iter(config["texts"])), config)]
     texts = [words for words in texts if len(words) >= 2 * ENDING][:max(items, CHOICES)]
@@ -67,7 +71,7 @@ def made_up(items: int) -> list[Instance]:
 
 
 def beside(name: str, requests: list[Instance], judge: FastJudge, hflm: HFLM, setup: Setup) -> list[Row]:
-    """Both scorers on the same requests."""
+    """Compare the time and the results of the two scorers on the same requests."""
     kind, answers = requests[0].request_type, {}
 
     def scored(who: str, by: Any) -> Callable[[], None]:
@@ -105,7 +109,7 @@ def _clocked(inner: Callable[..., Any], passed: list[float]) -> Callable[..., An
 
 
 def shared_once(requests: list[Instance], judge: FastJudge) -> Row:
-    """Number of tokens that the fast scorer runs, beside the number for all requests one by one."""
+    """Compare the number of tokens in the fast scorer's passes with the number of tokens of all requests."""
     pairs = [judge._encode_pair(*request.args) for request in requests]
     sequences = [fast._scored(context, ids, judge.max_length) for context, ids in pairs]
     packed = sum(group.tokens for group in packing.pack(sequences, fast.ROW_TOKENS))

@@ -1,7 +1,8 @@
-"""Extraction of hidden states to Zarr, beside the bare forward pass through the same layers.
+"""Compares the extraction of hidden states to Zarr with the bare forward pass through the same layers.
 
-The bare pass is the decoder alone, without output head, hooks and writing, in batches of the same size. Peak memory is
-the growth of the resident set during the call, with few and with four times as many sequences.
+The bare pass runs only the decoder, without output head, hooks and writing, in batches of the same size. Peak memory is
+the growth of the resident set during the call. It is measured twice; the second call has four times as many sequences
+as the first.
 """
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ class _Enough(Exception):
 
 
 def measure(setup: Setup) -> list[Row]:
-    """All states, the states of one block, and memory."""
+    """Measure the extraction of all states and of the states of one block, and the peak memory."""
     tokens = first(setup.tokens, setup.size(16, 8))
     every, block = list(range(setup.facts.layers + 1)), list(range(setup.block[0], setup.block[1] + 1))
     times = in_turns({"all": extraction(setup, tokens, every), "bare all": bare(setup, tokens, every[-1]),
@@ -36,13 +37,13 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def extraction(setup: Setup, tokens: Tokens, layers: list[int]) -> Callable[[], None]:
-    """The stage itself."""
+    """A run of the stage."""
     return lambda: hidden.extract(setup.model, tokens, setup.folder / STORE, layers=layers,
                                   batch_sequences=BATCH)
 
 
 def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
-    """Run only the decoder, up to state `last`."""
+    """A run of only the decoder, up to state `last`."""
     layers, decoder = decoder_layers(setup.model), base_of(setup.model)
 
     def enough(*_: object) -> None:
@@ -63,7 +64,7 @@ def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
 
 
 def memory(setup: Setup) -> Row:
-    """Peak memory of the extraction of the first three states, for few sequences and for four times as many."""
+    """Compare the peak memory of two extractions of three states. The second has four times as many sequences."""
     few = setup.size(64, 8)
     peaks = []
     for sequences in (few, 4 * few):

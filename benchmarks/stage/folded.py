@@ -1,9 +1,10 @@
-"""A folded block beside the two layers that it replaces, and pruned models beside their multiply-adds.
+"""Measures the speed-up by a folded block and by pruned models, and compares it with the saved multiply-adds.
 
-Two hidden widths of the folded block are measured: 1,024, the default, and the width of the model, 576. All operators
-are multiplied into its first matrix, as `fold` leaves it. The layers run as in the model, with their cache in decoding.
-In the pruned models, random folded blocks replace a fifth of the layers: speed does not depend on the weights. The
-ratios of times and of multiply-adds are dense divided by pruned.
+A folded block is compared with the two layers that it replaces. It is measured with two hidden widths: the default of
+1,024, and the model's width of 576. All operators are multiplied into its first matrix, as in a block that `fold`
+writes. The two layers run as in the model, with a cache in decoding. In the pruned models, folded blocks with random
+weights replace a fifth of the layers, because speed does not depend on the weights. All ratios are the dense model's
+time or multiply-adds divided by the pruned model's.
 """
 from collections.abc import Callable
 
@@ -19,18 +20,18 @@ from stage.setup import Setup
 from stage.timing import Row, figure, in_turns
 
 STEPS = 16
-"""Tokens that are decoded in a turn."""
+"""Number of tokens that are decoded in one timed run."""
 
 
 @torch.inference_mode()
 def measure(setup: Setup) -> list[Row]:
-    """Measure the block alone and the whole model, also with a static cache and torch.compile."""
+    """Measure the block alone and the whole model; further rows use a static cache and torch.compile."""
     rows = [row for hidden in (1024, setup.facts.width) for row in blocks(setup, hidden)]
     return [*rows, *models(setup), *([] if setup.quick else compiled(setup))]
 
 
 def blocks(setup: Setup, hidden: int) -> list[Row]:
-    """One folded block beside two layers, in prefill (8 sequences) and in the decoding of one token."""
+    """Compare one folded block with two layers, in prefill (8 sequences) and in the decoding of one token."""
     D, length = setup.facts.width, setup.tokens.ids_ST.shape[1]
     passes, stand = Passes(setup.model, length), made_up.stand_in(D, hidden)
     token = Passes(setup.model, 1)
@@ -48,9 +49,10 @@ def blocks(setup: Setup, hidden: int) -> list[Row]:
 
 
 def decoding(model: PreTrainedModel, ids_ST: Tensor, turns: int, static: bool = False) -> Callable[[], None]:
-    """Cached decoding of some tokens after a prompt, which runs before the clock starts.
+    """A run that decodes STEPS tokens after a prompt, with a cache. The prompt is processed before the timing starts.
 
-    A static cache has space for the tokens of all turns; any other cache is cut back after each turn.
+    A static cache has space for the tokens of all timed runs. From any other cache, the decoded tokens are removed
+    after each run.
     """
     room = StaticCache(config=model.config, max_cache_len=ids_ST.shape[1] + turns * STEPS) if static else None
     cache = model(ids_ST, past_key_values=room, use_cache=True).past_key_values
@@ -65,7 +67,7 @@ def decoding(model: PreTrainedModel, ids_ST: Tensor, turns: int, static: bool = 
 
 
 def compiled(setup: Setup) -> list[Row]:
-    """Both sides of the block under torch.compile."""
+    """Compare the folded block with the two layers, both under torch.compile."""
     D, length = setup.facts.width, setup.tokens.ids_ST.shape[1]
     passes, layers, h_BTD = Passes(setup.model, length), list(range(*setup.block)), torch.randn(8, length, D)
     stand, two = torch.compile(made_up.stand_in(D, D)), torch.compile(lambda h_BTD: passes.run(h_BTD, layers))
@@ -75,7 +77,7 @@ def compiled(setup: Setup) -> list[Row]:
 
 
 def models(setup: Setup) -> list[Row]:
-    """Dense divided by pruned, in time and in multiply-adds."""
+    """Compare the dense with a pruned model: the ratio of their times, and the ratio of their multiply-adds."""
     dense = setup.model
     pruned = made_up.folded_like(dense.config, made_up.spread_blocks(setup.facts.layers), setup.facts.width)
     macs, ids_ST, turns = count_macs(dense) / count_macs(pruned), setup.tokens.ids_ST[:1], setup.repeats + 1

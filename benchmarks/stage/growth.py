@@ -1,8 +1,8 @@
-"""How time and memory grow with tokens and layers: exponents, fitted on logarithms.
+"""Measures how time and memory grow with tokens and layers, as exponents that are fitted on logarithms.
 
-An exponent of 1 means that twice as much takes twice as long. The models have random weights and are narrow; if the
-number of tokens grows, they have few layers. Memory is the growth of the resident set during the call. `python
-benchmarks/grid_scale.py` measures how planning grows with the points of a grid (docs/scale.md).
+An exponent of 1 means that twice as many tokens or layers need twice the time. The models have random weights and a
+small width. In the measurements over tokens, they also have few layers. Memory is the growth of the resident set during
+the call. `python benchmarks/grid_scale.py` measures how planning grows with the points of a grid (docs/scale.md).
 """
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from stage.timing import Row, figure, timed
 
 LENGTH, WIDTH = 128, 64
 MOST = 1.05
-"""Largest exponent in tokens and grid points."""
+"""Largest allowed exponent."""
 
 
 def measure(setup: Setup) -> list[Row]:
@@ -36,7 +36,7 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def grown(measure: str, sizes: Sequence[int], values: Sequence[float]) -> Row:
-    """The exponent of the values, beside the largest allowed exponent."""
+    """A row with the exponent of the values and the largest allowed exponent."""
     return figure(measure, max(exponent(sizes, values), 1e-6), "exponent", "limit", MOST, target=1.0, at_most=True)
 
 
@@ -46,19 +46,19 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 
 def made(layers: int) -> LlamaForCausalLM:
-    """A narrow model with this number of layers."""
+    """A model of small width with this number of layers."""
     return LlamaForCausalLM(LlamaConfig(vocab_size=256, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
                                         num_hidden_layers=layers, num_attention_heads=4)).eval()
 
 
 def extract(setup: Setup, model: LlamaForCausalLM, count: int) -> None:
-    """Run the stage over this number of made-up tokens."""
+    """Run the extraction over `count` made-up tokens."""
     ids_ST = torch.randint(256, (count // LENGTH, LENGTH), generator=torch.Generator().manual_seed(0))
     hidden.extract(model, Tokens(ids_ST, ["made up"] * len(ids_ST), {}), setup.scratch("grown.zarr"))
 
 
 def at_tokens(setup: Setup, count: int) -> dict[str, float]:
-    """Seconds and MiB of each stage at a number of tokens."""
+    """Seconds and MiB of each stage, measured with `count` tokens."""
     model = made(4)
     seconds, memory = measured(lambda: extract(setup, model, count), model, setup.repeats)
     states = hidden.read(setup.folder / "grown.zarr")
@@ -69,7 +69,7 @@ def at_tokens(setup: Setup, count: int) -> dict[str, float]:
 
 
 def measured(run: Callable[[], Any], model: LlamaForCausalLM, repeats: int) -> tuple[float, float]:
-    """Median seconds of processor time, and the peak memory of one more run, at least 1 MiB."""
+    """The median processor time of several runs in seconds, and the peak memory of one further run (at least 1 MiB)."""
     seconds = repeated(run, repeats)
     meter = efficiency.Meter(torch.device("cpu"))
     meter.start_runs(model)
@@ -78,6 +78,6 @@ def measured(run: Callable[[], Any], model: LlamaForCausalLM, repeats: int) -> t
 
 
 def repeated(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of processor time; a first run does not count."""
+    """The median processor time of several runs in seconds. A first run is not timed."""
     run()
     return statistics.median(timed(run).cpu for _ in range(max(1, repeats // 2)))

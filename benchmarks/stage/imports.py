@@ -1,7 +1,7 @@
-"""The start of a process: importing the light parts of the library, beside importing torch.
+"""Compares the time to import the light parts of the library with the time to import torch.
 
-Each turn starts a new Python process. The light parts are the parts that a workflow reads before any job runs; they
-should not need torch.
+Each timed run starts a new Python process. The light parts are the modules that a workflow imports before any job runs;
+they should not need torch.
 """
 import subprocess
 import sys
@@ -11,11 +11,11 @@ from stage.timing import Row, in_turns, judged
 
 LIGHT = ("kdp_core.base.options", "kdp_core.model.families", "kdp_core.model.sizes")
 LIMIT_S = 0.3
-"""Most seconds of their import, above those of an empty Python."""
+"""Largest allowed seconds for the import of the light parts, without the start of Python itself."""
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Seconds in addition to the start of an empty Python."""
+    """Measure the seconds of both imports, without the start of Python itself."""
     codes = {"nothing": "pass", "light": f"import {', '.join(LIGHT)}", "torch": "import torch"}
     times = in_turns({name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)
                       for name, code in codes.items()}, setup.repeats)

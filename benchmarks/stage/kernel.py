@@ -1,12 +1,14 @@
-"""Step 1 of KDP beside the limit of matrix products, and step 2 from its closed form beside the recipe of the paper.
+"""Compares step 1 of KDP with the limit of matrix products, and the closed-form start of step 2 with the paper's
+recipe.
 
-The operations of an iteration of step 1 are counted: features and their gradient, Gram and cross matrices, predictions
-and their gradient in float32; Cholesky and its solves in float64. The limit is the time of square products with the
-same number of operations, measured in the same turns. The time of step 1 is the time in its own curve, without judging.
+The operations of an update of step 1 are counted. In float32 these are the features and their gradient, the Gram and
+cross matrices, and the predictions and their gradient. In float64 they are Cholesky and its solves. The limit is the
+time of products of square matrices with the same number of operations, measured just before and after step 1. The time
+of step 1 is the time in its training curve, which does not include the judgement.
 
-Step 2 starts at random, as in the paper, or at the best linear decoding of the features (kdp_core.methods.kdp.inverse).
-The first epochs of the random start are compared with the time in which the other start reaches the same held-out
-error.
+Step 2 starts from random weights, as in the paper, or from the best linear decoding of the features
+(kdp_core.methods.kdp.inverse). The random start is trained for some epochs. The comparison is between the time to its
+best held-out error and the time of the closed form, which must reach this error.
 """
 from typing import Any
 
@@ -18,7 +20,7 @@ from stage.timing import Clock, Row, Times, figure, kept, products, timed, turns
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Both steps on one block."""
+    """Measure both steps on one block."""
     given = {"features": setup.size(1024, 32), "epochs": 1, "batch_sequences": setup.size(100, 8), "heldout": 0.2}
     fitted: list[Any] = []
     training(setup, given, fitted)
@@ -27,13 +29,13 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def training(setup: Setup, given: dict[str, Any], fitted: list[Any]) -> Clock:
-    """One fit; its time is the seconds of training alone."""
+    """Fit step 1 once. The returned time is the seconds of training alone."""
     fitted.append(kernel.fit(setup.hidden, setup.block, **given))
     return Clock(fitted[-1].curve[-1]["seconds"], fitted[-1].curve[-1]["seconds"])
 
 
 def step_1(setup: Setup, given: dict[str, Any], fitted: list[Any]) -> Row:
-    """Training beside the limit."""
+    """Compare the time of training with the limit of matrix products."""
     single, double = flops(fitted[-1].stats["tokens"], setup.facts.width, given["features"], 2, setup.hidden.sequences,
                            given)
     runs = {"single": products(), "double": products(torch.float64)}
@@ -50,7 +52,7 @@ def step_1(setup: Setup, given: dict[str, Any], fitted: list[Any]) -> Row:
 
 def flops(tokens: int, width: int, features: int, layers: int, sequences: int, given: dict[str, Any]) -> tuple[
         float, float]:
-    """Operations of one epoch in float32 and in float64."""
+    """The number of operations of one epoch in float32, and the number in float64."""
     batches = -(-round(sequences * (1 - given["heldout"])) // given["batch_sequences"])
     # lift and gradient to Omega; Gram, cross, prediction and its gradient
     single = tokens * ((layers + 1) * 2 * width * features + layers * 8 * features ** 2)
@@ -58,7 +60,7 @@ def flops(tokens: int, width: int, features: int, layers: int, sequences: int, g
 
 
 def step_2(setup: Setup, kernel_map: Any) -> list[Row]:
-    """The two starts: seconds to the error that the random start reaches, and both errors."""
+    """Compare the two starts: their held-out errors, and their times to the best error of the random start."""
     given = {"width": setup.size(1024, 64), "epochs": setup.size(20, 2), "heldout": 0.2}
     began = inverse.fit(setup.hidden, kernel_map, **given)
     closed, clock = kept(lambda: inverse.fit(setup.hidden, kernel_map, **{**given, "start": "ridge", "epochs": 0}))

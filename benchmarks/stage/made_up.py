@@ -10,7 +10,7 @@ from kdp_core.model.folded import FOLDED
 from kdp_core.model.passes import built
 
 FEATURES = 1024
-"""Features of the kernel, the paper's 2m."""
+"""Number of features of the kernel, the paper's 2m."""
 
 
 def options_of(width: int, hidden: int) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def options_of(width: int, hidden: int) -> dict[str, Any]:
 
 
 def stand_in(width: int, hidden: int) -> nn.Module:
-    """A folded block with these options, float32."""
+    """A folded block in float32 for states of this width, with `hidden` hidden units."""
     shapes = {"omega": (FEATURES // 2, width), "phase": (FEATURES // 2,), "w1.weight": (hidden, FEATURES),
               "w1.bias": (hidden,), "w2.weight": (width, hidden), "w2.bias": (width,)}
     generator = torch.Generator().manual_seed(0)
@@ -29,14 +29,14 @@ def stand_in(width: int, hidden: int) -> nn.Module:
 
 
 def spread_blocks(layers: int, count: int | None = None) -> list[Block]:
-    """Blocks of two layers with layers between them; without `count`, the blocks cover a fifth of all layers."""
+    """Blocks of two layers that are not adjacent. Without `count`, the blocks cover a fifth of all layers."""
     count = count or max(1, layers // 10)
     starts = [1 + place * (layers - 3) // count for place in range(count)]
     return [(start, start + 2) for start in starts]
 
 
 def folded_like(config: PretrainedConfig, blocks: list[Block], hidden: int | None) -> PreTrainedModel:
-    """A model of this shape with folded blocks in the place of its layers; with hidden None they are only removed.
+    """A model of this shape in which folded blocks replace `blocks`; if `hidden` is None, the layers are only removed.
 
     The weights are random, in torch's default precision and on torch's default device at the call.
     """

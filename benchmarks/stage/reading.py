@@ -1,7 +1,8 @@
-"""The store of hidden states: reading one layer, beside one memory-mapped file with the same bytes.
+"""Compares reading one layer from the store of hidden states with reading a memory-mapped file of the same bytes.
 
-Both give float32 in memory. `cold` means that the kernel was asked to drop the files from its cache just before; the
-rate counts stored bytes. The guard against values that are too large for float16 is tested but not timed.
+Both reads return float32 in memory. Before a `cold` read, the operating system is asked to drop the files from its
+cache. The rate is the number of stored bytes per second. A further row tests, without timing, that values too large for
+float16 are stored correctly.
 """
 import os
 import tempfile
@@ -21,11 +22,11 @@ from stage.setup import Setup, first
 from stage.timing import Row, figure, in_turns
 
 GOAL_GB_S = 1.5
-"""Least rate of a warm read, 10^9 bytes a second."""
+"""Smallest allowed rate of a warm read, in 10^9 bytes a second."""
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Cold and warm reads of one layer, and the guard."""
+    """Measure cold and warm reads of one layer, and test values that are too large for float16."""
     states, layer = setup.hidden, setup.block[0]
     place = states.index(layer)
     with tempfile.TemporaryDirectory(dir=setup.folder) as folder:
@@ -44,13 +45,13 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def mapped(path: Path, like: torch.Tensor) -> torch.Tensor:
-    """A layer from one raw file, float32."""
+    """Read a layer from one raw file into float32."""
     array = np.memmap(path, dtype=like.numpy().dtype, mode="c", shape=tuple(like.shape))
     return torch.from_numpy(array).float()
 
 
 def forget(files: Iterable[Path]) -> None:
-    """Ask the kernel to drop these files from its cache."""
+    """Ask the operating system to drop these files from its cache."""
     for file in files:
         if file.is_file():
             with file.open("rb") as opened:
@@ -59,7 +60,10 @@ def forget(files: Iterable[Path]) -> None:
 
 
 def guard(setup: Setup) -> Row:
-    """States that exceed float16 are stored as float32: the largest stored value, beside the largest float16 value."""
+    """Test that states too large for float16 are stored as float32.
+
+    The largest stored value must exceed the largest value of float16.
+    """
     model = checkpoints.load_model(setup.dense)
     grown = decoder_layers(model)[0].register_forward_hook(_grow)
     path = setup.scratch("overflow.zarr")
@@ -70,12 +74,12 @@ def guard(setup: Setup) -> Row:
 
 
 def _grow(_: nn.Module, args: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-    """A layer whose output is at least 100,000 somewhere."""
+    """A hook that scales a layer's output so that its largest value is 100,000."""
     h_BTD = output[0] if isinstance(output, tuple) else output
     h_BTD = h_BTD * (1e5 / h_BTD.abs().max())
     return (h_BTD, *output[1:]) if isinstance(output, tuple) else h_BTD
 
 
 def largest(states: HiddenStates) -> float:
-    """The largest stored value; infinite if a value is not finite."""
+    """The largest absolute value in state 1 of the store; it is infinite if a stored value is infinite."""
     return states.state(1).abs().max().item()

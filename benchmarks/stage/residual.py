@@ -1,9 +1,10 @@
-"""kdp_residual: the closed form beside the limit of matrix products, and joint training beside the bare passes.
+"""Compares the fit of kdp_residual with lower limits: its closed form with matrix products, its training with bare
+passes.
 
-The closed form of one stand-in chooses 96 of all neurons of its block. The matrix products of the fit are the features,
-the Gram matrix and the cross matrix in float32. The limit is the time of square products with the same number of
-operations. An update of joint training is compared with a forward and backward pass through the same layers, stand-ins
-and output head, without optimiser, divergence and selection of tokens.
+The closed form of one stand-in chooses 96 of all neurons of its block. The fit computes three matrix products in
+float32: the features, the Gram matrix and the cross matrix. The limit is the time of products of square matrices with
+the same number of operations. An update of joint training is compared with a bare forward and backward pass through the
+same layers, stand-ins and output head. The bare pass has no optimiser, no divergence and no selection of tokens.
 """
 import torch
 from torch import nn
@@ -17,12 +18,12 @@ from stage.timing import Row, in_turns, products, turns_of_products
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Closed form and joint training."""
+    """Measure the closed form and joint training."""
     return [*closed(setup), joint(setup)]
 
 
 def closed(setup: Setup) -> list[Row]:
-    """The closed form of one stand-in."""
+    """Compare the closed form of one stand-in with the limit of matrix products."""
     block, sequences = setup.block, setup.size(64, 12)
     h_STD, y_STD = (setup.hidden.state(k)[:sequences] for k in block)
     fit = dictionaries.closed_form_options(setup.model, setup.hidden, dictionary="neurons",
@@ -41,7 +42,7 @@ def closed(setup: Setup) -> list[Row]:
 
 
 def joint(setup: Setup) -> Row:
-    """One update of joint training beside the bare passes."""
+    """Compare one update of joint training with the bare forward and backward pass."""
     start = setup.block[0]
     modules = shared.linear_stand_ins(setup.facts.width, [setup.block])
     passes = Passes(setup.model, setup.tokens.ids_ST.shape[1])

@@ -1,6 +1,7 @@
-"""The search of kdp_residual: its share of the time of search and fit, for both of its orders.
+"""Measures the search of kdp_residual as a share of the time of search plus fit, for each value of its option `order`.
 
-The search orders a fifth of the layers. The fit has one epoch of joint training, and three blocks of one layer each.
+The search stops when a fifth of the layers is ordered. The fit has one epoch of joint training, and three blocks of one
+layer each.
 """
 from kdp_core.base.records import Block, Selection
 from kdp_core.methods.kdp_residual import search
@@ -10,7 +11,7 @@ from stage.timing import Row, figure, kept
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Both orders."""
+    """Measure the share for both values of `order`."""
     entries, judged = setup.size(96, 4), setup.size(16, 4)
     rows = []
     for order in ("cka", "divergence"):
@@ -27,5 +28,5 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def chosen(blocks: list[Block]) -> Selection:
-    """A selection with these blocks and no other data, because `compose` reads nothing else."""
+    """A selection with these blocks. Its other fields have no meaning, because `compose` uses only the blocks."""
     return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

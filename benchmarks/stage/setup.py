@@ -1,4 +1,7 @@
-"""The data of the measurements: a model, its calibration tokens and its states, made once and kept in a folder."""
+"""The data of the measurements: a model, its calibration tokens and its states.
+
+They are made once and stored in a folder.
+"""
 import argparse
 import shutil
 from functools import cached_property
@@ -23,7 +26,7 @@ class Setup:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def size(self, full: int, quick: int) -> int:
-        """A size of the measurement: the full size, or the size for --quick."""
+        """The size of a measurement: `full`, or `quick` with --quick."""
         return quick if self.quick else full
 
     @cached_property
@@ -53,7 +56,7 @@ class Setup:
 
     @cached_property
     def hidden(self) -> HiddenStates:
-        """All states over these tokens."""
+        """All states of the model over `tokens`, extracted unless they are on disk."""
         path = self.folder / f"hidden-{len(self.tokens.ids_ST)}.zarr"
         if not path.exists():
             hidden.extract(self.model, self.tokens, path)
@@ -61,12 +64,15 @@ class Setup:
 
     @property
     def block(self) -> Block:
-        """Two layers in the middle of the model, which every fit replaces: 14-16 of the embedded model."""
+        """The block that every fit replaces: two layers in the middle of the model.
+
+        In the embedded model it is 14-16.
+        """
         start = self.facts.layers // 2 - 1
         return start, start + 2
 
     def scratch(self, name: str) -> Path:
-        """A path in the folder of the measurement; files of an earlier run at this path are removed."""
+        """A path in the folder of the measurement. Files of an earlier run at this path are deleted."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
@@ -78,7 +84,7 @@ def first(tokens: Tokens, sequences: int) -> Tokens:
 
 
 def made_up(tokens: Tokens, sequences: int, vocabulary: int) -> Tokens:
-    """A number of sequences of random ids, as long as the given sequences."""
+    """`sequences` sequences of random token ids, with the length of the given sequences."""
     generator = torch.Generator().manual_seed(0)
     ids_ST = torch.randint(vocabulary, (sequences, tokens.ids_ST.shape[1]), generator=generator)
     return tokens._replace(ids_ST=ids_ST, sources=["made up"] * sequences)

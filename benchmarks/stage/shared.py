@@ -1,4 +1,4 @@
-"""Common parts of the CPU and the GPU measurement of kdp_residual: counts of operations, stand-ins, bare passes."""
+"""Functions for the CPU and the GPU measurement of kdp_residual: counts of operations, stand-ins, bare passes."""
 from collections.abc import Callable
 
 import torch
@@ -9,17 +9,20 @@ from kdp_core.methods.kdp_residual.dictionaries import Dictionary
 from kdp_core.model.passes import Passes, Step
 
 BATCH, POSITIONS = 4, 32
-"""The defaults of joint training: sequences of an update, and tokens of a sequence that are compared."""
+"""Two defaults of joint training: sequences of an update, and tokens of a sequence whose outputs are compared."""
 
 
 def operations(tokens: int, width: int, dictionary: Dictionary) -> float:
-    """Floating-point operations of the features, the Gram matrix and the cross matrix."""
+    """Number of floating-point operations for the features, the Gram matrix and the cross matrix."""
     F = width + dictionary.entries + 1
     return tokens * (2 * width * len(dictionary.v_RD) + 2 * F * F + 2 * F * width)
 
 
 def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
-    """Stand-ins with only a linear part, all zeros; the cost of joint training does not depend on the weights."""
+    """Stand-ins with only a linear part, whose weights are zeros.
+
+    The cost of joint training does not depend on the weights.
+    """
     options = {"width": D, "entries": 0, "dictionary": "mlp", "activation": "relu", "norm": "rms",
                "bypass_above": 1e9}
     return [Module(block, "residual", options, {"linear.weight": torch.zeros(D, D), "linear.bias": torch.zeros(D)})
@@ -27,7 +30,10 @@ def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
 
 
 def bare(passes: Passes, path: list[Step], start_BTD: Tensor, final_BTD: Tensor) -> Callable[[], None]:
-    """Forward and backward through the path and the output head, and the dense model's logits."""
+    """A run of the bare passes.
+
+    It computes the dense model's logits, then runs forward and backward through the path and the output head.
+    """
     chosen = torch.arange(min(POSITIONS, start_BTD.shape[1] - 1))
 
     def run() -> None:

@@ -1,9 +1,10 @@
-"""How the stages are timed: alternately with the other run, so that a slow minute of the machine slows both.
+"""Times a stage and its comparison alternately, so that a slow minute of the machine slows both.
 
-A ratio is the median over turns of (time of the other / our time): 1 is as fast as the other, 2 is twice as fast. The
-other run is a floor, which is the least work that the stage cannot avoid, or a peer, which is another way to the same
-result. Wall-clock time decides. The ratio of processor times is also given, because it hardly changes on a busy
-machine; it cannot show work that runs on a second core at the same time.
+The comparison is one of two kinds: a floor or a peer. A floor is the minimum of work that the stage needs. A peer is
+another implementation with the same result. In a turn, each of the two runs once. The ratio is the median over turns of
+(time of the comparison / time of the stage). With a ratio of 2, the stage is twice as fast as the comparison. Targets
+apply to wall-clock time. The ratio of processor times is also given, because it hardly changes on a busy machine. But
+processor time does not show that work runs on two cores at the same time.
 """
 import csv
 import statistics
@@ -17,7 +18,7 @@ import torch
 GEMM = 1024
 """Rows and columns of the square products that measure the limit of matrix products."""
 PRODUCTS = 4
-"""Such products in one turn."""
+"""Number of these products in one run."""
 
 
 class Clock(NamedTuple):
@@ -32,38 +33,41 @@ class Row(NamedTuple):
     ours: float
     unit: str
     against: str
-    """The floor, the peer or the limit that stands beside it."""
+    """Name of the comparison: a floor, a peer or a limit."""
     other: float
     ratio: float
     cpu_ratio: float | None
-    """The same ratio in processor time, where time is measured."""
+    """The ratio of processor times; None if the row has no such ratio."""
     target: str
     holds: bool | None
-    """None for a row that has no target."""
+    """Whether `ratio` reaches the target; None for a row without a target."""
 
 
 class Times(dict[str, list[Clock]]):
-    """The turns of every run, by its name."""
+    """Name of a run -> its times in all turns."""
 
     def seconds(self, name: str, field: str = "wall") -> float:
-        """Median time of a turn."""
+        """Median time of a run over all turns."""
         return statistics.median(getattr(clock, field) for clock in self[name])
 
     def ratio(self, other: str, ours: str, *, scale: float = 1.0, field: str = "wall") -> float:
-        """Median over turns of scale * (time of the other) / (our time)."""
+        """Median over turns of scale * (time of the run `other`) / (time of the run `ours`)."""
         return statistics.median(scale * getattr(one, field) / max(getattr(own, field), 1e-9)
                                  for one, own in zip(self[other], self[ours], strict=True))
 
     def row(self, measure: str, ours: str, other: str, *, target: float | None = None, scale: float = 1.0,
             against: str | None = None) -> Row:
-        """Our run beside another run; `scale` is the work of our run in units of the other run."""
+        """A row that compares the run `ours` with the run `other`.
+
+        `scale` is the work of `ours` divided by the work of `other`.
+        """
         return judged(Row(measure, self.seconds(ours), "s", against or other, scale * self.seconds(other),
                           self.ratio(other, ours, scale=scale), self.ratio(other, ours, scale=scale, field="cpu"),
                           "", None), target)
 
 
 def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
-    """The row with its target, and whether the ratio reaches it."""
+    """The row with its target, and with `holds`: whether the ratio reaches the target."""
     if target is None:
         return row
     holds = row.ratio <= target if at_most else row.ratio >= target
@@ -74,7 +78,7 @@ def figure(measure: str, ours: float, unit: str, against: str, other: float, *, 
            at_most: bool = False, cpu: float | None = None) -> Row:
     """A row for a figure that is not a time.
 
-    Its ratio is our figure divided by the other. `cpu` is our figure by processor time.
+    Its ratio is `ours` divided by `other`. `cpu` is the same figure as `ours`, computed from processor time.
     """
     cpu_ratio = None if cpu is None else cpu / other
     return judged(Row(measure, ours, unit, against, other, ours / other, cpu_ratio, "", None), target, at_most=at_most)
@@ -82,9 +86,9 @@ def figure(measure: str, ours: float, unit: str, against: str, other: float, *, 
 
 def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, *, warm: bool = True,
              before: Callable[[], Any] | None = None) -> Times:
-    """Time every run `repeats` times, in the order A B, B A, A B, ...; a first turn of each run does not count.
+    """Time every run `repeats` times, in the order A B, B A, A B, ...; a first turn of each run is not timed.
 
-    before: work that is done before every run and is not timed.
+    before: a function that is called before every run; its time is not measured.
     """
     times = Times({name: [] for name in runs})
     for turn in range(-1 if warm else 0, repeats):
@@ -105,14 +109,14 @@ def timed(run: Callable[[], Any]) -> Clock:
 
 
 def kept(run: Callable[[], Any]) -> tuple[Any, Clock]:
-    """What a run returns, and its time."""
+    """Call a run; return its result and its time."""
     found: list[Any] = []
     clock = timed(lambda: found.append(run()))
     return found[0], clock
 
 
 def products(dtype: torch.dtype = torch.float32, *, size: int = GEMM, device: str = "cpu") -> Callable[[], None]:
-    """A run of square matrix products, which gives the limit of all matrix products."""
+    """A run of products of square matrices; its speed is the limit for all matrix products."""
     a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
@@ -124,7 +128,7 @@ def products(dtype: torch.dtype = torch.float32, *, size: int = GEMM, device: st
 
 
 def turns_of_products(flops: float, size: int = GEMM) -> float:
-    """The number of turns of `products` that have this number of floating-point operations."""
+    """The number of runs of `products` that together have this number of floating-point operations."""
     return flops / (PRODUCTS * 2 * size ** 3)
 
 

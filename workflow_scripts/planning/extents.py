@@ -112,8 +112,7 @@ def _check_spaces(config: dict[str, Any], calib: str, length: int) -> None:
 
 
 def check_theory(config: dict[str, Any]) -> None:
-    """Raise ConfigError if the run is empty, a gap is longer than the run, or no sequence is left to fit or to judge
-    on."""
+    """Raise ConfigError if the run is empty, a gap is longer than the run, or no sequence remains to fit or judge."""
     own = config["theory"]
     start, stop = own["run"]
     if start >= stop:

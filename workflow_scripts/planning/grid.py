@@ -159,8 +159,9 @@ def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """For each calibration set with `seeds`, the names of the sets that are made from it, with their seeds. The set of
-its own `seed` comes first and has the same name.
+    """For each calibration set with `seeds`, the names of the sets that are made from it, with their seeds.
+
+    The set of its own `seed` comes first and has the same name.
     """
     return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
             for name, own in config["calibrations"].items() if "seeds" in own}

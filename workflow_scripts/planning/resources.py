@@ -81,8 +81,7 @@ def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def device(config: dict[str, Any], model: str) -> str:
-    """The argument `device` of `checkpoints.load_model` for a model; for `balanced`, it includes the limits of
-    memory."""
+    """The argument `device` of `load_model` for a model; for `balanced`, it includes the limits of memory."""
     own = config["models"][model]
     limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
     return ":".join(filter(None, (own.get("device", "cpu"), limits)))

@@ -146,8 +146,7 @@ def jointly(config: dict[str, Any]) -> list[str]:
 
 
 def searches(config: dict[str, Any], name: str) -> bool:
-    """Whether a variant searches for a set of layers under an objective, on one part (`draw`) of the calibration
-    set."""
+    """Whether a variant searches for layers under an objective, on one part (`draw`) of the calibration set."""
     known = method_schema(config, name)["properties"].get("compose", {}).get("properties", {})
     return {"objective", "strategy", "draw"} <= set(known)
 

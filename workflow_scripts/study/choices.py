@@ -1,5 +1,4 @@
-"""Rules `choices_dense` and `choices` compute probabilities of multiple-choice items, for a dense and a pruned
-model."""
+"""Rules `choices_dense` and `choices` compute probabilities of multiple-choice items (dense and pruned model)."""
 from job import job
 
 from kdp_core.base import store
