@@ -39,4 +39,4 @@ def again(own: Mapping[str, Any]) -> str:
     words += [word for name in PLAIN for word in (f"--{name.replace('_', '-')}", str(own[name]))]
     words += [word for part, one in own["options"].items() for key, value in one.items()
               for word in ("--option", f"{part}.{key}={json.dumps(value)}")]
-    return f"    {shlex.join(words)}\n\nA path of another machine stands here by its last part."
+    return f"    {shlex.join(words)}\n\nOf a local path, only the last part is shown here."

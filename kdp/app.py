@@ -48,14 +48,14 @@ class OneLine(typer.core.TyperGroup):
             print(f"kdp: {sentence(error)}", file=sys.stderr)
             code = 1
         if code == INTERRUPTED:
-            print("kdp: interrupted; the same command goes on from there", file=sys.stderr)
+            print("kdp: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(code or 0)
 
 
 def sentence(error: Exception) -> str:
     """The message of an error in one line; for an error without a message, its type."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; name another place, or change what is allowed there"
+        return f"{error.filename}: {error.strerror}; name another path, or change its permissions"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
     # an error of the library has a message for the user; for any other error, the type says what kind it is
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
@@ -67,7 +67,7 @@ app = typer.Typer(cls=OneLine, no_args_is_help=True, pretty_exceptions_enable=Fa
                   help="Prune a language model, try it, and see what was done to it.")
 Folder = Annotated[Path, typer.Argument(help="Folder of a checkpoint, pruned or dense.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
-Cache = Annotated[Path, typer.Option(help="Where fetched files are kept.")]
+Cache = Annotated[Path, typer.Option(help="Folder for fetched files.")]
 Heldout = Annotated[str, typer.Option(help="Held-out text: a source, a file, or `default`.")]
 
 
@@ -95,7 +95,7 @@ def check_checkpoint(folder: Path) -> None:
     """Raise CommandError for a folder without a checkpoint."""
     if not (folder / "config.json").is_file():
         unfinished = (folder / ".kdp").is_dir()
-        raise CommandError(f"{folder} holds no checkpoint (no config.json); " + (
+        raise CommandError(f"{folder} contains no checkpoint (no config.json); " + (
             "its pruning is not finished: run the same `kdp prune` again" if unfinished else
             "name the folder that `kdp prune` wrote"))
 
@@ -113,8 +113,8 @@ def parsed_options(given: list[str]) -> dict[str, dict[str, Any]]:
         try:
             found.setdefault(part, {})[option] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise CommandError(f"--option {name} is {value!r}, which is no value; write a number, a word or a "
-                               "list") from None
+            raise CommandError(f"--option {name} is {value!r}, which is not valid YAML; write a number, a "
+                               "word or a list") from None
     return found
 
 
@@ -127,21 +127,21 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
               help="Calibration text: a source such as hf-data:org/name@revision, a file (.jsonl has a field `text`), "
                    "or `default`.")] = sources.DEFAULT,
           heldout: Heldout = sources.DEFAULT,
-          method: Annotated[str, typer.Option(help="A name of `kdp methods`.")] = METHOD,
+          method: Annotated[str, typer.Option(help="Name of a method; `kdp methods` lists them.")] = METHOD,
           option: Annotated[list[str], typer.Option(help="An option of the method: part.option=value; may be given "
                                                          "several times.")] = [],  # noqa: B006  typer copies it
-          thorough: Annotated[bool, typer.Option("--thorough", help="Take the method's own defaults, which may run for "
-                                                                    "an hour, not its quick setting.")] = False,
+          thorough: Annotated[bool, typer.Option("--thorough", help="Use the method's own defaults, which may need an "
+                                                                    "hour, in place of its quick setting.")] = False,
           k_max: Annotated[int, typer.Option(help="Layers of a block's context.")] = 3,
           sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
           length: Annotated[int, typer.Option(help="Tokens of a sequence, and of a held-out window.")] = 128,
-          seed: Annotated[int, typer.Option(help="Of the choice of sequences.")] = 0,
+          seed: Annotated[int, typer.Option(help="Seed of the choice of sequences.")] = 0,
           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
           device: Device = "cpu",
           keep: Annotated[bool, typer.Option("--keep", help="Keep the dense checkpoint and the hidden states, in "
                                                             "DIR/.kdp.")] = False,
           cache: Cache = CACHE) -> None:
-    """Remove a share of a model's parameters; say what was removed, what it costs and how much faster it is.
+    """Remove a share of a model's parameters. Print what was removed, and the loss and the speed-up.
 
     An interrupted run continues when the same command is given again.
     """
@@ -160,10 +160,10 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
 @app.command()
 def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What the model continues.",
                                                                    show_default=False)],
-             tokens: Annotated[int, typer.Option(help="Most new tokens.", min=1)] = 64,
-             chat: Annotated[bool, typer.Option("--chat", help="Give the prompt as a user's turn of a chat.")] = False,
-             temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", min=0)] = 0.0,
-             seed: Annotated[int, typer.Option(help="Of the draws, with a temperature above 0.")] = 0,
+             tokens: Annotated[int, typer.Option(help="Largest number of new tokens.", min=1)] = 64,
+             chat: Annotated[bool, typer.Option("--chat", help="Insert the prompt into the chat template.")] = False,
+             temperature: Annotated[float, typer.Option(help="0 selects the most likely token.", min=0)] = 0.0,
+             seed: Annotated[int, typer.Option(help="Seed of the sampling, with a temperature above 0.")] = 0,
              device: Device = "cpu") -> None:
     """Continue a prompt with a checkpoint."""
     check_checkpoint(folder)
@@ -178,7 +178,7 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
     quiet()
     reader = checkpoints.load_tokenizer(folder)
     if chat and not reader.chat_template:
-        raise CommandError(f"{folder} has no chat template; leave --chat out")
+        raise CommandError(f"{folder} has no chat template; do not use --chat")
     text = reader.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
                                       add_generation_prompt=True) if chat else prompt
     model = checkpoints.load_model(folder, device=device)
@@ -195,7 +195,7 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
 def compare(first: Folder, second: Folder, heldout: Heldout = sources.DEFAULT,
             window: Annotated[int, typer.Option(help="Tokens of a window.", min=2)] = 128,
             device: Device = "cpu", cache: Cache = CACHE) -> None:
-    """Perplexity of two checkpoints on the same held-out windows, and the paired difference."""
+    """Compare the perplexities of two checkpoints on the same held-out windows, with the paired difference."""
     for folder in (first, second):
         check_checkpoint(folder)
     wanted = sources.text(heldout, "--heldout", sources.HELDOUT)
@@ -217,7 +217,7 @@ def compare(first: Folder, second: Folder, heldout: Heldout = sources.DEFAULT,
 
 @app.command()
 def inspect(folder: Folder) -> None:
-    """What was done to a checkpoint: method, parameters before and after, provenance, a picture of its layers."""
+    """Show how a checkpoint was pruned: method, parameters before and after, provenance, a picture of its layers."""
     check_checkpoint(folder)
     from kdp import record
 
@@ -230,10 +230,10 @@ def inspect(folder: Folder) -> None:
 @app.command()
 def export(folder: Folder, gguf: Annotated[Path, typer.Option(help="The GGUF file to write.", show_default=False)]
            ) -> None:
-    """Write a checkpoint whose layers are only removed or merged as a GGUF file for llama.cpp."""
+    """Write a GGUF file for llama.cpp, from a checkpoint whose layers are only removed or merged."""
     check_checkpoint(folder)
     if gguf.exists():
-        raise CommandError(f"--gguf is {gguf}, which is there already; name another file, or delete it")
+        raise CommandError(f"--gguf is {gguf}, which already exists; name another file, or delete it")
     from kdp_core.model import gguf_export
 
     quiet()
@@ -243,14 +243,16 @@ def export(folder: Folder, gguf: Annotated[Path, typer.Option(help="The GGUF fil
 
 @app.command()
 def expect(folder: Folder,
-           dense: Annotated[str | None, typer.Option(help="The dense model: a folder or a source. Left out, it is the "
-                                                          "one that DIR's record names.", show_default=False)] = None,
+           dense: Annotated[str | None, typer.Option(
+               help="The dense model: a folder or a source. If not given, the model that FOLDER's record names.",
+               show_default=False)] = None,
            heldout: Heldout = sources.DEFAULT,
            windows: Annotated[int, typer.Option(help="Windows of held-out text.", min=2)] = 8,
-           window: Annotated[int | None, typer.Option(help="Tokens of a window; left out, as many as the prediction "
-                                                           "was fitted on.", min=2, show_default=False)] = None,
+           window: Annotated[int | None, typer.Option(
+               help="Tokens of a window. If not given, the length on which the predictor was fitted.", min=2,
+               show_default=False)] = None,
            device: Device = "cpu", cache: Cache = CACHE) -> None:
-    """Say whether a pruned checkpoint will still generate, from single predictions; nothing is generated."""
+    """Predict whether a pruned checkpoint still generates good text. The command itself generates nothing."""
     check_checkpoint(folder)
     wanted = sources.text(heldout, "--heldout", sources.HELDOUT)
     from kdp import expectation
@@ -275,7 +277,7 @@ def plan(config: Annotated[Path, typer.Argument(help="A configuration; `kdp init
 
 @app.command("methods")
 def list_methods() -> None:
-    """List the methods, what each does to the model, and where it was published."""
+    """List the methods, with their change to the model and their paper."""
     from kdp_core.methods import METHODS
 
     table = show.plain_table("method", "what is done", "paper")
@@ -296,4 +298,4 @@ def init(file: Annotated[Path, typer.Argument(help="The file to write.")] = Path
     from kdp import starter
 
     starter.write(file, model, calibration, heldout)
-    typer.echo(f"{file} is written. `kdp plan {file}` checks it and says what it costs.")
+    typer.echo(f"{file} is written. `kdp plan {file}` checks it and estimates its cost.")

@@ -13,7 +13,7 @@ from kdp_core.base.measurements import Expectation
 from kdp_core.model import checkpoints, intake
 from kdp_core.study import expect, single_step
 
-WORDS = {"quality": "all of them, the mean", "agreement": "same next tokens as the dense model",
+WORDS = {"quality": "mean of all measures", "agreement": "same next tokens as the dense model",
          "lambada": "correct last words of passages", "rouge1": "overlap with human summaries",
          "repetition": "freedom from repetition"}
 """Name of a loss -> its name on the screen."""
@@ -52,7 +52,7 @@ def _recorded(folder: Path) -> str:
     summary = folder / KEPT / "summary.json"
     name: str = store.read_json(summary)["settings"]["model"] if summary.is_file() else ""
     if name != sources.DEFAULT and not name.startswith(("hf:", "pypi:")):
-        raise DenseError(f"{folder} does not say where its dense model is; name it by --dense, as a folder or a source")
+        raise DenseError(f"{folder} does not name its dense model; name it by --dense, as a folder or a source")
     return name
 
 
@@ -70,7 +70,7 @@ def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int
 
 def table(found: Expectation) -> Table:
     """A table with the share of each measure of generation that the pruned model is expected to keep."""
-    made = show.plain_table("expected to be kept", "%", "range, 9 of 10")
+    made = show.plain_table("expected to be kept", "%", "range in 9 of 10 cases")
     for name, loss in found.losses.items():
         low, high = found.low[name], found.high[name]
         made.add_row(WORDS[name], f"{100 * (1 - loss):.0f}", f"{100 * (1 - high):.0f} to {100 * (1 - low):.0f}")

@@ -67,8 +67,8 @@ def check_same_tokens(first: Path, second: Path) -> None:
     """Raise HeldoutError for checkpoints with different tokenizers, because they do not predict the same tokens."""
     known, other = (checkpoints.load_tokenizer(folder).get_vocab() for folder in (first, second))
     if known != other:
-        raise HeldoutError(f"{first} and {second} have different tokenizers, so their perplexities are of different "
-                           "tokens; compare models of one tokenizer")
+        raise HeldoutError(f"{first} and {second} have different tokenizers, so their perplexities cannot be "
+                           "compared; name models with the same tokenizer")
 
 
 def difference(first: Perplexity, second: Perplexity) -> Difference:

@@ -115,13 +115,13 @@ def check_out(out: Path, settings: Settings) -> None:
         raise PruneError(f"--out is {out}, which is a file; name a folder")
     if not begun.is_file():
         if out.is_dir() and any(out.iterdir()):
-            raise PruneError(f"--out is {out}, which holds other files; name a new folder or an empty one")
+            raise PruneError(f"--out is {out}, which contains other files; name a new folder or an empty one")
         return
     before, now = store.read_json(begun), named(settings)
     for name in now:
         if before.get(name) != now[name]:
-            raise PruneError(f"{out} holds a pruning with {name} {before.get(name)!r}, not {now[name]!r}; name another "
-                             "folder, or delete this one")
+            raise PruneError(f"{out} contains a pruning with {name} {before.get(name)!r}, not {now[name]!r}; name "
+                             "another folder, or delete this one")
 
 
 def named(settings: Settings) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def check_size(option: str, given: str, documents: list[str], tokens: int) -> No
     # a token has at least one byte, and one token may be added between two documents
     most = sum(len(document.encode()) + 1 for document in documents)
     if most < tokens:
-        raise PruneError(f"--{option} is {provenance.without_place(given)!r}, a text of {most} bytes, and {tokens} "
-                         "tokens are asked for; name a longer text, or lower --sequences or --length")
+        raise PruneError(f"--{option} is {provenance.without_place(given)!r}, a text of {most} bytes, which are "
+                         f"too few for {tokens} tokens; name a longer text, or lower --sequences or --length")
 
 
 def refuse_family(method: str, folder: Path) -> None:
@@ -152,7 +152,7 @@ def refuse_family(method: str, folder: Path) -> None:
     intake.check_folder(folder)
     family = families.family_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if why := methods.method_of(method).refuses(family):
-        raise PruneError(f"method {method} cannot prune a {family.name} model: {why}; `kdp methods` lists the others")
+        raise PruneError(f"method {method} cannot prune a {family.name} model: {why}; `kdp methods` lists all methods")
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def sentences(found: Mapping[str, Any], out: Path) -> str:
     pruned, costs = found["pruned"], found["efficiency"]
     return (f"\n{found['settings']['method']} removed {pruned['params_removed']:.1%} of the parameters: "
             f"{words_of(pruned)}.\nPerplexity on held-out text is {ratio(found['ppl_pruned'], found['ppl_dense'])} "
-            f"times the dense model's. A prompt is {costs['speedup_prefill']:.2f} times as fast, a next token "
-            f"{costs['speedup_decode']:.2f} times.\nThe pruned model is in {out}.")
+            f"times the dense model's. A prompt is processed {costs['speedup_prefill']:.2f} times as fast, and "
+            f"a token is generated {costs['speedup_decode']:.2f} times as fast.\nThe pruned model is in {out}.")
 
 
 def ratio(after: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def words_of(pruned: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{part} of layer {layer}" for layer, part in pruned["parts"])
     zeroed = f"{pruned['params_zeroed']:,} weights set to zero" if pruned["params_zeroed"] else ""
     layers = f"{pruned['layers_removed']} layers ({runs})" if pruned["layers_removed"] else ""
-    added = f"{pruned['params_added']:,} parameters put in" if pruned["params_added"] else ""
+    added = f"{pruned['params_added']:,} parameters added" if pruned["params_added"] else ""
     return "; ".join(filter(None, (layers, parts, zeroed, added))) or "heads, channels or widths inside the layers"
 
 

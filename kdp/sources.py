@@ -68,8 +68,8 @@ def _check(name: str, option: str, wrong: str, remedy: str) -> None:
     if source.kind == wrong:
         raise SourceNameError(f"{option} is {name!r}; {remedy}")
     if source.kind == "local" and not Path(source.path).expanduser().exists():
-        raise SourceNameError(f"{option} is {name!r}, and no such file or folder is here; name one that is, a source "
-                              f"such as hf:org/name@revision or pypi:package==version/path, or `{DEFAULT}`")
+        raise SourceNameError(f"{option} is {name!r}, and no such file or folder exists; name an existing one, a "
+                              f"source such as hf:org/name@revision or pypi:package==version/path, or `{DEFAULT}`")
 
 
 def documents(wanted: Text, cache: Path) -> list[str]:

@@ -6,8 +6,8 @@ from kdp import sources
 
 _PAGE = """\
 # A configuration of kdp for your own model and texts. It overrides config.yaml key by key.
-# What it would cost:  kdp plan {file}
-# To run it:           snakemake --configfile {file} --cores 4
+# To estimate its cost:  kdp plan {file}
+# To run it:             snakemake --configfile {file} --cores 4
 
 models:
   my-model:
@@ -17,18 +17,18 @@ models:
     device: cpu       # cuda, auto, or balanced over all GPUs of a machine
 
 texts:
-  # what the methods read
+  # the text that the methods read
   my-calibration:
 {calibration}
-  # what the pruned models are scored on; it must share no document with the calibration
+  # the text on which the pruned models are scored; it must share no document with the calibration text
   my-heldout:
 {heldout}
 
 calibrations:
   mine:
-    length: 128       # tokens of a sequence
-    seed: 0           # of the choice of sequences
-    mix: {{my-calibration: 128}}    # sequences of each text
+    length: 128       # tokens in a sequence
+    seed: 0           # seed of the choice of sequences
+    mix: {{my-calibration: 128}}    # number of sequences from each text
 
 grid:
   models: [my-model]
@@ -49,9 +49,9 @@ class StarterError(ValueError):
 def write(file: Path, model: str, calibration: str, heldout: str) -> None:
     """Write the configuration to a new file. Raises StarterError if the file exists."""
     if file.exists():
-        raise StarterError(f"{file} is there already; name another file, or delete it")
+        raise StarterError(f"{file} already exists; name another file, or delete it")
     if not file.parent.is_dir():
-        raise StarterError(f"{file.parent} is no folder; make it, or name another file")
+        raise StarterError(f"{file.parent} is not a folder; create it, or name another file")
     source, sha256 = sources.model(model)
     texts = {"calibration": sources.text(calibration, "--calibration", sources.CALIBRATION),
              "heldout": sources.text(heldout, "--heldout", sources.HELDOUT)}

@@ -40,7 +40,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise WorkflowError(f"{path} cannot be read as a configuration: {error}") from error
     if not isinstance(found, dict):
-        raise WorkflowError(f"{path} holds no configuration; `kdp init` writes one")
+        raise WorkflowError(f"{path} contains no configuration; `kdp init` writes one")
     return found
 
 

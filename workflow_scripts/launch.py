@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
                 snakemake = [sys.executable, "-c", FORKED, python]
             done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
             if done.returncode and refused_since(started):
-                print("\nSome grid points cannot be made; the run goes on without them.", file=sys.stderr)
+                print("\nSome grid points cannot be made; the run continues without them.", file=sys.stderr)
                 done = subprocess.run([*snakemake, *arguments], cwd=ROOT, check=False, close_fds=False)
     if done.returncode == 0:
         print("\nReport:        results/report.html\nSummary table: results/summary.csv")

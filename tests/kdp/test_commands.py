@@ -108,7 +108,7 @@ def test_export_writes_a_gguf_file_of_a_stock_model(given, llama_folder, finishe
     with torch.no_grad():
         one, other = (checkpoints.load_model(folder)(ids).logits for folder in (llama_folder, tmp_path / "back"))
     assert torch.equal(one, other)
-    assert "is there already" in fails("export", llama_folder, "--gguf", tmp_path / "dense.gguf")
+    assert "already exists" in fails("export", llama_folder, "--gguf", tmp_path / "dense.gguf")
     assert "llama.cpp knows no such model" in fails("export", finished[0], "--gguf", tmp_path / "folded.gguf")
 
 
@@ -209,32 +209,32 @@ def test_texts_that_are_too_short_are_refused_before_the_states_are_extracted(gi
 
 def test_a_text_of_too_few_bytes_is_refused_before_the_model_is_fetched(given, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "convert", lambda *_, **__: pytest.fail("the model was converted"))
-    assert "and 2400000 tokens are asked for" in fails(*given.prune(tmp_path / "a", "--sequences", "100000"))
+    assert "too few for 2400000 tokens" in fails(*given.prune(tmp_path / "a", "--sequences", "100000"))
     (tmp_path / "short.txt").write_text("two words")
     assert "a text of 10 bytes" in fails(*given.prune(tmp_path / "b", "--heldout", tmp_path / "short.txt"))
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_reason(given):
-    assert "/proc/kdp: " in (said := fails(*given.prune("/proc/kdp"))) and "name another place" in said
+    assert "/proc/kdp: " in (said := fails(*given.prune("/proc/kdp"))) and "name another path" in said
 
 
 def test_a_folder_with_other_files_stays_as_it_is(given, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert "holds other files" in fails(*given.prune(tmp_path))
+    assert "contains other files" in fails(*given.prune(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["frobnicate"], "No such command"),
     (["prune", "default"], "Missing option '--out'"),
-    (["prune", "nowhere", "--out", "out"], "MODEL is 'nowhere', and no such file or folder is here"),
+    (["prune", "nowhere", "--out", "out"], "MODEL is 'nowhere', and no such file or folder exists"),
     (["prune", "hf-data:org/name", "--out", "out"], "a model of the hub is hf:org/name@revision"),
-    (["generate", "nowhere", "hello"], "nowhere holds no checkpoint"),
-    (["inspect", "nowhere"], "nowhere holds no checkpoint"),
-    (["compare", "nowhere", "nowhere"], "nowhere holds no checkpoint"),
+    (["generate", "nowhere", "hello"], "nowhere contains no checkpoint"),
+    (["inspect", "nowhere"], "nowhere contains no checkpoint"),
+    (["compare", "nowhere", "nowhere"], "nowhere contains no checkpoint"),
     (["plan", "nowhere.yaml"], "nowhere.yaml cannot be read as a configuration"),
-    (["init", "nowhere/mine.yaml"], "nowhere is no folder"),
-    (["init", "{here}"], "is there already"),
+    (["init", "nowhere/mine.yaml"], "nowhere is not a folder"),
+    (["init", "{here}"], "already exists"),
 ])
 def test_every_other_error_is_one_line_too(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -244,7 +244,7 @@ def test_every_other_error_is_one_line_too(tmp_path, monkeypatch, arguments, mes
 
 def test_a_wrong_configuration_is_one_line(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
-    assert "holds no configuration" in fails("plan", tmp_path / "list.yaml")
+    assert "contains no configuration" in fails("plan", tmp_path / "list.yaml")
     (tmp_path / "typo.yaml").write_text("gird: {}\n")
     assert "unknown key 'gird' at the top level; did you mean 'grid'?" in fails("plan", tmp_path / "typo.yaml")
 
@@ -283,5 +283,5 @@ def test_python_m_kdp_is_the_command_and_its_help_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     run = subprocess.run([sys.executable, "-m", "kdp", "inspect", "nowhere"], cwd=ROOT, capture_output=True, text=True,
                          check=False)
-    assert run.returncode == 1 and run.stderr.startswith("kdp: nowhere holds no checkpoint")
+    assert run.returncode == 1 and run.stderr.startswith("kdp: nowhere contains no checkpoint")
     assert len(run.stderr.splitlines()) == 1

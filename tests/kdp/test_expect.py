@@ -46,8 +46,8 @@ def test_the_dense_model_of_the_workflow_is_found(llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize("given, message", [
-    (("{empty}",), "holds no checkpoint"),
-    (("{model}", *SMALL), "does not say where its dense model is; name it by --dense"),
+    (("{empty}",), "contains no checkpoint"),
+    (("{model}", *SMALL), "does not name its dense model; name it by --dense"),
     (("{model}", "--dense", "no/such", *SMALL), "no such file or folder"),
     (("{model}", "--dense", "{model}", "--window", "12", "--windows", "100000"), "windows is 100000, but the text has"),
 ])

@@ -54,15 +54,15 @@ def _check_finetune(config: dict[str, Any], name: str) -> None:
     base = config["methods"].get(variant.get("base")) or {}
     if "finetune" not in variant:
         if "finetune" in base:
-            raise ConfigError(f"config: methods.{name} stands on {variant['base']!r}, which is fine-tuned; give it a "
-                              "`finetune` of its own, or the variant below as `base`")
+            raise ConfigError(f"config: methods.{name} is based on {variant['base']!r}, which is fine-tuned; give "
+                              f"{name} its own `finetune`, or the `base` of {variant['base']!r}")
         return
     if variant.get("base") not in config["methods"]:
         raise ConfigError(f"config: methods.{name}.finetune starts from the checkpoint of a variant; name one of "
                           f"methods as `base` ({variant.get('base')!r} is none)")
     if more := sorted(set(variant) - {"base", "finetune"}):
-        raise ConfigError(f"config: methods.{name} is fine-tuned and sets {more[0]!r} too; set that in a variant of "
-                          "its own and take it as `base`")
+        raise ConfigError(f"config: methods.{name} is fine-tuned and sets {more[0]!r} too; set {more[0]!r} in a "
+                          "separate variant, and name that variant as `base`")
     refuse(schema()["finetune"], variant["finetune"], ["methods", name, "finetune"])
 
 
@@ -73,8 +73,8 @@ def _check_grid(config: dict[str, Any]) -> None:
         require(f"calibrations.{name}.mix", calibration["mix"], config["texts"], "add it under texts")
     for name, sets in grid.seed_sets(config).items():
         if taken := [made for made in sets if made != name and made in config["calibrations"]]:
-            raise ConfigError(f"config: calibrations.{name}.seeds makes a set {taken[0]!r}, which is there already; "
-                              "rename that one")
+            raise ConfigError(f"config: calibrations.{name}.seeds makes a set {taken[0]!r}, which already exists; "
+                              "rename the existing set")
     require("evaluate.text", [config["evaluate"]["text"]], config["texts"], "add it under texts")
     for name in config["models"]:
         if name in RESERVED:
@@ -95,7 +95,7 @@ def _check_theory(config: dict[str, Any]) -> None:
     method = config["theory"]["method"]
     require("theory.method", [method], config["methods"], "name a variant of methods")
     if "kernel" not in variants.steps(config, method):
-        raise ConfigError(f"config: theory.method {method!r} has no step `kernel`; name a variant that stands on kdp")
+        raise ConfigError(f"config: theory.method {method!r} has no step `kernel`; name a variant that is based on kdp")
     extents.check_theory(config)
 
 
@@ -106,15 +106,15 @@ def _check_views(config: dict[str, Any]) -> None:
         first = variants.method_schema(config, name)["properties"].get("kernel", {})
         if first.get("x-module") != "kdp_core.methods.kdp.kernel":
             raise ConfigError(f"config: views.variants names {name!r}, which trains no kernel; name a variant that "
-                              "stands on kdp")
+                              "is based on kdp")
         if "blocks" not in views and name not in config["grid"]["methods"]:
             raise ConfigError(f"config: views.variants names {name!r}, of which the grid trains no block; add it to "
                               "grid.methods or name views.blocks")
     for block in views.get("blocks", []):
         start, stop = map(int, block.split("-"))
         if start >= stop:
-            raise ConfigError(f"config: views.blocks names {block!r}, an empty run; give the first layer and one past "
-                              "the last")
+            raise ConfigError(f"config: views.blocks names {block!r}, an empty run; give the first layer and the last "
+                              "layer plus one")
 
 
 def _check_agreement(config: dict[str, Any]) -> None:
@@ -125,10 +125,10 @@ def _check_agreement(config: dict[str, Any]) -> None:
     for name in chosen:
         if not variants.searches(config, name):
             raise ConfigError(f"config: agreement.variants names {name!r}, which searches under no objective; name a "
-                              "variant that stands on layer_search")
+                              "variant that is based on layer_search")
     if len(grid.compared(config)) < 2:
         raise ConfigError(f"config: agreement compares the variants {grid.compared(config)}; name at least two that "
-                          "stand on layer_search in agreement.variants or grid.methods")
+                          "are based on layer_search in agreement.variants or grid.methods")
 
 
 def _check_ablations(config: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def _check_ablations(config: dict[str, Any]) -> None:
     for name, ablation in config.get("ablations", {}).items():
         if ablation.get("paper") in numbered:
             raise ConfigError(f"config: ablations.{name}.paper is {ablation['paper']}, and so is that of "
-                              f"{numbered[ablation['paper']]}; take it from one of them")
+                              f"{numbered[ablation['paper']]}; remove it from one of the two")
         numbered |= {ablation["paper"]: name} if "paper" in ablation else {}
     for name, ablation in config.get("ablations", {}).items():
         at = f"ablations.{name}"
@@ -155,8 +155,8 @@ def _check_similarity(config: dict[str, Any]) -> None:
     asked, batch = (own.get(name, known[name]["default"]) for name in ("tokens", "batch"))
     for calib in dict.fromkeys(point["calib"] for point in grid.points(config)):
         if (tokens := min(asked or calibration_tokens(config, calib), calibration_tokens(config, calib))) < batch:
-            raise ConfigError(f"config: similarity.batch is {batch}, and of calibrations.{calib} {tokens} tokens are "
-                              "compared, which do not fill one batch; lower similarity.batch or add sequences")
+            raise ConfigError(f"config: similarity.batch is {batch}, but only {tokens} tokens of calibrations.{calib} "
+                              "are compared, which do not fill one batch; lower similarity.batch or add sequences")
 
 
 def _check_shards(config: dict[str, Any]) -> None:
@@ -173,8 +173,8 @@ def _check_devices(config: dict[str, Any]) -> None:
         device, gpus = own.get("device", "cpu"), own.get("gpus", 1)
         for key in ("gpus", "max_memory"):
             if key in own and device != "balanced":
-                raise ConfigError(f"config: models.{name}.{key} is {own[key]}, but device {device} is one place; set "
-                                  f"device to balanced, or leave {key} out")
+                raise ConfigError(f"config: models.{name}.{key} is {own[key]}, but device {device} is a single device; "
+                                  f"set device to balanced, or remove {key}")
         for place in own.get("max_memory", {}):
             if place != "cpu" and not (str(place).isdigit() and int(place) < gpus):
                 raise ConfigError(f"config: models.{name}.max_memory names {place!r}; name cpu, or a GPU by its "
@@ -205,7 +205,7 @@ def _check_benchmarks(config: dict[str, Any]) -> None:
     require("evaluate.benchmarks.limits", chosen.get("limits", {}), dict.fromkeys(named), "add it to its tasks")
     for name in named:
         if name in config["evaluate"]["tasks"]:
-            raise ConfigError(f"config: {name!r} stands in evaluate.tasks and in evaluate.benchmarks.tasks; name it "
+            raise ConfigError(f"config: {name!r} is in evaluate.tasks and in evaluate.benchmarks.tasks; name it "
                               "once")
         if schema()["x-benchmarks"][name]["code"] and not chosen.get("allow_code"):
             raise ConfigError(f"config: evaluate.benchmarks.tasks names {name!r}, which runs programs that the model "
@@ -213,5 +213,5 @@ def _check_benchmarks(config: dict[str, Any]) -> None:
                               "it out")
     for file in benchmark_files(config["evaluate"]):
         if not Path(file).is_file():
-            raise ConfigError(f"config: evaluate.benchmarks.data: {file} does not exist; put it there, take "
-                              "`data: hub`, or leave its task out")
+            raise ConfigError(f"config: evaluate.benchmarks.data: {file} does not exist; add the file, set "
+                              "`data: hub`, or remove the task")

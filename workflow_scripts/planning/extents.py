@@ -34,7 +34,7 @@ def check(config: dict[str, Any]) -> None:
         for model, extent in extents.items():
             if extent.learned and length > extent.positions:
                 raise ConfigError(f"config: calibrations.{name}.length is {length}, but models.{model} has "
-                                  f"{extent.positions} positions; give at most that")
+                                  f"{extent.positions} positions; give at most {extent.positions}")
     for model, extent in extents.items():
         _check_runs(config, model, extent)
         asked = config["efficiency"]["tokens"] + config["efficiency"]["decode_steps"] if "efficiency" in config else 0
@@ -116,8 +116,8 @@ def check_theory(config: dict[str, Any]) -> None:
     own = config["theory"]
     start, stop = own["run"]
     if start >= stop:
-        raise ConfigError(f"config: theory.run is {own['run']}, an empty run; give the first layer and one past the "
-                          "last")
+        raise ConfigError(f"config: theory.run is {own['run']}, an empty run; give the first layer and the last layer "
+                          "plus one")
     gaps = own.get("gaps")
     if gaps is not None and (not gaps or max(gaps) > stop - start):
         raise ConfigError(f"config: theory.gaps is {gaps}, but theory.run {own['run']} has {stop - start} layers; give "

@@ -55,8 +55,8 @@ def _unknown_key(error: "jsonschema.ValidationError", place: str) -> str:
     unknown = next(key for key in error.instance
                    if key not in known and not any(re.search(pattern, str(key)) for pattern in patterns))
     near = [RENAMED[unknown]] if RENAMED.get(unknown) in known else difflib.get_close_matches(str(unknown), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}" if known else (
-        "names hold letters, digits, '_', '.' and '-'")
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}" if known else (
+        "names consist of letters, digits, '_', '.' and '-'")
     return f"config: unknown key {unknown!r} at {place}; {hint}"
 
 
@@ -70,4 +70,4 @@ def _demand(error: "jsonschema.ValidationError") -> str:
             "exclusiveMinimum": f"must be above {limit}", "exclusiveMaximum": f"must be below {limit}",
             "multipleOf": f"must be a multiple of {limit}", "pattern": f"must match {limit}",
             "minItems": "must not be empty", "minProperties": "must not be empty",
-            "uniqueItems": "must not hold a value twice"}.get(error.validator, error.message)
+            "uniqueItems": "must not contain a value twice"}.get(error.validator, error.message)

@@ -40,7 +40,7 @@ def hidden_block() -> dict[str, Any]:
     """The section `hidden`: how states are stored, and for how long."""
     made = signature_block("Hidden states.", hidden.extract, known=("batch_sequences",))
     made["properties"]["shards"] = count("Number of jobs that share the extraction of a calibration set; each job "
-                                         "has whole batches. The states do not depend on it. 1 unless set.")
+                                         "has whole batches. The states do not depend on this number. 1 unless set.")
     made["properties"]["keep"] = {
         "type": "boolean", "description": "With false, a model's states are deleted when the last job that reads "
                                           "them has ended. If a variant is added later, the states are extracted "
@@ -59,9 +59,9 @@ def theory_block() -> dict[str, Any]:
     The measurement takes `heldout` and `seed` from step 1.
     """
     measured = option_schema(theory.measure)["properties"]
-    return block("Theorems 1 and 2 as numbers; without this section they are not measured.", {
+    return block("Theorems 1 and 2 as numbers; without this section the theorems are not measured.", {
         "method": text("Variant whose options of step `kernel` are used."),
-        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that differ from the variant's."},
+        "kernel": {**option_schema(kernel.fit), "description": "Options of step 1 that override the variant's."},
         "run": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2,
                 "description": "First layer of the run, and last layer plus one; the horizon grows over the layers."},
         **{name: entry for name, entry in measured.items() if name not in ("heldout", "seed")}}, ("method", "run"))
@@ -69,7 +69,7 @@ def theory_block() -> dict[str, Any]:
 
 def views_block() -> dict[str, Any]:
     """The section `views`: the kernel spaces that are drawn, and the options of the figures."""
-    return block("Kernel-space heat maps and paths of the states; without this section none are drawn.", {
+    return block("Kernel-space heat maps and paths of the states; without this section they are not drawn.", {
         "variants": some({"type": "string"}, "Variants that are based on kdp; their trained blocks are drawn."),
         "blocks": some({"type": "string", "pattern": "^[0-9]+-[0-9]+$"},
                        "First layer and last layer plus one, such as 14-16. A block that is not fitted yet is fitted. "
@@ -81,7 +81,7 @@ def views_block() -> dict[str, Any]:
 def spaces_block() -> dict[str, Any]:
     """The section `spaces`: the pruned models whose states, logits and probabilities are compared."""
     filled = ("device", "dtype", "dropped")
-    return block("States, logits and probabilities beside the dense model's; not measured without this section.", {
+    return block("States, logits and probabilities against the dense model's; not compared without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "probe": signature_block("One part of one layer is removed at a time.", spaces.probe, filled, ("positions",)),
         "compare": signature_block("Pruned models are compared with the dense model.", spaces.compare, filled,
@@ -90,15 +90,15 @@ def spaces_block() -> dict[str, Any]:
 
 def generation_block() -> dict[str, Any]:
     """The section `generation`: the pruned models whose generation is predicted, and the amount of text."""
-    return block("Whether pruned models will still generate, from single predictions; not done without this section.", {
+    return block("Prediction whether pruned models still generate text; not made without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
-        "statistics": signature_block("Single predictions on held-out text.", single_step.measure,
+        "statistics": signature_block("Next-token predictions on held-out text.", single_step.measure,
                                       ("device", "dtype"))})
 
 
 def choices_block() -> dict[str, Any]:
     """The section `choices`: the multiple-choice items whose probabilities are compared."""
-    return block("Multiple choice over all tokens and over the candidates alone; not compared without this section.", {
+    return block("Probabilities of multiple-choice items; not compared without this section.", {
         "variants": some({"type": "string"}, "Variants of grid.methods; all of them unless set."),
         "tasks": some({"type": "string"}, "Tasks of evaluate.benchmarks that score several choices after one context."),
         "limit": count("Largest number of items of a task; the first scored items are taken.")}, ("tasks",))
@@ -106,9 +106,9 @@ def choices_block() -> dict[str, Any]:
 
 def agreement_block() -> dict[str, Any]:
     """The section `agreement`: the searches for layers that are compared, and the amount of held-out text."""
-    return block("How far searches for layers agree; not compared without this section.", {
-        "variants": some({"type": "string"}, "Variants that are based on layer_search, in the grid or not; those of "
-                                             "grid.methods unless set."),
+    return block("Agreement of searches for layers; not measured without this section.", {
+        "variants": some({"type": "string"}, "Variants that are based on layer_search, in the grid or not; all such "
+                                             "variants of grid.methods unless set."),
         "heldout": signature_block("Held-out text.", agreement.measure, ("device", "dtype"))})
 
 
@@ -117,8 +117,8 @@ def answers_block() -> dict[str, Any]:
     made = signature_block("Prompts that the dense and pruned models continue for the report.",
                            answers.answers, ("device", "dtype"))
     made["properties"]["prompts"] |= {"minItems": 1}
-    made["properties"]["ratio"] = {"type": "number", "description": "A ratio of the grid, whose models answer. The "
-                                                                    "largest ratio unless set."}
+    made["properties"]["ratio"] = {"type": "number", "description": "A ratio of the grid. The models with this ratio "
+                                                                    "answer. The largest ratio unless set."}
     return made | {"required": ["prompts"]}
 
 
@@ -133,7 +133,7 @@ def method_block(name: str) -> dict[str, Any]:
 
 def plan_block() -> dict[str, Any]:
     """The section `plan`: the planner's assumptions about the machines."""
-    made = signature_block("What `snakemake plan` assumes.", planner.plan)
+    made = signature_block("Assumptions of `snakemake plan`.", planner.plan)
     for entry in made["properties"].values():
         entry["exclusiveMinimum"] = 0
     return made
@@ -172,8 +172,8 @@ def evaluate_block() -> dict[str, Any]:
                    "How log-likelihoods are computed; fast unless set. No score depends on this choice."},
         "batch_size": count("Sequences of a forward pass."),
         "max_length": count("Largest number of tokens of a sequence."),
-        "split": {"type": "boolean", "description": "Whether each task of each model is a job of its own, with a "
-                                                    "device of its own; off unless set: one job for each model. "
+        "split": {"type": "boolean", "description": "If true, each task of each model is a separate job with its "
+                                                    "own device; otherwise one job scores a model. Off unless set. "
                                                     "No score depends on this choice."},
         "benchmarks": chosen,
     }, ("text", "tasks"))
@@ -190,17 +190,17 @@ def build() -> dict[str, Any]:
             "grid": GRID,
             "hidden": hidden_block(),
             "similarity": similarity_block(),
-            "methods": named("Variants by name; `base` names the variant or method that a variant stands on.",
+            "methods": named("Variants by name; `base` names the variant or method on which a variant is based.",
                              {"type": ["object", "null"], "properties": {
                                  "base": {"type": "string"}, "block": {"type": "object", "properties": {
                                      "sized_as": {"type": "string"}}}, "finetune": {"type": "object"}}}),
             "ablations": named("Studies by name.", ABLATION),
             "evaluate": evaluate_block(),
             "efficiency": block("Latency and memory.", {
-                "tokens": count("Of the prompt."),
-                "decode_steps": count("Cached decoding steps of a turn."), "repeats": count("Turns that count."),
+                "tokens": count("Tokens of the prompt."),
+                "decode_steps": count("Decoded tokens of a timed run."), "repeats": count("Number of timed runs."),
                 "threads": count("CPU threads of the timed runs.")}),
-            "diagnose": block("Pruned beside dense, on held-out windows.", {
+            "diagnose": block("Comparison of pruned and dense models on held-out windows.", {
                 "windows": count("Windows of held-out text.", 2)}),
             "theory": theory_block(),
             "views": views_block(),
@@ -209,17 +209,18 @@ def build() -> dict[str, Any]:
             "agreement": agreement_block(),
             "choices": choices_block(),
             "answers": answers_block(),
-            "training": block("Trainings, all of them.", {
-                "save_every_s": count("Seconds between two states from which a training that was cut short goes on; "
-                                      "0 saves after every step. No result depends on it.", 0)}),
+            "training": block("All trainings.", {
+                "save_every_s": count("Seconds between two saved states, from which an interrupted training continues; "
+                                      "0 saves after every update. No result depends on this value.", 0)}),
             "plan": plan_block(),
             "figures": block("Look of the figures.", {
-                "colormap": text("matplotlib colour map of the heat maps."), "dpi": count("Of the PNG files.", 50),
+                "colormap": text("matplotlib colour map of the heat maps."),
+                "dpi": count("Resolution of the PNG files.", 50),
                 "variants": some({"type": "string"}, "Variants of grid.methods in figures of many variants; all of "
                                                      "them unless set."),
                 "tasks": some({"type": "string"}, "Tasks of the figure of scores by task; all of them unless set.")}),
-            "checkpoints": text("copies, or links: checkpoints of one dense model share the files of equal layers, as "
-                                "hard links; copies unless set.", enum=["copies", "links"]),
+            "checkpoints": text("copies, or links. With links, checkpoints of one dense model share the files of equal "
+                                "layers as hard links. copies unless set.", enum=["copies", "links"]),
             "cache": text("Folder for downloaded files."),
         }, ("models", "texts", "calibrations", "grid", "methods", "evaluate")),
         "methods": {name: method_block(name) for name in METHODS},

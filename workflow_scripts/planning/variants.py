@@ -30,8 +30,8 @@ def base_of(config: dict[str, Any], name: str) -> str:
     while "base" in (config["methods"].get(variant) or {}):
         variant = config["methods"][variant]["base"]
         if variant in seen:
-            raise ConfigError(f"config: methods.{name} stands on itself ({' -> '.join([*seen, variant])}); change its "
-                              "`base`")
+            raise ConfigError(f"config: methods.{name} is based on itself ({' -> '.join([*seen, variant])}); change "
+                              "its `base`")
         if variant not in config["methods"] and variant not in schema()["methods"]:
             raise ConfigError(f"config: methods.{seen[-1]}.base is {variant!r}, which is neither a variant nor a "
                               f"method; methods are {', '.join(schema()['methods'])}")

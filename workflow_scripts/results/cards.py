@@ -18,8 +18,8 @@ def again(config: dict, checkpoint: Path) -> str:
     """The configuration and the command that make a checkpoint again."""
     page = yaml.safe_dump(provenance.without_places(config), sort_keys=False, allow_unicode=True)
     return (f"Save this configuration as `again.yaml` in a checkout of kdp:\n\n```yaml\n{page}```\n\nThen run\n\n"
-            f"    snakemake --configfile again.yaml {checkpoint}\n\nA path of another machine stands here by its last "
-            "part.")
+            f"    snakemake --configfile again.yaml {checkpoint}\n\nOf a local path, only the last part is shown "
+            "here.")
 
 
 def write_card(own: dict) -> None:

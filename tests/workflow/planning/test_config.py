@@ -55,9 +55,9 @@ def test_an_ablation_is_checked_with_the_config(own, words):
 
 @pytest.mark.parametrize("seeds, more, words", [
     ([], {}, "calibrations.few.seeds is [], but must not be empty"),
-    ([1, 1], {}, "must not hold a value twice"),
+    ([1, 1], {}, "must not contain a value twice"),
     ([-1], {}, "must be at least 0"),
-    ([3], {"few-s3": CONFIG["calibrations"]["few"]}, "'few-s3', which is there already; rename that one"),
+    ([3], {"few-s3": CONFIG["calibrations"]["few"]}, "'few-s3', which already exists; rename the existing set"),
 ])
 def test_seeds_that_cannot_be_run_are_refused(seeds, more, words):
     config = with_seeds(*seeds)
@@ -83,8 +83,8 @@ def test_more_shards_than_batches_are_refused_before_any_job():
 
 
 @pytest.mark.parametrize("config, words", [
-    (with_model(gpus=2), "models.pico.gpus is 2, but device cpu is one place; set device to balanced"),
-    (with_model(device="cuda", max_memory={0: "1GiB"}), "max_memory is {0: '1GiB'}, but device cuda is one place"),
+    (with_model(gpus=2), "models.pico.gpus is 2, but device cpu is a single device; set device to balanced"),
+    (with_model(device="cuda", max_memory={0: "1GiB"}), "is {0: '1GiB'}, but device cuda is a single device"),
     (with_model(device="balanced", max_memory={1: "1GiB"}), "max_memory names 1; name cpu, or a GPU by its number, "
                                                             "below models.pico.gpus, which is 1"),
     (with_model(device="balanced", max_memory={"disk": "1GiB"}), "max_memory names 'disk'; name cpu"),
