@@ -1,17 +1,17 @@
 """Runs one sweep on this machine and on a Slurm cluster of three nodes, and compares results and run times.
 
 Both runs start from copies of one folder with the dense model, the calibration tokens and the evaluation tasks. Both
-end with the scores of every grid point. The cluster (tests/cluster/cluster.py) consists of three nodes of one CPU each
-on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same cores.
-The difference of the two run times is therefore the cost of the cluster. This cost has three parts: the processes of
-Slurm and Snakemake around each job, the submission of the job, and the delay until Snakemake learns that the job has
-ended.
+runs end with the scores of every grid point. The cluster (tests/cluster/cluster.py) consists of three nodes of one CPU
+each on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same
+cores. The difference of the two run times is therefore the cost of the cluster. The cost of the cluster has three
+parts: the processes of Slurm and Snakemake around each job, the submission of the job, and the delay until Snakemake
+notices the end of the job.
 
 <out>/cluster_sweep.json has the size of the sweep and
     seconds_local, seconds_cluster    wall time from the start of snakemake to its end
     ratio                             seconds_cluster / seconds_local
     files, different                  number of results compared; names of those that differ in more than seconds
-Each run needs 9 GB of disk. Its results are deleted after the run, unless --keep is given.
+Each run needs 9 GB of disk. The results of a run are deleted after the run, unless --keep is given.
 Run: python benchmarks/cluster_sweep.py [--cores 2] [--out FOLDER]. The command needs the packages slurm-wlm and munge.
 The estimated time is 25 minutes on two free cores.
 """
@@ -50,7 +50,8 @@ class Compared(NamedTuple):
     jobs: int
     """Number of Snakemake jobs in each run."""
     slurm_jobs: int
-    """Number of Slurm jobs. It is lower than `jobs`, because several small jobs are submitted as one Slurm job."""
+    """Number of Slurm jobs. This number is lower than `jobs`, because several small jobs are submitted as one Slurm
+    job."""
     nodes: int
     """Number of nodes that ran a job."""
     seconds_local: float
@@ -62,7 +63,7 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Wall time of the cluster's run divided by that of the local run."""
+        """Wall time of the cluster's run divided by the wall time of the local run."""
         return self.seconds_cluster / self.seconds_local
 
 

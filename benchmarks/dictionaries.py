@@ -8,9 +8,9 @@ in the dictionary:
     rff learned          the same, with frequencies and phases learned against the held-out decode error
     neurons              neurons of the layer's own MLP, chosen by the optimal brain surgeon
     neurons at random    neurons drawn from the same MLP
-KDP's own form (ICLR 2026) serves as a reference. It has 2m features and neither skip path nor linear part, so a ridge
-regression must decode the whole state from the features. The frequencies stay as they were drawn (`kdp, epochs 0`) or
-are learned by equation 5.
+KDP's own form (ICLR 2026) serves as a reference. KDP's own form has 2m features and neither skip path nor linear part,
+so a ridge regression must decode the whole state from the features. The frequencies of the features are random (`kdp,
+epochs 0`) or learned by equation 5.
 
 The columns of the table are
     error         relative squared error of the layer's last state on held-out sequences, massive tokens left out
@@ -19,9 +19,9 @@ The columns of the table are
     missed        share of the layer's step that the stand-in misses on held-out tokens, weighted as in the fit
     kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
 Standard errors are over sequences; the standard errors of `of_linear` are paired. The figure shows random features at
-the kernel width with the lowest error on the held-out sequences. This choice uses held-out data, so these errors are
-optimistic. Each set of neurons is chosen from the next larger set. The command writes dictionaries.csv, .png and .pdf
-to results/benchmarks after each layer. The estimated time is half an hour on one core.
+the kernel width with the lowest error on the held-out sequences. The choice of this width uses held-out data, so the
+errors in the figure are optimistic. Each set of neurons is chosen from the next larger set. The command writes
+dictionaries.csv, .png and .pdf to results/benchmarks after each layer. The estimated time is half an hour on one core.
 """
 import argparse
 import logging
@@ -79,7 +79,10 @@ class Layer(NamedTuple):
                                         self.fit._replace(entries=entries))
 
     def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
-        """A dictionary of random features, learned if `kind` is `rff_learned` and as drawn if it is `rff`."""
+        """A dictionary of random features.
+
+        The features are trained if `kind` is `rff_learned`, and stay random if `kind` is `rff`.
+        """
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
         return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train],
                                        fit)
@@ -94,7 +97,8 @@ class Judged(NamedTuple):
     weighted_S: Tensor
     """Squares of the error of the stand-in, each divided by the squared norm of the token's last state."""
     step_S: Tensor
-    """Squares of the change that the layer makes to the state, each divided by the same squared norm."""
+    """Squares of the change that the layer makes to the state, each divided by the squared norm of the token's last
+    state."""
     kl_S: Tensor
     """Divergence in nats per token; empty if outputs are not compared."""
 
@@ -183,9 +187,9 @@ def measure(layer: Layer) -> list[dict[str, Any]]:
 
 
 def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Two rows for KDP's step 1: one with the frequencies as drawn, and one after --kernel-epochs epochs.
+    """Two rows for KDP's step 1: one with random frequencies, and one after --kernel-epochs epochs of training.
 
-    In both, ridge regression decodes the features.
+    For both rows, ridge regression decodes the features.
     """
     rows, D = [], states_of.width
     for epochs in sorted({0, options.kernel_epochs}):
@@ -201,7 +205,10 @@ def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Name
 
 
 def panels(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the figure shows. Random and learned features have only the rows at their best kernel width."""
+    """The rows that the figure shows.
+
+    For random and learned features, the figure shows only the row with the best kernel width.
+    """
     drawn = table[table["dictionary"].isin(KINDS)]
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]
 

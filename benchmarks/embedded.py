@@ -1,6 +1,6 @@
 """Fetches, checks and converts the embedded model and its texts for all benchmarks.
 
-This module is not a command. It reads the entries of the default config.yaml.
+This module is not a command. The module reads the entries of the default config.yaml.
 """
 import logging
 import sys
@@ -30,7 +30,10 @@ def fetch(entry: dict[str, Any], config: dict[str, Any]) -> Path:
 
 
 def dense_model(folder: Path, config: dict[str, Any]) -> tuple[Path, ModelFacts]:
-    """The embedded model as a float32 checkpoint in `folder`, and its facts. Only the first call converts the model."""
+    """The embedded model as a float32 checkpoint in `folder`, and its facts.
+
+    The model is converted only in the first call.
+    """
     checkpoint, facts = folder / "dense", folder / "facts.json"
     if not facts.exists():
         entry = next(iter(config["models"].values()))

@@ -1,22 +1,22 @@
 """Measures how fast closed-form fits reach the held-out error of KDP's recipe: `python benchmarks/fit_speed.py`.
 
-All fits run in one process, one after the other, on one block of the embedded model. They use the same states and hold
-out the same sequences. Two kinds of fits are compared:
-(1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 epochs of step 2). It is run
-    exactly as written, and as we interpret it (kernel width from the median distance, step 2 on standardised features);
+All fits run in one process, one after the other, on one block of the embedded model. All fits use the same states and
+hold out the same sequences. Two kinds of fits are compared:
+(1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 epochs of step 2). The recipe
+    is run exactly as written, and as we interpret it (kernel width from the median distance, step 2 on standardised
+    features);
 (2) the closed-form fits in the table FITS.
 All fits are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass
 the stand-in. An error of 1 is the error of the constant mean. The time of the recipe includes only the epochs of
 training. The time of a closed-form fit includes everything, also the reading of the states and the judgement. The
-comparison is therefore biased in favour of the recipe.
+comparison of times is therefore biased in favour of the recipe.
 
 A recipe cannot predict a state before the end of step 1, so its curve begins there. The dashed curve is the error of a
-ridge regression that decodes the features of step 1. This error is measured every few epochs, and the time of this
-measurement is not added to the time of the recipe.
+ridge regression that decodes the features of step 1. The error of this ridge regression is measured every few epochs,
+and the time of the measurement is not added to the recipe's time.
 
-The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (which fit reaches which error at
-what time) to results/benchmarks. The estimated time is an hour on two cores; `--epochs 3` runs all parts in three
-minutes.
+The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (errors and times of all fits) to
+results/benchmarks. The estimated time is an hour on two cores; `--epochs 3` runs all parts in three minutes.
 """
 import argparse
 import logging
@@ -119,14 +119,17 @@ def run_recipe(name: str, states_of: HiddenStates, block: Block, options: argpar
 
 def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
             options: argparse.Namespace) -> dict[str, Any]:
-    """Run one closed-form fit --repeats times, after one run that is not timed. The seconds are the median."""
+    """Run one closed-form fit --repeats times, after one run that is not timed.
+
+    The returned seconds are the median of these runs.
+    """
     found = [FITS[name](states_of, block, options.seed, dense) for _ in range(options.repeats + 1)][1:]
     return {"fit": name, "step": CLOSED, "epoch": 0, "error": found[0][0],
             "seconds": statistics.median(seconds for _, seconds in found)}
 
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
-    """The error if the block is removed and not replaced: the first state is used in place of the last."""
+    """The error if the block is removed and not replaced: the first state is used in place of the last state."""
     split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     return relative_error(*split.tokens(split.heldout))
 
@@ -137,7 +140,8 @@ def compare(curves: pd.DataFrame) -> pd.DataFrame:
     A row has the best error of the recipe, the time to this error, and the speed-up by the fit. Step `inverse` is the
     whole recipe. Step `kernel` is step 1 alone, decoded by a ridge regression whose time is not counted. A speed-up is
     NaN if the fit does not reach the recipe's best error. `speedup_near` uses the time to the first epoch whose error
-    is within 5 % of the recipe's best error. The fit must still reach the best error itself.
+    is within 5 % of the recipe's best error. For `speedup_near`, the closed-form fit must also reach the recipe's best
+    error.
     """
     rows = []
     for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):

@@ -12,8 +12,8 @@ probabilities over the candidates. The data are real sets in a local folder (--d
 as for retention.py.
 
 The command prints its plan first (--plan only prints the plan). A row is written to <out>/generation/ as soon as it is
-measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios. It
-writes
+measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios. The
+command writes
     <out>/generation.csv             a row for each model, method and ratio
     <out>/generation_choices.csv     a row for each of these and each multiple-choice task, with --choices
 `python benchmarks/pages/generation.py` fits the predictor to the table that is kept in docs/data/.
@@ -78,7 +78,7 @@ class Sizes(NamedTuple):
     prompts: int = 8
     """Number of prompts of web text that the model continues."""
     length: int = LENGTH
-    """Tokens of a window and of a prompt."""
+    """Number of tokens of a window and of a prompt."""
     steps: int = 32
     """Tokens of a continuation."""
     passages: int = 20
@@ -96,7 +96,7 @@ SIZES = Sizes()
 
 
 class Asked(NamedTuple):
-    """The text and items on which all rows are measured, in tokens of the model."""
+    """The text and items on which all rows are measured, tokenised for the model."""
     windows_ST: torch.Tensor
     prompt_BT: torch.Tensor
     passages: list[str]
@@ -189,7 +189,7 @@ def prepare(name: str, options: argparse.Namespace) -> Dense:
 
 
 def measure(name: str, ratio: float, dense: Dense, options: argparse.Namespace) -> None:
-    """Prune, and measure statistics, generation and choices of one row."""
+    """Prune the model for one row of the table, and measure its statistics, its generated text and its choices."""
     row, setup, variant = row_path(dense.setup.folder, name, ratio), dense.setup, VARIANTS[name]
     about, at = {"model": dense.name, "method": name, "ratio": ratio}, row.with_suffix("")
     calibrated = protocol.calibrated(setup, options.seed, lambda: retention.mix(
@@ -211,7 +211,7 @@ def measure(name: str, ratio: float, dense: Dense, options: argparse.Namespace) 
 
 
 def row_path(folder: Path, name: str, ratio: float) -> Path:
-    """The file of a row."""
+    """The file that stores the measures of a row."""
     return folder / "rows" / f"{name}-r{ratio:g}.json"
 
 
@@ -298,7 +298,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Print the plan, measure what is not on disk, write both tables."""
+    """Print the plan, measure the rows that are not on disk, write both tables."""
     options = arguments(given)
     torch.set_num_threads(options.threads)
     denses = [prepare(name, options) for name in options.models]

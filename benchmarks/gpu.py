@@ -1,9 +1,9 @@
 """Compares the time of every stage of KDP with its lower limit, at LLaMA-2-7B's shape: `python benchmarks/gpu.py`.
 
 The model has random weights, so nothing is downloaded; speed does not depend on weights. In addition to this
-repository, the command needs torch, transformers, safetensors and zarr. It prints each section as soon as the section
-is measured, and starts no further section after --limit seconds. If a section fails, the failure is reported and the
-next section begins. The sections are:
+repository, the command needs torch, transformers, safetensors and zarr. The command prints each section as soon as the
+section is measured, and starts no further section after --limit seconds. If a section fails, the failure is reported
+and the next section begins. The sections are:
 
     extraction    hidden states to Zarr, beside the bare forward pass; also as a share of the limit of matrix products
     cka           linear CKA of all pairs of states, beside the limit and beside feature-space Gram matrices

@@ -35,7 +35,7 @@ class Planned(NamedTuple):
     seconds: float
     """Wall time."""
     cpu_seconds: float
-    """Processor time. On a machine without other work, the wall time is about the same."""
+    """Processor time. On a machine without other work, wall time and processor time are about the same."""
     peak_mib: float
     """Peak resident memory over all dry runs so far, because the system gives one peak for all child processes
     together."""

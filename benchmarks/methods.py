@@ -1,11 +1,11 @@
 """Compares all methods in METHODS at the same share of removed parameters: `python benchmarks/methods.py`.
 
 The comparison runs on the embedded model at ratios 0.10 and 0.25. Every method is fitted on the same calibration tokens
-(news) and folded. All models are scored on the same held-out news, as in quality.py. With --data, they are also scored
-on the real benchmark sets in this folder. Each variant is measured in a process of its own, so that its peak memory is
-measured alone. If a method cannot reach a ratio or refuses the model, its row contains the reason and no numbers.
-Methods that set weights to zero form the group `zeros`. Without sparse kernels, such methods save neither memory nor
-time.
+(news) and folded. All models are scored on the same held-out news, as in quality.py. With --data, all models are also
+scored on the real benchmark sets in the given folder. Each variant is measured in a process of its own, so that its
+peak memory is measured alone. If a method cannot reach a ratio or refuses the model, its row contains the reason and no
+numbers. Methods that set weights to zero form the group `zeros`. Without sparse kernels, a method of the group `zeros`
+saves neither memory nor time.
 
 --jobs methods are measured at the same time (default: two), each on its share of the cores. The seconds of a variant
 are therefore measured while another variant runs. The ratios of a method are measured one after the other, because they
@@ -55,7 +55,7 @@ VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.g
 
 
 def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> None:
-    """Fit, fold and score one variant. If --tuned names the method, also score the fine-tuned variant."""
+    """Fit, fold and score one variant. If --tuned names the method, the function also scores the fine-tuned variant."""
     at = folder_of(name, ratio, setup, options)
     row, real = protocol.row_path(at), ratio in options.data_ratios
     about: dict[str, Any] = {"method": name, "ratio": ratio, "seed": options.seed}

@@ -1,14 +1,14 @@
 """Compares the layers that different objectives and searches choose: `python benchmarks/objectives.py`.
 
-Each row is one search for the layers to remove from the embedded model. It has one objective, one search algorithm and
-one draw: a part of the calibration text that no other draw shares. All searches have the same budget of layer passes
-(kdp_core.methods.searching). Then the loss and the accuracy of the model without the chosen layers are measured on
-held-out text. An item of the accuracy shows the beginning of a window, and the model must choose the right end among
-several ends. With --data the items of `margin` and `accuracy` are real ones: ARC easy and OpenBookQA, calib/ for the
-search and eval/ for the held-out accuracy.
+Each row is one search for the layers to remove from the embedded model. Each search has one objective, one search
+algorithm and one draw: a part of the calibration text that no other draw shares. All searches have the same budget of
+layer passes (kdp_core.methods.searching). After a search, the loss and the accuracy of the model without the chosen
+layers are measured on held-out text. For the accuracy, the model reads the beginning of a window and must choose the
+right end of the window among several ends. With --data the items of `margin` and `accuracy` are items of ARC easy and
+OpenBookQA: from calib/ for the search, and from eval/ for the held-out accuracy.
 
 The command prints its plan first (--plan prints only the plan). A row is written to <out>/objectives/ as soon as it is
-measured, and no row is measured twice. So the run can be stopped, continued and split. It writes
+measured, and no row is measured twice. So the run can be stopped, continued and split. The command writes
     <out>/objectives.csv         a row for each search: layers, value, cost, held-out loss and accuracy
     <out>/objectives_pairs.csv   Jaccard and Spearman of every two searches that differ in one thing
     <out>/objectives_claims.csv  the claims of "Rethinking Layer Redundancy" (arXiv 2604.24938) with their intervals
@@ -42,7 +42,7 @@ from kdp_core.study import objectives
 
 SETS = {"arc_easy": ("calib/arc_easy_train.jsonl", "eval/arc_easy_test.jsonl"),
         "openbookqa": ("calib/openbookqa_train.jsonl", "eval/openbookqa_test.jsonl")}
-"""Set -> (file of calibration items, file of held-out items), below --data."""
+"""Set -> (file of calibration items, file of held-out items), both below the folder of --data."""
 UNLIMITED = 10**9
 
 
@@ -100,7 +100,7 @@ def prepare(options: argparse.Namespace) -> Setup:
 def judged(setup: Setup, goal: str, options: argparse.Namespace) -> Evaluator:
     """An evaluator without a budget.
 
-    It measures the embedded model without sets of layers on held-out text or items.
+    The evaluator measures, on held-out text or items, the embedded model without given sets of layers.
     """
     ids_ST, items = setup.heldout_ST, None
     if goal == "accuracy":
@@ -137,7 +137,7 @@ def row_path(setup: Setup, objective: str, strategy: str, draw: int, options: ar
 def heldout(rows: list[dict[str, Any]], setup: Setup, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows, with the held-out loss and accuracy of the models without the chosen layers.
 
-    Each set is judged only once.
+    Each set of layers is judged only once.
     """
     both = {name: judged(setup, goal, options) for name, goal in (("nats", "loss"), ("accuracy", "accuracy"))}
     sign = {"nats": 1, "accuracy": -1}
@@ -218,7 +218,7 @@ def planned(missing: int, every: int, setup: Setup, options: argparse.Namespace)
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame | None:
-    """Print the plan, measure what is not on disk, write the tables."""
+    """Print the plan, measure the rows that are not on disk, write the tables."""
     options = arguments(given)
     torch.set_num_threads(options.threads)
     setup = prepare(options)

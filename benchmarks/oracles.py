@@ -6,9 +6,9 @@ Run this command on a machine that has one of the models, for example
         --device cuda --dtype float16
 
 For every published choice of layers for this model (kdp_core.study.oracles), our implementation of the method selects
-layers again. It uses a text with one document in each line. The table shows the share of the published layers that our
-selection also removes, and whether the order of the layers is the same. Without --text, the command uses the embedded
-news; no paper selected its layers on this text.
+layers again. The calibration text has one document in each line. The table shows the share of the published layers that
+our selection also removes, and whether the order of the layers is the same. Without --text, the command uses the
+embedded news; no paper selected its layers on this text.
 """
 import argparse
 import logging
@@ -37,7 +37,7 @@ def documents(options: argparse.Namespace) -> list[str]:
 
 
 def check(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
-    """Repeat each published choice of layers of the model. The table has a row for each choice."""
+    """Repeat each published choice of layers of the model. The returned table has a row for each published choice."""
     path = embedded.fetch({"source": options.model, "sha256": None}, embedded.default_config())
     facts = checkpoints.convert(path, folder / "dense", dtype=options.dtype, source=options.model)
     tokens = texts.pack(checkpoints.load_tokenizer(folder / "dense"),

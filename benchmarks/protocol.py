@@ -54,7 +54,7 @@ RESIDUAL = {"search": {"entries": 96}, "compose": {"entries": 96}}
 KDP = {"block": CKA, "kernel": {"features": 1024, "epochs": 2, "batch_sequences": 16},
        "inverse": {"width": 1024, "epochs": 5}}
 FREE = 30
-"""K_max of kdp_residual. It is at least the number of layers, so that any number of consecutive layers may be
+"""K_max of kdp_residual. This K_max is at least the number of layers, so that any number of consecutive layers may be
 removed."""
 
 
@@ -119,7 +119,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> Setup:
 
 
 def calibrate(setup: Setup, seed: int, sequences: int) -> Calibrated:
-    """The records of one seed with the default calibration set."""
+    """Make the tokens, states and similarity of one seed from the default calibration set."""
     return calibrated(setup, seed, lambda: embedded.calibration_tokens(
         setup.dense, setup.config, sequences=sequences, seed=seed, vocabulary=setup.facts.vocabulary))
 
@@ -136,7 +136,10 @@ def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrate
 
 
 def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
-    """The search of a variant, which orders the layers. It is stored and reused for the same seed and options."""
+    """The search of a variant, which orders the layers.
+
+    The search is stored and reused for the same seed and options.
+    """
     options = variant.options.get("search", {})
     name = "-".join([variant.method, f"k{variant.k_max}",
                      *(f"{key}_{value}" for key, value in sorted(options.items()))])
@@ -189,14 +192,17 @@ def fitted(variant: Variant, setup: Setup, calibrated: Calibrated,
 
 def tuned(setup: Setup, calibrated: Calibrated, pruned: PrunedFacts, at: Path,
           options: argparse.Namespace) -> tuple[PrunedFacts, float]:
-    """Fine-tune at/checkpoint and write the result to at/tuned. Return the facts of the result, and the seconds."""
+    """Fine-tune at/checkpoint and write the result to at/tuned.
+
+    Return the facts of the fine-tuned model, and the seconds of fine-tuning.
+    """
     after, record = finetune.finetune(setup.dense, at / "checkpoint", at / "tuned",
                                       sample(calibrated.tokens, options.tune_on), pruned, epochs=options.tune_epochs)
     return after, record.seconds
 
 
 def sample(tokens: Tokens, sequences: int) -> Tokens:
-    """The first sequences. They are a random sample, because sequences are stored in random order."""
+    """The first sequences, which are a random sample, because sequences are stored in random order."""
     return tokens._replace(ids_ST=tokens.ids_ST[:sequences], sources=tokens.sources[:sequences])
 
 
@@ -210,7 +216,7 @@ class Judge(NamedTuple):
     def score(self, checkpoint: Path, real: bool) -> dict[str, Any]:
         """Score a checkpoint; return perplexity and accuracies as columns of a table.
 
-        With `real`, also score the real benchmarks.
+        With `real`, the real benchmarks are scored too.
         """
         chosen = Chosen(REAL, data=str(self.data), limit=self.limit) if real and self.data else None
         found = evaluate.evaluate(checkpoint, tasks=OWN_TASKS, chosen=chosen, task_folders=[self.folder], batch_size=8)
@@ -249,7 +255,7 @@ def row_path(at: Path, end: str = "") -> Path:
 def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
     """Write the dense model's row and all rows on disk as CSV.
 
-    The rows are sorted by ratio, and then in the order of `names`.
+    The rows of the CSV file are sorted by ratio, and then in the order of `names`.
     """
     dense = store.read_json(folder / "dense.json")
     rows = [store.read_json(row) for row in sorted((folder / "rows").glob("*.json"))]

@@ -2,8 +2,8 @@
 
 The comparison runs on the embedded model, for several ratios and calibration seeds. Every variant of VARIANTS is fitted
 on the same calibration tokens (news), folded, and scored on the same held-out news (perplexity, last words,
-continuations). The fine-tuned form of each variant, marked `+ft`, is measured as well. If a folder of real benchmark
-sets is given (--data), some of these tasks are also scored, at the ratios of --data-ratios.
+continuations). For each variant, the fine-tuned variant is also measured; its name ends with `+ft`. If a folder of real
+benchmark sets is given (--data), some of these tasks are also scored, at the ratios of --data-ratios.
 
 A row is written to <out>/quality/ as soon as its variant is measured, and no variant is measured twice. So the run can
 be stopped and continued, and processes can share it by --seeds, --ratios or --methods. After each variant, the table of
@@ -34,7 +34,10 @@ logger = logging.getLogger("quality")
 
 
 def changed(**compose: Any) -> dict[str, dict[str, Any]]:
-    """The options of kdp_residual with the given options of its fit changed. The removed layers stay the same."""
+    """The options of kdp_residual with the given options of its fit changed.
+
+    With these options, the removed layers stay the same.
+    """
     return {**RESIDUAL, "compose": {**RESIDUAL["compose"], **compose}}
 
 

@@ -2,9 +2,9 @@
 
 Every structured method is calibrated on the same broad mix of eight sources (web, encyclopedia, school texts, question
 texts; no news). Every method removes the same share of ALL parameters. Every model is scored on the same items
-(multiple-choice tasks and the last words of LAMBADA), and by perplexity on news, encyclopedia and web text. Its speed
-is compared with the dense model's. The data are real sets in a local folder (--data); its subfolder calib/ has the
-calibration files, and eval/ has the items.
+(multiple-choice tasks and the last words of LAMBADA), and by perplexity on news, encyclopedia and web text. The speed
+of each model is compared with the dense model's. The data are real sets in a local folder (--data); its subfolder
+calib/ has the calibration files, and eval/ has the items.
 
 The command prints its plan first (--plan prints only the plan): the number of items, the expected standard error, and
 the hours that the remaining rows need on this machine. A row is written to <out>/retention/ as soon as it is measured,
@@ -50,7 +50,7 @@ logger = logging.getLogger("retention")
 LENGTH = 128
 """Tokens of a calibration sequence and of a window of held-out text."""
 OURS = "kdp_"
-"""The first letters of the names of this project's rows."""
+"""Prefix of the names of this project's methods."""
 
 
 class Source(NamedTuple):
@@ -118,7 +118,7 @@ def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> 
 
 
 def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Windows of each held-out text. They have equal distances in the text."""
+    """Windows of each held-out text. The windows have equal distances in the text."""
     documents = {"news": embedded.documents("lee", config),
                  "wiki": texts.read_documents(data / "eval/wikitext2_test.jsonl", format="jsonl", field="page"),
                  "web": texts.read_documents(data / "eval/c4_sample.jsonl", format="jsonl", field="text")}
@@ -140,7 +140,7 @@ def perplexity(model: torch.nn.Module, ids_ST: torch.Tensor) -> float:
 
 def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits: Mapping[str, int],
           samples: Path) -> dict[str, Any]:
-    """Accuracies, outcomes of items and perplexities of a checkpoint."""
+    """Score a checkpoint: accuracies, outcomes of items and perplexities."""
     began = time.perf_counter()
     model = checkpoints.load_model(folder)
     found: dict[str, Any] = {f"ppl_{name}": perplexity(model, ids_ST) for name, ids_ST in heldout.items()}
@@ -152,7 +152,7 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
 
 
 def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.Namespace) -> None:
-    """Fit, fold and score one row."""
+    """Fit, fold and score the model of one row."""
     row = row_path(dense.setup.folder, name, ratio, seed)
     at, variant = row.with_suffix(""), VARIANTS[name]
     about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed}

@@ -1,9 +1,10 @@
 """Compares every stage with a lower limit or another implementation: `python benchmarks/stages.py [STAGE ...]`.
 
-A stage and its comparison are measured alternately (benchmarks/stage). The comparison is either the minimum of work
-that the stage needs, or another implementation with the same result. The table of a stage is printed as Markdown and
-written to <out>/<stage>.csv. benchmarks/README.md shows the tables of one machine, and lists the changes to the stages
-that were made or only tried. `--quick` runs all parts in a few minutes; its sizes are too small for conclusions.
+A stage and its comparison are measured alternately (benchmarks/stage). A stage is compared either with the minimum of
+work that it needs, or with another implementation that gives the same result. The table of a stage is printed as
+Markdown and written to <out>/<stage>.csv. benchmarks/README.md shows the tables of one machine, and lists the changes
+to the stages that were made or only tried. `--quick` runs all parts in a few minutes; its sizes are too small for
+conclusions.
 """
 import argparse
 import importlib

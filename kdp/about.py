@@ -28,7 +28,7 @@ def write(out: Path, found: Mapping[str, Any], facts: ModelFacts, pruned: Pruned
 
 
 def scores(scored: Mapping[str, Any]) -> Scores:
-    """A perplexity that `kdp prune` measured, as a record `Scores`, which the workflow also uses."""
+    """Convert a perplexity that `kdp prune` measured into a record `Scores`, which the workflow also uses."""
     return Scores([Score("held-out text", "ppl", scored["ppl"], scored["stderr"], len(scored["nats"]), False, "ppl")],
                   0.0, {})
 

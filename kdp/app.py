@@ -141,7 +141,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
           keep: Annotated[bool, typer.Option("--keep", help="Keep the dense checkpoint and the hidden states, in "
                                                             "DIR/.kdp.")] = False,
           cache: Cache = CACHE) -> None:
-    """Remove a share of a model's parameters. Print what was removed, and the loss and the speed-up.
+    """Remove a share of a model's parameters. Print what was removed, how much quality is lost, and the speed-up.
 
     An interrupted run continues when the same command is given again.
     """

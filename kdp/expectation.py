@@ -27,7 +27,7 @@ class DenseError(ValueError):
 def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
     """Yield the dense checkpoint from which `folder` was pruned.
 
-    It is the given checkpoint, else a checkpoint that is still on disk, else the model that the record of `kdp prune`
+    `given` comes first, then a dense checkpoint that is still on disk, then the model that the record of `kdp prune`
     names.
     """
     # the workflow keeps the dense model at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
@@ -47,7 +47,7 @@ def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
 def _recorded(folder: Path) -> str:
     """The source of the dense model in the record of `kdp prune`.
 
-    For a local model, the record has only the last part of the path, so this model cannot be found.
+    For a local model, the record has only the last part of the path, so the dense model cannot be found.
     """
     summary = folder / KEPT / "summary.json"
     name: str = store.read_json(summary)["settings"]["model"] if summary.is_file() else ""
@@ -58,7 +58,7 @@ def _recorded(folder: Path) -> str:
 
 def expectation(folder: Path, dense: Path, documents: list[str], *, windows: int, length: int | None,
                 device: str) -> Expectation:
-    """Predict the losses of the checkpoint in `folder` from its predictions on windows of a text.
+    """Predict the losses of the checkpoint in `folder` from its next-token predictions on windows of a text.
 
     Nothing is generated.
     """

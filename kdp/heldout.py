@@ -1,5 +1,5 @@
-"""Perplexity of checkpoints on the windows of one held-out text. The workflow's task heldout_ppl scores in the same
-way.
+"""Perplexity of checkpoints on the windows of one held-out text. The workflow's task heldout_ppl scores perplexity in
+the same way.
 
 Axes: S windows, T tokens of a window, J models.
 """
@@ -37,13 +37,13 @@ class Perplexity(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The second checkpoint minus the first, on the same windows."""
+    """The difference of two checkpoints on the same windows: second minus first."""
     nats_per_token: float
     stderr: float
     p: float
     """Two-sided p-value, from Student's t over windows."""
     ratio: float
-    """Perplexity of the second checkpoint divided by that of the first."""
+    """The perplexity of the second checkpoint divided by the perplexity of the first checkpoint."""
     windows: int
 
 

@@ -35,7 +35,7 @@ LARGE = ("dense", "hidden.zarr")
 REPEATS = 5
 """Number of timed runs of each model in the measurement of latency, as in config.yaml."""
 SAVE_EVERY_S = 60.0
-"""Number of seconds after which a training saves its state again."""
+"""Time in seconds between two saves of a training's state."""
 
 
 class PruneError(ValueError):
@@ -127,7 +127,8 @@ def check_out(out: Path, settings: Settings) -> None:
 def named(settings: Settings) -> dict[str, Any]:
     """The settings in the form in which they are stored.
 
-    Of a local path, only the last part is stored. `sources` is a hash of the three sources with their whole paths.
+    Of a local path, only the last part is stored. The entry `sources` is a hash of the three source strings with their
+    whole paths.
     """
     sourced = {name: getattr(settings, name) for name in ("model", "calibration", "heldout")}
     bare = {name: provenance.without_place(source) for name, source in sourced.items()}
@@ -168,7 +169,7 @@ class Run:
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """The record `name` from disk.
 
-        If its file does not exist yet, `make` computes the record, and it is written first.
+        If the file of the record does not exist yet, `make` computes the record, and the record is written first.
         """
         path = self.kept / f"{name}.{'json' if name in PLAIN else 'safetensors'}"
         if path.exists():
@@ -183,7 +184,7 @@ class Run:
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
         """The value `name` from its JSON file.
 
-        If this file does not exist yet, `make` computes the value, and it is written first.
+        If the file of the value does not exist yet, `make` computes the value, and the value is written first.
         """
         path = self.kept / f"{name}.json"
         if path.exists():
@@ -201,7 +202,7 @@ class Run:
     def facts(self) -> ModelFacts:
         """The facts of the dense checkpoint.
 
-        If this checkpoint does not exist, the model is fetched and converted first.
+        If the dense checkpoint does not exist, the model is fetched and converted first.
         """
         if not (self.kept / "dense").exists():
             (self.kept / "facts.json").unlink(missing_ok=True)
@@ -280,7 +281,7 @@ def tokens_of(length: int) -> int:
 def prune(settings: Settings, out: Path, *, cache: Path, device: str, keep: bool, show: Show) -> dict[str, Any]:
     """Run `kdp prune` with these settings and return its summary.
 
-    If the pruning is already finished, only read its summary.
+    If the pruning is already finished, the function only reads the summary.
     """
     check(settings, out, device)
     run = Run(settings, out, cache, device, show)

@@ -24,7 +24,7 @@ CELLS = 20
 def label(stage: str) -> str:
     """The name of a stage on the screen.
 
-    For the fit of a block, such as `7-9-fit`, this name has the step and the layers.
+    For the fit of a block, such as `7-9-fit`, the name on the screen has the step and the layers.
     """
     if stage in STAGES:
         return STAGES[stage]
@@ -43,7 +43,10 @@ class Stages(logging.Handler):
         self.stage, self.started = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a message of the library next to the stage. A warning is also printed on a line of its own."""
+        """Show a message of the library next to the stage.
+
+        A warning of the library is also printed on a separate line.
+        """
         if record.levelno >= logging.WARNING:
             self.bar.console.print(f"warning: {record.getMessage()}", markup=False)
         self.bar.update(self.task, description=f"{self.stage}: {record.getMessage()}"[:100])

@@ -63,6 +63,6 @@ def write(file: Path, model: str, calibration: str, heldout: str) -> None:
 def _entry(**values: str | None) -> str:
     """The values as lines of YAML.
 
-    They are written as JSON strings, because every JSON string is also a valid YAML string.
+    The values are written as JSON strings, because every JSON string is also a valid YAML string.
     """
     return "\n".join(f"    {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value)

@@ -1,7 +1,7 @@
 """Calls two parts of the workflow for the command line: the check of a configuration, and the plan of its grid.
 
-The workflow's planning is part of a checkout, in the folder workflow_scripts next to this package. It is imported only
-when a command needs it, so that all other commands run without a checkout.
+The workflow's planning is part of a checkout, in the folder workflow_scripts next to this package. The workflow is
+imported only by commands that need it, so that all other commands run without a checkout.
 """
 import sys
 from pathlib import Path

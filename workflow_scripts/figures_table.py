@@ -20,7 +20,7 @@ SECTIONS = {"theory": "theory", "views": "views", "spaces": "spaces", "generatio
 
 
 def row(entry: Entry) -> str:
-    """A row of the table."""
+    """A row of the table of figures."""
     file = SCOPES[entry.scope].path.replace("{figure}", entry.name)
     section = "ablations" if entry.scope == "ablation" else SECTIONS.get(entry.needs)
     wanted = f", with `{section}` in the configuration" if section else ""

@@ -1,17 +1,17 @@
 """Forks the jobs of a run on this machine from one process that has already imported the heavy packages.
 
 Each job is a separate process. Without this module, each job would import torch and transformers, which takes 2 to 5
-seconds of one core. Here a server imports the third-party packages once, at the first job, and then forks a process for
-each job. The server does not import kdp_core, so each forked process reads the code on disk at that moment. `python` is
-a small program that accepts the same arguments as the interpreter (a script, `-m`, `-c`). The small program sends its
-arguments, environment, folder and streams to the server, and ends with the exit code of the forked process. In the
-forked process, `sys.executable` is the path of the small program too. If the small program cannot reach the server, it
-replaces itself by the interpreter.
+seconds of one core. With this module, a server imports the third-party packages once, at the first job, and then forks
+a process for each job. The server does not import kdp_core, so each forked process reads the code on disk at that
+moment. `python` is a small program that accepts the same arguments as the interpreter (a script, `-m`, `-c`). The small
+program sends its arguments, environment, folder and streams to the server, and ends with the exit code of the forked
+process. In the forked process, `sys.executable` is the path of the small program too. If the small program cannot reach
+the server, it replaces itself by the interpreter.
 
 The forked process is not a child of the small program. The small program therefore forwards SIGTERM to the forked
 process. SIGINT from a terminal reaches both processes anyway. If the small program is killed, the server kills the
 forked process. The server's standard input is a pipe. The server ends when all processes have closed the write end of
-this pipe and no forked process runs any more.
+its input pipe and no forked process runs any more.
 """
 import atexit
 import contextlib
@@ -78,8 +78,8 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
 
     more: further packages to import once.
     environment: further variables of the server.
-    shared: whether processes that the caller starts also keep the server running. The server then survives if the
-        caller alone is killed.
+    shared: whether processes that the caller starts also keep the server running. With true, the server survives if
+        only the caller is killed.
     """
     folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
     with contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
 def _start(folder: Path, read: int, more: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
     """Start the server and return the path of the small program; None if this system does not allow it.
 
-    The server imports the packages at the first request.
+    The server imports the third-party packages at the first request.
     """
     address = str(folder / "forks.sock")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -232,7 +232,7 @@ def _path(environment: Mapping[str, str]) -> list[str]:
 def ended(run: Callable[[], None]) -> int:
     """Run a program and return its exit code.
 
-    Before the return, the function waits for the program's threads and calls its exit functions.
+    Before this function returns, it waits for the program's threads and calls the program's exit functions.
     """
     try:
         run()

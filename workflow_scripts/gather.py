@@ -15,8 +15,8 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """The fitted records of a grid point, each with its keys. For a fine-tuned point, these are the records of the
-    point that was fine-tuned.
+    """The fitted records of a grid point, each with its keys. A fine-tuned point has the fitted records of the point
+    that was fine-tuned.
 
     `fits` has the names of each variant's fits. A record of `compose` is used by one point. A record of a step is used
     by all points with the same block.

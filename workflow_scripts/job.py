@@ -27,7 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 SAVE_EVERY_S = 300
-"""Number of seconds after which a training saves its state again, unless the config sets `training.save_every_s`."""
+"""Time in seconds between two saves of a training's state, unless the config sets `training.save_every_s`."""
 BY_CONTENT = 2**20
 """A file of up to this many bytes is identified by its content; a larger file, by its size and time."""
 
@@ -67,7 +67,7 @@ def job(snakemake: Any) -> Iterator[None]:
 def _refuse(snakemake: Any, error: Exception) -> None:
     """Record that the grid point of this job cannot be made.
 
-    If the record cannot be written, the job still shows its own error.
+    If this record cannot be written, the job still shows the error with which it failed.
     """
     try:
         refusals.record(snakemake.rule, dict(snakemake.wildcards.items()), snakemake.config, error)
@@ -76,8 +76,8 @@ def _refuse(snakemake: Any, error: Exception) -> None:
 
 
 def device_here(name: str) -> str:
-    """The device on this machine: for `auto` and `balanced`, cuda if available, else cpu. Any other name is returned
-    unchanged.
+    """The device on this machine: for `auto` and `balanced`, cuda if available, else cpu. Any other name of a device is
+    returned unchanged.
 
     `balanced` gives one device, because fits on stored states always run on one device.
     """
@@ -107,12 +107,12 @@ def _leave(number: int, frame: Any) -> None:
 
 @contextmanager
 def training(snakemake: Any) -> Iterator["Resume"]:
-    """Yield an object that saves the state of the training in a file. The file is no output of the rule, because
-    snakemake deletes the outputs of a failed job.
+    """Yield an object that saves the state of the training in a file. The file of the state is not an output of the
+    rule, because snakemake deletes the outputs of a failed job.
 
     After SIGTERM or Ctrl-C the training finishes its update, saves its state and exits with 128 + the number of the
-    signal. This is also the exit code of a killed job, so the scheduler treats the job as failed and starts it again.
-    The state is removed when the training has finished.
+    signal. A killed job has the same exit code, so the scheduler treats the stopped job as failed and starts it again.
+    The saved state is deleted when the training has finished.
     """
     # imported here, because scripts that train nothing need no torch
     from kdp_core.base.resume import Resume, Stopped
@@ -151,7 +151,7 @@ def _key(snakemake: Any) -> str:
 def _known(path: Path) -> list[tuple[str, Any]]:
     """The names of the files of an input.
 
-    Each name has the file's hash; for a large file, its size and modification time.
+    Each name is paired with the file's hash; for a large file, with the file's size and modification time.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else

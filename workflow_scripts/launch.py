@@ -2,9 +2,9 @@
 the summary table.
 
 Arguments are passed to snakemake unchanged. A killed snakemake leaves its own lock behind. The launcher therefore locks
-a file through the operating system, which removes this lock when the locking process ends. If the file is not locked,
-no other run is active, and the launcher clears snakemake's lock. If the file is locked, the launcher refuses to start a
-second run.
+another file, `launch.lock`. The operating system removes the lock of this file when the locking process ends. If
+`launch.lock` is not locked, no other run is active, and the launcher clears snakemake's lock. If `launch.lock` is
+locked, the launcher refuses to start a second run.
 
 The jobs of a run on this machine are forked from one process that has already imported torch (forks.py). The command
 `snakemake` without this launcher gives the same results, but each job then imports its packages itself.
@@ -25,8 +25,8 @@ LOCKS = ROOT / ".snakemake" / "locks"
 FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import main; sys.exit(main())"
 """Code that runs Snakemake and starts its jobs with the Python of the first argument."""
 ELSEWHERE = ("--profile", "--workflow-profile", "--executor", "-e")
-"""Arguments of snakemake that can send jobs to other machines. The environment variable SNAKEMAKE_PROFILE can do this
-too."""
+"""Arguments of snakemake that can send jobs to other machines. The environment variable SNAKEMAKE_PROFILE can also send
+jobs to other machines."""
 PATIENCE = 10  # in seconds: a killed snakemake holds the lock until the system has freed its memory
 
 
@@ -62,7 +62,7 @@ def refused_since(started: float) -> bool:
 
 
 def _taken(lock: TextIO) -> bool:
-    """Lock the file and return whether this succeeded.
+    """Try to lock the file, and return whether the lock succeeded.
 
     The function waits up to PATIENCE seconds for a killed run to end.
     """

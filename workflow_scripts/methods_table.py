@@ -45,7 +45,7 @@ def files() -> str:
 def families() -> str:
     """A Markdown table that shows for each method the families on which it works.
 
-    A letter stands for the reason of a refusal; the reasons are listed below the table.
+    In the table, a letter stands for the reason of a refusal; the reasons are listed below the table.
     """
     refused = {(name, family): method.refuses(record)
                for name, method in METHODS.items() for family, record in FAMILIES.items()}
@@ -67,7 +67,7 @@ PLACES = {"README.md": {"methods": methods},
 
 
 def written(page: str, text: str) -> str:
-    """The text of a page with its current tables. A text without the two lines of a table raises ValueError."""
+    """The text of a page with its current tables. A page without the two marker lines of a table raises ValueError."""
     for name, made in PLACES[page].items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         if not marked.search(text):

@@ -44,7 +44,7 @@ def table_searches(rows: pd.DataFrame) -> str:
 
 
 def table_pairs(pairs: pd.DataFrame) -> str:
-    """A table of pairs of searches. Each row is the mean over all pairs with the same description."""
+    """A table of pairs of searches. Each row of the table is the mean over all pairs with the same description."""
     lines = ["| compared | pairs | Jaccard | from | to | Spearman of single removals |", "|---|---|---|---|---|---|"]
     words = [f"two draws, `{row.objective}` by `{row.strategy}`" if row.varies == "draw"
              else f"`{row.one}` and `{row.other}`, same draw" for row in pairs.itertuples()]
@@ -56,7 +56,7 @@ def table_pairs(pairs: pd.DataFrame) -> str:
 
 
 def table_claims(claims: pd.DataFrame) -> str:
-    """A table of the claims. The last column gives what the interval says about the claim."""
+    """A table of the claims. The last column of the table says what the interval shows about the claim."""
     lines = ["| claim, above zero if it holds | draws | mean | 95 % interval | told |", "|---|---|---|---|---|"]
     for row in claims.itertuples():
         mean = "" if pd.isna(row.mean) else f"{row.mean:.2f}"

@@ -45,8 +45,8 @@ def cells(row: pd.Series) -> list[str]:
 def against(method: str, tests: pd.DataFrame) -> str:
     """The cell with the comparison.
 
-    It is the mean accuracy of this method minus that of our best method, in points, paired by item, with its standard
-    error and the corrected p-value.
+    The cell shows the mean accuracy of this method minus the mean accuracy of our best method, in points. The
+    difference is paired by item, and its standard error and corrected p-value follow.
     """
     if method not in tests.index:
         return ""

@@ -1,8 +1,8 @@
 """Compares the stage that computes CKA of all pairs of layers with a computation from feature-space matrices.
 
 Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. This module uses the unbiased form
-of this computation (Song et al. 2012). It gives the value that the minibatch estimate has if one batch contains all
-tokens:
+of this computation (Song et al. 2012). The unbiased form gives the value that the minibatch estimate has if one batch
+contains all tokens:
     HSIC_1 = (tr K~L~ + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1) / (n (n-3)),  K~ = K without its diagonal.
 The times of both computations are proportional to the number of tokens, so their ratio does not depend on this number.
 The comparison therefore uses fewer than 32,000 tokens.
@@ -21,7 +21,7 @@ BATCH = 256
 def measure(setup: Setup) -> list[Row]:
     """Time linear CKA with the states in memory, and the whole stage.
 
-    Also measure the difference from the full-batch value.
+    Also measure the difference between the minibatch estimate and the full-batch value.
     """
     x_LND = chosen(setup.hidden, setup.size(4096, 256))
     batch = min(BATCH, x_LND.shape[1] // 2)

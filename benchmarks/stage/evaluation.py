@@ -4,8 +4,8 @@ The two scorers alternately score the same requests of the same items. HFLM uses
 packs several sequences into one row of a batch. The requests are made before the timing starts. The time of the
 tokenizer is included for both scorers. With `--data FOLDER`, the requests are lm-eval's own, from the first items of
 the sets of TASKS (docs/benchmarks.md lists the files of the folder). Without `--data`, the requests are made from the
-embedded news. Each item has 60 words and four continuations, one of which is the true one. The time of forward passes
-is the time in the decoder and in the output head.
+embedded news. Each of these items has a context of 60 words and four continuations; one continuation is the true one.
+The time of forward passes is the time in the decoder and in the output head.
 """
 import time
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def requests_of(name: str, shots: int, items: int, data: str) -> list[Instance]:
 def made_up(items: int) -> list[Instance]:
     """Requests of made-up items from the embedded news.
 
-    An item has a context, its true continuation, and continuations from other documents.
+    A made-up item has a context, its true continuation, and continuations from other documents.
     """
     config = embedded.default_config()
     texts = [text.split() for text in embedded.documents(next(iter(config["texts"])), config)]

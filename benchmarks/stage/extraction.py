@@ -1,8 +1,8 @@
 """Compares the extraction of hidden states to Zarr with the bare forward pass through the same layers.
 
 The bare pass runs only the decoder, without output head, hooks and writing, in batches of the same size. Peak memory is
-the growth of the resident set during the call. It is measured twice; the second call has four times as many sequences
-as the first.
+the growth of the resident set during the call. Peak memory is measured twice; the second call has four times as many
+sequences as the first call.
 """
 from collections.abc import Callable
 
@@ -64,7 +64,10 @@ def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
 
 
 def memory(setup: Setup) -> Row:
-    """Compare the peak memory of two extractions of three states. The second has four times as many sequences."""
+    """Compare the peak memory of two extractions of three states.
+
+    The second extraction has four times as many sequences.
+    """
     few = setup.size(64, 8)
     peaks = []
     for sequences in (few, 4 * few):

@@ -1,8 +1,9 @@
 """Measures how time and memory grow with tokens and layers, as exponents that are fitted on logarithms.
 
 An exponent of 1 means that twice as many tokens or layers need twice the time. The models have random weights and a
-small width. In the measurements over tokens, they also have few layers. Memory is the growth of the resident set during
-the call. `python benchmarks/grid_scale.py` measures how planning grows with the points of a grid (docs/scale.md).
+small width. In the measurements over tokens, the models also have few layers. Memory is the growth of the resident set
+during the call. `python benchmarks/grid_scale.py` measures how planning grows with the points of a grid
+(docs/scale.md).
 """
 import statistics
 from collections.abc import Callable, Sequence

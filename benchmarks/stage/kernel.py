@@ -1,14 +1,14 @@
 """Compares step 1 of KDP with the limit of matrix products, and the closed-form start of step 2 with the paper's
 recipe.
 
-The operations of an update of step 1 are counted. In float32 these are the features and their gradient, the Gram and
-cross matrices, and the predictions and their gradient. In float64 they are Cholesky and its solves. The limit is the
-time of products of square matrices with the same number of operations, measured just before and after step 1. The time
-of step 1 is the time in its training curve, which does not include the judgement.
+The operations of an update of step 1 are counted. The float32 operations are the features and their gradient, the Gram
+and cross matrices, and the predictions and their gradient. The float64 operations are Cholesky and its solves. The
+limit is the time of products of square matrices with the same number of operations, measured just before and after step
+1. The time of step 1 is the time in its training curve, which does not include the judgement.
 
 Step 2 starts from random weights, as in the paper, or from the best linear decoding of the features
-(kdp_core.methods.kdp.inverse). The random start is trained for some epochs. The comparison is between the time to its
-best held-out error and the time of the closed form, which must reach this error.
+(kdp_core.methods.kdp.inverse). From the random start, step 2 is trained for some epochs. The time to the best held-out
+error of these epochs is compared with the time of the closed form, which must reach the same error.
 """
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Compares reading one layer from the store of hidden states with reading a memory-mapped file of the same bytes.
 
 Both reads return float32 in memory. Before a `cold` read, the operating system is asked to drop the files from its
-cache. The rate is the number of stored bytes per second. A further row tests, without timing, that values too large for
-float16 are stored correctly.
+cache. The rate is the number of stored bytes per second. A further row of the table tests, without timing, that values
+too large for float16 are stored correctly.
 """
 import os
 import tempfile

@@ -28,5 +28,8 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def chosen(blocks: list[Block]) -> Selection:
-    """A selection with these blocks. Its other fields have no meaning, because `compose` uses only the blocks."""
+    """A selection with these blocks.
+
+    The other fields of the selection have no meaning, because `compose` uses only the blocks.
+    """
     return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

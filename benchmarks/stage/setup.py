@@ -1,6 +1,6 @@
 """The data of the measurements: a model, its calibration tokens and its states.
 
-They are made once and stored in a folder.
+The data are made once and stored in a folder.
 """
 import argparse
 import shutil
@@ -66,7 +66,7 @@ class Setup:
     def block(self) -> Block:
         """The block that every fit replaces: two layers in the middle of the model.
 
-        In the embedded model it is 14-16.
+        In the embedded model this block is 14-16.
         """
         start = self.facts.layers // 2 - 1
         return start, start + 2

@@ -32,7 +32,7 @@ def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
 def bare(passes: Passes, path: list[Step], start_BTD: Tensor, final_BTD: Tensor) -> Callable[[], None]:
     """A run of the bare passes.
 
-    It computes the dense model's logits, then runs forward and backward through the path and the output head.
+    The run computes the dense model's logits, then goes forward and backward through the path and the output head.
     """
     chosen = torch.arange(min(POSITIONS, start_BTD.shape[1] - 1))
 

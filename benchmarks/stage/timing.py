@@ -1,10 +1,10 @@
 """Times a stage and its comparison alternately, so that a slow minute of the machine slows both.
 
 The comparison is one of two kinds: a floor or a peer. A floor is the minimum of work that the stage needs. A peer is
-another implementation with the same result. In a turn, each of the two runs once. The ratio is the median over turns of
-(time of the comparison / time of the stage). With a ratio of 2, the stage is twice as fast as the comparison. Targets
-apply to wall-clock time. The ratio of processor times is also given, because it hardly changes on a busy machine. But
-processor time does not show that work runs on two cores at the same time.
+another implementation with the same result. In each turn, the stage and its comparison both run once. The ratio is the
+median over turns of (time of the comparison / time of the stage). With a ratio of 2, the stage is twice as fast as the
+comparison. Targets apply to wall-clock time. The ratio of processor times is also given, because it hardly changes on a
+busy machine. But processor time does not show that work runs on two cores at the same time.
 """
 import csv
 import statistics
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 GEMM = 1024
-"""Rows and columns of the square products that measure the limit of matrix products."""
+"""Number of rows and of columns of the square matrices whose products measure the limit."""
 PRODUCTS = 4
-"""Number of these products in one run."""
+"""Number of matrix products in one run that measures the limit."""
 
 
 class Clock(NamedTuple):
@@ -78,7 +78,8 @@ def figure(measure: str, ours: float, unit: str, against: str, other: float, *, 
            at_most: bool = False, cpu: float | None = None) -> Row:
     """A row for a figure that is not a time.
 
-    Its ratio is `ours` divided by `other`. `cpu` is the same figure as `ours`, computed from processor time.
+    The ratio in this row is `ours` divided by `other`. `cpu` is the same figure as `ours`, computed from processor
+    time.
     """
     cpu_ratio = None if cpu is None else cpu / other
     return judged(Row(measure, ours, unit, against, other, ours / other, cpu_ratio, "", None), target, at_most=at_most)

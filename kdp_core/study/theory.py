@@ -1,7 +1,8 @@
-"""Measures both sides of Theorems 1 and 2 of KDP on the states of consecutive layers, the run.
+"""Measures both sides of Theorems 1 and 2 of KDP on the states of a run: consecutive layers on which a kernel was
+fitted.
 
-Paper: KDP (ICLR 2026), section 2.3. The docstrings of `theorem_1` and `theorem_2` define the measured quantities. They
-also list where a theorem's statement disagrees with its proof.
+Paper: KDP (ICLR 2026), section 2.3. The docstrings of `theorem_1` and `theorem_2` define the measured quantities. These
+docstrings also list where a theorem's statement disagrees with the theorem's proof.
 """
 import time
 from typing import Annotated
@@ -30,7 +31,7 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
             bandwidth_scales: list[Positive] | None = None,
             shares: list[Annotated[float, Gt(0), Le(1)]] | None = None, ridge: NotNegative = 1e-6,
             heldout: Share = 0.1, seed: int = 0, device: str = "cpu") -> Theory:
-    """Measure both theorems on the states of the layers on which a kernel was fitted, its run.
+    """Measure both theorems on the states of the run, the layers on which `kernel` was fitted.
 
     delta: probability with which each bound may fail.
     operator_ridges: further ridges for Theorem 1; the operators are solved again with each of these ridges. A larger

@@ -4,23 +4,24 @@ Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) next to 
 50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer; the paper says that it shows "a strong linear
 trend").
 
-Choices on points that the paper leaves open, or on which its figure would mislead:
+The paper leaves some choices open, and some of its figures would mislead. This module therefore makes these choices:
 - The paper shows "a sample from CMMLU". This module shows a held-out sequence: step 1 and step 2 of KDP were not fitted
   on this sequence.
-- At a wide kernel all features stay close to their mean. On layers 14-15 of SmolLM2, 95 % of |phi|^2 comes from the
-  mean. Even the prediction that nothing changes then has an error below 1 %. The mean of the true features over the
-  training tokens is therefore subtracted. Errors are given with and without this mean.
+- With a wide kernel, the features of all tokens stay close to their mean. On layers 14-15 of SmolLM2, 95 % of |phi|^2
+  comes from the mean. Because of this mean, even the prediction that the features do not change has an error below 1 %.
+  The mean of the true features over the training tokens is therefore subtracted. Errors are given both with the mean
+  and with the mean subtracted.
 - Position 0 is often a massive token, and massive tokens bypass the stand-in. The view then shows the next position
   whose token does not bypass the stand-in.
-- Each sample is one sequence. The view shows one token of each sample at every layer. The last token is shown, because
-  it attends to the longest text.
+- Each sample is one sequence. The view shows one token of each sample at every layer: the last token that is massive at
+  no layer. A late token is chosen, because it attends to a long text.
 - t-SNE preserves neighbours, but it does not preserve straight lines. With the layer as the third axis every path looks
-  straight. `straightness` is therefore also measured on the states themselves. In the space of states and in the plane
-  of t-SNE, `straightness` is compared with that of unrelated walks: their steps have the same lengths, but random
-  directions. On SmolLM2 the mean cosine between a step and the next step is 0.05 in the space of states and 0.87 in the
-  plane of t-SNE. In this plane it is 0.96 for the unrelated walks, so the linear trend comes from t-SNE. In a space of
-  many dimensions, the unrelated walks look straight by other measures too: 6/pi^2 of their variance lies on the first
-  principal axis. Every measure is therefore also given for these walks.
+  straight. `straightness` is therefore also measured on the states themselves. In both spaces, the states are compared
+  with unrelated walks: walks with steps of the same lengths, but random directions. On SmolLM2 the mean cosine between
+  a step and the next step is 0.05 in the space of states and 0.87 in the plane of t-SNE. For the unrelated walks, the
+  mean cosine in this plane is 0.96, so the linear trend comes from t-SNE. In a space of many dimensions, the unrelated
+  walks look straight by other measures too: 6/pi^2 of their variance lies on the first principal axis. Every measure is
+  therefore also given for these walks.
 In this module, a "step" of a path means the change of a state from one layer to the next layer.
 """
 import itertools
@@ -50,7 +51,7 @@ class ViewError(ValueError):
 class Paths(NamedTuple):
     """States of S samples at L layers, and their coordinates in t-SNE.
 
-    `walk_SLD` and `walk_xz_SL2` are the same for unrelated walks.
+    `walk_SLD` and `walk_xz_SL2` are the points and the coordinates of the unrelated walks.
     """
     layers: list[int]
     sequences: list[int]
@@ -59,13 +60,12 @@ class Paths(NamedTuple):
     h_SLD: Tensor
     xz_SL2: Tensor
     walk_SLD: Tensor
-    """The unrelated walks. They have the same first states and the same step lengths; each step has a random
-    direction."""
+    """The unrelated walks: walks with the same first states and step lengths, but with steps of random directions."""
     walk_xz_SL2: Tensor
 
 
 class Straightness(NamedTuple):
-    """How straight paths are. Each field is a mean over samples, and 1 is a straight line."""
+    """How straight paths are. Each field is a mean over samples; a straight line has the value 1 in each field."""
     chord: float
     """Distance between the first and the last point, divided by the length of the path."""
     turn: float
@@ -101,7 +101,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """For each of `positions`, the first position at or after it where keep_T is true; none past the end."""
+    """For each position p of `positions`, the first position from p on where keep_T is true, if there is one."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))
@@ -116,11 +116,7 @@ def _features(kernel: KernelMap, h_ND: Tensor) -> Tensor:
 
 
 def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[float, float, float]:
-    """Three values over all held-out tokens.
-
-    They are the error, the error of the prediction that nothing changes, and the share of |phi|^2 that comes from the
-    mean.
-    """
+    """The error, the error if phi does not change, and the share of the mean in |phi|^2, over held-out tokens."""
     before_NF, after_NF = (_features(kernel, h_ND) for h_ND in states.tokens(states.heldout))
     variance = (after_NF - mean_F).square().sum()
     misses = [(guess_NF - after_NF).square().sum() / variance

@@ -38,14 +38,14 @@ def by_model(paths: list[str]) -> Callable[[Path], str]:
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
         "diagnoses": by_point, "spaces": by_point, "expectations": by_point, "survivals": by_point}
-"""Name of a kind of records -> the function that gives the key of a record. A figure reads several records of such a
-kind, and their keys differ."""
+"""Name of a kind of records -> the function that gives the key of a record. A figure reads several records of each of
+these kinds, and the records have different keys."""
 
 
 def read(name: str, found: Any, params: Any) -> Any:
     """The data of one input of a figure.
 
-    `name` is a name of kdp_core.figures, and the data are a table, a record, or a dict of records.
+    `name` is an input in kdp_core.figures, such as `summary`. The data are a table, a record, or a dict of records.
     """
     if name == "points":
         return points(params.points, params.fits)

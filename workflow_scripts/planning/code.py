@@ -1,12 +1,12 @@
 """Hashes of the library code that a job runs, so that an edit of the library reruns the jobs that use the edited code.
 
-Snakemake reads the script of a rule, but not the modules that the script imports. Every rule therefore has such a hash
-as its param `code`. The hash covers all modules of kdp_core that the script imports, directly or indirectly, without
-comments and docstrings.
+Snakemake reads the script of a rule, but not the modules that the script imports. Every rule therefore has the hash of
+its library code as its param `code`. The hash covers all modules of kdp_core that the script imports, directly or
+indirectly, without comments and docstrings.
 
-A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. For such a
-script, the hash covers only the modules whose functions the job runs. If a method is edited or added, the jobs of other
-methods therefore do not run again.
+A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. For a
+script with the table of methods, the hash covers only the modules whose functions the job runs. If a method is edited
+or added, the jobs of other methods therefore do not run again.
 """
 import ast
 import hashlib
@@ -59,7 +59,7 @@ def of_blocks(method: str, sized: str) -> str:
 
 
 def _closure(start: list[Path]) -> set[Path]:
-    """The files in `start`, and all files that these import directly or indirectly.
+    """The files in `start`, and all files that are imported by them directly or indirectly.
 
     Imports of methods by the table of methods are not followed.
     """
@@ -107,7 +107,7 @@ def _file(name: str) -> Path | None:
 
 
 def _bare(tree: ast.AST) -> ast.AST:
-    """The syntax tree without docstrings and other statements that are only a string."""
+    """The syntax tree without docstrings and without other statements that are only a string."""
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)

@@ -49,7 +49,10 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_finetune(config: dict[str, Any], name: str) -> None:
-    """Check a fine-tuned variant. It may set only `finetune`, because it has the blocks and fits of its base."""
+    """Check a fine-tuned variant.
+
+    A fine-tuned variant may set only `finetune`, because it has the blocks and fits of its base.
+    """
     variant = config["methods"][name] or {}
     base = config["methods"].get(variant.get("base")) or {}
     if "finetune" not in variant:
@@ -190,7 +193,7 @@ def _check_devices(config: dict[str, Any]) -> None:
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
     """The part of a variant that needs the model on one device: it trains or changes the model, or runs single layers.
 
-    The returned text is empty if no part of the variant needs this.
+    The returned text is empty if no part of the variant needs the model on one device.
     """
     tuned = variants.source_of(config, variant) != variant
     part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]

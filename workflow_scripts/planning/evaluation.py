@@ -1,7 +1,7 @@
 """The section `evaluate` of the configuration: tasks, benchmarks and their files.
 
-lm-eval takes seconds to read its index of tasks. The index is read only if the configuration names a task of lm-eval.
-The list of tasks is then stored for this version of lm-eval.
+lm-eval takes seconds to read its index of tasks. This index is read only if the configuration names a task of lm-eval.
+The list of lm-eval's tasks is then stored for the installed version of lm-eval.
 """
 import difflib
 import hashlib
@@ -41,7 +41,7 @@ def one_task(evaluate: dict[str, Any], name: str) -> dict[str, Any]:
 def benchmark_files(evaluate: dict[str, Any]) -> list[str]:
     """The local data files of the chosen benchmarks and of the examples in their prompts.
 
-    The list is empty if the data come from the hub.
+    The list of files is empty if the data come from the hub.
     """
     chosen = evaluate.get("benchmarks", {})
     if chosen.get("data", "hub") == "hub":

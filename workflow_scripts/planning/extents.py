@@ -1,8 +1,8 @@
 """Checks whether models and calibration sets are large enough for the sections of the configuration.
 
-The config.json of a model's checkpoint gives the numbers of its layers and positions. This file may be missing before
-the model is fetched. This module then does not check the model, and the first job that runs the model repeats the check
-(`refusals.stop_before_work`).
+The config.json of a model's checkpoint gives the numbers of its layers and positions. The config.json may be missing
+before the model is fetched. Without config.json the model is not checked here; the first job that runs the model
+repeats the check (`refusals.stop_before_work`).
 """
 import json
 from pathlib import Path

@@ -11,8 +11,8 @@ _ERROR = re.compile(r"^(?:[a-z_][\w]*\.)*(?P<error>[A-Z]\w*: .+)$")
 def say_last(line: str) -> None:
     """Print a line when the process ends.
 
-    An earlier line would not be the last one, because snakemake prints more lines after `onerror` and after a refused
-    config.
+    The line is printed at the end of the process, because snakemake prints more lines after `onerror` and after a
+    refused config.
     """
     atexit.register(print, line, file=sys.stderr, flush=True)
 

@@ -1,7 +1,7 @@
 """Lists the figures of a run: the title, rule and caption of each figure, and the look of each variant in all figures.
 
-The schema contains the entries of kdp_core/figures under `x-figures`. It also contains their scopes: a scope says for
-which points, models or variants a figure is drawn.
+The schema contains the entries of kdp_core/figures under `x-figures`. `x-figures` also contains the scopes: the scope
+of a figure says for which points, models or variants the figure is drawn.
 """
 import itertools
 import re
@@ -15,11 +15,12 @@ SECTIONS = ("theory", "views", "spaces", "generation", "agreement", "choices")
 
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
-    """The look of each variant of these points; it is the same in every figure. See kdp_core.figures.style.Look.
+    """The look of each variant of these points; a variant has the same look in every figure. See
+    kdp_core.figures.style.Look.
 
-    A look has four parts. The first part is the position of the variant's method among the methods of the
-    configuration, sorted as in METHODS. The second part numbers the variants of this method. The third part is the
-    group of the method. The fourth part says whether the method is this project's own.
+    A look has four parts. Part 1 of a look is the position of the variant's method among the methods of the
+    configuration, sorted as in METHODS. Part 2 of a look numbers the variants of one method. Part 3 of a look is the
+    group of the method. Part 4 of a look says whether the method is this project's own.
     """
     named = {variants.base_of(config, name) for name in config["methods"]}
     methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
@@ -54,8 +55,8 @@ def flat_path(scope: str) -> str:
 
 
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
-    """Every figure of the report, in order. Each entry has the name of the files, the title, the rule that draws the
-    figure, and the caption.
+    """Every figure of the report, in order. The entry of a figure has the name of the figure's files, the title, the
+    rule that draws the figure, and the caption.
 
     Figures of the whole run come first; figures of each model and calibration set follow. Entries from one module of
     kdp_core/figures stay together if their scope is the same.

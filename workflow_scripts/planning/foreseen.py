@@ -25,7 +25,7 @@ def known(model: str, source: str, folder: Path) -> Known | None:
     """The facts about a model, from its converted checkpoint or from the configuration that the planner finds; None if
     neither exists.
 
-    The folder of results may belong to another model that had this name before; it is then not used. If the library
+    If the folder of results belongs to another model that had this name before, this folder is not used. If the library
     cannot describe the model, the function returns None, and the job that converts the model gives a better message.
     """
     place = Path("results", model)

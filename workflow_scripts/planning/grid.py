@@ -33,7 +33,7 @@ def folder(point: dict[str, Any]) -> str:
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
     """The point that supplies the blocks, fits and search of `point`.
 
-    For a fine-tuned point, this is the point that was fine-tuned; any other point supplies its own.
+    A fine-tuned point uses the point that was fine-tuned; any other point uses its own blocks, fits and search.
     """
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
@@ -71,7 +71,7 @@ def grid_points(config: dict[str, Any]) -> list[dict[str, str]]:
 def ablation_points(config: dict[str, Any], name: str) -> list[dict[str, str]]:
     """The points of an ablation: all combinations of its variants, models, calibration sets, ratios and K max.
 
-    If the ablation does not list one of these, the grid's list is used.
+    If the ablation has no list of models, calibration sets, ratios or K max, the grid's list is used.
     """
     return _product(config, config["grid"] | config["ablations"][name], config["ablations"][name]["variants"])
 
@@ -98,7 +98,8 @@ def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
 def compared(config: dict[str, Any]) -> list[str]:
     """The variants whose searches `agreement` compares.
 
-    These are the variants under `agreement.variants`, or all variants of the grid that search under an objective.
+    `agreement` compares the variants in `agreement.variants`, or all variants of the grid that search under an
+    objective.
     """
     named = config.get("agreement", {}).get("variants")
     return named or [name for name in config["grid"]["methods"] if variants.searches(config, name)]
@@ -107,7 +108,7 @@ def compared(config: dict[str, Any]) -> list[str]:
 def answering(config: dict[str, Any]) -> list[dict[str, str]]:
     """The points whose models answer prompts.
 
-    All have the ratio `answers.ratio`, or the largest ratio of the grid if this is not set.
+    These points have the ratio `answers.ratio`; its default is the largest ratio of the grid.
     """
     if "answers" not in config:
         return []
@@ -116,7 +117,7 @@ def answering(config: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def answering_names(points: list[dict[str, str]]) -> list[str]:
-    """The names of the models in a record of answers: `dense`, and a name for each of these points."""
+    """The names of the models in a record of answers: `dense`, and a name for each point."""
     several = len({point["k_max"] for point in points}) > 1
     return ["dense", *(point["method"] + (f", K max {point['k_max']}" if several else "") for point in points)]
 
@@ -161,7 +162,7 @@ def calibration_sizes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
     """For each calibration set with `seeds`, the names of the sets that are made from it, with their seeds.
 
-    The set of its own `seed` comes first and has the same name.
+    The first set is made with the calibration set's own `seed` and keeps its name.
     """
     return {name: {name: own["seed"], **{f"{name}-s{seed}": seed for seed in own["seeds"] if seed != own["seed"]}}
             for name, own in config["calibrations"].items() if "seeds" in own}
@@ -175,7 +176,7 @@ def seed_families(config: dict[str, Any]) -> dict[str, str]:
 def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with a separate calibration set for every seed.
 
-    In the grid and in ablations, all these sets take the place of the set that lists the seeds.
+    In the grid and in ablations, the separate calibration sets replace the set that lists the seeds.
     """
     sets = seed_sets(config)
     calibrations = {made: {key: value for key, value in own.items() if key != "seeds"} | {"seed": seed}
@@ -193,7 +194,7 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-    """The part of a configuration that makes the checkpoint of one point, merged over config.yaml."""
+    """The part of a configuration that, merged over config.yaml, makes the checkpoint of one point."""
     names, name = [], point["method"]
     while name in config["methods"]:
         names.append(name)

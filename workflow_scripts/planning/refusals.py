@@ -1,9 +1,10 @@
-"""Finds the grid points that cannot be made. A run leaves these points out and lists them; all other points are made.
+"""Finds the grid points that cannot be made. A run leaves out the points that cannot be made, and lists them; all other
+points are made.
 
-Some points are impossible for every calibration text. The library finds these points before the run, from the
-configuration and the facts of a known model (`foreseen`). Other points fail in a job, for example because a kernel
-collapses. The job then writes the reason to FILE in the folder of the point (`record`). Later runs leave this point out
-until the library or the configuration of the point changes.
+Some points are impossible for every calibration text. The library finds such points before the run, from the
+configuration and the facts of a model, if they are known (`foreseen`). Other points fail in a job, for example because
+a kernel collapses. The failed job writes the reason to FILE in the folder of the point (`record`). Later runs leave
+such a point out until the library or the configuration of the point changes.
 """
 import hashlib
 import json
@@ -21,8 +22,8 @@ FILE = "refused.json"
 RULES = ("search", "blocks", "step", "compose", "fold", "finetune")
 """The rules whose jobs make the checkpoint of a point."""
 NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
-"""Errors of the library that concern files or an interrupted training. After such an error the same job may succeed the
-next time."""
+"""Errors of the library that concern files or an interrupted training. After an error with files or an interruption,
+the same job may succeed the next time."""
 CACHE = ROOT / ".cache" / "refusals"
 KEPT = 64
 """Number of answers that are kept in the cache; the newest are kept."""
@@ -31,8 +32,8 @@ Point = dict[str, str]
 
 
 def without_refused(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without variants that have no point left. Its key `refused` lists the points that are left out,
-    and the reasons.
+    """The configuration without variants that have no point left. The key `refused` of the returned configuration lists
+    the points that are left out, and the reasons.
 
     Raises ConfigError if no point is left.
     """
@@ -65,7 +66,7 @@ def _name(point: Point) -> tuple[str, ...]:
 def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without the variants, ratios and K max that have no point left.
 
-    Other sections lose these variants too.
+    Variants without a point are also removed from the other sections of the configuration.
     """
     left = grid.grid_points(config)
     kept = {key: {point[key] for point in left} for key in grid.KEYS}
@@ -107,7 +108,7 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
     """Keys of a point -> the reason why the point cannot be made with any calibration text.
 
-    Points of models that are not known yet are missing.
+    If a model is not known yet, its points have no reason here.
     """
     asked = {_name(point): question(config, point) for point in points}
     found = dict(zip(asked, _answers(list(asked.values())), strict=True))
@@ -128,7 +129,7 @@ def _items(given: dict[str, Any]) -> list[Path]:
 def _answers(questions: list[dict[str, Any]]) -> list[str]:
     """The library's answers to the questions, from the cache.
 
-    If they are not in the cache, a process computes them in a few seconds.
+    If the answers are not in the cache, a process computes them in a few seconds.
     """
     digest = hashlib.sha256(json.dumps([questions, sources()], sort_keys=True).encode())
     read = [path for one in questions for path in (*_descriptions(one["model"], one["source"]), *_items(one["given"]))]
@@ -158,7 +159,7 @@ def _asked(questions: list[dict[str, Any]]) -> str:
 def key(config: dict[str, Any], point: Point) -> str:
     """A hash of everything from which a point is made.
 
-    This is its part of the configuration, the files that this part names, and the library.
+    A point is made from its part of the configuration, the files that this part names, and the library.
     """
     files = _items({"options": variants.options(config, grid.source_point(point)["method"])})
     parts = [grid.alone(config, point), sources(), *[path.read_text(encoding="utf-8", errors="replace")
@@ -175,7 +176,7 @@ def _recorded(config: dict[str, Any], point: Point) -> str:
 
 
 def record(rule: str, wildcards: dict[str, str], config: dict[str, Any], error: Exception) -> None:
-    """Record that the points of a failed job cannot be made, if the job would fail in the same way again."""
+    """Record that the points of a failed job cannot be made, if the job would always fail with the same error."""
     kind = type(error)
     if rule in RULES and kind.__module__.startswith("kdp_core") and kind.__name__ not in NOT_FOR_GOOD:
         for point in _of_job(rule, wildcards, config):

@@ -1,6 +1,6 @@
 """Computes the needs of jobs: sizes of models and states, devices and shards.
 
-Also collects the numbers from which the planner estimates a run.
+This module also collects the numbers from which the planner estimates a run.
 """
 import itertools
 import json
@@ -18,9 +18,9 @@ from planning.sources import params_of, shape_of
 def size_of(config: dict[str, Any], model: str) -> dict[str, float]:
     """Parameters, width of the states and number of layers of a model, if they are known.
 
-    The sizes come from the model's facts, which exist once the model is fetched. Before, they come from the config.json
-    of a local folder. Without such a folder, only the number of parameters is known, from the source's name
-    (hf:meta-llama/Llama-2-7b-hf). Unknown numbers are 0.
+    The sizes of a fetched model come from its facts. The sizes of a model that is not fetched yet come from the
+    config.json of its local folder. For a model without a local folder, only the number of parameters is known, from
+    the source's name (hf:meta-llama/Llama-2-7b-hf). Unknown numbers are 0.
     """
     facts = Path(f"results/{model}/facts.json")
     if facts.is_file():
@@ -58,7 +58,7 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
 def block_states(start: int, stop: int) -> int:
     """Number of layers' states that a block's fit keeps in memory.
 
-    The fit needs the states before and after each layer of the block, in three copies: read, stacked and split.
+    The fit of a block needs the states before and after each of its layers, in three copies: read, stacked and split.
     """
     return 3 * (stop - start + 1)
 
@@ -72,8 +72,8 @@ def norm_states(config: dict[str, Any], model: str) -> float:
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
     """Memory that the similarity needs, in units of one layer's states.
 
-    The memory contains one layer's states twice, as stored and as converted. It also contains the chosen tokens of all
-    layers twice.
+    The similarity needs one layer's states twice, as stored and as converted, and the chosen tokens of all layers
+    twice.
     """
     tokens = calibration_tokens(config, calib)
     chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
@@ -88,7 +88,10 @@ def device(config: dict[str, Any], model: str) -> str:
 
 
 def gpus(config: dict[str, Any], model: str) -> int:
-    """Number of GPUs of a job that runs the model. For `balanced`, the layers are distributed over these GPUs."""
+    """Number of GPUs of a job that runs the model.
+
+    On the device `balanced`, the layers of the model are distributed over all GPUs of the job.
+    """
     kind = device(config, model).split(":")[0]
     return {"balanced": config["models"][model].get("gpus", 1), "auto": 1, "cuda": 1}.get(kind, 0)
 
@@ -96,7 +99,7 @@ def gpus(config: dict[str, Any], model: str) -> int:
 def shards(config: dict[str, Any], calib: str) -> list[tuple[int, int]]:
     """The range [first, last + 1) of the sequences of each shard of an extraction.
 
-    Each shard consists of whole batches. The numbers of batches of two shards differ by at most one.
+    Each shard of an extraction consists of whole batches. The numbers of batches of two shards differ by at most one.
     """
     sequences, batch = sum(config["calibrations"][calib]["mix"].values()), batch_sequences(config)
     count, batches = config.get("hidden", {}).get("shards", 1), batches_of(config, calib)

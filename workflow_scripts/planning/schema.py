@@ -1,4 +1,4 @@
-"""The JSON schema of the configuration. Planning also reads the facts about the methods from this schema.
+"""The JSON schema of the configuration. Planning also reads the facts about the methods from the schema.
 
 The schema is computed from the signatures of the library and is not committed. The first call after an edit of the
 library builds the schema in a process of its own (signatures.py), which takes seconds. The file of the schema is stored
@@ -23,7 +23,10 @@ KEPT = 8
 
 
 class SchemaError(RuntimeError):
-    """The schema could not be built. The message ends with the last lines that the building process printed."""
+    """The schema could not be built.
+
+    The message of this error ends with the last lines that the building process printed.
+    """
 
 
 @cache

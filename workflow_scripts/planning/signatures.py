@@ -25,8 +25,8 @@ from planning.sections import ABLATION, CALIBRATION, GRID, MODEL, TASK, TEXT, bl
 
 def signature_block(description: str, function: Any, filled: tuple[str, ...] = (),
                     known: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The schema of a section of the config. Its keys are the keyword-only options of a function, without the options
-    in `filled`, whose values the workflow sets.
+    """The schema of a section of the config. The keys of the section are the keyword-only options of a function,
+    without the options in `filled`, whose values the workflow sets.
 
     The options in `known` keep their defaults in the schema, because the check before any job needs these defaults.
     """
@@ -56,7 +56,7 @@ def similarity_block() -> dict[str, Any]:
 def theory_block() -> dict[str, Any]:
     """The section `theory`: options of step 1 on a run of layers, and options of the measurement.
 
-    The measurement takes `heldout` and `seed` from step 1.
+    The values of `heldout` and `seed` for the measurement of the theorems come from the options of step 1.
     """
     measured = option_schema(theory.measure)["properties"]
     return block("Theorems 1 and 2 as numbers; without this section the theorems are not measured.", {

@@ -47,7 +47,7 @@ def base_of(config: dict[str, Any], name: str) -> str:
 def source_of(config: dict[str, Any], name: str) -> str:
     """The variant that supplies the checkpoint of a variant.
 
-    For a fine-tuned variant, `base` is followed to the first variant without `finetune`; any other variant supplies its
+    A fine-tuned variant uses the first variant without `finetune` on the path along `base`; any other variant uses its
     own.
     """
     while "finetune" in (config["methods"].get(name) or {}):
@@ -99,7 +99,7 @@ def fits(config: dict[str, Any], name: str) -> list[str]:
 def search_of(config: dict[str, Any], name: str) -> str | None:
     """The variant under whose name the search of this variant is stored; None if the method has no search.
 
-    This is the last variant that is reached by `base` while the options of `search` stay the same.
+    This variant is the last one on the path along `base` that has the same options of `search`.
     """
     if not has(config, name, "search"):
         return None
@@ -131,7 +131,7 @@ def size_options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]
 def learned(config: dict[str, Any]) -> list[str]:
     """The grid's variants that train a kernel and its inverse.
 
-    Variants with 0 epochs are left out, because they have no training curves.
+    Variants that train a kernel for 0 epochs are left out, because they have no training curves.
     """
     return [name for name in config["grid"]["methods"] if steps(config, name) == ["kernel", "inverse"]
             and options(config, name).get("kernel", {}).get("epochs") != 0 and source_of(config, name) == name]
@@ -154,7 +154,7 @@ def searches(config: dict[str, Any], name: str) -> bool:
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
     """The options of step 1 for the section `theory`.
 
-    They are the options of the variant `theory.method`, overridden by `theory.kernel`.
+    The options of step 1 are those of the variant `theory.method`, overridden by `theory.kernel`.
     """
     theory = config.get("theory", {})
     return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})

@@ -8,7 +8,10 @@ from kdp_core.prune import finetune
 
 
 def tune(inputs, params, resume, outputs) -> None:
-    """Fine-tune the checkpoint and write facts and record. The plan is copied from the point that is fine-tuned."""
+    """Fine-tune the checkpoint and write facts and record.
+
+    The plan of the fine-tuned checkpoint is a copy of the plan of the pruned checkpoint.
+    """
     facts, record = finetune.finetune(inputs.dense, inputs.checkpoint, outputs.checkpoint, store.read(inputs.tokens),
                                       store.read(inputs.pruned), params.device, params.dtype, resume,
                                       **params.options)

@@ -21,7 +21,8 @@ def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: boo
 def planned(method: str, selection: Selection, records: list) -> Plan:
     """The plan of a point.
 
-    It is made from the record of `compose`, or else from the records of all steps of all blocks.
+    The plan is made from the record of `compose`, or, for a method with steps, from the records of all steps of all
+    blocks.
     """
     entry = methods.method_of(method)
     if entry.compose:

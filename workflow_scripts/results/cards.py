@@ -1,7 +1,7 @@
 """Rule `cards` writes a model card for every checkpoint, and completes the checkpoint's provenance.
 
-The card and the provenance are written next to the checkpoint. They are also written into the checkpoint, so that they
-stay with every copy of it.
+The card and the provenance are written next to the checkpoint. The card and the provenance are also written into the
+checkpoint, so that they stay with every copy of the checkpoint.
 """
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rule `comparisons` compares models in pairs on the same items: all pairs within each group."""
+"""Rule `comparisons` compares all pairs of models within each group of models, on the same items."""
 from pathlib import Path
 
 from gather import folder

@@ -44,7 +44,7 @@ def versions(threads: int) -> dict[str, str]:
 
 
 def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """Model -> its pruned models, each as a pair: a description, and the sentence that predicts its generation."""
+    """Model -> its pruned models, each as a pair: a description, and the sentence about the expected generation."""
     found: dict[str, list[tuple[str, str]]] = {}
     for point, path in zip(points, paths, strict=True):
         words = f"{point['method']}, {point['calib']}, ratio {point['ratio']}, K max {point['k_max']}"
@@ -53,7 +53,7 @@ def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, li
 
 
 def agreements(paths: list[str]) -> dict[str, list[tuple[str, Agreement]]]:
-    """Model -> its comparisons of searches, each as a pair: calibration set and ratio as a text, and the record."""
+    """Model -> its comparisons of searches, each as a pair: calibration set and ratio as a text, and the comparison."""
     found: dict[str, list[tuple[str, Agreement]]] = {}
     for path in map(Path, paths):
         words = f"{path.parts[-2]}, ratio {path.stem.removeprefix('agreement-r')}"

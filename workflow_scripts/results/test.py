@@ -1,6 +1,6 @@
-"""Rules `check` and `test` run a file of tests/results with pytest; the log holds what pytest printed.
+"""Rules `check` and `test` run a file of tests/results with pytest; the log contains the output of pytest.
 
-`check` tests the results of this run, `test` the embedded default.
+Rule `check` tests the results of this run. Rule `test` tests the results of the embedded default.
 """
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Rule `diagnose` compares a pruned model with the dense model on held-out windows: their states and their outputs."""
+"""Rule `diagnose` compares the states and outputs of a pruned model and its dense model on held-out windows."""
 from job import job
 
 from kdp_core.base import store, texts

@@ -1,4 +1,5 @@
-"""Rules `evaluate` and `score` score one checkpoint with lm-eval. The dense model has the same two rules.
+"""Rules `evaluate` and `score` score one checkpoint with lm-eval. For the dense model, two rules do the same:
+`score_dense` and `evaluate_dense`.
 
 `score` scores one task and writes a record of the scores. `evaluate` scores all tasks without such a record, and writes
 the answers to every item.

@@ -1,6 +1,6 @@
 """Rule `agreement` compares the searches for layers at one ratio.
 
-On held-out text it measures the models without the layers that each search chose.
+For each search, rule `agreement` also measures the model without the chosen layers on held-out text.
 """
 from job import job
 

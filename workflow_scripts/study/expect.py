@@ -1,6 +1,6 @@
 """Rule `expect` predicts how much a pruned model loses in text generation.
 
-It compares next-token predictions of the pruned and the dense model.
+The prediction is made from next-token predictions of the pruned and the dense model on held-out text.
 """
 from job import job
 

@@ -1,6 +1,7 @@
 """Rules `spaces_probe` and `spaces` compare a changed model with the dense model, by states, logits and probabilities.
 
-In `spaces_probe`, the changed model lacks one layer or part; in `spaces`, it is a pruned model.
+In rule `spaces_probe`, the changed model lacks one layer or part. In rule `spaces`, the changed model is a pruned
+model.
 """
 import json
 from pathlib import Path
