@@ -83,7 +83,7 @@ def test_an_interrupted_pruning_goes_on_without_its_finished_stages(given, finis
     with monkeypatch.context() as patched:
         patched.setattr(fold, "fold", stops)
         result = call(*arguments)
-    assert result.exit_code == 130 and "the same command goes on" in result.stderr
+    assert result.exit_code == 130 and "run the same command again" in result.stderr
     assert not (tmp_path / "out/config.json").exists()
     done = methods.METHODS["kdp_residual"]
     monkeypatch.setitem(methods.METHODS, "kdp_residual", done._replace(search=never(done.search),
