@@ -1,7 +1,7 @@
 """The bases of a model whose states are sliced (SliceGPT), computed from its weights.
 
-A sliced checkpoint need not store its bases Q. A matrix W of the dense model that writes to a state becomes Q' W in the
-sliced model. So Q solves a least-squares problem in the weights:
+A sliced checkpoint need not contain its bases Q. If a matrix W of the dense model writes to a state, the sliced model
+has the matrix Q' W in its place. So Q is the solution of a least-squares problem in the weights:
     W' W Q = W' (W Q),    W the transposed matrix that writes (the embedding, or the last matrix of an MLP).
 
 Axes besides those of kdp_core.base.records: E kept directions.
@@ -13,20 +13,21 @@ from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.states.block import ridge_solve
 
 RIDGE = 1e-12
-"""The ridge, relative to the mean of the diagonal of W' W."""
+"""The ridge of this problem, as a share of the mean of the diagonal of W' W."""
 
 
 def mean_free(x: Tensor, family: Family) -> Tensor:
-    """x minus its mean over the last axis if the family has layer norms, which subtract the mean; otherwise x
-    itself."""
+    """x minus its mean over the last axis, if the family has layer norms, which subtract this mean. For other families,
+    x itself."""
     return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 
 @torch.no_grad()
 def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
-    """q_DE, float32, of the state before each layer and of the last state: x ~ x' Q'. For layer norms x is mean-free.
+    """Bases q_DE, float32: one for the state before each layer, and one for the last state. A state x of the dense
+    model is about x' Q', with the sliced model's state x'. If the model has layer norms, x is mean-free.
 
-    The bases are as exact as the precision in which the weights are stored.
+    The precision in which the weights are stored limits the precision of the bases.
     """
     family = family_of(dense)
     writers = [(dense.get_input_embeddings().weight, sliced.get_input_embeddings().weight)]

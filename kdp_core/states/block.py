@@ -1,6 +1,7 @@
-"""The states of one block, ready for fitting: which tokens count, and which sequences are held out for judging.
+"""The states of one block in the form that fits read: which tokens are fitted, and which sequences are held out to
+measure the fit.
 
-Step 1, step 2 and the linear maps share this module, so that all of them are fitted and judged on the same tokens.
+Step 1, step 2 and the linear maps share this module, so all of them are fitted and measured on the same tokens.
 """
 from typing import Literal, NamedTuple
 
@@ -13,35 +14,37 @@ from kdp_core.model.stand_ins import rms_scale
 from kdp_core.states.hidden import HiddenStates
 
 Massive = Literal["bypass", "raw"]
-"""Whether massive-activation tokens bypass the stand-in or are treated like all others."""
+"""Treatment of massive tokens: they bypass the stand-in, or they are fitted like all other tokens (raw)."""
 Counted = Literal["raw", "mask"]
-"""Treatment of massive-activation tokens if there is no stand-in to bypass: count them like all others, or mask
-them."""
+"""Treatment of massive tokens if there is no stand-in: they are used like all other tokens (raw), or left out
+(mask)."""
 TokenWeight = Literal["inverse_norm", "none"]
-"""Weight of a token in a least-squares fit: 1 / |its target|^2, so that relative errors count, or 1."""
+"""Weight of a token in a least-squares fit: 1 / |target state of the token|^2, which makes all errors relative, or
+1."""
 LiftInput = Literal["raw", "rms"]
-"""What the lift of KDP reads: states, or states at unit root mean square."""
+"""Input of KDP's lift: the states as they are, or the states scaled to unit root mean square."""
 
 
 class FitError(ValueError):
-    """A fit is not possible with these states or options."""
+    """These states or options do not allow a fit."""
 
 
 class BlockStates(NamedTuple):
-    """States at the boundaries of a block's layers, split by sequence into training and held-out ones."""
+    """States at the boundaries of a block's layers. The sequences are split into training and held-out sequences."""
     h_KSTD: Tensor
-    """float32, K + 1 states of a block of K layers, all sequences."""
+    """The K + 1 states of a block of K layers for all sequences, float32."""
     keep_ST: Tensor
-    """bool: tokens that count."""
+    """bool: tokens that are fitted and measured."""
     train: Tensor
-    """Sequence numbers to fit on, int64."""
+    """Numbers of the training sequences, int64."""
     heldout: Tensor
-    """Sequence numbers to judge on."""
+    """Numbers of the held-out sequences, int64."""
     bypass_above: float | None
-    """Norm of the first state above which a token bypasses the folded block; None: no token bypasses it."""
+    """A token bypasses the folded block if the norm of its first state exceeds this number. None: no token bypasses the
+    block."""
 
     def tokens(self, which: Tensor) -> Tensor:
-        """The counted tokens of these sequences, flattened: h_KND."""
+        """The states of the kept tokens (`keep_ST`) of these sequences in one list, h_KND."""
         return self.h_KSTD[:, which][:, self.keep_ST[which]]
 
     def positions(self, which: Tensor) -> Tensor:
@@ -50,10 +53,11 @@ class BlockStates(NamedTuple):
         return torch.arange(T).expand(len(which), T)[self.keep_ST[which].cpu()]
 
     def on(self, device: str) -> "BlockStates":
-        """The same record with its states on the device, if the device is a GPU whose free memory is twice their size.
+        """The same record with its states on a GPU. On a CPU, or if the free GPU memory is less than twice their size,
+        nothing changes.
 
-        A training then reads its minibatches from GPU memory. Copying a minibatch from main memory takes longer than
-        the GPU needs to process it.
+        On the GPU, a training reads its minibatches from GPU memory. To copy a minibatch from main memory takes longer
+        than the GPU needs to process it.
         """
         if torch.device(device).type != "cuda":
             return self
@@ -64,14 +68,14 @@ class BlockStates(NamedTuple):
 
 
 def check_all_states(hidden: HiddenStates) -> None:
-    """Raise FitError if a state of the model is not stored."""
+    """Raise FitError if one of the model's states is not stored."""
     if hidden.layers != list(range(len(hidden.layers))):
         raise FitError(f"{hidden.path} lacks states (stored: {hidden.layers}); set hidden.layers to all")
 
 
 def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(held out, kept): sequence numbers, both ascending and drawn by `seed`. If there are two or more sequences,
-    neither list is empty."""
+    """(numbers of the held-out sequences, numbers of the other sequences), both ascending. `seed` decides which
+    sequences are held out. If there are at least two sequences, neither list is empty."""
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, round(share * sequences)), sequences - 1)
     return order[:held].sort().values, order[held:].sort().values
@@ -79,13 +83,13 @@ def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
-    """States start..stop of a block; only the first and the last state if `between` is false.
+    """States start to stop of a block. If `between` is false, only the first and the last of these states are read.
 
     massive: `raw` fits all tokens in the same way, as in the paper, which does not mention massive tokens. `bypass`
-        does not fit tokens that are massive in any state of the block. In the folded model a token whose first state
-        has a large norm bypasses the block: its state hardly changes in the block, and a fit on the other tokens cannot
-        predict it.
-    heldout: share of the sequences that are used only for judging; they are drawn by `seed`.
+        leaves out of the fit the tokens that are massive in any state of the block. In the folded model, a token whose
+        first state has a large norm bypasses the block. The block hardly changes the state of such a token, and a fit
+        on the other tokens cannot predict this state.
+    heldout: share of the sequences that are held out to measure the fit; `seed` decides which ones.
     """
     check(load, locals())
     start, stop = block
@@ -107,23 +111,24 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
 
 
 def lift_input(h: Tensor, kind: LiftInput) -> Tensor:
-    """The input of the lift for states (..., D): the states (`raw`), or the states at unit root mean square (`rms`)."""
+    """The input of the lift for states (..., D): the states themselves (`raw`), or the states scaled to unit root mean
+    square (`rms`)."""
     return h if kind == "raw" else rms_scale(h)
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
-    """Sum of squared errors divided by that of the constant mean: 0 is perfect, and 1 is as good as the constant
-    mean."""
+    """Sum of squared errors, divided by the sum of squared errors of the mean state. 0 is perfect, and 1 is as good as
+    the mean state."""
     # sum |h^ - h|^2 / sum |h - mean h|^2
     return ((predicted_ND - h_ND).square().sum() / (h_ND - h_ND.mean(0)).square().sum()).item()
 
 
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
-    """X'Y in float64, g_FG, from one float32 product of the centred factors.
+    """X'Y as a float64 matrix g_FG. It is computed by one float32 product of the centred factors.
 
-    Smooth features hardly differ from their mean. In a plain float32 product, the rounding errors of the means are
-    larger than the rest. The matrix then has eigenvalues below zero, and a small ridge does not make them positive. A
-    float64 product would take twice the time.
+    Smooth features differ only a little from their mean. In a float32 product without centring, rounding errors of the
+    means would be larger than these differences. The matrix would then have negative eigenvalues, and a small ridge
+    would not make them positive. A float64 product would need twice the time.
     """
     a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)
     centred_NF = x_NF - a_F

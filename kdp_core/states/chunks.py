@@ -1,11 +1,12 @@
-"""The chunk files of a Zarr array: the check that each file is complete, and files that two arrays share.
+"""The files of a Zarr array's chunks: the check that each file is complete, and files that two arrays share.
 
-If the file of a chunk is missing, Zarr reads zeros (zarr-developers/zarr-python#486). A file may be missing after an
-exceeded quota or an interrupted copy. Arrays are therefore written with every chunk, all zeros included, and without
-compression, so that every file has one size. Before an array is read, its files are measured.
+If the file of a chunk is missing, Zarr reads zeros (zarr-developers/zarr-python#486). A file can be missing after a
+quota was exceeded or a copy was interrupted. Therefore every chunk of an array is written, even if all its values are
+zero, and without compression. So all files of the array have the same size. Before an array is read, the sizes of its
+files are checked.
 
-Such a file holds the bytes of the chunk and nothing else. The large arrays are therefore written and read as plain
-files. Zarr needs 1 to 2 ms for a chunk of 1 MB, and the file system needs a small part of this time.
+An uncompressed file contains the bytes of its chunk and nothing else. Therefore the large arrays are written and read
+directly as files. For a chunk of 1 MB, Zarr needs 1 to 2 ms, and the file system needs only a small part of this time.
 """
 import itertools
 import math
@@ -21,21 +22,22 @@ import zarr
 from torch import Tensor
 
 PLAIN: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
-"""Arguments with which an array must be created."""
+"""Arguments of Zarr for creating an array with such files."""
 
 
 class LostChunk(RuntimeError):
-    """A part of an array is not on disk."""
+    """The file of a chunk is missing or too short."""
 
 
 def whole(array: zarr.Array) -> np.ndarray:
-    """All values. Raises LostChunk."""
+    """All values of an array. Raises LostChunk if a chunk is lost."""
     check(array, range(array.cdata_shape[0]))
     return array[:]
 
 
 def write(array: zarr.Array, place: tuple[int, ...], values: np.ndarray) -> None:
-    """Write the chunk at `place`, with the bytes that Zarr would write. A part beyond the end of the array is zero."""
+    """Write the chunk at index `place` as Zarr would write it. Values beyond the end of the array are written as
+    zeros."""
     if values.shape != array.chunks:
         padded = np.zeros(array.chunks, values.dtype)
         padded[tuple(map(slice, values.shape))] = values
@@ -47,7 +49,7 @@ def write(array: zarr.Array, place: tuple[int, ...], values: np.ndarray) -> None
 
 
 def floats(array: zarr.Array, place: int) -> Tensor:
-    """The values at one place of the first axis as float32, chunk by chunk. Raises LostChunk."""
+    """The values at index `place` of the first axis as float32, read chunk by chunk. Raises LostChunk."""
     first, inside = divmod(place, array.chunks[0])
     check(array, [first])
     # unlike torch, NumPy requests large pages from the system; a warm read spends most of its time on new pages
@@ -63,7 +65,7 @@ def floats(array: zarr.Array, place: int) -> Tensor:
 
 
 def check(array: zarr.Array, places: Iterable[int]) -> None:
-    """Raise LostChunk if a chunk at one of these places of the first axis is missing or cut short."""
+    """Raise LostChunk if a chunk at one of these indices of the first axis is missing or too short."""
     size = math.prod(array.chunks) * array.dtype.itemsize
     for place in itertools.product(places, *map(range, array.cdata_shape[1:])):
         file = _file(array, place)
@@ -73,7 +75,8 @@ def check(array: zarr.Array, places: Iterable[int]) -> None:
 
 
 def link(part: zarr.Array, whole: zarr.Array, before: int) -> None:
-    """Link every chunk file of a part to its name in the whole array, `before` chunks later along the second axis."""
+    """Link every chunk file of `part` into the array `whole`. In `whole`, its number on the second axis is larger by
+    `before`."""
     check(part, range(part.cdata_shape[0]))
     for first, second, *rest in np.ndindex(part.cdata_shape):
         source, target = _file(part, (first, second, *rest)), _file(whole, (first, before + second, *rest))

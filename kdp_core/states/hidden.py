@@ -1,25 +1,25 @@
 """Hidden states of a model over packed sequences, streamed to Zarr v3.
 
 State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the final
-norm. transformers' own `hidden_states[-1]` is taken after that norm, so hooks are used. Only one batch is in memory at
-a time. The output head never runs, and the forward pass ends at the highest requested layer.
+norm. transformers' own `hidden_states[-1]` is the state after this norm, so hooks are used. Only one batch is in memory
+at a time. The output head never runs, and the forward pass ends at the highest requested layer.
 
-Massive tokens (Sun et al. 2024) are recognised by their norm, not by their position. In SmolLM2 they stand at the first
-position, sometimes at the second, and in layers 3 to 9 also at later positions.
+Massive tokens (Sun et al. 2024) are recognised by their norm, not by their position. In SmolLM2 massive tokens occur at
+the first position, sometimes at the second, and in layers 3 to 9 also at later positions.
 
-The same pass computes the cosine of the states before and after every attention and every MLP that ran
+The same forward pass computes the cosine between the states before and after every attention and every MLP that ran
 (kdp_core.states.sublayers).
 
-Layout of the group: `states` (layer, sequence, token, width), `norm` and `massive` (layer, sequence, token), and
-`sublayers` (layer, attention or MLP, sequence) if the first layer ran; attributes: layers, massive_factor, provenance.
-A chunk of states holds one layer of one batch. It is not compressed, because lossless codecs save less than a tenth of
-the size of float16 states.
+Layout of the group: `states` (layer, sequence, token, width), and `norm` and `massive` (layer, sequence, token). If the
+first layer ran, there is also `sublayers` (layer, attention or MLP, sequence). The attributes are layers,
+massive_factor and provenance. A chunk of `states` contains one layer of one batch. Chunks are not compressed, because
+lossless codecs would save less than a tenth of the size of float16 states.
 
-Several processes may share the work. Each process writes a shard, which consists of whole batches of the sequences, as
-a separate group with the same chunks. `join` makes one group from hard links to the chunk files, which get new numbers
-there. So no file has two writers, no group is visible before it is complete, and no state is read or stored twice. The
-result has the same bytes as an extraction that was not split. Which tokens are massive depends on all tokens, so `join`
-determines it.
+Several processes may extract the states together. Each process writes a shard, which is a separate group with the same
+chunks. A shard has whole batches of the sequences. `join` makes one group from the shards. It creates hard links to the
+chunk files, with new numbers. So each file is written by one process, no group is visible before it is complete, and no
+state is read or stored twice. The result has the same bytes as an extraction that was not split. `join` finds the
+massive tokens, because their definition depends on the tokens of all shards.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
@@ -44,28 +44,28 @@ logger = logging.getLogger(__name__)
 HALF_MAX = 65504.0
 """Largest finite float16."""
 BESIDE = ["layer", "sequence", "token"]
-"""Axes of the arrays that have one number for each state."""
+"""Axes of the arrays `norm` and `massive`, which have one value for each state of a token."""
 
 
 class HiddenError(RuntimeError):
-    """The hidden states cannot be stored or read."""
+    """The requested hidden states cannot be stored or read."""
 
 
 class HalfOverflow(HiddenError):
-    """A state exceeds what float16 can hold."""
+    """A state is too large for float16."""
 
 
 class _Enough(Exception):
-    """Ends a forward pass after the highest requested layer."""
+    """Raised to end a forward pass after the highest requested layer."""
 
 
 class HiddenStates(NamedTuple):
-    """Stored states, opened for reading. Only one layer at a time is read into memory."""
+    """Stored states, opened for reading. Only one state of the model at a time is read into memory."""
     path: Path
     layers: list[int]
     """Numbers of the stored states, ascending."""
     massive_LST: Tensor
-    """bool: whether the norm is above massive_factor times the median norm of that layer."""
+    """bool: whether the norm of a token exceeds massive_factor times the median norm of the state."""
     massive_factor: float
     sequences: int
     tokens: int
@@ -74,22 +74,24 @@ class HiddenStates(NamedTuple):
     provenance: dict[str, Any]
 
     def state(self, layer: int) -> Tensor:
-        """State `layer`, float32 (S, T, D). Raises HiddenError if it is not stored, and LostChunk."""
+        """State `layer`, float32 (S, T, D). Raises HiddenError if the state is not stored, and LostChunk if a chunk is
+        missing."""
         return chunks.floats(zarr.open_group(self.path, mode="r")["states"], self.index(layer))
 
     def massive(self, layers: list[int]) -> Tensor:
-        """Which tokens are massive in any of these states, bool (S, T)."""
+        """Which tokens are massive in at least one of the states of `layers`, bool (S, T)."""
         return self.massive_LST[[self.index(layer) for layer in layers]].any(dim=0)
 
     def sublayers(self) -> Tensor:
-        """Cosine of the states before and after each attention and MLP, mean over tokens, float32 (L, P, S)."""
+        """Cosine between the states before and after each attention and MLP, as a mean over tokens, float32 (L, P,
+        S)."""
         group = zarr.open_group(self.path, mode="r")
         if "sublayers" not in group:
             return torch.zeros(0, 2, self.sequences)
         return torch.from_numpy(chunks.whole(group["sublayers"]))
 
     def index(self, layer: int) -> int:
-        """The place of state `layer` on the layer axis."""
+        """The index of state `layer` on the first axis of the arrays."""
         if layer not in self.layers:
             raise HiddenError(f"{self.path}: state {layer} is not stored (stored: {self.layers}); "
                               "add it to hidden.layers in the config")
@@ -97,7 +99,7 @@ class HiddenStates(NamedTuple):
 
 
 def numbers(layers: list[int] | None, count: int) -> list[int]:
-    """The numbers of the states to store, for a model of `count` layers. Raises HiddenError for a state that the model
+    """The numbers of the states to store in a model of `count` layers. Raises HiddenError for a state that the model
     lacks."""
     chosen = sorted(set(range(count + 1) if layers is None else layers))
     if not chosen or chosen[0] < 0 or chosen[-1] > count:
@@ -106,7 +108,7 @@ def numbers(layers: list[int] | None, count: int) -> list[int]:
 
 
 def read(path: str | Path) -> HiddenStates:
-    """Open the group that `extract` or `join` wrote. If a chunk is lost, LostChunk is raised here or when a state is
+    """Open the group that `extract` or `join` wrote. LostChunk is raised if a chunk is missing, here or when a state is
     read."""
     group = zarr.open_group(path, mode="r")
     _, sequences, tokens, width = group["states"].shape
@@ -117,16 +119,19 @@ def read(path: str | Path) -> HiddenStates:
 def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple[int, int] | None = None, *,
             layers: list[int] | None = None, batch_sequences: Count = 8,
             dtype: Literal["auto", "float16", "float32"] = "auto", massive_factor: Positive = 8.0) -> None:
-    """Run `model` over `tokens` and write the states of `layers` (all of them by default) to the Zarr group `path`.
+    """Run `model` over `tokens` and write its states to the Zarr group `path`: the states of `layers`, or all states by
+    default.
 
-    With `sequences`, (the first, one past the last), the group is a shard of these sequences, for `join`.
+    `sequences` is None, or (the first, one past the last). With `sequences`, the group is a shard of these sequences,
+    which `join` reads.
 
-    layers: states to store, 0 to the number of layers; null means all.
-    batch_sequences: sequences of a forward pass.
-    dtype: float16, float32, or auto. auto means float16, but float32 if a state exceeds 65,504, the largest float16.
+    layers: numbers of the states to store, 0 to the number of layers; null means all states.
+    batch_sequences: number of sequences in a forward pass.
+    dtype: float16, float32 or auto. auto means float16, or float32 if a number in a state exceeds 65,504, the largest
+        float16.
     massive_factor: a token is massive in a layer if its norm exceeds this factor times the layer's median norm.
-    Raises OptionError for a value that is not allowed, and HiddenError for a layer that the model lacks, a shard that
-    does not consist of whole batches, and states that are not finite.
+    Raises OptionError for a value that is not allowed. Raises HiddenError for a layer that the model lacks, a shard
+    that does not consist of whole batches, or states that are not finite.
     """
     options.check(extract, locals())
     layers = numbers(layers, len(decoder_layers(model)))
@@ -146,7 +151,8 @@ def join(shards: Sequence[str | Path], path: str | Path, *, massive_factor: Posi
     """Write the group `path` from the shards of one extraction, in any order.
 
     massive_factor: as for `extract`.
-    Raises HiddenError for shards that lack sequences, overlap, or differ in options or precision, and LostChunk.
+    Raises HiddenError if shards lack sequences, overlap, or differ in options or precision. Raises LostChunk if a chunk
+    is missing.
     """
     options.check(join, locals())
     groups = sorted((zarr.open_group(shard, mode="r") for shard in shards), key=lambda group: group.attrs["sequences"])
@@ -176,7 +182,7 @@ def _check_shard(sequences: tuple[int, int] | None, S: int, batch: int) -> None:
 
 
 def _check_shards(groups: list[zarr.Group]) -> None:
-    """Raise HiddenError if the shards, in the order of their sequences, do not form one extraction."""
+    """Raise HiddenError if the shards do not form one extraction. `groups` must be in the order of the sequences."""
     places = [tuple(group.attrs["sequences"]) for group in groups]
     if [start for start, _ in places] != [0, *(stop for _, stop in places[:-1])] or \
             places[-1][1] != groups[0].attrs["of"]:
@@ -236,7 +242,7 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
 
 
 def _write(states: zarr.Array, place: int, values_LBTD: Sequence[np.ndarray]) -> None:
-    """Write one batch, a chunk for each layer."""
+    """Write one batch, as one chunk for each layer."""
     for layer, values_BTD in enumerate(values_LBTD):
         chunks.write(states, (layer, place, 0, 0), values_BTD[None])
 
@@ -247,7 +253,7 @@ def _create_states(group: zarr.Group, shape: tuple[int, ...], batch: int, dtype:
 
 
 def _mark(group: zarr.Group, norm_LST: Tensor, massive_factor: float) -> None:
-    """Store the norms and which tokens are massive."""
+    """Store the norms, and for each token whether it is massive."""
     median_L11 = norm_LST.flatten(1).median(dim=1).values[:, None, None]
     _beside(group, "norm", norm_LST)
     _beside(group, "massive", norm_LST > massive_factor * median_L11)
@@ -267,22 +273,22 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 
 
 class _Kept(NamedTuple):
-    """The data that is kept of one state of a batch, on the device of the model."""
+    """The data of one state of a batch that are kept, on the device of the model."""
     stored_BTD: Tensor
     norm_BT: Tensor
     ends_2: Tensor
-    """The smallest and the largest number; NaN if one is."""
+    """The smallest and the largest number of the state; both are NaN if a number is NaN."""
 
 
 def _kept(h_BTD: Tensor, dtype: torch.dtype) -> _Kept:
-    """Reduce a state to the data that is kept. This runs during the forward pass, so that the state is freed as soon as
+    """Reduce a state to the data that are kept. This runs during the forward pass. So the state can be freed as soon as
     the model no longer needs it."""
     h_BTD = h_BTD.float()
     return _Kept(h_BTD.to(dtype), h_BTD.norm(dim=-1), torch.stack(torch.aminmax(h_BTD)))
 
 
 def _check(found: Sequence[_Kept], layers: list[int], dtype: str) -> None:
-    """Raise HiddenError for states of one batch that are not finite or that the precision cannot hold."""
+    """Raise HiddenError if a state of the batch is not finite, or is too large for the precision."""
     ends_L2 = torch.stack([one.ends_2.cpu() for one in found])
     for layer, largest in zip(layers, ends_L2.abs().amax(dim=1).tolist(), strict=True):
         if not largest < float("inf"):
@@ -294,13 +300,15 @@ def _check(found: Sequence[_Kept], layers: list[int], dtype: str) -> None:
 
 
 def boundary_states(model: nn.Module, ids_BT: Tensor, layers: list[int]) -> list[Tensor]:
-    """The states of `layers` (ascending) for one batch of unpadded sequences, each float32 (B, T, D) on the CPU."""
+    """The states of `layers` (ascending) for one batch of sequences without padding, each float32 (B, T, D) on the
+    CPU."""
     return _states(model, ids_BT, layers, lambda h_BTD: h_BTD.float().cpu())
 
 
 @torch.inference_mode()
 def _states(model: nn.Module, ids_BT: Tensor, layers: list[int], keep: Callable[[Tensor], Any]) -> list[Any]:
-    """The result of `keep` for each of these states, (B, T, D). `keep` is called as soon as a state is computed."""
+    """The results of `keep` for the states of `layers`. `keep` is called with a state (B, T, D) as soon as this state
+    is computed."""
     decoder = decoder_layers(model)
     found: dict[int, Any] = {}
 

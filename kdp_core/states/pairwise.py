@@ -1,4 +1,4 @@
-"""Distances of all pairs of tokens, and their median, which sets the scale of every RBF kernel of this library.
+"""Distances of all pairs of tokens, and their median. The median sets the width of every RBF kernel of this library.
 
 Axes: L layers, B tokens of a minibatch, N tokens, D width.
 """
@@ -13,10 +13,11 @@ def squared_distances(x_LBD: Tensor) -> Tensor:
 
 
 def median_distance(x_ND: Tensor) -> float:
-    """Median distance of two distinct tokens, in the units of the states; at least 1e-12, so that it is not zero."""
+    """Median distance of two different tokens, in the units of the states. It is at least 1e-12, so that it is never
+    zero."""
     return torch.pdist(x_ND.double()).median().clamp_min(1e-12).item()
 
 
 def sampled_median_distance(x_ND: Tensor, generator: torch.Generator, sample: int = 1024) -> float:
-    """Median distance of two distinct tokens, measured on a sample of the tokens."""
+    """Median distance of two different tokens, measured on a random sample of the tokens."""
     return median_distance(x_ND[torch.randperm(len(x_ND), generator=generator)[:sample]])

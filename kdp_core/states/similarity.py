@@ -1,18 +1,20 @@
-"""Similarity of all pairs of layer states: cosine, angular distance, CKA with a linear and an RBF kernel.
+"""Similarity of all pairs of states: cosine, angular distance, and CKA with a linear and an RBF kernel.
 
 CKA (Kornblith et al. 2019) is estimated from minibatches by the unbiased HSIC (Song et al. 2012; Nguyen et al. 2021):
     HSIC_1(K, L) = <K~, L~>_F / (n (n - 3)),  K~ the U-centred Gram matrix of n tokens, zero on the diagonal,
     CKA = sum_b HSIC_1(K_b, L_b) / sqrt(sum_b HSIC_1(K_b, K_b) * sum_b HSIC_1(L_b, L_b)).
-The RBF bandwidth of a layer is the median distance of the tokens of its first minibatch. All minibatches use it.
-If each U-centred Gram matrix is flattened to a row of F, the HSIC of all pairs of layers is one product, F F'.
-Minibatches are drawn from all tokens, because consecutive tokens of one sequence bias the estimate (by 0.12 on
+The RBF bandwidth of a layer is the median distance between the tokens of the first minibatch. All minibatches use this
+bandwidth.
+Let each row of F be a flattened U-centred Gram matrix. Then one product, F F', gives the HSIC of all pairs of layers.
+Minibatches are drawn from the tokens of all sequences. Consecutive tokens of one sequence would bias CKA (by 0.12 on
 SmolLM2).
 
-Massive tokens are 1.6 % of SmolLM2's tokens, but they determine a raw linear CKA: it is 0.999 for every pair of deep
-layers. `treatment` says what is done with them: `mask` leaves out the tokens that are massive in any stored state,
-`normalise` scales every state to unit norm, and `raw` does nothing, as in the KDP paper, which does not mention them.
-If the paper of a method counts all tokens, the method reads a mean cosine over all tokens, for every treatment. A
-massive token then has the same chance to be drawn as any other token.
+Massive tokens are only 1.6 % of SmolLM2's tokens, but they dominate the linear CKA of raw states: with them, this CKA
+is 0.999 for every pair of deep layers. The option `treatment` decides about massive tokens. `mask` leaves out the
+tokens that are massive in any stored state. `normalise` scales every state to unit norm. `raw` changes nothing, as in
+the KDP paper, which does not mention massive tokens. Some methods' papers average the cosine over all tokens. For these
+methods, a mean cosine over all tokens is computed with every treatment. In this mean, a massive token is drawn with the
+same probability as any other token.
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """
 import logging
@@ -33,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 
 class SimilarityError(ValueError):
-    """The similarity cannot be computed from these states."""
+    """These states are not enough to compute a similarity."""
 
 
 def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", "raw"] = "mask", tokens: Count = 8192,
                batch: Annotated[int, Ge(4)] = 256, seed: int = 0, device: str = "cpu") -> Similarity:
-    """Compare all pairs of stored states: matrices (L, L), float64.
+    """Compare all pairs of stored states. The results are matrices (L, L), float64.
 
-    treatment: what is done with massive tokens: mask, normalise or raw.
-    tokens: largest number of tokens that are compared.
-    batch: tokens of a CKA minibatch.
-    seed: seed of the choice and order of the tokens.
+    treatment: treatment of massive tokens: mask, normalise or raw.
+    tokens: largest number of tokens on which the states are compared.
+    batch: number of tokens in a minibatch of CKA.
+    seed: seed for the choice and the order of the tokens.
     device: where to compute, such as cpu or cuda. One minibatch at a time is on the device.
-    Cosines and CKA are at most 1; angular distances are in units of pi, 0 to 1. Raises OptionError for a value that is
-    not allowed, and SimilarityError if there are fewer tokens than one minibatch needs.
+    Cosines and CKA are at most 1. Angular distances are in units of pi, from 0 to 1. Raises OptionError for a value
+    that is not allowed, and SimilarityError if there are too few tokens for one minibatch.
     """
     options.check(similarity, locals())
     massive_N = hidden.massive(hidden.layers).flatten()
@@ -76,7 +78,7 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
 
 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen tokens and the last token of each sequence, in every stored state: x_LND, last_LSD."""
+    """For every stored state, x_LND of the chosen tokens and last_LSD of the last token of each sequence."""
     chosen, last = [], []
     for k in hidden.layers:
         h_STD = hidden.state(k)
@@ -86,19 +88,20 @@ def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(x_LND: Tensor) -> Tensor:
-    """Cosine of every pair of layers, token by token, cos_NLL, float64."""
+    """Cosine of every pair of layers for each token, cos_NLL, float64."""
     unit_NLD = torch.nn.functional.normalize(x_LND.double(), dim=-1).transpose(0, 1)
     # rounding can give values outside the interval on which arccos is defined
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
 def _summed_cosines(x_LND: Tensor, batch: int, device: str) -> Tensor:
-    """Sum over tokens of the cosine of every pair of layers, (L, L) float64; zeros without tokens."""
+    """Cosine of every pair of layers, summed over tokens, (L, L) float64; zeros if there are no tokens."""
     return torch.stack([_cosines(x_LBD.to(device)).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0).cpu()
 
 
 def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean cosine, mean angular distance, and the HSIC of both kernels summed over minibatches, each (L, L) float64."""
+    """Mean cosine, mean angular distance, and for each of the two kernels the HSIC summed over minibatches; all are (L,
+    L) float64."""
     L, N, _ = x_LND.shape
     summed = torch.zeros(4, L, L, dtype=torch.float64, device=device)
     cosine_LL, angular_LL, linear_LL, rbf_LL = summed
@@ -140,16 +143,14 @@ def hsic_pairs(gram_LBB: Tensor) -> Tensor:
 
 
 def cka(hsic_LL: Tensor) -> Tensor:
-    """CKA (L, L) from the summed HSIC of all pairs; it is NaN for a layer without variance."""
+    """CKA (L, L) from the summed HSIC of all pairs. It is NaN for a layer whose states are all equal."""
     own_L = hsic_LL.diagonal().clamp_min(0).sqrt()
     return hsic_LL / (own_L[:, None] * own_L[None, :])
 
 
 def locality(s_LL: Tensor) -> float | None:
-    """RLS, LoRP's score of how local redundancy is, from the cosines of all layers; None if it is not defined.
-
-    It is not defined if the mean cosine is not positive.
-    """
+    """LoRP's score RLS, computed from the cosines of all pairs of layers; it says how local the redundancy is. The
+    score is None if the mean cosine is not positive."""
     upper = torch.triu(torch.ones_like(s_LL, dtype=torch.bool), diagonal=1)
     mean = s_LL[upper].mean().item()
     # RLS = -log2(mean_{i<j} S_ij)

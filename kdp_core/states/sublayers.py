@@ -1,7 +1,7 @@
-"""The cosine of the states before and after every attention and every MLP, as the mean over tokens.
+"""The cosine between the states before and after every attention and every MLP, as a mean over tokens.
 
-The cosine is computed in the pass that extracts the hidden states. LLM-Drop orders the parts by this cosine, so it need
-not run the model again. Axes: B sequences, T tokens, D width, P parts of a layer.
+The forward pass that extracts the hidden states also computes this cosine. LLM-Drop ranks attentions and MLPs by this
+cosine. So LLM-Drop needs no forward pass of its own. Axes: B sequences, T tokens, D width, P parts of a layer.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,16 @@ from kdp_core.model.families import decoder_layers, entrance, family_of
 
 
 def _mean_cosine(x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
-    """Mean over tokens of the cosine of two states, (B,). On a CPU, torch's own function takes 12 times as long."""
+    """Mean over tokens of the cosine of two states, (B,). On a CPU, torch's cosine_similarity takes 12 times as
+    long."""
     dot_BT = torch.linalg.vecdot(x_BTD, y_BTD)
     return (dot_BT / (x_BTD.norm(dim=-1) * y_BTD.norm(dim=-1)).clamp_min(1e-8)).mean(dim=-1)
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Observe one forward pass. For every layer that ran to its end, the list receives cos_PB, the mean over tokens."""
+    """Observe one forward pass. The list receives one tensor cos_PB (mean over tokens) for every layer that ran to its
+    end."""
     found: list[Tensor] = []
     seen: dict[str, Tensor] = {}
 

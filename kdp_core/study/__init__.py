@@ -1,1 +1,1 @@
-"""Studies beside the main workflow: theory, views of the kernel space, three spaces, published selections, planner."""
+"""Studies beside the main workflow: theory, kernel space, three spaces, published selections of layers, planner."""

@@ -1,10 +1,11 @@
-"""How far searches for layers agree, and what the removal of their chosen sets costs on held-out text.
+"""How far searches for layers agree, and how much the removal of the chosen layers costs on held-out text.
 
-This module reads the record of each search of `layer_search` and leaves the chosen layers out of the dense model.
-Held-out text is cut into windows. A window gives the next-token loss. It is also a multiple-choice item: which of four
-ends belongs to its beginning? Sets are judged in the order of their layers, so that neighbours share the states of the
-layers below their first difference (kdp_core.methods._search.evaluator). kdp_core.study.objectives compares the
-searches and defines the paper's claims.
+This module reads the records of several runs of `layer_search`, and removes from the dense model the layers that each
+search chose. Held-out text is cut into windows. A window is used twice. It measures the next-token loss, and it is a
+multiple-choice item: which of four ends belongs to the beginning of this window? The sets of removed layers are sorted
+by their layers before they are measured. Then neighbouring sets share the states of all layers below their first
+difference (kdp_core.methods._search.evaluator). kdp_core.study.objectives compares the searches and defines the paper's
+claims.
 """
 import math
 import time
@@ -26,28 +27,28 @@ from kdp_core.model.passes import Passes
 from kdp_core.study import objectives
 
 CHOICES = 4
-"""Ends to choose from."""
+"""Number of ends among which the model chooses."""
 AT_ONCE = 16
-"""Windows whose states are kept at the same time."""
+"""Number of windows whose states are in memory at the same time."""
 UNLIMITED = 10 ** 9
 KEPT = ("objective", "strategy", "draw", "removed", "single", "value", "dense_value", "passes",
         "passes_without_trails", "evaluations", "budget", "tokens", "seconds", "best_so_far")
-"""The part of a search's record that is kept."""
+"""Fields of a search's record that the result contains."""
 
 
 class AgreementError(ValueError):
-    """The searches cannot be compared."""
+    """These searches cannot be compared."""
 
 
 def measure(dense: str | Path, searches: Mapping[str, Mapping[str, Any]], ids_ST: Tensor, *, device: str = "cpu",
             dtype: str = "float32", windows: Annotated[int, Ge(CHOICES)] = 64,
             batch_sequences: Count = 8) -> Agreement:
-    """Compare searches, and measure the models without the layers that they chose.
+    """Compare the searches. Measure the dense model without the layers that each search chose.
 
-    searches: variant -> the record of its search. ids_ST: windows of held-out text.
-    windows: windows that are read, evenly spaced over the text.
-    batch_sequences: sequences of a forward pass.
-    Raises AgreementError for fewer than two searches or too little text.
+    searches: the record of each variant's search. ids_ST: windows of held-out text.
+    windows: number of windows that are read, evenly spaced over the text.
+    batch_sequences: number of sequences in a forward pass.
+    Raises AgreementError if there are fewer than two searches, or if the text is too short.
     """
     options.check(measure, locals())
     began = time.perf_counter()

@@ -1,8 +1,8 @@
 """What the dense and the pruned models write after a prompt: each model continues it with its most likely tokens.
 
-A score says how much of the dense model was kept; a few lines of text show the reader what was kept. The texts are
-greedy continuations, so they do not depend on chance. In such continuations a small model repeats itself, pruned or
-not. The texts are examples and not a measurement.
+A score tells how much of the dense model was kept. A few lines of text show the reader what was kept. The texts are
+greedy continuations, so chance has no effect on them. In greedy continuations a small model repeats itself, even if it
+is not pruned. The texts are examples and not a measurement.
 """
 import logging
 from collections.abc import Mapping
@@ -20,16 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerError(ValueError):
-    """There is nothing that a model could continue."""
+    """There is no prompt to continue, or a prompt is empty."""
 
 
 def answers(folders: Mapping[str, Path], *, prompts: list[str], tokens: Count = 40, device: str = "cpu",
             dtype: str = "float32") -> Answers:
-    """The continuations of the prompts by the checkpoints in `folders`; the keys of `folders` name the models.
+    """The continuations of the prompts by each checkpoint in `folders`; the keys of `folders` are the names of the
+    models.
 
     prompts: texts to continue.
-    tokens: largest number of new tokens of a continuation.
-    Raises AnswerError if there is no prompt, or an empty one.
+    tokens: largest number of tokens in a continuation.
+    Raises AnswerError if there is no prompt, or if a prompt is empty.
     """
     options.check(answers, locals())
     if not prompts or not all(prompt.strip() for prompt in prompts):

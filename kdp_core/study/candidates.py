@@ -1,14 +1,15 @@
-"""Why multiple choice survives pruning: probabilities over all tokens against those over an item's candidates.
+"""Why multiple choice survives pruning: changes of the probabilities of all tokens, beside changes among the candidates
+of an item.
 
-Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, which shows the letters
-of MMLU. Here the items, the prompts and the candidates are those of the benchmarks. A candidate is a choice of an
-item, which may be a text of any length. Two distributions are compared:
+Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, whose candidates are the
+letters of MMLU. Here the items, the prompts and the candidates are those of the benchmarks. A candidate is a choice of
+an item, which may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
-For both, KL(dense || pruned) in nats is measured, and whether the most likely token or candidate stays the same. order
-is the share of pairs of candidates whose order by log-likelihood stays the same. mass is the probability of the
-candidates' first tokens, and rank is the rank of the likeliest of these first tokens among all tokens. acc is the
-benchmark's own score of the item.
+For both distributions, KL(dense || pruned) in nats is measured, and whether the most likely token or candidate stays
+the same. order is the share of pairs of candidates that keep their order by log-likelihood. mass is the probability of
+all first tokens of candidates together. rank is the rank of the most likely of these first tokens among all tokens. acc
+is the benchmark's own score of the item.
 Axes: N tokens, V vocabulary, C candidates.
 """
 import itertools
@@ -30,11 +31,11 @@ from kdp_core.score.metrics import PRIMARY
 from kdp_core.study import distances
 
 MEANS = ("acc_dense", "acc", "kl", "kl_candidates", "agreement", "agreement_candidates", "order", "mass", "mass_other")
-"""Columns of items of which the means are computed."""
+"""Columns of the items' rows for which means are computed."""
 
 
 class CandidatesError(ValueError):
-    """A benchmark has no choices to compare."""
+    """The choices of a benchmark cannot be compared."""
 
 
 class Item(NamedTuple):
@@ -43,9 +44,9 @@ class Item(NamedTuple):
     number: int
     context: str
     choices: list[str]
-    """The continuations that are scored."""
+    """The continuations among which the model chooses."""
     score: Callable[[list[tuple[float, bool]]], float]
-    """The function that turns lm-eval's results for the choices into the item's score."""
+    """The function that computes the item's score from lm-eval's results for the choices."""
 
 
 class Read(NamedTuple):
@@ -56,13 +57,14 @@ class Read(NamedTuple):
     """Log-likelihood of each choice, float64."""
     greedy: list[bool]
     first: list[int]
-    """The distinct first tokens of the choices."""
+    """The different first tokens of the choices."""
 
 
 def items(folder: str | Path, chosen: Chosen) -> list[Item]:
-    """The items of multiple-choice benchmarks, with the prompts of an evaluation of the checkpoint in `folder`.
+    """The items of multiple-choice benchmarks. Their prompts are those with which the checkpoint in `folder` is
+    evaluated.
 
-    Raises CandidatesError for a benchmark without choices.
+    Raises CandidatesError if a benchmark has no choices.
     """
     made = []
     for name, task in evaluate.requests(folder, chosen).items():
@@ -86,7 +88,7 @@ def _scorer(task: Any, doc: Any) -> Callable[[list[tuple[float, bool]]], float]:
 
 
 def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: str = "float32") -> Candidates:
-    """The outputs of the dense model for the items, kept for the comparison with every pruned model."""
+    """The outputs of the dense model for all items. They are stored and compared with every pruned model."""
     found = _read_folder(folder, items(folder, chosen), device, dtype)
     return Candidates(torch.stack([one.z_V for one in found]), [one.ll_C.tolist() for one in found],
                       [one.greedy for one in found], [one.first for one in found])
@@ -94,7 +96,8 @@ def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: 
 
 def survive(folder: str | Path, chosen: Chosen, known: Candidates, *, device: str = "cpu",
             dtype: str = "float32") -> Survival:
-    """The outputs of a pruned model beside those of the dense model. Raises CandidatesError if the items differ."""
+    """The comparison of a pruned model with the dense model, whose outputs are `known`. Raises CandidatesError if the
+    number of items differs."""
     asked = items(folder, chosen)
     if len(asked) != len(known.first):
         raise CandidatesError(f"the dense model read {len(known.first)} items, and now there are {len(asked)}; delete "
@@ -136,7 +139,7 @@ def read(model: nn.Module, tokenizer: Any, asked: Sequence[Item]) -> list[Read]:
 
 
 def compare(item: Item, dense: Read, pruned: Read) -> dict[str, Any]:
-    """One row: the changes of an item over all tokens and over its candidates, and both scores."""
+    """One row: how an item changes over all tokens and over its candidates, and its score by both models."""
     full = distances.restricted(dense.z_V[None], pruned.z_V[None], dense.first, 1.0)
     few = distances.outputs(dense.ll_C[None], pruned.ll_C[None], 1.0)
     pairs = list(itertools.combinations(range(len(item.choices)), 2))
@@ -150,14 +153,14 @@ def compare(item: Item, dense: Read, pruned: Read) -> dict[str, Any]:
 
 def measure(dense: nn.Module, pruned: nn.Module, tokenizer: Any, asked: Sequence[Item],
             known: Sequence[Read] | None = None) -> list[dict[str, Any]]:
-    """The rows of all items; `known` holds the outputs of the dense model, if it was read before."""
+    """The rows of all items. `known` has the dense model's outputs if they were computed before."""
     known = read(dense, tokenizer, asked) if known is None else known
     return [compare(item, one, other)
             for item, one, other in zip(asked, known, read(pruned, tokenizer, asked), strict=True)]
 
 
 def by_task(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the items of each task, with the drop of the task's accuracy and the drop's paired standard error."""
+    """Means over the items of each task, with the drop in accuracy and the paired standard error of this drop."""
     made = []
     for task, own in pd.DataFrame(list(rows)).groupby("task", sort=False):
         drop = own["acc_dense"] - own["acc"]

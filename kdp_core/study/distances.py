@@ -1,14 +1,16 @@
-"""Distances of two states, of their logits and of their probabilities, and second-order estimates of these distances.
+"""Distances between two states, between their logits and between their probabilities, and second-order estimates of
+these distances.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorems 1 to 3.
-The three spaces are states h, logits z = W norm(h) and probabilities p = softmax(z / T). With D = other - dense, and
-D_o the part of D that is orthogonal to the dense vector:
+The three spaces are states h, logits z = W norm(h) and probabilities p = softmax(z / T). Let D = other - dense, and let
+D_o be the part of D that is orthogonal to the dense vector. Then:
     1 - cos(h, h + D)  ~ |D_o|^2 / (2 |h|^2), the same for z
     1 - cos(p, p')     ~ Var_r(Dz) / (2 T^2),    r = p^2 / sum p^2
     KL(p || p')        ~ Var_p(Dz) / (2 T^2)
-All estimates are of second order: they are exact in the limit of small changes. Each estimate is reported next to the
-distance that it estimates. KL is always KL(dense || other); the released code (CASE-Lab-UMD/Pruning-on-Representations
-ba1c25b) changes the direction of KL and the weights of KL's estimate between the modes of the code.
+All estimates are of second order, so they become exact if the changes become small. Each estimate is reported beside
+the distance that it estimates. KL is always KL(dense || other). In the released code
+(CASE-Lab-UMD/Pruning-on-Representations ba1c25b), the direction of KL and the weights of its estimate depend on the
+mode of the code.
 Axes: N tokens, D hidden width of the dense model, E hidden width of a sliced model, V vocabulary.
 """
 import torch
@@ -21,7 +23,7 @@ from kdp_core.states.bases import mean_free
 
 ERRORS = "_stderr"
 TOPS = (5, 10)
-"""The variance of Dz is also computed over these numbers of most likely tokens."""
+"""Numbers k: the variance of Dz is also computed over only the k most likely tokens."""
 
 
 def angle(a_ND: Tensor, b_ND: Tensor) -> Tensor:
@@ -32,7 +34,8 @@ def angle(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def split(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the part of b - a along a and of the part orthogonal to a, both divided by |a|, for each token.
+    """For each token, the lengths of two parts of b - a: the part along a and the part orthogonal to a. Both lengths
+    are divided by |a|.
 
     The results are float64.
     """
@@ -44,7 +47,8 @@ def split(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def outputs(z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Distances of the probabilities of each token, and their estimates from the logits alone; float64."""
+    """Distances between the probabilities of each token, and estimates of these distances from the logits alone;
+    float64."""
     z_NV, d_NV = z_NV.double(), (other_NV - z_NV).double()
     logp_NV, logq_NV = (z_NV / temperature).log_softmax(dim=-1), ((z_NV + d_NV) / temperature).log_softmax(dim=-1)
     p_NV, scale = logp_NV.exp(), 2 * temperature ** 2
@@ -63,7 +67,8 @@ def outputs(z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Ten
 
 
 def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Tensor]:
-    """All distances of two states and of their logits, and their estimates, one number for each token; float64."""
+    """All distances between two states and between their logits, with the estimates, as one number for each token;
+    float64."""
     found = {}
     for space, a, b in (("h", h_ND, other_ND), ("z", z_NV, other_NV)):
         parallel_N, orthogonal_N = split(a, b)
@@ -75,10 +80,10 @@ def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, tem
 
 def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor, temperature: float,
              final_norm: bool = True, basis_DE: Tensor | None = None) -> dict[str, Tensor]:
-    """`measures` of states before the final norm; the head of each state's own model computes the logits.
+    """`measures` for states before the final norm. The logits of a state come from the output head of its own model.
 
-    basis_DE: basis of a sliced model's states. The states are turned back to the dense model's basis before the
-    comparison.
+    basis_DE: basis of a sliced model's states, or None. Before the comparison, these states are turned back to the
+    basis of the dense model.
     """
     # small chunks, because half a dozen float64 matrices of logits are in memory at the same time
     size = max(1, head_of(dense).chunk() // 8)
@@ -91,8 +96,8 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both states in the dense model's basis.
 
-    A sliced model's states are turned back to this basis. These states lack the mean that layer norms subtract, so it
-    is subtracted from the dense states too.
+    A sliced model's states are turned back to this basis. If the model has layer norms, a sliced model's states lack
+    their mean. Then the mean is also subtracted from the dense states.
     """
     if basis_DE is None:
         return h_ND, other_NE
@@ -100,12 +105,13 @@ def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | 
 
 
 def logits(model: nn.Module, h_ND: Tensor, final_norm: bool = True) -> Tensor:
-    """z = W norm(h), or z = W h as the released code reads inner states."""
+    """Logits z = W norm(h). Without `final_norm`, z = W h, as the released code computes it for inner states."""
     return head_of(model)(to_head(model, h_ND) if final_norm else h_ND)
 
 
 def averaged(found: dict[str, Tensor], groups: int) -> dict[str, float | None]:
-    """Mean of each measure over its tokens, with its standard error over equal groups of consecutive tokens."""
+    """Mean of each measure over its tokens. The standard error is computed over `groups` equal groups of consecutive
+    tokens."""
     row: dict[str, float | None] = {}
     for name, values_N in found.items():
         mean_G = values_N.view(groups, -1).mean(dim=1)
@@ -115,7 +121,8 @@ def averaged(found: dict[str, Tensor], groups: int) -> dict[str, float | None]:
 
 
 def restricted(z_NV: Tensor, other_NV: Tensor, candidates: list[int], temperature: float) -> dict[str, Tensor]:
-    """Distances of p over all tokens, and of p over the candidates (normalised again); one number for each token."""
+    """Distances between the probabilities over all tokens, and between the probabilities over the candidates,
+    normalised again; one number for each token."""
     full, few = (outputs(z, other, temperature) for z, other in (
         (z_NV, other_NV), (z_NV[:, candidates], other_NV[:, candidates])))
     p_NV, q_NV = ((z / temperature).double().softmax(dim=-1) for z in (z_NV, other_NV))

@@ -1,16 +1,17 @@
-"""Will a pruned model still generate? A prediction from single-step statistics, without generating.
+"""Will a pruned model still generate? This module predicts the answer from single-step statistics, without generating
+text.
 
-This module predicts the losses of kdp_core.score.generation from statistics of kdp_core.study.single_step:
+The predicted losses are those of kdp_core.score.generation; the statistics are those of kdp_core.study.single_step:
     loss = 1 - exp(-sum_f w_f phi_f / s_f),    w_f >= 0
-where phi are the statistics as lengths (KL and 1 - cosine are squares of small changes, so their roots are taken) and s
-is the scale of phi. If a model equals the dense model, all its statistics are 0, so the predicted loss is 0. No weight
-is negative, so more damage never gives a smaller predicted loss. The weights are a ridge regression of -log(1 - loss)
-(scikit-learn), whose penalty is chosen by leaving methods out.
-Validation leaves out one method at a time with all its ratios, fits on the remaining methods, and predicts the losses
-of the method that was left out. Two methods that made the same model at some ratio, by removing the same layers, are
-left out at the same time.
-`chain` is a reference without a fit: if each token agrees with probability a, and the texts never agree again after the
-first difference, the expected share of equal tokens in G steps is sum_g a^g / G.
+Here phi_f is statistic f as a length, and s_f is the scale of phi_f. KL and 1 - cosine are squares of small changes, so
+their roots are used as lengths. If a pruned model equals the dense model, all its statistics are 0, and so is the
+predicted loss. No weight is negative, so the predicted loss never falls when a statistic grows. The weights come from a
+ridge regression of -log(1 - loss) (scikit-learn). Its penalty is chosen by cross-validation that leaves out methods.
+Validation leaves out one method with all its ratios, fits on the other methods, and predicts the losses of the method
+that was left out. If two methods made the same model at some ratio, because they removed the same layers, they are left
+out together.
+`chain` is a reference without a fit. It assumes that each token agrees with probability a, and that the texts never
+agree again after the first difference. Then the expected share of equal tokens in G steps is sum_g a^g / G.
 Axes: R rows, F features, M groups of methods.
 """
 import logging
@@ -28,33 +29,34 @@ from kdp_core.study.objectives import rank_correlation
 logger = logging.getLogger(__name__)
 FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change": 1.0, "margin_lost": 1.0,
             "angle_h": 0.5, "angle_p": 0.5}
-"""Statistic -> the power that turns the statistic into a length."""
+"""For each statistic, the power that turns it into a length."""
 LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
-"""The losses in the order in which they are reported; `quality` is the mean of the other losses."""
+"""The losses in the order of reports. `quality` is the mean of the other losses."""
 PREFIX = "loss_"
 """The prefix of the columns of losses."""
 LENGTH = 40
-"""Tokens of a window in the rows to which the library's predictor was fitted; other lengths may change predictions."""
+"""Number of tokens of a window in the data of the library's predictor. With another number the predictions may
+change."""
 MOST = 0.95
-"""In the fit, larger losses count as this value, because -log(1 - loss) has no upper limit."""
+"""The fit replaces larger losses by this value, because -log(1 - loss) has no upper limit."""
 ALPHAS = (0.01, 0.1, 1.0, 10.0)
 """Penalties that are tried."""
 DRAWS = 1000
-"""Draws of the bootstrap over groups of methods."""
+"""Number of bootstrap samples. Each sample draws groups of methods."""
 KEPT = 0.9
-"""Share of the predictions for left-out methods that lie in the given range."""
+"""The stated range contains this share of the predictions for methods that were left out."""
 RECORD = Path(__file__).with_name("expect.json")
 """The predictor that comes with the library."""
 
 
 class ExpectError(ValueError):
-    """There are too few rows to fit a predictor, or the statistics are not those on which it was fitted."""
+    """There are too few rows to fit a predictor, or the statistics do not match the predictor."""
 
 
 # What is expected of a model ------------------------------------------------------------------------------------------
 
 def expectation(measured: SingleStep, predictor: Predictor | None = None) -> Expectation:
-    """What a model with these statistics is expected to lose, by the given predictor or the library's own."""
+    """The losses that are expected of a model with these statistics. Without `predictor`, the library's own is used."""
     predictor = predictor or own_predictor()
     phi_F = lengths(pd.DataFrame([measured.values]))[0]
     losses = {name: _loss(phi_F, predictor, name) for name in LOSSES if name in predictor.coefficients}
@@ -73,7 +75,8 @@ def own_predictor() -> Predictor:
 
 
 def lengths(frame: pd.DataFrame) -> np.ndarray:
-    """phi_RF of each row of a data frame. Raises ExpectError for a statistic that is missing or not a number."""
+    """The statistics of each row of a data frame as lengths phi_RF. Raises ExpectError if a statistic is missing or not
+    finite."""
     if missing := [name for name in FEATURES if name not in frame]:
         raise ExpectError(f"the statistic {missing[0]} is missing; measure with kdp_core.study.single_step")
     phi_RF = np.stack([frame[name].to_numpy(float).clip(min=0) ** power for name, power in FEATURES.items()], axis=1)
@@ -83,7 +86,7 @@ def lengths(frame: pd.DataFrame) -> np.ndarray:
 
 
 def nearest(phi_F: np.ndarray, predictor: Predictor) -> dict[str, Any]:
-    """The row of the fit whose statistics are nearest, with its distance in scaled lengths."""
+    """The row of the predictor's data whose statistics are nearest, with its distance in scaled lengths."""
     scale_F = np.array(predictor.scale)
     distance_R = np.linalg.norm((lengths(pd.DataFrame(predictor.rows)) - phi_F) / scale_F, axis=1)
     place = int(distance_R.argmin())
@@ -93,7 +96,7 @@ def nearest(phi_F: np.ndarray, predictor: Predictor) -> dict[str, Any]:
 
 
 def sentence(found: Expectation, measured: SingleStep) -> str:
-    """What to expect, in one sentence, and the evidence, in a second sentence."""
+    """Two sentences: the expected losses, and the evidence for them."""
     def kept(name: str) -> str:
         return f"{100 * (1 - found.losses[name]):.0f} %"
 
@@ -118,10 +121,11 @@ def _loss(phi_F: np.ndarray, predictor: Predictor, name: str) -> float:
 # The fit --------------------------------------------------------------------------------------------------------------
 
 def fit(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Predictor:
-    """The predictor of measured rows, with its validation.
+    """The predictor that is fitted on measured rows, with its validation.
 
-    frame: one row for each pruned model: model, method, ratio, the statistics, and the losses with the prefix `loss_`.
-    Raises ExpectError for fewer than three groups of methods.
+    frame: one row for each pruned model. Its columns are model, method, ratio, the statistics, and the losses with the
+        prefix `loss_`.
+    Raises ExpectError if there are fewer than three groups of methods.
     """
     groups_R, names = groups(frame), [name for name in LOSSES if PREFIX + name in frame]
     if len(set(groups_R)) < 3:
@@ -139,7 +143,7 @@ def fit(frame: pd.DataFrame, provenance: Mapping[str, Any]) -> Predictor:
 
 
 def left_out(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """The loss `name` of each row, predicted only from the rows of other groups of methods."""
+    """The loss `name` of each row, as predicted by a fit on the rows of all other groups of methods."""
     groups_R, phi_RF, loss_R = groups(frame), lengths(frame), frame[PREFIX + name].to_numpy(float)
     found_R = np.empty(len(frame))
     for group in sorted(set(groups_R)):
@@ -151,7 +155,7 @@ def left_out(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def groups(frame: pd.DataFrame) -> np.ndarray:
-    """The group of each row, named after a method: all rows of a method, and of methods that made an equal model."""
+    """The group of each row. Methods that made an equal model are in one group, which has the name of one of them."""
     head = {method: method for method in frame["method"]}
 
     def root(method: str) -> str:
@@ -166,7 +170,8 @@ def groups(frame: pd.DataFrame) -> np.ndarray:
 
 
 def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[str, float]:
-    """Rank correlation of predictions for left-out methods with its 95 % interval over groups, and the mean error."""
+    """Rank correlation of the predictions for left-out methods, with its 95 % interval over groups, and mean absolute
+    error."""
     loss_R, groups_R = frame[PREFIX + name].to_numpy(float), groups(frame)
     low, high = interval(predicted_R, loss_R, groups_R)
     return {"spearman": _ordered(predicted_R, loss_R), "low": low, "high": high,
@@ -174,12 +179,12 @@ def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[s
 
 
 def _ordered(first_R: np.ndarray, second_R: np.ndarray) -> float:
-    """The rank correlation, or 0 if it is not defined: a constant predicts no order."""
+    """The rank correlation. It is 0 if it is not defined, because a constant predicts no order."""
     return rank_correlation(first_R, second_R) or 0.0
 
 
 def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the rank correlation by a bootstrap that draws whole groups of methods."""
+    """The 95 % interval of the rank correlation, by a bootstrap that draws groups of methods."""
     draw, known = np.random.default_rng(seed), sorted(set(groups_R))
     places = {group: np.flatnonzero(groups_R == group) for group in known}
     found = []
@@ -191,19 +196,21 @@ def interval(first_R: np.ndarray, second_R: np.ndarray, groups_R: np.ndarray, se
 
 
 def single_statistics(frame: pd.DataFrame, name: str, statistics: Sequence[str]) -> dict[str, float]:
-    """The rank correlation of each statistic alone with the loss `name`; nothing is fitted."""
+    """For each statistic, its rank correlation with the loss `name`. Nothing is fitted."""
     loss_R = frame[PREFIX + name].to_numpy(float)
     return {one: _ordered(frame[one].to_numpy(float), loss_R) for one in statistics}
 
 
 def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:
-    """The loss of agreement over `steps` tokens if every token agrees by chance and texts never agree again."""
+    """The loss of agreement over `steps` tokens if all tokens agree independently, and texts never agree again after a
+    difference."""
     # 1 - sum_{g=1..G} a^g / G
     return 1 - ((1 - disagreement_R)[:, None] ** np.arange(1, steps + 1)).mean(axis=1)
 
 
 def weights(x_RF: np.ndarray, loss_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of scaled lengths, none negative, and the penalty with the least error for left-out groups of methods."""
+    """Weights of the scaled lengths, none negative, and the penalty with the smallest error for groups of methods that
+    were left out."""
     # imported here, because scikit-learn takes seconds to load
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut

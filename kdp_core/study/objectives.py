@@ -1,13 +1,14 @@
 """How far searches for layers agree: between objectives, between searches, and between draws of calibration text.
 
-"Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) claims that the objective decides which layers
-appear redundant, that searches under one objective agree, and that ranks by perplexity and by accuracy often differ.
-Here each claim is a number that is measured once for each draw of calibration text:
+"Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) makes three claims. The objective decides
+which layers appear redundant. Searches with one objective agree. Ranks by perplexity and by accuracy often differ. Here
+each claim becomes a number, which is measured once for each draw of calibration text:
     Jaccard(A, B) = |A and B| / |A or B| of two chosen sets,
     Spearman of the rises of the objective at single removals, and of ranks of pruned models.
-An interval is that of Student's t over the draws. A claim is decided only if its interval lies on one side of zero;
-with one draw there is no interval. Rows are plain mappings: objective, strategy, draw, single (layer -> rise), removed,
-and the held-out figures of the pruned model, heldout_nats (lower is better) and heldout_accuracy (higher is better).
+Intervals are Student's t intervals over the draws. A claim is decided only if its interval does not contain zero. With
+a single draw there is no interval. Each row is a mapping with the keys objective, strategy, draw, single (layer ->
+rise) and removed. It also has the held-out figures of the pruned model: heldout_nats (lower is better) and
+heldout_accuracy (higher is better).
 """
 import itertools
 import math
@@ -24,27 +25,29 @@ CONFIDENCE = 0.95
 
 
 def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
-    """Share of the layers of two sets that are in both sets; 1 for two empty sets."""
+    """Number of layers that both sets have, divided by the number of layers in their union; 1 for two empty sets."""
     one, other = set(one), set(other)
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:
-    """Rank correlation over the common keys; None for fewer than three keys, or if one mapping has only one value."""
+    """Rank correlation over the keys that both mappings have. It is None for fewer than three such keys, or if one
+    mapping is constant over these keys."""
     common = sorted(set(one) & set(other))
     values = [[which[key] for key in common] for which in (one, other)]
     return rank_correlation(*map(np.array, values)) if len(common) > 2 else None
 
 
 def rank_correlation(first_N: np.ndarray, second_N: np.ndarray) -> float | None:
-    """Spearman's rank correlation; None if one of the two is constant, because a constant gives no order."""
+    """Spearman's rank correlation. It is None if one of the arrays is constant, because a constant has no order."""
     if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
         return None
     return float(np.corrcoef(stats.rankdata(first_N), stats.rankdata(second_N))[0, 1])
 
 
 def pairs(rows: Sequence[Row]) -> pd.DataFrame:
-    """All pairs of rows that differ in exactly one of objective, strategy and draw, with both measures of agreement."""
+    """All pairs of rows that differ in exactly one of objective, strategy and draw, with the Jaccard index and
+    Spearman's correlation of each pair."""
     found = []
     for one, other in itertools.combinations(rows, 2):
         differs = [key for key in KEYS if one[key] != other[key]]
@@ -57,7 +60,7 @@ def pairs(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float] | None:
-    """Mean and the ends of its 95 % interval by Student's t; None for fewer than two values."""
+    """Mean and 95 % interval by Student's t, as (mean, low, high); None for fewer than two values."""
     if len(values) < 2:
         return None
     mean, error = float(pd.Series(values).mean()), float(pd.Series(values).sem())
@@ -66,7 +69,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 def claims(rows: Sequence[Row]) -> pd.DataFrame:
-    """The claims of the paper: the number for each claim in every draw, its mean with an interval, and the verdict.
+    """For each claim of the paper: its number in every draw, the mean of these numbers with an interval, and the
+    verdict.
 
     Each number is a difference; the claim holds if the difference is above zero.
     """
@@ -93,9 +97,9 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> float | None:
-    """Mean over the pairs that differ only in `varies`.
+    """Mean Jaccard index over the pairs of rows that differ only in `varies`.
 
-    With `draw`, only pairs that contain this draw count.
+    If `draw` is given, only the pairs with this draw are used.
     """
     frame = pairs(rows)
     frame = frame[frame["varies"] == varies]
@@ -105,13 +109,15 @@ def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> 
 
 
 def _ranks(rows: Sequence[Row]) -> float | None:
-    """Spearman of the ranks of pruned models by perplexity and by accuracy; 1 if the same model is best by both."""
+    """Spearman's correlation of two ranks of the pruned models: by perplexity and by accuracy. It is 1 if both ranks
+    are equal."""
     nats = {(row["objective"], row["strategy"]): -row["heldout_nats"] for row in rows}
     return spearman(nats, {(row["objective"], row["strategy"]): row["heldout_accuracy"] for row in rows})
 
 
 def _longer(rows: Sequence[Row]) -> float | None:
-    """Mean over objectives of the held-out loss of other searches minus that of one_shot, without random search."""
+    """Held-out loss of the other searches minus that of one_shot, as a mean over objectives. Random search is left
+    out."""
     found = []
     for row in rows:
         others = [one["heldout_nats"] for one in rows if one["objective"] == row["objective"]

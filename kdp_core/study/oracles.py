@@ -1,9 +1,9 @@
-"""Selections of layers that papers or released code have published, and how far our selections agree with these.
+"""Selections of layers from papers and released code, and how far kdp's selections agree with them.
 
-A selection is listed if its set or its order of layers is published, or at least the beginning of the order. A
-selection depends on the calibration text, which is not always known, and on the precision, which is between 4 and 16
-bits. So layers with nearly equal scores may be exchanged in the order. Layers are numbered from 0. `python
-benchmarks/oracles.py` repeats the selections of a model on this machine.
+A selection is listed if the publication gives its set of layers, or at least the beginning of its order. A selection
+depends on the calibration text and on the precision. The text is not always known, and the precision is between 4 and
+16 bits. Therefore layers with nearly equal scores may have exchanged places. Layers are numbered from 0. `python
+benchmarks/oracles.py` makes kdp's selections for a model on this machine and compares them.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,23 +15,23 @@ from kdp_core.states.hidden import HiddenStates
 
 
 class Oracle(NamedTuple):
-    """A published choice of layers."""
+    """A selection of layers that was published."""
     model: str
     method: str
-    """Our method that makes the same choice."""
+    """The name of the method in kdp that should make this selection."""
     source: str
     layers: list[int]
-    """The published layers, in the order in which they are removed, or ascending if only the set is known."""
+    """The published layers in the order of removal; ascending if only the set is known."""
     ordered: bool
     options: dict[str, dict[str, int | str]]
-    """Options of the method, by part, in which the publication differs from our default."""
+    """Options, for each part of the method, whose values in the publication differ from kdp's defaults."""
 
 
 LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B = "LLaMA-2-7B", "LLaMA-2-13B", "LLaMA-3-8B"
 MISTRAL, MISTRAL_INSTRUCT = "Mistral-7B", "Mistral-7B-Instruct-v0.2"
 SHORTENED, DROP = "Nota-NetsPresso/shortened-llm 4031a92", "CASE-Lab-UMD/LLM-Drop 28b5dd1"
 K_MAX = 3
-"""A placeholder: no method with a published choice reads this value."""
+"""A placeholder, because no method with a published selection reads this value."""
 _UNPROTECTED = {"search": {"keep_first": 0, "keep_last": 0}}
 ORACLES = (
     Oracle(LLAMA_2_7B, "shortgpt", "Men et al. 2024", [27, 26, 25, 28, 24, 29, 23, 21, 22], True, {}),
@@ -57,16 +57,17 @@ ORACLES = (
 
 
 class Agreement(NamedTuple):
-    """How far our choice agrees with a published choice of the same number of layers."""
+    """How far kdp's selection agrees with a published selection of the same number of layers."""
     shared: float
-    """Share of the published layers that our method also chooses."""
+    """Share of the published layers that kdp also selects."""
     same_order: bool | None
-    """Whether the order is also the same; None if the publication gives no order."""
+    """Whether the layers also have the same order; None if the publication gives no order."""
     chosen: list[int]
 
 
 def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
-    """How far a choice agrees with an oracle. `chosen` is in the order of removal; only its beginning is compared."""
+    """How far a selection agrees with an oracle. `chosen` is in the order of removal. Only as many layers as the oracle
+    has are compared."""
     first = list(chosen[:len(oracle.layers)])
     shared = len(set(first) & set(oracle.layers)) / len(oracle.layers)
     return Agreement(shared, first == oracle.layers if oracle.ordered else None, first)
@@ -74,7 +75,7 @@ def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
 
 def choose(oracle: Oracle, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity,
            facts: ModelFacts, *, device: str = "cpu", dtype: str = "float32") -> list[int]:
-    """The layers that our method chooses, in order of removal, or ascending if it selects all of them at once."""
+    """The layers that kdp selects: in the order of removal, or ascending if the method selects all of them at once."""
     method, options = METHODS[oracle.method], oracle.options
     where = {"device": device, "dtype": dtype}
     if method.search:

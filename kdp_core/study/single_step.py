@@ -1,17 +1,18 @@
-"""What single predictions say about a pruned model: statistics of a few windows of text, without any generation.
+"""What single-step predictions say about a pruned model: statistics on a few windows of text, without generating text.
 
-Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). It argues that the change of the
-probabilities after one step decides whether a pruned model still generates. Here both models read the same text, and
-every statistic is a mean over all positions of all windows except position 0, which is a massive token in most models:
+Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper argues that a pruned
+model still generates if the probabilities change little in a single step. Here both models read the same text. Every
+statistic is a mean over all positions of all windows. Position 0 is left out, because its token is massive in most
+models. The statistics are:
     kl                KL(p || p'), nats
     estimate_kl       Var_p(Dz) / 2, its estimate to second order (kdp_core.study.distances)
     disagreement      1 - share of positions at which both models have the same most likely token
     entropy_change    |H(p') - H(p)|, nats
     margin_lost       how much of its lead over the strongest rival the dense model's choice loses, nats; a gain is 0
     angle_h, angle_z, angle_p    1 - cosine of the last states, of the logits and of the probabilities
-Statistics with the prefix `last_` are those of the last token of each window, where decoding would begin. All
-statistics above are 0 for a model that equals the dense model, and grow with the damage. entropy, entropy_other and
-margin describe the two models.
+Statistics with the prefix `last_` are means over the last tokens of the windows, where decoding would begin. All these
+statistics are 0 for a model that equals the dense model, and grow with the damage. Three further figures, entropy,
+entropy_other and margin, describe the two models.
 Axes: S windows, T tokens of a window, N tokens, D width, V vocabulary.
 """
 from pathlib import Path
@@ -37,15 +38,16 @@ LAST = "last_"
 
 
 class SingleStepError(ValueError):
-    """The models or the windows cannot be compared."""
+    """The models or the windows do not fit together."""
 
 
 def measure(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor, *, windows: Count = 8,
             device: str = "cpu", dtype: str = "float32") -> SingleStep:
-    """The statistics of the checkpoint in `pruned_folder` on the first `windows` windows of `ids_ST`.
+    """The statistics of the checkpoint in `pruned_folder` against the dense checkpoint, on the first `windows` windows
+    of `ids_ST`.
 
     windows: number of windows of held-out text; the first windows are taken.
-    Raises OptionError for a value out of range, SingleStepError for windows or models that do not fit.
+    Raises OptionError for a value out of range, and SingleStepError for windows or models that do not fit together.
     """
     options.check(measure, locals())
     _check(ids_ST, windows)
@@ -56,9 +58,9 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
 
 @torch.inference_mode()
 def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, h_STD: Tensor | None = None) -> SingleStep:
-    """Compare two loaded models on all windows, as `measure` does.
+    """Compare two loaded models on all windows, in the same way as `measure`.
 
-    `h_STD` are the dense model's last states, if known.
+    `h_STD` has the dense model's last states, or is None if they are not known.
     """
     S, T = ids_ST.shape
     _check(ids_ST, S)
@@ -81,13 +83,13 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, h_STD: Tensor |
 
 
 def last_states(model: nn.Module, ids_ST: Tensor) -> Tensor:
-    """The states before the final norm, one window after another, float32 (S, T, D)."""
+    """The states before the final norm, float32 (S, T, D). The model reads one window at a time."""
     layers = len(decoder_layers(model))
     return torch.cat([boundary_states(model, ids_1T, [layers])[0] for ids_1T in ids_ST.split(1)])
 
 
 def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
-    """The statistics of each token that follow from its logits, float64 (N,)."""
+    """The statistics of each token that only need the logits, float64 (N,)."""
     found = distances.outputs(z_NV, other_NV, 1.0)
     logp_NV, logq_NV = (z.double().log_softmax(dim=-1) for z in (z_NV, other_NV))
     # H(p) = -sum_v p_v log p_v
@@ -100,10 +102,8 @@ def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
 
 
 def margin(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """log q of the likeliest token of p minus log q of q's likeliest other token, (N,).
-
-    The difference is negative if q prefers the other token.
-    """
+    """How far q prefers p's most likely token: log q of this token, minus log q of the most likely of all other tokens,
+    (N,). The difference is negative if q prefers another token."""
     first_N1 = logp_NV.argmax(dim=-1, keepdim=True)
     rival_N = logq_NV.scatter(-1, first_N1, -torch.inf).max(dim=-1).values
     return logq_NV.gather(-1, first_N1)[:, 0] - rival_N
@@ -117,7 +117,7 @@ def _of_tokens(dense: nn.Module, pruned: nn.Module, h_CD: Tensor, other_CE: Tens
 
 
 def _record(found: dict[str, Tensor]) -> SingleStep:
-    """Means over all positions and over last tokens, each with its standard error over windows."""
+    """Means over all positions and means over last tokens, each with its standard error over windows."""
     values, errors = {}, {}
     for name in (*CHANGES, *LEVELS):
         by_window_S, last_S = found[name].mean(dim=1), found[name][:, -1]

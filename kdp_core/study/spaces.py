@@ -1,22 +1,24 @@
-"""What pruning does to states, logits and probabilities: for one removed layer at a time, and for a whole pruned model.
+"""What pruning does to states, logits and probabilities, for one removed layer at a time and for a whole pruned model.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
-- `probe` removes one sublayer or layer at a time; all layers before it are dense. The final norm and the head are
-  applied to both models' states after this layer (Figures 4, 5, 6).
-- `compare` lets both models read the dense model's continuation of a prompt (teacher-forced) and the pruned model's own
-  continuation (free-running, Figure 7). On the first text the two models are also compared state by state.
-- `compare` also lets both models answer a question with a letter. It measures p over all tokens and p over the letters
-  alone (Figure 8).
+- `probe` removes one layer, attention or MLP at a time. All layers before the removed one are dense. The states after
+  this layer are compared: the final norm and the head are applied to the dense and to the pruned state (Figures 4, 5,
+  6).
+- `compare` measures two continuations of a prompt. Both models read the continuation that the dense model wrote
+  (teacher-forced). The pruned model also reads its own continuation (free-running, Figure 7). On the dense model's
+  continuation the two models are also compared state by state.
+- `compare` also lets both models answer questions with a letter. For these answers it measures p over all tokens and p
+  over the letters alone (Figure 8).
 
 Differences from the released code (CASE-Lab-UMD/Pruning-on-Representations ba1c25b):
 - The released code applies the head to inner states WITHOUT the final norm. Here the final norm is applied first,
   unless `final_norm` is false.
-- The released code samples up to 512 tokens from one prompt at T = 0.5, so the two texts become different by chance.
-  Here both models decode greedily, over several prompts, with standard errors. In the teacher-forced comparison both
-  models read the same text.
-- In the released code, cached decoding lets a pruned attention see only the present token. Here each model uses its own
-  cache.
+- The released code samples up to 512 tokens from one prompt at T = 0.5, so the texts of the two models differ by
+  chance. Here both models decode greedily after several prompts, and standard errors are computed. In the
+  teacher-forced comparison both models read the same text.
+- In the released code, a pruned attention sees only the present token during cached decoding. Here each model has its
+  own cache.
 Position 0, a massive token in most models, is never measured.
 """
 import logging
@@ -45,13 +47,14 @@ from kdp_core.study.distances import averaged, compared, restricted, turned
 logger = logging.getLogger(__name__)
 Part = Literal["attention", "mlp", "whole"]
 DEPTH_STEPS = 8
-"""Approximate number of decoded tokens that are compared state by state. The head reads every state, which is slow."""
+"""Approximate number of decoded tokens for which all states are compared. The number is small, because the head must
+read every state, which is slow."""
 LETTERS = "ABCDEFGHIJ"
-"""The names of the choices of an item."""
+"""The letters that name the choices of an item."""
 
 
 class SpacesError(ValueError):
-    """The models cannot be compared on this text with these options."""
+    """These options or this text do not allow a comparison."""
 
 
 class Choice(NamedTuple):
@@ -66,14 +69,15 @@ class Choice(NamedTuple):
 def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None = None, windows: Count = 8,
           positions: Count = 16, temperature: Positive = 1.0, final_norm: bool = True, device: str = "cpu",
           dtype: str = "float32") -> Probes:
-    """Remove one part of one layer at a time and compare the states after that layer.
+    """Remove one part of one layer at a time, and compare the states after this layer with the dense states.
 
-    parts: parts of a layer that are removed one at a time; null means attention, mlp and whole.
+    parts: the parts that are removed, one at a time; null means attention, mlp and whole.
     windows: number of windows of held-out text; the first windows are taken.
-    positions: number of tokens of a window that are compared, evenly spaced up to its last token.
+    positions: number of tokens compared in each window, evenly spaced up to the last token.
     temperature: T of the probabilities.
     final_norm: whether the final norm is applied to inner states before the head; false as in the released code.
-    Raises OptionError for a value out of range, SpacesError for more windows or positions than there are.
+    Raises OptionError for a value out of range, and SpacesError if the text has too few windows or the windows too few
+    positions.
     """
     options.check(probe, locals())
     began, parts = time.perf_counter(), list(get_args(Part)) if parts is None else parts
@@ -102,7 +106,7 @@ def probe(dense_folder: str | Path, ids_ST: Tensor, *, parts: list[Part] | None 
 
 
 def spaced(length: int, count: int) -> list[int]:
-    """`count` positions of a window, evenly spaced; the last position is always among them, and position 0 never."""
+    """`count` evenly spaced positions of a window. The last position is always included, and position 0 never."""
     if count >= length:
         raise SpacesError(f"spaces.probe.positions is {count}, but windows have {length} tokens, of which the first is "
                           f"left out; give 1 to {length - 1}")
@@ -120,18 +124,19 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
             dropped: list[int], prompts: Count = 8, prompt_tokens: Annotated[int, Ge(2)] = 64, steps: Count = 32,
             choices: Natural = 32, temperature: Positive = 1.0, final_norm: bool = True, device: str = "cpu",
             dtype: str = "float32") -> Spaces:
-    """Decode after prompts and answer multiple-choice items with both models.
+    """With both models, decode after prompts and answer multiple-choice items.
 
     ids_ST: windows of held-out text; the beginnings of the windows are the prompts.
     items: multiple-choice items; the list may be empty.
-    dropped: whole layers of the dense model that the pruned model lacks; they show which states correspond.
+    dropped: numbers of the whole layers that were removed from the dense model. They decide which states are compared.
     prompts: number of prompts; they come from the first windows.
-    prompt_tokens: tokens of each prompt.
-    steps: tokens that are decoded after each prompt.
-    choices: largest number of items; the first items are taken.
-    temperature: T of the probabilities; decoding is greedy at every T.
+    prompt_tokens: number of tokens of each prompt.
+    steps: number of tokens that are decoded after each prompt.
+    choices: largest number of multiple-choice items; the first items are used.
+    temperature: T of the probabilities. Decoding is always greedy.
     final_norm: whether the final norm is applied to inner states before the head; false as in the released code.
-    Raises OptionError for a value out of range, SpacesError for windows, prompts or letters that do not fit.
+    Raises OptionError for a value out of range, and SpacesError for windows, prompts or letters that do not fit
+    together.
     """
     options.check(compare, locals())
     began = time.perf_counter()
@@ -157,7 +162,8 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
 def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: Tensor, own_BG: Tensor,
               states: list[int], temperature: float, final_norm: bool) -> tuple[list[dict[str, Any]],
                                                                                list[dict[str, Any]]]:
-    """One row for each decoded token of both histories, and one for each state on the dense model's history."""
+    """Two lists of rows: one row for each decoded token of both histories (the dense model's and the pruned model's own
+    text), and one row for each state on the dense model's text."""
     (B, T), G, own = prompt_BT.shape, said_BG.shape[1], list(range(len(states)))
     # the state at position T - 1 + g predicts decoded token g
     at = list(range(T - 1, T - 1 + G))
@@ -189,14 +195,14 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
 
 
 def prompt_of(item: Choice) -> str:
-    """An item as a question whose answer is a letter."""
+    """The text of an item as a question whose answer is a letter."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)]
     return "\n".join(["How does this text go on?", item.context, *lines, "Answer:"])
 
 
 def _answers(dense: nn.Module, pruned: nn.Module, tokenizer: Any, items: list[Choice],
              temperature: float) -> list[dict[str, Any]]:
-    """One row for each item."""
+    """One row with the comparison of both models for each item."""
     rows = []
     for number, item in enumerate(items):
         if not 2 <= len(item.choices) <= len(LETTERS):

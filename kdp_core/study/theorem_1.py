@@ -1,27 +1,28 @@
-"""Theorem 1 of KDP as numbers: the error of k operators in the kernel space, and its bounds.
+"""Theorem 1 of KDP in numbers: the error of a chain of k operators in the kernel space, and bounds on this error.
 
 Paper: KDP (ICLR 2026), section 2.3, equation 3, proof in appendix D (equations 7 to 21).
 
 For e_i = phi(h_{i+1}) - A_i phi(h_i) and E_{k,l} = phi(h_{l+k}) - A_{l+k-1} ... A_l phi(h_l):
     |E_{k,l}| <= sqrt(L_ERM + C B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)) * sum_{j<k} B_A^(k-1-j).
-Statement and proof disagree on the following points, or leave them open:
-- Equation 12 bounds the error of each token by the root of a mean over tokens. That holds for root mean squares, not
-  for single tokens. Here the bounded quantity is `rms`, and `beyond` is the share of tokens above the bound.
-- L_ERM is one number, and the proof needs a number for every operator. Here L_ERM is the largest of the operators'
-  means.
-- C is called "universal", and its value is not given. The record holds the bound with C = 1, the bound without that
-  term (exact on the training tokens, by Minkowski's inequality), and equation 9 with its constants: L' = 2 (B_A + 1)
-  R_phi and R_n = B_A R_phi sqrt(2m / n). The bound with these constants is still too small: phi is learned, and the
-  class of phi is not counted. For vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m /
-  sqrt(n).
-- delta is the probability for one operator. The proof takes a union bound over k operators, which would give delta / k.
-  In one place the proof writes d for 2m.
-- The theorem assumes that the n samples are independent. Tokens of one sequence are not independent, so the number of
-  tokens is too high for n, and the bound that is computed here is lower than it should be.
-- Equation 2 gives |phi| = 1 for every input, so R_phi = 1, and the constant part of phi counts: any error is below
-  (1 + B_A^k) R_phi for any operators (`trivial`), and the training mean of phi(h_{l+k}) as a prediction has the error
-  `constant`. A bound above `trivial` says nothing at all. A bound above `constant` does not say that A is
-  better than a constant.
+The statement of the theorem and its proof disagree on the following points, or leave them open:
+- Equation 12 bounds the error of each single token by the root of a mean over tokens. Such a bound is true for the root
+  mean square over tokens, but not for single tokens. Here the bound is applied to the root mean square `rms`, and
+  `beyond` is the share of tokens whose error exceeds the bound.
+- L_ERM is one number in the theorem, but the proof needs one number for each operator. Here L_ERM is the largest mean
+  squared error of an operator.
+- The theorem calls C "universal" and does not give its value. The record has three bounds. One has C = 1. One lacks the
+  term with C; it is exact on the training tokens, by Minkowski's inequality. One is equation 9 with its constants: L' =
+  2 (B_A + 1) R_phi and R_n = B_A R_phi sqrt(2m / n). Even the bound with these constants is too small, because phi is
+  learned and the proof does not count the class of phi. For vectors the contraction lemma (Maurer 2016) gives R_n of
+  order B_A R_phi 2m / sqrt(n).
+- delta is the probability that the bound fails for one operator. The proof uses a union bound over k operators, for
+  which delta / k would be needed. In one place the proof writes d where it means 2m.
+- The theorem assumes n independent samples. Tokens of one sequence depend on each other, so the number of tokens is too
+  large as a value of n. Therefore the computed bound is lower than it should be.
+- Equation 2 gives |phi| = 1 for every input, so R_phi = 1. Then the error of any operators is below (1 + B_A^k) R_phi
+  (`trivial`). Because phi has a constant part, the training mean of phi(h_{l+k}) is also a prediction, and its error is
+  `constant`. A bound above `trivial` says nothing. A bound above `constant` does not show that A predicts better than
+  this mean.
 Axes: K operators or states of the run, N tokens, F = 2m features.
 """
 import itertools
@@ -48,13 +49,13 @@ def accumulation(b_a: float, k: int) -> float:
 
 
 def generalisation(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The second term under the root of equation 3 with C = 1, which is added to L_ERM."""
+    """The term that equation 3 adds to L_ERM under the root, with C = 1."""
     # B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)
     return b_a ** 2 * r_phi ** 2 * math.sqrt(features * math.log(features / delta) / n)
 
 
 def generalisation_equation_9(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The second term with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
+    """The same term with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
     lipschitz, rademacher = 2 * (b_a + 1) * r_phi, b_a * r_phi * math.sqrt(features / n)
     # 2 L' R_n(H') + (B_A + 1)^2 R_phi^2 sqrt(log(1 / delta) / 2n)
     return 2 * lipschitz * rademacher + (b_a + 1) ** 2 * r_phi ** 2 * math.sqrt(math.log(1 / delta) / (2 * n))
@@ -67,7 +68,7 @@ def bound(l_erm: float, allowance: float, b_a: float, k: int) -> float:
 
 def samples_needed(error: float, l_erm: float, b_a: float, r_phi: float, features: int, delta: float,
                    k: int) -> float | None:
-    """The n from which the bound of equation 3 with C = 1 is below `error`; None if no n is large enough."""
+    """The smallest n for which the bound of equation 3 with C = 1 is at most `error`; None if no n is large enough."""
     room = (error / accumulation(b_a, k)) ** 2 - l_erm
     if room <= 0:
         return None
@@ -78,7 +79,7 @@ def samples_needed(error: float, l_erm: float, b_a: float, r_phi: float, feature
 # Measurements ---------------------------------------------------------------------------------------------------------
 
 def measure(kernel: KernelMap, h_KND: Tensor, judged_KND: Tensor, ridges: list[float], delta: float) -> dict[str, Any]:
-    """The fields of Theory that belong to Theorem 1, measured on states of training tokens and held-out tokens."""
+    """The fields of Theory that belong to Theorem 1, measured on the states of training and held-out tokens."""
     K, F, _ = kernel.operators_KFF.shape
     a_KFF = kernel.operators_KFF.to(h_KND.device)
     phi_KNF, judged_KNF = (_features(kernel, states_KND) for states_KND in (h_KND, judged_KND))
@@ -114,7 +115,7 @@ def _largest_norm(phi_KNF: Tensor) -> float:
 
 
 def _product_norms(a_KFF: Tensor) -> dict[tuple[int, int], float]:
-    """Operator norm of A_j ... A_i for every i <= j, in float64."""
+    """Norm of the operator product A_j ... A_i for every i <= j, in float64."""
     K = len(a_KFF)
     return {(i, j): torch.linalg.matrix_norm(chain(a_KFF[i:j + 1]), ord=2).item() for i in range(K)
             for j in range(i, K)}
@@ -134,7 +135,7 @@ def _errors(a_KFF: Tensor, phi_KNF: Tensor) -> dict[tuple[int, int], Tensor]:
 
 def _horizon(start: int, k: int, error_N: Tensor, judged_N: Tensor, step_mse: list[float],
              norms: dict[tuple[int, int], float], b_a: float, r_phi: float, terms: dict[str, float]) -> dict[str, Any]:
-    """Measured errors and bounds of one start and horizon, with the sharpest bound first."""
+    """The measured errors of one start and horizon, and the bounds on them, from the sharpest bound to the weakest."""
     rms = [math.sqrt(mse) for mse in step_mse[start:start + k]]
     last = start + k - 1
     erm, constant_1, equation_9 = (bound(max(step_mse), terms[name], b_a, k) for name in terms)
@@ -153,7 +154,7 @@ def _horizon(start: int, k: int, error_N: Tensor, judged_N: Tensor, step_mse: li
 
 def _ridge_rows(ridges: list[float], phi_KNF: Tensor, judged_KNF: Tensor, r_phi: float,
                 delta: float) -> list[dict[str, Any]]:
-    """Theorem 1 over the whole run, for operators that are solved with other ridges.
+    """Theorem 1 over the whole run, for operators that are solved again with each of the given ridges.
 
     A larger ridge lowers B_A and raises L_ERM.
     """
@@ -180,5 +181,5 @@ def _ridge_rows(ridges: list[float], phi_KNF: Tensor, judged_KNF: Tensor, r_phi:
 
 
 def _constant_error(phi_NF: Tensor, judged_NF: Tensor) -> float:
-    """Held-out root mean square error of the training mean as a prediction."""
+    """Root mean square error on held-out tokens if the training mean is the prediction."""
     return (judged_NF - phi_NF.mean(0)).square().sum(-1).mean().sqrt().item()

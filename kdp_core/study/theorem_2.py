@@ -1,15 +1,17 @@
-"""Theorem 2 of KDP as numbers: the risk of a linear map of features against that of a linear map of states.
+"""Theorem 2 of KDP in numbers: the risk of a linear map between features, against the risk of a linear map between
+states.
 
 Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 22 to 37).
 
-Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These two errors lie in different spaces and have
-different units. The first error is at most R_phi^2 = 1, even with A = 0, and goes to 0 as the bandwidth goes to
-infinity, for every learned A. Each class of maps is therefore measured in its own space, absolutely and relative to the
-variance in this space. To compare the classes, a ridge decoder with an intercept is fitted on training tokens for each
-class; it rebuilds the held-out state from the prediction of the class.
-Equation 4 requires that n exceeds a difference of two complexities; its proof (equation 36) needs that n exceeds each
-of the two complexities. Both numbers are reported.
-Axes: N tokens, D hidden width, F features (or D for states), S sequences, 2 the states before and after.
+Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These two errors are measured in different spaces and
+have different units. The first error is at most R_phi^2 = 1, even for A = 0. If the bandwidth goes to infinity, the
+first error goes to 0 for every learned A. Therefore each class of maps is measured in its own space, both absolutely
+and relative to the variance in this space. For a comparison of the classes, each class gets a ridge decoder with an
+intercept, which is fitted on training tokens. The decoder computes the held-out state from the prediction of the class.
+Equation 4 requires that n exceeds the difference of two complexities. Its proof (equation 36) requires that n exceeds
+each of the two complexities. Both numbers are reported.
+Axes: N tokens, D hidden width, F features (or D for states), S sequences. An axis of length 2 has the states before and
+after.
 """
 import logging
 import math
@@ -28,29 +30,30 @@ logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """Training or held-out tokens of a run of layers."""
+    """The training tokens or the held-out tokens of a run of layers."""
     h_KND: Tensor
     """K + 1 states."""
     sequence_N: Tensor
-    """Number of the sequence of each token, int64."""
+    """For each token, the number of its sequence, int64."""
 
 
 class Design(NamedTuple):
     """One class of maps, fitted on a share of the training sequences."""
     space: str
-    """`identity` (linear maps of states), or `rff` with features `random` or `learned`."""
+    """`identity` (linear maps of states), or `random` or `learned` (linear maps of random or learned features)."""
     features: int
     bandwidth_scale: float | None
-    """Width of the kernel of random features, in median distances of two tokens."""
+    """Width of the kernel of random features, as a multiple of the median distance between two tokens."""
     share: float
 
 
 def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width: int, delta: float,
                      margin: float) -> tuple[float, float] | None:
-    """The n that Theorem 2 requires at C = c = 1: as printed (equation 4), and as its proof needs it (equation 36).
+    """Two values of n that Theorem 2 requires with C = c = 1: one by equation 4 as printed, one as the proof needs it
+    (equation 36).
 
-    `margin` is Delta, the difference by which the RFF class is better. If Delta is not positive, the theorem claims
-    nothing, and the result is None.
+    `margin` is Delta: the risk of the identity class minus the risk of the RFF class. If Delta is not positive, the
+    theorem claims nothing and the result is None.
     """
     if margin <= 0:
         return None
@@ -67,10 +70,10 @@ def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width:
 
 def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[float], shares: list[float],
             seed: int) -> list[tuple[Design, Tensor | None, Tensor | None]]:
-    """Each class with its frequencies omega_DM and phases b_M; the identity class has neither.
+    """Each class with its frequencies omega_DM and phases b_M, which are None for the identity class.
 
-    Each class of random features differs in one setting from the base, which has the kernel's 2m, the first width and
-    the largest share.
+    The base class of random features has the kernel's 2m, the first width and the largest share. Every other class of
+    random features differs from it in one setting.
     """
     width, base, everything = kernel.omega_DM.shape[0], 2 * len(kernel.b_M), max(shares)
     x_ND = lift_input(train.h_KND[0], kernel.lift_input).cpu()
@@ -93,7 +96,8 @@ def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[floa
 
 def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | None]], train: Part, judged: Part,
           gap: int, ridge: float, seed: int) -> list[dict[str, Any]]:
-    """Risks of every class from the first state of the run to the state `gap` layers later, one row for each class."""
+    """The risks of every class as one row for each class. The maps lead from the first state of the run to the state
+    `gap` layers later."""
     sequences = int(train.sequence_N.max()) + 1
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed)).to(train.sequence_N.device)
     rows, plain = [], {}
@@ -117,16 +121,16 @@ def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | 
 
 def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, sequence_N: Tensor,
          ridge: float) -> tuple[dict[str, float], Tensor]:
-    """Risks of the linear map A from z_2NF[0] to z_2NF[1]; like the classes of maps, A has no intercept.
+    """Risks of the linear map A from z_2NF[0] to z_2NF[1]. Like the maps of Theorem 2, A has no intercept.
 
-    z_2NF, judged_2NF: features (or states) before and after, on training and held-out tokens.
-    h_ND, judged_ND: states after the layers, which the decoder rebuilds.
-    sequence_N: sequences of the held-out tokens.
-    Returns risk and train_risk (mean squared error, units of the space squared), relative_risk (divided by the variance
-    in that space), state_error (relative squared error of the state decoded from A z) with its standard error over
-    sequences, direct_error (the same, decoded from z itself), state_median (median over tokens of the squared error
-    divided by that of the mean state) and operator_norm of A; and the squared error of each held-out token's decoded
-    state.
+    z_2NF, judged_2NF: features (or states) before and after the layers, of training and of held-out tokens.
+    h_ND, judged_ND: states after the layers, which the decoder computes.
+    sequence_N: for each held-out token, the number of its sequence.
+    Returns a mapping, and the squared error of each held-out token's decoded state. risk and train_risk are mean
+    squared errors in squared units of the space; relative_risk is the risk divided by the variance in the space.
+    state_error is the relative squared error of the state decoded from A z, with its standard error over sequences;
+    direct_error is that of the state decoded from z itself. state_median is the median over tokens of the squared error
+    divided by that of the mean state. operator_norm is the norm of A.
     """
     x_NF, y_NF = z_2NF
     # A = argmin sum |y - A x|^2 + ridge
@@ -145,14 +149,16 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
 
 
 def _excess(above_N: Tensor, judged_ND: Tensor, sequence_N: Tensor) -> dict[str, float | None]:
-    """State error minus that of the identity class on the same tokens, with the standard error of the differences."""
+    """The state error minus the state error of the identity class on the same tokens, with the standard error of this
+    difference."""
     spread_N = (judged_ND - judged_ND.mean(0)).square().sum(-1)
     return {"state_excess": (above_N.sum() / spread_N.sum()).item(),
             "state_excess_stderr": standard_errors.ratio(above_N, spread_N, sequence_N)}
 
 
 def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Tensor:
-    """Held-out states, decoded by a ridge regression with an intercept that is fitted on training tokens."""
+    """Held-out states, computed by a ridge regression with an intercept (the decoder) that is fitted on training
+    tokens."""
     mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
     centred_NF = z_NF - mean_F
     w_FD = ridge_solve(gram(centred_NF, centred_NF), gram(centred_NF, h_ND - mean_D), ridge).float()
@@ -161,9 +167,10 @@ def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Ten
 
 def conditions(found: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,
                delta: float) -> list[dict[str, Any]]:
-    """Theorem 2 itself: its inequality, its margin and the samples it requires; one row for each RFF class and gap.
+    """Theorem 2 itself, as one row for each RFF class and gap: its inequality, its margin, and the number of samples
+    that it requires.
 
-    found: the rows of `risks`.
+    found: the rows that `risks` returns.
     """
     # R_h = max |h| over the states that the identity class maps from and to
     r_h = max(part.h_KND.norm(dim=-1).max().item() for part in (train, judged))
