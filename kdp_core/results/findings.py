@@ -4,8 +4,8 @@ Two rules decide whether a difference is more than noise. The first rule needs a
 same items. The difference is clear if p, with Holm's correction, is below SIGNIFICANT; otherwise no difference is
 shown. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
 at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
-rule assumes that the models are independent. They answer the same items, so the rule errs towards a tie. This module
-puts the numbers of the summary into sentences and computes nothing else.
+rule assumes that the models are independent. All models answer the same items, so the second rule errs towards a tie.
+This module puts the numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence

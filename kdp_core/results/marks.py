@@ -27,8 +27,9 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
     Only pruned rows of one model and one ratio are compared. Rows of models with weights set to zero are compared only
     with each other. A row is "best" only if it differs significantly from every other row of its group. Among the
-    remaining rows, "second" marks the first row and all rows that do not differ significantly from this row. So a group
-    without a "best" row marks as "second" all rows that may be the best. If this would mark all rows, no row is marked.
+    remaining rows, "second" marks the best row, and all rows that do not differ significantly from this best row. A
+    group without a "best" row marks as "second" all rows that may be the best. If these are all rows of the group, no
+    row is marked.
 
     Significance comes from the paired tests in `comparisons`, with Holm's correction for the rows of the group (p <
     SIGNIFICANT). Without tests, two rows must differ by more than one combined standard error sqrt(se1^2 + se2^2).
@@ -75,8 +76,8 @@ def _marks_of_group(group: pd.DataFrame, name: str, column: Column, tested: Pair
 
 
 def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) -> dict[Any, str]:
-    """Marks of ranked rows; `told` returns, for each row after the first, whether it differs significantly from the
-    first."""
+    """Marks of ranked rows. For each row after the first, `told` returns whether this row differs significantly from
+    the first row."""
     apart = told(labels)
     if not any(apart):
         # any row may be the best, so no row is marked
@@ -90,7 +91,7 @@ def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) 
 def _marks_as_printed(labels: list[Any], shown: list[str]) -> dict[Any, str]:
     """Marks of ranked rows by their printed values.
 
-    All rows whose value equals the first are "best". If only one row is "best", the rows with the next value are
+    All rows whose value equals the first value are "best". If only one row is "best", the rows with the next value are
     "second".
     """
     distinct = list(dict.fromkeys(shown))

@@ -78,7 +78,7 @@ def folded(heading: str, markup: str) -> str:
 
 
 def note(words: str) -> str:
-    """A remark in small print."""
+    """A short comment in small print."""
     return f'<p class="note">{text(words)}</p>\n' if words else ""
 
 

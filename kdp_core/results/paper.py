@@ -10,8 +10,8 @@ A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 a
 of these ablations names the number of its table. Tables 10 and 12 need no run and are made by `costs`. The paper prints
 scores without errors; here every score has its standard error. Table 2 has one row for each pair of model and method;
 the paper has one column for each model. RP(Rouge) is a ratio of two means over tasks, like RP in Table 1.
-`summary.retained_ppl` defines RP(PPL). In the paper's Table 8, ShortGPT and SLEB have no samples. Both select layers on
-calibration text, so here this text is listed as their samples.
+`summary.retained_ppl` defines RP(PPL). In the paper's Table 8, ShortGPT and SLEB have no samples. Both methods select
+layers on calibration text, so this text is listed as their samples.
 """
 import math
 import re
@@ -157,8 +157,8 @@ def _place(task: str) -> tuple[int, str]:
 
 
 def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> tuple[pd.DataFrame, Column]:
-    """The frame with a further column, named after the task, that contains the task's score; and the description of
-    this column."""
+    """The frame with a further column that contains the task's score. The column has the task's name, and its
+    description is also returned."""
     full = f"{task}:{metric}"
     frame, column = ablations.with_task(frame, scores, full)
     frame = frame.rename(columns={full: task, f"{full}_stderr": f"{task}_stderr"})

@@ -1,9 +1,9 @@
 """One self-contained HTML page of a run.
 
-The page first shows the outcome in words and in a picture, and what the models write. Then it shows the findings with
-their certainty, and each model. At the end it shows how the results were made.
+The page shows, in this order: the outcome in words and in a picture; what the models write; the findings and their
+certainty; each model; and how the results were made.
 
-The page loads no other file, and its content security policy makes the browser refuse such loads. Its links are
+The page loads no other file, and its content security policy makes the browser refuse such loads. Links on the page are
 relative paths. All text is escaped. Equal arguments give equal bytes.
 """
 import math
@@ -58,7 +58,7 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
           answers: Mapping[str, Answers] | None = None) -> str:
     """The page as text.
 
-    summary, scores, fits: the data frames of summary.summarise, summary.tidy and summary.fits.
+    summary, scores, fits: the data frames that summary.summarise, summary.tidy and summary.fits return.
     comparisons: the paired tests that findings.headline reads, or None.
     expectations: for each model, pairs of (name of a pruned model, expectation of its generation).
     agreements: for each model, the comparisons of searches for layers.

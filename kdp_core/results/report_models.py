@@ -63,7 +63,7 @@ MARKS = f"{NOTE} A click on a heading sorts the rows of each group by that colum
 
 
 class ReportError(ValueError):
-    """The page cannot be built, because something that it needs is missing."""
+    """The page cannot be built, because a part of its data is missing."""
 
 
 class FigureEntry(NamedTuple):
@@ -74,8 +74,8 @@ class FigureEntry(NamedTuple):
     """The workflow rule that made the figure."""
     png_path: Path | str
     link: str = ""
-    """Path from the page to the figure's PDF and CSV files, without suffix. Without this path the figure has no
-    links."""
+    """Path from the page to the figure's PDF and CSV files, without suffix. Without this path the page has no links to
+    the figure's files."""
     model: str = ""
     """The model that the figure shows; empty for a figure of all models."""
 
@@ -183,7 +183,7 @@ def _task_scores(own: pd.DataFrame, measured: pd.DataFrame) -> str:
 
 
 def _costs(own: pd.DataFrame, measured: pd.DataFrame) -> str:
-    """Size, speed and memory of each model, the time of its search and fit, and its blocks."""
+    """Size, speed and memory of each model, the times of search and fit, and the blocks."""
     frame, columns = own.copy(), {**COLUMNS, **EXTRA}
     for name in ("prefill_ms", "decode_ms", "peak_memory_mib"):
         frame[name] = _looked_up(frame, measured[measured["metric"] == name], "value")
@@ -245,7 +245,7 @@ def _plain(value: Any) -> str:
 
 
 def figure(entry: FigureEntry, *, heading: bool = True) -> str:
-    """A figure with its title, caption and links. Raises ReportError if its file does not exist."""
+    """A figure with its title, caption and links. Raises ReportError if the file of the figure does not exist."""
     path = Path(entry.png_path)
     if not path.is_file():
         raise ReportError(f"figure {entry.title!r} has no file {path.name}; run rule {entry.rule} first")

@@ -28,8 +28,8 @@ def over_seeds(summary: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFra
 
     `families` maps each calibration set to the set that names its seed family. The mean of each column in SPREAD stays
     under the column's name. `<name>_spread` is the standard deviation between seeds (S - 1 in the denominator).
-    acc_stderr and ppl_stderr are root mean squares over the seeds. Dense rows do not change. Points that were run with
-    one seed are left out.
+    The columns acc_stderr and ppl_stderr are root mean squares over the seeds. Rows of dense models do not change.
+    Points that were run with one seed are left out.
     """
     pruned = summary[summary["calib"].isin(list(families)) & (summary["method"] != DENSE)]
     pruned = pruned.assign(calib=pruned["calib"].map(families))

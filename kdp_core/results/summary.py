@@ -1,9 +1,9 @@
 """The numbers of a run: every measured number (`tidy`), every fit (`fits`), and one row for each model (`summarise`).
 
-The summary follows the KDP paper (Ma et al., ICLR 2026) where the paper is clear. Retained performance (RP, its
-Tables 1 and 6) is the ratio of the mean accuracies. The paper computes RP(PPL) in two ways: Table 2 divides two sums
-over models and corpora, and Table 7 averages ratios (see `retained_ppl`). This module only computes means, ratios and
-their standard errors.
+The summary follows the KDP paper (Ma et al., ICLR 2026) where the paper is clear. Retained performance (RP, in the
+paper's Tables 1 and 6) is the ratio of the mean accuracies. The paper computes RP(PPL) in two ways: Table 2 divides two
+sums over models and corpora, and Table 7 averages ratios (see `retained_ppl`). This module only computes means, ratios
+and their standard errors.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ def tidy(points: Sequence[Point]) -> pd.DataFrame:
     """One row for each measured number, with the columns: keys of the grid point, task, metric, value, stderr, unit,
     items.
 
-    The costs are rows of the task `efficiency` with the units ms, mib, macs, params and x (ratios). Their `items` is
-    the number of repeats of the timing. Raises TableError if two grid points have the same keys.
+    The costs are rows of the task `efficiency` with the units ms, mib, macs, params and x (ratios). In these rows,
+    `items` is the number of repeats of the timing. Raises TableError if two grid points have the same keys.
     """
     _check_unique(points)
     rows = [dict(zip(KEYS, point[:5], strict=True)) | row for point in points for row in _measured(point)]
@@ -86,17 +86,17 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
     """One row for each model: first the dense model, then its pruned models by ratio, k_max, calib and variant.
 
-    Variants keep the order in which they are given. Models whose weights are only set to zero are as large as the dense
-    model and, without sparse kernels, as slow. Therefore they come after the other models.
+    Variants keep the order in which they are given. Models whose weights are only set to zero come after the other
+    models. They are as large as the dense model and, without sparse kernels, as slow.
 
-    Columns are those of SUMMARY, units those of COLUMNS; ratio, params_removed and acc are shares, rp and rp_ppl are
-    percentages. Every task counts, except the members (`mmlu/law`) of a group with a score of its own. acc is the plain
-    mean of the tasks' primary metrics. ppl is the geometric mean of the perplexities per token; without such
-    perplexities, of the perplexities per word. rp_ppl uses the perplexities per word if there are any, as the paper
-    does. Standard errors assume that the tasks are independent. The standard errors of ppl_ratio, rp and rp_ppl treat
-    the dense model as fixed, which suits a comparison of methods on one model. A figure is NaN if a number that it
-    needs is missing. Raises TableError if two points have the same keys, if a model has no dense point, or if the
-    points of one model were scored on different tasks.
+    Columns are those of SUMMARY, and units are those of COLUMNS. The columns ratio, params_removed and acc are shares.
+    The columns rp and rp_ppl are percentages. Every task counts, except the members (`mmlu/law`) of a group with a
+    score of its own. `acc` is the plain mean of the tasks' primary metrics. `ppl` is the geometric mean of the
+    perplexities per token; without such perplexities, of the perplexities per word. `rp_ppl` uses the perplexities per
+    word if there are any, as the paper does. Standard errors assume that the tasks are independent. The standard errors
+    of ppl_ratio, rp and rp_ppl treat the dense model as fixed, which suits a comparison of methods on one model. A
+    figure is NaN if a number that it needs is missing. Raises TableError if two points have the same keys, if a model
+    has no dense point, or if the points of one model were scored on different tasks.
     """
     _check_unique(points)
     dense = {point.model: point for point in points if point.method == DENSE}
@@ -176,11 +176,11 @@ def retained(pruned: float, dense: float) -> float:
 
 def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
                  reading: Literal["mean_of_ratios", "ratio_of_sums"] = "mean_of_ratios") -> float:
-    """RP(PPL) in percent. Both sequences have the perplexities of the same texts in the same order.
+    """RP(PPL) in percent. The perplexities in `pruned` and `dense` belong to the same texts in the same order.
 
     The paper uses two definitions. Table 7 takes the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) =
-    69.0). Table 2 takes the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). kdp reports the mean of ratios, because
-    one collapsed text would outweigh all other texts in the ratio of sums.
+    69.0). Table 2 takes the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). This library reports the mean of
+    ratios, because one collapsed text would outweigh all other texts in the ratio of sums.
     """
     if reading == "mean_of_ratios":
         return 100 * _mean([d / p for p, d in zip(pruned, dense, strict=True)])
@@ -190,7 +190,7 @@ def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
 def main_scores(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Score]:
     """Each task's score with the metric that stands first in `metrics`, in the order of the tasks' names.
 
-    If a group has such a score, its members are left out.
+    If a group has a score with such a metric, the members of the group are left out.
     """
     best: dict[str, Score] = {}
     for score in scores:

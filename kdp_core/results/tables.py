@@ -60,15 +60,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def shown_keys(frame: pd.DataFrame) -> list[str]:
-    """The keys that are printed as columns. model, ratio and method are always printed; calib and k_max only if they
-    differ between pruned rows."""
+    """The keys that are printed as columns. Model, ratio and method are always printed. The keys calib and k_max are
+    printed only if they differ between pruned rows."""
     pruned = frame[frame["method"] != DENSE]
     return ["model", "ratio", "method", *(key for key in ("calib", "k_max") if pruned[key].nunique() > 1)]
 
 
 def key_text(key: str, row: Any) -> str:
-    """The text of a row's key. A ratio is printed in percent. calib, k_max and ratio of the dense model are printed as
-    a dash."""
+    """The text of a row's key. A ratio is printed in percent. For the dense model, the keys calib, k_max and ratio are
+    printed as a dash."""
     if key == "ratio":
         return "–" if row["method"] == DENSE else f"{100 * row['ratio']:g}"
     if row["method"] == DENSE and key in ("calib", "k_max"):

@@ -1,6 +1,6 @@
-"""Tables of Theorems 1 and 2 of KDP: every number as one frame, and the tables in Markdown.
+"""Tables on Theorems 1 and 2 of KDP: one data frame with every number, and the tables in Markdown.
 
-The paper states the theorems and has no such tables. The records are those of kdp_core.study.theory.
+The paper states the theorems and prints no such tables. The records are those of kdp_core.study.theory.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -56,7 +56,7 @@ def subjects_in_turn(dataset: Dataset) -> Dataset:
     """MMLU's or CMMLU's items in turns: the first item of every subject, then the second item of every subject, and so
     on.
 
-    Each item also gets the description of its subject that lm-eval prints.
+    Each item also gets lm-eval's description of the item's subject.
 
     Raises BenchmarkError for a subject that lm-eval does not know.
     """
@@ -108,8 +108,8 @@ def cmnli_items(dataset: Dataset) -> Dataset:
 
 
 def c3_items(dataset: Dataset) -> Dataset:
-    """C3's items {content, question, choices, label}. The hub gives the text of the answer, which is replaced by its
-    number."""
+    """C3's items {content, question, choices, label}. On the hub, an item has the text of its answer. The text is
+    replaced by the number of the answer."""
     if "choices" in dataset.column_names:
         return dataset
     return Dataset.from_list([{"content": item["context"], "question": item["question"], "choices": item["choice"],
@@ -144,8 +144,8 @@ def _gaps(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def chid_choices(item: Mapping[str, Any]) -> list[str]:
-    """The continuations: each idiom, followed by the text after the gap. Their common context is the text before the
-    gap."""
+    """The continuations: each idiom, followed by the text after the gap. All continuations have the same context, which
+    is the text before the gap."""
     rest = item["content"].split(BLANK, 1)[1]
     return [idiom + rest for idiom in item["candidates"]]
 

@@ -27,7 +27,8 @@ def _rouge() -> Any:
 
 
 def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 of the answer's first line, as CoQA's authors score human answers (Reddy et al. 2019).
+    """Exact match and F1 of the answer's first line, computed as CoQA's authors compute them for human answers (Reddy
+    et al. 2019).
 
     If there are several correct answers, the best match is computed several times, each time without one of them. The
     result is the mean of these best matches.

@@ -1,11 +1,11 @@
 """Benchmarks as lm-eval tasks, with data from the hub or from a local folder: the KDP paper's 15, and others.
 
 The paper (Ma et al., ICLR 2026, section 4.1) scores with the "LM Evaluation Harness with default parameters": 12 tasks
-by accuracy, two corpora by perplexity, XSum by ROUGE-1. If lm-eval has a task, its own task file is used, and only the
-data source is replaced. `task_files/` holds the definitions that lm-eval lacks. docs/benchmarks.md gives the reasons
-for each prompt. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here each of the two is one
-task with the prompts of the group. Its items alternate between the subjects, so a limit of n items scores n items and
-not 57 n.
+by accuracy, two corpora by perplexity, and XSum by ROUGE-1. If lm-eval has a task, its own task file is used, and only
+the data source is replaced. `task_files/` has the definitions that lm-eval lacks. The page docs/benchmarks.md gives the
+reasons for each prompt. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here MMLU is one task
+with the prompts of the group, and CMMLU likewise. The items of such a task alternate between the subjects, so a limit
+of n items scores n items and not 57 n.
 The task files name two modules: kdp_core.score.benchmark_data prepares the items, and kdp_core.score.benchmark_scores
 scores the answers.
 """
@@ -49,7 +49,7 @@ class Benchmark(NamedTuple):
     """One benchmark: the sources of its definition and of its data, and the way in which it is scored."""
     stock: str | None
     """Path of lm-eval's task file in lm-eval's folder of tasks. If task_files/<name>.yaml exists, its fields override
-    those of this file."""
+    the fields of lm-eval's file."""
     hub: Source
     split: str
     """The split that is scored. A local file is also given to the task under this name."""
@@ -152,7 +152,7 @@ class Chosen(NamedTuple):
     fewshot: int | None = None
     """Number of examples in a prompt, for tasks that do not fix this number. None means the number in BENCHMARKS."""
     allow_code: bool = False
-    """Whether programs that the model writes may be run. This also holds for tasks that are not benchmarks."""
+    """Whether programs that the model writes may be run. The permission also covers tasks that are not benchmarks."""
 
 
 def write_tasks(folder: str | Path, chosen: Chosen) -> None:
@@ -170,8 +170,8 @@ def write_tasks(folder: str | Path, chosen: Chosen) -> None:
 
 @contextlib.contextmanager
 def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
-    """A list with one temporary folder of task files, which exists while the body runs. Without benchmarks the list is
-    empty."""
+    """A list with one temporary folder of task files, which exists while the body runs. Without benchmarks the list of
+    folders is empty."""
     if chosen is None:
         yield []
         return

@@ -1,19 +1,19 @@
 """The effect of pruning on the states and the outputs of a model, compared with the dense model on held-out windows.
 
-States: the pruned model is compared with the dense model at each of the pruned model's states: the inputs of its
-layers, and the state before the final norm. A layer above a stand-in reads the stand-in's output, so the error at a
-kept layer comes from all replaced blocks below this layer. States have the numbers of the dense model, so methods that
-remove different layers can be drawn on one axis.
+States: the models are compared at all states of the pruned model: at the inputs of its layers, and at the state before
+the final norm. A layer above a stand-in reads the stand-in's output, so the error at a kept layer comes from all
+replaced blocks below this layer. States have the numbers of the dense model, so methods that remove different layers
+can be drawn on one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
 The error is kdp_core.states.block.relative_error, summed over batches, because the states of all windows do not fit
 into memory. The states of a sliced model (kdp_core.states.bases) are first turned back to the basis of the dense model.
-In this basis the removed directions are zero. If the sliced model has layer norms, the mean of each state is also
-subtracted in both models, because no layer reads this mean.
+In the basis of the dense model the removed directions are zero. If the sliced model has layer norms, the mean of each
+state is also subtracted in both models, because no layer reads this mean.
 A token is massive in a state if its norm in the dense model exceeds `massive_factor` times the median norm of its
 window in this state. Massive tokens are counted and left out of error and cosine, because a few of them would dominate
-both sums. kdp_core.states.hidden computes this median over all windows. Here each window has its own median, so the
-states need not be stored or computed twice.
+both sums. The module kdp_core.states.hidden computes the median norm over all windows. Here each window has its own
+median, so the states need not be stored or computed twice.
 
 Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, with standard errors over
 windows. The last token of a window is left out, because it has no next token. The KDP paper reports task scores and
@@ -44,7 +44,8 @@ from kdp_core.states.hidden import boundary_states
 logger = logging.getLogger(__name__)
 
 MassiveFactor = Annotated[float, Gt(1)]
-"""A factor on a median norm. It must exceed 1: a factor of 1 would mark half of all tokens as massive."""
+"""A factor on a median norm. The factor must exceed 1, because a factor of 1 would mark half of all tokens as
+massive."""
 
 
 class DiagnoseError(ValueError):
@@ -72,13 +73,13 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
     """Compare two checkpoints on the first `windows` sequences of `ids_ST` (int64, no padding).
 
     dropped: numbers of the removed layers of the dense model, as in Plan.drop.
-    windows: number of windows to compare on; the first windows are taken.
-    batch: windows of one batch. Memory use grows with the states of one batch in both models.
+    windows: number of windows on which the models are compared; the first windows are used.
+    batch: number of windows of one batch. Memory use grows with the states of one batch in both models.
     massive_factor: a token is left out of a state if its norm in the dense model exceeds this factor times the median
         norm of its window.
-    Log-likelihoods and KL are in nats. Standard errors are over windows; with one window they are None. Both errors are
-    raised before a model is loaded: OptionError for a value out of range, and DiagnoseError for layers, widths,
-    vocabularies or windows that do not fit together.
+    Log-likelihoods and KL are in nats. Standard errors are over windows; with one window they are None. Before a model
+    is loaded, OptionError is raised for a value out of range. DiagnoseError is raised for layers, widths, vocabularies
+    or windows that do not fit together.
     """
     options.check(diagnose, locals())
     dense_config, pruned_config = (AutoConfig.from_pretrained(folder) for folder in (dense_folder, pruned_folder))
@@ -94,8 +95,7 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
             massive_factor: MassiveFactor = 8.0) -> Diagnosis:
     """Compare two loaded models in eval mode on all windows of `ids_ST`, in the same way as `diagnose`.
 
-    Raises OptionError and DiagnoseError as `diagnose` does, and DiagnoseError for states that are not finite or that
-    are equal for all tokens.
+    Raises the errors that `diagnose` raises, and DiagnoseError if states are not finite or are equal for all tokens.
     """
     options.check(compare, locals())
     _check_configs(dense.config, pruned.config, dropped)
@@ -138,8 +138,8 @@ def state_sums(h_KBTD: list[Tensor], other_KBTD: list[Tensor], massive_factor: f
 
 
 def compare_outputs(dense: nn.Module, pruned: nn.Module, h_BTD: Tensor, other_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-    """KL, agreement, and the negative log-likelihoods of the dense and the pruned model. Each is a mean over the T - 1
-    predictions of a window.
+    """KL, agreement, and the negative log-likelihoods of the dense and the pruned model. Each of these figures is a
+    mean over the T - 1 predictions of a window.
 
     The inputs are the states before the final norm. The result is float64 (4, B) on the CPU, in nats and shares. Both
     output heads read one chunk of tokens at a time, so the logits of a whole batch are never in memory (a vocabulary

@@ -1,13 +1,13 @@
 """Scores of a checkpoint by lm-eval (EleutherAI's evaluation harness), each with its standard error.
 
-`evaluate` loads the tasks, scores them one by one with kdp_core.score.judge, and returns the scores of all tasks. If a
-folder of records is given, the scores of a task are written as soon as the task is scored
-(kdp_core.score.task_records). An evaluation that was killed continues with the interrupted task. An evaluation with
-further tasks scores only these further tasks. Several evaluations of one checkpoint may share a folder at the same
-time, each with some of the tasks. An evaluation of all tasks then reads the scores from the records.
-The standard error of a mean is lm-eval's closed form. Perplexities and bits per byte use the delta method over items,
-and areas under the curve use DeLong's method (kdp_core.score.standard_errors). The errors of all other metrics come
-from lm-eval's bootstrap.
+`evaluate` loads the tasks, scores them one by one with kdp_core.score.judge, and returns all scores. If a folder of
+records is given, the scores of a task are written as soon as the task is scored (kdp_core.score.task_records). An
+evaluation that was killed continues with the interrupted task. An evaluation with further tasks scores only these
+further tasks. Several evaluations of one checkpoint may share a folder at the same time, if each scores other tasks. An
+evaluation of all tasks then reads the scores from the records.
+The standard error of a mean is computed by lm-eval in closed form. The standard errors of perplexities and bits per
+byte come from the delta method over items, and those of areas under the curve from DeLong's method
+(kdp_core.score.standard_errors). The standard errors of all other metrics come from lm-eval's bootstrap.
 The network is used only if the data of a task are on a hub.
 """
 import contextlib
@@ -46,8 +46,8 @@ BOOTSTRAP_DRAWS = 1000
 """Number of samples that lm-eval's bootstrap draws, in this process."""
 JUDGES: Mapping[str, type[Judge]] = {"fast": FastJudge, "lm_eval": Judge}
 CALLED_BY_NAME = (benchmark_data, benchmark_scores, heldout_tasks, metrics)
-"""Modules with functions that the task files name and lm-eval calls. They are imported here so that the hash of the
-library's code, which follows imports, covers them."""
+"""Modules with functions that the task files name and lm-eval calls. They are imported here because the hash of the
+library's code follows imports, and must cover these modules."""
 
 
 class EvaluationError(ValueError):
@@ -194,7 +194,7 @@ def _prepare(tasks: Mapping[str, Any], chosen: Chosen | None, fewshot: int | Non
 
 def _jobs(tasks: Mapping[str, Any], chosen: Chosen | None, limit: int | None, folder: str | Path | None,
           settings: Mapping[str, Any]) -> list[_Job]:
-    """All single tasks in order. Each has its requests, its limit and the path of its record (None without a
+    """All single tasks in order. Each task has its requests, its limit and the path of its record (None without a
     folder)."""
     jobs = []
     for name, task in tasks.items():
@@ -254,7 +254,8 @@ def _run(job: _Job, judge: Judge, label: str, seed: int) -> Record:
 def _sow(seed: int) -> None:
     """Seed the global generators.
 
-    The code of some tasks draws random numbers from these generators, in some cases already while the task is loaded.
+    The code of some tasks draws random numbers from the global generators, in some cases already while the task is
+    loaded.
     """
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -276,7 +277,8 @@ class _Lines(io.TextIOBase):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what lm-eval and transformers print to the log. If there is no terminal, send their progress bars there too.
+    """Send what lm-eval and transformers print to the log. If there is no terminal, the progress bars are sent to the
+    log as well.
 
     lm-eval's bootstrap runs in this process, because each process of lm-eval's pool would load all libraries again.
     """

@@ -4,7 +4,7 @@ lm-eval's HFLM pads sequences to one length, runs the context again for each cho
 token. Here sequences are packed in rows (kdp_core.score.packing). A context runs once with all its choices. Examples at
 the beginning of many prompts run once for all these prompts. The output head reads only the tokens that are scored. On
 CPU, the rows run in parallel, one row on each thread, so no thread waits for other threads after every operation.
-lm-eval computes prompts, metrics and generated text.
+Prompts, metrics and generated text come from lm-eval's own code.
 Packing needs a model that accepts an arbitrary attention mask and arbitrary positions of tokens. The function `packs`
 tests this on a few tokens. A model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
@@ -93,7 +93,8 @@ class FastJudge(Judge):
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether a model gives packed sequences the same scores as single sequences; this is tested on a few tokens.
+    """Whether a model gives packed sequences the same scores as single sequences. The function tests this on a few
+    tokens.
 
     The scores differ if a layer mixes neighbouring tokens of a row by other operations than attention, such as a
     convolution.
@@ -196,17 +197,18 @@ def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targe
 
 
 def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The function from the output head's input to logits. It includes the soft cap of the families that have one."""
+    """The function from the output head's input to logits. The function includes the soft cap of families whose logits
+    are capped."""
     name, head = family_of(model).soft_cap, output_head(model)
     cap = getattr(model.config, name) if name else None
     return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
-    """The tokens of a request as lm-eval gives them to the model. If there are too many tokens, the first ones are
-    removed.
+    """The tokens of a request as lm-eval gives them to the model. If the tokens are more than the model can read, the
+    first tokens are removed.
 
-    Raises AssertionError, as lm-eval does, for a continuation that is empty or longer than the model can read.
+    Raises AssertionError, as lm-eval does, if a continuation is empty or longer than the model can read.
     """
     assert context and 0 < len(continuation) <= max_length
     return Scored(tuple([*context, *continuation][-(max_length + 1):][:-1]), tuple(continuation))

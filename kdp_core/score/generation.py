@@ -114,7 +114,7 @@ def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
     """Share of passages whose last word greedy decoding produces from the words before it.
 
     Greedy decoding produces the word if and only if each of its tokens is the most likely one. Therefore one forward
-    pass is enough.
+    pass shows whether greedy decoding produces the word.
     """
     judge, asked = FastJudge(model, tokenizer), []
     for number, passage in enumerate(passages):
@@ -128,9 +128,11 @@ def lambada(model: nn.Module, tokenizer: Any, passages: Sequence[str]) -> float:
 def losses(measured: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
     """The loss of each measure, between 0 and 1, and their mean `quality`.
 
-    agreement: 1 - share of equal tokens. lambada, rouge1, gsm8k: 1 - score / dense score. This loss is left out if a
-    score was not measured or the dense score is 0. repetition: the rise above the dense model's repetition, relative to
-    the largest possible rise. If a pruned model is better than the dense model in a measure, this loss is 0.
+    agreement: 1 - share of equal tokens.
+    lambada, rouge1, gsm8k: 1 - score / dense score. Each of these losses is left out if its score was not measured, or
+        if the dense score is 0.
+    repetition: the rise above the dense model's repetition, relative to the largest possible rise.
+    If a pruned model is better than the dense model in a measure, the loss of this measure is 0.
     """
     found = {"agreement": 1 - measured["agreement"]}
     for name in SCORES:

@@ -4,7 +4,7 @@
 scored without a BOS or EOS token before them. Second, the text of a rolling log-likelihood begins with exactly one
 first token. If a tokenizer adds a first token, lm-eval 0.4.13 adds another one before it, and also scores the
 tokenizer's token (EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of such
-a text begins with this token (issue #2382 of the same repository). kdp_core.score.fast computes the same
+a text begins with this token (issue #2382 of the same repository). The module kdp_core.score.fast computes the same
 log-likelihoods faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
@@ -122,7 +122,7 @@ class Judge(HFLM):
 
 
 class Progress:
-    """Counts the answered requests of a task and logs their number. lm-eval calls this object in place of its cache
+    """Counts the answered requests of a task and logs their number. This object takes the place of lm-eval's cache
     hook."""
 
     def __init__(self, label: str, requests: int) -> None:

@@ -15,12 +15,12 @@ PRIMARY: Mapping[str, Sequence[str]] = {
 """For each kind of score, its primary metrics in the order of preference. A task counts once, with the first of these
 metrics that it has.
 
-The accuracy of a task is acc_norm if the task has it (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande, BoolQ,
-MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other shares are
-not accuracies: ROUGE-1 is an overlap, and for pass@1 and areas under the curve chance has another value. The metric
-`perplexity` (of LAMBADA's last words) is not the perplexity of a text, so it is not used either. Perplexities per token
-and per word are never averaged together. The summary's `ppl` uses perplexities per token if there are any, and `rp_ppl`
-uses perplexities per word, as the paper does."""
+The accuracy of a task is acc_norm if the task has this metric (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande,
+BoolQ, MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other
+shares are not accuracies: ROUGE-1 is an overlap, and for pass@1 and areas under the curve chance has another value. The
+metric `perplexity` (of LAMBADA's last words) is not the perplexity of a text, so it is not used either. Perplexities
+per token and per word are never averaged together. The summary's `ppl` uses perplexities per token if there are any,
+and `rp_ppl` uses perplexities per word, as the paper does."""
 PERPLEXITIES = ("ppl", "perplexity", "word_perplexity", "byte_perplexity")
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "auc", "rouge1", "pass@1")
 PPL_CEILING = 1e12
@@ -51,7 +51,8 @@ def ppl(items: list[Any]) -> float:
 
 
 def nats_per_unit(items: list[Any]) -> float:
-    """Mean negative log-likelihood in nats per unit of weight (a token or a word). It is the exponent of `ppl`."""
+    """Mean negative log-likelihood in nats per unit of weight (such as a token). The mean is the exponent of
+    `ppl`."""
     pairs = as_pairs(items)
     return -sum(ll for ll, _ in pairs) / sum(weight for _, weight in pairs)
 
@@ -65,7 +66,8 @@ def auc(items: Sequence[tuple[float, int]]) -> float:
     """Share of the pairs (good item, bad item) in which the good item has the larger margin. A tie counts as half a
     pair.
 
-    An item is (margin, label), with label 1 for a good item. If there is no such pair, the result is NaN.
+    An item is (margin, label), with label 1 for a good item. If there are no pairs of good and bad items, the result is
+    NaN.
     """
     good, _ = placements(items)
     return sum(good) / len(good) if good else math.nan

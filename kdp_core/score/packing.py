@@ -1,10 +1,10 @@
-"""Many token sequences packed into few rows of tokens. If several sequences share their beginning, it is computed once.
+"""Many token sequences packed into few rows of tokens. A beginning that several sequences share is computed once.
 
 A row is a forest. Each token is a node, and the tokens of a sequence are a path from a root. Sequences with the same
 beginning share the beginning of their path. A token attends only to the tokens of its own path (`visible`), and its
-position is counted along this path. So each sequence has the same states as in a row of its own, and no padding is
-needed. A long beginning that several rows share is a prefix (`Group`). It is computed once, and the rows of the group
-attend to it through the KV cache.
+position is counted along this path. Each sequence has the same states as in a row of its own, and no padding is needed.
+A long beginning that several rows share is a prefix (`Group`). The prefix is computed once, and the rows of the group
+attend to the prefix through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     """A forest of sequences; a parent comes before its children."""
     ids_N: list[int]
     parents_N: list[int]
-    """Index of each node's parent. It is -1 for a root, which follows the prefix."""
+    """Index of each node's parent. The index is -1 for a root, which follows the prefix."""
     positions_N: list[int]
     ends: list[tuple[int, int]]
     """(number of a sequence, index of its last node)."""
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
     @property
     def chain(self) -> bool:
-        """Whether the row is a single path. If so, the usual causal mask is correct."""
+        """Whether the row is a single path. The usual causal mask is correct for such a row."""
         return self.parents_N == list(range(-1, len(self.parents_N) - 1))
 
 
@@ -152,8 +152,8 @@ def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -> list[tuple[int, list[int]]]:
-    """(number of nodes, numbers of the sequences) of each unit. A unit is never split between rows. It has the
-    sequences of one context, unless these are too many for a row."""
+    """(number of nodes, numbers of the sequences) of each unit. A unit is never split between rows. A unit has the
+    sequences of one context, unless these sequences are too many for a row."""
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in numbers:
         by_context[sequences[number].ids[:sequences[number].free]].append(number)
@@ -170,7 +170,7 @@ def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -
 
 
 def _rows(sequences: list[Scored], units: list[tuple[int, list[int]]], skip: int, limit: int) -> list[Row]:
-    """Rows of at most `limit` tokens. They are filled with units in the given order.
+    """Rows of at most `limit` tokens. Rows are filled with units in the given order.
 
     A unit with more tokens becomes a row by itself.
     """

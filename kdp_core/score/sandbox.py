@@ -3,8 +3,8 @@ it.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
 output, and its whole process group is killed at the end. The limits prevent accidents such as endless loops, full disks
-and processes that never end. They do not stop an attack: the program has the user's rights and access to the network.
-Run models that you do not trust in a container. A POSIX system is needed.
+and processes that never end. The limits do not stop an attack, because the program has the user's rights and access to
+the network. Run models that you do not trust in a container. A POSIX system is needed.
 """
 import contextlib
 import os
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
     """
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
-    """Limit of elapsed time. It ends programs that wait without computing."""
+    """Limit of elapsed time. This limit ends programs that wait without computing."""
     memory_mib: int = 2048
     """Limit of the address space, with the libraries."""
     file_mib: int = 16

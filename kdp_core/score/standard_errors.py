@@ -5,8 +5,8 @@
     ratio             a ratio of two sums over sequences, to first order (linearised; Cochran 1977, section 2.11)
     nats, perplexity  a mean negative log-likelihood, as `ratio`; and its exponential, by the delta method
     auc               DeLong et al. (1988)
-A function returns None if there are too few items. lm-eval itself computes the errors of plain means in closed form.
-For metrics without a function here, lm-eval uses a bootstrap.
+A function returns None if there are too few items. The errors of plain means are computed by lm-eval itself, in closed
+form. For metrics without a function in this module, lm-eval uses a bootstrap.
 """
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def perplexity(items: list[Any]) -> float | None:
 
 
 def auc(items: Sequence[tuple[float, int]]) -> float | None:
-    """Standard error of `metrics.auc` (DeLong et al. 1988). It is None for fewer than two good or two bad items.
+    """Standard error of `metrics.auc` (DeLong et al. 1988). The error is None for fewer than two good or two bad items.
 
     An item is (margin, label), and label 1 is good.
     """

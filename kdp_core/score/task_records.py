@@ -1,8 +1,8 @@
 """Records of scored tasks on disk: the results of one task for one checkpoint, in a JSONL file of their own.
 
 The first line contains the scores, and each further line contains one item (`sample_lines`). The name of a file ends in
-a hash of everything on which the scores depend (`key`). So a new evaluation would give the same scores as a file with
-the right name. Several evaluations of one checkpoint may share a folder at the same time.
+a hash of everything on which the scores depend (`key`). So if a record with the right name exists, a new evaluation
+would give the same scores. Several evaluations of one checkpoint may share a folder at the same time.
 """
 import hashlib
 import importlib.metadata
@@ -67,8 +67,9 @@ def item_values(record: Record) -> dict[str, dict[str, Any]]:
     """The value of each item for each metric, for paired tests. If several of lm-eval's filters have a metric, the
     first one is used.
 
-    Items are named by task, number and hash, so that the same item has the same name for every model. For a perplexity
-    the value is (log-likelihood in nats, weight). For AUC it is (margin in nats, label).
+    The name of an item consists of task, number and hash, so an item has the same name for every model. For a
+    perplexity, an item's value is (log-likelihood in nats, weight). For AUC, an item's value is (margin in nats,
+    label).
     """
     found: dict[str, dict[str, Any]] = {}
     for sample in map(json.loads, record.samples):
@@ -87,9 +88,9 @@ def key(task: Any, settings: Mapping[str, Any]) -> str:
     """Hash of everything on which a task's scores depend, 16 hexadecimal digits.
 
     The hash covers the settings (the checkpoint's files, precision, device, batch, code) and the versions of the
-    packages. It covers the items and every prompt as the model reads it; these depend on the data, their revision, the
-    limit and the examples. It also covers the definition of the task, with the source of its functions and of their
-    files.
+    packages. The hash covers the items and every prompt as the model reads it. Items and prompts depend on the data,
+    their revision, the limit and the examples. The hash also covers the definition of the task, with the source of its
+    functions and of their files.
     """
     definition = {key: value for key, value in task.dump_config().items()
                   # these fields hold paths of this run, and the contents of the paths are in the items
@@ -132,8 +133,8 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 def _named(value: Any) -> Any:
-    """Text for a value that JSON has no form for. Unlike the text of `str`, it does not contain an address in
-    memory."""
+    """Text for a value that JSON has no form for. Unlike the text that `str` returns, this text does not contain an
+    address in memory."""
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return vars(value) if hasattr(value, "__dict__") else str(value)

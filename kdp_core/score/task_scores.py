@@ -1,7 +1,7 @@
 """Converts lm-eval's figures of tasks and groups to scores with units and standard errors.
 
-Most standard errors are lm-eval's: the closed form of a mean, or a bootstrap. The errors of perplexities, bits per byte
-and areas under the curve come from kdp_core.score.standard_errors, over the items.
+Most standard errors are computed by lm-eval: the closed form of a mean, or a bootstrap. The errors of perplexities,
+bits per byte and areas under the curve come from kdp_core.score.standard_errors, over the items.
 """
 import logging
 import math

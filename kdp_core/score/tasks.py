@@ -4,11 +4,11 @@
     heldout_lastword      the last word of a passage, greedily: the form of LAMBADA (Paperno et al. 2016)
     heldout_continuation  the true one of four continuations: the form of HellaSwag (Zellers et al. 2019)
 
-These tasks replace the paper's benchmarks if the benchmarks are not available. Their scores compare models only on this
-text. LAMBADA selects passages whose last word needs the wide context; here passages are not selected. HellaSwag's wrong
-continuations are machine-written; here they are real text of other articles, which is easier to recognise. The folder
-holds the items as JSONL, a YAML file for each task, and `heldout.py`. `heldout.py` finds the items in its own folder,
-so the folder may be moved.
+These tasks replace the paper's benchmarks if the benchmarks are not available. Scores on these tasks compare models
+only on this text. LAMBADA selects passages whose last word needs the wide context; here passages are not selected.
+HellaSwag's wrong continuations are machine-written; here they are real text of other articles, which is easier to
+recognise. The folder has the items as JSONL files, a YAML file for each task, and `heldout.py`. `heldout.py` finds the
+items in its own folder, so the folder may be moved.
 """
 import hashlib
 import json
@@ -76,9 +76,9 @@ def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str,
     """Passages {context, target, document}, `items` in number. The target is the last word of a sentence and has at
     least 4 letters.
 
-    The context consists of whole sentences before the target. It is the shortest such text with at least 30 words, and
-    has at most 70 words. Several white-space characters in a row become one space. Passages are drawn without
-    replacement and stay in the order of the text. Raises TaskError if the text has too few passages.
+    The context consists of whole sentences before the target. Among such contexts, the shortest one with 30 to 70 words
+    is used. Several white-space characters in a row become one space. Passages are drawn without replacement and stay
+    in the order of the text. Raises TaskError if the text has too few passages.
     """
     found = []
     for number, words in enumerate(_words(documents)):
@@ -97,9 +97,9 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
     documents.
 
     A context is the beginning of a sentence and has 20 to 30 words. All choices of an item have the same number of
-    words, 12 to 16. They begin with a lower-case word inside a sentence. So neither length nor capitals show which
-    choice is true. The index of the true choice, `gold`, is drawn uniformly. Raises TaskError if the text has too few
-    items, or fewer than three other documents.
+    words, 12 to 16. Choices begin with a lower-case word inside a sentence. So neither the length nor a capital letter
+    shows which choice is true. The index of the true choice, `gold`, is drawn uniformly. Raises TaskError if the text
+    has too few items, or fewer than three other documents.
     """
     rng = random.Random(f"{seed}:continuation")
     words_by_document = _words(documents)
@@ -119,8 +119,9 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
 def read_windows(path: str | Path, *, tokenizer: str, **_: Any) -> dict[str, Dataset]:
     """Items {ids, text, bytes} of `heldout_ppl` in memory, one for each window. `tokenizer` is the folder of a model.
 
-    The documents are joined by newlines, and windows may cross the borders of documents. Tokens after the last full
-    window are left out. `bytes` is the number of UTF-8 bytes of the predicted tokens, which are tokens 2 to end.
+    The documents are joined by newlines, and a window may contain the end of one document and the beginning of the
+    next. Tokens after the last full window are left out. `bytes` is the number of UTF-8 bytes of the predicted tokens,
+    which are tokens 2 to end.
     """
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     reader, start = checkpoints.load_tokenizer(tokenizer), first_token(checkpoints.config_of(tokenizer))
@@ -169,7 +170,7 @@ def _inside(words: list[str]) -> list[int]:
 
 
 def _draw(found: list[Any], items: int, name: str, rng: random.Random) -> list[Any]:
-    """Draw `items` elements of `found` without replacement. They stay in the order of `found`."""
+    """Draw `items` elements of `found` without replacement. The drawn elements stay in the order of `found`."""
     if not 1 <= items <= len(found):
         raise TaskError(f"{name}: the text gives {len(found)} items, {items} were asked for; "
                         f"ask for 1 to {len(found)} or give more text")

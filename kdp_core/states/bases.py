@@ -17,8 +17,8 @@ RIDGE = 1e-12
 
 
 def mean_free(x: Tensor, family: Family) -> Tensor:
-    """x minus its mean over the last axis, if the family has layer norms, which subtract this mean. For other families,
-    x itself."""
+    """x minus its mean over the last axis, if the family has layer norms, which subtract this mean. If the family has
+    no layer norms, x itself."""
     return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 

@@ -2,7 +2,7 @@
 
 If the file of a chunk is missing, Zarr reads zeros (zarr-developers/zarr-python#486). A file can be missing after a
 quota was exceeded or a copy was interrupted. Therefore every chunk of an array is written, even if all its values are
-zero, and without compression. So all files of the array have the same size. Before an array is read, the sizes of its
+zero, and without compression. So all files of an array have the same size. Before an array is read, the sizes of its
 files are checked.
 
 An uncompressed file contains the bytes of its chunk and nothing else. Therefore the large arrays are written and read

@@ -1,8 +1,8 @@
 """Hidden states of a model over packed sequences, streamed to Zarr v3.
 
 State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the final
-norm. transformers' own `hidden_states[-1]` is the state after this norm, so hooks are used. Only one batch is in memory
-at a time. The output head never runs, and the forward pass ends at the highest requested layer.
+norm. The last of transformers' own `hidden_states` is taken after this norm, so hooks are used. Only one batch is in
+memory at a time. The output head never runs, and the forward pass ends at the highest requested layer.
 
 Massive tokens (Sun et al. 2024) are recognised by their norm, not by their position. In SmolLM2 massive tokens occur at
 the first position, sometimes at the second, and in layers 3 to 9 also at later positions.
@@ -16,10 +16,11 @@ massive_factor and provenance. A chunk of `states` contains one layer of one bat
 lossless codecs would save less than a tenth of the size of float16 states.
 
 Several processes may extract the states together. Each process writes a shard, which is a separate group with the same
-chunks. A shard has whole batches of the sequences. `join` makes one group from the shards. It creates hard links to the
-chunk files, with new numbers. So each file is written by one process, no group is visible before it is complete, and no
-state is read or stored twice. The result has the same bytes as an extraction that was not split. `join` finds the
-massive tokens, because their definition depends on the tokens of all shards.
+chunks. A shard has whole batches of the sequences. `join` makes one group from the shards, by hard links to the chunk
+files. The hard links to the chunk files have new numbers in this group. So each file is written by one process, no
+group is visible before it is complete, and no state is read or stored twice. The result has the same bytes as an
+extraction that was not split. `join` finds the massive tokens, because their definition depends on the tokens of all
+shards.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
@@ -281,7 +282,7 @@ class _Kept(NamedTuple):
 
 
 def _kept(h_BTD: Tensor, dtype: torch.dtype) -> _Kept:
-    """Reduce a state to the data that are kept. This runs during the forward pass. So the state can be freed as soon as
+    """Reduce a state to the data that are kept. This runs during the forward pass, so the state can be freed as soon as
     the model no longer needs it."""
     h_BTD = h_BTD.float()
     return _Kept(h_BTD.to(dtype), h_BTD.norm(dim=-1), torch.stack(torch.aminmax(h_BTD)))

@@ -13,8 +13,8 @@ def squared_distances(x_LBD: Tensor) -> Tensor:
 
 
 def median_distance(x_ND: Tensor) -> float:
-    """Median distance of two different tokens, in the units of the states. It is at least 1e-12, so that it is never
-    zero."""
+    """Median distance of two different tokens, in the units of the states. The result is at least 1e-12, so that it is
+    never zero."""
     return torch.pdist(x_ND.double()).median().clamp_min(1e-12).item()
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerError(ValueError):
-    """There is no prompt to continue, or a prompt is empty."""
+    """There is no prompt, or a prompt is empty."""
 
 
 def answers(folders: Mapping[str, Path], *, prompts: list[str], tokens: Count = 40, device: str = "cpu",

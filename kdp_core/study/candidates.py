@@ -2,14 +2,14 @@
 of an item.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, whose candidates are the
-letters of MMLU. Here the items, the prompts and the candidates are those of the benchmarks. A candidate is a choice of
-an item, which may be a text of any length. Two distributions are compared:
+letters of MMLU. Here the candidates are the choices of the benchmarks' items, with the benchmarks' prompts. A choice
+may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
 For both distributions, KL(dense || pruned) in nats is measured, and whether the most likely token or candidate stays
-the same. order is the share of pairs of candidates that keep their order by log-likelihood. mass is the probability of
-all first tokens of candidates together. rank is the rank of the most likely of these first tokens among all tokens. acc
-is the benchmark's own score of the item.
+the same. `order` is the share of pairs of candidates that keep their order by log-likelihood. `mass` is the probability
+of all first tokens of candidates together. `rank` is the rank of the most likely of these first tokens among all
+tokens. `acc` is the benchmark's own score of the item.
 Axes: N tokens, V vocabulary, C candidates.
 """
 import itertools
@@ -61,7 +61,7 @@ class Read(NamedTuple):
 
 
 def items(folder: str | Path, chosen: Chosen) -> list[Item]:
-    """The items of multiple-choice benchmarks. Their prompts are those with which the checkpoint in `folder` is
+    """The items of multiple-choice benchmarks. The prompts are those with which the checkpoint in `folder` is
     evaluated.
 
     Raises CandidatesError if a benchmark has no choices.
@@ -88,7 +88,7 @@ def _scorer(task: Any, doc: Any) -> Callable[[list[tuple[float, bool]]], float]:
 
 
 def of_dense(folder: str | Path, chosen: Chosen, *, device: str = "cpu", dtype: str = "float32") -> Candidates:
-    """The outputs of the dense model for all items. They are stored and compared with every pruned model."""
+    """The outputs of the dense model for all items. These outputs are stored and compared with every pruned model."""
     found = _read_folder(folder, items(folder, chosen), device, dtype)
     return Candidates(torch.stack([one.z_V for one in found]), [one.ll_C.tolist() for one in found],
                       [one.greedy for one in found], [one.first for one in found])

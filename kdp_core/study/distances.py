@@ -35,7 +35,7 @@ def angle(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 def split(a_ND: Tensor, b_ND: Tensor) -> tuple[Tensor, Tensor]:
     """For each token, the lengths of two parts of b - a: the part along a and the part orthogonal to a. Both lengths
-    are divided by |a|.
+    are divided by the length of a.
 
     The results are float64.
     """
@@ -94,10 +94,10 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 
 
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both states in the dense model's basis.
+    """The states of both models in the basis of the dense model.
 
     A sliced model's states are turned back to this basis. If the model has layer norms, a sliced model's states lack
-    their mean. Then the mean is also subtracted from the dense states.
+    their mean. Then the mean of the dense states is subtracted too.
     """
     if basis_DE is None:
         return h_ND, other_NE

@@ -1,17 +1,16 @@
-"""Will a pruned model still generate? This module predicts the answer from single-step statistics, without generating
-text.
+"""Predicts from single-step statistics, without generating text, whether a pruned model still generates.
 
 The predicted losses are those of kdp_core.score.generation; the statistics are those of kdp_core.study.single_step:
     loss = 1 - exp(-sum_f w_f phi_f / s_f),    w_f >= 0
 Here phi_f is statistic f as a length, and s_f is the scale of phi_f. KL and 1 - cosine are squares of small changes, so
 their roots are used as lengths. If a pruned model equals the dense model, all its statistics are 0, and so is the
 predicted loss. No weight is negative, so the predicted loss never falls when a statistic grows. The weights come from a
-ridge regression of -log(1 - loss) (scikit-learn). Its penalty is chosen by cross-validation that leaves out methods.
-Validation leaves out one method with all its ratios, fits on the other methods, and predicts the losses of the method
-that was left out. If two methods made the same model at some ratio, because they removed the same layers, they are left
-out together.
-`chain` is a reference without a fit. It assumes that each token agrees with probability a, and that the texts never
-agree again after the first difference. Then the expected share of equal tokens in G steps is sum_g a^g / G.
+ridge regression of -log(1 - loss) (scikit-learn). The penalty of the regression is chosen by cross-validation that
+leaves out methods. Validation leaves out one method with all its ratios, fits on the other methods, and predicts the
+losses of the method that was left out. Two methods that made the same model at some ratio, by removing the same layers,
+are left out together.
+`chain` is a reference without a fit. The reference assumes that each token agrees with probability a, and that the
+texts never agree again after the first difference. Then the expected share of equal tokens in G steps is sum_g a^g / G.
 Axes: R rows, F features, M groups of methods.
 """
 import logging
@@ -35,8 +34,8 @@ LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
 PREFIX = "loss_"
 """The prefix of the columns of losses."""
 LENGTH = 40
-"""Number of tokens of a window in the data of the library's predictor. With another number the predictions may
-change."""
+"""Number of tokens of a window in the data of the library's predictor. With another number of tokens the predictions
+may change."""
 MOST = 0.95
 """The fit replaces larger losses by this value, because -log(1 - loss) has no upper limit."""
 ALPHAS = (0.01, 0.1, 1.0, 10.0)
@@ -56,7 +55,8 @@ class ExpectError(ValueError):
 # What is expected of a model ------------------------------------------------------------------------------------------
 
 def expectation(measured: SingleStep, predictor: Predictor | None = None) -> Expectation:
-    """The losses that are expected of a model with these statistics. Without `predictor`, the library's own is used."""
+    """The losses that are expected of a model with these statistics. Without `predictor`, the predictor that comes with
+    the library is used."""
     predictor = predictor or own_predictor()
     phi_F = lengths(pd.DataFrame([measured.values]))[0]
     losses = {name: _loss(phi_F, predictor, name) for name in LOSSES if name in predictor.coefficients}
@@ -179,7 +179,8 @@ def validated(frame: pd.DataFrame, name: str, predicted_R: np.ndarray) -> dict[s
 
 
 def _ordered(first_R: np.ndarray, second_R: np.ndarray) -> float:
-    """The rank correlation. It is 0 if it is not defined, because a constant predicts no order."""
+    """The rank correlation. If the correlation is not defined, the result is 0, because a constant predicts no
+    order."""
     return rank_correlation(first_R, second_R) or 0.0
 
 

@@ -7,7 +7,7 @@ each claim becomes a number, which is measured once for each draw of calibration
     Spearman of the rises of the objective at single removals, and of ranks of pruned models.
 Intervals are Student's t intervals over the draws. A claim is decided only if its interval does not contain zero. With
 a single draw there is no interval. Each row is a mapping with the keys objective, strategy, draw, single (layer ->
-rise) and removed. It also has the held-out figures of the pruned model: heldout_nats (lower is better) and
+rise) and removed. Each row also has the held-out figures of the pruned model: heldout_nats (lower is better) and
 heldout_accuracy (higher is better).
 """
 import itertools
@@ -31,15 +31,16 @@ def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
 
 
 def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:
-    """Rank correlation over the keys that both mappings have. It is None for fewer than three such keys, or if one
-    mapping is constant over these keys."""
+    """Rank correlation over the keys that both mappings have. The result is None for fewer than three such keys, or if
+    one mapping is constant over these keys."""
     common = sorted(set(one) & set(other))
     values = [[which[key] for key in common] for which in (one, other)]
     return rank_correlation(*map(np.array, values)) if len(common) > 2 else None
 
 
 def rank_correlation(first_N: np.ndarray, second_N: np.ndarray) -> float | None:
-    """Spearman's rank correlation. It is None if one of the arrays is constant, because a constant has no order."""
+    """Spearman's rank correlation. The result is None if one of the arrays is constant, because a constant has no
+    order."""
     if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
         return None
     return float(np.corrcoef(stats.rankdata(first_N), stats.rankdata(second_N))[0, 1])
@@ -72,7 +73,7 @@ def claims(rows: Sequence[Row]) -> pd.DataFrame:
     """For each claim of the paper: its number in every draw, the mean of these numbers with an interval, and the
     verdict.
 
-    Each number is a difference; the claim holds if the difference is above zero.
+    Each number is a difference, and the claim holds if this difference is above zero.
     """
     draws = sorted({row["draw"] for row in rows})
     by_draw = {draw: [row for row in rows if row["draw"] == draw] for draw in draws}
@@ -109,8 +110,8 @@ def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> 
 
 
 def _ranks(rows: Sequence[Row]) -> float | None:
-    """Spearman's correlation of two ranks of the pruned models: by perplexity and by accuracy. It is 1 if both ranks
-    are equal."""
+    """Spearman's correlation of two ranks of the pruned models: by perplexity and by accuracy. The correlation is 1 if
+    both ranks are equal."""
     nats = {(row["objective"], row["strategy"]): -row["heldout_nats"] for row in rows}
     return spearman(nats, {(row["objective"], row["strategy"]): row["heldout_accuracy"] for row in rows})
 

@@ -2,7 +2,7 @@
 
 A selection is listed if the publication gives its set of layers, or at least the beginning of its order. A selection
 depends on the calibration text and on the precision. The text is not always known, and the precision is between 4 and
-16 bits. Therefore layers with nearly equal scores may have exchanged places. Layers are numbered from 0. `python
+16 bits. Therefore kdp's order may exchange layers with nearly equal scores. Layers are numbered from 0. `python
 benchmarks/oracles.py` makes kdp's selections for a model on this machine and compares them.
 """
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ class Agreement(NamedTuple):
 
 
 def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
-    """How far a selection agrees with an oracle. `chosen` is in the order of removal. Only as many layers as the oracle
-    has are compared."""
+    """How far a selection agrees with an oracle. `chosen` is in the order of removal. Of `chosen`, only as many layers
+    are compared as the oracle has."""
     first = list(chosen[:len(oracle.layers)])
     shared = len(set(first) & set(oracle.layers)) / len(oracle.layers)
     return Agreement(shared, first == oracle.layers if oracle.ordered else None, first)

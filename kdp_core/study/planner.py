@@ -131,7 +131,7 @@ def described(source: str, converted: Path, folder: Path) -> ModelFacts:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Estimate the cost of a grid. workflow_scripts/planning makes `work`; `facts` maps each model's name to its facts.
+    """Estimate the cost of a grid. `work` comes from workflow_scripts/planning; `facts` has a model's name as key.
 
     tflops: throughput that an accelerator reaches in forward passes, TFLOP/s.
     tflops_fit: throughput that an accelerator reaches in fits, which run in float32, TFLOP/s.

@@ -51,7 +51,7 @@ class Blank(HiddenStates):
         raise checkpoints.Unread
 
     def massive(self, layers: list[int]) -> Tensor:
-        """End the rehearsal; HiddenError for a state that will not be stored."""
+        """End the rehearsal by raising Unread. Raises HiddenError for a state that will not be stored."""
         return self.state(layers[0])
 
     def sublayers(self) -> Tensor:

@@ -10,9 +10,9 @@ models. The statistics are:
     entropy_change    |H(p') - H(p)|, nats
     margin_lost       how much of its lead over the strongest rival the dense model's choice loses, nats; a gain is 0
     angle_h, angle_z, angle_p    1 - cosine of the last states, of the logits and of the probabilities
-Statistics with the prefix `last_` are means over the last tokens of the windows, where decoding would begin. All these
-statistics are 0 for a model that equals the dense model, and grow with the damage. Three further figures, entropy,
-entropy_other and margin, describe the two models.
+A statistic with the prefix `last_` is the mean over only the last tokens of the windows, where decoding would begin.
+All these statistics are 0 if the pruned model equals the dense model, and grow with the damage. Three further figures,
+entropy, entropy_other and margin, describe the two models.
 Axes: S windows, T tokens of a window, N tokens, D width, V vocabulary.
 """
 from pathlib import Path

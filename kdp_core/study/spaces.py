@@ -14,9 +14,9 @@ Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 20
 Differences from the released code (CASE-Lab-UMD/Pruning-on-Representations ba1c25b):
 - The released code applies the head to inner states WITHOUT the final norm. Here the final norm is applied first,
   unless `final_norm` is false.
-- The released code samples up to 512 tokens from one prompt at T = 0.5, so the texts of the two models differ by
+- The released code samples up to 512 tokens from one prompt at T = 0.5, so the texts of the two models also differ by
   chance. Here both models decode greedily after several prompts, and standard errors are computed. In the
-  teacher-forced comparison both models read the same text.
+  teacher-forced comparison, both models read the dense model's text.
 - In the released code, a pruned attention sees only the present token during cached decoding. Here each model has its
   own cache.
 Position 0, a massive token in most models, is never measured.
@@ -128,7 +128,8 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
 
     ids_ST: windows of held-out text; the beginnings of the windows are the prompts.
     items: multiple-choice items; the list may be empty.
-    dropped: numbers of the whole layers that were removed from the dense model. They decide which states are compared.
+    dropped: numbers of the whole layers that were removed from the dense model. These numbers decide which states are
+        compared.
     prompts: number of prompts; they come from the first windows.
     prompt_tokens: number of tokens of each prompt.
     steps: number of tokens that are decoded after each prompt.

@@ -8,8 +8,8 @@ have different units. The first error is at most R_phi^2 = 1, even for A = 0. If
 first error goes to 0 for every learned A. Therefore each class of maps is measured in its own space, both absolutely
 and relative to the variance in this space. For a comparison of the classes, each class gets a ridge decoder with an
 intercept, which is fitted on training tokens. The decoder computes the held-out state from the prediction of the class.
-Equation 4 requires that n exceeds the difference of two complexities. Its proof (equation 36) requires that n exceeds
-each of the two complexities. Both numbers are reported.
+Equation 4 requires that n exceeds the difference of two complexities. The proof of equation 4 (equation 36) requires
+that n exceeds each of the two complexities. Both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences. An axis of length 2 has the states before and
 after.
 """
@@ -126,11 +126,11 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
     z_2NF, judged_2NF: features (or states) before and after the layers, of training and of held-out tokens.
     h_ND, judged_ND: states after the layers, which the decoder computes.
     sequence_N: for each held-out token, the number of its sequence.
-    Returns a mapping, and the squared error of each held-out token's decoded state. risk and train_risk are mean
-    squared errors in squared units of the space; relative_risk is the risk divided by the variance in the space.
-    state_error is the relative squared error of the state decoded from A z, with its standard error over sequences;
-    direct_error is that of the state decoded from z itself. state_median is the median over tokens of the squared error
-    divided by that of the mean state. operator_norm is the norm of A.
+    Returns a mapping, and the squared error of each held-out token's decoded state. The fields `risk` and `train_risk`
+    are mean squared errors in squared units of the space. `relative_risk` is the risk divided by the variance in the
+    space. `state_error` is the relative squared error of the state decoded from A z, with its standard error over
+    sequences. `direct_error` is the same error of the state decoded from z itself. `state_median` is the median over
+    tokens of the squared error divided by that of the mean state. `operator_norm` is the norm of A.
     """
     x_NF, y_NF = z_2NF
     # A = argmin sum |y - A x|^2 + ridge

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def ppl(**metadata: Any) -> dict[str, Any]:
-    """Windows of tokens. lm-eval's metadata name the tokenizer: --metadata '{"tokenizer": "FOLDER"}'."""
+    """Windows of tokens. The metadata of lm-eval name the tokenizer: --metadata '{"tokenizer": "FOLDER"}'."""
     if "tokenizer" not in metadata:
         raise tasks.TaskError("heldout_ppl cuts windows of tokens: name the model's folder as `tokenizer` in lm-eval's "
                               "metadata")

@@ -1,4 +1,4 @@
-"""A task of many subjects, such as MMLU and CMMLU. Its few-shot examples have the same subject as the scored item."""
+"""A task of many subjects, such as MMLU and CMMLU. The few-shot examples have the same subject as the scored item."""
 from collections import defaultdict
 from typing import Any
 
