@@ -1,11 +1,11 @@
 """The summary in plain words: for each model and target, the best variant, its lead, and how certain the lead is.
 
 Two rules decide whether a difference is more than noise. The first rule needs a paired test of the two models on the
-same items. The difference is clear if p, with Holm's correction, is below SIGNIFICANT; otherwise no difference is
-shown. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
+same items. The difference is clear if p, after Holm's correction, is below SIGNIFICANT. Otherwise the models count as a
+tie. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
 at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
-rule assumes that the models are independent. All models answer the same items, so the second rule errs towards a tie.
-This module puts the numbers of the summary into sentences and computes nothing else.
+rule assumes independent models. All models answer the same items, so this rule errs towards a tie. This module puts the
+numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from kdp_core.results.marks import zeros
 from kdp_core.results.paired import ALL, SIGNIFICANT
 
 TIE, CLEAR = 1.0, 2.0
-"""In combined standard errors: a distance of at most TIE is a tie, a distance of at least CLEAR is clear."""
+"""Limits of the distance in combined standard errors: at most TIE is a tie, and at least CLEAR is clear."""
 SAME_SIZE = 0.02
 """`sentence` compares two models only if their shares of removed parameters differ by at most this much."""
 LISTED = 5
@@ -198,7 +198,7 @@ def _claims(group: pd.DataFrame, best: Paired, floor: Paired) -> list[Claim]:
 
 
 def _removed_words(group: pd.DataFrame, sparse: pd.Series) -> str:
-    """The number of models, and the shares of parameters that were removed or set to zero in them."""
+    """The number of models, and the shares of parameters that were removed from these models or set to zero."""
     fewer, held = group[~sparse], group[sparse]
     said = []
     if not fewer.empty:

@@ -1,4 +1,4 @@
-"""Marks in a table: which rows of each group are best, if their lead is more than noise.
+"""Marks in a table: which rows of each group are the best, if the difference from the other rows is more than noise.
 
 Two rows are compared by a paired test on the same items, or by their standard errors if there is no test.
 """
@@ -11,11 +11,12 @@ import pandas as pd
 from kdp_core.results.columns import COLUMNS, DENSE, KEYS, Column, number
 from kdp_core.results.paired import SIGNIFICANT, holm
 
-NOTE = ("Bold: ahead of every other row of the same model and target. Underlined: the best of the others, and all that "
-        "cannot be told from it; nothing where these are all rows. Scores are told apart by paired tests on the same "
-        f"items, Holm's correction, p < {SIGNIFICANT}, or, where items were not compared, by one combined standard "
-        "error; costs as printed. ±: one standard error. †: fine-tuned after pruning. (zeros): weights set to zero, "
-        "none taken out.")
+NOTE = ("Bold: the best row of its model and target, if it differs significantly from all other rows. Underlined: the "
+        "best of the remaining rows, and all rows that do not differ significantly from this row; if these are all "
+        "rows, no row is underlined. Scores are compared by paired tests on the same items (Holm's correction, p < "
+        f"{SIGNIFICANT}). Without tests, scores that are more than one combined standard error apart differ "
+        "significantly. Costs are compared as printed. ±: one standard error. †: fine-tuned after pruning. (zeros): "
+        "weights were set to zero and not removed.")
 """The note below a table that explains its marks."""
 Pairs = dict[frozenset[tuple[Any, ...]], float]
 """Keys of two rows -> p of their paired test."""
@@ -27,9 +28,9 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
     Only pruned rows of one model and one ratio are compared. Rows of models with weights set to zero are compared only
     with each other. A row is "best" only if it differs significantly from every other row of its group. Among the
-    remaining rows, "second" marks the best row, and all rows that do not differ significantly from this best row. A
-    group without a "best" row marks as "second" all rows that may be the best. If these are all rows of the group, no
-    row is marked.
+    remaining rows, "second" marks the best row, and all rows that do not differ significantly from this best row. If no
+    row of a group is "best", "second" marks all rows that may be the best. If these are all rows of the group, no row
+    is marked.
 
     Significance comes from the paired tests in `comparisons`, with Holm's correction for the rows of the group (p <
     SIGNIFICANT). Without tests, two rows must differ by more than one combined standard error sqrt(se1^2 + se2^2).
@@ -45,7 +46,8 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
 
 def zeros(frame: pd.DataFrame) -> pd.Series:
-    """Which rows of a summary describe models whose weights were set to zero and not removed."""
+    """Which rows of a summary describe models with zeroed weights. Such a model has as many weights as the dense
+    model."""
     return frame["params_zeroed"].gt(0).rename("zeros")
 
 

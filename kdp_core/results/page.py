@@ -1,8 +1,8 @@
 """Parts of the report's page: sortable tables, the style sheet and the script. All text is escaped.
 
-Each cell of a table has its text and a value for sorting. A click on a heading, or a key pressed on it, sorts the table
-by that column. Numbers are sorted by size, and missing values always come last. Without JavaScript the page shows the
-same tables, but they cannot be sorted.
+Each cell of a table has its text and a value for sorting. A click on a heading sorts the table by that column. A key
+pressed on a heading does the same. Numbers are sorted by size, and missing values always come last. Without JavaScript
+the page shows the same tables, but they cannot be sorted.
 """
 import html
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,16 @@ def text(words: Any) -> str:
 
 
 def cell(words: str, value: Any = None) -> Cell:
-    """A cell of plain text. The cell is sorted by `value`; without `value`, by the number or the text that the cell
-    shows."""
+    """A cell of plain text. The cell is sorted by `value`. Without `value`, it is sorted by the number or the text that
+    it shows."""
     shown = words.replace(",", "")
     return Cell(text(words), str(value) if value is not None else "" if words == "–" else
                 shown if _numeric(shown) else words)
 
 
 def table(head: Sequence[str], groups: Mapping[str, Sequence[Row]], *, label: str, name: int = 0) -> str:
-    """A sortable table. Sorting moves rows only within their group. The name of a group is printed above its rows.
+    """A sortable table. A click on a heading moves rows only within their group. The name of a group is printed above
+    its rows.
 
     label: the name of the table for a screen reader.
     name: the column that names a row; this column stays visible if the table is wider than the window.

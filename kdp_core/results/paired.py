@@ -14,18 +14,19 @@ DRAWS = 10_000
 CELLS = 4_000_000
 """Largest number of random counts in memory at the same time."""
 SIGNIFICANT = 0.05
-"""Limit of the corrected p: below it, two models differ significantly."""
+"""Two models differ significantly if their corrected p is below this limit."""
 
 
 class Table(NamedTuple):
-    """The comparison of all pairs of J models on one task; entry (j, k) of a matrix is model j minus model k."""
+    """The comparison of all pairs of J models on one task. Entry (j, k) of a matrix is the value of model j minus the
+    value of model k."""
     metric: str
     means_J: np.ndarray
     """Mean of each model: accuracy, or nats per token."""
     difference_JJ: np.ndarray
     stderr_JJ: np.ndarray
     p_JJ: np.ndarray
-    """p of each pair; NaN for a pair for which the caller did not ask for a bootstrap."""
+    """p of each pair. It is NaN if no bootstrap was requested for the pair."""
     unit: str
     test: str
     items: int
@@ -35,8 +36,8 @@ class Table(NamedTuple):
 
 def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pairs: Sequence[tuple[int, int]], *,
                draws: int = DRAWS, seed: int = 0) -> dict[str, Table]:
-    """Tables of the accuracy tasks and of the plain mean over tasks. `values` has values_IJ (items, models) for each
-    task.
+    """Tables of the accuracy tasks and of the plain mean over tasks. For each task, `values` has the values of all
+    items and models, values_IJ.
 
     The bootstrap of a pair depends only on the outcomes of its two models and on the seed.
     """
@@ -62,7 +63,7 @@ def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pai
 
 
 def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]], draws: int, seed: int) -> np.ndarray:
-    """p_JJ of the mean over tasks for these pairs. `values` has values_IJ for each task."""
+    """p of each of these pairs for the mean over tasks, as a matrix p_JJ. For each task, `values` has values_IJ."""
     models = next(iter(values.values())).shape[1]
     p_JJ = np.full((models, models), np.nan)
     np.fill_diagonal(p_JJ, 1.0)
@@ -73,7 +74,7 @@ def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]
 
 
 def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p of the mean over tasks of the tasks' differences. Items are resampled within each task."""
+    """Two-sided p of the mean of the tasks' differences. Items are resampled within each task."""
     observed = sum(d_I.mean() for d_I in differences) / len(differences)
     drawn_B = sum(resampled_means(d_I, draws, np.random.default_rng([seed, place]))
                   for place, d_I in enumerate(differences)) / len(differences)

@@ -7,9 +7,9 @@
     8       the data that each variant was trained on
     9, 11   barely trained steps; calibration sets
 A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 are ablations of the configuration; each
-of these ablations names the number of its table. Tables 10 and 12 need no run and are made by `costs`. The paper prints
-scores without errors; here every score has its standard error. Table 2 has one row for each pair of model and method;
-the paper has one column for each model. RP(Rouge) is a ratio of two means over tasks, like RP in Table 1.
+of these ablations names the number of its table. Tables 10 and 12 need no run; the module `costs` makes them. The paper
+prints scores without errors; here every score has its standard error. Table 2 has one row for each pair of model and
+method; the paper has one column for each model. RP(Rouge) is a ratio of two means over tasks, like RP in Table 1.
 `summary.retained_ppl` defines RP(PPL). In the paper's Table 8, ShortGPT and SLEB have no samples. Both methods select
 layers on calibration text, so this text is listed as their samples.
 """
@@ -81,7 +81,7 @@ class Run(NamedTuple):
 
 
 def build(run: Run) -> dict[int, Table]:
-    """The tables that can be made from the run; the keys are their numbers. NEEDS says what the remaining tables
+    """The tables that can be made from the run; the keys are their numbers. The table NEEDS says what all other tables
     need."""
     made = {number: make(run, number) for number, make in TABLES.items()}
     return {number: table for number, table in made.items() if table is not None}
@@ -130,8 +130,8 @@ def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """The tasks that have a primary metric of this kind, in the paper's order. A group with such a metric replaces its
-    members."""
+    """The tasks that have a primary metric of this kind, in the paper's order. If a group has such a metric, the
+    members of the group are left out."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])
     return sorted((name for name in names if not any(name.startswith(f"{other}/") for other in names)), key=_place)
@@ -157,8 +157,8 @@ def _place(task: str) -> tuple[int, str]:
 
 
 def _with(frame: pd.DataFrame, scores: pd.DataFrame, task: str, metric: str) -> tuple[pd.DataFrame, Column]:
-    """The frame with a further column that contains the task's score. The column has the task's name, and its
-    description is also returned."""
+    """The frame with a further column that contains the task's score. The new column has the task's name. The
+    description of this column is also returned."""
     full = f"{task}:{metric}"
     frame, column = ablations.with_task(frame, scores, full)
     frame = frame.rename(columns={full: task, f"{full}_stderr": f"{task}_stderr"})

@@ -4,7 +4,7 @@ The page shows, in this order: the outcome in words and in a picture; what the m
 certainty; each model; and how the results were made.
 
 The page loads no other file, and its content security policy makes the browser refuse such loads. Links on the page are
-relative paths. All text is escaped. Equal arguments give equal bytes.
+relative paths. All text is escaped. Equal arguments give a page with equal bytes.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,18 @@ TITLE = "Kernelized Dynamics Pruning: results"
 FIRST = "score-size"
 """The figure on the first screen."""
 READING = {
-    "Standard error (±)": "How far a score would move by chance if other items of the same kind had been drawn. About "
-                          "two thirds of the time the score would move less than this. The standard error of a mean "
-                          "takes the tasks as independent. It covers the choice of items, but not the choice of "
-                          "calibration texts or seeds.",
-    "No winner": "The best value is so close to others that the order may be chance.",
+    "Standard error (±)": "How much a score would change by chance if other items of the same kind had been drawn. In "
+                          "about two thirds of all cases the score would change by less than one standard error. The "
+                          "standard error of a mean assumes that the tasks are independent. The standard error covers "
+                          "the choice of items, but not the choice of calibration texts or seeds.",
+    "No winner": "The best value is so close to other values that the order may be chance.",
     "Paired test": "A test that compares two models item by item, so that an item which is hard for both models does "
                    "not count as a difference. p is how often chance alone would show a difference at least as large.",
-    "Holm's correction": "Raises p because many pairs were tested, and the luckiest of many looks better than it is.",
-    "Combined standard error": "How far the difference of two scores would move by chance if the scores were "
-                               "independent. All models answer the same items, so this errs on the side of caution: a "
-                               "paired test can detect smaller differences.",
+    "Holm's correction": "Raises p because many pairs were tested: the luckiest of many models looks better than it "
+                         "is.",
+    "Combined standard error": "How much the difference of two scores would change by chance if the scores were "
+                               "independent. All models answer the same items, so a rule with this error is too "
+                               "cautious: a paired test can detect smaller differences.",
     "Retained": "Mean accuracy as a percentage of the dense model's. A model that only guesses still “retains” the "
                 "accuracy of guessing.",
 }
@@ -107,8 +108,8 @@ def _answers(model: str, own: Answers) -> str:
     more = "".join(f"<h3>{text(prompt)} …</h3>{lines}" for prompt, lines in zip(own.prompts[1:], made[1:], strict=True))
     return (f"<h2>What {text(model)} writes, dense and pruned</h2>{made[0]}"
             f"{page.folded('More prompts', more)}" + page.note(
-                f"Each model continues the words in bold with its most likely {own.tokens} tokens at most. These are "
-                "examples, not measurements."))
+                f"Each model continues the words in bold with its most likely tokens, at most {own.tokens}. The "
+                "texts are examples, not measurements."))
 
 
 def _answer(prompt: str, name: str, continued: str) -> str:
@@ -156,7 +157,7 @@ def _refused(refused: Mapping[str, str] | None) -> str:
     """The table of the grid points that could not be made, with the reasons."""
     if not refused:
         return ""
-    said = f"{counted(len(refused), 'grid point')} could not be made. All others were, and this page is about them."
+    said = f"{counted(len(refused), 'grid point')} could not be made. This page shows all other grid points."
     return page.note(said) + page.plain(["Point", "Reason"], [list(one) for one in refused.items()], label="Left out")
 
 
@@ -169,15 +170,15 @@ def _tasks(scores: pd.DataFrame) -> str:
     rows = [[row["task"], row["metric"], row["unit"],
              f"{row['min']:,}" if row["min"] == row["max"] else f"{row['min']:,} to {row['max']:,}"]
             for _, row in sizes.iterrows()]
-    words = {"Metric": "The name of the metric in lm-eval: acc_norm is accuracy with answers weighed by their length.",
-             "Unit": "A share is printed in % elsewhere; ppl is perplexity; bits/byte suits any tokenizer.",
-             "Items": "Number of questions that each model was scored on; for perplexity, of documents or windows."}
+    words = {"Metric": "lm-eval's name of the metric. acc_norm is the accuracy if answers are weighted by length.",
+             "Unit": "Other tables print a share in %. ppl is perplexity. bits/byte does not depend on the tokenizer.",
+             "Items": "Number of questions on which each model was scored; for perplexity, of documents or windows."}
     return page.plain(["Task", "Metric", "Unit", "Items"], rows, label="Tasks") + page.meanings(words) if rows else ""
 
 
 def _times(benchmarks: pd.DataFrame) -> str:
-    """One row for each workflow rule: number of jobs, seconds of all jobs, longest job and peak memory. The slowest
-    rule is first."""
+    """One row for each workflow rule: number of jobs, seconds of all jobs, longest job and peak memory. The rule with
+    the longest total time is first."""
     seconds = _seconds(benchmarks)
     memory = benchmarks["max_rss"] if "max_rss" in benchmarks else math.nan
     # Snakemake writes `-` or `NA` for a job that is too short for a sample

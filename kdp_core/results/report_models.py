@@ -20,11 +20,12 @@ EXTRA = {
     "params_zeroed": Column("Set to zero", "%", "Share of all parameters that are set to zero and kept.", 1, 100),
     "prefill_ms": Column("Prefill", "ms", "Median time of one pass over the timed prompt.", 1),
     "decode_ms": Column("Decode", "ms", "Median time of one more token after a cached prompt.", 1),
-    "peak_memory_mib": Column("Peak memory", "MiB", "The most memory that was held while the model was timed.", 0),
+    "peak_memory_mib": Column("Peak memory", "MiB", "The largest memory use while the model was timed.", 0),
 }
 """Costs that are not in the summary."""
 PANELS = 1.7
-"""A figure whose width is at least this many times its height counts as a row of panels side by side."""
+"""If the width of a figure is at least this many times its height, the figure is shown as a row of panels side by
+side."""
 COSTS = ("params_removed", "params_zeroed", "layers_removed", "params_millions", "macs_giga", "prefill_ms", "decode_ms",
          "peak_memory_mib", "search_seconds", "fit_seconds", "blocks")
 GROUPS = {"": "Models with fewer parameters", "finetuned": "Fine-tuned after pruning (†)",
@@ -34,27 +35,27 @@ FIT_WORDS = {
     "block": "Replaced layers, from the first to one past the last; `all` is a fit of all blocks together.",
     "step": "What was fitted: a linear map, step 1 of KDP (kernel), its step 2 (inverse), or all stand-ins at once "
             "(compose).",
-    "heldout error": "Squared error of the stand-in on sequences that were not fitted on, divided by the variance of "
-                     "the states: 0 is perfect, and 1 is as good as the constant mean.",
-    "heldout error identity": "The same error if the block is removed and nothing takes its place.",
-    "decode error": "The same error for the best linear map from the features that step 1 predicts back to the states.",
-    "decode error true features": "The same error from the true features, which is the best that step 1 can reach.",
+    "heldout error": "Squared error of the stand-in on held-out sequences, divided by the variance of the states: 0 is "
+                     "perfect, and 1 is as good as the mean state.",
+    "heldout error identity": "The held-out error if the block is removed without a stand-in.",
+    "decode error": "The held-out error of the best linear map from the features that step 1 predicts to the states.",
+    "decode error true features": "The held-out error of such a map from the true features. Step 1 cannot reach a "
+                                  "smaller error.",
     "heldout cos": "Step 1: weighted cosine of predicted and true features on held-out sequences.",
     "heldout loss": "The training loss, measured on held-out sequences.",
     "heldout mse": "Step 1: the part of its loss that is a mean squared error.",
     "heldout kl": "Divergence of the pruned model's outputs from the dense model's, in nats per token.",
     "ridge": "Penalty on the size of a linear map.",
-    "tokens": "Number of tokens that were fitted on.",
+    "tokens": "Number of tokens on which the fit was made.",
     "seconds": "Time of the fit in seconds.",
 }
 """What the columns of the fits mean."""
 TEST_WORDS = {
-    "against": "Which question the test belongs to: who differs from the best, from the baseline, or from the dense "
-               "model?",
-    "difference": "Score of the method minus score of the other, as a share of items or in nats per token.",
+    "against": "The model with which the method is compared: the best model, the baseline, or the dense model.",
+    "difference": "Score of the method minus score of the other model, as a share of items or in nats per token.",
     "stderr": "Standard error of that difference, computed from the differences of the items.",
     "p": "How often chance alone would show a difference at least as large.",
-    "p holm": "The same probability, raised because many pairs were tested.",
+    "p holm": "p with Holm's correction, which raises p because many pairs were tested.",
     "items": "Number of items that both models answered.",
 }
 """What the columns of the paired tests mean."""

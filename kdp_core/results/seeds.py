@@ -17,9 +17,9 @@ SEED_COLUMNS: dict[str, Column] = {
     "acc_stderr": Column("Item error", "%", "Standard error of one seed's accuracy, over items.", 1, 100),
     "ppl_stderr": Column("Item error (ppl)", "", "Standard error of one seed's perplexity, over items.", 2),
 }
-NOTE = ("Mean over calibration seeds ± standard deviation between them. The item errors are those of one seed, "
-        "over the items of the tasks, which are the same for all seeds. Nothing is marked: a few seeds do not "
-        "tell methods apart. †: fine-tuned after pruning.")
+NOTE = ("Each number is the mean over calibration seeds ± the standard deviation between the seeds. An item error is "
+        "the standard error of one seed over the items of the tasks, which are the same for all seeds. No row is "
+        "marked, because a few seeds do not show which method is better. †: fine-tuned after pruning.")
 """The note below the table that explains its numbers."""
 
 

@@ -20,7 +20,7 @@ from kdp_core.score.standard_errors import independent_mean
 WORD_PPL = "word_perplexity"
 """The metric of perplexities per word. Perplexities per word and perplexities per token are never averaged together."""
 FIT_FIGURES = ("ridge", "tokens", "seconds")
-"""Names in a fit's `stats` that the row of the fit also contains, beside the held-out figures."""
+"""Names in a fit's `stats` that the row of the fit also contains. The other figures of the row are held-out figures."""
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -55,9 +55,9 @@ def _measured(point: Point) -> list[dict[str, Any]]:
 def fits(fitted: Sequence[tuple[Mapping[str, Any], KernelMap | Inverse | LinearMap | Composed]]) -> pd.DataFrame:
     """One row for each fitted block, with the columns: the given keys, block, step, and the figures of the record.
 
-    The figures are ridge, tokens, seconds, and all scalars of `stats` whose names begin with `heldout` or `decode`. If
-    a record has no held-out figures, the figures of its last epoch are used. A `Composed` record has one row for each
-    of its stand-ins, and one row `all`.
+    These figures are ridge, tokens, seconds, and all numbers in `stats` whose names begin with `heldout` or `decode`.
+    If a record has no held-out figures, the figures of its last epoch are used. A `Composed` record has one row for
+    each of its stand-ins, and one row `all`.
     """
     return pd.DataFrame([{**keys, **row} for keys, record in fitted
                          for row in (_composed(record) if isinstance(record, Composed) else [_fit(record)])])
@@ -86,8 +86,8 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
     """One row for each model: first the dense model, then its pruned models by ratio, k_max, calib and variant.
 
-    Variants keep the order in which they are given. Models whose weights are only set to zero come after the other
-    models. They are as large as the dense model and, without sparse kernels, as slow.
+    Variants have the order in which they are given. Models whose weights are only set to zero come last, because they
+    are as large as the dense model and, without sparse kernels, as slow.
 
     Columns are those of SUMMARY, and units are those of COLUMNS. The columns ratio, params_removed and acc are shares.
     The columns rp and rp_ppl are percentages. Every task counts, except the members (`mmlu/law`) of a group with a
@@ -178,9 +178,9 @@ def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
                  reading: Literal["mean_of_ratios", "ratio_of_sums"] = "mean_of_ratios") -> float:
     """RP(PPL) in percent. The perplexities in `pruned` and `dense` belong to the same texts in the same order.
 
-    The paper uses two definitions. Table 7 takes the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0, 31.3/37.2) =
-    69.0). Table 2 takes the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). This library reports the mean of
-    ratios, because one collapsed text would outweigh all other texts in the ratio of sums.
+    The paper defines RP(PPL) in two ways. Table 7 takes the mean of dense / pruned (OPT-2.7B: mean(15.1/28.0,
+    31.3/37.2) = 69.0). Table 2 takes the ratio of the sums (Streamline: 38.8 / 730.6 = 5.3). This library reports the
+    mean of ratios, because one collapsed text would outweigh all other texts in the ratio of sums.
     """
     if reading == "mean_of_ratios":
         return 100 * _mean([d / p for p, d in zip(pruned, dense, strict=True)])

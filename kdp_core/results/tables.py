@@ -45,8 +45,8 @@ def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format:
     """A Markdown or LaTeX table. `body` has a pair (group, cells) for each row, and the cells are already escaped.
 
     The first `keys` columns are aligned left and the other columns right. If `keys` is None, the Markdown viewer
-    chooses the alignment. A group is a tuple. Between two groups, LaTeX draws a line if their first elements differ,
-    and adds a space otherwise.
+    chooses the alignment. The group of a row is a tuple. In LaTeX, a line separates two groups whose first elements
+    differ, and a space separates two other groups.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)
@@ -80,7 +80,8 @@ def key_text(key: str, row: Any) -> str:
 
 def _body(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], format: str,
           known: Mapping[str, Column], comparisons: pd.DataFrame | None) -> list[tuple[tuple[Any, ...], list[str]]]:
-    """A pair (group, cells) for each row. A model or ratio that is the same as in the row above is left blank."""
+    """A pair (group, cells) for each row of the table. A model or ratio that is the same as in the row above is left
+    blank."""
     wrap = _wrap_md if format == "md" else _wrap_tex
     found = {name: marks(frame, name, known, comparisons) for name in columns}
     rows, above = [], ("", "", False)

@@ -1,9 +1,9 @@
 """Items of the benchmarks: readers for local files and for the hub's archives, and conversions to the fields that the
 prompts read.
 
-The task files name these functions, and lm-eval calls them by these names. Each function returns a data set whose items
-have the fields that the task file's prompt reads. A data set that already has these fields is returned unchanged. Torch
-is not needed.
+The task files name the functions of this module, and lm-eval calls them by these names. Each function returns a data
+set whose items have the fields that the task file's prompt reads. A data set that already has these fields is returned
+unchanged. Torch is not needed.
 """
 import csv
 import io
@@ -101,15 +101,15 @@ def hellaswag_items(dataset: Dataset) -> Dataset:
 
 
 def cmnli_items(dataset: Dataset) -> Dataset:
-    """CMNLI's items that have a label. The name of the label replaces its number on the hub."""
+    """CMNLI's items that have a label. On the hub a label is a number, which is replaced by the label's name."""
     items = [{**item, "label": CMNLI_LABELS[item["label"]] if item["label"] in range(3) else item["label"]}
              for item in dataset]
     return Dataset.from_list([item for item in items if item["label"] in CMNLI_LABELS])
 
 
 def c3_items(dataset: Dataset) -> Dataset:
-    """C3's items {content, question, choices, label}. On the hub, an item has the text of its answer. The text is
-    replaced by the number of the answer."""
+    """C3's items {content, question, choices, label}. On the hub, an item has the text of its answer. This function
+    replaces the text of the answer by its number."""
     if "choices" in dataset.column_names:
         return dataset
     return Dataset.from_list([{"content": item["context"], "question": item["question"], "choices": item["choice"],
@@ -120,7 +120,7 @@ def chid_items(dataset: Dataset) -> Dataset:
     """ChID's items {content, candidates, answer} with one gap each. An item of the hub has several passages, each with
     several gaps.
 
-    All other gaps of the passage are filled with their correct idioms.
+    In the text of an item, all other gaps are filled with their correct idioms.
     """
     if "answer" in dataset.column_names:
         return dataset

@@ -1,5 +1,5 @@
-"""Scores of answers to the benchmarks whose scores lm-eval does not compute. The task files name these functions for
-lm-eval.
+"""Scores of answers to the benchmarks whose scores lm-eval does not compute. The task files name the functions of this
+module, and lm-eval calls them.
 
 Each function reads an item and lm-eval's results for this item, and returns the item's value of each metric.
 """

@@ -2,10 +2,10 @@
 
 The paper (Ma et al., ICLR 2026, section 4.1) scores with the "LM Evaluation Harness with default parameters": 12 tasks
 by accuracy, two corpora by perplexity, and XSum by ROUGE-1. If lm-eval has a task, its own task file is used, and only
-the data source is replaced. `task_files/` has the definitions that lm-eval lacks. The page docs/benchmarks.md gives the
-reasons for each prompt. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here MMLU is one task
-with the prompts of the group, and CMMLU likewise. The items of such a task alternate between the subjects, so a limit
-of n items scores n items and not 57 n.
+the data source is replaced. `task_files/` has the definitions that lm-eval lacks. The reasons for each prompt are in
+docs/benchmarks.md. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here MMLU is one task with
+the prompts of the group, and CMMLU likewise. The items of such a task alternate between the subjects, so a limit of n
+items scores n items and not 57 n.
 The task files name two modules: kdp_core.score.benchmark_data prepares the items, and kdp_core.score.benchmark_scores
 scores the answers.
 """
@@ -40,7 +40,7 @@ class Source(NamedTuple):
     name: str | None = None
     """Its configuration."""
     revision: str = "main"
-    """The name of a branch or a commit. A commit is named if it is known to contain the data as plain files."""
+    """A branch or a commit of the data set. A commit is used if it is known to contain the data as plain files."""
     options: Mapping[str, Any] = {}
     """Further arguments of datasets.load_dataset."""
 
@@ -60,7 +60,7 @@ class Benchmark(NamedTuple):
     metric: str
     """The metric that tables print for the task."""
     chance: float | None
-    """Expected score of random guesses; None if guesses cannot be right by chance."""
+    """Expected score of random guesses; None if random guesses are never right."""
     note: str
     shots_split: str = "train"
     fewshot: int = 0
@@ -148,9 +148,10 @@ class Chosen(NamedTuple):
     limit: int | None = None
     """Largest number of items of a task; the first items are used. None means all items."""
     limits: Mapping[str, int] = {}
-    """Largest number of items of the named tasks; it replaces `limit`."""
+    """Largest number of items of single tasks, by name; for these tasks it replaces `limit`."""
     fewshot: int | None = None
-    """Number of examples in a prompt, for tasks that do not fix this number. None means the number in BENCHMARKS."""
+    """Number of examples in a prompt, for tasks that do not fix this number. None means the number that BENCHMARKS
+    gives."""
     allow_code: bool = False
     """Whether programs that the model writes may be run. The permission also covers tasks that are not benchmarks."""
 

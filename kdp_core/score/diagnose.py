@@ -2,8 +2,8 @@
 
 States: the models are compared at all states of the pruned model: at the inputs of its layers, and at the state before
 the final norm. A layer above a stand-in reads the stand-in's output, so the error at a kept layer comes from all
-replaced blocks below this layer. States have the numbers of the dense model, so methods that remove different layers
-can be drawn on one axis.
+replaced blocks below this layer. States have the same numbers as in the dense model, so methods that remove different
+layers can be drawn on one axis.
     error  = sum |h' - h|^2 / sum |h - mean h|^2    0 perfect, 1 as good as the constant mean
     cosine = mean of cos(h', h) over tokens
 The error is kdp_core.states.block.relative_error, summed over batches, because the states of all windows do not fit
@@ -12,8 +12,8 @@ In the basis of the dense model the removed directions are zero. If the sliced m
 state is also subtracted in both models, because no layer reads this mean.
 A token is massive in a state if its norm in the dense model exceeds `massive_factor` times the median norm of its
 window in this state. Massive tokens are counted and left out of error and cosine, because a few of them would dominate
-both sums. The module kdp_core.states.hidden computes the median norm over all windows. Here each window has its own
-median, so the states need not be stored or computed twice.
+both sums. The module kdp_core.states.hidden computes the median norm over all windows. In this module each window has
+its own median, so the states need not be stored or computed twice.
 
 Outputs: KL(p || p'), agreement of the most likely token, and negative log-likelihood, with standard errors over
 windows. The last token of a window is left out, because it has no next token. The KDP paper reports task scores and
@@ -77,9 +77,9 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
     batch: number of windows of one batch. Memory use grows with the states of one batch in both models.
     massive_factor: a token is left out of a state if its norm in the dense model exceeds this factor times the median
         norm of its window.
-    Log-likelihoods and KL are in nats. Standard errors are over windows; with one window they are None. Before a model
-    is loaded, OptionError is raised for a value out of range. DiagnoseError is raised for layers, widths, vocabularies
-    or windows that do not fit together.
+    Log-likelihoods and KL are in nats. Standard errors are computed over windows. With one window they are None. Before
+    a model is loaded, OptionError is raised for a value out of range. DiagnoseError is raised for layers, widths,
+    vocabularies or windows that do not fit together.
     """
     options.check(diagnose, locals())
     dense_config, pruned_config = (AutoConfig.from_pretrained(folder) for folder in (dense_folder, pruned_folder))
@@ -120,8 +120,8 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """The numbers, in the dense model, of the states that the pruned model also has, ascending. The last state is
-    included."""
+    """The states that the pruned model also has, as numbers of the dense model's states, ascending. The last state is
+    always one of them."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 
@@ -169,7 +169,8 @@ def log_probabilities(model: nn.Module, h_CD: Tensor) -> Tensor:
     """Log-probabilities of the next token, float32 (C, V), on the model's device. The inputs are states before the
     final norm.
 
-    kdp_core.model.distil defines, for each family, the computation between the last layer and the output head.
+    The module kdp_core.model.distil defines, for each family, the computation between the last layer and the output
+    head.
     """
     return head_of(model)(to_head(model, h_CD)).log_softmax(dim=-1)
 

@@ -2,9 +2,9 @@
 
 "FLOPs" are counted as in the KDP paper's Table 10: the multiply-adds of the linear layers for 128 tokens
 (kdp_core.model.sizes.count_macs).
-Latency is measured in one process, in pairs of a turn of the dense and a turn of the pruned model. The order of the two
-models changes with each pair. If the machine is slow for a while, both models are slow. Therefore the median of the
-paired ratios varies less than the ratio of two separate runs.
+Latency is measured in one process, in pairs of turns: one turn of the dense and one turn of the pruned model. The order
+of the two models changes with each pair. If the machine is slow for a while, both models are slow. Therefore the median
+of the paired ratios varies less than the ratio of two separate runs.
 Memory is that of the pruned model alone, because it is loaded and run before the dense model is loaded. The kinds of
 memory figures are:
     cuda_allocated       peak of torch's allocator over the runs, with the weights; the sum of the peaks if the model is
@@ -68,8 +68,8 @@ def measure(dense_folder: str | Path, pruned_folder: str | Path, *, tokens: Coun
     repeats: number of measured turns of each model.
     threads: number of CPU threads; None keeps torch's setting.
     A turn is a forward pass over the prompt, followed by the decoding. The forward pass computes the logits of all
-    tokens, because the number of multiply-adds includes them. Each model runs one turn that is not measured before its
-    measured turns. Latencies are in milliseconds, memory in MiB. Raises OptionError for a number below 1, and
+    tokens, because they are part of the counted multiply-adds. Before the measured turns, each model runs one turn that
+    is not measured. Latencies are in milliseconds, memory in MiB. Raises OptionError for a number below 1, and
     EfficiencyError if prompt and decoded tokens need more positions than the models have.
     """
     options.check(measure, locals())
@@ -136,7 +136,7 @@ def paired(turns: list[tuple[Latency, Latency]]) -> dict[str, float]:
 class Meter:
     """Measures the peak memory of one model while it runs.
 
-    Create the meter before the model is loaded, and call `peak_mib` before another model is loaded.
+    Create the meter before the model is loaded. Call `peak_mib` before another model is loaded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -196,7 +196,8 @@ def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel)
 
 
 def _release_freed() -> None:
-    """Return freed memory to the system, because glibc keeps it. Memory that glibc keeps would hide a later peak."""
+    """Return freed memory to the system, because glibc does not return it. Otherwise this memory would hide a later
+    peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -46,8 +46,8 @@ BOOTSTRAP_DRAWS = 1000
 """Number of samples that lm-eval's bootstrap draws, in this process."""
 JUDGES: Mapping[str, type[Judge]] = {"fast": FastJudge, "lm_eval": Judge}
 CALLED_BY_NAME = (benchmark_data, benchmark_scores, heldout_tasks, metrics)
-"""Modules with functions that the task files name and lm-eval calls. They are imported here because the hash of the
-library's code follows imports, and must cover these modules."""
+"""Modules whose functions lm-eval calls by the names in the task files. The imports here make the hash of the library's
+code, which follows imports, cover these modules."""
 
 
 class EvaluationError(ValueError):
@@ -79,7 +79,7 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
         rounding. lm-eval generates text in either case.
     batch_size: number of sequences in a forward pass; on CPU the fast scorer chooses this number itself.
     max_length: largest number of tokens of a sequence; None means the largest number that the model allows.
-    samples_folder: folder for JSONL files, one for each task. A line has the id, target, responses and metrics of an
+    samples_folder: folder for JSONL files, one for each task. Each line has the id, target, responses and metrics of an
         item.
     records_folder: folder for records, one for each task. A task that has a record is not scored again.
     kept_only: whether scores are only read from records; a missing record then raises EvaluationError.
@@ -167,7 +167,8 @@ def _task_manager(tasks: Sequence[str], folders: list[Path], model_folder: str |
 
 
 def _load_tasks(manager: TaskManager, tasks: Sequence[str], seed: int) -> Mapping[str, Any]:
-    """The tasks and groups with their data. The random generators are seeded again before each task is loaded."""
+    """The tasks and groups, together with their data. The random generators are seeded again before each task is
+    loaded."""
     built: list[Any] = []
     try:
         for name in tasks:
@@ -277,8 +278,8 @@ class _Lines(io.TextIOBase):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what lm-eval and transformers print to the log. If there is no terminal, the progress bars are sent to the
-    log as well.
+    """Send the output of lm-eval and transformers to the log. If there is no terminal, the progress bars are sent to
+    the log as well.
 
     lm-eval's bootstrap runs in this process, because each process of lm-eval's pool would load all libraries again.
     """

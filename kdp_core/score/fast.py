@@ -6,7 +6,7 @@ the beginning of many prompts run once for all these prompts. The output head re
 CPU, the rows run in parallel, one row on each thread, so no thread waits for other threads after every operation.
 Prompts, metrics and generated text come from lm-eval's own code.
 Packing needs a model that accepts an arbitrary attention mask and arbitrary positions of tokens. The function `packs`
-tests this on a few tokens. A model that fails the test is scored by lm-eval's own code.
+tests on a few tokens whether a model does. A model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
 """
 import itertools
@@ -27,7 +27,7 @@ from kdp_core.score.packing import Group, Row, Scored
 logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 256
-"""Number of tokens of a row on CPU. On other devices a row has this number times the batch size. Matrix products reach
+"""Number of tokens of a row on CPU. On other devices a row has ROW_TOKENS times the batch size. Matrix products reach
 their full speed at 64 tokens. The states of more than 256 tokens do not fit into the cache of a core."""
 HEAD_TOKENS = 64
 """Number of tokens whose logits are in memory at the same time, on CPU."""
@@ -70,7 +70,7 @@ class FastJudge(Judge):
 
     @property
     def _packs(self) -> bool:
-        """Whether the model can read packed rows. The test runs only once."""
+        """Whether the model can read packed rows. The model is tested only once."""
         if not hasattr(self, "_tried"):
             self._tried = packs(self.model)
         return self._tried
@@ -93,7 +93,7 @@ class FastJudge(Judge):
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether a model gives packed sequences the same scores as single sequences. The function tests this on a few
+    """Whether a model gives packed sequences the same scores as single sequences. This function runs the test on a few
     tokens.
 
     The scores differ if a layer mixes neighbouring tokens of a row by other operations than attention, such as a
@@ -124,7 +124,7 @@ def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> li
 
 @torch.inference_mode()
 def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> Iterator[list[Found]]:
-    """The scores of each row of a group. `sequences` are all sequences, to which the numbers in the rows refer."""
+    """The scores of each row of a group. The numbers in the rows refer to `sequences`."""
     cache = DynamicCache() if group.prefix else None
     if group.prefix:
         base_of(model)(torch.tensor([group.prefix], device=model.device), past_key_values=cache, use_cache=True)

@@ -8,8 +8,8 @@
     lambada           share of passages for which the greedy text begins with the last word
 Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded. Only the first tokens
 of a story are used, because the beginning of a news story has most of its summary.
-The losses compare a pruned model with the dense model. A loss of 0 means that the pruned model is as good, and a loss
-of 1 that all quality is lost.
+The losses compare a pruned model with the dense model. A loss of 0 means that the pruned model is as good as the dense
+model. A loss of 1 means that nothing of the quality is kept.
 Axes: B prompts, T tokens of a prompt, G decoded tokens, N n-grams.
 """
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class Stories(NamedTuple):
 
 @torch.inference_mode()
 def greedy(model: nn.Module, prompt_BT: Tensor, steps: int) -> Tensor:
-    """The continuation id_BG of each prompt: `steps` times, the most likely next token is added.
+    """The continuation id_BG of each prompt. The most likely next token is added `steps` times.
 
     If several tokens are equally likely, the lowest id is used. Decoding does not stop at an end-of-text token.
     """
@@ -76,18 +76,19 @@ def distinct(said_BG: Tensor, n: int) -> float:
 
 
 def text_measures(said_BG: Tensor, dense_BG: Tensor) -> dict[str, float]:
-    """All measures that need no correct answer. `dense_BG` has the continuations of the dense model."""
+    """All measures of continuations that need no correct answer. `dense_BG` has the continuations of the dense
+    model."""
     return {"agreement": agreement(dense_BG, said_BG), "divergence": divergence(dense_BG, said_BG),
             "distinct_1": distinct(said_BG, 1), "distinct_2": distinct(said_BG, 2),
             "repetition": 1 - distinct(said_BG, GRAMS)}
 
 
 def stories(items: Sequence[Mapping[str, Any]], tokenizer: Any, *, count: int, tokens: int) -> Stories:
-    """Prompts from the first `count` items {document, summary} whose document has at least `tokens` tokens.
+    """Prompts made of the first `count` items {document, summary} whose document has at least `tokens` tokens.
 
     A prompt is the first `tokens` tokens of the document, followed by PROMPT.
 
-    Raises GenerationError if fewer items are long enough.
+    Raises GenerationError if fewer than `count` items are long enough.
     """
     ask, kept = tokenizer(PROMPT, add_special_tokens=False)["input_ids"], []
     for item in items:

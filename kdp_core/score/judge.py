@@ -49,8 +49,8 @@ class Judge(HFLM):
         _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
 
     def watch(self, progress: "Progress") -> None:
-        """Report each answered request to `progress`. lm-eval's cache hook, which receives each answer, is used for
-        this."""
+        """Report each answered request to `progress`. The cache hook of lm-eval, which receives each answer, is used
+        for this purpose."""
         self.progress = progress
         self.set_cache_hook(progress)
 
@@ -122,7 +122,7 @@ class Judge(HFLM):
 
 
 class Progress:
-    """Counts the answered requests of a task and logs their number. This object takes the place of lm-eval's cache
+    """Counts the answered requests of a task and logs their number. lm-eval calls this object in the place of its cache
     hook."""
 
     def __init__(self, label: str, requests: int) -> None:

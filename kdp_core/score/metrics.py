@@ -17,15 +17,15 @@ metrics that it has.
 
 The accuracy of a task is acc_norm if the task has this metric (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande,
 BoolQ, MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other
-shares are not accuracies: ROUGE-1 is an overlap, and for pass@1 and areas under the curve chance has another value. The
-metric `perplexity` (of LAMBADA's last words) is not the perplexity of a text, so it is not used either. Perplexities
-per token and per word are never averaged together. The summary's `ppl` uses perplexities per token if there are any,
-and `rp_ppl` uses perplexities per word, as the paper does."""
+shares are not accuracies: ROUGE-1 is an overlap, and chance gives other values of pass@1 and of areas under the curve.
+The metric `perplexity` (of LAMBADA's last words) is not the perplexity of a text, so it is not used either.
+Perplexities per token and per word are never averaged together. The summary's `ppl` uses perplexities per token if
+there are any, and `rp_ppl` uses perplexities per word, as the paper does."""
 PERPLEXITIES = ("ppl", "perplexity", "word_perplexity", "byte_perplexity")
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "auc", "rouge1", "pass@1")
 PPL_CEILING = 1e12
-"""A perplexity that is larger than this value, or not a number, is recorded as this value, without a standard error.
-JSON has no infinity, and a collapsed model should be the last in a table and not be missing."""
+"""If a perplexity is larger than this value, or is NaN, this value is recorded without a standard error. JSON has no
+infinity. A collapsed model should come last in a table and not be missing."""
 OVERFLOW = 700.0
 """Nats per unit of weight; exp of a larger number is too large for a float."""
 

@@ -1,10 +1,10 @@
 """Many token sequences packed into few rows of tokens. A beginning that several sequences share is computed once.
 
-A row is a forest. Each token is a node, and the tokens of a sequence are a path from a root. Sequences with the same
-beginning share the beginning of their path. A token attends only to the tokens of its own path (`visible`), and its
-position is counted along this path. Each sequence has the same states as in a row of its own, and no padding is needed.
-A long beginning that several rows share is a prefix (`Group`). The prefix is computed once, and the rows of the group
-attend to the prefix through the KV cache.
+A row is a forest of token sequences. Each token is a node, and the tokens of a sequence are a path from a root.
+Sequences with the same beginning share the beginning of their path. A token attends only to the tokens of its own path
+(`visible`), and its position is counted along this path. Each sequence has the same states as in a row of its own, and
+no padding is needed. A long beginning that several rows share is a prefix (`Group`). The prefix is computed once, and
+the rows of the group attend to the prefix through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 WHOLE = 2
-"""A group of sequences becomes one row without a prefix if it has at most this many times the tokens of a row."""
+"""A group of sequences becomes one row without a prefix, unless it has more than this many times the tokens of a
+row."""
 PREFIX = 64
 """Smallest number of tokens of a prefix; a shorter prefix is not worth a forward pass of its own."""
 
@@ -34,7 +35,7 @@ class Scored(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A forest of sequences; a parent comes before its children."""
+    """Several sequences as a forest. A parent comes before its children."""
     ids_N: list[int]
     parents_N: list[int]
     """Index of each node's parent. The index is -1 for a root, which follows the prefix."""
@@ -117,7 +118,7 @@ def _common(first: Scored, second: Scored) -> int:
 def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Groups of neighbours in the sorted order, each as (number of shared leading tokens, numbers of the sequences).
 
-    A new group begins at a sequence that would make the shared beginning less than half as long.
+    If the shared beginning with the next sequence would be less than half as long, a new group begins there.
     """
     numbers: list[int] = []
     shared = 0
@@ -152,8 +153,8 @@ def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> int:
 
 
 def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -> list[tuple[int, list[int]]]:
-    """(number of nodes, numbers of the sequences) of each unit. A unit is never split between rows. A unit has the
-    sequences of one context, unless these sequences are too many for a row."""
+    """(number of nodes, numbers of the sequences) of each unit. All sequences of a unit are in one row. A unit has the
+    sequences of one context, or a part of them if they are too many for a row."""
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in numbers:
         by_context[sequences[number].ids[:sequences[number].free]].append(number)
@@ -172,7 +173,7 @@ def _units(sequences: list[Scored], numbers: list[int], skip: int, limit: int) -
 def _rows(sequences: list[Scored], units: list[tuple[int, list[int]]], skip: int, limit: int) -> list[Row]:
     """Rows of at most `limit` tokens. Rows are filled with units in the given order.
 
-    A unit with more tokens becomes a row by itself.
+    A unit with more than `limit` tokens becomes a row by itself.
     """
     rows, numbers, size = [], [], 0
     for more, group in units:

@@ -1,5 +1,5 @@
-"""Runs a Python program in its own process, with limits on time, memory and files. The metric pass@1 of code tasks uses
-it.
+"""Runs a Python program in its own process, with limits on time, memory and files. It computes the metric pass@1 of
+code tasks.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
 output, and its whole process group is killed at the end. The limits prevent accidents such as endless loops, full disks

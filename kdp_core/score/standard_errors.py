@@ -5,8 +5,8 @@
     ratio             a ratio of two sums over sequences, to first order (linearised; Cochran 1977, section 2.11)
     nats, perplexity  a mean negative log-likelihood, as `ratio`; and its exponential, by the delta method
     auc               DeLong et al. (1988)
-A function returns None if there are too few items. The errors of plain means are computed by lm-eval itself, in closed
-form. For metrics without a function in this module, lm-eval uses a bootstrap.
+A function returns None if there are too few items for a standard error. The errors of plain means are computed by
+lm-eval itself, in closed form. For metrics without a function in this module, lm-eval uses a bootstrap.
 """
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def independent_mean(errors: Sequence[float]) -> float:
 def ratio(above_N: Tensor, below_N: Tensor, sequence_N: Tensor) -> float | None:
     """Standard error of a ratio of two sums over sequences (linearised); None with one sequence.
 
-    above_N, below_N: each token's part of numerator and denominator; sequence_N: the number of its sequence.
+    above_N, below_N: each token's part of the numerator and of the denominator. sequence_N: the number of each token's
+    sequence.
     Tokens of one sequence depend on each other, so the sequences are the independent items.
     """
     import torch  # imported here, because tables use only the other functions

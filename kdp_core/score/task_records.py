@@ -40,8 +40,8 @@ class Record(NamedTuple):
 
 
 def path_of(folder: str | Path, task: Any, name: str, settings: Mapping[str, Any]) -> Path:
-    """The path of the record of lm-eval's `task`. The requests of the task must have been built; `settings` as for
-    `key`."""
+    """The path of the record of lm-eval's `task`. The requests of the task must have been built. `settings` has the
+    same meaning as in `key`."""
     return Path(folder) / f"{_file_name(name)}-{key(task, settings)}.jsonl"
 
 
@@ -80,7 +80,7 @@ def item_values(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def _file_name(task: str) -> str:
-    """A file name that differs for every task. Therefore `write` never removes the records of another task."""
+    """A file name that differs for every task, so that `write` never removes the records of another task."""
     return quote(task, safe="")
 
 
@@ -102,7 +102,7 @@ def key(task: Any, settings: Mapping[str, Any]) -> str:
 
 
 def data_hash(task: Any) -> str:
-    """Hash of the scored items, 16 hexadecimal digits. The items are found in the requests of the task."""
+    """Hash of the scored items, 16 hexadecimal digits. The items are read from the requests of the task."""
     digest = hashlib.sha256()
     for one in task.instances:
         digest.update(json.dumps(one.doc, sort_keys=True, default=str).encode())
@@ -119,7 +119,7 @@ def versions(found: Sequence[Record]) -> dict[str, str]:
 def sample_lines(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line of JSON for each pair of item and filter in lm-eval's samples.
 
-    A line holds doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
+    A line has the fields doc_id, target, responses, filter, the metrics, and hashes of the item and of its prompt.
     """
     return [_line({"doc_id": sample["doc_id"], "target": sample["target"], "responses": sample["filtered_resps"],
                    "filter": sample["filter"], **{metric: sample[metric] for metric in sample["metrics"]},

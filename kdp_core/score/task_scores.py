@@ -68,7 +68,7 @@ def _score(task: str, metric: str, value: float, stderr: Any, items: list[Any], 
 
 
 def _paths(groups: Mapping[str, Any]) -> dict[str, str]:
-    """The name `group/.../task` of every member of a group. Tasks outside groups are not contained."""
+    """The name `group/.../task` of every member of a group. Tasks outside groups are left out."""
     parents = {child: name for name, group in groups.items() for child in group.child_names}
 
     def path(name: str) -> str:

@@ -13,7 +13,7 @@ from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.states.block import ridge_solve
 
 RIDGE = 1e-12
-"""The ridge of this problem, as a share of the mean of the diagonal of W' W."""
+"""The ridge of the least-squares problem, as a share of the mean of the diagonal of W' W."""
 
 
 def mean_free(x: Tensor, family: Family) -> Tensor:

@@ -1,7 +1,7 @@
 """The states of one block in the form that fits read: which tokens are fitted, and which sequences are held out to
 measure the fit.
 
-Step 1, step 2 and the linear maps share this module, so all of them are fitted and measured on the same tokens.
+Step 1, step 2 and the linear maps share this module. So all of them are fitted and measured on the same tokens.
 """
 from typing import Literal, NamedTuple
 
@@ -14,13 +14,13 @@ from kdp_core.model.stand_ins import rms_scale
 from kdp_core.states.hidden import HiddenStates
 
 Massive = Literal["bypass", "raw"]
-"""Treatment of massive tokens: they bypass the stand-in, or they are fitted like all other tokens (raw)."""
+"""Treatment of massive tokens. `bypass`: they bypass the stand-in. `raw`: they are fitted like all other tokens."""
 Counted = Literal["raw", "mask"]
-"""Treatment of massive tokens if there is no stand-in: they are used like all other tokens (raw), or left out
-(mask)."""
+"""Treatment of massive tokens if there is no stand-in. `raw`: they are used like all other tokens. `mask`: they are
+left out."""
 TokenWeight = Literal["inverse_norm", "none"]
-"""Weight of a token in a least-squares fit: 1 / |target state of the token|^2, which makes all errors relative, or
-1."""
+"""Weight of a token in a least-squares fit. `inverse_norm`: 1 / |target state of the token|^2, so that all errors are
+relative. `none`: 1."""
 LiftInput = Literal["raw", "rms"]
 """Input of KDP's lift: the states as they are, or the states scaled to unit root mean square."""
 
@@ -40,11 +40,11 @@ class BlockStates(NamedTuple):
     heldout: Tensor
     """Numbers of the held-out sequences, int64."""
     bypass_above: float | None
-    """A token bypasses the folded block if the norm of its first state exceeds this number. None: no token bypasses the
-    block."""
+    """A token bypasses the folded block if the norm of its first state exceeds this number. None means that no token
+    bypasses the block."""
 
     def tokens(self, which: Tensor) -> Tensor:
-        """The states of the kept tokens (`keep_ST`) of these sequences in one list, h_KND."""
+        """The states of the kept tokens (`keep_ST`) of these sequences, flattened to one list, h_KND."""
         return self.h_KSTD[:, which][:, self.keep_ST[which]]
 
     def positions(self, which: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ class BlockStates(NamedTuple):
         return torch.arange(T).expand(len(which), T)[self.keep_ST[which].cpu()]
 
     def on(self, device: str) -> "BlockStates":
-        """The same record with its states on a GPU. On a CPU, or if the free GPU memory is less than twice their size,
-        nothing changes.
+        """The same record with its states on a GPU. Nothing changes on a CPU, or if the free GPU memory is less than
+        twice the size of the states.
 
         On the GPU, a training reads its minibatches from GPU memory. To copy a minibatch from main memory takes longer
         than the GPU needs to process it.
@@ -74,8 +74,8 @@ def check_all_states(hidden: HiddenStates) -> None:
 
 
 def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(numbers of the held-out sequences, numbers of the other sequences), both ascending. `seed` decides which
-    sequences are held out. If there are at least two sequences, neither list is empty."""
+    """(numbers of the held-out sequences, numbers of the other sequences). Both lists are ascending. `seed` decides
+    which sequences are held out. If there are at least two sequences, neither list is empty."""
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, round(share * sequences)), sequences - 1)
     return order[:held].sort().values, order[held:].sort().values
@@ -124,10 +124,10 @@ def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
 
 
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
-    """X'Y as a float64 matrix g_FG. It is computed by one float32 product of the centred factors.
+    """X'Y as a float64 matrix g_FG. The product is computed in float32 from centred factors and then corrected.
 
     Smooth features differ only a little from their mean. In a float32 product without centring, rounding errors of the
-    means would be larger than these differences. The matrix would then have negative eigenvalues, and a small ridge
+    means would be larger than these differences. Then the matrix would have negative eigenvalues, and a small ridge
     would not make them positive. A float64 product would need twice the time.
     """
     a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)

@@ -22,7 +22,7 @@ import zarr
 from torch import Tensor
 
 PLAIN: dict[str, Any] = {"compressors": None, "config": {"write_empty_chunks": True}}
-"""Arguments of Zarr for creating an array with such files."""
+"""Arguments with which Zarr creates an array in this form."""
 
 
 class LostChunk(RuntimeError):
@@ -75,8 +75,8 @@ def check(array: zarr.Array, places: Iterable[int]) -> None:
 
 
 def link(part: zarr.Array, whole: zarr.Array, before: int) -> None:
-    """Link every chunk file of `part` into the array `whole`. In `whole`, its number on the second axis is larger by
-    `before`."""
+    """Link every chunk file of `part` into the array `whole`. In `whole`, the number of a chunk on the second axis is
+    larger by `before`."""
     check(part, range(part.cdata_shape[0]))
     for first, second, *rest in np.ndindex(part.cdata_shape):
         source, target = _file(part, (first, second, *rest)), _file(whole, (first, before + second, *rest))

@@ -123,8 +123,8 @@ def extract(model: nn.Module, tokens: Tokens, path: str | Path, sequences: tuple
     """Run `model` over `tokens` and write its states to the Zarr group `path`: the states of `layers`, or all states by
     default.
 
-    `sequences` is None, or (the first, one past the last). With `sequences`, the group is a shard of these sequences,
-    which `join` reads.
+    `sequences` is None or a pair (first sequence, one past the last sequence). With `sequences`, the group is a shard
+    of these sequences, which `join` reads.
 
     layers: numbers of the states to store, 0 to the number of layers; null means all states.
     batch_sequences: number of sequences in a forward pass.
@@ -274,7 +274,7 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 
 
 class _Kept(NamedTuple):
-    """The data of one state of a batch that are kept, on the device of the model."""
+    """The data that are kept of one state of a batch, on the device of the model."""
     stored_BTD: Tensor
     norm_BT: Tensor
     ends_2: Tensor

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class SimilarityError(ValueError):
-    """These states are not enough to compute a similarity."""
+    """These states do not allow a similarity to be computed."""
 
 
 def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", "raw"] = "mask", tokens: Count = 8192,
@@ -149,7 +149,7 @@ def cka(hsic_LL: Tensor) -> Tensor:
 
 
 def locality(s_LL: Tensor) -> float | None:
-    """LoRP's score RLS, computed from the cosines of all pairs of layers; it says how local the redundancy is. The
+    """LoRP's score RLS, computed from the cosines of all pairs of layers. RLS measures how local the redundancy is. The
     score is None if the mean cosine is not positive."""
     upper = torch.triu(torch.ones_like(s_LL, dtype=torch.bool), diagonal=1)
     mean = s_LL[upper].mean().item()

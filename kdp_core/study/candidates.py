@@ -1,9 +1,9 @@
 """Why multiple choice survives pruning: changes of the probabilities of all tokens, beside changes among the candidates
 of an item.
 
-Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8, whose candidates are the
-letters of MMLU. Here the candidates are the choices of the benchmarks' items, with the benchmarks' prompts. A choice
-may be a text of any length. Two distributions are compared:
+Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figure 8. The candidates in the
+figure are the letters of MMLU. Here the candidates are the choices of the benchmarks' items, with the benchmarks'
+prompts. A choice may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
 For both distributions, KL(dense || pruned) in nats is measured, and whether the most likely token or candidate stays
@@ -139,7 +139,7 @@ def read(model: nn.Module, tokenizer: Any, asked: Sequence[Item]) -> list[Read]:
 
 
 def compare(item: Item, dense: Read, pruned: Read) -> dict[str, Any]:
-    """One row: how an item changes over all tokens and over its candidates, and its score by both models."""
+    """One row: the changes of an item over all tokens and over its candidates, and the item's score by each model."""
     full = distances.restricted(dense.z_V[None], pruned.z_V[None], dense.first, 1.0)
     few = distances.outputs(dense.ll_C[None], pruned.ll_C[None], 1.0)
     pairs = list(itertools.combinations(range(len(item.choices)), 2))
@@ -153,7 +153,7 @@ def compare(item: Item, dense: Read, pruned: Read) -> dict[str, Any]:
 
 def measure(dense: nn.Module, pruned: nn.Module, tokenizer: Any, asked: Sequence[Item],
             known: Sequence[Read] | None = None) -> list[dict[str, Any]]:
-    """The rows of all items. `known` has the dense model's outputs if they were computed before."""
+    """The rows of all items. `known` has the outputs of the dense model if they were computed before."""
     known = read(dense, tokenizer, asked) if known is None else known
     return [compare(item, one, other)
             for item, one, other in zip(asked, known, read(pruned, tokenizer, asked), strict=True)]

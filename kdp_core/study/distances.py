@@ -97,7 +97,7 @@ def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | 
     """The states of both models in the basis of the dense model.
 
     A sliced model's states are turned back to this basis. If the model has layer norms, a sliced model's states lack
-    their mean. Then the mean of the dense states is subtracted too.
+    their mean. Then the mean is subtracted from each dense state too.
     """
     if basis_DE is None:
         return h_ND, other_NE

@@ -43,7 +43,7 @@ ALPHAS = (0.01, 0.1, 1.0, 10.0)
 DRAWS = 1000
 """Number of bootstrap samples. Each sample draws groups of methods."""
 KEPT = 0.9
-"""The stated range contains this share of the predictions for methods that were left out."""
+"""The range of a prediction is so wide that it contains this share of the predictions for left-out methods."""
 RECORD = Path(__file__).with_name("expect.json")
 """The predictor that comes with the library."""
 
@@ -55,8 +55,8 @@ class ExpectError(ValueError):
 # What is expected of a model ------------------------------------------------------------------------------------------
 
 def expectation(measured: SingleStep, predictor: Predictor | None = None) -> Expectation:
-    """The losses that are expected of a model with these statistics. Without `predictor`, the predictor that comes with
-    the library is used."""
+    """The losses expected of a model with these statistics. Without `predictor`, the predictor that comes with the
+    library is used."""
     predictor = predictor or own_predictor()
     phi_F = lengths(pd.DataFrame([measured.values]))[0]
     losses = {name: _loss(phi_F, predictor, name) for name in LOSSES if name in predictor.coefficients}

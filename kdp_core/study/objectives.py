@@ -5,9 +5,9 @@ which layers appear redundant. Searches with one objective agree. Ranks by perpl
 each claim becomes a number, which is measured once for each draw of calibration text:
     Jaccard(A, B) = |A and B| / |A or B| of two chosen sets,
     Spearman of the rises of the objective at single removals, and of ranks of pruned models.
-Intervals are Student's t intervals over the draws. A claim is decided only if its interval does not contain zero. With
-a single draw there is no interval. Each row is a mapping with the keys objective, strategy, draw, single (layer ->
-rise) and removed. Each row also has the held-out figures of the pruned model: heldout_nats (lower is better) and
+Intervals are Student's t intervals over the draws. A claim is decided only if its interval does not contain zero. An
+interval needs at least two draws. Each row is a mapping with the keys objective, strategy, draw, single (layer -> rise)
+and removed. Each row also has the held-out figures of the pruned model: heldout_nats (lower is better) and
 heldout_accuracy (higher is better).
 """
 import itertools

@@ -2,7 +2,7 @@
 
 A selection is listed if the publication gives its set of layers, or at least the beginning of its order. A selection
 depends on the calibration text and on the precision. The text is not always known, and the precision is between 4 and
-16 bits. Therefore kdp's order may exchange layers with nearly equal scores. Layers are numbered from 0. `python
+16 bits. Therefore kdp may order layers with nearly equal scores in another way. Layers are numbered from 0. `python
 benchmarks/oracles.py` makes kdp's selections for a model on this machine and compares them.
 """
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Agreement(NamedTuple):
     shared: float
     """Share of the published layers that kdp also selects."""
     same_order: bool | None
-    """Whether the layers also have the same order; None if the publication gives no order."""
+    """Whether kdp's order of these layers is the published order; None if the publication gives no order."""
     chosen: list[int]
 
 

@@ -11,9 +11,9 @@ tokens, D the width of a state, K the layers of a block, F = 2M KDP's features, 
     kernel    epochs * N * ((K + 1) * 4 D M + K * 8 F^2), and K * 7 F^3 / 3 a minibatch for the solutions
     inverse   epochs * N * 6 H (F + D)
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
-The user states the throughput that an accelerator reaches in practice. The defaults are a third of NVIDIA's figure for
-an A100 in bfloat16, and half of its figure in float32. The records of the methods have the formulas of fits and
-searches. If a part of a method has no formula, the plan names it and counts only its jobs.
+The user states the throughput that an accelerator reaches in practice. The default for forward passes is a third of
+NVIDIA's figure for an A100 in bfloat16. The default for fits is half of its float32 figure. The records of the methods
+have the formulas of fits and searches. The plan names each part without a formula and counts only the part's jobs.
 """
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,7 +131,7 @@ def described(source: str, converted: Path, folder: Path) -> ModelFacts:
 
 def plan(work: dict[str, Any], facts: dict[str, ModelFacts], *, tflops: float = 100.0, tflops_fit: float = 10.0,
          load_gib_s: float = 1.0, evaluate_tokens: int = 10_000_000) -> Sweep:
-    """Estimate the cost of a grid. `work` comes from workflow_scripts/planning; `facts` has a model's name as key.
+    """Estimate the cost of a grid. `work` comes from workflow_scripts/planning; `facts` has the facts of each model.
 
     tflops: throughput that an accelerator reaches in forward passes, TFLOP/s.
     tflops_fit: throughput that an accelerator reaches in fits, which run in float32, TFLOP/s.
@@ -316,7 +316,7 @@ class _Count:
 
 
 def table(sweep: Sweep) -> str:
-    """The plan as Markdown: tables by model and by stage, the assumptions, and the parts that are not counted."""
+    """The plan as Markdown: tables by model and by stage, the assumptions, and what is not counted."""
     lines = ["| model | parameters, 10^9 | jobs | accelerator hours | hidden states, GiB | checkpoints, GiB |",
              "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for model, params in sweep.params.items():

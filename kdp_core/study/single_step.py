@@ -1,7 +1,7 @@
 """What single-step predictions say about a pruned model: statistics on a few windows of text, without generating text.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper argues that a pruned
-model still generates if the probabilities change little in a single step. Here both models read the same text. Every
+model can still generate if the probabilities change little in one step. Here both models read the same text. Every
 statistic is a mean over all positions of all windows. Position 0 is left out, because its token is massive in most
 models. The statistics are:
     kl                KL(p || p'), nats
@@ -102,8 +102,8 @@ def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
 
 
 def margin(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """How far q prefers p's most likely token: log q of this token, minus log q of the most likely of all other tokens,
-    (N,). The difference is negative if q prefers another token."""
+    """Lead of p's most likely token under q: its log q, minus the log q of the most likely other token, (N,). The lead
+    is negative if q prefers the other token."""
     first_N1 = logp_NV.argmax(dim=-1, keepdim=True)
     rival_N = logq_NV.scatter(-1, first_N1, -torch.inf).max(dim=-1).values
     return logq_NV.gather(-1, first_N1)[:, 0] - rival_N

@@ -3,11 +3,11 @@
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
 - `probe` removes one layer, attention or MLP at a time. All layers before the removed one are dense. The states after
-  this layer are compared: the final norm and the head are applied to the dense and to the pruned state (Figures 4, 5,
+  this layer are compared. The final norm and the head are applied to the dense and to the pruned state (Figures 4, 5,
   6).
 - `compare` measures two continuations of a prompt. Both models read the continuation that the dense model wrote
-  (teacher-forced). The pruned model also reads its own continuation (free-running, Figure 7). On the dense model's
-  continuation the two models are also compared state by state.
+  (teacher-forced). The pruned model also reads the continuation that it wrote itself (free-running, Figure 7). On the
+  dense model's continuation the two models are also compared state by state.
 - `compare` also lets both models answer questions with a letter. For these answers it measures p over all tokens and p
   over the letters alone (Figure 8).
 

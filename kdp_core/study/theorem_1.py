@@ -5,9 +5,9 @@ Paper: KDP (ICLR 2026), section 2.3, equation 3, proof in appendix D (equations 
 For e_i = phi(h_{i+1}) - A_i phi(h_i) and E_{k,l} = phi(h_{l+k}) - A_{l+k-1} ... A_l phi(h_l):
     |E_{k,l}| <= sqrt(L_ERM + C B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)) * sum_{j<k} B_A^(k-1-j).
 The statement of the theorem and its proof disagree on the following points, or leave them open:
-- Equation 12 bounds the error of each single token by the root of a mean over tokens. A mean can bound the root mean
-  square over tokens, but not the error of a single token. Here the bound is applied to the root mean square `rms`, and
-  `beyond` is the share of tokens whose error exceeds the bound.
+- Equation 12 bounds the error of each single token by the root of a mean over tokens. But the root of a mean bounds
+  only the root mean square over tokens, and not the error of a single token. Here the bound is applied to the root mean
+  square `rms`, and `beyond` is the share of tokens whose error exceeds the bound.
 - L_ERM is one number in the theorem, but the proof needs one number for each operator. Here L_ERM is the largest mean
   squared error of an operator.
 - The theorem calls C "universal" and does not give its value. The record has three bounds: the bound with C = 1; the
@@ -17,12 +17,12 @@ The statement of the theorem and its proof disagree on the following points, or 
   (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
 - delta is the probability that the bound fails for one operator. The proof uses a union bound over k operators, for
   which delta / k would be needed. In one place the proof of the theorem writes d where it means 2m.
-- The theorem assumes n independent samples. Tokens of one sequence depend on each other, so the number of tokens is too
-  large as a value of n. Therefore the computed bound is lower than it should be.
-- Equation 2 gives |phi| = 1 for every input, so R_phi = 1. Then the error of any k operators is below (1 + B_A^k) R_phi
-  (`trivial`). Because phi has a constant part, the training mean of phi(h_{l+k}) is also a prediction, and its error is
-  `constant`. A bound above `trivial` says nothing. A bound above `constant` does not show that A predicts better than
-  this mean.
+- The theorem assumes n independent samples. Tokens of one sequence depend on each other, so the number of tokens is
+  larger than the number of independent samples. Therefore the computed bound is lower than it should be.
+- Equation 2 gives |phi| = 1 for every input, so R_phi = 1. Then the error of any k operators is below (1 + B_A^k)
+  R_phi. This bound is called `trivial`. Because phi has a constant part, the training mean of phi(h_{l+k}) can be used
+  as a prediction. Its error is called `constant`. A bound above the bound `trivial` gives no information. A bound above
+  `constant` does not show that A predicts better than the training mean.
 Axes: K operators or states of the run, N tokens, F = 2m features.
 """
 import itertools
@@ -156,7 +156,7 @@ def _ridge_rows(ridges: list[float], phi_KNF: Tensor, judged_KNF: Tensor, r_phi:
                 delta: float) -> list[dict[str, Any]]:
     """Theorem 1 over the whole run, for operators that are solved again with each of the given ridges.
 
-    A larger ridge lowers B_A and raises L_ERM.
+    A larger ridge gives a smaller B_A and a larger L_ERM.
     """
     steps = len(phi_KNF) - 1
     grams = [(gram(x_NF, x_NF), gram(x_NF, y_NF)) for x_NF, y_NF in itertools.pairwise(phi_KNF)] if ridges else []

@@ -6,10 +6,10 @@ Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 
 Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These two errors are measured in different spaces and
 have different units. The first error is at most R_phi^2 = 1, even for A = 0. If the bandwidth goes to infinity, the
 first error goes to 0 for every learned A. Therefore each class of maps is measured in its own space, both absolutely
-and relative to the variance in this space. For a comparison of the classes, each class gets a ridge decoder with an
-intercept, which is fitted on training tokens. The decoder computes the held-out state from the prediction of the class.
-Equation 4 requires that n exceeds the difference of two complexities. The proof of equation 4 (equation 36) requires
-that n exceeds each of the two complexities. Both numbers are reported.
+and relative to the variance in this space. To compare the classes, a ridge decoder with an intercept is fitted for each
+class on training tokens. The decoder computes the held-out state from the prediction of the class. Equation 4 requires
+that n exceeds the difference of two complexities. The proof of equation 4 (equation 36) requires that n exceeds each of
+the two complexities. Both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences. An axis of length 2 has the states before and
 after.
 """
@@ -96,7 +96,7 @@ def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[floa
 
 def risks(kernel: KernelMap, chosen: list[tuple[Design, Tensor | None, Tensor | None]], train: Part, judged: Part,
           gap: int, ridge: float, seed: int) -> list[dict[str, Any]]:
-    """The risks of every class as one row for each class. The maps lead from the first state of the run to the state
+    """The risks of all classes, one row for each class. Each map leads from the first state of the run to the state
     `gap` layers later."""
     sequences = int(train.sequence_N.max()) + 1
     order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed)).to(train.sequence_N.device)
