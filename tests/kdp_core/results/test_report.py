@@ -127,7 +127,7 @@ def test_the_first_screen_has_the_picture_and_what_the_models_write(tmp_path):
     assert first.count("<img") == made.count("<img") == 1 and "<h4>" not in first
     assert "dense" in first and "<b>Once</b> upon a time" in first and "&lt;b&gt;upon&lt;/b&gt;" in first
     assert first.index("upon a time") < first.index("<details>") < first.index("<b>Twice</b> sold")
-    assert "most likely 8 tokens" in words and "Overview" not in made
+    assert "most likely tokens, at most 8" in words and "Overview" not in made
     plain = report.build(summary=summarise(grid), scores=tidy(grid))
     assert 'class="first"' not in plain
 
