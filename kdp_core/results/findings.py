@@ -226,8 +226,8 @@ def _metric_claim(ranked: pd.DataFrame, names: pd.Series, metric: str, paired: P
     verdicts = {label: verdict(first, ranked.loc[label], metric, paired) for label in ranked.index[1:]}
     tied = [label for label, found in verdicts.items() if found.level == "tie"]
     if tied:
-        words = (f"{name} has the best value ({value}), but {listing([names[label] for label in tied])} cannot be told "
-                 f"from it ({_tie_words([verdicts[label] for label in tied])}).")
+        words = (f"{name} has the best value ({value}), but does not differ clearly from "
+                 f"{listing([names[label] for label in tied])} ({_tie_words([verdicts[label] for label in tied])}).")
         return Claim(topic, "tie", words, name)
     second = ranked.iloc[1]
     gap = number(column, abs(first[metric] - second[metric])) + (" points" if column.unit == "%" else "")
@@ -271,17 +271,17 @@ def _beside_dense(row: pd.Series, metric: str) -> str:
 def _baseline_claims(group: pd.DataFrame, names: pd.Series, paired: Paired) -> list[Claim]:
     """The variants beside plain removal of layers: accuracy at the same calibration set and k_max."""
     found: dict[str, list[str]] = {"Clearly more accurate": [], "Perhaps more accurate": [],
-                                   "Not told apart in accuracy": [], "Less accurate": []}
+                                   "No clear difference in accuracy": [], "Less accurate": []}
     for _, part in group[group["acc"].notna()].groupby(["calib", "k_max"], sort=True):
         plain = part[part["method"] == BASELINE]
         for label, row in part[part["method"] != BASELINE].iterrows() if len(plain) else ():
             level = verdict(row, plain.iloc[0], "acc", paired).level
-            word = ("Not told apart in accuracy" if level == "tie" else
+            word = ("No clear difference in accuracy" if level == "tie" else
                     "Less accurate" if row["acc"] < plain.iloc[0]["acc"] else
                     "Clearly more accurate" if level == "clear" else "Perhaps more accurate")
             found[word].append(names[label])
     said = " ".join(f"{word}: {listing(methods)}." for word, methods in found.items() if methods)
-    return [Claim(f"Beside “{BASELINE}”", "", said)] if said else []
+    return [Claim(f"Compared with “{BASELINE}”", "", said)] if said else []
 
 
 def _cost_words(row: pd.Series) -> str:

@@ -35,7 +35,7 @@ def test_a_clear_win_and_a_loss_by_standard_errors():
     assert found["20 %"]["Perplexity"].text == (
         "kdp had the lowest perplexity (25.00 ± 0.25, 1.25 times dense), 15.00 below remove (40.00 ± 0.40): this "
         "is a clear difference (31.8 combined standard errors).")
-    assert found["20 %"]["Beside “remove”"].text == "Clearly more accurate: kdp. Less accurate: lossy."
+    assert found["20 %"]["Compared with “remove”"].text == "Clearly more accurate: kdp. Less accurate: lossy."
     assert found["20 %"]["Removed"].text == (
         "19.0 to 21.0 % of the parameters and 4 layers were removed in 3 models.")
 
@@ -43,9 +43,9 @@ def test_a_clear_win_and_a_loss_by_standard_errors():
 def test_a_tie_by_standard_errors():
     tie = said(points.grid())["40 %"]
     assert tie["Accuracy"][1:] == ("tie", (
-        "kdp has the best value (40.0 ± 0.7 %, 66.7 % of dense), but remove cannot be told from it (at most one "
+        "kdp has the best value (40.0 ± 0.7 %, 66.7 % of dense), but does not differ clearly from remove (at most one "
         "combined standard error apart)."), "kdp")
-    assert "Not told apart in accuracy: kdp." in tie["Beside “remove”"].text
+    assert "No clear difference in accuracy: kdp." in tie["Compared with “remove”"].text
 
 
 def test_a_paired_test_overrules_standard_errors_both_ways():
@@ -54,7 +54,7 @@ def test_a_paired_test_overrules_standard_errors_both_ways():
         compared(2e-5, other="lossy", ratio=0.4)))
     assert found["20 %"]["Accuracy"].level == "tie"
     assert found["20 %"]["Accuracy"].text.endswith(
-        "but remove and lossy cannot be told from it (paired tests on the same items, p at least 0.3).")
+        "but does not differ clearly from remove and lossy (paired tests on the same items, p at least 0.3).")
     assert found["40 %"]["Accuracy"][1:3] == ("clear", (
         "kdp kept the most accuracy (40.0 ± 0.7 %, 66.7 % of dense), 0.3 points ahead of remove (39.8 ± 0.7 %): "
         "this is a clear difference (paired test on the same 96 items, p < 0.001)."))
@@ -79,17 +79,17 @@ def test_which_tests_count():
 def test_the_baseline_has_tests_of_its_own():
     def beside(p):
         rows = [compared(0.4), compared(p, against="baseline"), compared(p, method="lossy", against="baseline")]
-        return said(points.grid(), comparisons=frame(*rows))["20 %"]["Beside “remove”"].text
+        return said(points.grid(), comparisons=frame(*rows))["20 %"]["Compared with “remove”"].text
 
     assert beside(0.01) == "Clearly more accurate: kdp. Less accurate: lossy."
-    assert beside(0.2) == "Not told apart in accuracy: kdp and lossy."
+    assert beside(0.2) == "No clear difference in accuracy: kdp and lossy."
 
 
 @pytest.mark.parametrize("acc, stderr, level, words", [
     # half of 0.03 = 1.5 points apart, 1.0 combined
     (0.43, 0.01, "suggestive", "this is suggestive, but not clear (1.5 combined standard errors)."),
     (0.43, None, "unknown", "the standard errors are not known."),
-    (0.4, None, "tie", "b cannot be told from it (at most one combined standard error apart)."),
+    (0.4, None, "tie", "but does not differ clearly from b (at most one combined standard error apart)."),
 ])
 def test_between_one_and_two_errors_and_without_errors(acc, stderr, level, words):
     claim = said([points.dense(), points.pruned("a", points.scores(30.0, acc, 0.6, stderr=stderr)),
@@ -103,7 +103,7 @@ def test_one_method_alone_and_its_cost():
     assert found["Cost of kdp"].text == (
         "The fit took 12 s. The model has 80.0 M parameters. Prefill is 1.25 times as fast as dense and decode is 1.25 "
         "times as fast as dense.")
-    assert "All fits" not in found and "Beside “remove”" not in found
+    assert "All fits" not in found and "Compared with “remove”" not in found
     searched = points.pruned("sleb", points.scores(30.0, 0.4, 0.6))._replace(fit_seconds=None, search_seconds=1995.0)
     cost = said([points.dense(), searched])["20 %"]["Cost of sleb"].text
     assert cost.startswith("The search took 33 min. Nothing was fitted. ")
@@ -120,7 +120,7 @@ def test_zeros_are_compared_among_themselves_and_a_fine_tuned_first_place_says_s
     assert found["Accuracy, zeros only"].first == "wanda" and found["Accuracy, zeros only"].level == "clear"
     assert found["Accuracy"].first == "tuned†" and found["Accuracy, not fine-tuned"].first == "kdp"
     assert "in 3 models. 20.0 % of the parameters were set to zero and kept in 2 models." in found["Removed"].text
-    assert "wanda" not in found["Beside “remove”"].text
+    assert "wanda" not in found["Compared with “remove”"].text
 
 
 def test_names_say_what_varies_and_long_lists_are_counted():
