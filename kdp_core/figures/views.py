@@ -62,7 +62,7 @@ def grid_of(features: int) -> tuple[int, int]:
 def _across(view: KernelView) -> int:
     """Number of positions side by side.
 
-    Three groups of three panels fill the page; further groups go to the next line.
+    The page has space for three groups of three panels side by side; further groups follow on the next line.
     """
     return min(len(view.positions), 3)
 

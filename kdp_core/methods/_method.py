@@ -40,23 +40,23 @@ MethodError = options.OptionError
 class Sizes(NamedTuple):
     """The sizes from which the number of floating-point operations of a part is computed."""
     sequences: int
-    """Sequences of the calibration set."""
+    """Number of sequences in the calibration set."""
     length: int
-    """Tokens of a sequence."""
+    """Number of tokens in a sequence."""
     width: int
     """Width of the states."""
     layers: int
-    """Layers of the dense model."""
+    """Number of layers of the dense model."""
     layer_macs: float
     """Multiply-adds of one layer for one token."""
     head_macs: int
     """Multiply-adds of the output head for one token."""
     block_layers: int = 0
-    """Layers of the block that a step fits; 0 for `search` and `compose`."""
+    """Number of layers of the block that a step fits; 0 for `search` and `compose`."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the calibration set."""
+        """Number of tokens in the calibration set."""
         return self.sequences * self.length
 
 

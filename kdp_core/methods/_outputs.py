@@ -29,7 +29,7 @@ WARMUP = 8
 """Number of updates over which the learning rate rises. The rate is also multiplied by half a cosine, which falls to
 zero over all updates."""
 CLIP = 1.0
-"""Largest norm of the gradient."""
+"""Largest norm of the gradient; a larger gradient is scaled down to this norm."""
 
 
 class Data(NamedTuple):

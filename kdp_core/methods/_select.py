@@ -37,7 +37,7 @@ Angle = Literal["angular", "angular_last"]
 Match = Literal["nearest", "reach"]
 """How a selection meets a ratio: by the nearest share, or by the first share that is not below the ratio."""
 ROUNDING = 1e-12
-"""A ratio that exceeds a share of the parameters by at most this number counts as equal to it."""
+"""A ratio that exceeds a share of the parameters by at most this number counts as equal to the share."""
 
 
 class BlockError(ValueError):
@@ -53,7 +53,7 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: number of layers of a block's context.
-    module_params: parameters of the stand-in that each block receives.
+    module_params: number of parameters of the stand-in that each block receives.
     criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
     protect: share of the layers kept at each end, rounded to whole layers.
     removes: `k_max-1` (the context's first layer is kept) or `k_max` (Algorithm 1 to the letter).
@@ -88,7 +88,7 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: K_max of the search: at most k_max - 1 consecutive layers may be removed.
-    module_params: parameters of the stand-in that each layer receives.
+    module_params: number of parameters of the stand-in that each layer receives.
     match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(in_order, locals())
@@ -144,7 +144,7 @@ def _candidates(similarity: Similarity, layers: int, k_max: int, criterion: str,
 
 
 def score_of(matrix_LL: Tensor, index: dict[int, int], first: int, last: int) -> float:
-    """The entry of the matrix for two states. Raises BlockError if a state is not stored."""
+    """The similarity of two states, an entry of the matrix. Raises BlockError if a state is not stored."""
     if first not in index or last not in index:
         raise BlockError(f"similarity lacks state {first if first not in index else last}; set hidden.layers to all")
     # the similarity of h_first and h_last; for a KDP block it is CKA(h_l, h_{l+K_max})
@@ -202,7 +202,7 @@ def _checked_blocks(given: list[list[int]], layers: int) -> list[Block]:
 
 
 def _greedy(candidates: list[dict[str, Any]], apart: str) -> list[dict[str, Any]]:
-    """The candidates that do not overlap an earlier candidate, in the order of their scores."""
+    """The candidates, in the order of their scores, that do not overlap an already selected candidate."""
     taken: list[Block] = []
     chosen = []
     for candidate in candidates:
@@ -235,8 +235,8 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     kept.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of the module that replaces the run.
+    k_max: not used; the ratio determines the length of the run.
+    module_params: number of parameters of the module that replaces the run.
     criterion: `angular_last`, the mean angle over the last token of sequences, as in ReplaceMe's code, or `angular`,
         the mean angle over all counted tokens.
     protect: share of the layers kept at each end, rounded to whole layers.
@@ -254,10 +254,10 @@ def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max
     """Select the run whose two ends have the highest mean cosine, over all tokens.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read; the ratio determines the length of the run.
-    module_params: parameters of the module that replaces the run.
+    k_max: not used; the ratio determines the length of the run.
+    module_params: number of parameters of the module that replaces the run.
     keep_first: number of layers at the start that are kept (0 in the code of LLM-Streamline, 1 in LoRP).
-    keep_last: layers at the end that are kept.
+    keep_last: number of layers at the end that are kept.
     match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(most_alike, locals())
@@ -271,8 +271,8 @@ def as_many(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
     """Select only the number of layers, for a fit that chooses the layers itself.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read.
-    module_params: parameters that the method adds.
+    k_max: not used.
+    module_params: number of parameters that the method adds.
     match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
     """
     options.check(as_many, locals())
@@ -284,8 +284,8 @@ def no_layer(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: 
     """Select no layers. The fit removes parameters inside the layers, in the share that `ratio` gives.
 
     ratio: share of all parameters to remove, 0 to 1.
-    k_max: not read.
-    module_params: parameters that the method adds.
+    k_max: not used.
+    module_params: number of parameters that the method adds.
     """
     options.check(no_layer, locals())
     largest = sum(facts.params_per_layer) / facts.params_total

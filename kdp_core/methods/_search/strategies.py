@@ -1,15 +1,18 @@
 """Strategies that search for the set of `size` layers whose removal raises an objective least. All strategies have the
 same budget.
 
-    random      sets drawn uniformly, none twice
+    random      sets that are drawn uniformly at random; no set is judged twice
     one_shot    the layers whose single removals are least harmful
-    greedy      one layer after another, each time the least harmful one given those before (SLEB, Song et al. 2024)
-    swaps       from the one-shot set, the first exchange of two layers that helps, until none does
-    beam        as greedy, but the best few partial sets continue
-    annealing   exchanges from a random set, harmful ones with probability exp(-rise / temperature)
+    greedy      removes one layer after another, each time the least harmful remaining layer (SLEB, Song et al. 2024)
+    swaps       starts from the one-shot set and makes the first exchange of two layers that helps, until no exchange
+                helps
+    beam        as greedy, but continues with the best few partial sets
+    annealing   starts from a random set and exchanges layers; a harmful exchange is accepted with probability
+                exp(-rise / temperature)
     evolution   (1 + lambda), elitist: mutants of the best set by one to three exchanges (EvoPress, Sieberling et al.
-                2024, which also judges its mutants on growing shares of the text; here all text is read each time)
-    tpe         optuna's tree-structured Parzen estimator over one number for each layer; the lowest numbers are removed
+                2024). EvoPress judges its mutants on growing shares of the text; here each mutant is judged on all text
+    tpe         optuna's tree-structured Parzen estimator over one number for each layer; the layers with the lowest
+                numbers are removed
 
 "Rethinking Layer Redundancy" (arXiv 2604.24938) compares seven searches and does not name them in its abstract, so we
 chose the list above. Every strategy ends if the budget is spent or if all sets of the size have been judged. A strategy

@@ -17,15 +17,16 @@ between layers. The ratio of ALL parameters is thus met with an error of at most
 one unit of each part is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
-    Its ratio is a share of the layers that it prunes: 0.25 removes 19.5 % of LLaMA-7B. It rounds each part separately.
-    For grouped heads it adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K. In the model,
-        consecutive query heads share a key-value head. Here these query heads are removed together.
-    It reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences are read.
-    It keeps the gradients of the whole model in memory. Here only the gradients of one layer are in memory at a time
-        (kdp_core.methods._judge).
-    It cannot prune OPT.
-    It fine-tunes all layers on instructions. Here fine-tuned variants of this method are trained like those of other
-        methods.
+    In the released code, the ratio is a share of the pruned layers: 0.25 removes 19.5 % of LLaMA-7B. Each part is
+        rounded separately.
+    For grouped heads, the released code adds the scores of query heads h, h + K, h + 2K, .. to key-value head h of K.
+        In the model, consecutive query heads share a key-value head. Here these query heads are removed together.
+    The released code reads 10 passages of 64 tokens of BookCorpus; here 10 calibration sequences are read.
+    The released code keeps the gradients of the whole model in memory. Here only the gradients of one layer are in
+        memory at a time (kdp_core.methods._judge).
+    The released code cannot prune OPT.
+    The released code fine-tunes all layers on instructions. Here fine-tuned variants of this method are trained like
+        those of other methods.
 """
 import logging
 import time

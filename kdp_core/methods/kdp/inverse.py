@@ -216,8 +216,8 @@ def _absorbed(network: Network, kernel: KernelMap, activation: str, curve: list[
 
 
 def to_module(kernel: KernelMap, inverse: Inverse) -> Module:
-    """The folded block: features, linear, activation, linear. Products are computed in float64, so no precision is
-    lost."""
+    """The folded block of both steps: features, linear map, activation, linear map. Products are computed in float64,
+    so no precision is lost."""
     m = len(kernel.b_M)
     # W1 <- W1 A_k ... A_1 / sqrt(m),  W2 <- alpha W2,  b2 <- alpha b2
     w1_HF = inverse.w1_HF.double() @ chain(kernel.operators_KFF) / math.sqrt(m)

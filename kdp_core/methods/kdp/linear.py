@@ -28,7 +28,7 @@ def direct(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4, res
     """Fit one affine map from the first state of the block to the last state.
 
     ridge: strength of the ridge, relative to the mean diagonal of the weighted Gram matrix.
-    residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
+    residual: whether to regress the difference of the states, so that the ridge shrinks the map to the identity.
     token_weight: `inverse_norm` weights a token by 1 / |h_{l+k}|^2, so that its relative error counts; `none` gives all
         tokens the same weight.
     massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the map; `raw` treats all tokens
@@ -49,7 +49,7 @@ def sequential(hidden: HiddenStates, block: Block, *, ridge: NotNegative = 1e-4,
     """Fit one affine map for each layer, and multiply these maps to one map.
 
     ridge: strength of the ridge, relative to the mean diagonal of the weighted Gram matrix.
-    residual: regress the difference of the states, so that the ridge shrinks towards the identity, not towards zero.
+    residual: whether to regress the difference of the states, so that the ridge shrinks the map to the identity.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
         all tokens the same weight.
     massive: `bypass` excludes massive-activation tokens from the fit, and they bypass the map; `raw` treats all tokens

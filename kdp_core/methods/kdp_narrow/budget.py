@@ -44,14 +44,14 @@ class _Level(NamedTuple):
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
               attention_price: Positive = 4.0) -> Selection:
-    """Select how much every part keeps at a ratio. `candidates` of the selection has an entry for each part, with
-    `layer`, `part`, `kept`, `of`.
+    """Select the number of units that every part keeps at a ratio. `candidates` of the selection has an entry for each
+    part, with `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
     attention_price: factor of the losses of attentions. 1 uses the measured losses, and a high factor keeps all
         attentions.
-    k_max: not read.
-    module_params: not read; the method has no stand-ins.
+    k_max: not used.
+    module_params: not used; the method has no stand-ins.
     Raises BlockError for a ratio that cannot be reached with these ladders.
     """
     check(by_budget, locals())

@@ -21,7 +21,7 @@ this limit, the output keeps its old values."""
 
 
 class _Reached(Exception):
-    """Ends a layer before its writer runs."""
+    """Raised to end a layer before its writer runs."""
 
 
 class Fed(NamedTuple):

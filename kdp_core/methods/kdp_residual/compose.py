@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of one stand-in of `compose`, which are known before any fit."""
+    """Number of parameters of one stand-in of `compose`, known before any fit."""
     given = settings(compose, options.get("compose", {}))
     entries = 0 if given["dictionary"] == "none" else given["entries"]
     rows = 2 * entries if given["dictionary"] == "neurons" and FAMILIES[facts.family].gated else entries
@@ -55,7 +55,7 @@ def module_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
 
 
 def linear_params(facts: ModelFacts, options: dict[str, dict[str, Any]]) -> int:
-    """Parameters of one stand-in of `compose_linear`."""
+    """Number of parameters of one stand-in of `compose_linear`."""
     return facts.width * (facts.width + 1)
 
 
