@@ -56,7 +56,7 @@ def inverse(gram_CC: Tensor, damp: float) -> tuple[Tensor, float]:
 
 
 def losses(w_DC: Tensor, inverse_CC: Tensor, units: int) -> Tensor:
-    """loss_U: for each unit, the loss if only this unit is removed. The values of already removed units have no meaning."""
+    """loss_U: for each unit, the loss if only this unit is removed. The values of removed units have no meaning."""
     length = w_DC.shape[1] // units
     blocks_UJJ = torch.stack([inverse_CC[at:at + length, at:at + length] for at in range(0, w_DC.shape[1], length)]) \
         if length > 1 else inverse_CC.diagonal()[:, None, None]
