@@ -4,8 +4,8 @@ Two rules decide whether a difference is more than noise. The first rule needs a
 same items. The difference is clear if p, after Holm's correction, is below SIGNIFICANT. Otherwise the models count as a
 tie. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
 at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
-rule assumes independent models. All models answer the same items, so this rule errs towards a tie. This module puts the
-numbers of the summary into sentences and computes nothing else.
+rule assumes independent models. All models answer the same items, so this rule finds a tie too often. This module puts
+the numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence

@@ -69,9 +69,9 @@ class Table(NamedTuple):
 class Run(NamedTuple):
     """The data from which the tables are made."""
     summary: pd.DataFrame
-    """From summary.summarise, as read from its CSV file."""
+    """The data frame of summary.summarise, read from its CSV file."""
     scores: pd.DataFrame
-    """From summary.tidy, as read from its CSV file."""
+    """The data frame of summary.tidy, read from its CSV file."""
     families: Mapping[str, str]
     """Architecture family of each model, such as `opt`."""
     calibrations: Mapping[str, tuple[int, int]]
@@ -130,7 +130,7 @@ def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """The tasks that have a primary metric of this kind, in the paper's order. If a group has such a metric, the
+    """The tasks that have a primary metric of the given kind, in the paper's order. If a group has such a metric, the
     members of the group are left out."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])

@@ -4,7 +4,7 @@ The page shows, in this order: the outcome in words and in a picture; what the m
 certainty; each model; and how the results were made.
 
 The page loads no other file, and its content security policy makes the browser refuse such loads. Links on the page are
-relative paths. All text is escaped. Equal arguments give a page with equal bytes.
+relative paths. All text is escaped. Equal arguments give the same page, byte for byte.
 """
 import math
 from collections.abc import Mapping, Sequence

@@ -137,8 +137,8 @@ def of_model(model: str, summary: pd.DataFrame, scores: pd.DataFrame, figures: S
              fits: pd.DataFrame | None, comparisons: pd.DataFrame | None,
              expectations: Sequence[tuple[str, str]] = (),
              agreements: Sequence[tuple[str, Agreement]] = ()) -> str:
-    """One model: expected generation, claims on searches, scores by task, costs and blocks, paired tests, fits and
-    figures.
+    """The part of the page about one model: expected generation, claims on searches, scores by task, costs and blocks,
+    paired tests, fits and figures.
 
     The model's summary is shown only if the run has several models. Raises ReportError for a figure whose file is
     missing.

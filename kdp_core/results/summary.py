@@ -84,7 +84,7 @@ def _composed(record: Composed) -> list[dict[str, Any]]:
 # One row for each model -----------------------------------------------------------------------------------------------
 
 def summarise(points: Sequence[Point]) -> pd.DataFrame:
-    """One row for each model: first the dense model, then its pruned models by ratio, k_max, calib and variant.
+    """One row for each model: first the dense model, then its pruned models, sorted by ratio, k_max, calib and variant.
 
     Variants have the order in which they are given. Models whose weights are only set to zero come last, because they
     are as large as the dense model and, without sparse kernels, as slow.

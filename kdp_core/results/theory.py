@@ -64,7 +64,7 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
 
 
 def _worth(row: Mapping[str, Any], name: str) -> str:
-    """What one bound at one horizon is worth, in words."""
+    """In words, what one bound at one horizon says."""
     if row[name] >= row["trivial"]:
         return "nothing: vacuous"
     return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"

@@ -6,8 +6,8 @@
     repetition_n      1 - distinct_n (seq-rep-n, Welleck et al. 2020): the share of n-grams that occurred before
     rouge1            ROUGE-1 of the first line after a news story and "TL;DR:", as kdp_core.score scores XSum
     lambada           share of passages for which the greedy text begins with the last word
-Every measure is a mean over prompts. All prompts of a call have one length, so nothing is padded. Only the first tokens
-of a story are used, because the beginning of a news story has most of its summary.
+Every measure is a mean over prompts. All prompts of a call have the same length, so no padding is needed. Only the
+first tokens of a story are used, because the beginning of a news story has most of its summary.
 The losses compare a pruned model with the dense model. A loss of 0 means that the pruned model is as good as the dense
 model. A loss of 1 means that nothing of the quality is kept.
 Axes: B prompts, T tokens of a prompt, G decoded tokens, N n-grams.

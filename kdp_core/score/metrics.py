@@ -12,8 +12,8 @@ PRIMARY: Mapping[str, Sequence[str]] = {
     "acc": ("acc_norm", "acc", "exact_match", "em"),
     "ppl": ("ppl", "word_perplexity"),
 }
-"""For each kind of score, its primary metrics in the order of preference. A task counts once, with the first of these
-metrics that it has.
+"""For each kind of score, its primary metrics in the order of preference. Each task contributes one score: the first of
+these metrics that the task has.
 
 The accuracy of a task is acc_norm if the task has this metric (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande,
 BoolQ, MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other

@@ -1,10 +1,10 @@
 """Many token sequences packed into few rows of tokens. A beginning that several sequences share is computed once.
 
 A row is a forest of token sequences. Each token is a node, and the tokens of a sequence are a path from a root.
-Sequences with the same beginning share the beginning of their path. A token attends only to the tokens of its own path
-(`visible`), and its position is counted along this path. Each sequence has the same states as in a row of its own, and
-no padding is needed. A long beginning that several rows share is a prefix (`Group`). The prefix is computed once, and
-the rows of the group attend to the prefix through the KV cache.
+Sequences that begin with the same tokens share the first nodes of their paths. A token attends only to the tokens of
+its own path (`visible`), and its position is counted along this path. Each sequence has the same states as in a row of
+its own, and no padding is needed. A long beginning that several rows share is a prefix (`Group`). The prefix is
+computed once, and the rows of the group attend to the prefix through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict

@@ -97,9 +97,9 @@ def continuations(documents: list[str], *, items: int, seed: int) -> list[dict[s
     documents.
 
     A context is the beginning of a sentence and has 20 to 30 words. All choices of an item have the same number of
-    words, 12 to 16. Choices begin with a lower-case word inside a sentence. So neither the length nor a capital letter
-    shows which choice is true. The index of the true choice, `gold`, is drawn uniformly. Raises TaskError if the text
-    has too few items, or fewer than three other documents.
+    words, 12 to 16. Each choice begins inside a sentence, with a lower-case word. So neither the length nor a capital
+    letter shows which choice is true. The index of the true choice, `gold`, is drawn uniformly. Raises TaskError if the
+    text has too few items, or fewer than three other documents.
     """
     rng = random.Random(f"{seed}:continuation")
     words_by_document = _words(documents)

@@ -1,7 +1,7 @@
 """The states of one block in the form that fits read: which tokens are fitted, and which sequences are held out to
 measure the fit.
 
-Step 1, step 2 and the linear maps share this module. So all of them are fitted and measured on the same tokens.
+Step 1, step 2 and the linear maps share this module. So stand-ins and maps are fitted and measured on the same tokens.
 """
 from typing import Literal, NamedTuple
 
@@ -126,8 +126,8 @@ def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
     """X'Y as a float64 matrix g_FG. The product is computed in float32 from centred factors and then corrected.
 
-    Smooth features differ only a little from their mean. In a float32 product without centring, rounding errors of the
-    means would be larger than these differences. Then the matrix would have negative eigenvalues, and a small ridge
+    Smooth features differ only a little from their mean. In a float32 product without centring, rounding errors would
+    be larger than the differences from the mean. Then the matrix would have negative eigenvalues, and a small ridge
     would not make them positive. A float64 product would need twice the time.
     """
     a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)

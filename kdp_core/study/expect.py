@@ -32,7 +32,7 @@ FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change"
 LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
 """The losses in the order of reports. `quality` is the mean of the other losses."""
 PREFIX = "loss_"
-"""The prefix of the columns of losses."""
+"""The prefix in the names of the columns that contain losses."""
 LENGTH = 40
 """Number of tokens of a window in the data of the library's predictor. With another number of tokens the predictions
 may change."""
@@ -155,7 +155,8 @@ def left_out(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def groups(frame: pd.DataFrame) -> np.ndarray:
-    """The group of each row. Methods that made an equal model are in one group, which has the name of one of them."""
+    """The name of each row's group of methods. Methods that made an equal model are in one group, which has the name of
+    one of them."""
     head = {method: method for method in frame["method"]}
 
     def root(method: str) -> str:

@@ -117,7 +117,7 @@ def _ranks(rows: Sequence[Row]) -> float | None:
 
 
 def _longer(rows: Sequence[Row]) -> float | None:
-    """Held-out loss of the other searches minus that of one_shot, as a mean over objectives. Random search is left
+    """Mean over objectives of a difference in held-out loss: the other searches minus one_shot. Random search is left
     out."""
     found = []
     for row in rows:
