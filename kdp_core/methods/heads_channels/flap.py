@@ -14,7 +14,7 @@ All means are computed on the dense model, and no weight changes.
 
 LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
 folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
-added. In every layer the writers get this bias. The parameters of the new biases are subtracted from the number of
+added. Every writer of every layer gets the bias b. The parameters of the new biases are subtracted from the number of
 removed parameters.
 
 Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):

@@ -5,9 +5,9 @@ W (D, C) maps inputs x to W x, and H is X'X over the calibration tokens, with da
 removed, and the other columns change so that |W X' - W_new X'|^2 grows least:
     loss_J = tr(W_J ([H^-1]_JJ)^-1 W_J'),
     W <- W - W_J ([H^-1]_JJ)^-1 [H^-1]_J:,    H^-1 <- H^-1 - [H^-1]_:J ([H^-1]_JJ)^-1 [H^-1]_J:
-(Hassibi and Stork 1993; in this form Kurtic et al. 2022). Units are removed in batches; after each batch, the losses of
-the remaining units are computed again. If several units are removed at once, the change of the other columns is exact
-for all removed columns together.
+The rule is that of Hassibi and Stork 1993, in the form of Kurtic et al. 2022. Units are removed in batches; after each
+batch, the losses of the remaining units are computed again. If several units are removed at once, the change of the
+other columns is exact for all removed columns together.
 
 All computations are in float64. Axes: D outputs, C inputs, U units, J columns of a unit or of a batch of units.
 """

@@ -10,7 +10,7 @@ the removed attentions read is lost. Here every layer keeps a part of its own at
    the state of the dense model.
 4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
 So only the writers, the last matrices of attentions and MLPs, are changed. All other kept weights are those of the
-dense model. With `solve: false` and `epochs: 0` every kept weight is untouched.
+dense model. With `solve: false` and `epochs: 0` every kept weight is unchanged.
 
 ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) also choose units by the surgeon's
 rule and solve the writers again. Four things are new here. The target is the state of the dense model, as in
