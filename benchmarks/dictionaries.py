@@ -196,7 +196,7 @@ def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Name
         began = time.perf_counter()
         stats = kernel.fit(states_of, (number, number + 1), features=options.kernel_features, epochs=epochs,
                            seed=options.seed).stats
-        # frequencies and phases, then one matrix and a bias: the operator and the ridge solution fold into one matrix
+        # frequencies and phases, then one matrix and a bias: the product of the operator and the ridge solution
         params = options.kernel_features // 2 * (D + 1) + (options.kernel_features + 1) * D
         rows.append({"layer": number, "dictionary": f"kdp, epochs {epochs}", "entries": options.kernel_features,
                      "bandwidth_scale": 3.0, "params": params, "error": stats["decode_error"],
@@ -259,22 +259,22 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--hidden", type=Path, default=RUN / "news/hidden.zarr", help="all states of the model (those of `make demo`)")
-    add("--dense", type=Path, default=RUN / "dense", help="its converted checkpoint (that of `make demo`)")
-    add("--layers", type=int, nargs="+", default=[3, 7, 12, 14, 18, 23], help="layers; each is replaced alone")
+    add("--hidden", type=Path, default=RUN / "news/hidden.zarr", help="stored states of all layers (of `make demo`)")
+    add("--dense", type=Path, default=RUN / "dense", help="converted checkpoint (of `make demo`)")
+    add("--layers", type=int, nargs="+", default=[3, 7, 12, 14, 18, 23], help="layers; one layer is replaced at a time")
     add("--features", type=int, nargs="*", default=[149, 512, 1024], help="numbers of random and of learned features")
     add("--scales", type=float, nargs="+", default=[1.0, 3.0, 10.0], help="kernel widths in median distances")
-    add("--learned-scales", type=float, nargs="+", default=[3.0], help="widths at which learning starts")
+    add("--learned-scales", type=float, nargs="+", default=[3.0], help="kernel widths at which learning starts")
     add("--theta-steps", type=int, default=30, help="updates of the learned features (30)")
-    add("--theta-lr", type=float, default=0.2, help="their learning rate (0.2)")
-    add("--neurons", type=int, nargs="*", default=[32, 96, 128, 256, 512], help="neurons kept; all are tried too")
-    add("--random-neurons", type=int, nargs="*", default=[96], help="neurons drawn at random")
+    add("--theta-lr", type=float, default=0.2, help="learning rate of the learned features (0.2)")
+    add("--neurons", type=int, nargs="*", default=[32, 96, 128, 256, 512], help="numbers of chosen neurons; also all")
+    add("--random-neurons", type=int, nargs="*", default=[96], help="numbers of neurons drawn at random")
     add("--kernel-features", type=int, default=1024, help="features of KDP's own form, 2m (1024)")
-    add("--kernel-epochs", type=int, default=5, help="epochs of its step 1 (5)")
-    add("--divergence", type=int, default=0, metavar="SEQUENCES", help="held-out sequences to compare outputs on (0)")
-    add("--heldout", type=float, default=0.1, help="share of the sequences to judge on (0.1)")
+    add("--kernel-epochs", type=int, default=5, help="epochs of step 1 of KDP's own form (5)")
+    add("--divergence", type=int, default=0, metavar="SEQUENCES", help="held-out sequences with compared outputs (0)")
+    add("--heldout", type=float, default=0.1, help="share of the sequences that are held out (0.1)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    add("--seed", type=int, default=0, help="seed of the split and of all draws (0)")
+    add("--seed", type=int, default=0, help="seed of the split and of all random choices (0)")
     add("--out", type=Path, default=embedded.ROOT / "results/benchmarks", help="folder (results/benchmarks)")
     options = parser.parse_args(given)
     if min([options.threads, *options.features, *options.neurons, *options.random_neurons]) < 1:
@@ -294,7 +294,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     known = range(len(passes.layers))
     if not set(options.layers) <= set(known):
         raise SystemExit(f"--layers {options.layers}: the model has layers 0 to {known[-1]}")
-    # the same split as in the fits, so that KDP's own form is judged on the same sequences
+    # this split equals the split in kernel.fit, so that KDP's own form is judged on the same sequences
     heldout, train = block.split(states_of.sequences, options.heldout, options.seed)
     fit = dictionaries.closed_form_options(passes.model, states_of, dictionary="neurons", entries=1, seed=options.seed)
     fit = fit._replace(theta_steps=options.theta_steps, theta_lr=options.theta_lr)

@@ -194,24 +194,24 @@ def make_states(block: Block, dense: Path, folder: Path, sequences: int | None =
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=Path, help="stored states (those of `make demo`, or extracted)")
-    parser.add_argument("--sequences", type=int, help="extract the states, of so many sequences of each text")
-    parser.add_argument("--dense", type=Path, help="converted checkpoint of the model (that of `make demo`)")
-    parser.add_argument("--block", default="14-16", help="first layer and one past the last (14-16)")
+    parser.add_argument("--hidden", type=Path, help="stored states (of `make demo`; extracted if they are missing)")
+    parser.add_argument("--sequences", type=int, help="extract the states of this number of sequences of each text")
+    parser.add_argument("--dense", type=Path, help="converted checkpoint of the model (of `make demo`)")
+    parser.add_argument("--block", default="14-16", help="first layer and last layer plus one (14-16)")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of each step (100)")
     parser.add_argument("--features", type=int, default=1024, help="features of the kernel, the paper's 2m (1024)")
     parser.add_argument("--width", type=int, default=1024, help="hidden width of the inverse network (1024)")
     parser.add_argument("--decode-every", type=int, default=5,
                         help="epochs of step 1 between two decodings by ridge (5)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns of each closed-form fit (3)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each closed-form fit (3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the trainings (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out split and of the trainings (0)")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     start, _, stop = options.block.partition("-")
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        parser.error(f"--block {options.block!r}: give the first layer and one past the last, such as 14-16")
+        parser.error(f"--block {options.block!r}: give the first layer and the last layer plus one, such as 14-16")
     if min(options.epochs, options.repeats, options.threads) < 1:
         parser.error("--epochs, --repeats and --threads: give 1 or more")
     return options

@@ -282,7 +282,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
                         help=f"calibration sequences of {retention.LENGTH} tokens (34)")
     parser.add_argument("--choices", type=int, default=0, help="items of each multiple-choice task (0: none)")
     parser.add_argument("--tasks", nargs="+", default=list(CHOICES), metavar="TASK",
-                        help=f"these tasks ({' '.join(CHOICES)})")
+                        help=f"multiple-choice tasks of --choices ({' '.join(CHOICES)})")
     parser.add_argument("--gsm8k", type=int, default=0, help="items of GSM8K (0: none)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")
@@ -290,7 +290,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     if not (options.data / "calib").is_dir() or not (options.data / "eval").is_dir():
-        parser.error(f"--data {options.data}: there is no calib/ and eval/ in it; name the folder of the real sets")
+        parser.error(f"--data {options.data}: it has no folders calib/ and eval/; name the folder of the real sets")
     if wrong := [ratio for ratio in options.ratios if not 0 < ratio < 1]:
         parser.error(f"--ratios has {wrong[0]:g}; give shares between 0 and 1, such as 0.25")
     options.sizes = SIZES

@@ -175,7 +175,7 @@ def passes_of(bench: Bench, made: dict[str, PreTrainedModel], batch: int) -> lis
     steps = {name: decoding(bench, model, ids_BT) for name, model in made.items()}
     prefill = bench.in_turns({"limit": bench.limit(), **{name: lambda model=model: model(ids_BT, use_cache=False)
                                                          for name, model in made.items()}})
-    # a copy reads and writes half of the dense model's weights: as many bytes as one token reads
+    # a copy of half of the weights reads and writes as many bytes as one token of the dense model reads
     decode = bench.in_turns({"copy": lambda: target.copy_(source), **steps})
     rows = []
     for name, model in made.items():
@@ -231,7 +231,7 @@ def measure(bench: Bench, names: Sequence[str], limit: float, began: float) -> l
     rows: list[Row] = []
     for name in names:
         if time.perf_counter() - began > limit:
-            logger.warning("%s is left out: %.0f s are over", name, limit)
+            logger.warning("%s is not measured: the limit of %.0f s is over", name, limit)
             continue
         try:
             found, took = kept(lambda name=name: SECTIONS[name](bench))
@@ -249,7 +249,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (cuda)")
     parser.add_argument("--shape", default="llama2-7b", choices=list(SHAPES), help="model and sizes (llama2-7b)")
-    parser.add_argument("--limit", type=float, default=450, help="seconds after which no section begins (450)")
+    parser.add_argument("--limit", type=float, default=450, help="seconds after which no further section starts (450)")
     parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/gpu.csv", help="the table as CSV")
     options = parser.parse_args(given)
     for name in options.sections:

@@ -68,7 +68,7 @@ def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
         logger.warning("%s at %g: %s", name, ratio, refusal)
         store.write_json(row, {**about, "refused": str(refusal)})
         return
-    # ru_maxrss is not used, because in a child process it begins at the peak of the parent
+    # ru_maxrss is not used: in a child process, its first value is the peak of the parent process
     about |= {"search_seconds": search_seconds, "fit_peak_mib": efficiency.resident_mib("VmHWM")}
     if not row.exists():
         store.write_json(row, {**about, **described(pruned), "fit_seconds": seconds,
@@ -150,7 +150,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
             for done in as_completed([pool.submit(apart, name, words, setup, options) for name in options.methods]):
                 done.result()
         finally:
-            # after an unexpected error no further method is begun
+            # after an unexpected error no further method is started
             pool.shutdown(cancel_futures=True)
     frame = write(setup, options)
     print(frame[["method", "ratio", "ppl", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed", "fit_seconds",

@@ -195,12 +195,12 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the real sets, with calib/ and eval/ (none)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure nothing")
-    parser.add_argument("--speed", action="store_true", help="measure the evaluator against full passes, and no row")
+    parser.add_argument("--speed", action="store_true", help="only compare the evaluator with full passes")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     if options.data and not (options.data / "calib").is_dir():
-        parser.error(f"--data {options.data}: there is no calib/ in it; name the folder of the real sets")
+        parser.error(f"--data {options.data}: it has no folder calib/; name the folder of the real sets")
     return options
 
 
@@ -225,7 +225,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame | None:
     if options.speed:
         print(speed(setup, options))
         return None
-    # all searches of a draw come before the next draw, the objectives before the searches
+    # order: for each draw, for each search algorithm, all objectives
     every = list(itertools.product(options.draws, options.strategies, options.objectives))
     paths = {one: row_path(setup, one[2], one[1], one[0], options) for one in every}
     print(planned(sum(not path.exists() for path in paths.values()), len(every), setup, options), flush=True)

@@ -67,7 +67,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="calibration text, one document a line, UTF-8 (the embedded news)")
     parser.add_argument("--sequences", type=int, default=128, help="calibration sequences (128)")
     parser.add_argument("--length", type=int, default=128,
-                        help="tokens of a sequence; ShortGPT and LLM-Drop take 2048 (128)")
+                        help="tokens of a sequence; ShortGPT and LLM-Drop use 2048 (128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration (0)")
     parser.add_argument("--device", default="cpu", help="device of the model (cpu)")
     parser.add_argument("--dtype", default="float32", help="precision of the model (float32)")

@@ -89,7 +89,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--items", type=int, default=64, help="items of each of the two held-out accuracy tasks (64)")
     parser.add_argument("--data", type=Path, help="folder of real benchmark sets, which are scored too (none)")
     parser.add_argument("--data-ratios", nargs="*", type=float, default=[0.25],
-                        help="ratios at which they are scored (0.25)")
+                        help="ratios at which the real sets are scored (0.25)")
     parser.add_argument("--data-limit", type=int, default=50, help="items of each real task (50)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
@@ -231,7 +231,7 @@ def flat(scores: Scores, prefix: str) -> dict[str, Any]:
     accuracies = [score for score in accuracies if score.metric.startswith("acc")]
     found: dict[str, Any] = {
         f"{prefix}acc": 100 * sum(score.value for score in accuracies) / len(accuracies),
-        # tasks are independent samples, so their squared errors are added
+        # the tasks have different items, so their errors are independent, and the squares of the errors are added
         f"{prefix}acc_stderr": 100 * sum((score.stderr or 0.0) ** 2 for score in accuracies) ** 0.5 / len(accuracies)}
     found |= {score.task: 100 * score.value for score in accuracies}
     found |= {name: value for score in scores.scores if score.task == "heldout_ppl" and score.metric == "ppl"

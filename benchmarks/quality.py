@@ -75,7 +75,7 @@ def chosen(name: str, setup: Setup, calibrated: Calibrated, ratio: float) -> tup
         return Selection([(12, 12 + stop - start)], [], "given", ratio, ratio, ratio, variant.k_max, [],
                          stop - start), 0.0
     if name == "cka_layers":
-        # K_max = 2 removes single layers; contexts may touch, as the search allows
+        # with K_max = 2, a block is a single layer; blocks may be adjacent, as in the search
         size = methods.method_of(variant.method).module_params(facts, variant.options)
         return methods.method_of("linear").select(calibrated.similarity, facts, ratio=ratio, k_max=2,
                                                   module_params=size, **CKA), 0.0

@@ -289,7 +289,7 @@ def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
         known = [row for row in rows_of(dense.setup.folder) if "refused" not in row]
         fit = float(np.median([row["fit_seconds"] for row in known])) if known else 300.0
         hours = len(todo) * (fit + dense.scores["score_seconds"]) / 3600
-        # items of two models that differ in a third of their outcomes: se of a task sqrt(1 / 3 / n)
+        # if the outcomes of two models differ on a third of the items, the se of a task is sqrt(1 / 3 / n)
         error = 100 * sum(1 / 3 / len(dense.scores["outcomes"][task]) for task in tasks) ** 0.5 / max(1, len(tasks))
         items = {task: len(values) for task, values in dense.scores["outcomes"].items()}
         lines.append(f"{dense.name}: {len(todo)} rows to measure, about {hours:.1f} hours; {sum(items.values())} items "
@@ -310,7 +310,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")
     parser.add_argument("--sequences", type=int, default=1360, help=f"calibration sequences of {LENGTH} tokens (1360)")
-    parser.add_argument("--items", type=int, default=0, help="most items of a task (0: those of the plan)")
+    parser.add_argument("--items", type=int, default=0, help="largest number of items of a task (0: as in TASKS)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")
     parser.add_argument("--alone", action="store_true", help="measure in this process")
@@ -318,7 +318,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     if not (options.data / "calib").is_dir() or not (options.data / "eval").is_dir():
-        parser.error(f"--data {options.data}: there is no calib/ and eval/ in it; name the folder of the real sets")
+        parser.error(f"--data {options.data}: it has no folders calib/ and eval/; name the folder of the real sets")
     return options
 
 

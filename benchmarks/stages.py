@@ -31,7 +31,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"stages to measure: {', '.join(STAGES)} (all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that all parts run")
-    parser.add_argument("--repeats", type=int, default=5, help="turns that count (5)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns (5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--data", type=Path, help="folder with the local files of docs/benchmarks.md, for evaluation")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",

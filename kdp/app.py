@@ -57,7 +57,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}; name another path, or change its permissions"
     said = error.format_message() if hasattr(error, "format_message") else str(error)
-    # an error of the library has a message for the user; for any other error, the type says what kind it is
+    # errors of the library have a message for the user; for any other error, the type is printed too
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
     return " ".join(said.split()) if said and mine else f"{type(error).__name__}: {' '.join(said.split())}"
 

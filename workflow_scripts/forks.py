@@ -84,7 +84,7 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
     folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        # the server ends when this end is closed
+        # the server ends when this end of the pipe is closed
         stack.callback(os.close, write)
         try:
             # on other systems, system libraries do not work in forked processes
@@ -254,5 +254,5 @@ def ended(run: Callable[[], None]) -> int:
 if __name__ == "__main__":
     place, number, *further = sys.argv[1:]
     wanted = serve(socket.socket(fileno=int(number)), [*PRELOADED, *further])
-    # the modules are not torn down, because this takes longer than many jobs
+    # the interpreter does not clean up its modules, because this takes longer than many jobs
     os._exit(ended(lambda: become(wanted, Path(place))))

@@ -81,7 +81,7 @@ def device_here(name: str) -> str:
 
     `balanced` gives one device, because fits on stored states always run on one device.
     """
-    # imported here, and kdp_core.model.checkpoints is not: the models of transformers take seconds to import
+    # kdp_core.model.checkpoints is not used here, because its import of transformers takes seconds
     import torch
 
     here = "cuda" if torch.cuda.is_available() else "cpu"

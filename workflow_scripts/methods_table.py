@@ -27,7 +27,7 @@ def methods() -> str:
 def file_of(name: str) -> str:
     """The library's file with a method's record, relative to the checkout's root."""
     record = METHODS[name]
-    # packages collect the records of their modules, so the longest name is that of the module with the record
+    # packages also list the records of their modules; the module that defines the record has the longest name
     module = max((module for module, loaded in sys.modules.items() if module.startswith("kdp_core.methods.")
                   and any(one is record for one in getattr(loaded, "METHODS", ()))), key=len)
     return Path(str(sys.modules[module].__file__)).relative_to(ROOT).as_posix()

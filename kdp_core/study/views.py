@@ -161,7 +161,7 @@ def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
     # imported here, because scikit-learn takes seconds to load and nothing else in the library needs it
     from sklearn.manifold import TSNE
 
-    # t-SNE starts from the principal axes, which keeps the order of the layers; a random start would not
+    # t-SNE starts from the principal axes, because this start keeps the order of the layers
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED)
     xz_N2 = torch.from_numpy(tsne.fit_transform(points_SLD.flatten(0, 1).numpy()))
     return xz_N2.unflatten(0, points_SLD.shape[:2])

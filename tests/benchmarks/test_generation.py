@@ -72,7 +72,7 @@ def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypat
 
 
 @pytest.mark.parametrize("given, message", [
-    (["--data", "none"], "there is no calib/ and eval/ in it"),
+    (["--data", "none"], "it has no folders calib/ and eval/"),
     (["--data", ".", "--ratios", "1.5"], "--ratios has 1.5"),
 ])
 def test_wrong_words_are_refused_in_one_line(benchmark, given, message, capsys):

@@ -73,4 +73,4 @@ def test_speed_compares_the_same_sets(benchmark, tmp_path, capsys):
 def test_a_folder_without_the_sets_is_refused(benchmark, tmp_path, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([*SMALL, "--data", str(tmp_path / "nowhere")])
-    assert "there is no calib/ in it" in capsys.readouterr().err
+    assert "it has no folder calib/" in capsys.readouterr().err

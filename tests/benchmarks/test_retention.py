@@ -130,7 +130,7 @@ def test_a_task_counts_if_the_dense_model_is_four_standard_errors_above_chance()
 def test_a_missing_folder_of_sets_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         load("retention").arguments(["--data", str(tmp_path / "none")])
-    assert "there is no calib/ and eval/ in it" in capsys.readouterr().err
+    assert "it has no folders calib/ and eval/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", load("pages/retention").PLACES)

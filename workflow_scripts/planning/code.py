@@ -92,7 +92,7 @@ def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
         if isinstance(node, ast.Import):
             found |= {_file(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # a module of the package is found by its own file, any other name by the package's file
+            # the imported name may be a module with its own file, or a name that the package's file defines
             found |= {_file(f"{node.module}.{alias.name}") or _file(node.module) for alias in node.names}
     return ast.dump(_bare(tree)), frozenset(found - {None})
 

@@ -77,13 +77,13 @@ def task_files() -> str:
 
 def check_tasks(config: dict[str, Any]) -> None:
     """Raise ConfigError for the first name in `evaluate.tasks` that neither kdp nor lm-eval defines."""
-    # the tasks of held-out text, and their tag
+    # the names of the tasks of held-out text, and the tag of these tasks
     own = {"heldout", *(path.stem for path in TASK_FILES.glob("heldout_*.yaml"))}
-    # the user's folders may define any name, so only the job that scores can tell
+    # folders of the user may define any task, so only the job that scores can check the name
     asked = [name for name in config["evaluate"]["tasks"]
              if name not in own and not config["evaluate"].get("task_folders")]
     known = own | set(_of_lm_eval()) if asked else own
-    # if lm-eval's list is missing, the job that scores says what is wrong
+    # if lm-eval cannot list its tasks, the job that scores prints the error
     if known == own:
         return
     for name in asked:

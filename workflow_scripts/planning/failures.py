@@ -26,7 +26,7 @@ def reasons(logs: list[str]) -> list[str]:
     found = []
     for path in dict.fromkeys(match["path"].rstrip(",") for match in _LOG.finditer(text)):
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).is_file() else []
-        # an error may continue over further lines, so the last line at which an error begins counts
+        # an error may have several lines, so the last line with the beginning of an error is used
         errors = [match["error"] for line in lines if (match := _ERROR.match(line))]
         found += [f"{Path(path).parent.name}: {errors[-1]} (whole trace: {path})"] if errors else []
     return found

@@ -28,7 +28,7 @@ def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, lis
     for name in sorted(config["methods"], key=lambda name: name not in methods):
         base = variants.base_of(config, name)
         group = "fine-tuned" if variants.source_of(config, name) != name else schema()["methods"][base]["x-group"]
-        # the method's own look is not used if no variant is named like the method
+        # number 0 is reserved for the variant that is named like the method
         number = seen[base] = seen.get(base, -1 if name == base else 0) + 1
         found[name] = [methods.index(base), number, group, schema()["methods"][base]["x-own"]]
     return {name: found[name] for name in dict.fromkeys(point["method"] for point in points)}

@@ -17,7 +17,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     named += [name for own in config.get("ablations", {}).values() for name in own["variants"]]
     named += [config["theory"]["method"]] if "theory" in config else []
     for variant in filter(None, given.values()):
-        # only a fine-tuned variant needs its base as a variant
+        # the base of a fine-tuned variant must also be a variant; any other base may be a method
         named += [variant.get("base")] if "finetune" in variant else []
         named += [(variant.get("block") or {}).get("sized_as")]
     more = {name: {} for name in named if name in schema()["methods"] and name not in given}
