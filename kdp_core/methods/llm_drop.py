@@ -96,13 +96,13 @@ def _drop(method: str, parts: tuple[str, ...], dense: Path, hidden: HiddenStates
 
 def _check(method: str, dense: Path, sequences: int | None, have: int) -> None:
     if sequences is not None and not 1 <= sequences <= have:
-        raise FitError(f"compose.sequences {sequences}: there are {have}; give 1 to that, or null for all")
+        raise FitError(f"compose.sequences {sequences}: there are {have} sequences; give 1 to {have}, or null for all")
     config = checkpoints.config_of(dense)
     if not is_known(config) or refuses(family_of(config)) or not family_of(config).norms_first(config):
         why = f": {refuses(family_of(config))}" if is_known(config) and refuses(family_of(config)) else ""
         fits = [name for name, family in FAMILIES.items() if not refuses(family)]
-        raise FitError(f"{method} cannot remove parts of this {type_of(config)} model{why}; it knows models of "
-                       f"{', '.join(fits)} whose states pass a part unchanged")
+        raise FitError(f"{method} cannot remove parts of this {type_of(config)} model{why}; choose a model of "
+                       f"{', '.join(fits)} whose parts only add to the state")
 
 
 def refuses(family: Family) -> str:

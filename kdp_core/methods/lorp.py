@@ -55,12 +55,12 @@ def spreading(method: str, read: Read) -> Callable[..., Selection]:
         options.check(spread, locals())
         if read == "cosine_LL" and similarity.treatment != "mask":
             raise BlockError(f"{method} needs cosines without massive tokens, and similarity.treatment is "
-                             f"{similarity.treatment}; set it to mask, or take lorp")
+                             f"{similarity.treatment}; set it to mask, or use lorp")
         s_LL = _inputs(getattr(similarity, read), similarity.layers, facts.layers)
         rls = locality(s_LL)
         if rls is None:
-            raise BlockError(f"{method} needs a positive mean cosine of all pairs of layers; this model has none, so "
-                             "take another method")
+            raise BlockError(f"{method} needs a positive mean cosine of all pairs of layers; in this model the mean is "
+                             "not positive, so use another method")
         count = clusters if clusters is not None else next((k for bound, k in THRESHOLDS if rls >= bound),
                                                            MOST_CLUSTERS)
         if count >= facts.layers:

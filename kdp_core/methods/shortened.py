@@ -123,7 +123,7 @@ def _eligible(layers: int, keep_first: int, keep_last: int) -> range:
     """Layers that may be removed."""
     if keep_first + keep_last >= layers:
         raise RankError(f"search.keep_first {keep_first} and keep_last {keep_last} of {layers} layers leave none that "
-                        "may be removed; lower them")
+                        "may be removed; lower these options")
     return range(keep_first, layers - keep_last)
 
 

@@ -132,8 +132,8 @@ def _check(config: "PretrainedConfig", hidden: HiddenStates, sequences: int | No
         raise FitError(f"slicegpt cannot slice this {type_of(config)} model: its norms follow the sum, its embedding "
                        "is projected or its final norm is missing, as in OPT-350M; choose another size")
     if sequences is not None and sequences > hidden.sequences:
-        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences}; give at most that, or null for "
-                       "all")
+        raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} sequences; give at most this "
+                       "number, or null for all")
     if multiple > config.hidden_size:
         raise FitError(f"compose.multiple {multiple}: give at most the width of the model, {config.hidden_size}")
     if slicing is not None and slicing > 1 - multiple / config.hidden_size:

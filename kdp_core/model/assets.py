@@ -144,14 +144,14 @@ def _check(path: Path, sha256: str | None, source: str) -> None:
     found = sha256_of(path)
     if found != sha256.strip().lower():
         raise HashMismatch(f"{path} (from {source}) has SHA-256 {found}, not {sha256} as configured; if the new "
-                           "content is right, put its hash in the configuration; otherwise restore or delete the file")
+                           "content is correct, put its hash in the configuration; if not, restore or delete the file")
 
 
 def _find_local(source: Source) -> Path:
     try:
         path = Path(source.path).expanduser()
     except RuntimeError as error:
-        raise AssetError(f"{source.path}: {error}; write the whole path") from error
+        raise AssetError(f"{source.path}: {error}; write the full path") from error
     if not path.exists():
         raise AssetError(f"{path.absolute()} does not exist; correct the source, or write it as {FORMS}")
     return path
@@ -168,7 +168,7 @@ def _fetch_hub(source: Source, check: Callable[[Path], None] | None) -> Path:
         folder = _snapshot(pinned, [pattern])
         if any(folder.glob(pattern)):
             return folder
-    raise AssetError(f"hf:{source.name}@{source.version} has no weights ({' or '.join(HUB_WEIGHTS)}); take another "
+    raise AssetError(f"hf:{source.name}@{source.version} has no weights ({' or '.join(HUB_WEIGHTS)}); use another "
                      "repository or revision")
 
 

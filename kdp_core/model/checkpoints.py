@@ -253,7 +253,7 @@ def _locate(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} has no config.json; name the folder that holds config.json, weights and tokenizer")
     if not has_weights(path):
         raise ModelError(f"{path} has no weights (*.safetensors or {PICKLED}); other forms run code when they are read "
-                         "and are refused: convert to safetensors, or take a revision that has them")
+                         "and are refused: convert to safetensors, or use a revision with safetensors")
     return {"pretrained_model_name_or_path": path, "use_safetensors": not is_pickled(path), "weights_only": True}
 
 
@@ -284,24 +284,24 @@ def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
         return _auto(kind).from_pretrained(**where, **more)
     except NOT_TENSORS as error:
         raise ModelError(f"{path}: {PICKLED} holds more than tensors, or is damaged, and nothing else is read; convert "
-                         "it to safetensors, or take a revision that has them") from error
+                         "it to safetensors, or use a revision with safetensors") from error
     except LOAD_ERRORS as error:
-        raise ModelError(f"{path}: {kind} cannot load it ({shorten(str(error), 300)}); get the checkpoint "
-                         "again, complete, or choose another") from error
+        raise ModelError(f"{path}: {kind} cannot load it ({shorten(str(error), 300)}); get a complete copy "
+                         "of the checkpoint, or choose another checkpoint") from error
 
 
 def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
                    header: gguf_file.Header | None) -> None:
     missing = sorted(info["missing_keys"])  # transformers fills missing weights with random numbers and only warns
     if missing:
-        raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get the checkpoint "
-                         "again, complete")
+        raise ModelError(f"{path} lacks {len(missing)} tensors, the first {missing[0]}; get a complete copy "
+                         "of the checkpoint")
     if header is not None and (unused := gguf_file.unused_tensors(header, model)):
         raise ModelError(f"{path} holds {len(unused)} tensors that a {type_of(model)} model has no place for, the "
-                         f"first {unused[0]}; take the safetensors original")
+                         f"first {unused[0]}; use the original safetensors checkpoint")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{path}: NaN weights, or infinite ones, in {name} (as {tensor.dtype}); get the "
+            raise ModelError(f"{path}: NaN or infinite weights in {name} (as {tensor.dtype}); get the "
                              "checkpoint again or choose a dtype of wider range")
 
 

@@ -148,7 +148,7 @@ def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student:
 
 def _check(student_STD: Tensor, teacher_STD: Tensor, ids_ST: Tensor, kl_weight: float, temperature: float) -> None:
     if student_STD.shape[:2] != ids_ST.shape or teacher_STD.shape[:2] != ids_ST.shape:
-        raise DistilError(f"states of the pruned model are {list(student_STD.shape)}, of the dense one "
+        raise DistilError(f"states of the pruned model are {list(student_STD.shape)}, of the dense model "
                           f"{list(teacher_STD.shape)}, ids {list(ids_ST.shape)}; give all three for the same sequences")
     if ids_ST.shape[0] < 1 or ids_ST.shape[1] < 2:
         raise DistilError(f"sequences of {ids_ST.shape[1]} tokens, {ids_ST.shape[0]} of them, have no next token to "

@@ -295,7 +295,7 @@ def _longrope(header: Header, config: "PretrainedConfig", near: np.ndarray, far:
               gain: float) -> dict[str, Any]:
     if len(near) != _head_dim(config) // 2 or len(far) != len(near):
         raise ModelError(f"{header.path}: {len(near)} rotary factors for heads of {_head_dim(config)} channels, which "
-                         "cannot be carried over; take the safetensors original")
+                         "cannot be carried over; use the original safetensors checkpoint")
     known = header.get("rope.scaling.original_context_length", config.max_position_embeddings)
     if hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = known
@@ -316,17 +316,17 @@ def _check_architecture(header: Header) -> None:
 
     if header.architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         raise ModelError(f"{header.path} holds a model of architecture {header.architecture!r}, which is not read from "
-                         "GGUF; take the safetensors original")
+                         "GGUF; use the original safetensors checkpoint")
 
 
 def _check_tokenizer(header: Header) -> None:
     kind, split = header.fields.get("tokenizer.ggml.model"), header.fields.get("tokenizer.ggml.pre", "default")
     if kind is None or not header.vocabulary:
-        raise ModelError(f"{header.path} holds no tokenizer (tokenizer.ggml.model, tokenizer.ggml.tokens); take a file "
-                         "with one, or the safetensors original")
+        raise ModelError(f"{header.path} holds no tokenizer (tokenizer.ggml.model, tokenizer.ggml.tokens); use a file "
+                         "with a tokenizer, or the original safetensors checkpoint")
     if kind == "gpt2" and split not in BYTE_LEVEL:
         raise ModelError(f"{header.path}: tokenizer.ggml.pre is {split!r}, and how it splits text is not known here; "
-                         "take the safetensors original")
+                         "use the original safetensors checkpoint")
 
 
 def _head_dim(config: "PretrainedConfig") -> int:
@@ -334,5 +334,5 @@ def _head_dim(config: "PretrainedConfig") -> int:
 
 
 def _unknown(header: Header, name: str, value: Any) -> ModelError:
-    return ModelError(f"{header.path}: {name} is {value}, which changes the model and cannot be carried over; take the "
-                      "safetensors original")
+    return ModelError(f"{header.path}: {name} is {value}, which changes the model and cannot be carried over; use the "
+                      "original safetensors checkpoint")

@@ -317,11 +317,11 @@ def _count(model: PreTrainedModel, facts: PrunedFacts, added: int) -> PrunedFact
 def check_sizes(sequences: int, length: int, width: int, rank: int) -> None:
     """Raise FinetuneError if a model cannot be fine-tuned on so few or so short sequences, or with this rank."""
     if sequences < 2:
-        raise FinetuneError(f"{sequences} sequence: one is trained on and one judges; give at least 2")
+        raise FinetuneError(f"{sequences} sequence: one sequence is for training and one for judging; give at least 2")
     if length < 2:
-        raise FinetuneError("sequences of 1 token have no next one to predict; give at least 2 tokens a sequence")
+        raise FinetuneError("sequences of 1 token have no next token to predict; give sequences of at least 2 tokens")
     if rank > width:
-        raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {width}; give less")
+        raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {width}; give a lower rank")
 
 
 def _check_models(dense: Path, pruned: Path, ids_ST: Tensor) -> None:
@@ -329,7 +329,7 @@ def _check_models(dense: Path, pruned: Path, ids_ST: Tensor) -> None:
     for name in ("hidden_size", "vocab_size"):
         if getattr(one, name) != getattr(other, name):
             raise FinetuneError(f"{name} is {getattr(one, name)} in the dense model and {getattr(other, name)} in the "
-                                "pruned one; give the model that the checkpoint was pruned from")
+                                "pruned model; give the model that the checkpoint was pruned from")
     if family_of(one) != family_of(other):
         raise FinetuneError(f"the dense model is a {type_of(one)}, the pruned one a {type_of(other)}; give the model "
                             "that the checkpoint was pruned from")

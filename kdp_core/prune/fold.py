@@ -80,7 +80,7 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
         raise FoldError(f"method {plan.method} cannot fold a {type_of(config)} model; choose a model of "
                         f"{', '.join(FAMILIES)}")
     if plan.shape and plan.modules:
-        raise FoldError(f"plan of {plan.method} changes widths and has stand-ins too; a plan does one of both")
+        raise FoldError(f"plan of {plan.method} changes widths and also has stand-ins; a plan may do only one of these")
     if _parts(plan) and not family_of(config).norms_first(config):
         raise FoldError(f"method {plan.method} cannot drop attention or MLP of this {type_of(config)} model: its "
                         "norms follow the sum, so nothing passes unchanged; use a method that drops whole layers")
@@ -90,7 +90,7 @@ def _kept_layers(plan: Plan, config: Any) -> list[int]:
             raise FoldError(f"stand-in of block {start}-{stop}: the plan does not drop all of its layers")
     for one, other in itertools.pairwise(sorted(module.block for module in plan.modules)):
         if other[0] < one[1]:
-            raise FoldError(f"stand-ins of blocks {one[0]}-{one[1]} and {other[0]}-{other[1]} share layers")
+            raise FoldError(f"stand-ins of blocks {one[0]}-{one[1]} and {other[0]}-{other[1]} have layers in common")
     return [layer for layer in range(count) if layer not in set(dropped)]
 
 

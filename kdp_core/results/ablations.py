@@ -135,7 +135,7 @@ def _check(ablation: Ablation) -> None:
     for variant in variants:
         if len(options) > 1 and not lines_of(ablation, variant):
             raise AblationError(f"ablation {ablation.name}: variant {variant} differs from {variants[0]} in more than "
-                                f"one of {', '.join(options)}; vary one at a time")
+                                f"one of {', '.join(options)}; vary one option at a time")
 
 
 def variants_of(ablation: Ablation) -> list[str]:

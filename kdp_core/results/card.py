@@ -77,7 +77,7 @@ def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
     rows = [("base model", f"{_name(facts)} ({facts.family})"), ("method", f"{named}: {method.group}"),
             ("published in", method.paper.split("; docs/")[0]),
             ("asked for", f"{made.ratio:.1%} of all parameters removed"),
-            ("parameters", f"{pruned.params_after:,}, of which {pruned.params_added:,} were put in; "
+            ("parameters", f"{pruned.params_after:,}, of which {pruned.params_added:,} were added; "
                            f"{pruned.params_before:,} in the base model"),
             ("layers", f"{pruned.layers_before - pruned.layers_removed} of {pruned.layers_before}")]
     if pruned.params_zeroed:
@@ -87,9 +87,9 @@ def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
 
 def _use(stock: bool) -> str:
     trust = "" if stock else ", trust_remote_code=True"
-    why = "It loads as a model of its family, and no code comes with it." if stock else (
-        "The file modeling_kdp.py in this folder defines the model. It needs torch and transformers alone. Read it "
-        "before you trust it.")
+    why = "This folder contains an ordinary model of its family, without code." if stock else (
+        "The file modeling_kdp.py in this folder defines the model. This file needs only torch and transformers. Read "
+        "the file before you trust it.")
     return (f"{why}\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER"{trust})\n'
             'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```')
@@ -99,7 +99,7 @@ def _scores(measured: Measured | None) -> str:
     """Every score of the pruned model next to the same score of the dense model, with standard errors that come from
     the variation between items."""
     if measured is None:
-        return "It has not been scored."
+        return "This model has not been scored."
     before = {(score.task, score.metric): score for score in measured.dense.scores}
     rows = []
     for score in measured.pruned.scores:
@@ -113,8 +113,8 @@ def _scores(measured: Measured | None) -> str:
         said += (f"\n\nOn {costs.device} with {costs.threads} thread{'s' * (costs.threads != 1)}, a prompt of "
                  f"{costs.tokens} tokens is {costs.speedup_prefill:.2f} times as fast as in the base model, and a next "
                  f"token {costs.speedup_decode:.2f} times (medians of {costs.repeats} paired turns).")
-    return said + (" The scores tell of text like that of these tasks. Nobody tested what pruning does to other "
-                   "languages, to long texts or to safety.")
+    return said + (" The scores describe only text like that of these tasks. The effect of pruning on other "
+                   "languages, on long texts and on safety was not tested.")
 
 
 def _value(score: Any) -> str:
@@ -125,10 +125,10 @@ def _value(score: Any) -> str:
 
 def _licence(facts: ModelFacts) -> str:
     if facts.licence:
-        return (f"The base model is given under the licence `{facts.licence}`, as its own files say. The licence holds "
-                "for this model too.")
-    return ("The files of the base model name no licence. Find out which one holds for it before you pass this model "
-            "on.")
+        return (f"According to its files, the base model has the licence `{facts.licence}`. This licence also applies "
+                "to this model.")
+    return ("The files of the base model name no licence. Find out the licence of the base model before you give this "
+            "model to others.")
 
 
 def _how(facts: ModelFacts, made: Made) -> str:

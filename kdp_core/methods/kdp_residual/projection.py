@@ -99,7 +99,7 @@ def _solution(f_NF: Tensor, sample: Sample, ridge: float) -> tuple[Tensor, Tenso
     factor_FF, failed = torch.linalg.cholesky_ex(standard_FF + ridge * torch.eye(len(scale_F), dtype=torch.float64))
     if failed.item():
         raise ProjectionError(f"learned features: the Gram matrix of {len(f_NF)} tokens is singular with ridge "
-                              f"{ridge:g}; raise the ridge or lower the entries")
+                              f"{ridge:g}; raise the ridge or lower the number of entries")
     w_FD = torch.cholesky_solve(cross_FD / scale_F[:, None], factor_FF) / scale_F[:, None]
     return w_FD.to(f_NF.dtype), mean_F, mean_goal_D
 
@@ -119,8 +119,8 @@ def learn(sample: Sample, v_MD: Tensor, c_M: Tensor, *, ridge: NotNegative, step
     sequences = sample.sequence_N.unique()
     check(learn, locals())
     if len(sequences) < LEAST:
-        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be divided into those that solve, "
-                              f"those that judge an update and those that compare updates; give at least {LEAST}")
+        raise ProjectionError(f"learned features: {len(sequences)} sequences cannot be split into three sets, for "
+                              f"solving, for judging and for comparing updates; give at least {LEAST} sequences")
     generator = torch.Generator().manual_seed(seed)
     kept, apart = _halves(sequences, generator)
     compared = _deal(sample, kept, apart, generator)

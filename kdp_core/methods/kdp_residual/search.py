@@ -129,7 +129,7 @@ def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tup
 def _check_sizes(hidden: HiddenStates, k_max: int, judge_sequences: int) -> None:
     if judge_sequences >= hidden.sequences:
         raise SearchError(f"search.judge_sequences {judge_sequences} of {hidden.sequences} sequences leaves none to "
-                          "fit on; lower it or add calibration sequences")
+                          "fit on; lower judge_sequences or add calibration sequences")
     if k_max < 2:
         raise SearchError(f"search: no layer may be removed with k_max {k_max}; raise k_max")
 

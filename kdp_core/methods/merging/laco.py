@@ -59,7 +59,7 @@ def _laco(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: st
     count = len(stack)
     top = count - 1 if highest is None else highest
     if top >= count:
-        raise FitError(f"compose.highest {top}: the model has layers 0 to {count - 1}; lower it")
+        raise FitError(f"compose.highest {top}: the model has layers 0 to {count - 1}; lower compose.highest")
     at = top - group
     while at >= lowest and count - len(stack) < most:
         high = min(at + group - 1, len(stack) - 1)

@@ -102,7 +102,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     config = checkpoints.config_of(dense)
     if (why := no_state_between(family_of(config))) or not family_of(config).norms_first(config):
         raise FitError(f"fragility_parts cannot remove parts of this {type_of(config)} model: "
-                       f"{why or 'its norms follow the sum'}; take fragility, which removes layers")
+                       f"{why or 'its norms follow the sum'}; use fragility, which removes layers")
     ids_ST = _read(tokens, sequences, draw, positions)
     blank = checkpoints.on_meta(config)
     size = {(layer, part): part_params(module, family_of(blank), part)
@@ -128,7 +128,7 @@ def _read(tokens: Tokens, sequences: int, draw: int, positions: int) -> Tensor:
     ids_ST = drawn(tokens, sequences, draw)
     if positions >= ids_ST.shape[1]:
         raise RankError(f"positions is {positions}, but sequences have {ids_ST.shape[1]} tokens, of which the first is "
-                        f"left out; give 1 to {ids_ST.shape[1] - 1}")
+                        f"excluded; give 1 to {ids_ST.shape[1] - 1}")
     return ids_ST
 
 

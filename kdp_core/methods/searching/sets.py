@@ -149,11 +149,11 @@ def _eligible(layers: int, keep_first: int, keep_last: int, size: int, budget: i
     """Layers that may be removed. Raises RankError if too few layers may be removed, or if the budget is too small."""
     found = list(range(keep_first, layers - keep_last))
     if size > len(found):
-        raise RankError(f"{size} of {layers} layers must go, but compose.keep_first {keep_first} and keep_last "
-                        f"{keep_last} leave {max(0, len(found))} that may; lower them or the ratio")
+        raise RankError(f"{size} of {layers} layers must be removed, but compose.keep_first {keep_first} and keep_last "
+                        f"{keep_last} allow only {max(0, len(found))}; lower these options or the ratio")
     if budget < (least := smallest_budget(layers, found)):
         raise RankError(f"compose.budget is {budget} layer passes, and judging every single removal takes {least}; "
-                        "raise it")
+                        "raise the budget")
     return found
 
 

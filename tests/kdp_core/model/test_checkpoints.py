@@ -69,7 +69,7 @@ def test_published_sampling_options_do_not_stop_the_saving(checkpoint, tmp_path)
 def test_weights_that_are_not_finite(checkpoint, tmp_path, value):
     name = "model.layers.3.mlp.up_proj.weight"
     edit_weights(checkpoint, lambda weights: weights[name][5].fill_(value))
-    with pytest.raises(ModelError, match=f"NaN weights.*{name}"):
+    with pytest.raises(ModelError, match=f"NaN or infinite weights.*{name}"):
         convert(checkpoint, tmp_path / "dense", dtype="float32", source="x")
     assert not (tmp_path / "dense").exists()
 

@@ -82,7 +82,7 @@ def test_every_family_that_is_read_becomes_the_same_model(tmp_path, family):
 def test_architectures_that_are_not_read_are_named(architecture):
     """transformers reads no GGUF files of three families; OPT has none."""
     header = gguf_file.Header(Path("x.gguf"), architecture, {}, {}, frozenset(), 384)
-    with pytest.raises(ModelError, match=f"architecture '{architecture}', which is not read from GGUF; take the safe"):
+    with pytest.raises(ModelError, match=f"architecture '{architecture}', which is not read from GGUF; use the orig"):
         gguf_file.check(header)
 
 
@@ -255,7 +255,7 @@ def with_biases():
     ({"llama.rope.freq_base_swa": 10.0}, r"freq_base_swa is 10"),
     ({"llama.attention.value_length": 16}, r"value_length is 16"),
     ({"llama.logit_scale": 0.5}, r"logit_scale is 0\.5"),
-    ({"llama.never_heard_of": 1}, r"llama\.never_heard_of is 1, which changes the model.*safetensors original"),
+    ({"llama.never_heard_of": 1}, r"never_heard_of is 1, which changes the model.*original safetensors checkpoint"),
     ({"whole.new.section": 1}, r"whole\.new\.section is 1"),
     ({"split.count": 3, "split.no": 0}, "one of 3 files of a split model"),
     ({"general.type": "adapter"}, "holds a adapter, not a model"),

@@ -43,7 +43,7 @@ def test_a_card_says_what_the_records_hold():
                              "tags": ["pruned", "kdp", "kdp"], "base_model": "someone/small-llama",
                              "base_model_relation": "finetune", "license": "apache-2.0"}
     assert "# someone/small-llama without 24.0% of its parameters" in text
-    assert cells(text, "parameters")[1].startswith("76,000,000, of which 1,000,000 were put in; 100,000,000")
+    assert cells(text, "parameters")[1].startswith("76,000,000, of which 1,000,000 were added; 100,000,000")
     assert cells(text, "layers")[1] == "9 of 12"
     assert cells(text, "lee") == ["lee", "ppl (lower is better)", "20 ± 0.5", "31.5 ± 1.2", "40"]
     assert cells(text, "arc")[2:4] == ["", "0.25"]

@@ -134,7 +134,7 @@ def test_states_that_will_not_be_stored_are_refused(refused, name, words):
 
 def test_a_rank_beyond_the_width_is_refused(refused):
     assert "finetune.rank is 577, above the width of the states, 576" in refused("remove", 0.2, finetune={"rank": 577})
-    assert "no next one to predict" in refused("remove", 0.2, length=1, finetune={})
+    assert "no next token to predict" in refused("remove", 0.2, length=1, finetune={})
     assert refused("remove", 0.2, finetune={"rank": 576}) == ""
 
 

@@ -136,4 +136,4 @@ def test_an_option_that_the_library_refuses_is_one_clear_line(changed):
     # a variant of its own, because the output of a failed job is deleted
     changed.config["methods"]["greedy"] = {"base": "kdp_residual", "search": {"judge_sequences": 40}}
     text = changed.run(FEW + "/greedy/search-k3.json", check=False)
-    assert "SearchError" in text and "lower it or add calibration sequences" in text and "Traceback" not in text
+    assert "SearchError" in text and "lower judge_sequences or add calibration" in text and "Traceback" not in text

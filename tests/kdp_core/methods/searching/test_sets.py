@@ -107,8 +107,8 @@ def test_items_of_a_file_are_judged(dense, tmp_path):
 
 @pytest.mark.parametrize("count, options, message", [
     (2, {"budget": 21}, "budget is 21 layer passes, and judging every single removal takes 22"),
-    (5, {}, "5 of 6 layers must go, but compose.keep_first 1 and keep_last 1 leave 4"),
-    (1, {"keep_first": 4, "keep_last": 4}, "leave 0 that may"),
+    (5, {}, "5 of 6 layers must be removed, but compose.keep_first 1 and keep_last 1 allow only 4"),
+    (1, {"keep_first": 4, "keep_last": 4}, "allow only 0"),
     (2, {"draw": 3}, "draw 3 of 5 sequences needs 20 calibration sequences, and there are 16"),
     (2, {"objective": "margin", "choices": 6}, "choices is 6, but the ends of only 5"),
     (2, {"objective": "margin", "items": "nowhere.jsonl"}, r"items nowhere\.jsonl cannot be read"),
