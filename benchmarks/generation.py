@@ -251,7 +251,7 @@ def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.D
 # The command ----------------------------------------------------------------------------------------------------------
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float]]:
-    """The rows that are still to be measured."""
+    """The rows that are not measured yet."""
     return [(name, ratio) for name in options.rows for ratio in options.ratios
             if not row_path(dense.setup.folder, name, ratio).exists()]
 

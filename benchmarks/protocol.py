@@ -246,7 +246,7 @@ def counted(pruned: PrunedFacts) -> dict[str, Any]:
 
 
 def row_path(at: Path, end: str = "") -> Path:
-    """The file that holds a row of the table; `at` is the folder in which the variant is made."""
+    """The file that stores a row of the table; `at` is the folder in which the variant is made."""
     return at.with_name(f"{at.name}{end}.json")
 
 

@@ -1,4 +1,4 @@
-"""kdp, the command line: everyday tasks with one model, without the workflow. `python -m kdp` runs it too.
+"""kdp, the command line: everyday tasks with one model, without the workflow. `python -m kdp` runs the same commands.
 
 Each command calls kdp_core and prints the result. A grid of many points is the workflow's task.
 

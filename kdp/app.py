@@ -35,7 +35,7 @@ class OneLine(typer.core.TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
              standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any) -> Any:
-        """Run a command; in stand-alone mode exit with 0, with 1 after an error, with 130 after Ctrl-C."""
+        """Run a command. In stand-alone mode, the exit code is 0, 1 after an error, and 130 after Ctrl-C."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         try:

@@ -96,7 +96,7 @@ def plain_table(*heads: str) -> Table:
 
 
 def summary(found: Mapping[str, Any]) -> Table:
-    """Dense and pruned model side by side."""
+    """A table that compares the dense and the pruned model."""
     pruned, costs = found["pruned"], found["efficiency"]
     dense, after = found["ppl_dense"], found["ppl_pruned"]
     table = plain_table("", "dense", "pruned")
@@ -109,7 +109,7 @@ def summary(found: Mapping[str, Any]) -> Table:
 
 
 def sentences(found: Mapping[str, Any], out: Path) -> str:
-    """What a pruning removed, what it costs and what it gains."""
+    """Sentences for the user: what was removed, the change of the perplexity, and the speed-up."""
     pruned, costs = found["pruned"], found["efficiency"]
     return (f"\n{found['settings']['method']} removed {pruned['params_removed']:.1%} of the parameters: "
             f"{words_of(pruned)}.\nPerplexity on held-out text is {ratio(found['ppl_pruned'], found['ppl_dense'])} "

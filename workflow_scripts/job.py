@@ -29,12 +29,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 SAVE_EVERY_S = 300
 """Time in seconds between two saves of a training's state, unless the config sets `training.save_every_s`."""
 BY_CONTENT = 2**20
-"""A file of up to this many bytes is identified by its content; a larger file, by its size and time."""
+"""Largest size in bytes of a file that is identified by its content. A larger file is identified by its size and
+time."""
 
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Run the body with the rule's threads and log.
+    """Run the `with` block with the threads and the log of the rule.
 
     An error is written to the log with its whole trace, and to the screen as one line.
     """

@@ -31,7 +31,7 @@ PATIENCE = 10  # in seconds: a killed snakemake holds the lock until the system 
 
 
 def main(arguments: list[str]) -> int:
-    """Take the lock, clear the lock of a killed run, run snakemake, and print where the results are."""
+    """Lock `launch.lock`, clear the lock of a killed snakemake, run snakemake, and print the paths of the results."""
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
         if not _taken(lock):

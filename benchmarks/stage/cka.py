@@ -49,7 +49,7 @@ def chosen(hidden: HiddenStates, tokens: int) -> Tensor:
 
 
 def minibatches(x_LND: Tensor, batch: int) -> Tensor:
-    """Our estimate: HSIC of all pairs, summed over minibatches."""
+    """The estimate of the stage: HSIC of all pairs of layers, summed over minibatches."""
     hsic_LL = 0.0
     for x_LBD in x_LND.split(batch, dim=1):
         x_LBD = x_LBD.double()

@@ -76,9 +76,9 @@ def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
 
 def figure(measure: str, ours: float, unit: str, against: str, other: float, *, target: float | None = None,
            at_most: bool = False, cpu: float | None = None) -> Row:
-    """A row for a figure that is not a time.
+    """A row for a number that is not a time.
 
-    The ratio in this row is `ours` divided by `other`. `cpu` is the same figure as `ours`, computed from processor
+    The ratio in this row is `ours` divided by `other`. `cpu` is the same number as `ours`, computed from processor
     time.
     """
     cpu_ratio = None if cpu is None else cpu / other
@@ -134,7 +134,7 @@ def turns_of_products(flops: float, size: int = GEMM) -> float:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The table as the page shows it."""
+    """The table as Markdown, as benchmarks/README.md shows it."""
     lines = ["| measure | ours | beside it | | ratio | in processor time | target | holds |",
              "|---|---:|---:|---|---:|---:|---|---|"]
     for row in rows:

@@ -76,7 +76,7 @@ class Straightness(NamedTuple):
 
 def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, seed: int = 0, *,
                 positions: list[Natural] | None = None) -> KernelView:
-    """Predicted and true features after a trained block, for the first sequence that step 1 did not fit.
+    """Predicted and true features after a trained block, for the first held-out sequence of step 1.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
     positions: positions to show. A token that bypasses the stand-in cannot be shown; the next token that does not

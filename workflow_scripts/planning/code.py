@@ -47,7 +47,7 @@ def of_method(script: str, method: str, *parts: str) -> str:
 def of_figure(module: str) -> str:
     """Hash of the library code that draws the figures of a module of kdp_core/figures.
 
-    No script imports this module.
+    No script imports the modules of figures, so their hashes are computed here.
     """
     return of_script("figures/figure", (f"{module}.FIGURES",))
 

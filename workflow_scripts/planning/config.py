@@ -16,9 +16,9 @@ RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, with a variant added for every named method that has none.
+    """The checked configuration, with a variant added for every named method without a variant.
 
-    Raises ConfigError for an unknown key, a wrong type or value, or a name that nothing defines.
+    Raises ConfigError for an unknown key, a wrong type or value, or an undefined name.
     """
     refuse(schema(), config, [])
     config = variants.completed(config)

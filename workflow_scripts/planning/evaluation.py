@@ -70,7 +70,7 @@ def choices(config: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def task_files() -> str:
-    """Hash of the files that define tasks; no script imports them."""
+    """Hash of the files that define tasks; no script imports these files."""
     files = sorted(path for path in TASK_FILES.iterdir() if path.suffix in (".yaml", ".py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 

@@ -50,7 +50,7 @@ def path(scope: str) -> str:
 
 
 def flat_path(scope: str) -> str:
-    """The path of a scope's figures as one name without folders, for their logs and benchmarks."""
+    """The path of a scope's figures as one name without folders, used in the names of logs and benchmark files."""
     return path(scope).replace("/", "-")
 
 
@@ -89,7 +89,7 @@ def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
 
 
 def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str]]:
-    """The wildcards for which a figure is drawn, within each model and calibration set or within the whole run."""
+    """The values of the wildcards for which a figure is drawn, without model and calibration set."""
     if one["scope"] == "ablation":
         return [{"ablation": name, "ablation_title": own["title"], "ablation_caption": own["caption"]}
                 for name, own in config.get("ablations", {}).items()]

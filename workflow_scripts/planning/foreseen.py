@@ -18,7 +18,7 @@ class Known(NamedTuple):
     """The facts about a model that are known without its weights."""
     facts: ModelFacts
     folder: Path
-    """The folder holds only the model's config.json."""
+    """This folder contains only the model's config.json."""
 
 
 def known(model: str, source: str, folder: Path) -> Known | None:

@@ -90,7 +90,7 @@ def _product(config: dict[str, Any], grid: dict[str, Any], names: list[str]) -> 
 
 
 def chosen_points(config: dict[str, Any], section: str) -> list[dict[str, str]]:
-    """The grid's points of the variants that a section of the configuration chooses; all points if it chooses none."""
+    """The grid's points of the variants that a section of the configuration names; all points if it names none."""
     chosen = config.get(section, {}).get("variants", config["grid"]["methods"])
     return [point for point in grid_points(config) if point["method"] in chosen]
 
@@ -148,7 +148,7 @@ def calibrated(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def labels(calibrated: list[tuple[str, str]]) -> list[str]:
-    """Names of models in figures, with the calibration set if there are several."""
+    """Names of models in figures; a name includes the calibration set if there are several sets."""
     several = len({calib for _, calib in calibrated}) > 1
     return [f"{model}, {calib}" if several else model for model, calib in calibrated]
 

@@ -26,7 +26,7 @@ NOT_FOR_GOOD = ("StoreError", "HiddenError", "ModelError", "Stopped")
 the same job may succeed the next time."""
 CACHE = ROOT / ".cache" / "refusals"
 KEPT = 64
-"""Number of answers that are kept in the cache; the newest are kept."""
+"""Number of answers that are kept in the cache; the newest answers are kept."""
 
 Point = dict[str, str]
 

@@ -19,7 +19,7 @@ FOLDER = ROOT / ".cache" / "schema"
 BESIDE = ("results",)
 """Folders of kdp_core on which the schema does not depend."""
 KEPT = 8
-"""Number of schemas that are kept in the cache; the newest are kept."""
+"""Number of schemas that are kept in the cache; the newest schemas are kept."""
 
 
 class SchemaError(RuntimeError):
@@ -36,7 +36,7 @@ def schema() -> dict[str, Any]:
 
 
 def schema_file() -> Path:
-    """The file of the schema in the cache; it is built if it does not exist. Raises SchemaError."""
+    """The path of the schema's file in the cache. A missing file is built first. Raises SchemaError."""
     file = FOLDER / f"{sources()}.json"
     if not file.is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from kdp_core.states import hidden
 
 
 def extract_hidden(dense: str, tokens: str, out: str, sequences: tuple[int, int] | None, params) -> None:
-    """Load the model and stream its states."""
+    """Load the model, and write its states to disk batch by batch."""
     # imported here, because the models of transformers take seconds to import, and joining shards does not need them
     from kdp_core.model import checkpoints
 
