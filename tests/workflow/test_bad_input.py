@@ -73,7 +73,7 @@ def refused(project, *arguments):
      "nowhere/eval/piqa_val.jsonl does not exist; add the file, set `data: hub`"),
     (lambda c: c["evaluate"].update(benchmarks={"tasks": ["piqa"]}, tasks=["piqa"]), "name it once"),
     (lambda c: c["calibrations"]["few"].pop("seed"), "calibrations.few lacks 'seed'"),
-    (lambda c: c["similarity"].update(batch=600), "similarity.batch is 600, but only 512 tokens of calibrations.few are"),
+    (lambda c: c["similarity"].update(batch=600), "similarity.batch is 600, but only 512 tokens of calibrations.few"),
     (lambda c: c["methods"]["kdp"].update(block=3), "methods.kdp.block is 3, but must be of type object"),
     (lambda c: c["evaluate"].update(tasks=["../x"]), "evaluate.tasks.0 is '../x', but must match"),
     (lambda c: c["texts"].update({"a\n": {"source": "x"}}), "unknown key 'a\\n' at texts"),
