@@ -4,8 +4,8 @@ Two rules decide whether a difference is more than noise. The first rule needs a
 same items. The difference is clear if p, after Holm's correction, is below SIGNIFICANT. Otherwise the models count as a
 tie. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
 at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
-rule assumes independent models. All models answer the same items, so this rule finds a tie too often. This module puts
-the numbers of the summary into sentences and computes nothing else.
+rule assumes independent models. But all models answer the same items, so the second rule calls too many differences a
+tie. This module puts the numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -61,8 +61,8 @@ Paired = Mapping[tuple[str, frozenset[tuple[Any, ...]]], tuple[float, int]]
 def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> list[Finding]:
     """The summary in plain sentences: one finding for each dense model, and one for each of its target ratios.
 
-    comparisons: the paired tests that compare.compare returns. Of these tests, only those over all tasks against the
-        best and against the baseline are read.
+    comparisons: the paired tests that compare.compare returns. The function reads only the tests over all tasks:
+        against the best model, and against the baseline.
     Models whose weights are only set to zero are compared only with each other. If a fine-tuned model comes first, a
     further statement compares the models without fine-tuning.
     """
@@ -78,8 +78,8 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
 
 def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> str:
-    """The result of a run: the best model of the largest target, the next best model of its size, and whether they
-    differ clearly.
+    """The result of a run at the largest target: the best model, the next best model of about the same size, and
+    whether both differ clearly.
 
     comparisons: the paired tests that compare.compare returns.
     The text describes the first dense model and its pruned models that have fewer parameters. The best model has the
@@ -269,7 +269,8 @@ def _beside_dense(row: pd.Series, metric: str) -> str:
 
 
 def _baseline_claims(group: pd.DataFrame, names: pd.Series, paired: Paired) -> list[Claim]:
-    """The variants beside plain removal of layers: accuracy at the same calibration set and k_max."""
+    """Claims that compare the accuracy of each variant with plain removal of layers, at the same calibration set and
+    k_max."""
     found: dict[str, list[str]] = {"Clearly more accurate": [], "Perhaps more accurate": [],
                                    "No clear difference in accuracy": [], "Less accurate": []}
     for _, part in group[group["acc"].notna()].groupby(["calib", "k_max"], sort=True):

@@ -27,10 +27,10 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
     """Which rows of a summary to mark in column `name`: {row label: "best" | "second"}.
 
     Only pruned rows of one model and one ratio are compared. Rows of models with weights set to zero are compared only
-    with each other. A row is "best" only if it differs significantly from every other row of its group. Among the
-    remaining rows, "second" marks the best row, and all rows that do not differ significantly from this best row. If no
-    row of a group is "best", "second" marks all rows that may be the best. If these are all rows of the group, no row
-    is marked.
+    with each other. A row is "best" only if it differs significantly from every other row of its group. Of the
+    remaining rows, "second" marks the best row. It also marks each row that does not differ significantly from this
+    best row. If no row of a group is "best", "second" marks all rows that may be the best. If "second" would mark all
+    rows of a group, no row is marked.
 
     Significance comes from the paired tests in `comparisons`, with Holm's correction for the rows of the group (p <
     SIGNIFICANT). Without tests, two rows must differ by more than one combined standard error sqrt(se1^2 + se2^2).
@@ -91,10 +91,10 @@ def _marks_of_ranks(labels: list[Any], told: Callable[[list[Any]], list[bool]]) 
 
 
 def _marks_as_printed(labels: list[Any], shown: list[str]) -> dict[Any, str]:
-    """Marks of ranked rows by their printed values.
+    """The marks of ranked rows if only the printed values are compared.
 
-    All rows whose value equals the first value are "best". If only one row is "best", the rows with the next value are
-    "second".
+    All rows with the same printed value as the first row are "best". If only one row is "best", the rows with the next
+    value are "second".
     """
     distinct = list(dict.fromkeys(shown))
     if len(distinct) == 1:

@@ -1,8 +1,8 @@
 """Parts of the report's page: sortable tables, the style sheet and the script. All text is escaped.
 
-Each cell of a table has its text and a value for sorting. A click on a heading sorts the table by that column. A key
-pressed on a heading does the same. Numbers are sorted by size, and missing values always come last. Without JavaScript
-the page shows the same tables, but they cannot be sorted.
+Each cell of a table has its text and a value for sorting. A click on a heading sorts the table by that column. The
+Enter key or the space bar on a heading also sorts the table. Numbers are sorted by size, and missing values always come
+last. Without JavaScript the page shows the same tables, but they cannot be sorted.
 """
 import html
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ def text(words: Any) -> str:
 
 
 def cell(words: str, value: Any = None) -> Cell:
-    """A cell of plain text. The cell is sorted by `value`. Without `value`, it is sorted by the number or the text that
-    it shows."""
+    """A cell of plain text. The cell is sorted by `value`. Without `value`, the cell is sorted by the number or the
+    text that the cell shows."""
     shown = words.replace(",", "")
     return Cell(text(words), str(value) if value is not None else "" if words == "–" else
                 shown if _numeric(shown) else words)

@@ -26,7 +26,7 @@ class Table(NamedTuple):
     difference_JJ: np.ndarray
     stderr_JJ: np.ndarray
     p_JJ: np.ndarray
-    """p of each pair. It is NaN if no bootstrap was requested for the pair."""
+    """p of each pair. An entry is NaN if no bootstrap was requested for the pair."""
     unit: str
     test: str
     items: int
@@ -63,7 +63,8 @@ def accuracies(values: Mapping[str, np.ndarray], metrics: Mapping[str, str], pai
 
 
 def _bootstrap(values: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, int]], draws: int, seed: int) -> np.ndarray:
-    """p of each of these pairs for the mean over tasks, as a matrix p_JJ. For each task, `values` has values_IJ."""
+    """p of each pair of `pairs` for the mean over tasks, as a matrix p_JJ. `values` has one array values_IJ for each
+    task."""
     models = next(iter(values.values())).shape[1]
     p_JJ = np.full((models, models), np.nan)
     np.fill_diagonal(p_JJ, 1.0)
@@ -85,8 +86,8 @@ def bootstrap_p(differences: Sequence[np.ndarray], *, draws: int = DRAWS, seed: 
 def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Means of `draws` bootstrap samples (B). Each sample draws I items with replacement.
 
-    Only the counts of the distinct values are drawn, from a multinomial distribution. Differences of accuracies have
-    three distinct values: -1, 0 and 1.
+    Only the counts of the distinct values are drawn, from a multinomial distribution. The difference of two models'
+    accuracies on one item is -1, 0 or 1, so there are only three distinct values.
     """
     kinds_U, counts_U = np.unique(values_I, return_counts=True)
     step = max(1, CELLS // len(kinds_U))

@@ -130,8 +130,8 @@ def _scored(scores: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tasks(scores: pd.DataFrame, frame: pd.DataFrame, kind: str) -> list[str]:
-    """The tasks that have a primary metric of the given kind, in the paper's order. If a group has such a metric, the
-    members of the group are left out."""
+    """The tasks that have a primary metric of the given kind, in the paper's order. If a group has a metric of this
+    kind, the members of the group are left out."""
     has = _scored(scores, frame)
     names = set(has[has["metric"].isin(PRIMARY[kind])]["task"])
     return sorted((name for name in names if not any(name.startswith(f"{other}/") for other in names)), key=_place)

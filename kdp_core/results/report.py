@@ -47,7 +47,7 @@ PAIRED_RULE = (f"Two models are compared by a paired test on the same items: a d
 UNPAIRED_RULE = (f"There are no paired tests. A difference is clear from {findings.CLEAR:g} combined standard errors "
                  f"on, a tie up to {findings.TIE:g}, and suggestive in between.")
 LEVELS = {"clear": "clear", "suggestive": "suggestive", "tie": "no winner", "unknown": "error unknown"}
-"""The certainty of a first place, in the words of the page."""
+"""The words in which the page prints how certain a first place is."""
 
 
 def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[FigureEntry] = (),
@@ -132,7 +132,7 @@ def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
 
 
 def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None, run: str) -> str:
-    """The results in short: one card for each target of each model, and the meanings of the words."""
+    """The results in short: one card for each model and target ratio, and the meanings of the words on the cards."""
     made = f'<p class="lead">{text(run)}</p>'
     for model in models:
         own = [finding for finding in said if finding.model == model]

@@ -26,10 +26,10 @@ NOTE = ("Each number is the mean over calibration seeds ± the standard deviatio
 def over_seeds(summary: pd.DataFrame, families: Mapping[str, str]) -> pd.DataFrame:
     """One row for each variant, ratio and k_max, over calibration sets that differ only in their seed.
 
-    `families` maps each calibration set to the set that names its seed family. The mean of each column in SPREAD stays
-    under the column's name. `<name>_spread` is the standard deviation between seeds (S - 1 in the denominator).
-    The columns acc_stderr and ppl_stderr are root mean squares over the seeds. Rows of dense models do not change.
-    Points that were run with one seed are left out.
+    `families` maps each calibration set to the name of its seed family. The column of a name in SPREAD contains the
+    mean over the seeds. `<name>_spread` is the standard deviation between seeds (S - 1 in the denominator). The columns
+    acc_stderr and ppl_stderr are root mean squares over the seeds. Rows of dense models do not change. Points that were
+    run with one seed are left out.
     """
     pruned = summary[summary["calib"].isin(list(families)) & (summary["method"] != DENSE)]
     pruned = pruned.assign(calib=pruned["calib"].map(families))

@@ -20,7 +20,8 @@ from kdp_core.score.standard_errors import independent_mean
 WORD_PPL = "word_perplexity"
 """The metric of perplexities per word. Perplexities per word and perplexities per token are never averaged together."""
 FIT_FIGURES = ("ridge", "tokens", "seconds")
-"""Names in a fit's `stats` that the row of the fit also contains. The other figures of the row are held-out figures."""
+"""Names in a fit's `stats` that the row of the fit also contains. The row of a fit also contains held-out figures,
+whose names begin with `heldout` or `decode`."""
 
 
 # Every measured number ------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def _perplexity(mine: Mapping[str, Score], theirs: Mapping[str, Score]) -> dict[
 
 def _relative(mine: Mapping[str, Score], theirs: Mapping[str, Score],
               tasks: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
-    """For the named tasks: the model's perplexities, the dense model's perplexities, and the relative errors of the
+    """Three lists for `tasks`: the model's perplexities, the dense model's perplexities, and the relative errors of the
     model's perplexities."""
     ppl = _values({task: mine[task] for task in tasks})
     errors = _errors({task: mine[task] for task in tasks})

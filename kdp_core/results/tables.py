@@ -21,10 +21,10 @@ def render(frame: pd.DataFrame, format: Literal["csv", "md", "tex"], *, columns:
     """A summary as text: CSV (all columns, full precision), a Markdown table, or a LaTeX booktabs table.
 
     Rows are grouped by model and ratio; calib and k_max are printed only if they vary. In each group, the best values
-    are bold and the second-best values are underlined. `marks` selects these values by the tests in `comparisons`
-    (compare.compare). `caption` and `label` are printed only in LaTeX, which scales a `wide` table to the page. `note`
-    is printed below the table, and `known` describes how each column is printed. Raises TableError for an unknown
-    format or column.
+    are bold and the second-best values are underlined. The function `marks` selects the bold and the underlined values
+    by the tests in `comparisons` (compare.compare). `caption` and `label` are printed only in LaTeX, which scales a
+    `wide` table to the page. `note` is printed below the table, and `known` describes how each column is printed.
+    Raises TableError for an unknown format or column.
     """
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
@@ -45,8 +45,8 @@ def grid(head: Sequence[str], body: Sequence[tuple[Any, Sequence[str]]], format:
     """A Markdown or LaTeX table. `body` has a pair (group, cells) for each row, and the cells are already escaped.
 
     The first `keys` columns are aligned left and the other columns right. If `keys` is None, the Markdown viewer
-    chooses the alignment. The group of a row is a tuple. In LaTeX, a line separates two groups whose first elements
-    differ, and a space separates two other groups.
+    chooses the alignment. The group of a row is a tuple. In LaTeX, a line separates neighbouring groups whose first
+    elements differ, and a space separates all other neighbouring groups.
     """
     if format == "tex":
         return _tex(head, body, keys or 0, caption, label, note, wide)

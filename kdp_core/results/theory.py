@@ -44,8 +44,8 @@ def tidy(records: Mapping[tuple[str, str], Theory]) -> pd.DataFrame:
 
 
 def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
-    """The tables in Markdown. The first table has only horizons from the first state of each run, and says in words
-    what each bound is worth."""
+    """The tables in Markdown. The first table has only horizons from the first state of each run. In words, this table
+    compares each bound with the bounds `trivial` and `constant`."""
     parts = []
     for (model, calib), record in records.items():
         horizons = [row | {"says": _worth(row, "bound"), "says_erm": _worth(row, "bound_erm")}
@@ -64,7 +64,7 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
 
 
 def _worth(row: Mapping[str, Any], name: str) -> str:
-    """In words, what one bound at one horizon says."""
+    """The words for one bound at one horizon: vacuous, or above or below the error of a constant."""
     if row[name] >= row["trivial"]:
         return "nothing: vacuous"
     return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"

@@ -3,9 +3,9 @@
 The paper (Ma et al., ICLR 2026, section 4.1) scores with the "LM Evaluation Harness with default parameters": 12 tasks
 by accuracy, two corpora by perplexity, and XSum by ROUGE-1. If lm-eval has a task, its own task file is used, and only
 the data source is replaced. `task_files/` has the definitions that lm-eval lacks. The reasons for each prompt are in
-docs/benchmarks.md. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here MMLU is one task with
-the prompts of the group, and CMMLU likewise. The items of such a task alternate between the subjects, so a limit of n
-items scores n items and not 57 n.
+docs/benchmarks.md. MMLU and CMMLU differ from lm-eval, which has groups of 57 and 67 tasks. Here MMLU is one task and
+CMMLU is one task, each with the prompts of its group. The items of such a task alternate between the subjects, so a
+limit of n items scores n items and not 57 n.
 The task files name two modules: kdp_core.score.benchmark_data prepares the items, and kdp_core.score.benchmark_scores
 scores the answers.
 """
@@ -52,7 +52,7 @@ class Benchmark(NamedTuple):
     the fields of lm-eval's file."""
     hub: Source
     split: str
-    """The split that is scored. A local file is also given to the task under this name."""
+    """The split that is scored. If the data are local, the split of the local file also has this name."""
     local: str
     """Path of the file of scored items in a local data folder."""
     shots: str | None
@@ -206,8 +206,8 @@ def shots_of(name: str, fewshot: int | None) -> int:
 
 
 def local_files(name: str, *, fewshot: int | None = None) -> list[str]:
-    """The files of a local data folder that a benchmark needs. The file of examples is included if its prompts have
-    examples."""
+    """The files of a local data folder that a benchmark needs. The file of few-shot examples is included if the
+    benchmark's prompts have examples."""
     benchmark = BENCHMARKS[name]
     shots = [benchmark.shots] if benchmark.shots and shots_of(name, fewshot) else []
     return [benchmark.local, *shots]
@@ -241,7 +241,7 @@ def _definition(name: str, chosen: Chosen) -> dict[str, Any]:
 
 
 def _local(name: str, chosen: Chosen) -> dict[str, Any]:
-    """The part of a task file that says which local file is which split."""
+    """The part of a task file that assigns the local files to splits."""
     benchmark = BENCHMARKS[name]
     paths = [str((Path(chosen.data) / file).resolve()) for file in local_files(name, fewshot=chosen.fewshot)]
     splits = dict(zip((benchmark.split, benchmark.shots_split), paths, strict=False))

@@ -44,8 +44,8 @@ from kdp_core.states.hidden import boundary_states
 logger = logging.getLogger(__name__)
 
 MassiveFactor = Annotated[float, Gt(1)]
-"""A factor on a median norm. The factor must exceed 1, because a factor of 1 would mark half of all tokens as
-massive."""
+"""The multiple of a median norm above which a token is massive. The factor must exceed 1, because a factor of 1 would
+mark half of all tokens as massive."""
 
 
 class DiagnoseError(ValueError):
@@ -77,9 +77,9 @@ def diagnose(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor
     batch: number of windows of one batch. Memory use grows with the states of one batch in both models.
     massive_factor: a token is left out of a state if its norm in the dense model exceeds this factor times the median
         norm of its window.
-    Log-likelihoods and KL are in nats. Standard errors are computed over windows. With one window they are None. Before
-    a model is loaded, OptionError is raised for a value out of range. DiagnoseError is raised for layers, widths,
-    vocabularies or windows that do not fit together.
+    Log-likelihoods and KL are in nats. Standard errors are computed over windows. With one window the standard errors
+    are None. Before a model is loaded, OptionError is raised for a value out of range. DiagnoseError is raised for
+    layers, widths, vocabularies or windows that do not fit together.
     """
     options.check(diagnose, locals())
     dense_config, pruned_config = (AutoConfig.from_pretrained(folder) for folder in (dense_folder, pruned_folder))
@@ -120,8 +120,8 @@ def compare(dense: nn.Module, pruned: nn.Module, ids_ST: Tensor, *, dropped: lis
 
 
 def kept_states(layers: int, dropped: list[int]) -> list[int]:
-    """The states that the pruned model also has, as numbers of the dense model's states, ascending. The last state is
-    always one of them."""
+    """The states that the pruned model also has, as numbers of the dense model's states, ascending. The list always
+    contains the last state."""
     return [layer for layer in range(layers) if layer not in set(dropped)] + [layers]
 
 

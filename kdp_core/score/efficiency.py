@@ -196,8 +196,8 @@ def _name(device: torch.device, pruned: PreTrainedModel, dense: PreTrainedModel)
 
 
 def _release_freed() -> None:
-    """Return freed memory to the system, because glibc does not return it. Otherwise this memory would hide a later
-    peak."""
+    """Return freed memory to the system, because glibc does not return it. Freed memory that stays in the process would
+    hide a later peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -46,8 +46,8 @@ BOOTSTRAP_DRAWS = 1000
 """Number of samples that lm-eval's bootstrap draws, in this process."""
 JUDGES: Mapping[str, type[Judge]] = {"fast": FastJudge, "lm_eval": Judge}
 CALLED_BY_NAME = (benchmark_data, benchmark_scores, heldout_tasks, metrics)
-"""Modules whose functions lm-eval calls by the names in the task files. The imports here make the hash of the library's
-code, which follows imports, cover these modules."""
+"""Modules whose functions lm-eval calls by the names in the task files. The modules are imported here, because the hash
+of the library's code covers only modules that are imported."""
 
 
 class EvaluationError(ValueError):
@@ -73,8 +73,9 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
 
     chosen: benchmarks of kdp_core.score.benchmarks, which are scored in the same run as the tasks.
     task_folders: folders with further task files.
-    limit: largest number of items of a task; the first items are used. Benchmarks have a limit of their own.
-    fewshot: number of examples in a prompt, for tasks that do not fix this number. Benchmarks have their own number.
+    limit: largest number of items of a task; the first items are used. For benchmarks, `chosen` gives this limit.
+    fewshot: number of examples in a prompt, for tasks that do not fix this number. For benchmarks, `chosen` gives this
+        number.
     scorer: the code that computes log-likelihoods: kdp_core.score.fast or lm-eval. Both give the same values up to
         rounding. lm-eval generates text in either case.
     batch_size: number of sequences in a forward pass; on CPU the fast scorer chooses this number itself.
@@ -86,9 +87,9 @@ def evaluate(folder: str | Path, *, tasks: Sequence[str], chosen: Chosen | None 
     code: further data on which the records depend, such as a hash of this library's code.
     seed: seed for drawing examples, and for random numbers in the tasks' code.
     The value and the standard error of a score have the same unit. The standard error is over the items of the task. A
-    task within a group is named `group/task`. If every task has a record, the model is not loaded. Two errors are
-    raised before the model is loaded: OptionError for a value out of range, and EvaluationError for an unknown task,
-    missing data, or a task that runs programs without permission.
+    task within a group is named `group/task`. If every task has a record, the model is not loaded. Before the model is
+    loaded, OptionError is raised for a value out of range. EvaluationError is raised for an unknown task, for missing
+    data, and for a task that runs programs without permission.
     """
     started = time.perf_counter()
     options.check(evaluate, locals())

@@ -6,7 +6,7 @@ the beginning of many prompts run once for all these prompts. The output head re
 CPU, the rows run in parallel, one row on each thread, so no thread waits for other threads after every operation.
 Prompts, metrics and generated text come from lm-eval's own code.
 Packing needs a model that accepts an arbitrary attention mask and arbitrary positions of tokens. The function `packs`
-tests on a few tokens whether a model does. A model that fails the test is scored by lm-eval's own code.
+tests on a few tokens whether a model accepts both. A model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
 """
 import itertools
@@ -93,8 +93,8 @@ class FastJudge(Judge):
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether a model gives packed sequences the same scores as single sequences. This function runs the test on a few
-    tokens.
+    """Whether a model gives packed sequences the same scores as single sequences. The function compares these scores on
+    a few tokens.
 
     The scores differ if a layer mixes neighbouring tokens of a row by other operations than attention, such as a
     convolution.

@@ -1,10 +1,10 @@
 """The model in the form that lm-eval calls: `Judge` answers the requests of a task with log-likelihoods or with text.
 
 `Judge` is lm-eval's own `HFLM` with three changes. First, if items contain token ids (`heldout_ppl`), these ids are
-scored without a BOS or EOS token before them. Second, the text of a rolling log-likelihood begins with exactly one
-first token. If a tokenizer adds a first token, lm-eval 0.4.13 adds another one before it, and also scores the
-tokenizer's token (EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of such
-a text begins with this token (issue #2382 of the same repository). The module kdp_core.score.fast computes the same
+scored without a BOS or EOS token before them. Second, exactly one first token precedes a text whose rolling
+log-likelihood is computed. If a tokenizer adds a first token, lm-eval 0.4.13 adds a second first token and also scores
+the tokenizer's token (EleutherAI/lm-evaluation-harness#3333). Third, if a family needs a first token, every window of a
+text begins with this token (EleutherAI/lm-evaluation-harness#2382). The module kdp_core.score.fast computes the same
 log-likelihoods faster.
 Axes: S sequences, T tokens, V vocabulary.
 """
@@ -49,8 +49,8 @@ class Judge(HFLM):
         _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
 
     def watch(self, progress: "Progress") -> None:
-        """Report each answered request to `progress`. The cache hook of lm-eval, which receives each answer, is used
-        for this purpose."""
+        """Report each answered request to `progress`. `progress` takes the place of lm-eval's cache hook, which
+        receives each answer."""
         self.progress = progress
         self.set_cache_hook(progress)
 

@@ -12,8 +12,8 @@ PRIMARY: Mapping[str, Sequence[str]] = {
     "acc": ("acc_norm", "acc", "exact_match", "em"),
     "ppl": ("ppl", "word_perplexity"),
 }
-"""For each kind of score, its primary metrics in the order of preference. Each task contributes one score: the first of
-these metrics that the task has.
+"""For each kind of score, its primary metrics in the order of preference. Each task contributes one score: that of the
+first metric in the list that the task has.
 
 The accuracy of a task is acc_norm if the task has this metric (HellaSwag, ARC, PIQA), and acc otherwise (WinoGrande,
 BoolQ, MMLU). Papers mix the two. The choice between acc_norm and acc alone changes a mean by several points. Other
@@ -51,8 +51,7 @@ def ppl(items: list[Any]) -> float:
 
 
 def nats_per_unit(items: list[Any]) -> float:
-    """Mean negative log-likelihood in nats per unit of weight (such as a token). The mean is the exponent of
-    `ppl`."""
+    """Mean negative log-likelihood in nats per unit of weight (such as a token). `ppl` is exp of this mean."""
     pairs = as_pairs(items)
     return -sum(ll for ll, _ in pairs) / sum(weight for _, weight in pairs)
 

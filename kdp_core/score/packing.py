@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 WHOLE = 2
-"""A group of sequences becomes one row without a prefix, unless it has more than this many times the tokens of a
-row."""
+"""A group of sequences gets a prefix only if it has more than this many times the tokens of a row. The sequences of one
+context are split into units of at most this size."""
 PREFIX = 64
 """Smallest number of tokens of a prefix; a shorter prefix is not worth a forward pass of its own."""
 
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
     @property
     def chain(self) -> bool:
-        """Whether the row is a single path. The usual causal mask is correct for such a row."""
+        """Whether the row is a single path. For a row that is a single path, the usual causal mask is correct."""
         return self.parents_N == list(range(-1, len(self.parents_N) - 1))
 
 
@@ -118,7 +118,8 @@ def _common(first: Scored, second: Scored) -> int:
 def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list[int]]]:
     """Groups of neighbours in the sorted order, each as (number of shared leading tokens, numbers of the sequences).
 
-    If the shared beginning with the next sequence would be less than half as long, a new group begins there.
+    A new group begins if the next sequence would shorten the shared beginning of the group to fewer than PREFIX tokens,
+    or to less than half.
     """
     numbers: list[int] = []
     shared = 0

@@ -1,5 +1,5 @@
-"""Runs a Python program in its own process, with limits on time, memory and files. It computes the metric pass@1 of
-code tasks.
+"""Runs a Python program in its own process, with limits on time, memory and files. The module computes the metric
+pass@1 of code tasks.
 
 The program runs under `python -I` in an empty temporary folder, without the caller's environment, standard input or
 output, and its whole process group is killed at the end. The limits prevent accidents such as endless loops, full disks
@@ -15,8 +15,8 @@ import tempfile
 from typing import NamedTuple
 
 PASSED = 87
-"""Exit status of a program that ran to its end. A program that exits by itself, for example by sys.exit(0), has another
-exit status."""
+"""Exit status of a program that ran to its end. If a program exits before its end, for example by sys.exit(0), its exit
+status is another number."""
 RUNNER = """
 import os, resource, sys
 for name, value in {limits}:
@@ -43,7 +43,7 @@ class Limits(NamedTuple):
     wall_seconds: float = 20.0
     """Limit of elapsed time. This limit ends programs that wait without computing."""
     memory_mib: int = 2048
-    """Limit of the address space, with the libraries."""
+    """Limit of the address space, which also contains the loaded libraries."""
     file_mib: int = 16
     """Largest size of a file that the program writes."""
     files: int = 64

@@ -89,8 +89,8 @@ def key(task: Any, settings: Mapping[str, Any]) -> str:
 
     The hash covers the settings (the checkpoint's files, precision, device, batch, code) and the versions of the
     packages. The hash covers the items and every prompt as the model reads it. Items and prompts depend on the data,
-    their revision, the limit and the examples. The hash also covers the definition of the task, with the source of its
-    functions and of their files.
+    their revision, the limit and the examples. The hash also covers the definition of the task, the source of the
+    functions in this definition, and the Python files that the task uses.
     """
     definition = {key: value for key, value in task.dump_config().items()
                   # these fields hold paths of this run, and the contents of the paths are in the items

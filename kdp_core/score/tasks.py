@@ -76,9 +76,9 @@ def last_words(documents: list[str], *, items: int, seed: int) -> list[dict[str,
     """Passages {context, target, document}, `items` in number. The target is the last word of a sentence and has at
     least 4 letters.
 
-    The context consists of whole sentences before the target. Of all such texts with 30 to 70 words, the context is the
-    shortest one. Several white-space characters in a row become one space. Passages are drawn without replacement and
-    stay in the order of the text. Raises TaskError if the text has too few passages.
+    The context begins at the beginning of a sentence and ends before the target. Of all such contexts with 30 to 70
+    words, the shortest one is used. Several white-space characters in a row become one space. Passages are drawn
+    without replacement and stay in the order of the text. Raises TaskError if the text has too few passages.
     """
     found = []
     for number, words in enumerate(_words(documents)):
@@ -157,8 +157,8 @@ def _words(documents: list[str]) -> list[list[str]]:
 
 
 def _sentence_starts(words: list[str]) -> list[int]:
-    """Indices of the words that begin a sentence. These are the first word, and every word that follows an end mark and
-    is not in lower case."""
+    """Indices of the words that begin a sentence. A sentence begins at the first word, and at every word that follows
+    an end mark and is not in lower case."""
     return [i for i, word in enumerate(words)
             if i == 0 or (SENTENCE_END.search(words[i - 1]) and not word[0].islower())]
 

@@ -18,14 +18,15 @@ RIDGE = 1e-12
 
 def mean_free(x: Tensor, family: Family) -> Tensor:
     """x minus its mean over the last axis, if the family has layer norms, which subtract this mean. If the family has
-    no layer norms, x itself."""
+    no layer norms, x is returned unchanged."""
     return x - x.mean(dim=-1, keepdim=True) if family.mean_free else x
 
 
 @torch.no_grad()
 def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
-    """Bases q_DE, float32: one for the state before each layer, and one for the last state. A state x of the dense
-    model is about x' Q', with the sliced model's state x'. If the model has layer norms, x is mean-free.
+    """Bases q_DE, float32: one for the state before each layer, and one for the last state. A state of the dense model
+    is about s Q', where s is the state of the sliced model and Q is the basis. If the model has layer norms, s Q' is
+    the dense model's state minus the mean of this state.
 
     The precision in which the weights are stored limits the precision of the bases.
     """

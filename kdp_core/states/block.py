@@ -14,10 +14,11 @@ from kdp_core.model.stand_ins import rms_scale
 from kdp_core.states.hidden import HiddenStates
 
 Massive = Literal["bypass", "raw"]
-"""Treatment of massive tokens. `bypass`: they bypass the stand-in. `raw`: they are fitted like all other tokens."""
+"""Treatment of massive tokens. `bypass`: massive tokens bypass the stand-in. `raw`: massive tokens are fitted like all
+other tokens."""
 Counted = Literal["raw", "mask"]
-"""Treatment of massive tokens if there is no stand-in. `raw`: they are used like all other tokens. `mask`: they are
-left out."""
+"""Treatment of massive tokens if there is no stand-in. `raw`: massive tokens are used like all other tokens. `mask`:
+massive tokens are left out."""
 TokenWeight = Literal["inverse_norm", "none"]
 """Weight of a token in a least-squares fit. `inverse_norm`: 1 / |target state of the token|^2, so that all errors are
 relative. `none`: 1."""
@@ -56,8 +57,8 @@ class BlockStates(NamedTuple):
         """The same record with its states on a GPU. Nothing changes on a CPU, or if the free GPU memory is less than
         twice the size of the states.
 
-        On the GPU, a training reads its minibatches from GPU memory. To copy a minibatch from main memory takes longer
-        than the GPU needs to process it.
+        On the GPU, a training reads its minibatches from GPU memory. The GPU processes a minibatch faster than the
+        minibatch could be copied from main memory.
         """
         if torch.device(device).type != "cuda":
             return self
@@ -124,11 +125,12 @@ def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
 
 
 def gram(x_NF: Tensor, y_NG: Tensor) -> Tensor:
-    """X'Y as a float64 matrix g_FG. The product is computed in float32 from centred factors and then corrected.
+    """X'Y as a float64 matrix g_FG. The product is computed in float32 from factors whose means are subtracted, and the
+    terms with the means are then added in float64.
 
     Smooth features differ only a little from their mean. In a float32 product without centring, rounding errors would
-    be larger than the differences from the mean. Then the matrix would have negative eigenvalues, and a small ridge
-    would not make them positive. A float64 product would need twice the time.
+    be larger than the differences from the mean. Such errors would make eigenvalues of the matrix negative, and a small
+    ridge would not make these eigenvalues positive. A float64 product would need twice the time.
     """
     a_F, sum_x_F = x_NF.mean(0), x_NF.sum(0, dtype=torch.float64)
     centred_NF = x_NF - a_F

@@ -1,8 +1,9 @@
 """Hidden states of a model over packed sequences, streamed to Zarr v3.
 
 State k is the input of decoder layer k before its norm. The last state is the output of the last layer before the final
-norm. The last of transformers' own `hidden_states` is taken after this norm, so hooks are used. Only one batch is in
-memory at a time. The output head never runs, and the forward pass ends at the highest requested layer.
+norm. The last entry of transformers' own `hidden_states` is taken after the final norm, so kdp reads the states with
+hooks. Only one batch is in memory at a time. The output head never runs, and the forward pass ends at the highest
+requested layer.
 
 Massive tokens (Sun et al. 2024) are recognised by their norm, not by their position. In SmolLM2 massive tokens occur at
 the first position, sometimes at the second, and in layers 3 to 9 also at later positions.
@@ -273,7 +274,7 @@ def _keep_sublayers(group: zarr.Group, cos_LPS: Tensor) -> None:
 
 
 class _Kept(NamedTuple):
-    """The data that are kept of one state of a batch, on the device of the model."""
+    """The data of one state of a batch that kdp keeps, on the device of the model."""
     stored_BTD: Tensor
     norm_BT: Tensor
     ends_2: Tensor
@@ -281,8 +282,8 @@ class _Kept(NamedTuple):
 
 
 def _kept(h_BTD: Tensor, dtype: torch.dtype) -> _Kept:
-    """Reduce a state to the data that are kept. This runs during the forward pass, so the state can be freed as soon as
-    the model no longer needs it."""
+    """Reduce a state to the data that are kept. The function runs during the forward pass, so the state can be freed as
+    soon as the model no longer needs it."""
     h_BTD = h_BTD.float()
     return _Kept(h_BTD.to(dtype), h_BTD.norm(dim=-1), torch.stack(torch.aminmax(h_BTD)))
 

@@ -12,9 +12,9 @@ SmolLM2).
 Massive tokens are only 1.6 % of SmolLM2's tokens, but they dominate the linear CKA of raw states: with them, this CKA
 is 0.999 for every pair of deep layers. The option `treatment` decides about massive tokens. `mask` leaves out the
 tokens that are massive in any stored state. `normalise` scales every state to unit norm. `raw` changes nothing, as in
-the KDP paper, which does not mention massive tokens. Some methods' papers average the cosine over all tokens. For these
-methods, a mean cosine over all tokens is computed with every treatment. In this mean, a massive token is drawn with the
-same probability as any other token.
+the KDP paper, which does not mention massive tokens. The papers of some methods average the cosine over all tokens. For
+these methods, a mean cosine over all tokens is computed in addition, whatever `treatment` is. In this mean, a massive
+token is drawn with the same probability as any other token.
 Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """
 import logging
@@ -78,7 +78,8 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
 
 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
-    """For every stored state, x_LND of the chosen tokens and last_LSD of the last token of each sequence."""
+    """Two tensors with every stored state: x_LND of the chosen tokens, and last_LSD of the last token of each
+    sequence."""
     chosen, last = [], []
     for k in hidden.layers:
         h_STD = hidden.state(k)
@@ -100,8 +101,8 @@ def _summed_cosines(x_LND: Tensor, batch: int, device: str) -> Tensor:
 
 
 def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean cosine, mean angular distance, and for each of the two kernels the HSIC summed over minibatches; all are (L,
-    L) float64."""
+    """Mean cosine, mean angular distance, and the HSIC of each of the two kernels, as four (L, L) float64 matrices. The
+    HSIC is summed over minibatches."""
     L, N, _ = x_LND.shape
     summed = torch.zeros(4, L, L, dtype=torch.float64, device=device)
     cosine_LL, angular_LL, linear_LL, rbf_LL = summed

@@ -1,8 +1,8 @@
 """How far searches for layers agree, and how much the removal of the chosen layers costs on held-out text.
 
 This module reads the records of several runs of `layer_search`, and removes from the dense model the layers that each
-search chose. Held-out text is cut into windows. Each window is used twice: to measure the next-token loss, and as a
-multiple-choice item: which of four ends belongs to the beginning of this window? The sets of removed layers are
+search chose. Held-out text is cut into windows. The next-token loss is measured on each window. Each window is also a
+multiple-choice item: the models choose among four ends for the beginning of the window. The sets of removed layers are
 measured in the order of their layers. In this order, neighbouring sets share the states of all layers below their first
 difference (kdp_core.methods._search.evaluator). The module kdp_core.study.objectives compares the searches and defines
 the paper's claims.

@@ -96,8 +96,8 @@ def compared(dense: nn.Module, other: nn.Module, h_ND: Tensor, other_ND: Tensor,
 def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | None) -> tuple[Tensor, Tensor]:
     """The states of both models in the basis of the dense model.
 
-    A sliced model's states are turned back to this basis. If the model has layer norms, a sliced model's states lack
-    their mean. Then the mean is subtracted from each dense state too.
+    A sliced model's states are turned back to the basis of the dense model. If the model has layer norms, a sliced
+    model's states lack their mean. Then the mean is subtracted from each dense state too.
     """
     if basis_DE is None:
         return h_ND, other_NE

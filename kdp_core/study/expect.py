@@ -5,12 +5,13 @@ The predicted losses are those of kdp_core.score.generation; the statistics are 
 Here phi_f is statistic f as a length, and s_f is the scale of phi_f. KL and 1 - cosine are squares of small changes, so
 their roots are used as lengths. If a pruned model equals the dense model, all its statistics are 0, and so is the
 predicted loss. No weight is negative, so the predicted loss never falls when a statistic grows. The weights come from a
-ridge regression of -log(1 - loss) (scikit-learn). The penalty of the regression is chosen by cross-validation that
-leaves out methods. Validation leaves out one method with all its ratios, fits on the other methods, and predicts the
-losses of the method that was left out. Two methods that made the same model at some ratio, by removing the same layers,
-are left out together.
-`chain` is a reference without a fit. The reference assumes that each token agrees with probability a, and that the
-texts never agree again after the first difference. Then the expected share of equal tokens in G steps is sum_g a^g / G.
+ridge regression of -log(1 - loss) (scikit-learn). The penalty of the regression is chosen by cross-validation, and each
+fold leaves out one group of methods. Validation leaves out one method with all its ratios, fits on the other methods,
+and predicts the losses of the method that was left out. Two methods that made the same model at some ratio, by removing
+the same layers, are left out together.
+The function `chain` predicts the agreement without a fit, as a reference. The reference assumes that each token agrees
+with probability a, and that the texts never agree again after the first difference. Then the expected share of equal
+tokens in G steps is sum_g a^g / G.
 Axes: R rows, F features, M groups of methods.
 """
 import logging
@@ -30,7 +31,7 @@ FEATURES = {"kl": 0.5, "estimate_kl": 0.5, "disagreement": 1.0, "entropy_change"
             "angle_h": 0.5, "angle_p": 0.5}
 """For each statistic, the power that turns it into a length."""
 LOSSES = ("quality", "agreement", "lambada", "rouge1", "repetition")
-"""The losses in the order of reports. `quality` is the mean of the other losses."""
+"""The losses, in the order in which reports print them. `quality` is the mean of the other losses."""
 PREFIX = "loss_"
 """The prefix in the names of the columns that contain losses."""
 LENGTH = 40
@@ -43,7 +44,8 @@ ALPHAS = (0.01, 0.1, 1.0, 10.0)
 DRAWS = 1000
 """Number of bootstrap samples. Each sample draws groups of methods."""
 KEPT = 0.9
-"""The range of a prediction is so wide that it contains this share of the predictions for left-out methods."""
+"""Share of the predictions for left-out methods that differ from the measured loss by at most the half-width of the
+range."""
 RECORD = Path(__file__).with_name("expect.json")
 """The predictor that comes with the library."""
 
@@ -75,8 +77,8 @@ def own_predictor() -> Predictor:
 
 
 def lengths(frame: pd.DataFrame) -> np.ndarray:
-    """The statistics of each row of a data frame as lengths phi_RF. Raises ExpectError if a statistic is missing or not
-    finite."""
+    """The statistics of each row of a data frame, transformed to lengths phi_RF. Raises ExpectError if a statistic is
+    missing or not finite."""
     if missing := [name for name in FEATURES if name not in frame]:
         raise ExpectError(f"the statistic {missing[0]} is missing; measure with kdp_core.study.single_step")
     phi_RF = np.stack([frame[name].to_numpy(float).clip(min=0) ** power for name, power in FEATURES.items()], axis=1)
@@ -86,7 +88,8 @@ def lengths(frame: pd.DataFrame) -> np.ndarray:
 
 
 def nearest(phi_F: np.ndarray, predictor: Predictor) -> dict[str, Any]:
-    """The row of the predictor's data whose statistics are nearest, with its distance in scaled lengths."""
+    """The row of the predictor's data whose statistics are nearest to phi_F, and its distance in scaled lengths (phi_f
+    / s_f)."""
     scale_F = np.array(predictor.scale)
     distance_R = np.linalg.norm((lengths(pd.DataFrame(predictor.rows)) - phi_F) / scale_F, axis=1)
     place = int(distance_R.argmin())
@@ -211,8 +214,8 @@ def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:
 
 
 def weights(x_RF: np.ndarray, loss_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of the scaled lengths, none negative, and the penalty with the smallest error for groups of methods that
-    were left out."""
+    """The weights of the scaled lengths, which are not negative, and the penalty. The penalty has the smallest error on
+    groups of methods that the fit left out."""
     # imported here, because scikit-learn takes seconds to load
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut

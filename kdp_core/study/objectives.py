@@ -1,8 +1,8 @@
 """How far searches for layers agree: between objectives, between searches, and between draws of calibration text.
 
 "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) makes three claims. The objective decides
-which layers appear redundant. Searches with one objective agree. Ranks by perplexity and by accuracy often differ. Here
-each claim becomes a number, which is measured once for each draw of calibration text:
+which layers appear redundant. Different searches with the same objective agree. Ranks by perplexity and by accuracy
+often differ. Here each claim becomes a number, which is measured once for each draw of calibration text:
     Jaccard(A, B) = |A and B| / |A or B| of two chosen sets,
     Spearman of the rises of the objective at single removals, and of ranks of pruned models.
 Intervals are Student's t intervals over the draws. A claim is decided only if its interval does not contain zero. An
@@ -31,8 +31,8 @@ def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
 
 
 def spearman(one: Mapping[Any, float], other: Mapping[Any, float]) -> float | None:
-    """Rank correlation over the keys that both mappings have. The result is None for fewer than three such keys, or if
-    one mapping is constant over these keys."""
+    """Rank correlation over the keys that both mappings have. The result is None if the mappings have fewer than three
+    keys in common, or if one mapping is constant over the common keys."""
     common = sorted(set(one) & set(other))
     values = [[which[key] for key in common] for which in (one, other)]
     return rank_correlation(*map(np.array, values)) if len(common) > 2 else None
@@ -110,8 +110,8 @@ def _mean_jaccard(rows: Sequence[Row], varies: str, draw: int | None = None) -> 
 
 
 def _ranks(rows: Sequence[Row]) -> float | None:
-    """Spearman's correlation of two ranks of the pruned models: by perplexity and by accuracy. The correlation is 1 if
-    both ranks are equal."""
+    """Spearman's correlation of two rankings of the pruned models: by perplexity and by accuracy. The correlation is 1
+    if both measures order the models alike."""
     nats = {(row["objective"], row["strategy"]): -row["heldout_nats"] for row in rows}
     return spearman(nats, {(row["objective"], row["strategy"]): row["heldout_accuracy"] for row in rows})
 

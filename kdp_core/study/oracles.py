@@ -1,9 +1,10 @@
 """Selections of layers from papers and released code, and how far kdp's selections agree with them.
 
 A selection is listed if the publication gives its set of layers, or at least the beginning of its order. A selection
-depends on the calibration text and on the precision. The text is not always known, and the precision is between 4 and
-16 bits. Therefore kdp may order layers with nearly equal scores in another way. Layers are numbered from 0. `python
-benchmarks/oracles.py` makes kdp's selections for a model on this machine and compares them.
+depends on the calibration text and on the precision. Publications do not always name the calibration text, and their
+precision is between 4 and 16 bits. Therefore kdp may order layers with nearly equal scores differently from the
+publication. Layers are numbered from 0. `python benchmarks/oracles.py` makes kdp's selections for a model on this
+machine and compares them.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ class Agreement(NamedTuple):
 
 
 def agreement(oracle: Oracle, chosen: Sequence[int]) -> Agreement:
-    """How far a selection agrees with an oracle. `chosen` is in the order of removal. Of `chosen`, only as many layers
-    are compared as the oracle has."""
+    """How far a selection agrees with an oracle. `chosen` is in the order of removal. If the oracle has k layers, the
+    first k layers of `chosen` are compared."""
     first = list(chosen[:len(oracle.layers)])
     shared = len(set(first) & set(oracle.layers)) / len(oracle.layers)
     return Agreement(shared, first == oracle.layers if oracle.ordered else None, first)

@@ -13,7 +13,7 @@ tokens, D the width of a state, K the layers of a block, F = 2M KDP's features, 
     evaluate  tokens * 2 * (multiply-adds that the pruned model keeps); score, where each task is a job
 The user states the throughput that an accelerator reaches in practice. The default for forward passes is a third of
 NVIDIA's figure for an A100 in bfloat16. The default for fits is half of its float32 figure. The records of the methods
-have the formulas of fits and searches. The plan names each part without a formula and counts only the part's jobs.
+contain the formulas of fits and searches. The plan names each part without a formula and counts only the part's jobs.
 """
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,7 +191,7 @@ class _Count:
         return len(self.calibs)
 
     def _loading(self, stage: str, jobs: int) -> int:
-        """Number of a stage's jobs that load its models. Jobs that join shards or single tasks load no model."""
+        """Number of a stage's jobs that load its models. Jobs that only join results load no model."""
         if stage == "evaluate" and self.work["split"]:
             return 0
         return jobs - len(self.calibs) if stage == "hidden" and self.work["shards"] > 1 else jobs

@@ -1,14 +1,14 @@
-"""Which grid points are impossible with any data: a check of the configuration and of the facts of the model.
+"""Which grid points cannot be made, whatever the data are: a check of the configuration and of the facts of the model.
 
-Selection. A method selects layers by a similarity or by a search, and neither is known yet. Therefore the method's own
-selection is run on the most favourable similarity or search. The most favourable similarity makes the selected blocks
-neighbours. The most favourable search orders as many layers as its options allow. If this selection is refused, every
-real selection would be refused with the same message.
+Selection. A method selects layers by a similarity or by a search, and this check knows the results of neither.
+Therefore the method selects from an invented similarity or search instead. With the invented similarity, the selected
+blocks are neighbours. The invented search orders as many layers as the options of the method allow. If a selection from
+the invented data is refused, every real selection would be refused with the same message.
 
 Other parts. Searches, steps and `compose` check their options, the model and the calibration set before they read a
 weight or a state. So each of these parts is run until it reads its first weight or state.
-`checkpoints.rehearsal` stops it at the first weight, and `Blank` stops it at the first state. Errors that depend on
-data are not found here, such as a Gram matrix without an inverse.
+`checkpoints.rehearsal` stops the part at the first weight, and `Blank` stops the part at the first state. Errors that
+depend on data are not found here, such as a Gram matrix without an inverse.
 """
 import contextlib
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 class Blank(HiddenStates):
-    """Hidden states of which only the sizes are known. Reading a state raises Unread."""
+    """Hidden states that have sizes but no values. Reading a state raises Unread."""
 
     def state(self, layer: int) -> Tensor:
         """End the rehearsal by raising Unread. Raises HiddenError for a state that will not be stored."""
@@ -65,7 +65,7 @@ def refusal(name: str, case: Case, *, ratio: float, k_max: int, options: Mapping
     """The reason why a method cannot make a grid point; empty if no reason is known.
 
     options: options of the method, by part.
-    sized, sized_options: the method whose stand-ins are counted, and its options; by default the method itself.
+    sized, sized_options: the method whose stand-ins are counted, and its options; by default `name` and `options`.
     finetune: options of the fine-tuning; None if the point is not fine-tuned.
     """
     method, family, facts = method_of(name), FAMILIES.get(case.facts.family), case.facts
@@ -111,7 +111,7 @@ def _rehearse(part: Callable[..., Any], *records: Any, **own: Any) -> None:
 
 def _selection(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[str, Mapping[str, Any]],
                counted: int) -> Selection:
-    """The method's own selection, made from the most favourable similarity or search."""
+    """The selection that the method makes from the invented similarity or search."""
     given = {key: value for key, value in options.get("block", {}).items() if key in arguments(method.select)}
     point = {"ratio": ratio, "k_max": k_max, "module_params": counted}
     if method.search is None:
@@ -134,9 +134,9 @@ def _tokens(case: Case) -> Tokens:
 
 
 def _similarity(case: Case) -> Similarity:
-    """The most favourable similarity: all states are almost equal.
+    """An invented similarity, in which all states are almost equal.
 
-    Pairs of earlier states are slightly more similar, so that neighbouring blocks are selected.
+    The earlier the layers of two states are, the more similar the states are, so the selected blocks are neighbours.
     """
     stored = numbers(case.states, case.facts.layers)
     place_L = torch.tensor(stored, dtype=torch.float32)
@@ -145,7 +145,7 @@ def _similarity(case: Case) -> Similarity:
 
 
 def _search(method: Method, facts: ModelFacts, k_max: int, options: Mapping[str, Mapping[str, Any]]) -> Search:
-    """The most favourable search: it orders as many layers as its options allow."""
+    """An invented search that orders as many layers as the options of the method allow."""
     given = settings(method.search, options.get("search", {})) if method.search else {}
     count = method.orders(facts, k_max, given) if method.orders else facts.layers
     return Search(list(range(count)), [0.0] * count, "", k_max, {}, 0, {})

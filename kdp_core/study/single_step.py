@@ -102,8 +102,8 @@ def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
 
 
 def margin(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """Lead of p's most likely token under q: its log q, minus the log q of the most likely other token, (N,). The lead
-    is negative if q prefers the other token."""
+    """Lead of p's most likely token under q, (N,): the log probability of this token under q, minus the largest log
+    probability of the other tokens under q. The lead is negative if q gives another token a higher probability."""
     first_N1 = logp_NV.argmax(dim=-1, keepdim=True)
     rival_N = logq_NV.scatter(-1, first_N1, -torch.inf).max(dim=-1).values
     return logq_NV.gather(-1, first_N1)[:, 0] - rival_N

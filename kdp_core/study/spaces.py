@@ -2,9 +2,9 @@
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Figures 4 to 8. The module
 `distances` defines the three spaces, the distances and their estimates.
-- `probe` removes one layer, attention or MLP at a time. All layers before the removed one are dense. The states after
-  this layer are compared. The final norm and the head are applied to the dense and to the pruned state (Figures 4, 5,
-  6).
+- `probe` removes one layer, attention or MLP at a time. All layers before the changed layer are those of the dense
+  model. The states of both models after the changed layer are compared. The final norm and the head are applied to the
+  dense and to the pruned state (Figures 4, 5, 6).
 - `compare` measures two continuations of a prompt. Both models read the continuation that the dense model wrote
   (teacher-forced). The pruned model also reads the continuation that it wrote itself (free-running, Figure 7). On the
   dense model's continuation the two models are also compared state by state.
@@ -47,8 +47,8 @@ from kdp_core.study.distances import averaged, compared, restricted, turned
 logger = logging.getLogger(__name__)
 Part = Literal["attention", "mlp", "whole"]
 DEPTH_STEPS = 8
-"""Approximate number of decoded tokens for which all states are compared. The number is small, because the head must
-read every state, which is slow."""
+"""Approximate number of decoded tokens for which all states are compared. The number is small, because the output head
+must read every state of these tokens, which is slow."""
 LETTERS = "ABCDEFGHIJ"
 """The letters that name the choices of an item."""
 
@@ -163,8 +163,8 @@ def compare(dense_folder: str | Path, pruned_folder: str | Path, ids_ST: Tensor,
 def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: Tensor, own_BG: Tensor,
               states: list[int], temperature: float, final_norm: bool) -> tuple[list[dict[str, Any]],
                                                                                list[dict[str, Any]]]:
-    """Two lists of rows: one row for each decoded token of both histories (the dense model's and the pruned model's own
-    text), and one row for each state on the dense model's text."""
+    """Two lists of rows. The first list has one row for each decoded token of both histories: of the dense model's text
+    and of the pruned model's own text. The second list has one row for each state on the dense model's text."""
     (B, T), G, own = prompt_BT.shape, said_BG.shape[1], list(range(len(states)))
     # the state at position T - 1 + g predicts decoded token g
     at = list(range(T - 1, T - 1 + G))

@@ -10,19 +10,19 @@ The statement of the theorem and its proof disagree on the following points, or 
   square `rms`, and `beyond` is the share of tokens whose error exceeds the bound.
 - L_ERM is one number in the theorem, but the proof needs one number for each operator. Here L_ERM is the largest mean
   squared error of an operator.
-- The theorem calls C "universal" and does not give its value. The record has three bounds: the bound with C = 1; the
-  bound without the term with C, which is exact on the training tokens by Minkowski's inequality; and equation 9 with
-  its constants L' = 2 (B_A + 1) R_phi and R_n = B_A R_phi sqrt(2m / n). Even the bound with the constants of equation 9
-  is too small, because phi is learned and the proof does not count the class of phi. For vectors the contraction lemma
-  (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
+- The theorem calls C "universal" and does not give its value. The record has three bounds. The first bound has C = 1.
+  The second bound has no term with C, and is exact on the training tokens by Minkowski's inequality. The third bound is
+  equation 9 with its constants L' = 2 (B_A + 1) R_phi and R_n = B_A R_phi sqrt(2m / n). Even the bound with the
+  constants of equation 9 is too small, because phi is learned and the proof does not count the class of phi. For
+  vectors the contraction lemma (Maurer 2016) gives R_n of order B_A R_phi 2m / sqrt(n).
 - delta is the probability that the bound fails for one operator. The proof uses a union bound over k operators, for
   which delta / k would be needed. In one place the proof of the theorem writes d where it means 2m.
 - The theorem assumes n independent samples. Tokens of one sequence depend on each other, so the number of tokens is
   larger than the number of independent samples. Therefore the computed bound is lower than it should be.
 - Equation 2 gives |phi| = 1 for every input, so R_phi = 1. Then the error of any k operators is below (1 + B_A^k)
-  R_phi. This bound is called `trivial`. Because phi has a constant part, the training mean of phi(h_{l+k}) can be used
-  as a prediction. Its error is called `constant`. A bound above the bound `trivial` gives no information. A bound above
-  `constant` does not show that A predicts better than the training mean.
+  R_phi. This bound for any k operators is called `trivial`. Because phi has a constant part, the training mean of
+  phi(h_{l+k}) can be used as a prediction. The error of this prediction is called `constant`. A bound above the bound
+  `trivial` gives no information. A bound above `constant` does not show that A predicts better than the training mean.
 Axes: K operators or states of the run, N tokens, F = 2m features.
 """
 import itertools
@@ -55,7 +55,7 @@ def generalisation(b_a: float, r_phi: float, features: int, n: int, delta: float
 
 
 def generalisation_equation_9(b_a: float, r_phi: float, features: int, n: int, delta: float) -> float:
-    """The same term with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
+    """The term of `generalisation` with the constants of equation 9: 2 L' R_n + range * sqrt(log(1 / delta) / 2n)."""
     lipschitz, rademacher = 2 * (b_a + 1) * r_phi, b_a * r_phi * math.sqrt(features / n)
     # 2 L' R_n(H') + (B_A + 1)^2 R_phi^2 sqrt(log(1 / delta) / 2n)
     return 2 * lipschitz * rademacher + (b_a + 1) ** 2 * r_phi ** 2 * math.sqrt(math.log(1 / delta) / (2 * n))

@@ -4,12 +4,12 @@ states.
 Paper: KDP (ICLR 2026), section 2.3, equation 4, proof in appendix D (equations 22 to 37).
 
 Theorem 2 compares E|phi(h') - A phi(h)|^2 with E|h' - A h|^2. These two errors are measured in different spaces and
-have different units. The first error is at most R_phi^2 = 1, even for A = 0. If the bandwidth goes to infinity, the
-first error goes to 0 for every learned A. Therefore each class of maps is measured in its own space, both absolutely
-and relative to the variance in this space. To compare the classes, a ridge decoder with an intercept is fitted for each
-class on training tokens. The decoder computes the held-out state from the prediction of the class. Equation 4 requires
-that n exceeds the difference of two complexities. The proof of equation 4 (equation 36) requires that n exceeds each of
-the two complexities. Both numbers are reported.
+have different units. The error of the features is at most R_phi^2 = 1, even for A = 0. If the bandwidth goes to
+infinity, the error of the features goes to 0 for every learned A. Therefore each class of maps is measured in its own
+space, both absolutely and relative to the variance in this space. To compare the classes, a ridge decoder with an
+intercept is fitted for each class on training tokens. The decoder of a class computes the held-out states from the
+predictions of this class. Equation 4 requires that n exceeds the difference of two complexities. The proof of equation
+4 (equation 36) requires that n exceeds each of the two complexities. Both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences. An axis of length 2 has the states before and
 after.
 """
@@ -49,8 +49,8 @@ class Design(NamedTuple):
 
 def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width: int, delta: float,
                      margin: float) -> tuple[float, float] | None:
-    """Two values of n that Theorem 2 requires with C = c = 1: one by equation 4 as printed, one as the proof needs it
-    (equation 36).
+    """The numbers of samples n that Theorem 2 requires with C = c = 1: first n by equation 4 as printed, then n by
+    equation 36, as the proof needs it.
 
     `margin` is Delta: the risk of the identity class minus the risk of the RFF class. If Delta is not positive, the
     theorem claims nothing and the result is None.
@@ -72,8 +72,8 @@ def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[floa
             seed: int) -> list[tuple[Design, Tensor | None, Tensor | None]]:
     """Each class with its frequencies omega_DM and phases b_M, which are None for the identity class.
 
-    The base class of random features has the kernel's 2m, the first width and the largest share. Every other class of
-    random features differs from it in one setting.
+    The base class of random features has the 2m features of `kernel`, the first of `scales` and the largest of
+    `shares`. Every other class of random features differs from the base class in one setting.
     """
     width, base, everything = kernel.omega_DM.shape[0], 2 * len(kernel.b_M), max(shares)
     x_ND = lift_input(train.h_KND[0], kernel.lift_input).cpu()
@@ -129,8 +129,9 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
     Returns a mapping, and the squared error of each held-out token's decoded state. The fields `risk` and `train_risk`
     are mean squared errors in squared units of the space. `relative_risk` is the risk divided by the variance in the
     space. `state_error` is the relative squared error of the state decoded from A z, with its standard error over
-    sequences. `direct_error` is the same error of the state decoded from z itself. `state_median` is the median over
-    tokens of the squared error divided by that of the mean state. `operator_norm` is the norm of A.
+    sequences. `direct_error` is the same error, but of a state that is decoded from z and not from A z. For each token,
+    the squared error is divided by the squared error of the mean state, and `state_median` is the median of these
+    ratios. `operator_norm` is the norm of A.
     """
     x_NF, y_NF = z_2NF
     # A = argmin sum |y - A x|^2 + ridge
