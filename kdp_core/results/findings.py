@@ -1,11 +1,11 @@
 """The summary in plain words: for each model and target, the best variant, its lead, and how certain the lead is.
 
 Two rules decide whether a difference is more than noise. The first rule needs a paired test of the two models on the
-same items. The difference is clear if p, after Holm's correction, is below SIGNIFICANT. Otherwise the models count as a
-tie. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 + se2^2). A distance of
-at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is suggestive. The second
-rule assumes independent models. But all models answer the same items, so the second rule calls too many differences a
-tie. This module puts the numbers of the summary into sentences and computes nothing else.
+same items. The difference is clear if p, after Holm's correction, is below SIGNIFICANT. If p is not below SIGNIFICANT,
+the models count as a tie. Without a test, the second rule uses the distance in combined standard errors, sqrt(se1^2 +
+se2^2). A distance of at most TIE is a tie, a distance of at least CLEAR is clear, and a distance between the two is
+suggestive. The second rule assumes independent models. But all models answer the same items, so the second rule calls
+too many differences a tie. This module puts the numbers of the summary into sentences and computes nothing else.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -46,10 +46,10 @@ class Finding(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How two models differ in one metric."""
+    """How clearly two models differ in one metric."""
     level: Level
     apart: float
-    """Distance in combined standard errors; infinite if the standard errors are not known."""
+    """Difference of the two models in combined standard errors; infinite if the standard errors are not known."""
     test: tuple[float, int] | None = None
     """p and number of items of the paired test; None if the models have no test."""
 
@@ -63,7 +63,7 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
     comparisons: the paired tests that compare.compare returns. The function reads only the tests over all tasks:
         against the best model, and against the baseline.
-    Models whose weights are only set to zero are compared only with each other. If a fine-tuned model comes first, a
+    Models whose weights are only set to zero are compared only with each other. If the best model is fine-tuned, a
     further statement compares the models without fine-tuning.
     """
     said, best, floor = [], _paired(comparisons, "best"), _paired(comparisons, "baseline")
@@ -83,8 +83,8 @@ def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
 
     comparisons: the paired tests that compare.compare returns.
     The text describes the first dense model and its pruned models that have fewer parameters. The best model has the
-    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if the models have no
-    score.
+    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if the pruned models
+    have neither perplexity nor accuracy.
     """
     own = summary[summary["model"] == summary["model"].iloc[0]]
     pruned = own[(own["method"] != DENSE) & ~zeros(own)]

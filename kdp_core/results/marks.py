@@ -34,7 +34,8 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
     Significance comes from the paired tests in `comparisons`, with Holm's correction for the rows of the group (p <
     SIGNIFICANT). Without tests, two rows must differ by more than one combined standard error sqrt(se1^2 + se2^2).
-    Without standard errors, the printed values are compared, and rows with equal printed values get the same mark.
+    If rows have no standard errors, the printed values are compared, and rows with equal printed values get the same
+    mark.
     """
     column, found = known[name], {}
     pruned = frame[(frame["method"] != DENSE) & frame[name].notna()] if column.better else frame.iloc[:0]
@@ -46,13 +47,13 @@ def marks(frame: pd.DataFrame, name: str, known: Mapping[str, Column] = COLUMNS,
 
 
 def zeros(frame: pd.DataFrame) -> pd.Series:
-    """Which rows of a summary describe models with zeroed weights. Such a model has as many weights as the dense
-    model."""
+    """Which rows of a summary describe models with zeroed weights. A model with zeroed weights has as many weights as
+    the dense model."""
     return frame["params_zeroed"].gt(0).rename("zeros")
 
 
 def _tested(comparisons: pd.DataFrame, column: Column) -> Pairs:
-    """p of each pair of rows that was tested on the metric and the task of a column."""
+    """p of each pair of rows that has a paired test for the metric and the task of `column`."""
     own = comparisons[(comparisons["metric"] == column.test[0]) & (comparisons["task"] == column.test[1])]
     return {frozenset(((row.model, row.calib, row.method, row.ratio, row.k_max),
                        (row.model, row.other_calib, row.other, row.ratio, row.other_k_max))): row.p
@@ -94,7 +95,7 @@ def _marks_as_printed(labels: list[Any], shown: list[str]) -> dict[Any, str]:
     """The marks of ranked rows if only the printed values are compared.
 
     All rows with the same printed value as the first row are "best". If only one row is "best", the rows with the next
-    value are "second".
+    printed value are "second".
     """
     distinct = list(dict.fromkeys(shown))
     if len(distinct) == 1:

@@ -97,7 +97,7 @@ def resampled_means(values_I: np.ndarray, draws: int, rng: np.random.Generator) 
 
 
 def mcnemar(values_IJ: np.ndarray) -> np.ndarray:
-    """Mid p-values of all pairs of models. The values say whether a model answers an item right (1) or wrong (0)."""
+    """Mid p-values of all pairs of models. A value is 1 if a model answers an item correctly, and 0 if not."""
     from scipy import stats  # the import takes half a second, and pages that only print tables do not need it
 
     # b_jk items that j has right and k wrong; X ~ Binomial(b_jk + b_kj, 1/2), x = min(b_jk, b_kj)

@@ -10,8 +10,8 @@ A table whose numbers the run does not have is left out. Tables 3, 4, 9 and 11 a
 of these ablations names the number of its table. Tables 10 and 12 need no run; the module `costs` makes them. The paper
 prints scores without errors; here every score has its standard error. Table 2 has one row for each pair of model and
 method; the paper has one column for each model. RP(Rouge) is a ratio of two means over tasks, like RP in Table 1.
-`summary.retained_ppl` defines RP(PPL). In the paper's Table 8, ShortGPT and SLEB have no samples. Both methods select
-layers on calibration text, so this text is listed as their samples.
+`summary.retained_ppl` defines RP(PPL). The paper's Table 8 lists no samples for ShortGPT and SLEB. ShortGPT and SLEB
+select layers on calibration text, so kdp lists this text as their samples.
 """
 import math
 import re
@@ -191,7 +191,7 @@ def _pruned_layers(run: Run, number: int) -> Table | None:
 
 
 def _layers(blocks: str) -> str:
-    """`[6,7], [10]` for the half-open blocks `6-8 10-11`."""
+    """Changes half-open blocks such as `6-8 10-11` to the text `[6,7], [10]`."""
     runs = [tuple(map(int, block.split("-"))) for block in blocks.split()]
     return ", ".join(f"[{start}]" if stop == start + 1 else f"[{start},{stop - 1}]" for start, stop in runs)
 

@@ -75,8 +75,8 @@ class FigureEntry(NamedTuple):
     """The workflow rule that made the figure."""
     png_path: Path | str
     link: str = ""
-    """Path from the page to the figure's PDF and CSV files, without suffix. Without this path the page has no links to
-    the figure's files."""
+    """Path from the page to the figure's PDF and CSV files, without suffix. If the path is empty, the page has no links
+    to the figure's files."""
     model: str = ""
     """The model that the figure shows; empty for a figure of all models."""
 
@@ -93,7 +93,7 @@ def summary_table(summary: pd.DataFrame, comparisons: pd.DataFrame | None, *, la
 
 def _point_table(rows: pd.DataFrame, names: Sequence[str], columns: Mapping[str, Column], *, label: str,
                  marked: Mapping[str, Mapping[Any, str]] | None = None) -> str:
-    """A table with one row for each model. The row has the model's keys and the given columns.
+    """A table with one row for each model. Each row of the table has the model's keys and the given columns.
 
     Rows are grouped if there are several kinds of pruned models.
     """

@@ -189,9 +189,9 @@ def retained_ppl(pruned: Sequence[float], dense: Sequence[float], *,
 
 
 def main_scores(scores: Sequence[Score], metrics: Sequence[str]) -> dict[str, Score]:
-    """Each task's score with the metric that stands first in `metrics`, in the order of the tasks' names.
+    """For each task, the score in the first of `metrics` that the task has. The tasks are sorted by name.
 
-    If a group has a score with such a metric, the members of the group are left out.
+    If a group has a score with a metric of `metrics`, the members of the group are left out.
     """
     best: dict[str, Score] = {}
     for score in scores:

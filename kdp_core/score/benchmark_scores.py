@@ -31,7 +31,7 @@ def score_coqa(item: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
     et al. 2019).
 
     If there are several correct answers, the best match is computed several times, each time without one of them. The
-    result is the mean of these best matches.
+    result is the mean of the best matches.
     """
     said, right = _words(results[0].strip().split("\n")[0]), [_words(answer) for answer in coqa_answers(item)]
     turns = [right[:i] + right[i + 1:] for i in range(len(right))] if len(right) > 1 else [right]

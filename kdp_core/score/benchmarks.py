@@ -148,7 +148,7 @@ class Chosen(NamedTuple):
     limit: int | None = None
     """Largest number of items of a task; the first items are used. None means all items."""
     limits: Mapping[str, int] = {}
-    """Largest number of items of single tasks, by name; for these tasks it replaces `limit`."""
+    """Largest number of items of single tasks, by name. For a named task, this number replaces `limit`."""
     fewshot: int | None = None
     """Number of examples in a prompt, for tasks that do not fix this number. None means the number that BENCHMARKS
     gives."""
@@ -171,8 +171,8 @@ def write_tasks(folder: str | Path, chosen: Chosen) -> None:
 
 @contextlib.contextmanager
 def task_folder(chosen: Chosen | None) -> Iterator[list[Path]]:
-    """A list with one temporary folder of task files, which exists while the body runs. Without benchmarks the list of
-    folders is empty."""
+    """A list with one temporary folder of task files, which exists while the body of the `with` statement runs. Without
+    benchmarks the list of folders is empty."""
     if chosen is None:
         yield []
         return

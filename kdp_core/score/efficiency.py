@@ -4,7 +4,7 @@
 (kdp_core.model.sizes.count_macs).
 Latency is measured in one process, in pairs of turns: one turn of the dense and one turn of the pruned model. The order
 of the two models changes with each pair. If the machine is slow for a while, both models are slow. Therefore the median
-of the paired ratios varies less than the ratio of two separate runs.
+of the ratios of paired turns varies less than the ratio of two separate runs.
 Memory is that of the pruned model alone, because it is loaded and run before the dense model is loaded. The kinds of
 memory figures are:
     cuda_allocated       peak of torch's allocator over the runs, with the weights; the sum of the peaks if the model is
@@ -214,7 +214,7 @@ def resident_mib(field: str) -> float | None:
 
 @contextlib.contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
-    """Set torch's CPU threads while the body runs."""
+    """Set the number of torch's CPU threads while the body of the `with` statement runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:

@@ -1,10 +1,10 @@
 """The fast scorer: it computes lm-eval's log-likelihoods from as few tokens and logits as possible.
 
-lm-eval's HFLM pads sequences to one length, runs the context again for each choice, and computes the logits of every
-token. Here sequences are packed in rows (kdp_core.score.packing). A context runs once with all its choices. Examples at
-the beginning of many prompts run once for all these prompts. The output head reads only the tokens that are scored. On
-CPU, the rows run in parallel, one row on each thread, so no thread waits for other threads after every operation.
-Prompts, metrics and generated text come from lm-eval's own code.
+lm-eval's HFLM pads sequences to one length, computes the context again for each choice, and computes the logits of
+every token. Here sequences are packed in rows (kdp_core.score.packing). The model reads a context once together with
+all its choices. The shared examples at the beginning of many prompts are computed once for all these prompts. The
+output head reads only the tokens that are scored. On CPU, the rows run in parallel, one row on each thread, so no
+thread waits for other threads after every operation. Prompts, metrics and generated text come from lm-eval's own code.
 Packing needs a model that accepts an arbitrary attention mask and arbitrary positions of tokens. The function `packs`
 tests on a few tokens whether a model accepts both. A model that fails the test is scored by lm-eval's own code.
 Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D width, V vocabulary.
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 class FastJudge(Judge):
-    """A loaded model in the form that lm-eval calls; the log-likelihoods are computed on packed rows."""
+    """A loaded model in the form that lm-eval calls. This class computes the log-likelihoods on packed rows."""
 
     def _loglikelihood_tokens(self, requests: list[Request], **settings: Any) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding produces the continuation) for each continuation, in
@@ -124,7 +124,7 @@ def _values(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> li
 
 @torch.inference_mode()
 def score_group(model: PreTrainedModel, group: Group, sequences: list[Scored]) -> Iterator[list[Found]]:
-    """The scores of each row of a group. The numbers in the rows refer to `sequences`."""
+    """The scores of each row of a group. The numbers in the rows are indices of `sequences`."""
     cache = DynamicCache() if group.prefix else None
     if group.prefix:
         base_of(model)(torch.tensor([group.prefix], device=model.device), past_key_values=cache, use_cache=True)
@@ -197,8 +197,8 @@ def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targe
 
 
 def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The function from the output head's input to logits. The function includes the soft cap of families whose logits
-    are capped."""
+    """The function from the output head's input to logits. Some families cap their logits, and the function then
+    includes this soft cap."""
     name, head = family_of(model).soft_cap, output_head(model)
     cap = getattr(model.config, name) if name else None
     return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)

@@ -76,7 +76,7 @@ def placements(items: Sequence[tuple[float, int]]) -> tuple[list[float], list[fl
     """For each good item, the share of bad items with a smaller margin; for each bad item, the share of good items with
     a larger margin.
 
-    Both lists are empty if all items are good or if all are bad. DeLong et al. (1988) call these shares structural
+    Both lists are empty if all items are good or all items are bad. DeLong et al. (1988) call these shares structural
     components.
     """
     good, bad = ([margin for margin, label in items if bool(label) is kind] for kind in (True, False))

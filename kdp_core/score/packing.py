@@ -2,9 +2,9 @@
 
 A row is a forest of token sequences. Each token is a node, and the tokens of a sequence are a path from a root.
 Sequences that begin with the same tokens share the first nodes of their paths. A token attends only to the tokens of
-its own path (`visible`), and its position is counted along this path. Each sequence has the same states as in a row of
-its own, and no padding is needed. A long beginning that several rows share is a prefix (`Group`). The prefix is
-computed once, and the rows of the group attend to the prefix through the KV cache.
+its own path (`visible`), and its position is counted along this path. The states of a sequence are the same as if the
+sequence were alone in a row, and no padding is needed. A long beginning that several rows share is a prefix (`Group`).
+The prefix is computed once, and the rows of the group attend to the prefix through the KV cache.
 Axes: N tokens of a row, P tokens of a prefix.
 """
 from collections import defaultdict
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     """Index of each node's parent. The index is -1 for a root, which follows the prefix."""
     positions_N: list[int]
     ends: list[tuple[int, int]]
-    """(number of a sequence, index of its last node)."""
+    """For each sequence, (number of the sequence, index of its last node)."""
 
     def path(self, end: int, tokens: int) -> list[int]:
         """The last `tokens` nodes on the path that ends at `end`, in the order of the path."""
@@ -138,7 +138,8 @@ def _runs(sequences: list[Scored], order: list[int]) -> Iterator[tuple[int, list
 
 
 def _size(sequences: list[Scored], numbers: list[int], skip: int) -> int:
-    """Number of nodes in the forest of the sorted sequences, without their first `skip` tokens."""
+    """Number of nodes of the forest that the sorted sequences form, without the first `skip` tokens of each
+    sequence."""
     size, before = 0, ()
     for number in numbers:
         ids = sequences[number].ids

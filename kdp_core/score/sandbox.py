@@ -41,7 +41,7 @@ class Limits(NamedTuple):
     """
     cpu_seconds: int = 5
     wall_seconds: float = 20.0
-    """Limit of elapsed time. This limit ends programs that wait without computing."""
+    """Limit of elapsed time. The limit ends programs that wait without computing."""
     memory_mib: int = 2048
     """Limit of the address space, which also contains the loaded libraries."""
     file_mib: int = 16

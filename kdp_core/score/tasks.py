@@ -5,10 +5,10 @@
     heldout_continuation  the true one of four continuations: the form of HellaSwag (Zellers et al. 2019)
 
 These tasks replace the paper's benchmarks if the benchmarks are not available. Scores on these tasks compare models
-only on this text. LAMBADA selects passages whose last word needs the wide context; here passages are not selected.
-HellaSwag's wrong continuations are machine-written; here they are real text of other articles, which is easier to
-recognise. The folder has the items as JSONL files, a YAML file for each task, and `heldout.py`. `heldout.py` finds the
-items in its own folder, so the folder may be moved.
+only on the held-out text from which the tasks are made. LAMBADA selects passages whose last word needs the wide
+context; here passages are not selected. HellaSwag's wrong continuations are machine-written; here they are real text of
+other articles, which is easier to recognise. The folder has the items as JSONL files, a YAML file for each task, and
+`heldout.py`. `heldout.py` finds the items in its own folder, so the folder may be moved.
 """
 import hashlib
 import json

@@ -28,7 +28,7 @@ def bases_of(dense: nn.Module, sliced: nn.Module) -> list[Tensor]:
     is about s Q', where s is the state of the sliced model and Q is the basis. If the model has layer norms, s Q' is
     the dense model's state minus the mean of this state.
 
-    The precision in which the weights are stored limits the precision of the bases.
+    The bases are only as exact as the precision in which the weights are stored.
     """
     family = family_of(dense)
     writers = [(dense.get_input_embeddings().weight, sliced.get_input_embeddings().weight)]

@@ -118,8 +118,8 @@ def lift_input(h: Tensor, kind: LiftInput) -> Tensor:
 
 
 def relative_error(predicted_ND: Tensor, h_ND: Tensor) -> float:
-    """Sum of squared errors, divided by the sum of squared errors of the mean state. 0 is perfect, and 1 is as good as
-    the mean state."""
+    """Sum of squared errors, divided by the sum of squared errors of the mean state. 0 means no error, and 1 means an
+    error as large as that of the mean state."""
     # sum |h^ - h|^2 / sum |h - mean h|^2
     return ((predicted_ND - h_ND).square().sum() / (h_ND - h_ND.mean(0)).square().sum()).item()
 

@@ -75,8 +75,8 @@ def check(array: zarr.Array, places: Iterable[int]) -> None:
 
 
 def link(part: zarr.Array, whole: zarr.Array, before: int) -> None:
-    """Link every chunk file of `part` into the array `whole`. In `whole`, the number of a chunk on the second axis is
-    larger by `before`."""
+    """Link every chunk file of `part` into the array `whole`. A chunk of `part` with number i on the second axis has
+    the number i + `before` in `whole`."""
     check(part, range(part.cdata_shape[0]))
     for first, second, *rest in np.ndindex(part.cdata_shape):
         source, target = _file(part, (first, second, *rest)), _file(whole, (first, before + second, *rest))

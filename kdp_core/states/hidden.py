@@ -18,9 +18,9 @@ lossless codecs would save less than a tenth of the size of float16 states.
 
 Several processes may extract the states together. Each process writes a shard, which is a separate group with the same
 chunks. A shard has whole batches of the sequences. `join` makes one group from the shards, by hard links to the chunk
-files. In the joined group, the linked files have new numbers. So each file is written by one process, no group is
-visible before it is complete, and no state is read or stored twice. The result has the same bytes as an extraction that
-was not split. `join` finds the massive tokens, because their definition depends on the tokens of all shards.
+files. In the joined group, the linked files have new numbers. So each file is written by one process. No group is
+visible before it is complete, and no state is read or stored twice. The joined group has the same bytes as a group that
+one process extracted. `join` finds the massive tokens, because their definition depends on the tokens of all shards.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 HALF_MAX = 65504.0
 """Largest finite float16."""
 BESIDE = ["layer", "sequence", "token"]
-"""Axes of the arrays `norm` and `massive`, which have one value for each state of a token."""
+"""Axes of the arrays `norm` and `massive`, which have one value for each token of each stored state."""
 
 
 class HiddenError(RuntimeError):

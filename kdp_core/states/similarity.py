@@ -5,7 +5,7 @@ CKA (Kornblith et al. 2019) is estimated from minibatches by the unbiased HSIC (
     CKA = sum_b HSIC_1(K_b, L_b) / sqrt(sum_b HSIC_1(K_b, K_b) * sum_b HSIC_1(L_b, L_b)).
 The RBF bandwidth of a layer is the median distance between the tokens of the first minibatch. All minibatches use this
 bandwidth.
-Let each row of F be a flattened U-centred Gram matrix. Then the HSIC of all pairs of layers is one product, F F'.
+Let each row of F be a flattened U-centred Gram matrix. The product F F' then gives the HSIC of all pairs of layers.
 Minibatches are drawn from the tokens of all sequences. Consecutive tokens of one sequence would bias CKA (by 0.12 on
 SmolLM2).
 

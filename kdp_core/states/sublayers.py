@@ -1,7 +1,7 @@
 """The cosine between the states before and after every attention and every MLP, as a mean over tokens.
 
 The forward pass that extracts the hidden states also computes this cosine. LLM-Drop ranks attentions and MLPs by this
-cosine. So LLM-Drop needs no further forward pass. Axes: B sequences, T tokens, D width, P parts of a layer.
+cosine. So LLM-Drop needs no forward pass of its own. Axes: B sequences, T tokens, D width, P parts of a layer.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
-"""What the dense and the pruned models write after a prompt: each model continues it with its most likely tokens.
+"""What the dense and the pruned models write after a prompt: each model continues the prompt with its most likely
+tokens.
 
 A score tells how much of the dense model was kept. A few lines of text show the reader what was kept. The texts are
 greedy continuations, so chance has no effect on them. In greedy continuations a small model repeats itself, even if it

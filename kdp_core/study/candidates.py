@@ -7,9 +7,9 @@ prompts. A choice may be a text of any length. Two distributions are compared:
     full         the probabilities of the next token after the context, over the whole vocabulary
     candidates   c_i = exp(ll_i) / sum_j exp(ll_j), with the log-likelihood ll_i of choice i
 Two measures compare the models for each distribution: KL(dense || pruned) in nats, and whether the most likely token or
-candidate stays the same. `order` is the share of pairs of candidates that keep their order by log-likelihood. `mass` is
-the probability of all first tokens of candidates together. `rank` is the rank of the most likely of these first tokens
-among all tokens. `acc` is the benchmark's own score of the item.
+candidate stays the same. `order` is the share of pairs of candidates whose order by log-likelihood is the same in both
+models. `mass` is the probability of all first tokens of candidates together. `rank` is the rank of the most likely of
+these first tokens among all tokens. `acc` is the benchmark's own score of the item.
 Axes: N tokens, V vocabulary, C candidates.
 """
 import itertools

@@ -67,8 +67,8 @@ def outputs(z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Ten
 
 
 def measures(h_ND: Tensor, other_ND: Tensor, z_NV: Tensor, other_NV: Tensor, temperature: float) -> dict[str, Tensor]:
-    """All distances between two states and between their logits, with the estimates, as one number for each token;
-    float64."""
+    """All distances between two states and between their logits, with the estimates of these distances. Each result is
+    one float64 number for each token."""
     found = {}
     for space, a, b in (("h", h_ND, other_ND), ("z", z_NV, other_NV)):
         parallel_N, orthogonal_N = split(a, b)
@@ -97,7 +97,7 @@ def turned(dense: nn.Module, h_ND: Tensor, other_NE: Tensor, basis_DE: Tensor | 
     """The states of both models in the basis of the dense model.
 
     A sliced model's states are turned back to the basis of the dense model. If the model has layer norms, a sliced
-    model's states lack their mean. Then the mean is subtracted from each dense state too.
+    model's states lack their mean. For such a model, the mean is also subtracted from each dense state.
     """
     if basis_DE is None:
         return h_ND, other_NE

@@ -10,8 +10,8 @@ fold leaves out one group of methods. Validation leaves out one method with all 
 and predicts the losses of the method that was left out. Two methods that made the same model at some ratio, by removing
 the same layers, are left out together.
 The function `chain` predicts the agreement without a fit, as a reference. The reference assumes that each token agrees
-with probability a, and that the texts never agree again after the first difference. Then the expected share of equal
-tokens in G steps is sum_g a^g / G.
+with probability a, and that the texts never agree again after the first difference. With a as the probability of
+agreement, the expected share of equal tokens in G steps is sum_g a^g / G.
 Axes: R rows, F features, M groups of methods.
 """
 import logging

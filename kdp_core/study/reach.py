@@ -6,9 +6,9 @@ blocks are neighbours. The invented search orders as many layers as the options 
 the invented data is refused, every real selection would be refused with the same message.
 
 Other parts. Searches, steps and `compose` check their options, the model and the calibration set before they read a
-weight or a state. So each of these parts is run until it reads its first weight or state.
-`checkpoints.rehearsal` stops the part at the first weight, and `Blank` stops the part at the first state. Errors that
-depend on data are not found here, such as a Gram matrix without an inverse.
+weight or a state. So the search of a method, and its `compose` or its first step, are run until they read a weight or
+a state. `checkpoints.rehearsal` stops a part at the first weight, and `Blank` stops a part at the first state. Errors
+that depend on data are not found here, such as a Gram matrix without an inverse.
 """
 import contextlib
 from collections.abc import Callable, Mapping

@@ -32,7 +32,7 @@ from kdp_core.states.hidden import boundary_states
 from kdp_core.study import distances
 
 CHANGES = ("kl", "estimate_kl", "disagreement", "entropy_change", "margin_lost", "angle_h", "angle_z", "angle_p")
-"""The statistics that are 0 for a model that equals the dense one."""
+"""The statistics that are 0 for a pruned model that equals the dense model."""
 LEVELS = ("entropy", "entropy_other", "margin")
 LAST = "last_"
 
@@ -89,7 +89,7 @@ def last_states(model: nn.Module, ids_ST: Tensor) -> Tensor:
 
 
 def of_logits(z_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
-    """The statistics of each token that only need the logits, float64 (N,)."""
+    """The statistics of each token that are computed from the logits alone, float64 (N,)."""
     found = distances.outputs(z_NV, other_NV, 1.0)
     logp_NV, logq_NV = (z.double().log_softmax(dim=-1) for z in (z_NV, other_NV))
     # H(p) = -sum_v p_v log p_v

@@ -5,9 +5,9 @@ Paper: KDP (ICLR 2026), section 2.3, equation 3, proof in appendix D (equations 
 For e_i = phi(h_{i+1}) - A_i phi(h_i) and E_{k,l} = phi(h_{l+k}) - A_{l+k-1} ... A_l phi(h_l):
     |E_{k,l}| <= sqrt(L_ERM + C B_A^2 R_phi^2 sqrt(2m log(2m / delta) / n)) * sum_{j<k} B_A^(k-1-j).
 The statement of the theorem and its proof disagree on the following points, or leave them open:
-- Equation 12 bounds the error of each single token by the root of a mean over tokens. But the root of a mean bounds
-  only the root mean square over tokens, and not the error of a single token. Here the bound is applied to the root mean
-  square `rms`, and `beyond` is the share of tokens whose error exceeds the bound.
+- Equation 12 bounds the error of each single token by the square root of a mean over tokens. But this square root
+  bounds only the root mean square over tokens, and not the error of a single token. Here the bound is applied to the
+  root mean square `rms`, and `beyond` is the share of tokens whose error exceeds the bound.
 - L_ERM is one number in the theorem, but the proof needs one number for each operator. Here L_ERM is the largest mean
   squared error of an operator.
 - The theorem calls C "universal" and does not give its value. The record has three bounds. The first bound has C = 1.

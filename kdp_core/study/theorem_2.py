@@ -11,7 +11,7 @@ intercept is fitted for each class on training tokens. The decoder of a class co
 predictions of this class. Equation 4 requires that n exceeds the difference of two complexities. The proof of equation
 4 (equation 36) requires that n exceeds each of the two complexities. Both numbers are reported.
 Axes: N tokens, D hidden width, F features (or D for states), S sequences. An axis of length 2 has the states before and
-after.
+after a run of layers.
 """
 import logging
 import math
@@ -70,7 +70,7 @@ def sample_condition(b_a: float, r_phi: float, r_h: float, features: int, width:
 
 def designs(kernel: KernelMap, train: Part, counts: list[int], scales: list[float], shares: list[float],
             seed: int) -> list[tuple[Design, Tensor | None, Tensor | None]]:
-    """Each class with its frequencies omega_DM and phases b_M, which are None for the identity class.
+    """Each class of maps with its frequencies omega_DM and its phases b_M. Both are None for the identity class.
 
     The base class of random features has the 2m features of `kernel`, the first of `scales` and the largest of
     `shares`. Every other class of random features differs from the base class in one setting.
