@@ -77,7 +77,7 @@ def test_a_ratio_or_a_block_out_of_reach_is_refused_in_the_words_of_the_method(r
     ("laco", 0.1, {"highest": 30}, "the model has layers 0 to 29"),
     ("laco", 0.5, {"lowest": 20}, "layers are to be removed, but these options remove 1 to"),
     ("layer_search", 0.25, {"budget": 30}, "judging every single removal takes"),
-    ("layer_search", 0.25, {"keep_first": 20, "keep_last": 5}, "leave 5 that may"),
+    ("layer_search", 0.25, {"keep_first": 20, "keep_last": 5}, "allow only 5"),
     ("layer_search", 0.25, {"objective": "margin", "choices": 17}, "the ends of only 16 sequences"),
     ("layer_search", 0.25, {"objective": "margin", "items": "no/such.jsonl"}, "compose.items no/such.jsonl cannot be"),
     ("replaceme_lstsq", 0.25, {"ridges": []}, "compose.ridges is []"),
