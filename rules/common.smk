@@ -255,6 +255,12 @@ def basis_of(wildcards):
     return "results/{model}/{calib}/similarity.safetensors".format(**wildcards)
 
 
+def similarity_read(wildcards):
+    """The similarity, if the search of a variant reads it."""
+    file = "results/{model}/{calib}/similarity.safetensors".format(**wildcards)
+    return file if variants.reads_similarity(config, wildcards.method) else []
+
+
 def steps_before(wildcards):
     """The records of the method's earlier steps on the same block."""
     names = variants.steps(config, wildcards.method)

@@ -10,6 +10,7 @@ rule search:
         facts="results/{model}/facts.json",
         hidden="results/{model}/{calib}/hidden.zarr",
         tokens="results/{model}/{calib}/tokens.safetensors",
+        similarity=similarity_read,
     output:
         SEARCH,
     log:

@@ -79,7 +79,7 @@ def method_schema(name: str) -> dict[str, Any]:
                                          "removed, so that both variants replace the same blocks."}
     return {"type": "object", "additionalProperties": False, "x-size": list(method.size_options),
             "x-steps": list(method.steps), "x-group": GROUPS[method.group], "x-own": method.own,
-            "x-one-device": one_device(method), "properties": made}
+            "x-one-device": one_device(method), "x-similar": dict(method.similar), "properties": made}
 
 
 def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **own: Any) -> Any:
@@ -114,7 +114,7 @@ def made(name: str, make: Callable[[], Any]) -> Any:
 
 def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity: Similarity | None, facts: ModelFacts,
         *, ratio: float, k_max: int, options: dict[str, dict[str, Any]], keep: Keep = made, **filled: Any) -> Plan:
-    """Run a whole method: search, select, fit every block, plan. A method with a search does not read the similarity.
+    """Run a whole method: search, select, fit every block, plan. A search may read the similarity if it is given.
 
     keep: function that receives the name of a record (`search`, `plan`, `composed` or `start-stop-step`) and the call
         that makes the record. The function may read the record from disk instead of making the call.
@@ -128,6 +128,7 @@ def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity
         known = arguments(parts(method)[part], filled=())
         return {key: value for key, value in filled.items() if key in known} | options.get(part, {})
 
+    filled["similarity"] = similarity
     base = keep("search", lambda: method.search(dense, hidden, tokens, facts, k_max=k_max,
                                                 **own("search"))) if method.search else similarity
     selection = keep("plan", lambda: method.select(base, facts, ratio=ratio, k_max=k_max, **own("block"),

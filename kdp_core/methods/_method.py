@@ -13,7 +13,8 @@ from kdp_core.base import options
 from kdp_core.base.records import Composed, ModelFacts, Module, Search, Selection
 from kdp_core.model.families import Family
 
-GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype", "resume")
+GRID_ARGUMENTS = ("ratio", "k_max", "module_params", "model_layers", "device", "dtype", "resume",
+                  "similarity")
 """Keyword-only arguments that the grid or the workflow fills in; the configuration does not set them."""
 
 GROUPS: dict[str, str] = {
@@ -111,6 +112,9 @@ class Method(NamedTuple):
     flops: Mapping[str, Flops] = NOTHING
     """For each part: the number of its floating-point operations, for the planner. If a part has no formula, the
     planner reports that the formula is missing."""
+    similar: Mapping[str, Any] = NOTHING
+    """The options with which `search` reads the record of the similarity, through its argument `similarity`. If the
+    field is empty, `search` never reads this record."""
     orders: Orders | None = None
     """The largest number of layers that `search` can order, known before the search runs. None: all layers."""
     needs: Literal["model", "states"] = "model"

@@ -8,7 +8,9 @@ from kdp_core.states import hidden
 
 
 def search(method: str, inputs, k_max: int, out: str, **options) -> None:
-    """Run the method's own search on the stored states and their tokens."""
+    """Run the method's own search on the stored states and their tokens, and on the similarity if the rule has it."""
+    if inputs.similarity:
+        options["similarity"] = store.read(inputs.similarity)
     store.write(out, method_of(method).search(inputs.dense, hidden.read(inputs.hidden), store.read(inputs.tokens),
                                               store.read(inputs.facts), k_max=k_max, **options))
 

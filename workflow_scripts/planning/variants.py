@@ -109,6 +109,12 @@ def search_of(config: dict[str, Any], name: str) -> str | None:
     return search_of(config, base) if same else name
 
 
+def reads_similarity(config: dict[str, Any], name: str) -> bool:
+    """Whether a variant's search reads the record of the similarity, which depends on its options."""
+    similar, given = method_schema(config, name)["x-similar"], options(config, name).get("search", {})
+    return bool(similar) and all(given.get(option) == value for option, value in similar.items())
+
+
 def selection(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The method that selects a variant's blocks, and the options of the selection."""
     given = options(config, name).get("block", {})

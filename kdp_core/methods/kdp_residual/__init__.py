@@ -11,7 +11,7 @@ METHODS = (
     Method("kdp_residual", "this project: skip path, linear part and a dictionary of the model's own neurons; "
                            "docs/kdp.md", "layers replaced", in_order, module_params=module_params,
            size_options=("compose.dictionary", "compose.entries"), search=search.by_divergence,
-           orders=search.most_ordered, compose=compose, own=True,
+           similar={"order": "cka"}, orders=search.most_ordered, compose=compose, own=True,
            quick={"search": {"order": "cka"}, "compose": {"dictionary": "none"}},
            example={"search": {"entries": 8, "judge_sequences": 4},
                     "compose": {"entries": 8, "epochs": 1, "lr": 1e-2, "heldout": 0.2}}),

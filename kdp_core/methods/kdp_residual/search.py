@@ -26,16 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.options import Count, Natural, Share, check
-from kdp_core.base.records import ModelFacts, Search, Tokens
+from kdp_core.base.records import ModelFacts, Search, Similarity, Tokens
 from kdp_core.methods._outputs import divergence
 from kdp_core.methods._select import eligible_layers
 from kdp_core.methods.kdp_residual.closed_form import fit_alone
 from kdp_core.methods.kdp_residual.dictionaries import Kind, closed_form_options
 from kdp_core.model import checkpoints
 from kdp_core.model.passes import Passes, Step, built
+from kdp_core.states import similarity as compare
 from kdp_core.states.block import check_all_states
 from kdp_core.states.hidden import HiddenStates
-from kdp_core.states.similarity import similarity
 
 logger = logging.getLogger(__name__)
 PROTECTED = 0.1
@@ -60,15 +60,17 @@ class _Run(NamedTuple):
 
 
 def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int,
-                  device: str = "cpu", dtype: str = "float32", order: Literal["divergence", "cka"] = "divergence",
-                  dictionary: Kind = "neurons",
+                  device: str = "cpu", dtype: str = "float32", similarity: Similarity | None = None,
+                  order: Literal["divergence", "cka"] = "divergence", dictionary: Kind = "neurons",
                   entries: Count = 96, judge_sequences: Count = 16, largest: Share = 0.5,
                   batch_sequences: Count = 8, seed: Natural = 0) -> Search:
     """Order layers by the divergence that their replacement causes, until the share `largest` of all layers is
     replaced.
 
+    similarity: the similarity of the same states, which the order `cka` reads. If it is not given, it is computed
+        without massive tokens.
     order: `divergence` (KL of the outputs) or `cka`. `cka` is the linear CKA of the state before the previous layer and
-        the state after this layer, without massive tokens. The order `cka` ignores the options below, except `largest`.
+        the state after this layer. The order `cka` ignores the options below, except `largest`.
     dictionary: dictionary of the stand-ins: `neurons`, `rff`, `rff_learned` or `none`.
     entries: number of entries of the dictionary.
     judge_sequences: number of sequences on which outputs are compared; the stand-ins are fitted on other sequences.
@@ -82,7 +84,8 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     eligible, most = eligible_layers(facts.layers, PROTECTED), round(largest * facts.layers)
     _check_sizes(hidden, k_max, judge_sequences if order == "divergence" else 0)
     if order == "cka":
-        removed, unlike = _by_cka(hidden, eligible, k_max, most)
+        check_all_states(hidden)
+        removed, unlike = _by_cka((similarity or _compared(hidden)).cka_linear_LL, eligible, k_max, most)
         return Search(removed, [unlike[layer] for layer in removed], "cka_linear", k_max,
                       {str(layer): value for layer, value in unlike.items()}, 0,
                       {"seconds": time.perf_counter() - began})
@@ -110,13 +113,14 @@ def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int
     return min(round(given["largest"] * facts.layers), eligible - eligible // k_max)
 
 
-def _by_cka(hidden: HiddenStates, eligible: range, k_max: int, most: int) -> tuple[list[int], dict[int, float]]:
+def _compared(hidden: HiddenStates) -> Similarity:
+    """The similarity without massive tokens. A batch has 256 tokens, or an eighth of the tokens if they are few."""
+    return compare.similarity(hidden, batch=max(4, min(256, hidden.sequences * hidden.tokens // 8)))
+
+
+def _by_cka(cka_LL: Tensor, eligible: range, k_max: int, most: int) -> tuple[list[int], dict[int, float]]:
     """Two results: the layers in order of removal, by the similarity of the states around each layer, and 1 - CKA of
     each eligible layer."""
-    check_all_states(hidden)
-    every = hidden.sequences * hidden.tokens
-    # a batch has 256 tokens, or an eighth of the tokens of a small calibration set
-    cka_LL = similarity(hidden, batch=max(4, min(256, every // 8))).cka_linear_LL
     # CKA(h_{l-1}, h_{l+1}): the context has two layers, and the second of these layers is removed
     unlike = {layer: 1 - cka_LL[max(layer - 1, 0), layer + 1].item() for layer in eligible}
     removed: list[int] = []

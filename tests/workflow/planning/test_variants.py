@@ -48,6 +48,14 @@ def test_a_search_is_shared_up_to_the_lowest_variant_with_the_same_options():
     assert variants.learned(config) == ["kdp"] and variants.jointly(config) == ["kdp_residual", "d"]
 
 
+def test_a_search_reads_the_similarity_with_the_options_that_its_method_names():
+    more = {"kdp_residual": {"search": {"order": "cka"}}, "a": {"base": "kdp_residual", "search": {"largest": 0.4}},
+            "b": {"base": "a", "search": {"order": "divergence"}}, "shortgpt": {}}
+    config = {**CONFIG, "methods": CONFIG["methods"] | more}
+    assert [name for name in config["methods"] if variants.reads_similarity(config, name)] == ["kdp_residual", "a"]
+    assert not variants.reads_similarity({**config, "methods": {"kdp_residual": {}}}, "kdp_residual")
+
+
 def test_only_variants_that_train_have_curves_to_draw():
     more = {"still": {"base": "kdp", "kernel": {"epochs": 0}}}
     config = {**CONFIG, "methods": CONFIG["methods"] | more,

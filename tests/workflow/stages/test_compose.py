@@ -125,6 +125,19 @@ def test_options_of_the_search_rerun_it_and_all_that_follows(changed):
     assert not {"hidden", "similarity"} & set(planned)
 
 
+def test_an_order_by_similarity_reads_the_record_and_runs_after_it(changed):
+    changed.config["methods"]["alike"] = {"base": "kdp_residual", "search": {"order": "cka"}}
+    target = FEW + "/alike/search-k3.json"
+    changed.run(target)
+    alike, search = (store.read(changed.folder / at) for at in (FEW + "/similarity.safetensors", target))
+    assert search.single == {str(layer): pytest.approx(1 - alike.cka_linear_LL[layer - 1, layer + 1].item(), abs=1e-12)
+                             for layer in range(1, 9)}
+    changed.config["similarity"]["seed"] = 1
+    assert changed.planned(target) == {"similarity": 1, "search": 1}
+    # the order by divergence reads no similarity
+    assert changed.planned(FEW + "/kdp_residual/search-k3.json") == {}
+
+
 def test_a_variant_on_a_variant_shares_its_search_unless_it_searches_otherwise(changed):
     changed.config["methods"] |= {"quick": {"base": "kdp_residual", "compose": {"epochs": 0}},
                                   "wide": {"base": "quick", "search": {"judge_sequences": 5}}}

@@ -62,6 +62,15 @@ def test_by_cka_the_layer_within_the_most_alike_states_goes_first(dense):
     assert found.order[1] == max(others, key=alike.get) and found.criterion == "cka_linear" and found.evaluations == 0
 
 
+def test_by_cka_the_given_similarity_is_read_and_no_state(dense):
+    cka_LL = torch.eye(7, dtype=torch.float64)
+    cka_LL[2, 4], cka_LL[0, 2], cka_LL[3, 5] = 0.9, 0.8, 0.7
+    given = similarity(dense.hidden, batch=64)._replace(cka_linear_LL=cka_LL)
+    found = by_divergence(dense.folder, dense.hidden._replace(path=dense.hidden.path / "gone"), dense.tokens,
+                          dense.facts, k_max=3, order="cka", largest=0.4, similarity=given)
+    assert found.order == [3, 1] and found.scores == pytest.approx([0.1, 0.2])
+
+
 class Instead(nn.Module):
     """A stand-in that takes a decoder layer's arguments."""
 
