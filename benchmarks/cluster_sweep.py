@@ -3,9 +3,9 @@
 Both runs start from copies of one folder with the dense model, the calibration tokens and the evaluation tasks. Both
 runs end with the scores of every grid point. The cluster (tests/cluster/cluster.py) consists of three nodes of one CPU
 each on this machine. Therefore every job has one thread, and all processes of both runs are restricted to the same
-cores. The difference of the two run times is therefore the cost of the cluster. The cost of the cluster has three
-parts: the processes of Slurm and Snakemake around each job, the submission of the job, and the delay until Snakemake
-notices the end of the job.
+cores. The difference of the two run times is therefore the cost of the cluster. Three things cause this cost: the
+processes that Slurm and Snakemake start around each job, the submission of each job, and the delay until Snakemake
+notices that a job has ended.
 
 <out>/cluster_sweep.json has the size of the sweep and
     seconds_local, seconds_cluster    wall time from the start of snakemake to its end
@@ -53,7 +53,7 @@ class Compared(NamedTuple):
     """Number of Slurm jobs. This number is lower than `jobs`, because several small jobs are submitted as one Slurm
     job."""
     nodes: int
-    """Number of nodes that ran a job."""
+    """Number of nodes of the cluster on which at least one job ran."""
     seconds_local: float
     seconds_cluster: float
     files: int
@@ -63,7 +63,7 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Wall time of the cluster's run divided by the wall time of the local run."""
+        """Wall time of the run on the cluster, divided by the wall time of the run on this machine."""
         return self.seconds_cluster / self.seconds_local
 
 

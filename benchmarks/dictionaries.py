@@ -1,26 +1,27 @@
 """Compares learned kernels with linear maps and random features, layer by layer: `python benchmarks/dictionaries.py`.
 
-In the embedded model, one layer at a time is replaced by a stand-in with a skip path. The stand-in is fitted in closed
-form on the dense model's states. Each stand-in is the sum of a linear part and a dictionary. The stand-ins differ only
-in the dictionary:
+In each measurement, a stand-in with a skip path replaces one layer of the embedded model. The stand-in is fitted in
+closed form on the dense model's states. Each stand-in is the sum of a linear part and a dictionary. The stand-ins
+differ only in the dictionary:
     none                 the linear part alone
     rff                  random Fourier features, at several kernel widths
     rff learned          the same, with frequencies and phases learned against the held-out decode error
     neurons              neurons of the layer's own MLP, chosen by the optimal brain surgeon
     neurons at random    neurons drawn from the same MLP
-KDP's own form (ICLR 2026) serves as a reference. KDP's own form has 2m features and neither skip path nor linear part,
-so a ridge regression must decode the whole state from the features. The frequencies of the features are random (`kdp,
-epochs 0`) or learned by equation 5.
+The form of the stand-in in the KDP paper (ICLR 2026), "KDP's own form", serves as a reference. KDP's own form has 2m
+features, no skip path and no linear part. A ridge regression must therefore decode the whole state from the features.
+The frequencies of the features are random (`kdp, epochs 0`) or learned by equation 5.
 
-The columns of the table are
+The table has these columns:
     error         relative squared error of the layer's last state on held-out sequences, massive tokens left out
                   (1 is as good as the constant mean)
     of_linear     that error divided by the error of the linear part on the same sequences
     missed        share of the layer's step that the stand-in misses on held-out tokens, weighted as in the fit
     kl_nats       with --divergence: KL(dense || model with this one layer replaced), in nats per token
-Standard errors are over sequences; the standard errors of `of_linear` are paired. The figure shows random features at
-the kernel width with the lowest error on the held-out sequences. The choice of this width uses held-out data, so the
-errors in the figure are optimistic. Each set of neurons is chosen from the next larger set. The command writes
+Standard errors are computed over sequences. The standard errors of `of_linear` are paired, because both errors come
+from the same sequences. The figure shows random features at the kernel width with the lowest error on the held-out
+sequences. The choice of this width uses held-out data, so the errors in the figure are optimistic. The neurons are
+chosen in rounds, and each round chooses from the neurons of the previous, larger set. The command writes
 dictionaries.csv, .png and .pdf to results/benchmarks after each layer. The estimated time is half an hour on one core.
 """
 import argparse
@@ -56,13 +57,14 @@ KINDS = {"none": "linear part alone", "rff": "random features, best width", "rff
 
 
 class Layer(NamedTuple):
-    """The states of one layer, and the data by which its stand-ins are fitted and judged."""
+    """One layer: its number, its states, and the settings with which its stand-ins are fitted and judged."""
     number: int
     passes: Passes
     h_STD: Tensor
     y_STD: Tensor
     final_STD: Tensor | None
-    """The model's last states for the first held-out sequences; None if the outputs are not compared."""
+    """The dense model's last states (before the final norm) for the first held-out sequences; None if outputs are not
+    compared."""
     train: Tensor
     heldout: Tensor
     options: argparse.Namespace
@@ -74,14 +76,14 @@ class Layer(NamedTuple):
         return self.number, self.number + 1
 
     def closed_form(self, dictionary: dictionaries.Dictionary | None, entries: int) -> Module:
-        """Fit the stand-in with this dictionary, and keep `entries` entries of the dictionary."""
+        """Fit the stand-in in closed form; the stand-in contains `entries` entries of this dictionary."""
         return closed_form.fit_stand_in(self.block, dictionary, self.h_STD[self.train], self.y_STD[self.train],
                                         self.fit._replace(entries=entries))
 
     def features(self, kind: str, entries: int, scale: float) -> dictionaries.Dictionary | None:
         """A dictionary of random features.
 
-        The features are trained if `kind` is `rff_learned`, and stay random if `kind` is `rff`.
+        If `kind` is `rff_learned`, the features are trained. If `kind` is `rff`, the features stay random.
         """
         fit = self.fit._replace(dictionary=kind, entries=entries, bandwidth_scale=scale)
         return dictionaries.candidates(self.passes.model, self.block, self.h_STD[self.train], self.y_STD[self.train],
@@ -89,16 +91,15 @@ class Layer(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Sums of squares over the held-out tokens of each sequence, and the divergence of each sequence."""
+    """For each sequence: sums of squared norms over its held-out tokens, and its divergence."""
     missed_S: Tensor
-    """Squares of the error of the stand-in."""
+    """Sum of |predicted state - true state|^2 after the layer."""
     spread_S: Tensor
-    """Squares of the distance from the mean of all tokens."""
+    """Sum of |true state - mean state of all held-out tokens|^2 after the layer."""
     weighted_S: Tensor
-    """Squares of the error of the stand-in, each divided by the squared norm of the token's last state."""
+    """As `missed_S`, but each term is divided by the squared norm of the token's true state after the layer."""
     step_S: Tensor
-    """Squares of the change that the layer makes to the state, each divided by the squared norm of the token's last
-    state."""
+    """Sum of |state after the layer - state before the layer|^2, each term divided as in `weighted_S`."""
     kl_S: Tensor
     """Divergence in nats per token; empty if outputs are not compared."""
 
@@ -106,7 +107,8 @@ class Judged(NamedTuple):
 def stand_ins(layer: Layer) -> Iterator[tuple[str, int, float, Module]]:
     """Fit the stand-ins one after the other.
 
-    Yield the name, the number of entries, the kernel width in median distances, and the stand-in.
+    For each stand-in, yield four values: the name of the dictionary, the number of entries, the kernel width as a
+    multiple of the median distance, and the stand-in.
     """
     options = layer.options
     yield "none", 0, math.nan, layer.closed_form(None, 0)
@@ -187,9 +189,9 @@ def measure(layer: Layer) -> list[dict[str, Any]]:
 
 
 def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Two rows for KDP's step 1: one with random frequencies, and one after --kernel-epochs epochs of training.
+    """Two rows for the features of KDP's step 1: with random frequencies, and after --kernel-epochs epochs of training.
 
-    For both rows, ridge regression decodes the features.
+    In both rows, a ridge regression decodes the states from the features.
     """
     rows, D = [], states_of.width
     for epochs in sorted({0, options.kernel_epochs}):
@@ -216,9 +218,9 @@ def panels(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> style.Drawn:
     """Draw a panel for each layer, with log axes.
 
-    A panel shows the error of a stand-in, divided by the error of the linear part, against the number of its
-    parameters. The error of KDP's own form is far above all other errors, so the panel shows this error only as a
-    number.
+    The vertical axis of a panel is the error of a stand-in divided by the error of the linear part. The horizontal axis
+    is the number of parameters of the stand-in. The error of KDP's own form is far above all other errors, so the panel
+    shows this error only as a number.
     """
     drawn = panels(table)
     layers = list(dict.fromkeys(drawn["layer"]))

@@ -5,15 +5,16 @@ hold out the same sequences. Two kinds of fits are compared:
 (1) the recipe of the paper (KDP, ICLR 2026, Algorithm 1: 100 epochs of step 1, then 100 epochs of step 2). The recipe
     is run exactly as written, and as we interpret it (kernel width from the median distance, step 2 on standardised
     features);
-(2) the closed-form fits in the table FITS.
+(2) the closed-form fits that the table FITS lists.
 All fits are judged by the relative squared error of the block's last state on held-out sequences; massive tokens bypass
-the stand-in. An error of 1 is the error of the constant mean. The time of the recipe includes only the epochs of
-training. The time of a closed-form fit includes everything, also the reading of the states and the judgement. The
-comparison of times is therefore biased in favour of the recipe.
+the stand-in. An error of 1 means that a fit is as good as the prediction of the mean state for every token. The time of
+the recipe includes only the epochs of training. The time of a closed-form fit includes everything, also the reading of
+the states and the judgement. The comparison of times is therefore biased in favour of the recipe.
 
-A recipe cannot predict a state before the end of step 1, so its curve begins there. The dashed curve is the error of a
-ridge regression that decodes the features of step 1. The error of this ridge regression is measured every few epochs,
-and the time of the measurement is not added to the recipe's time.
+The recipe can predict states only after step 1, so the curve of the recipe begins at the end of step 1. The dashed
+curve is for step 1 alone: a ridge regression decodes the states from the features, and the curve shows its error. The
+error of this ridge regression is measured every few epochs, and the time of the measurement is not added to the
+recipe's time.
 
 The command writes fit_speed.png, .pdf and .csv (the curves) and fit_speed_table.csv (errors and times of all fits) to
 results/benchmarks. The estimated time is an hour on two cores; `--epochs 3` runs all parts in three minutes.
@@ -54,7 +55,7 @@ NEAR = 1.05
 
 
 class Recipe(NamedTuple):
-    """The options of step 1 and step 2 that differ from the library's defaults."""
+    """Options that differ from the library's defaults: of step 1 (`kernel`) and of step 2 (`inverse`)."""
     kernel: dict[str, Any]
     inverse: dict[str, Any]
 
@@ -74,7 +75,7 @@ def linear_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) ->
 
 
 def residual_fit(states_of: HiddenStates, block: Block, seed: int, dense: Path) -> Fitted:
-    """The stand-in of kdp_residual in closed form: a linear part and 96 neurons of the block's own MLPs."""
+    """The closed form of kdp_residual: a linear part and 96 neurons that are chosen from the MLPs of the block."""
     began = time.perf_counter()
     model = checkpoints.load_model(dense)
     options = dictionaries.closed_form_options(model, states_of, dictionary="neurons", entries=96, seed=seed)
@@ -129,7 +130,7 @@ def run_fit(name: str, states_of: HiddenStates, block: Block, dense: Path,
 
 
 def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
-    """The error if the block is removed and not replaced: the first state is used in place of the last state."""
+    """The error without a stand-in: the state before the block is compared with the state after the block."""
     split = load(states_of, block, massive="bypass", heldout=0.1, seed=seed, between=False)
     return relative_error(*split.tokens(split.heldout))
 
@@ -137,11 +138,11 @@ def nothing_done(states_of: HiddenStates, block: Block, seed: int) -> float:
 def compare(curves: pd.DataFrame) -> pd.DataFrame:
     """Compare each recipe with each closed-form fit.
 
-    A row has the best error of the recipe, the time to this error, and the speed-up by the fit. Step `inverse` is the
-    whole recipe. Step `kernel` is step 1 alone, decoded by a ridge regression whose time is not counted. A speed-up is
-    NaN if the fit does not reach the recipe's best error. `speedup_near` uses the time to the first epoch whose error
-    is within 5 % of the recipe's best error. For `speedup_near`, the closed-form fit must also reach the recipe's best
-    error.
+    Each row contains the best error of a recipe, the time until the recipe reaches this error, and the speed-up by the
+    fit. A row with step `inverse` is about the whole recipe. A row with step `kernel` is about step 1 alone: a ridge
+    regression decodes the features, and its time is not counted. `speedup` uses the time to the recipe's best error.
+    `speedup_near` uses the time to the first epoch whose error is within 5 % of the best error. Both are NaN if the fit
+    does not reach the best error.
     """
     rows = []
     for (recipe, step), curve in curves[curves["step"] != CLOSED].groupby(["fit", "step"], sort=False):

@@ -1,8 +1,8 @@
 """Measures next-token statistics and the generated text of pruned models: `python benchmarks/generation.py`.
 
 For each row, the model is pruned by one method to one ratio. First, statistics of single next-token predictions are
-measured on a few windows of text, without any generation. Then the model generates text from other prompts, and this
-text is measured:
+measured on a few windows of text, without any generation. Then the model generates text from other prompts. These
+measures describe the generated text:
     agreement, divergence, repetition    greedy continuations of web text beside those of the dense model
     lambada                              the last word of passages as greedy text
     rouge1                               greedy summaries of XSum's news stories
@@ -63,7 +63,7 @@ VARIANTS: dict[str, Variant] = {
     "slimgpt": Variant("slimgpt", 3, {}),
     "deepest": Variant("deepest", 3, {}),
 }
-"""Variants whose fit takes at most about a minute. Neighbouring entries damage the model in different ways, so that a
+"""Variants whose fit takes at most about a minute. The order alternates between kinds of damage to the model, so that a
 stopped run has measured several kinds of damage."""
 CHOICES = ("piqa", "arc_easy", "copa")
 """Multiple-choice tasks of --choices."""
@@ -112,7 +112,7 @@ class Dense(NamedTuple):
     tokenizer: Any
     asked: Asked
     h_STD: torch.Tensor
-    """The dense model's last states for the tokens of the windows."""
+    """The dense model's last states (before the final norm) for all tokens of the windows."""
     said_BG: torch.Tensor
     """The dense model's continuations."""
     choices: list[candidates.Read]
@@ -140,7 +140,7 @@ def asked_of(dense: Path, options: argparse.Namespace) -> Asked:
 
 
 def generated(model: torch.nn.Module, dense: Dense, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Let a model generate text, and compute the measures of this text."""
+    """Generate text with a model, and measure the generated text."""
     sizes = options.sizes
     said_BG = generation.greedy(model, dense.asked.prompt_BT, sizes.steps)
     found: dict[str, Any] = generation.text_measures(said_BG, dense.said_BG)
@@ -161,7 +161,8 @@ def gsm8k(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
 
 
 def prepare(name: str, options: argparse.Namespace) -> Dense:
-    """The dense model and its continuations. The measures of the continuations are stored on disk."""
+    """Load the dense model, and generate its continuations of the prompts. The measures of its text are stored on
+    disk."""
     folder = options.out / "generation" / name
     config = yaml.safe_load((embedded.ROOT / retention.MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
@@ -227,7 +228,7 @@ def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
 
 FIRST = ("model", "method", "ratio", "params_removed", *(f"loss_{name}" for name in (
     "quality", "agreement", "lambada", "rouge1", "repetition")), *single_step.CHANGES)
-"""The first columns of the table."""
+"""Names of the first columns of the table."""
 
 
 def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

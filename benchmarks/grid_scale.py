@@ -88,7 +88,7 @@ def table(rows: Sequence[Planned]) -> str:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Plan each grid, print the table, and write it to --out if that is given."""
+    """Plan each grid, and print the table of the dry runs. With --out, also write the table to this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1_000, 10_000],
                         help="sizes of the grids (100 1000 10000)")

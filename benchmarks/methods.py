@@ -4,14 +4,14 @@ The comparison runs on the embedded model at ratios 0.10 and 0.25. Every method 
 (news) and folded. All models are scored on the same held-out news, as in quality.py. With --data, all models are also
 scored on the real benchmark sets in the given folder. Each variant is measured in a process of its own, so that its
 peak memory is measured alone. If a method cannot reach a ratio or refuses the model, its row contains the reason and no
-numbers. Methods that set weights to zero form the group `zeros`. Without sparse kernels, a method of the group `zeros`
-saves neither memory nor time.
+numbers. Methods that set weights to zero form the group `zeros`. A method of the group `zeros` saves memory or time
+only with sparse kernels.
 
---jobs methods are measured at the same time (default: two), each on its share of the cores. The seconds of a variant
-are therefore measured while another variant runs. The ratios of a method are measured one after the other, because they
-share the search and the fits of equal blocks. A row is written to <out>/methods/ as soon as its variant is measured,
-and no variant is measured twice. So the run can be stopped and continued, or split by --ratios or --methods. The table
-<out>/methods.csv has the columns of quality.csv, and also
+By default, two methods are measured at the same time, each on its share of the cores; --jobs sets this number. The
+seconds of a variant are therefore measured while another variant runs. The ratios of a method are measured one after
+the other, because they share the search and the fits of equal blocks. A row is written to <out>/methods/ as soon as its
+variant is measured, and no variant is measured twice. So the run can be stopped and continued, or split by --ratios or
+--methods. The table <out>/methods.csv has the columns of quality.csv, and also these columns:
     fit_peak_mib    peak resident memory of the process up to the folded model, libraries and model included (Linux
                     only)
     group           `params`, or `zeros`
@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     # the paper uses 1,000 draws
     "ziplm": {"compose": {"draws": 100}},
 }
-"""Method -> its options for a run on a CPU, where they differ from its defaults."""
+"""Method -> its options in a run on a CPU. Only options that differ from the method's defaults are listed."""
 VARIANTS = {name: Variant(name, FREE if name == "kdp_residual" else 3, OPTIONS.get(name, {})) for name in METHODS}
 
 
@@ -94,7 +94,7 @@ def described(pruned: PrunedFacts) -> dict[str, Any]:
 
 
 def missing(name: str, ratio: float, setup: Setup, options: argparse.Namespace) -> bool:
-    """Whether a variant, or the fine-tuned variant that --tuned asks for, is not measured yet."""
+    """Whether a measurement is missing: of the variant, or of its fine-tuned variant if --tuned names the method."""
     at = folder_of(name, ratio, setup, options)
     row = protocol.row_path(at)
     if not row.exists():
@@ -159,7 +159,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def write(setup: Setup, options: argparse.Namespace) -> pd.DataFrame:
-    """Write the table of all rows so far; its columns do not depend on what has been measured."""
+    """Write the table of all rows on disk. The columns of this module are written even if they are empty."""
     frame = protocol.table(setup.folder, options.out / "methods.csv", list(VARIANTS))
     for name in ("fit_peak_mib", "group", "refused"):
         frame[name] = frame.get(name)

@@ -1,11 +1,12 @@
 """Compares the layers that different objectives and searches choose: `python benchmarks/objectives.py`.
 
-Each row is one search for the layers to remove from the embedded model. Each search has one objective, one search
-algorithm and one draw: a part of the calibration text that no other draw shares. All searches have the same budget of
-layer passes (kdp_core.methods.searching). After a search, the loss and the accuracy of the model without the chosen
-layers are measured on held-out text. For the accuracy, the model reads the beginning of a window and must choose the
-right end of the window among several ends. With --data the items of `margin` and `accuracy` are items of ARC easy and
-OpenBookQA: from calib/ for the search, and from eval/ for the held-out accuracy.
+Each row is one search for the layers to remove from the embedded model. Three settings distinguish the searches: the
+objective, the search algorithm and the draw. A draw is a part of the calibration text, and two draws have no text in
+common. All searches have the same budget of layer passes (kdp_core.methods.searching). After a search, the loss and the
+accuracy of the model without the chosen layers are measured on held-out text. For the accuracy, the model reads the
+beginning of a text window. The model must then choose the true end of this window among several ends. With --data,
+`margin` and `accuracy` use items of ARC easy and OpenBookQA. The search uses the items in calib/, and the held-out
+accuracy uses the items in eval/.
 
 The command prints its plan first (--plan prints only the plan). A row is written to <out>/objectives/ as soon as it is
 measured, and no row is measured twice. So the run can be stopped, continued and split. The command writes
@@ -60,7 +61,7 @@ class Setup(NamedTuple):
 # Items ----------------------------------------------------------------------------------------------------------------
 
 def real_items(data: Path, which: int) -> list[dict[str, Any]]:
-    """The items of both sets, alternately one from each set.
+    """The items of ARC easy and OpenBookQA, alternately one item of each set.
 
     Each item has a context, choices and the number of the answer.
     """
@@ -98,9 +99,10 @@ def prepare(options: argparse.Namespace) -> Setup:
 
 
 def judged(setup: Setup, goal: str, options: argparse.Namespace) -> Evaluator:
-    """An evaluator without a budget.
+    """An evaluator without a limit on its number of layer passes.
 
-    The evaluator measures, on held-out text or items, the embedded model without given sets of layers.
+    The evaluator removes a set of layers from the embedded model, and measures the resulting model on held-out text or
+    items.
     """
     ids_ST, items = setup.heldout_ST, None
     if goal == "accuracy":
@@ -171,7 +173,7 @@ def speed(setup: Setup, options: argparse.Namespace) -> str:
 
 
 def greedy_sets(layers: int, size: int) -> list[frozenset[int]]:
-    """The sets that a greedy search judges if it removes layers 4, 7, 10, ... one after the other."""
+    """The sets of layers that a greedy search measures if its choices are layers 4, 7, 10, ... in this order."""
     order = [3 * n % (layers - 2) + 1 for n in range(1, size)]
     return [frozenset([*order[:round_], layer]) for round_ in range(size) for layer in range(1, layers - 1)
             if layer not in order[:round_]]

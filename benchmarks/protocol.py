@@ -34,7 +34,7 @@ FT = "+ft"
 """Suffix of the name of a fine-tuned variant."""
 FIRST = ("method", "ratio", "seed", "ppl", "ppl_stderr", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed",
          "layers_removed", "fit_seconds", "search_seconds")
-"""The first columns of a table."""
+"""Names of the columns that come first in a table."""
 OWN_TASKS = ["heldout_ppl", "heldout_lastword", "heldout_continuation"]
 REAL = ("piqa", "arc_easy", "lambada_openai", "hellaswag")
 """The benchmarks with published data; the names of their columns begin with real_."""
@@ -48,8 +48,8 @@ class Variant(NamedTuple):
 
 
 CKA = {"apart": "removed"}
-"""Option that allows adjacent blocks. If blocks may not be adjacent, kdp cannot reach a ratio of 0.30 on the embedded
-model."""
+"""This option of the selection allows adjacent blocks. Without adjacent blocks, kdp cannot reach a ratio of 0.30 on the
+embedded model."""
 RESIDUAL = {"search": {"entries": 96}, "compose": {"entries": 96}}
 KDP = {"block": CKA, "kernel": {"features": 1024, "epochs": 2, "batch_sequences": 16},
        "inverse": {"width": 1024, "epochs": 5}}
@@ -59,8 +59,8 @@ removed."""
 
 
 REFUSALS = (BlockError, FitError, FoldError, RankError, SearchError)
-"""The errors that a method raises if it cannot prune the model or cannot reach the ratio. Any other error ends the
-run."""
+"""The errors by which a method refuses: it cannot prune the model, or it cannot reach the ratio. Any other error ends
+the run."""
 
 
 class Calibrated(NamedTuple):
@@ -125,7 +125,7 @@ def calibrate(setup: Setup, seed: int, sequences: int) -> Calibrated:
 
 
 def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrated:
-    """Make the tokens, states and similarity of one seed, unless they are already on disk. `pack` makes the tokens."""
+    """Make tokens, states and similarity for one calibration seed, unless they are on disk. `pack` makes the tokens."""
     at = setup.folder / f"seed{seed}"
     tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
     if not alike.exists():
@@ -136,7 +136,7 @@ def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrate
 
 
 def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
-    """The search of a variant, which orders the layers.
+    """The search of a variant, which orders the layers by the effect of their removal.
 
     The search is stored and reused for the same seed and options.
     """
@@ -166,8 +166,8 @@ def fitted(variant: Variant, setup: Setup, calibrated: Calibrated,
            selection: Selection) -> tuple[Plan, float, float | None]:
     """Fit a variant.
 
-    Return its plan, the seconds of the fit, and the held-out divergence after joint training, or None without joint
-    training.
+    Return the plan, the seconds of the fit, and the held-out divergence after joint training. Without joint training,
+    the divergence is None.
     """
     name, options = variant.method, variant.options
     method = methods.method_of(name)
@@ -226,7 +226,8 @@ class Judge(NamedTuple):
 
 
 def flat(scores: Scores, prefix: str) -> dict[str, Any]:
-    """Mean accuracy in percent with its standard error, each accuracy, and the perplexity if there is one."""
+    """The scores as columns: the mean accuracy with its standard error, each accuracy, and the perplexity if it was
+    measured. Accuracies are in percent."""
     accuracies = list(main_scores(scores.scores, PRIMARY["acc"]).values())
     accuracies = [score for score in accuracies if score.metric.startswith("acc")]
     found: dict[str, Any] = {
@@ -240,7 +241,7 @@ def flat(scores: Scores, prefix: str) -> dict[str, Any]:
 
 
 def counted(pruned: PrunedFacts) -> dict[str, Any]:
-    """The columns with the removed parameters and layers of a variant."""
+    """Columns for a pruned model: the parameters and layers that were removed, and the parameters that remain."""
     return {"params_removed": pruned.params_removed, "params": pruned.params_after,
             "layers_removed": pruned.layers_removed}
 
@@ -253,7 +254,7 @@ def row_path(at: Path, end: str = "") -> Path:
 
 
 def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
-    """Write the dense model's row and all rows on disk as CSV.
+    """Write a CSV file with the row of the dense model and all rows that are on disk.
 
     The rows of the CSV file are sorted by ratio, and then in the order of `names`.
     """

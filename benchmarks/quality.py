@@ -34,9 +34,9 @@ logger = logging.getLogger("quality")
 
 
 def changed(**compose: Any) -> dict[str, dict[str, Any]]:
-    """The options of kdp_residual with the given options of its fit changed.
+    """The options of kdp_residual, in which `compose` overrides the options of the fit.
 
-    With these options, the removed layers stay the same.
+    The removed layers do not depend on the options of the fit.
     """
     return {**RESIDUAL, "compose": {**RESIDUAL["compose"], **compose}}
 
@@ -61,9 +61,9 @@ VARIANTS = {
     "outputs_alone": Variant("kdp_residual", FREE, changed(kl_weight=1.0)),
     "cka_layers": Variant("kdp_residual", FREE, RESIDUAL),
 }
-"""`replaceme_after_sink` moves its run of layers to start at layer 12, because layer 11 writes the massive activations
-of this model. The features of `random_*` have as many parameters as 96 neurons. `cka_layers` selects single layers by
-the CKA between the state before and the state after a layer."""
+"""In `replaceme_after_sink`, the replaced block is moved so that it begins at layer 12, because layer 11 writes the
+massive activations of this model. The features of `random_*` have as many parameters as 96 neurons. `cka_layers`
+selects single layers by the CKA between the state before and the state after a layer."""
 MAIN = ("remove", "linear", "linear_prefix", "replaceme_lstsq", "kdp", "kdp_residual")
 
 

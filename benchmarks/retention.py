@@ -1,10 +1,10 @@
 """Compares pruned models on real tasks at the same share of removed parameters: `python benchmarks/retention.py`.
 
-Every structured method is calibrated on the same broad mix of eight sources (web, encyclopedia, school texts, question
-texts; no news). Every method removes the same share of ALL parameters. Every model is scored on the same items
-(multiple-choice tasks and the last words of LAMBADA), and by perplexity on news, encyclopedia and web text. The speed
-of each model is compared with the dense model's. The data are real sets in a local folder (--data); its subfolder
-calib/ has the calibration files, and eval/ has the items.
+Every structured method is calibrated on the same mix of eight sources: web pages, encyclopedia, school and question
+texts, but no news. Every method removes the same share of ALL parameters. Every model is scored on the same items:
+multiple-choice tasks and last words of LAMBADA. Perplexity is measured on news, encyclopedia and web text. The speed of
+each model is compared with the dense model's. The data are real sets in a local folder (--data); its subfolder calib/
+has the calibration files, and eval/ has the items.
 
 The command prints its plan first (--plan prints only the plan): the number of items, the expected standard error, and
 the hours that the remaining rows need on this machine. A row is written to <out>/retention/ as soon as it is measured,
@@ -56,7 +56,7 @@ OURS = "kdp_"
 class Source(NamedTuple):
     """One source of the calibration mix."""
     files: tuple[tuple[str, str], ...]
-    """Pairs: a file in calib/, and the name or the template of its text field."""
+    """Pairs: a file in calib/, and the name of its text field or a template of several fields."""
     share: int
     """Sequences in every 34."""
 
@@ -91,7 +91,7 @@ VARIANTS: dict[str, Variant] = {
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
 }
-"""Structured variants. `kdp_narrow_additive` uses the measured losses of attentions unchanged (attention_price 1).
+"""Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
 `kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps."""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file with its entry, relative to the project's root."""
@@ -255,7 +255,7 @@ def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.D
 
 
 def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, Any]]:
-    """Compare our best method with each published one at the same ratio and seed, by item; p is corrected by Holm."""
+    """At each ratio and seed, compare our best method with each published method by item; Holm's method corrects p."""
     tasks, found = counted_tasks(dense.scores), []
     for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in rows}):
         here = [row for row in rows if (row["ratio"], row["seed"]) == (ratio, seed) and "refused" not in row]

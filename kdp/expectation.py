@@ -45,9 +45,9 @@ def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
 
 
 def _recorded(folder: Path) -> str:
-    """The source of the dense model in the record of `kdp prune`.
+    """The source of the dense model, read from the record of `kdp prune` in `folder`.
 
-    For a local model, the record has only the last part of the path, so the dense model cannot be found.
+    For a local model, the record contains only the last part of the path, so the dense model cannot be found.
     """
     summary = folder / KEPT / "summary.json"
     name: str = store.read_json(summary)["settings"]["model"] if summary.is_file() else ""

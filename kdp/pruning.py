@@ -43,7 +43,7 @@ class PruneError(ValueError):
 
 
 class Settings(NamedTuple):
-    """All settings on which the result depends, as given on the command line."""
+    """The settings of a pruning from the command line, which together determine the result."""
     model: str
     calibration: str
     heldout: str
@@ -68,7 +68,7 @@ class Show(Protocol):
 
 
 def options_of(method: str, given: dict[str, dict[str, Any]], *, thorough: bool) -> dict[str, dict[str, Any]]:
-    """The options of a pruning: the given options, completed by the method's quick setting unless `thorough` is set."""
+    """The options of a pruning. Without `thorough`, the method's quick setting adds options that are not given."""
     quick = {} if thorough else methods.method_of(method).quick
     return {part: {**quick.get(part, {}), **given.get(part, {})} for part in dict.fromkeys([*quick, *given])}
 
@@ -137,7 +137,7 @@ def named(settings: Settings) -> dict[str, Any]:
 
 
 def check_size(option: str, given: str, documents: list[str], tokens: int) -> None:
-    """Raise PruneError for a text with fewer bytes than the number of requested tokens.
+    """Raise PruneError if a text is too short: it has fewer bytes than `tokens`, the requested number of tokens.
 
     This check does not need the model.
     """
@@ -167,9 +167,9 @@ class Run:
         self.resume = Resume(self.kept / "training.safetensors", json.dumps(named(settings)), SAVE_EVERY_S)
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """The record `name` from disk.
+        """Read the record `name` from disk.
 
-        If the file of the record does not exist yet, `make` computes the record, and the record is written first.
+        If the file does not exist yet, `make` first computes the record, and the record is written to the file.
         """
         path = self.kept / f"{name}.{'json' if name in PLAIN else 'safetensors'}"
         if path.exists():
@@ -182,9 +182,9 @@ class Run:
         return store.read(path)
 
     def plain(self, name: str, make: Callable[[], Any]) -> Any:
-        """The value `name` from its JSON file.
+        """Read the value `name` from its JSON file.
 
-        If the file of the value does not exist yet, `make` computes the value, and the value is written first.
+        If the file does not exist yet, `make` first computes the value, and the value is written to the file.
         """
         path = self.kept / f"{name}.json"
         if path.exists():
@@ -200,7 +200,7 @@ class Run:
         return text.name, self.plain(name, lambda: sources.documents(text, self.cache))
 
     def facts(self) -> ModelFacts:
-        """The facts of the dense checkpoint.
+        """Read the record of facts about the dense checkpoint.
 
         If the dense checkpoint does not exist, the model is fetched and converted first.
         """

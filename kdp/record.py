@@ -83,7 +83,7 @@ def _code(made: dict[str, Any]) -> dict[str, str]:
 
 
 def shape(folder: Path) -> dict[str, Any]:
-    """The sizes of a checkpoint's layers, in the form that `show.layers` reads."""
+    """The sizes of a checkpoint's layers, as the argument `config` of `show.layers`."""
     config = checkpoints.config_of(folder)
     channels = families.family_of(config).names.get("intermediate_size", "intermediate_size")
     return {"layers": config.num_hidden_layers, families.HEADS: config.num_attention_heads,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class WorkflowError(ValueError):
-    """The files of the workflow are missing, or a configuration cannot be read."""
+    """The command cannot use the workflow: files of the workflow are missing, or a configuration cannot be read."""
 
 
 def checked(path: Path) -> dict[str, Any]:

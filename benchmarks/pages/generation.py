@@ -45,7 +45,7 @@ def predictor(frame: pd.DataFrame) -> Predictor:
 
 
 def table_losses(frame: pd.DataFrame, found: Predictor) -> str:
-    """A table with the validation of the predictor for each loss, and with the best single statistic for comparison."""
+    """A table with the validation of the predictor for each loss. The last column shows the best single statistic."""
     lines = ["| loss | rank correlation, method left out | 95 % interval | mean error (points) | 9 of 10 within "
              "(points) | best statistic alone |", "|---|---|---|---|---|---|"]
     for name, own in found.validation.items():

@@ -1,6 +1,7 @@
 """Writes the tables and figures of docs/objectives.md: `python benchmarks/pages/objectives.py RECORD`.
 
-RECORD is the file agreement-r{ratio}.json of a run of configs/objectives.yaml. From this file the command makes
+RECORD is the file agreement-r{ratio}.json of a run of configs/objectives.yaml. From RECORD the command makes these
+files:
     docs/data/objectives.csv          a row for each search: layers, value, cost, held-out perplexity and accuracy
     docs/data/objectives_pairs.csv    Jaccard and Spearman of every two searches that differ in one thing
     docs/data/objectives_claims.csv   the claims with their intervals
@@ -44,7 +45,7 @@ def table_searches(rows: pd.DataFrame) -> str:
 
 
 def table_pairs(pairs: pd.DataFrame) -> str:
-    """A table of pairs of searches. Each row of the table is the mean over all pairs with the same description."""
+    """A table of pairs of searches. Pairs with the same description share one row, which summarises these pairs."""
     lines = ["| compared | pairs | Jaccard | from | to | Spearman of single removals |", "|---|---|---|---|---|---|"]
     words = [f"two draws, `{row.objective}` by `{row.strategy}`" if row.varies == "draw"
              else f"`{row.one}` and `{row.other}`, same draw" for row in pairs.itertuples()]

@@ -35,7 +35,7 @@ def table(model: str, ratio: float) -> str:
 
 
 def cells(row: pd.Series) -> list[str]:
-    """The cells of a row, without the method and the comparison."""
+    """The cells of a row between the name of the method and the comparison with our best method."""
     texts = [f"{row[f'ppl_ratio_{name}']:.2f} ×" for name in ("news", "wiki", "web")]
     return [f"{100 * row['params_removed']:.1f}", f"{row['acc']:.1f} ± {row['acc_stderr']:.1f}",
             f"{row['acc_above_chance_retained']:.0f}", *texts, f"{row['speedup_prefill']:.2f} ×",
@@ -43,10 +43,10 @@ def cells(row: pd.Series) -> list[str]:
 
 
 def against(method: str, tests: pd.DataFrame) -> str:
-    """The cell with the comparison.
+    """The cell that compares a method with our best method.
 
-    The cell shows the mean accuracy of this method minus the mean accuracy of our best method, in points. The
-    difference is paired by item, and its standard error and corrected p-value follow.
+    The cell shows the mean accuracy of the method minus the mean accuracy of our best method, in points. The standard
+    error and the corrected p-value of this difference follow. The difference is paired by item.
     """
     if method not in tests.index:
         return ""

@@ -40,7 +40,7 @@ BATCH = {"cuda": 32, "cpu": 4}
 
 
 def blocks_of(config: LlamaConfig) -> list[Block]:
-    """Blocks of two layers, which together are a quarter of all layers.
+    """Blocks of two layers each; all blocks together contain a quarter of all layers.
 
     With these blocks folded, LLaMA-2-7B has 23 % fewer parameters; this number includes the parameters of the
     stand-ins.

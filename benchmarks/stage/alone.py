@@ -1,7 +1,7 @@
 """Makes kdp_core importable in a checkout in which the package is not installed.
 
-kdp_core takes the bounds of options from the package annotated-types. If this package is missing, simple objects with
-the same numbers replace the bounds; kdp_core uses only these numbers.
+kdp_core writes the bounds of options with types of the package annotated-types, such as Ge and Lt. If this package is
+missing, simple named tuples replace these types, because kdp_core reads only their numbers.
 """
 import sys
 import types

@@ -1,8 +1,8 @@
 """Compares the stage that computes CKA of all pairs of layers with a computation from feature-space matrices.
 
 Kornblith et al. (2019) compute linear CKA from the D x D matrices X'Y of all pairs. This module uses the unbiased form
-of this computation (Song et al. 2012). The unbiased form gives the value that the minibatch estimate has if one batch
-contains all tokens:
+of this computation (Song et al. 2012). If one batch contains all tokens, the minibatch estimate is equal to this
+unbiased form:
     HSIC_1 = (tr K~L~ + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1) / (n (n-3)),  K~ = K without its diagonal.
 The times of both computations are proportional to the number of tokens, so their ratio does not depend on this number.
 The comparison therefore uses fewer than 32,000 tokens.
@@ -49,7 +49,7 @@ def chosen(hidden: HiddenStates, tokens: int) -> Tensor:
 
 
 def minibatches(x_LND: Tensor, batch: int) -> Tensor:
-    """The estimate of the stage: HSIC of all pairs of layers, summed over minibatches."""
+    """HSIC of all pairs of layers, summed over minibatches, as the stage computes HSIC."""
     hsic_LL = 0.0
     for x_LBD in x_LND.split(batch, dim=1):
         x_LBD = x_LBD.double()

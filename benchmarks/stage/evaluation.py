@@ -27,7 +27,7 @@ from stage.timing import Row, figure, in_turns
 TASKS = (("piqa", 0), ("arc_easy", 0), ("copa", 0), ("arc_easy", 5), ("lambada_openai", 0))
 """Pairs: a benchmark, and the number of examples before each prompt."""
 WORDS, CHOICES, ENDING = 60, 4, 12
-"""Number of words of a made-up context, number of its continuations, and number of words of a continuation."""
+"""Size of a made-up item: words of its context, number of its continuations, and words of each continuation."""
 BATCH = 8
 
 

@@ -37,13 +37,13 @@ def measure(setup: Setup) -> list[Row]:
 
 
 def extraction(setup: Setup, tokens: Tokens, layers: list[int]) -> Callable[[], None]:
-    """A run of the stage."""
+    """A function that runs the stage."""
     return lambda: hidden.extract(setup.model, tokens, setup.folder / STORE, layers=layers,
                                   batch_sequences=BATCH)
 
 
 def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
-    """A run of only the decoder, up to state `last`."""
+    """A function that runs only the decoder, up to state `last`."""
     layers, decoder = decoder_layers(setup.model), base_of(setup.model)
 
     def enough(*_: object) -> None:
@@ -64,9 +64,9 @@ def bare(setup: Setup, tokens: Tokens, last: int) -> Callable[[], None]:
 
 
 def memory(setup: Setup) -> Row:
-    """Compare the peak memory of two extractions of three states.
+    """Compare the peak memory of two extractions, each of three states.
 
-    The second extraction has four times as many sequences.
+    The second extraction reads four times as many sequences as the first extraction.
     """
     few = setup.size(64, 8)
     peaks = []

@@ -1,10 +1,10 @@
 """Measures the speed-up by a folded block and by pruned models, and compares it with the saved multiply-adds.
 
 A folded block is compared with the two layers that it replaces. The folded block is measured with two hidden widths:
-the default of 1,024, and the model's width of 576. All operators are multiplied into the first matrix of the folded
-block, as in a block that `fold` writes. The two layers run as in the model, with a cache in decoding. In the pruned
-models, folded blocks with random weights replace a fifth of the layers, because speed does not depend on the weights.
-All ratios are the dense model's time or multiply-adds divided by the pruned model's.
+the default of 1,024, and the model's width of 576. The first matrix of the folded block already contains the product of
+all operators, as in a checkpoint that `fold` writes. The two layers run as in the model, with a cache in decoding. In
+the pruned models, folded blocks with random weights replace a fifth of the layers, because speed does not depend on the
+weights. All ratios are the dense model's time or multiply-adds divided by the pruned model's.
 """
 from collections.abc import Callable
 
@@ -51,8 +51,8 @@ def blocks(setup: Setup, hidden: int) -> list[Row]:
 def decoding(model: PreTrainedModel, ids_ST: Tensor, turns: int, static: bool = False) -> Callable[[], None]:
     """A run that decodes STEPS tokens after a prompt, with a cache. The prompt is processed before the timing starts.
 
-    A static cache has space for the tokens of all timed runs. From a cache that is not static, the decoded tokens are
-    removed after each run.
+    A static cache has space for the tokens of all timed runs. A cache that is not static is cut back to the prompt
+    after each run.
     """
     room = StaticCache(config=model.config, max_cache_len=ids_ST.shape[1] + turns * STEPS) if static else None
     cache = model(ids_ST, past_key_values=room, use_cache=True).past_key_values

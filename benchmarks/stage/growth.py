@@ -42,7 +42,7 @@ def grown(measure: str, sizes: Sequence[int], values: Sequence[float]) -> Row:
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """The slope of log value against log size."""
+    """The slope of the line that is fitted to log(value) against log(size)."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 

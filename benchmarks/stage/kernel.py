@@ -1,14 +1,16 @@
 """Compares step 1 of KDP with the limit of matrix products, and the closed-form start of step 2 with the paper's
 recipe.
 
-The operations of an update of step 1 are counted. The float32 operations are the features and their gradient, the Gram
-and cross matrices, and the predictions and their gradient. The float64 operations are Cholesky and its solves. The
-limit is the time of products of square matrices with the same number of operations, measured just before and after step
-1. The time of step 1 is the time in its training curve, which does not include the judgement.
+The operations of an update of step 1 are counted. Float32 operations compute the features, the Gram and cross matrices,
+the predictions, and the gradients of features and predictions. Float64 operations compute Cholesky factors, and solve
+equations with these factors. The limit is the time that products of square matrices need for the same number of
+operations. These products are timed just before and just after step 1. The time of step 1 is the time in its training
+curve, which does not include the judgement.
 
-Step 2 starts from random weights, as in the paper, or from the best linear decoding of the features
-(kdp_core.methods.kdp.inverse). From the random start, step 2 is trained for some epochs. The time to the best held-out
-error of these epochs is compared with the time of the closed form, which must reach the same error.
+Two starts of step 2 are compared: random weights, as in the paper, and the closed form, which is the best linear
+decoding of the features (kdp_core.methods.kdp.inverse). From the random start, step 2 is trained for some epochs. The
+time to the best held-out error of these epochs is compared with the time of the closed form, which must reach the same
+error.
 """
 from typing import Any
 
@@ -52,7 +54,7 @@ def step_1(setup: Setup, given: dict[str, Any], fitted: list[Any]) -> Row:
 
 def flops(tokens: int, width: int, features: int, layers: int, sequences: int, given: dict[str, Any]) -> tuple[
         float, float]:
-    """The number of operations of one epoch in float32, and the number in float64."""
+    """Two numbers for one epoch: the float32 operations, and the float64 operations."""
     batches = -(-round(sequences * (1 - given["heldout"])) // given["batch_sequences"])
     # lift and gradient to Omega; Gram, cross, prediction and its gradient
     single = tokens * ((layers + 1) * 2 * width * features + layers * 8 * features ** 2)

@@ -81,5 +81,6 @@ def _grow(_: nn.Module, args: object, output: torch.Tensor | tuple) -> torch.Ten
 
 
 def largest(states: HiddenStates) -> float:
-    """The largest absolute value in state 1 of the store; it is infinite if a stored value is infinite."""
+    """The largest absolute value of the stored state 1, which is the output of layer 0. An infinite value gives
+    infinity."""
     return states.state(1).abs().max().item()

@@ -1,10 +1,11 @@
 """Compares the fit of kdp_residual with lower limits: its closed form with matrix products, its training with bare
 passes.
 
-The closed form of one stand-in chooses 96 of all neurons of its block. The fit computes three matrix products in
-float32: the features, the Gram matrix and the cross matrix. The limit is the time of products of square matrices with
-the same number of operations. An update of joint training is compared with a bare forward and backward pass through the
-same layers, stand-ins and output head. The bare pass has no optimiser, no divergence and no selection of tokens.
+The closed form of one stand-in chooses 96 of all neurons of its block. Three matrix products of the fit run in float32:
+they compute the features, the Gram matrix and the cross matrix. The limit is the time of products of square matrices
+with the same number of operations. An update of joint training is compared with a bare forward and backward pass
+through the same layers, stand-ins and output head. The bare pass runs no optimiser, computes no divergence and selects
+no tokens at random.
 """
 import torch
 from torch import nn

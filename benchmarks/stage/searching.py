@@ -1,7 +1,7 @@
 """Measures the search of kdp_residual as a share of the time of search plus fit, for each value of its option `order`.
 
-The search stops when a fifth of the layers is ordered. The fit has one epoch of joint training, and three blocks of one
-layer each.
+The search stops when it has ordered a fifth of the layers. The fit replaces three blocks of one layer each, and trains
+the three stand-ins together for one epoch.
 """
 from kdp_core.base.records import Block, Selection
 from kdp_core.methods.kdp_residual import search
@@ -11,7 +11,7 @@ from stage.timing import Row, figure, kept
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Measure the share for both values of `order`."""
+    """Measure the search's share of the time of search plus fit, for both values of `order`."""
     entries, judged = setup.size(96, 4), setup.size(16, 4)
     rows = []
     for order in ("cka", "divergence"):
@@ -30,6 +30,6 @@ def measure(setup: Setup) -> list[Row]:
 def chosen(blocks: list[Block]) -> Selection:
     """A selection with these blocks.
 
-    The other fields of the selection have no meaning, because `compose` uses only the blocks.
+    The other fields of the selection are only placeholders, because `compose` uses only the blocks.
     """
     return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

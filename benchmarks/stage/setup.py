@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def block(self) -> Block:
-        """The block that every fit replaces: two layers in the middle of the model.
+        """The block for which stand-ins are fitted: two layers in the middle of the model.
 
         In the embedded model this block is 14-16.
         """
@@ -72,7 +72,8 @@ class Setup:
         return start, start + 2
 
     def scratch(self, name: str) -> Path:
-        """A path in the folder of the measurement. Files of an earlier run at this path are deleted."""
+        """The path `name` in the folder of the measurement. Files that an earlier run left at this path are deleted
+        first."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
@@ -84,7 +85,7 @@ def first(tokens: Tokens, sequences: int) -> Tokens:
 
 
 def made_up(tokens: Tokens, sequences: int, vocabulary: int) -> Tokens:
-    """`sequences` sequences of random token ids, with the length of the given sequences."""
+    """`sequences` sequences of random token ids, each as long as the sequences in `tokens`."""
     generator = torch.Generator().manual_seed(0)
     ids_ST = torch.randint(vocabulary, (sequences, tokens.ids_ST.shape[1]), generator=generator)
     return tokens._replace(ids_ST=ids_ST, sources=["made up"] * sequences)

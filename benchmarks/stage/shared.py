@@ -9,17 +9,18 @@ from kdp_core.methods.kdp_residual.dictionaries import Dictionary
 from kdp_core.model.passes import Passes, Step
 
 BATCH, POSITIONS = 4, 32
-"""Two defaults of joint training: sequences of an update, and tokens of a sequence whose outputs are compared."""
+"""Two defaults of joint training: the sequences of an update, and the tokens of each sequence at which outputs are
+compared."""
 
 
 def operations(tokens: int, width: int, dictionary: Dictionary) -> float:
-    """Number of floating-point operations for the features, the Gram matrix and the cross matrix."""
+    """Number of floating-point operations that compute the features, the Gram matrix and the cross matrix."""
     F = width + dictionary.entries + 1
     return tokens * (2 * width * len(dictionary.v_RD) + 2 * F * F + 2 * F * width)
 
 
 def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
-    """Stand-ins with only a linear part, whose weights are zeros.
+    """Stand-ins that consist of a linear part only; all weights are zero.
 
     The cost of joint training does not depend on the weights.
     """
@@ -30,9 +31,10 @@ def linear_stand_ins(D: int, blocks: list[Block]) -> list[Module]:
 
 
 def bare(passes: Passes, path: list[Step], start_BTD: Tensor, final_BTD: Tensor) -> Callable[[], None]:
-    """A run of the bare passes.
+    """A function that runs the bare passes.
 
-    The run computes the dense model's logits, then goes forward and backward through the path and the output head.
+    The function computes the dense model's logits, then a forward and a backward pass through `path` and the output
+    head.
     """
     chosen = torch.arange(min(POSITIONS, start_BTD.shape[1] - 1))
 

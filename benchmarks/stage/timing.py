@@ -4,7 +4,7 @@ The comparison is one of two kinds: a floor or a peer. A floor is the minimum of
 another implementation with the same result. In each turn, the stage and its comparison both run once. The ratio is the
 median over turns of (time of the comparison / time of the stage). With a ratio of 2, the stage is twice as fast as the
 comparison. Targets apply to wall-clock time. The ratio of processor times is also given, because it hardly changes on a
-busy machine. But processor time does not show that work runs on two cores at the same time.
+busy machine. Processor time does not become shorter if work runs on two cores at the same time.
 """
 import csv
 import statistics
@@ -51,7 +51,8 @@ class Times(dict[str, list[Clock]]):
         return statistics.median(getattr(clock, field) for clock in self[name])
 
     def ratio(self, other: str, ours: str, *, scale: float = 1.0, field: str = "wall") -> float:
-        """Median over turns of scale * (time of the run `other`) / (time of the run `ours`)."""
+        """The quotient scale * (time of run `other`) / (time of run `ours`) in each turn; returns the median over
+        turns."""
         return statistics.median(scale * getattr(one, field) / max(getattr(own, field), 1e-9)
                                  for one, own in zip(self[other], self[ours], strict=True))
 
@@ -67,7 +68,7 @@ class Times(dict[str, list[Clock]]):
 
 
 def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
-    """The row with its target, and with `holds`: whether the ratio reaches the target."""
+    """The row with its target. The field `holds` says whether the ratio reaches the target."""
     if target is None:
         return row
     holds = row.ratio <= target if at_most else row.ratio >= target
@@ -76,7 +77,7 @@ def judged(row: Row, target: float | None, *, at_most: bool = False) -> Row:
 
 def figure(measure: str, ours: float, unit: str, against: str, other: float, *, target: float | None = None,
            at_most: bool = False, cpu: float | None = None) -> Row:
-    """A row for a number that is not a time.
+    """A row of the table whose number is not a time, for example a share or a peak memory.
 
     The ratio in this row is `ours` divided by `other`. `cpu` is the same number as `ours`, computed from processor
     time.
