@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "figures.md"
 BEGIN, END = "<!-- begin: table of figures, made by workflow_scripts/figures_table.py -->", "<!-- end -->"
 SECTIONS = {"theory": "theory", "views": "views", "spaces": "spaces", "generation": "generation",
             "viewed": "views", "agreement": "agreement", "choices": "choices"}
-"""Value of `needs` of an entry -> the section of the configuration without which the figure is not drawn."""
+"""Value of `needs` in an entry -> section of the configuration. Without this section, the figure is not drawn."""
 
 
 def row(entry: Entry) -> str:

@@ -78,8 +78,8 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
 
     more: further packages to import once.
     environment: further variables of the server.
-    shared: whether processes that the caller starts also keep the server running. With true, the server survives if
-        only the caller is killed.
+    shared: with true, the server runs until the caller and all processes that the caller started have ended. The server
+        then survives if only the caller is killed.
     """
     folder, (read, write) = Path(tempfile.mkdtemp(prefix="forks-")), os.pipe()
     with contextlib.ExitStack() as stack:

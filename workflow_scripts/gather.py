@@ -15,11 +15,11 @@ def folder(point: dict[str, str]) -> Path:
 
 
 def fitted(point: dict[str, str], fits: dict[str, list[str]]) -> list[tuple[dict, object]]:
-    """The fitted records of a grid point, each with its keys. A fine-tuned point has the fitted records of the point
-    that was fine-tuned.
+    """The fitted records of a grid point, each with its keys. The records of a fine-tuned point are the records of the
+    point from which the fine-tuning started.
 
-    `fits` has the names of each variant's fits. A record of `compose` is used by one point. A record of a step is used
-    by all points with the same block.
+    `fits` contains the names of the fits of each variant: its steps, or `compose`. A record of `compose` belongs to one
+    point. A record of a step belongs to all points with the same block.
     """
     names, source = fits[point["method"]], grid.source_point(point)
     keys, own = ({key: source[key] for key in part} for part in (grid.KEYS[:3], grid.KEYS[3:]))
@@ -33,7 +33,7 @@ def table(path: str) -> pd.DataFrame:
 
 
 def of_points(summary: pd.DataFrame, chosen: list[dict[str, str]]) -> pd.DataFrame:
-    """The rows of the summary that describe a dense model or one of the chosen points."""
+    """The rows of the summary for all dense models and for the chosen points."""
     wanted = {(p["model"], p["calib"], p["method"], float(p["ratio"]), int(p["k_max"])) for p in chosen}
     kept = [row.method == DENSE or tuple(row)[1:6] in wanted for row in summary.itertuples()]
     return summary[kept].reset_index(drop=True)

@@ -1,7 +1,7 @@
 """Every script of the workflow runs inside `job`, which sets the threads, the log, the progress lines and the format of
 error messages.
 
-A script that trains also runs inside `training`, which saves the state of the training on disk.
+A script that contains a training also runs inside `training`, which saves the state of the training on disk.
 """
 import hashlib
 import json
@@ -77,8 +77,8 @@ def _refuse(snakemake: Any, error: Exception) -> None:
 
 
 def device_here(name: str) -> str:
-    """The device on this machine: for `auto` and `balanced`, cuda if available, else cpu. Any other name of a device is
-    returned unchanged.
+    """The device that a job uses on this machine. For `auto` and `balanced`, this is cuda if a GPU is available, and
+    cpu otherwise. Any other name is returned unchanged.
 
     `balanced` gives one device, because fits on stored states always run on one device.
     """
@@ -112,8 +112,8 @@ def training(snakemake: Any) -> Iterator["Resume"]:
     rule, because snakemake deletes the outputs of a failed job.
 
     After SIGTERM or Ctrl-C the training finishes its update, saves its state and exits with 128 + the number of the
-    signal. A killed job has the same exit code, so the scheduler treats the stopped job as failed and starts it again.
-    The saved state is deleted when the training has finished.
+    signal. This exit code is the code of a killed job. The scheduler therefore treats the stopped job as failed, and
+    starts the job again. The saved state is deleted when the training has finished.
     """
     # imported here, because scripts that train nothing need no torch
     from kdp_core.base.resume import Resume, Stopped
@@ -150,9 +150,9 @@ def _key(snakemake: Any) -> str:
 
 
 def _known(path: Path) -> list[tuple[str, Any]]:
-    """The names of the files of an input.
+    """The names and fingerprints of all files of an input.
 
-    Each name is paired with the file's hash; for a large file, with the file's size and modification time.
+    The fingerprint of a file is its hash. The fingerprint of a large file is its size and its modification time.
     """
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(file), hashlib.sha256(file.read_bytes()).hexdigest() if file.stat().st_size <= BY_CONTENT else

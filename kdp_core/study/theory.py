@@ -36,17 +36,17 @@ def measure(hidden: HiddenStates, kernel: KernelMap, *, delta: Share = 0.05,
     delta: probability with which each bound may fail.
     operator_ridges: further ridges for Theorem 1; the operators are solved again with each of these ridges. A larger
         ridge lowers B_A and raises L_ERM. null means no further ridge.
-    gaps: numbers of layers between the first state of the run and the target state, for Theorem 2; null means 1 and all
-        layers of the run.
-    feature_counts: numbers 2m of random features, all even, for Theorem 2; null means the number of features of the
-        fitted kernel.
-    bandwidth_scales: widths of the kernels of random features, in median distances of two tokens; null means 3.
-    shares: shares of the training sequences on which the classes of functions of Theorem 2 are fitted; null means all
+    gaps: gaps for Theorem 2. A gap is the number of layers between the first state of the run and the target state.
+        null means a gap of 1 layer and a gap of all layers of the run.
+    feature_counts: numbers 2m of random features for Theorem 2; each number is even. null means the number of features
+        of the fitted kernel.
+    bandwidth_scales: kernel widths of the random features, as multiples of the median distance of two tokens; null
+        means 3.
+    shares: shares of the training sequences on which the maps of Theorem 2 are fitted; null means all training
         sequences.
     ridge: ridge of the maps and decoders of Theorem 2, relative to the mean diagonal of the Gram matrix.
     heldout: share of the sequences that are held out to judge the fit, as in step 1.
-    seed: seed of the choice of held-out sequences (as in step 1), of the random features, and of the choice of training
-        sequences.
+    seed: seed of the random features, and of the choice of held-out sequences (as in step 1) and of training sequences.
     device: device of the computation, such as cpu or cuda.
     Raises OptionError for a value out of range, and TheoryError for a value that is not compatible with the run.
     """

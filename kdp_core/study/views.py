@@ -1,27 +1,28 @@
-"""Numbers for the figures of the kernel space and of the states' paths through the layers.
+"""Computes the numbers for two kinds of figures: features in the kernel space, and paths of states through the layers.
 
-Paper: KDP (ICLR 2026), Figures 4 and 9 (predicted A_k ... A_1 phi(h_l) next to true phi(h_{l+k}) at positions 0, 25 and
-50 of a sequence) and Figure 10 (t-SNE of 100 samples at every layer; the paper says that it shows "a strong linear
-trend").
+Paper: KDP (ICLR 2026), Figures 4, 9 and 10. Figures 4 and 9 show predicted A_k ... A_1 phi(h_l) next to true
+phi(h_{l+k}) at positions 0, 25 and 50 of a sequence. Figure 10 shows a t-SNE of 100 samples at every layer, in which
+the paper sees "a strong linear trend".
 
-The paper leaves some choices open, and some of its figures would mislead. This module therefore makes these choices:
+The paper leaves details of its figures open, and some of its figures would mislead. This module therefore makes the
+following choices:
 - The paper shows "a sample from CMMLU". This module shows a held-out sequence: step 1 and step 2 of KDP were not fitted
   on this sequence.
-- With a wide kernel, the features of all tokens stay close to their mean. On layers 14-15 of SmolLM2, 95 % of |phi|^2
-  comes from the mean. Because of this mean, even the prediction that the features do not change has an error below 1 %.
-  The mean of the true features over the training tokens is therefore subtracted. Errors are given both with the mean
-  and with the mean subtracted.
-- Position 0 is often a massive token, and massive tokens bypass the stand-in. The view then shows the next position
-  whose token does not bypass the stand-in.
+- With a wide kernel, the features of all tokens stay close to their mean. On layers 14-15 of SmolLM2, the squared norm
+  of this mean is 95 % of the mean of |phi|^2. Because of this mean, even the prediction that the features do not change
+  has an error below 1 %. The view therefore subtracts the mean of the true features over the training tokens. Each
+  error is given twice: with the mean, and with the mean subtracted.
+- The token at position 0 is often massive, and massive tokens bypass the stand-in. In this case, the view shows the
+  next position whose token does not bypass the stand-in.
 - Each sample is one sequence. The view shows one token of each sample at every layer: the last token that is massive at
   no layer. A late token is chosen, because it attends to a long text.
-- t-SNE preserves neighbours, but it does not preserve straight lines. With the layer as the third axis every path looks
-  straight. `straightness` is therefore also measured on the states themselves. In both spaces, the states are compared
-  with unrelated walks: walks with steps of the same lengths, but random directions. On SmolLM2 the mean cosine between
-  a step and the next step is 0.05 in the space of states and 0.87 in the plane of t-SNE. For the unrelated walks, the
-  mean cosine in this plane is 0.96, so the linear trend comes from t-SNE. In a space of many dimensions, the unrelated
-  walks look straight by other measures too: 6/pi^2 of their variance lies on the first principal axis. Every measure is
-  therefore also given for these walks.
+- t-SNE preserves neighbours, but it does not preserve straight lines. In a plot whose third axis is the layer, every
+  path looks straight. `straightness` is therefore also measured on the states themselves. In the space of states and in
+  the plane of t-SNE, the paths are compared with unrelated walks: walks with steps of the same lengths, but random
+  directions. On SmolLM2 the mean cosine between a step and the next step is 0.05 in the space of states and 0.87 in the
+  plane of t-SNE. In the plane of t-SNE, the mean cosine of the unrelated walks is 0.96, so the linear trend comes from
+  t-SNE. Other measures also show unrelated walks as straight in a space of many dimensions: 6/pi^2 of the variance of a
+  walk lies on its first principal axis. Every measure is therefore also given for the unrelated walks.
 In this module, a "step" of a path means the change of a state from one layer to the next layer.
 """
 import itertools
@@ -45,11 +46,11 @@ SEED = 0
 
 
 class ViewError(ValueError):
-    """The stored states lack data that the view needs."""
+    """The figures cannot be computed from the stored states."""
 
 
 class Paths(NamedTuple):
-    """States of S samples at L layers, and their coordinates in t-SNE.
+    """States of S samples at L layers, and the coordinates of these states in t-SNE.
 
     `walk_SLD` and `walk_xz_SL2` are the points and the coordinates of the unrelated walks.
     """
@@ -65,22 +66,22 @@ class Paths(NamedTuple):
 
 
 class Straightness(NamedTuple):
-    """How straight paths are. Each field is a mean over samples; a straight line has the value 1 in each field."""
+    """How straight paths are. Each field is a mean over samples; each field is 1 if all paths are straight lines."""
     chord: float
     """Distance between the first and the last point, divided by the length of the path."""
     turn: float
-    """Mean cosine between a step and the next step."""
+    """Mean cosine between two consecutive steps of a path."""
     axis: float
     """Share of the variance of a path's points that lies on their first principal axis."""
 
 
 def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, seed: int = 0, *,
                 positions: list[Natural] | None = None) -> KernelView:
-    """Predicted and true features after a trained block, for the first held-out sequence of step 1.
+    """Features after a trained block: predicted and true features of the first held-out sequence of step 1.
 
     heldout, seed: as in step 1, so that the same sequences are held out.
-    positions: positions to show. A token that bypasses the stand-in cannot be shown; the next token that does not
-        bypass it is then shown. Each token is shown once. null means 0, 25 and 50.
+    positions: positions whose tokens are shown. If a token bypasses the stand-in, the next token that does not bypass
+        the stand-in is shown instead. Each token is shown once. null means 0, 25 and 50.
     Raises OptionError for a negative position, and ViewError if every token at or after the positions bypasses the
     stand-in.
     """
@@ -101,7 +102,7 @@ def kernel_view(hidden: HiddenStates, kernel: KernelMap, heldout: float = 0.1, s
 
 
 def _counted(keep_T: Tensor, positions: list[int]) -> list[int]:
-    """For each position p of `positions`, the first position from p on where keep_T is true, if there is one."""
+    """For each position p of `positions`, the first position at or after p at which keep_T is true, if there is one."""
     counted = keep_T.nonzero().flatten().tolist()
     found = [next((place for place in counted if place >= asked), None) for asked in sorted(positions)]
     shown = list(dict.fromkeys(place for place in found if place is not None))
@@ -116,7 +117,8 @@ def _features(kernel: KernelMap, h_ND: Tensor) -> Tensor:
 
 
 def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[float, float, float]:
-    """The error, the error if phi does not change, and the share of the mean in |phi|^2, over held-out tokens."""
+    """Over held-out tokens: the error, the error of the prediction that phi does not change, and the mean's share of
+    |phi|^2."""
     before_NF, after_NF = (_features(kernel, h_ND) for h_ND in states.tokens(states.heldout))
     variance = (after_NF - mean_F).square().sum()
     misses = [(guess_NF - after_NF).square().sum() / variance
@@ -125,7 +127,7 @@ def _overall(kernel: KernelMap, states: BlockStates, mean_F: Tensor) -> tuple[fl
 
 
 def paths(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Paths:
-    """States of one token of each sequence at every stored layer, and their positions in one t-SNE of all layers.
+    """States of one token of each sequence at every stored layer, and the positions of all these states in one t-SNE.
 
     A second t-SNE, of unrelated walks, shows what t-SNE itself adds to the picture.
 
@@ -168,7 +170,7 @@ def _tsne(points_SLD: Tensor, perplexity: float) -> Tensor:
 
 
 def trajectories(hidden: HiddenStates, *, samples: Count = 100, perplexity: Positive = 30.0) -> Trajectories:
-    """The paths of the states, and how straight they are. Options and errors are as in `paths`."""
+    """The paths of the states, and the straightness of the paths. The options and exceptions are those of `paths`."""
     found = paths(hidden, samples=samples, perplexity=perplexity)
     return Trajectories(found.layers, found.sequences, found.tokens, found.xz_SL2, straightness_table(found),
                         own_neighbour(found))
@@ -204,8 +206,8 @@ def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
     """Straightness of the paths and of the unrelated walks: one row for each pair of a space and a run of layers.
 
     The spaces are `states` and `t-SNE` (its plane, without the axis of the layers). `all` is the run of all layers.
-    `inner` is the run of layers that the paper may remove: a tenth of the layers is left out at each end. `3 steps` to
-    `6 steps` (the paper's K_max) are means over all runs of this number of steps within `inner`.
+    `inner` is the run without a tenth of the layers at each end; the paper removes layers only from this run. `3 steps`
+    to `6 steps` are means over all runs of 3 to 6 steps within `inner`; the paper uses 3 to 6 as K_max.
     """
     edge = round(0.1 * (len(found.layers) - 1))
     inner = slice(edge, len(found.layers) - edge)
@@ -223,7 +225,7 @@ def straightness_table(found: Paths) -> list[dict[str, float | int | str]]:
 
 
 def _mean_straightness(points_SLD: Tensor, length: int | None) -> Straightness:
-    """Straightness of the whole paths, or the mean straightness of all runs of `length` steps."""
+    """Mean straightness of all runs of `length` steps. If `length` is None, the straightness of the whole paths."""
     if length is None:
         return straightness(points_SLD)
     parts = [straightness(part_SDL.mT) for part_SDL in points_SLD.unfold(1, length + 1, 1).unbind(1)]

@@ -12,25 +12,25 @@ from kdp_core.figures.style import Drawn, save
 
 
 def by_block(path: Path) -> str:
-    """The block that a record belongs to, such as `5-7`; `path` is in the folder of this block."""
+    """The block of a record, such as `5-7`. The folder that contains `path` has the name of the block."""
     return path.parent.name
 
 
 def by_point(path: Path) -> tuple[str, int]:
-    """The variant and K max that a record belongs to; `path` is in the folder of a grid point."""
+    """The variant and K max of a record. `path` is in the folder of the record's grid point."""
     return path.parts[-3], int(path.parts[-2].split("-k")[1])
 
 
 def by_ratio(path: Path) -> str:
-    """The ratio and K max that a record belongs to, as a text; `path` is in the folder of a grid point."""
+    """The ratio and K max of a record, as a text. `path` is in the folder of the record's grid point."""
     ratio, k_max = path.parts[-2].removeprefix("r").split("-k")
     return f"ratio {ratio}, K max {k_max}"
 
 
 def by_model(paths: list[str]) -> Callable[[Path], str]:
-    """A function that returns the name of a record's model.
+    """A function that returns the name of the model of a record, from the path of the record.
 
-    The name includes the calibration set if `paths` has several sets.
+    If `paths` belong to several calibration sets, the name also contains the calibration set.
     """
     several = len({Path(path).parts[-2] for path in paths}) > 1
     return lambda path: f"{path.parts[-3]}, {path.parts[-2]}" if several else path.parts[-3]
@@ -38,14 +38,15 @@ def by_model(paths: list[str]) -> Callable[[Path], str]:
 
 KEYS = {"kernels": by_block, "inverses": by_block, "kernel_views": by_block, "composed": by_ratio,
         "diagnoses": by_point, "spaces": by_point, "expectations": by_point, "survivals": by_point}
-"""Name of a kind of records -> the function that gives the key of a record. A figure reads several records of each of
-these kinds, and the records have different keys."""
+"""Name of a kind of records -> the function that computes the key of a record from its path. A figure reads several
+records of such a kind, and each record has another key."""
 
 
 def read(name: str, found: Any, params: Any) -> Any:
     """The data of one input of a figure.
 
-    `name` is an input in kdp_core.figures, such as `summary`. The data are a table, a record, or a dict of records.
+    `name` names an input in kdp_core.figures, such as `summary`. The name decides whether the function returns a table,
+    one record, or a dict of records.
     """
     if name == "points":
         return points(params.points, params.fits)

@@ -9,7 +9,7 @@ def select_blocks(basis: str, facts: str, grid: dict, variant: dict, sized_as: d
     """Select blocks by the method's own rule.
 
     `sized_as` names the method and the options that determine the number of parameters of the stand-ins. `basis` is the
-    path of the similarity or the search from which the method selects the blocks.
+    path of the record from which the method selects the blocks: a similarity or a search.
     """
     facts = store.read(facts)
     module_params = method_of(sized_as["method"]).module_params(facts, sized_as["options"])

@@ -11,7 +11,7 @@ from kdp_core.states import hidden
 def fit(method: str, step: str, block: tuple[int, int], inputs, device: str, options: dict, resume, out: str) -> None:
     """Fit the block and write the record.
 
-    The function of a step is called with `device`, `model_layers` and `resume` if its signature has these arguments.
+    Each of the arguments `device`, `model_layers` and `resume` is passed only if the function of the step accepts it.
     """
     known = {"device": device_here(device), "model_layers": store.read(inputs.facts).layers, "resume": resume}
     asked = inspect.signature(method_of(method).steps[step]).parameters

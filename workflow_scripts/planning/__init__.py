@@ -3,8 +3,7 @@ figures.
 
 The rules import these modules. The modules import neither torch nor methods, so that planning is quick. The schema
 (schema.py) contains all facts about methods that planning needs, and is made from the signatures of the library. The
-modules import two parts of kdp_core, because these have no heavy imports: the tables of families, and the check of
-folders.
+modules import two parts of kdp_core that have no heavy imports: the tables of families, and the check of folders.
 
     schema       the JSON schema of the configuration
     messages     ConfigError, and the words of its messages

@@ -4,9 +4,9 @@ Snakemake reads the script of a rule, but not the modules that the script import
 its library code as its param `code`. The hash covers all modules of kdp_core that the script imports, directly or
 indirectly, without comments and docstrings.
 
-A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. For a
-script with the table of methods, the hash covers only the modules whose functions the job runs. If a method is edited
-or added, the jobs of other methods therefore do not run again.
+A script that uses the table of methods imports `kdp_core.methods`, and through it the files of all methods. If a script
+uses the table of methods, the hash covers only those files of methods whose functions the job runs. If a method is
+edited or added, the jobs of other methods therefore do not run again.
 """
 import ast
 import hashlib
@@ -23,8 +23,8 @@ OWN = ("job", "planning")
 def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
     """Hash of the library code of a workflow script, whose name includes its folder, such as `results/tables`.
 
-    `functions` lists the functions of methods that the job runs, each as module.name. None means the functions of all
-    methods.
+    `functions` lists the functions of methods that the job runs, each as module.name. If `functions` is None, the hash
+    covers the files of all methods.
     """
     start = [ROOT / "workflow_scripts" / f"{script}.py"]
     seen = _closure([*start, *(_file(name.rpartition(".")[0]) for name in functions or ())])
@@ -47,13 +47,14 @@ def of_method(script: str, method: str, *parts: str) -> str:
 def of_figure(module: str) -> str:
     """Hash of the library code that draws the figures of a module of kdp_core/figures.
 
-    No script imports the modules of figures, so their hashes are computed here.
+    No script has an import statement for the modules of figures, so this function computes their hashes.
     """
     return of_script("figures/figure", (f"{module}.FIGURES",))
 
 
 def of_blocks(method: str, sized: str) -> str:
-    """Hash of the library code that selects blocks for `method` and counts the stand-ins' parameters for `sized`."""
+    """Hash of two parts of the library code: the selection of blocks by `method`, and the size of the stand-ins of
+    `sized`."""
     functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]
     return of_script("methods/blocks", (functions[0]["block"], functions[1]["module_params"]))
 
@@ -61,7 +62,7 @@ def of_blocks(method: str, sized: str) -> str:
 def _closure(start: list[Path]) -> set[Path]:
     """The files in `start`, and all files that are imported by them directly or indirectly.
 
-    Imports of methods by the table of methods are not followed.
+    The table of methods imports the files of all methods; these imports are not followed.
     """
     todo, seen, methods = list(start), set(), _method_files()
     while todo:

@@ -193,7 +193,7 @@ def _check_devices(config: dict[str, Any]) -> None:
 def _needs_one_device(config: dict[str, Any], variant: str) -> str:
     """The part of a variant that needs the model on one device: it trains or changes the model, or runs single layers.
 
-    The returned text is empty if no part of the variant needs the model on one device.
+    The function returns an empty text if the variant has no such part.
     """
     tuned = variants.source_of(config, variant) != variant
     part = "finetune" if tuned else variants.method_schema(config, variant)["x-one-device"]

@@ -67,7 +67,8 @@ def _stored(config: dict[str, Any], layers: int) -> list[int]:
 
 
 def _check_runs(config: dict[str, Any], model: str, extent: Extent) -> None:
-    """Check `views.blocks` and `theory.run`: the model must have these layers, and their states must be stored."""
+    """Check the layers that `views.blocks` and `theory.run` name: the model must have these layers, and the states of
+    these layers must be stored."""
     runs = {f"views.blocks names {block!r}": tuple(map(int, block.split("-")))
             for block in config.get("views", {}).get("blocks", [])}
     if "theory" in config:
@@ -112,7 +113,8 @@ def _check_spaces(config: dict[str, Any], calib: str, length: int) -> None:
 
 
 def check_theory(config: dict[str, Any]) -> None:
-    """Raise ConfigError if the run is empty, a gap is longer than the run, or no sequence remains to fit or judge."""
+    """Raise ConfigError if the run of layers is empty, a gap is longer than the run, or no sequence remains for a fit
+    or for its judgement."""
     own = config["theory"]
     start, stop = own["run"]
     if start >= stop:

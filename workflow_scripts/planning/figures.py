@@ -1,7 +1,7 @@
 """Lists the figures of a run: the title, rule and caption of each figure, and the look of each variant in all figures.
 
-The schema contains the entries of kdp_core/figures under `x-figures`. `x-figures` also contains the scopes: the scope
-of a figure says for which points, models or variants the figure is drawn.
+The part `x-figures` of the schema contains the entries of kdp_core/figures, and the scopes. The scope of a figure says
+for which points, models or variants the figure is drawn.
 """
 import itertools
 import re
@@ -15,12 +15,12 @@ SECTIONS = ("theory", "views", "spaces", "generation", "agreement", "choices")
 
 
 def looks(config: dict[str, Any], points: list[dict[str, str]]) -> dict[str, list[Any]]:
-    """The look of each variant of these points; a variant has the same look in every figure. See
-    kdp_core.figures.style.Look.
+    """The look of each variant of these points. A variant has the same look in all figures.
 
-    A look has four parts. Part 1 of a look is the position of the variant's method among the methods of the
-    configuration, sorted as in METHODS. Part 2 of a look numbers the variants of one method. Part 3 of a look is the
-    group of the method. Part 4 of a look says whether the method is this project's own.
+    A look has four values, the fields of kdp_core.figures.style.Look. `place` is the position of the variant's method
+    among the methods of the configuration, which are sorted as in METHODS. `number` distinguishes the variants of one
+    method. `group` is the group of the method, or `fine-tuned`. `own` says whether the method was developed in this
+    project.
     """
     named = {variants.base_of(config, name) for name in config["methods"]}
     methods, found, seen = [name for name in schema()["methods"] if name in named], {}, {}
@@ -55,11 +55,11 @@ def flat_path(scope: str) -> str:
 
 
 def figure_entries(config: dict[str, Any]) -> list[dict[str, str]]:
-    """Every figure of the report, in order. The entry of a figure has the name of the figure's files, the title, the
-    rule that draws the figure, and the caption.
+    """Every figure of the report, in order. The entry of a figure contains the name of its files, its title, its
+    caption, and the rule that draws the figure.
 
-    Figures of the whole run come first; figures of each model and calibration set follow. Entries from one module of
-    kdp_core/figures stay together if their scope is the same.
+    Figures of the whole run come first; figures of each model and calibration set follow. Figures from one module of
+    kdp_core/figures are listed together if they have the same scope.
     """
     together = [list(group) for _, group in itertools.groupby(
         (one for one in schema()["x-figures"]["figures"] if _wanted(config, one)),
@@ -89,7 +89,7 @@ def _wanted(config: dict[str, Any], one: dict[str, Any]) -> bool:
 
 
 def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str]]:
-    """The values of the wildcards for which a figure is drawn, without model and calibration set."""
+    """The values of the wildcards of a figure, one dict for each drawing; model and calibration set are left out."""
     if one["scope"] == "ablation":
         return [{"ablation": name, "ablation_title": own["title"], "ablation_caption": own["caption"]}
                 for name, own in config.get("ablations", {}).items()]
@@ -101,7 +101,7 @@ def _subjects(config: dict[str, Any], one: dict[str, Any]) -> list[dict[str, str
 
 
 def _variants(config: dict[str, Any], needs: str) -> list[str]:
-    """The variants for which a figure of scope `variant` is drawn."""
+    """The variants of a figure whose scope is `variant`; the figure is drawn for each of these variants."""
     if needs == "viewed":
         return config.get("views", {}).get("variants", [])
     return variants.learned(config) if needs == "trained" else variants.jointly(config)
@@ -124,5 +124,5 @@ def entry_of(entries: list[dict[str, str]], name: str) -> dict[str, str]:
 
 
 def as_rst(text: str) -> str:
-    """Plain words escaped for reStructuredText."""
+    """The text, in which special characters of reStructuredText are escaped."""
     return re.sub(r"([\\*_`|])", r"\\\1", text)

@@ -1,7 +1,8 @@
 """Asks the library which points cannot be made. refusals.py runs this module in a process of its own.
 
 `python -m planning.foreseen` reads a JSON list of questions from stdin, as `refusals.question` makes them, and prints
-a JSON list of reasons. A reason is empty if the library knows no reason, or if nothing is known about the model yet.
+a JSON list of reasons. An empty text means that no reason is known, for example because the model itself is not known
+yet.
 """
 import json
 import sys
@@ -22,11 +23,11 @@ class Known(NamedTuple):
 
 
 def known(model: str, source: str, folder: Path) -> Known | None:
-    """The facts about a model, from its converted checkpoint or from the configuration that the planner finds; None if
-    neither exists.
+    """The facts about a model, from its converted checkpoint. Without this checkpoint, the facts come from the
+    configuration that the planner finds. None if neither exists.
 
-    If the folder of results belongs to another model that had this name before, this folder is not used. If the library
-    cannot describe the model, the function returns None, and the job that converts the model gives a better message.
+    A folder of results is not used if it belongs to an earlier model with the same name. If the library cannot describe
+    the model, the function returns None, and the job that converts the model gives a better message.
     """
     place = Path("results", model)
     try:

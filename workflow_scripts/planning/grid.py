@@ -1,8 +1,8 @@
 """The grid: its points, the folders of their results, calibration seeds, and the points that ablations add.
 
 A point is a dict of five texts, the values of the wildcards: model, calibration set, variant (`method`), ratio and K
-max. A point of a fine-tuned variant also has `source`, the variant from which the fine-tuning starts. If a search
-orders the layers, the point also has `search`, the variant under whose name the search is stored.
+max. A point of a fine-tuned variant also has `source`, the variant from which the fine-tuning starts. If the method has
+a search, the point also has `search`, the variant under whose name the search is stored.
 """
 import itertools
 import json
@@ -31,9 +31,10 @@ def folder(point: dict[str, Any]) -> str:
 
 
 def source_point(point: dict[str, Any]) -> dict[str, Any]:
-    """The point that supplies the blocks, fits and search of `point`.
+    """The point whose blocks, fits and search `point` uses.
 
-    A fine-tuned point uses the point that was fine-tuned; any other point uses its own blocks, fits and search.
+    For a fine-tuned point, this is the point from which the fine-tuning started. For any other point, this is `point`
+    itself.
     """
     return {key: point[key] for key in KEYS} | {"method": point.get("source", point["method"])}
 
@@ -41,7 +42,7 @@ def source_point(point: dict[str, Any]) -> dict[str, Any]:
 def fitted_files(point: dict[str, Any], fits: list[str]) -> list[str]:
     """The files of the fitted records from which a point is folded, in the order of its blocks.
 
-    For a variant with steps, plan.json must exist.
+    If the variant has steps, the blocks are read from plan.json, so plan.json must exist.
     """
     point = source_point(point)
     if fits == ["compose"]:
@@ -133,7 +134,8 @@ def variants_and_k_max(points: list[dict[str, str]]) -> list[list[Any]]:
 
 
 def by_layer(files: Iterable[str]) -> list[str]:
-    """The files, sorted by the first layer and then by the end of the block in whose folder each file is."""
+    """The files, sorted by block: by its first layer, then by its end. The folder of a file has the name of the
+    block."""
     return sorted(files, key=lambda file: [int(layer) for layer in Path(file).parent.name.split("-")])
 
 
@@ -169,7 +171,7 @@ def seed_sets(config: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def seed_families(config: dict[str, Any]) -> dict[str, str]:
-    """Name of a calibration set that is made for one of several seeds -> name of the set that lists these seeds."""
+    """Name of each calibration set that is made for one seed of a list -> name of the set that lists the seeds."""
     return {made: name for name, sets in seed_sets(config).items() if len(sets) > 1 for made in sets}
 
 
@@ -194,7 +196,8 @@ def with_seeds_apart(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def alone(config: dict[str, Any], point: dict[str, str]) -> dict[str, Any]:
-    """The part of a configuration that, merged over config.yaml, makes the checkpoint of one point."""
+    """The part of a configuration that is sufficient to make the checkpoint of one point, if it is merged over
+    config.yaml."""
     names, name = [], point["method"]
     while name in config["methods"]:
         names.append(name)
@@ -227,7 +230,7 @@ def seeds_of(config: dict[str, Any], point: dict[str, str]) -> dict[str, int]:
 
 
 def ablation(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The fields of `kdp_core.results.ablations.Ablation` for one ablation of the configuration."""
+    """One ablation of the configuration, as a dict with the fields of `kdp_core.results.ablations.Ablation`."""
     own = config["ablations"][name]
     varied = {variant: variants.options(config, variant) for variant in own["variants"]}
     tokens = {calib: size[1] for calib, size in calibration_sizes(config).items()}

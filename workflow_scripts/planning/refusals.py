@@ -3,8 +3,8 @@ points are made.
 
 Some points are impossible for every calibration text. The library finds such points before the run, from the
 configuration and the facts of a model, if they are known (`foreseen`). Other points fail in a job, for example because
-a kernel collapses. The failed job writes the reason to FILE in the folder of the point (`record`). Later runs leave
-such a point out until the library or the configuration of the point changes.
+a kernel collapses. The failed job writes the reason to FILE in the folder of the point (`record`). Later runs leave out
+a point with this file until the library or the configuration of the point changes.
 """
 import hashlib
 import json
@@ -54,7 +54,7 @@ def without_refused(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def named(config: dict[str, Any]) -> dict[str, str]:
-    """Description of a point that is left out -> the reason."""
+    """For each point that is left out: a description of the point -> the reason."""
     words = "{method} on {model}, {calib}, ratio {ratio}, K max {k_max}"
     return {words.format(**one["point"]): one["reason"] for one in config.get("refused", [])}
 
@@ -90,7 +90,7 @@ def _without_empty(config: dict[str, Any]) -> dict[str, Any]:
 # Foreseen -------------------------------------------------------------------------------------------------------------
 
 def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
-    """The arguments of `reach.refusal` for a point."""
+    """The question whether a point can be made: its model, and the arguments that `reach.refusal` needs."""
     name = variants.source_of(config, point["method"])
     sized, calibration = variants.sized_as(config, name), config["calibrations"][point["calib"]]
     tuned = variants.options(config, point["method"])["finetune"] if name != point["method"] else None
@@ -106,9 +106,9 @@ def question(config: dict[str, Any], point: Point) -> dict[str, Any]:
 
 
 def foreseen(config: dict[str, Any], points: list[Point]) -> dict[tuple[str, ...], str]:
-    """Keys of a point -> the reason why the point cannot be made with any calibration text.
+    """For each point that cannot be made with any calibration text: the keys of the point -> the reason.
 
-    If a model is not known yet, its points have no reason here.
+    If a model is not known yet, the result contains none of its points.
     """
     asked = {_name(point): question(config, point) for point in points}
     found = dict(zip(asked, _answers(list(asked.values())), strict=True))

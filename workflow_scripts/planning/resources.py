@@ -56,9 +56,10 @@ def state_mb(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def block_states(start: int, stop: int) -> int:
-    """Number of layers' states that a block's fit keeps in memory.
+    """Memory that the fit of a block needs, in units of one layer's states.
 
-    The fit of a block needs the states before and after each of its layers, in three copies: read, stacked and split.
+    The fit uses the states before and after each layer of the block. Memory contains three copies of these states: as
+    read, stacked, and split.
     """
     return 3 * (stop - start + 1)
 
@@ -72,8 +73,8 @@ def norm_states(config: dict[str, Any], model: str) -> float:
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
     """Memory that the similarity needs, in units of one layer's states.
 
-    The similarity needs one layer's states twice, as stored and as converted, and the chosen tokens of all layers
-    twice.
+    Memory contains two copies of one layer's states, as stored and as converted, and two copies of the chosen tokens of
+    all layers.
     """
     tokens = calibration_tokens(config, calib)
     chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
@@ -81,7 +82,7 @@ def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
 
 
 def device(config: dict[str, Any], model: str) -> str:
-    """The argument `device` of `load_model` for a model; for `balanced`, it includes the limits of memory."""
+    """The text that `load_model` gets as `device` for a model. The text includes limits of memory if there are any."""
     own = config["models"][model]
     limits = ",".join(f"{place}={size}" for place, size in own.get("max_memory", {}).items())
     return ":".join(filter(None, (own.get("device", "cpu"), limits)))

@@ -28,7 +28,7 @@ def signature_block(description: str, function: Any, filled: tuple[str, ...] = (
     """The schema of a section of the config. The keys of the section are the keyword-only options of a function,
     without the options in `filled`, whose values the workflow sets.
 
-    The options in `known` keep their defaults in the schema, because the check before any job needs these defaults.
+    For the options in `known`, the schema contains the defaults, because the check before any job needs these defaults.
     """
     made = {**option_schema(function, filled), "description": description}
     for name in known:
@@ -56,7 +56,8 @@ def similarity_block() -> dict[str, Any]:
 def theory_block() -> dict[str, Any]:
     """The section `theory`: options of step 1 on a run of layers, and options of the measurement.
 
-    The values of `heldout` and `seed` for the measurement of the theorems come from the options of step 1.
+    The measurement of the theorems has no own options `heldout` and `seed`: their values come from the options of step
+    1.
     """
     measured = option_schema(theory.measure)["properties"]
     return block("Theorems 1 and 2 as numbers; without this section the theorems are not measured.", {

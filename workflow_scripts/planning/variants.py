@@ -1,7 +1,7 @@
 """Finds the method and the options of each variant. A variant is an entry under `methods:` in the configuration.
 
 A variant may be based on another variant (`base`), whose options it inherits key by key. A variant and its base share
-one search if their options of `search` are the same. A fine-tuned variant starts from the checkpoint of the variant on
+one search if both have the same options of `search`. A fine-tuned variant starts from the checkpoint of the variant on
 which it is based.
 """
 from typing import Any
@@ -45,10 +45,10 @@ def base_of(config: dict[str, Any], name: str) -> str:
 
 
 def source_of(config: dict[str, Any], name: str) -> str:
-    """The variant that supplies the checkpoint of a variant.
+    """The variant whose pruned checkpoint a variant uses.
 
-    A fine-tuned variant uses the first variant without `finetune` on the path along `base`; any other variant uses its
-    own.
+    A fine-tuned variant uses the checkpoint of the first variant without `finetune` on the path along `base`. Any other
+    variant uses its own checkpoint.
     """
     while "finetune" in (config["methods"].get(name) or {}):
         name = config["methods"][name]["base"]
@@ -72,7 +72,7 @@ def options(config: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
 
 
 def method_schema(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The schema of the method of a variant."""
+    """The part of the schema that describes the method of a variant."""
     return schema()["methods"][base_of(config, name)]
 
 
@@ -92,14 +92,15 @@ def having(config: dict[str, Any], part: str) -> list[str]:
 
 
 def fits(config: dict[str, Any], name: str) -> list[str]:
-    """The names of a variant's fits: its steps, or `compose`."""
+    """The names of a variant's fits: only `compose` if the method has this part, otherwise the steps of the method."""
     return ["compose"] if has(config, name, "compose") else steps(config, name)
 
 
 def search_of(config: dict[str, Any], name: str) -> str | None:
     """The variant under whose name the search of this variant is stored; None if the method has no search.
 
-    This variant is the last one on the path along `base` that has the same options of `search`.
+    The function follows `base` from variant to variant as long as the options of `search` stay the same, and returns
+    the last variant of this path.
     """
     if not has(config, name, "search"):
         return None
@@ -122,7 +123,7 @@ def selection(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def sized_as(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The method and the options that determine the size of the stand-ins when a variant's blocks are selected."""
+    """The method and the options whose stand-ins are counted when the blocks of a variant are selected."""
     variant = options(config, name).get("block", {}).get("sized_as", name)
     return {"method": base_of(config, variant), "options": size_options(config, variant)}
 
@@ -152,7 +153,8 @@ def jointly(config: dict[str, Any]) -> list[str]:
 
 
 def searches(config: dict[str, Any], name: str) -> bool:
-    """Whether a variant searches for layers under an objective, on one part (`draw`) of the calibration set."""
+    """Whether a variant searches for layers with the options `objective`, `strategy` and `draw`, as `agreement`
+    requires."""
     known = method_schema(config, name)["properties"].get("compose", {}).get("properties", {})
     return {"objective", "strategy", "draw"} <= set(known)
 
@@ -160,12 +162,12 @@ def searches(config: dict[str, Any], name: str) -> bool:
 def theory_kernel(config: dict[str, Any]) -> dict[str, Any]:
     """The options of step 1 for the section `theory`.
 
-    The options of step 1 are those of the variant `theory.method`, overridden by `theory.kernel`.
+    The options come from the variant that `theory.method` names. The options in `theory.kernel` override these options.
     """
     theory = config.get("theory", {})
     return (options(config, theory["method"]).get("kernel", {}) if theory else {}) | theory.get("kernel", {})
 
 
 def theory_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of the section `theory` that the measurement needs; `method`, `kernel` and `run` are left out."""
+    """The options of the measurement of the theorems: the section `theory` without `method`, `kernel` and `run`."""
     return {key: value for key, value in config.get("theory", {}).items() if key not in ("method", "kernel", "run")}

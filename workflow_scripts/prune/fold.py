@@ -11,7 +11,7 @@ from kdp_core.prune import fold
 
 
 def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: bool, out: str, out_facts: str) -> None:
-    """Read the fitted records, make the plan from these records, and fold the plan."""
+    """Make the plan of a point from its fitted records, and write the pruned checkpoint of this plan."""
     selection, records = store.read(plan), [store.read(path) for path in fitted]
     about = {**provenance.here(), "inputs": provenance.hashes({path: path for path in (plan, *fitted)})}
     store.write(out_facts, fold.fold(planned(method, selection, records), dense, out, about=about,
@@ -21,8 +21,8 @@ def fold_point(method: str, dense: str, plan: str, fitted: list[str], links: boo
 def planned(method: str, selection: Selection, records: list) -> Plan:
     """The plan of a point.
 
-    The plan is made from the record of `compose`, or, for a method with steps, from the records of all steps of all
-    blocks.
+    If the method has `compose`, the plan is made from the record of `compose`. Otherwise the plan is made from the
+    records of all steps of all blocks.
     """
     entry = methods.method_of(method)
     if entry.compose:

@@ -13,7 +13,7 @@ from kdp_core.results import report
 from kdp_core.results.report_models import FigureEntry
 
 PEAK = re.compile(r"job INFO done in .*; peak memory (\d+) MB")
-"""Pattern of the line in a job's log that gives the job's time and memory (workflow_scripts/job.py)."""
+"""Pattern of the line in a job's log that gives the peak memory of the job (workflow_scripts/job.py)."""
 PACKAGES = ("torch", "transformers", "lm_eval", "snakemake", "zarr", "numpy", "pandas", "matplotlib")
 
 
@@ -44,7 +44,8 @@ def versions(threads: int) -> dict[str, str]:
 
 
 def expectations(points: list[dict[str, str]], paths: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """Model -> its pruned models, each as a pair: a description, and the sentence about the expected generation."""
+    """Model -> one pair for each of its pruned models: a description, and the sentence about the expected
+    generation."""
     found: dict[str, list[tuple[str, str]]] = {}
     for point, path in zip(points, paths, strict=True):
         words = f"{point['method']}, {point['calib']}, ratio {point['ratio']}, K max {point['k_max']}"

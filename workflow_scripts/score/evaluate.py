@@ -1,5 +1,5 @@
-"""Rules `evaluate` and `score` score one checkpoint with lm-eval. For the dense model, two rules do the same:
-`score_dense` and `evaluate_dense`.
+"""Rules `evaluate` and `score` score a pruned checkpoint with lm-eval. Rules `evaluate_dense` and `score_dense` score
+the dense model with lm-eval.
 
 `score` scores one task and writes a record of the scores. `evaluate` scores all tasks without such a record, and writes
 the answers to every item.
