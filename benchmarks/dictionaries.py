@@ -209,7 +209,7 @@ def own_form(states_of: hidden.HiddenStates, number: int, options: argparse.Name
 def panels(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that the figure shows.
 
-    For random and learned features, the figure shows only the row with the best kernel width.
+    For random and learned features, the figure shows only the row whose kernel width has the lowest error.
     """
     drawn = table[table["dictionary"].isin(KINDS)]
     return drawn.loc[sorted(drawn.groupby(["layer", "dictionary", "entries"], sort=False)["error"].idxmin())]

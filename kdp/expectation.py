@@ -27,8 +27,8 @@ class DenseError(ValueError):
 def dense_of(folder: Path, given: str | None, cache: Path) -> Iterator[Path]:
     """Yield the dense checkpoint from which `folder` was pruned.
 
-    `given` comes first, then a dense checkpoint that is still on disk, then the model that the record of `kdp prune`
-    names.
+    The dense model is `given`. Without `given`, it is a dense checkpoint that is still on disk, or else the model that
+    the record of `kdp prune` names.
     """
     # the workflow keeps the dense model at results/{model}/dense, above {calib}/{method}/{point}/checkpoint
     near = [folder / KEPT / "dense", *(parent / "dense" for parent in folder.absolute().parents[3:4])]

@@ -76,8 +76,8 @@ def python(more: tuple[str, ...] = (), environment: Mapping[str, str] | None = N
            shared: bool = False) -> Iterator[str]:
     """Yield the path of the small program `python`, or the interpreter's path if the system does not allow such forks.
 
-    more: further packages to import once.
-    environment: further variables of the server.
+    more: names of further packages that the server imports once.
+    environment: further environment variables of the server.
     shared: with true, the server runs until the caller and all processes that the caller started have ended. The server
         then survives if only the caller is killed.
     """
