@@ -1,6 +1,7 @@
 """kdp: Kernelized Dynamics Pruning and its neighbours, as a pure PyTorch library.
 
-The folders are listed in the order of the flow. A folder imports only from itself and from folders above it.
+The folders are listed in the order in which the pipeline uses them. A folder imports only from itself and from folders
+above it.
     base     records that pass between stages, their storage, options, resuming, texts
     model    model families, checkpoints, passes through single layers, distillation losses
     states   hidden states, the states of one block, similarity of layers

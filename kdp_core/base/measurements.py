@@ -137,14 +137,14 @@ class Theory(NamedTuple):
     generalisation_equation_9: float
     """The second term under the root of equation 3, with the constants of equation 9."""
     horizons: list[dict[str, Any]]
-    """Theorem 1, one row for each first state `start` and each number of steps `horizon`. `accumulation` is the sum of
-    powers of B_A in equation 3. Errors: `train_rms` on training tokens; `rms`, `p99` and `largest` on held-out tokens;
-    `constant`, if the training mean is the prediction. Bounds: `bound_products` (equation 13), `bound_steps` (equation
-    14), `bound_erm` (equation 16 without the term in n), `bound` (equation 16 with C = 1), `bound_equation_9`, and
-    `trivial`, which is (1 + B_A^k) R_phi. `beyond` is the share of held-out tokens whose error is above `bound_erm`.
-    `samples_needed` is the n from which `bound` is below `trivial`; None if no n is large enough. Truth values:
-    `vacuous` (`bound` >= `trivial`), `vacuous_erm` (`bound_erm` >= `trivial`), `uninformative` (`bound` >=
-    `constant`)."""
+    """Errors and bounds of Theorem 1, one row for each first state `start` and each number of layers `horizon`.
+    `accumulation` is the sum of powers of B_A in equation 3. Errors: `train_rms` on training tokens; `rms`, `p99` and
+    `largest` on held-out tokens; `constant`, if the training mean is the prediction. Bounds: `bound_products` (equation
+    13), `bound_steps` (equation 14), `bound_erm` (equation 16 without the term in n), `bound` (equation 16 with C = 1),
+    `bound_equation_9`, and `trivial`, which is (1 + B_A^k) R_phi. `beyond` is the share of held-out tokens whose error
+    is above `bound_erm`. `samples_needed` is the n from which `bound` is below `trivial`; None if no n is large enough.
+    Truth values: `vacuous` (`bound` >= `trivial`), `vacuous_erm` (`bound_erm` >= `trivial`), `uninformative` (`bound`
+    >= `constant`)."""
     ridges: list[dict[str, Any]]
     """Theorem 1 over the whole run of layers, for operators that are fitted again with another ridge. One row for each
     `ridge`, with `l_erm`, `b_a`, and these fields as in `horizons`: `accumulation`, `train_rms`, `rms`, `constant`,
@@ -155,16 +155,17 @@ class Theory(NamedTuple):
     the number of tokens in these sequences. `risk` and `train_risk` are the mean squared errors on held-out and on
     training tokens, in squared units of the space. `relative_risk` is `risk` divided by the variance in the space.
     `state_error` is the relative squared error of the state that is decoded from the prediction. `state_error_stderr`
-    is its standard error, and `state_median` is its median over tokens. `direct_error` is the same error for the state
-    decoded from the input of the map. `operator_norm` is the norm of the map. `state_excess` is `state_error` minus the
-    `state_error` of the class identity. `state_excess_stderr` is its paired standard error."""
+    is the standard error of `state_error`. `state_median` is the median of the relative squared errors of single
+    tokens. `direct_error` is the error of the state that is decoded from the input of the map. `operator_norm` is the
+    norm of the map. `state_excess` is `state_error` minus the `state_error` of the class identity.
+    `state_excess_stderr` is the paired standard error of `state_excess`."""
     conditions: list[dict[str, Any]]
     """The inequality of Theorem 2, one row for each class with random Fourier features and each `gap`. `risk` is the
     left side, `identity_risk` is the right side, and `margin` (Delta) is `identity_risk` - `risk`. `b_a` and `r_h` are
     constants of the theorem. `samples_printed` is the n that equation 4 requires with C = c = 1. `samples_proof` is the
-    n of equation 36. These two fields are None if `margin` is not positive. Truth values: `holds` (the inequality),
-    `holds_without_fit` (the inequality with A = 0), `better_state` (the decoded state is better than with the class
-    identity). `state_excess` and `state_excess_stderr` are as in `risks`."""
+    n of equation 36. `samples_printed` and `samples_proof` are None if `margin` is not positive. Truth values: `holds`
+    (the inequality), `holds_without_fit` (the inequality with A = 0), `better_state` (the decoded state is better than
+    with the class identity). `state_excess` and `state_excess_stderr` are as in `risks`."""
     stats: dict[str, Any]
 
 
@@ -182,7 +183,7 @@ class Probes(NamedTuple):
     """
     temperature: float
     final_norm: bool
-    """Whether the final norm is applied to the state after an inner layer before the output head."""
+    """Whether the logits of an inner layer are computed with the final norm."""
     windows: int
     positions: list[int]
     """The positions of each window at which states and outputs are compared."""
@@ -238,7 +239,7 @@ class KernelView(NamedTuple):
     error_raw_P: list[float]
     """|predicted - true|^2 / |true|^2, without subtracting the mean."""
     error: float
-    """The error as in `error_P`, but with both squared norms summed over all held-out tokens."""
+    """Sum of |predicted - true|^2 over all held-out tokens, divided by the sum of |true - mean|^2 over these tokens."""
     error_unchanged: float
     """The error as in `error` if phi(h_l) itself is the prediction, without any map."""
     mean_share: float
@@ -278,12 +279,13 @@ class Predictor(NamedTuple):
     coefficients: dict[str, list[float]]
     """For each loss, the weight of each feature. No weight is negative."""
     alpha: dict[str, float]
-    """For each loss, the ridge. Leave-one-group-out cross-validation on the fitted rows chooses the ridge."""
+    """For each loss, the ridge (the penalty) of the regression. Leave-one-group-out cross-validation on the fitted rows
+    chooses the ridge."""
     spread: dict[str, float]
     """For each loss, an error bound: for methods left out of the fit, 90 % of the predictions have a smaller error."""
     validation: dict[str, dict[str, float]]
-    """For each loss, the quality of predictions for methods left out of the fit. The entries are the rank correlation,
-    its interval (low, high), the mean error, and the numbers of rows and groups."""
+    """For each loss, how well the loss is predicted for methods left out of the fit. The entries are the rank
+    correlation, its interval (low, high), the mean error, and the numbers of rows and groups."""
     rows: list[dict[str, Any]]
     """The rows on which the predictor was fitted, with the fields model, method, ratio, features and losses."""
     provenance: dict[str, Any]
@@ -314,7 +316,7 @@ class Survival(NamedTuple):
 class Agreement(NamedTuple):
     """How far searches for layers agree: kdp_core.study.agreement."""
     rows: list[dict[str, Any]]
-    """One row for each search: the figures of the search, and the fields heldout_nats, heldout_ppl_ratio and
+    """One row for each search: the results of the search, and the fields heldout_nats, heldout_ppl_ratio and
     heldout_accuracy of the pruned model."""
     pairs: list[dict[str, Any]]
     """One row for each pair of searches that differ in one property; kdp_core.study.objectives.pairs makes the row."""
@@ -335,7 +337,7 @@ class Expectation(NamedTuple):
     """The upper end of the range from low to high. The range contained the measured loss of nine out of ten models
     whose methods were left out of the fit."""
     nearest: dict[str, Any]
-    """The row of the fit whose statistics are most similar, with the fields model, method, ratio, losses and
+    """The measured model whose statistics are nearest, with the fields model, method, ratio, loss_quality and
     distance."""
     beyond: bool
     """Whether a statistic of the model is larger than in every row on which the predictor was fitted."""

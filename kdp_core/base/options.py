@@ -44,7 +44,7 @@ MET: Mapping[type, Callable[[Any, Any], bool]] = {
 
 
 UNIONS = (types.UnionType, typing.Union)
-"""What typing.get_origin returns for `A | B`: for plain types and for annotated types."""
+"""The results of typing.get_origin for a union `A | B`: first for plain types, then for annotated types."""
 
 
 class OptionError(ValueError):

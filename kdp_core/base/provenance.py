@@ -1,8 +1,8 @@
 """Where a result comes from: versions of packages, state of the code, hashes of inputs, and sources without user paths.
 
-A checkpoint contains these facts in the file MADE. The files MADE and CARD (the model card) say how the checkpoint was
-made and which scores it has. No weight, token or score depends on MADE or CARD, so the hash of a checkpoint does not
-cover these files (`ABOUT`).
+In a checkpoint, the file MADE contains these versions, states, hashes and sources. The files MADE and CARD (the model
+card) say how the checkpoint was made and which scores it has. No weight, token or score depends on MADE or CARD, so the
+hash of a checkpoint does not cover these files (`ABOUT`).
 """
 import hashlib
 import importlib.metadata
@@ -20,7 +20,7 @@ PACKAGES = ("kdp", "torch", "transformers", "safetensors", "tokenizers", "numpy"
 """The packages that results depend on."""
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ("/", "~", "\\", "./", "../")
-"""The first characters of a local path."""
+"""A source that begins with one of these strings is a local path."""
 
 
 def here() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def here() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of those given packages that are installed."""
+    """The versions of Python and of the given packages. Packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -66,13 +66,13 @@ def hashes(files: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def without_place(source: str) -> str:
-    """A source as the configuration names it. Of a local path only the last part is kept, so that the result does not
-    show the user's name."""
+    """A source as the configuration names it. If the source is a local path, only the last part of the path is kept, so
+    that the result does not show the user's name."""
     return Path(source.replace("\\", "/")).name if source.startswith(LOCAL) or source[1:3] == ":\\" else source
 
 
 def without_places(value: Any) -> Any:
-    """A copy of a configuration in which `without_place` has replaced every string."""
+    """A copy of a configuration, with `without_place` applied to every string."""
     if isinstance(value, Mapping):
         return {key: without_places(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -18,7 +18,7 @@ Block = tuple[int, int]
 
 
 class ModelFacts(NamedTuple):
-    """The facts about a dense model that later stages need without loading the model."""
+    """The facts about a dense model that later stages need, so that these stages do not load the model."""
     family: str
     """transformers model type, such as `llama`."""
     layers: int
@@ -85,12 +85,13 @@ class Selection(NamedTuple):
     ratio_largest: float
     """Largest share of all parameters that can be removed, if protected layers are kept."""
     k_max: int
-    """Number of layers in the context of a block. A block has k_max - 1 layers, because the first layer is kept."""
+    """Number of layers of a context. The block of a context has k_max - 1 layers, because the first layer of the
+    context is kept."""
     candidates: list[dict[str, Any]]
     """Every eligible block with its score, best first."""
     layers: int
-    """Number of layers to remove. If the selection has blocks, this is the number of layers in them. If it has no
-    blocks, the fit itself must choose this number of layers."""
+    """Number of layers to remove. If the selection has blocks, `layers` is the number of layers in all blocks. If the
+    selection has no blocks, the fit itself must choose `layers` layers."""
 
 
 class Search(NamedTuple):
@@ -98,8 +99,8 @@ class Search(NamedTuple):
     order: list[int]
     """Layers in the order of their removal."""
     scores: list[float]
-    """For each layer of `order`, how much its removal adds to the criterion. In a greedy search, all layers before it
-    in `order` are already removed. In a ranking, only this one layer is removed."""
+    """For each layer of `order`, how much its removal adds to the criterion. In a greedy search, all layers that come
+    before this layer in `order` are already removed. In a ranking, no other layer is removed."""
     criterion: str
     """The criterion, such as `divergence`: KL(dense || pruned) in nats per token."""
     k_max: int
@@ -126,12 +127,12 @@ class KernelMap(NamedTuple):
     lift_input: str
     """The input of the lift: `raw` for the states themselves, `rms` for states scaled to a root mean square of 1."""
     bypass_above: float | None
-    """If the state before the block has a larger norm than this, the token bypasses the stand-in. None: no token
-    does."""
+    """A token bypasses the stand-in if the norm of its state before the block is above this value. None: no token
+    bypasses the stand-in."""
     curve: list[dict[str, Any]]
     """One row for each epoch: epoch, seconds (training without judging), lr, loss, mse, cos, heldout_loss, heldout_mse,
-    heldout_cos, phi_variance, phi_norm, operator_norm (a list with one entry for each operator). If the option
-    `decode_every` asks for them, also decode_error and decode_error_true_features."""
+    heldout_cos, phi_variance, phi_norm, operator_norm (a list with one entry for each operator). With the option
+    `decode_every`, the rows of some epochs also contain decode_error and decode_error_true_features."""
     stats: dict[str, Any]
     """The measures on held-out tokens after the fit, the ridge, the number of tokens, seconds."""
 
@@ -196,14 +197,14 @@ class Composed(NamedTuple):
     plan: Plan
     curve: list[dict[str, Any]]
     """One row for each epoch, if the fit trains: epoch, seconds, and the losses. Joint training records kl,
-    heldout_loss and heldout_kl in nats a token. Every other training records loss and heldout_loss in its own
-    unit."""
+    heldout_loss and heldout_kl in nats a token. All trainings except joint training record loss and heldout_loss in the
+    unit of their own loss."""
     fits: list[dict[str, Any]]
     """One row for each stand-in: block, heldout_error, params. `heldout_error` is the relative squared error of the
     state after the block, if the stand-in reads the states of the pruned model."""
     stats: dict[str, Any]
-    """Number of tokens, and seconds of each part of the fit. After joint training also the epoch whose weights were
-    kept, and its heldout_loss and heldout_kl."""
+    """Number of tokens, and seconds of each part of the fit. After joint training, `stats` also contains the epoch
+    whose weights were kept, and the heldout_loss and heldout_kl of this epoch."""
 
 
 class PrunedFacts(NamedTuple):

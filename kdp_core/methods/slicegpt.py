@@ -118,7 +118,7 @@ def refuses(family: Family) -> str:
     if family.norms_after:
         return "the norms after its parts cannot be moved"
     if family.fixed_width:
-        return "the code of its models takes the last state to be as wide as the first"
+        return "the code of its models requires that the last state is as wide as the first state"
     return no_state_between(family)
 
 

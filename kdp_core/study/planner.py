@@ -332,9 +332,9 @@ def table(sweep: Sweep) -> str:
     words = {"tflops": "{:g} TFLOP/s in forward passes", "tflops_fit": "{:g} in fits",
              "load_gib_s": "{:g} GiB a second of weights read", "evaluate_tokens": "{:,} tokens an evaluation"}
     lines += ["", "Assumed: " + ", ".join(text.format(sweep.options[name]) for name, text in words.items()) + ". "
-              "Steps are those of the highest ratio of a variant, with layers of mean size."]
+              "The fits of single blocks are counted at the highest ratio of each variant, for layers of mean size."]
     unknown = sorted({f"{cost.stage} of {variant}" for cost in sweep.costs for variant in cost.unknown})
-    lines += [f"No hours are counted but those of loading: {', '.join(unknown)}."] if unknown else []
+    lines += [f"For these jobs, only the time to load weights is counted: {', '.join(unknown)}."] if unknown else []
     lines += [f"Out of reach: {point}." for point in sweep.unreachable]
     return "\n".join(lines) + "\n"
 

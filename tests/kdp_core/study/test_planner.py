@@ -164,7 +164,7 @@ def test_what_no_formula_describes_and_what_is_out_of_reach_is_said(llama):
     variants = {"wanda": variant("wanda", fits=("compose",)), "linear": variant("linear", fits=("fit",))}
     sweep = planner.plan(work_of(variants, ratios=(0.1, 0.6)), {"llama": llama})
     text = planner.table(sweep)
-    assert "No hours are counted but those of loading: compose of wanda." in text
+    assert "For these jobs, only the time to load weights is counted: compose of wanda." in text
     assert "Out of reach: llama, c, linear: ratio 0.6 at K_max 3, at most 0." in text and "ratio 0.1" not in text
 
 
