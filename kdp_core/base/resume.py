@@ -1,5 +1,5 @@
-"""The saved state of a training. With this state, an interrupted training continues and gives the same bits as a
-training without interruption.
+"""Save and restore the state of a training. From the saved state, an interrupted training continues and gives the same
+bits as a training without interruption.
 
 The result of a training depends only on its data, its options and its state. The state contains the learned weights,
 the optimiser, the schedule, the generators, the order of the current epoch, and the running sums. The state is written
@@ -7,8 +7,8 @@ to one safetensors file after an update or an epoch. The interval between two wr
 also written when the process is asked to stop. Saving only reads values, so the times and the number of saves do not
 change the result.
 
-A file belongs to one training. The file contains a key that identifies everything on which the result depends. A file
-is ignored if its key differs from the key of the training, or if the file cannot be read.
+Each training has its own file. The file contains a key. Two keys differ if the data, the options, the code or the
+machine differ. A file is ignored if its key differs from the key of the training, or if the file cannot be read.
 """
 import logging
 import time

@@ -4,8 +4,8 @@ A tensor field of a record becomes a tensor of the file. All other fields are st
 under one key, so that the same record always gives the same bytes. With several metadata keys the bytes could differ,
 because safetensors does not write the keys in a fixed order. Every file is written under a temporary name in the same
 folder and then renamed. If a process is killed, the old file therefore stays unchanged; if there was no old file, no
-new file appears. The temporary file of a killed process may remain. The name of a temporary file is hidden and ends in
-.tmp, and a temporary file may be deleted.
+new file appears. The temporary file of a killed process may remain. Names of temporary files begin with a dot and end
+in .tmp. You may delete a temporary file that remains.
 
 torch is imported only in functions that read or write a tensor, because the code for tables and pages does not need
 torch.
@@ -195,7 +195,8 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
-    """Two results: the tensors by dotted path, and all fields, in which {"tensor": path} replaces each tensor."""
+    """Two results: all tensors by their dotted path, and the fields. In the fields, {"tensor": path} takes the place of
+    each tensor."""
     if _is_tensor(fields):
         return {prefix: fields.detach().cpu()}, {"tensor": prefix}
     if hasattr(fields, "_asdict"):
@@ -211,7 +212,7 @@ def _split(fields: Any, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
 
 def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `_split`: the fields, with all tensors, records and blocks restored."""
+    """The inverse of `_split`. Returns the fields, in which all tensors, records and blocks are restored."""
     if isinstance(value, list):
         return [_fill(path, item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -226,8 +227,8 @@ def _fill(path: str | Path, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert pairs that begin with a layer number from lists back into tuples, because JSON has only lists. The value
-    is one pair or a list of pairs."""
+    """Convert pairs that begin with a layer number from lists back into tuples, because JSON has only lists. `value` is
+    one pair or a list of pairs."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], int):
         return tuple(value)
     return [_tuples(item) for item in value] if isinstance(value, list) else value

@@ -37,8 +37,8 @@ MARGIN = 64
 """Number of extra tokens that are made and then discarded, because a cut in a text changes only the tokens near the
 cut."""
 CHARACTERS_PER_TOKEN = 6
-"""First guess of the number of characters for each token. English text has 4 to 5 characters for each token. If the
-guess is too low, the text is tokenised a second time."""
+"""First guess of the number of characters for each token. English text has 4 to 5 characters for each token. If a text
+has more characters for each token, the tokenised prefix is too short, and a longer prefix is tokenised."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -165,8 +165,7 @@ def _first_windows(tokenizer: "PreTrainedTokenizerBase", text: str, length: int,
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, templated: bool = False,
                start: int | None = None) -> Tensor:
-    """The token ids of a text that a model shall continue, int64 (1, N), with the special tokens that the tokenizer
-    adds.
+    """The token ids of a prompt, int64 (1, N), with the special tokens that the tokenizer adds.
 
     templated: whether a chat template made the text, which then already contains all special tokens.
     start: the id with which every sequence of the family must begin. If the text already begins with this id, the id is

@@ -29,10 +29,11 @@ SCOPES = {
     "ratio": Scope("{model}/{calib}/{figure}-r{ratio}", "{title} at ratio {ratio}: {model}, {calib}"),
     "variant": Scope("{model}/{calib}/{method}-{figure}", "{title}: {method}, {model}, {calib}"),
 }
-"""A scope says for which data a figure is drawn: once for the whole run (`all`), for each ablation, or for each model
-and calibration set (`calibrated`).
+"""A scope determines how often a figure is drawn. With `all`, the figure is drawn once for the whole run. With
+`ablation`, the figure is drawn once for each ablation, and with `calibrated` once for each model and calibration set.
 
-The scopes `ratio` and `variant` draw a figure for each ratio or each variant of a model and calibration set.
+With `ratio`, the figure is drawn once for each ratio of a model and calibration set, and with `variant` once for each
+variant of a model and calibration set.
 """
 
 READS = {
@@ -76,7 +77,8 @@ NEEDS = {
     "trained jointly": "the variants of the grid whose stand-ins are trained together",
     "viewed": "the variants that `views.variants` names",
 }
-"""The condition under which the report contains a figure, or the variants for which the report contains it."""
+"""For each value of `Entry.needs`: the condition under which the report contains the figure, or the variants for which
+the report contains the figure."""
 
 
 class Entry(NamedTuple):

@@ -43,7 +43,7 @@ class Line(NamedTuple):
     x: str
     """Column on the axis."""
     points: pd.DataFrame
-    """The rows of all points on this line, for all models, in order."""
+    """A table with one row for each point on this line; the table contains the points of all models."""
     marks: dict[str, Any]
 
 
@@ -147,7 +147,8 @@ def _errors(own: Gathered, points: Any, metric: str) -> Any:
 
 
 def _values(drawn: Sequence[Line]) -> list[Any]:
-    """All values on the axis. Numbers are in ascending order, and names are in the order of the points."""
+    """All values on the horizontal axis. Values that are numbers are in ascending order. Values that are names are in
+    the order of the points."""
     values = list(dict.fromkeys(value for line in drawn for value in line.points[line.x]))
     return values if _named(values) else sorted(values)
 

@@ -99,13 +99,13 @@ def agreement_of_searches(agreement: Agreement, *, width: float = PAGE_IN, heigh
 
 
 def _spread(count: int) -> np.ndarray:
-    """Small shifts away from a line, so that points with equal values do not hide each other. The shifts depend only on
-    `count`."""
+    """Small vertical shifts of `count` points, so that points with equal values do not hide each other. The same
+    `count` always gives the same shifts."""
     return 0.25 * np.sin(np.arange(count) * 2.4)
 
 
 def _forest(axis: Axes, claims: pd.DataFrame) -> None:
-    """Plot each claim as a mean with its interval. A claim is true if its values are above zero."""
+    """Plot each claim as a mean with its interval. Values above zero support the claim."""
     for place, row in enumerate(claims.itertuples()):
         color = TOLD[row.told]
         if pd.notna(row.mean):
@@ -119,10 +119,12 @@ def _forest(axis: Axes, claims: pd.DataFrame) -> None:
 
 
 def best_so_far(agreement: Agreement, *, width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """The best set that each search has found, against the number of layer passes that the search has run.
+    """The value of the best set that each search has found so far, against the number of layer passes that the search
+    has run.
 
-    The figure shows only the objective for which the most strategies were run. A line is the mean over draws of
-    calibration text. The line begins where the search has found a set of the requested size in every draw.
+    The figure shows only one objective: the objective that was used with the largest number of strategies. Each line is
+    a mean over draws, and each draw uses other calibration text. A line begins at the number of layer passes after
+    which the search has found a set of the requested size in every draw.
     """
     frame = pd.DataFrame(agreement.rows)
     most = frame.groupby("objective", sort=False)["strategy"].nunique().idxmax()

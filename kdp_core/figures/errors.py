@@ -31,8 +31,8 @@ from kdp_core.figures.style import (
 
 def error_by_layer(diagnoses: Mapping[tuple[str, int], Diagnosis], *, looks: Looks | None = None,
                    width: float = PAGE_IN, height: float = 2.2) -> Drawn:
-    """Relative squared error of the states of each pruned model. The horizontal axis is the number of the state in the
-    dense model.
+    """Relative squared error of the states of each pruned model. The horizontal axis shows the numbers that the states
+    have in the dense model.
 
     diagnoses: the diagnosis of each pruned model, by (variant, K max).
     A line has a gap where layers are removed. A line begins at its first error above 0. Before the first removed layer

@@ -1,9 +1,10 @@
-"""Will a pruned model still generate, and why does multiple choice survive?
+"""Figures of generation and multiple choice: how much of its generation a pruned model keeps, and why multiple choice
+survives.
 
 `validation` and `survival` show the measurements to which the predictor of kdp_core.study.expect was fitted. `expected`
 shows the predictions for the models of a run. `survival` is like Figure 8 of "Demystifying When Pruning Works via
-Representation Hierarchies" (ICML 2026). That figure uses the letters of MMLU, and `survival` uses the choices of the
-benchmarks' own items.
+Representation Hierarchies" (ICML 2026). The figure of the paper uses the answer letters of MMLU. `survival` uses the
+choices of the benchmarks' own items.
 """
 from collections.abc import Mapping
 
@@ -70,8 +71,8 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
 
     On the dotted line, the predicted loss equals the measured loss.
 
-    rows: one row for each pruned model with `method`, `ratio` and the measured losses; predicted: loss -> one value for
-    each row.
+    rows: for each pruned model, one row with `method`, `ratio` and the measured losses. predicted: for each loss, one
+    value for each row.
     """
     known = looks_of(rows["method"], None)
     frame = pd.concat([rows[["method", "ratio"]].assign(loss=name, measured=rows[f"loss_{name}"], predicted=values)

@@ -41,8 +41,8 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
     """KDP's Figure 6: scores against the share of parameters that is really removed. Error bars show one standard
     error.
 
-    There is one line for each variant, calibration set and K max. Each model has its own panels. The dense model is
-    shown as the point at 0 and as the dotted line. Perplexities are on a logarithmic axis. `summary` comes from
+    There is one line for each variant, calibration set and K max. Each model has its own panels. A point at 0 % and a
+    dotted line show the score of the dense model. Perplexities are on a logarithmic axis. `summary` comes from
     summary.summarise. Raises FigureError for an unknown metric and for a summary without pruned models.
     """
     unknown = [name for name in metrics if name not in COLUMNS or name not in summary]
@@ -54,7 +54,8 @@ def score_against_ratio(summary: pd.DataFrame, *, metrics: Sequence[str] = ("acc
 
 
 def score_against_size(summary: pd.DataFrame, *, looks: Looks | None = None) -> Drawn:
-    """The first picture of a run: perplexity above accuracy, as wide as a column of print or the screen of a phone."""
+    """The first figure of a report shows perplexity above accuracy. The figure fits the width of a printed column or of
+    a phone."""
     return score_against_ratio(summary, metrics=("ppl", "acc"), looks=looks, width=COLUMN_IN, height=1.65)
 
 
@@ -121,7 +122,7 @@ def _against(frame: pd.DataFrame, columns: Mapping[str, Column], looks: Looks | 
 
 
 def _score_line(axis: Axes, rows: pd.DataFrame, metric: str, column: Column, marks: Mapping[str, Any] | None) -> None:
-    """One line with its error bars. If the line has no marks, it is drawn pale, in the background and without error
+    """One line with its error bars. If `marks` is None, the line is pale, lies in the background and has no error
     bars."""
     rows = rows[rows[metric].notna()].sort_values("params_removed")
     if rows.empty:

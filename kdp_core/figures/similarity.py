@@ -28,8 +28,9 @@ TREATMENTS = {"mask": "left out", "normalise": "scaled to the norm of the others
 def similarity_maps(similarity: Similarity, *, colormap: str = "viridis", width: float = PAGE_IN) -> Drawn:
     """KDP's Figure 1 for one model: cosine, linear and RBF CKA of all pairs of states, and their angular distance.
 
-    The first three maps share one colour scale. The axes count states: state k is the input of layer k. The line above
-    the maps says how massive tokens were treated, because every similarity depends on this treatment.
+    The maps of cosine, linear CKA and RBF CKA have one common colour scale. Both axes of a map show numbers of states;
+    state k is the input of layer k. The line above the maps says how massive tokens were treated, because every
+    similarity depends on this treatment.
     """
     layers = similarity.layers
     matrices = {name: getattr(similarity, f"{name}_LL") for name in MAPS}

@@ -1,9 +1,9 @@
 """What pruning does to states, logits and probabilities: Figures 4 to 8 of the paper on representation hierarchies.
 
 Paper: "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). The paper shows cosines near 1 on a
-linear axis. For single layers, this module draws 1 - cosine on a logarithmic axis. Such an axis shows how much nearer
-to 1 the cosine is in one space than in another. Bars and bands show one standard error over windows, prompts or items.
-This module reads the records of kdp_core.study.spaces and computes only means over items.
+linear axis. For single layers, this module draws 1 - cosine on a logarithmic axis. The logarithmic axis shows how much
+nearer to 1 the cosine is in one space than in another. Bars and bands show one standard error over windows, prompts or
+items. This module reads the records of kdp_core.study.spaces and computes only means over items.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,10 +1,11 @@
 """The style of all figures: colours, sizes, the look of a variant, legends, bands of panels, and the saved files.
 
-The style is plain and made for print, and the figures can be read in grey. The same input gives the same bytes. Every
-function that draws returns the drawing with the numbers in it. `save` writes the drawing as PDF and PNG, and the
-numbers as CSV. A variant looks the same in all figures (`marks`). Its colour and marker depend on the position of its
-method in the list of methods, not on the other variants in the figure. If a panel would have more than MOST_LINES
-lines, the lines are distributed over several panels, by what the methods do (`deal`).
+The style is plain and made for print, and the figures can be read in grey. If a figure is drawn twice from the same
+records, the two files have the same bytes. Every function that draws returns the drawing with the numbers in it. `save`
+writes the drawing as PDF and PNG, and the numbers as CSV. A variant looks the same in all figures (`marks`). Its colour
+and marker depend on the position of its method in the list of methods, not on the other variants in the figure. If a
+panel would have more than MOST_LINES lines, the lines are distributed over several panels, by what the methods do
+(`deal`).
 """
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,7 +93,7 @@ Looks = Mapping[str, Sequence[Any]]
 
 
 class Look(NamedTuple):
-    """What decides how a variant looks in every figure."""
+    """The facts that determine the look of a variant in every figure."""
     place: int
     """Position of the variant's method among the methods of the run, in the order of the list of methods."""
     number: int

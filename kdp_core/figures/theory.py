@@ -71,8 +71,8 @@ def _bounds(axis: Axes, horizons: pd.DataFrame) -> None:
 
 
 def _base(rows: pd.DataFrame) -> dict[str, Any]:
-    """The reference point: the first point with random features and all tokens. Each panel varies one quantity of this
-    point."""
+    """The reference point: the first point with random features and all tokens. In each panel, one quantity of the
+    reference point is varied."""
     random = rows[(rows["space"] == "random") & (rows["tokens"] == rows["tokens"].max())]
     return random.iloc[0].to_dict()
 
@@ -105,8 +105,8 @@ def _line(axis: Axes, rows: pd.DataFrame, name: str, value: str, look: tuple[str
 
 
 def _widths(axis: Axes, rows: pd.DataFrame) -> None:
-    """The risk in the kernel space, the same risk relative to the variance of that space, and the error of the decoded
-    state, all by width of the kernel."""
+    """Draw three errors against the width of the kernel: the risk in the kernel space, this risk relative to the
+    variance of the space, and the error of the decoded state."""
     base = _base(rows)
     random = rows[(rows["space"] == "random") & (rows["features"] == base["features"])
                   & (rows["tokens"] == base["tokens"])].sort_values("bandwidth_scale")

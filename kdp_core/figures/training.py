@@ -1,8 +1,8 @@
 """Curves that are recorded while stand-ins are trained: losses, cosines, norms of the operators, divergence of the
 outputs.
 
-Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), with held-out curves, which the paper leaves out. All curves
-come from the records of step 1, step 2 and compose; this module only draws the curves.
+The module draws Figures 3 and 5 of the KDP paper (Ma et al., ICLR 2026), and adds held-out curves, which the paper does
+not show. All curves come from the records of step 1, step 2 and compose; this module only draws the curves.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ def joint_training(composed: Mapping[str, Composed], *, width: float = COLUMN_IN
     """KL divergence of the outputs from those of the dense model, by epoch of joint training. Each grid point has one
     colour.
 
-    The keys of `composed` are the labels of the points, such as `ratio 0.2, K max 3`. Lines of held-out values are
+    The keys of `composed` are the labels of the grid points, such as `ratio 0.2, K max 3`. Lines of held-out values are
     dashed and begin at epoch 0, which is the closed form. Raises FigureError if no record holds a curve.
     """
     frame = _curves("compose", composed)
@@ -152,7 +152,7 @@ def _start(label: str) -> tuple[int, str]:
 
 
 def _marks(place: int, points: int) -> dict[str, Any]:
-    """Colour and marker of line number `place`.
+    """Colour and marker of the line with the number `place`.
 
     Only a few points of the line have markers. The markers of different lines are shifted so that they do not hide each
     other.

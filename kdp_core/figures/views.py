@@ -110,14 +110,14 @@ def _panel(axis: Axes, name: str, values: Tensor, ranged: dict[str, Any]) -> Non
 
 
 def _words(views: Sequence[KernelView]) -> str:
-    """The text that applies to all bands."""
+    """The text at the top of the figure, which applies to all bands."""
     sequences = ", ".join(str(number) for number in sorted({view.sequence for view in views}))
     less = "less their mean over the training tokens" if views[0].mean_F.any() else "as they are"
     return f"Features {less}; held-out sequence {sequences}; error: squared, relative to the features less their mean"
 
 
 def _features(label: str, view: KernelView) -> pd.DataFrame:
-    """One row for each feature and position. Each row repeats the errors of its position."""
+    """One row for each feature and position. All rows of one position contain the same errors."""
     columns = zip(view.positions, view.error_P, view.error_raw_P, view.predicted_PF, view.true_PF, strict=True)
     return pd.concat([pd.DataFrame({"block": label, "sequence": view.sequence, "position": position, "error": error,
                                     "error_raw": error_raw, "feature": range(len(true_F)),

@@ -83,7 +83,8 @@ def method_schema(name: str) -> dict[str, Any]:
 
 
 def fit_step(name: str, step: str, hidden: HiddenStates, block: Block, before: list[Any], **own: Any) -> Any:
-    """Run one step of a method on one block; `before` contains the records of its earlier steps."""
+    """Run one step of a method on one block, and return the record of the step. `before` contains the records of the
+    earlier steps on this block."""
     fit = method_of(name).steps[step]
     return fit(hidden, before[-1] if before else block, **own)
 
@@ -116,10 +117,10 @@ def run(name: str, dense: Path, hidden: HiddenStates, tokens: Tokens, similarity
         *, ratio: float, k_max: int, options: dict[str, dict[str, Any]], keep: Keep = made, **filled: Any) -> Plan:
     """Run a whole method: search, select, fit every block, plan. A search may read the similarity if it is given.
 
-    keep: function that receives the name of a record (`search`, `plan`, `composed` or `start-stop-step`) and the call
-        that makes the record. The function may read the record from disk instead of making the call.
-    filled: values of GRID_ARGUMENTS, such as `device`. A part receives a value only if its function has an argument of
-        this name.
+    keep: function with two arguments: the name of a record (`search`, `plan`, `composed` or `start-stop-step`), and a
+        function that makes the record. `keep` may read the record from disk instead of making the record.
+    filled: values of the arguments that GRID_ARGUMENTS names, such as `device`. A part receives a value only if its
+        function has an argument of this name.
     """
     method = method_of(name)
     check_options(name, options)

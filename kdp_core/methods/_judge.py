@@ -4,9 +4,9 @@
 
 A `Judge` contains the states before every layer of the already pruned model. The pruned model computes these states
 once; they are not read from disk, because stored states may be rounded to half precision. If a candidate differs from
-the model only in layer j and later layers, only layer j and later layers are run. The losses equal those of runs
-through all layers, at half the cost. The gradients equal those of one backward pass over all sequences. The gradients
-are computed layer by layer from stored states, so that only one layer's gradients are in memory at a time.
+the model only in layer j and later layers, only layer j and later layers are run. The losses equal the losses of runs
+through all layers, but cost only half as much. The gradients equal those of one backward pass over all sequences. The
+gradients are computed layer by layer from stored states, so that only one layer's gradients are in memory at a time.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ class RankError(ValueError):
 
 
 class Judge(NamedTuple):
-    """A model and the sequences on which the model is judged."""
+    """A model, and the sequences on which the loss of the model is computed."""
     passes: Passes
     ids_ST: Tensor
     states: dict[int, Tensor]
@@ -36,8 +36,8 @@ class Judge(NamedTuple):
 
 
 def ranked(scores: dict[int, float], criterion: str, k_max: int, evaluations: int, stats: dict[str, Any]) -> Search:
-    """A ranking by scores that are computed only once. The layer with the lowest score is removed first. If scores are
-    equal, the lower layer is removed first."""
+    """Rank layers by their scores; the scores are not computed again after a removal. The layer with the lowest score
+    is removed first. If scores are equal, the lower layer is removed first."""
     if broken := [layer for layer, score in scores.items() if not math.isfinite(score)]:
         raise RankError(f"layer {broken[0]}: its {criterion} is {scores[broken[0]]}; try dtype float32 for the model")
     order = sorted(scores, key=lambda layer: (scores[layer], layer))
@@ -56,7 +56,7 @@ def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
 
 
 def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
-    """A judge of the dense model. The dense model computes the states from the sequences."""
+    """Make a Judge of the dense model. The dense model computes the states of the sequences."""
     passes = Passes(model, ids_ST.shape[1])
     numbers = list(range(len(passes.layers)))
     batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
@@ -66,7 +66,7 @@ def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
 
 @torch.no_grad()
 def loss_nats(judge: Judge, start: int, path: Sequence[int]) -> float:
-    """Mean next-token loss if the states before layer `start` pass only the layers of `path`."""
+    """Mean next-token loss of a model that runs only the layers of `path` on the states before layer `start`."""
     passes, total = judge.passes, 0.0
     for h_BTD, ids_BT in zip(judge.states[start].split(judge.batch_sequences),
                              judge.ids_ST.split(judge.batch_sequences), strict=True):
@@ -125,8 +125,9 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
 
 def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
                      squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Three results, computed from the gradient of the state after a layer: the gradient of the state before the layer,
-    the gradients of the layer's weights summed over all batches, and the sums of the squared gradients."""
+    """The backward pass through one layer. `goal_STD` is the gradient of the state after the layer. Three results: the
+    gradient of the state before the layer, the gradients of the weights summed over all batches, and the sums of the
+    squared gradients."""
     passes, before = judge.passes, []
     summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     squares = [torch.zeros_like(total) for total in summed] if squared else []

@@ -1,9 +1,9 @@
 """The record of a pruning method, and functions that read only this record.
 
 A method is one file of this folder. The file contains plain functions and ends with `METHODS`, a tuple of records. The
-positional arguments of the functions are stored records, which are the inputs of workflow rules. The keyword-only
-arguments of the functions are the options that the configuration may set. The schema of the configuration is made from
-the signatures of the functions. A method does not evaluate, save or print.
+positional arguments of a function are stored records, which the workflow rule of the function reads from its input
+files. The keyword-only arguments of the functions are the options that the configuration may set. The schema of the
+configuration is made from the signatures of the functions. A method does not evaluate, save or print.
 """
 import inspect
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     head_macs: int
     """Multiply-adds of the output head for one token."""
     block_layers: int = 0
-    """Number of layers of the block that a step fits; 0 for `search` and `compose`."""
+    """Number of layers of the block that a step fits; 0 for `search` and `compose`, which do not fit a single block."""
 
     @property
     def tokens(self) -> int:
@@ -69,17 +69,17 @@ Flops = Callable[[Sizes, Mapping[str, Any]], float]
 
 
 def no_params(facts: ModelFacts, options: Given) -> int:
-    """The function `module_params` of a method without stand-ins."""
+    """Use this function as `module_params` of a method without stand-ins."""
     return 0
 
 
 def no_family(family: Family) -> str:
-    """The function `refuses` of a method that prunes models of every family."""
+    """Use this function as `refuses` of a method that prunes models of every family."""
     return ""
 
 
 def no_state_between(family: Family) -> str:
-    """The function `refuses` of a method that needs a state between the attention and the MLP of a layer."""
+    """Use this function as `refuses` of a method that needs a state between the attention and the MLP of a layer."""
     return "attention and MLP read the same state, so that no state lies between them" if family.parallel else ""
 
 
@@ -97,7 +97,8 @@ class Method(NamedTuple):
     """Steps in order. The first step is called with (hidden, block), and each later step with (hidden, record of the
     step before)."""
     module: Callable[..., Module] | None = None
-    """A function that makes the stand-in from the records of all steps. None: the method has no steps."""
+    """A function that makes the stand-in of a block from the records of all steps. The field is None for a method
+    without steps."""
     module_params: Callable[[ModelFacts, Given], int] = no_params
     """(facts, options by part) -> parameters of one stand-in, which are known before any fit."""
     size_options: tuple[str, ...] = ()
@@ -113,17 +114,18 @@ class Method(NamedTuple):
     """For each part: the number of its floating-point operations, for the planner. If a part has no formula, the
     planner reports that the formula is missing."""
     similar: Mapping[str, Any] = NOTHING
-    """The options with which `search` reads the record of the similarity, through its argument `similarity`. If the
-    field is empty, `search` never reads this record."""
+    """The options with which `search` reads the record of the similarity, through its argument `similarity`. An empty
+    field means that `search` never reads the similarity."""
     orders: Orders | None = None
     """The largest number of layers that `search` can order, known before the search runs. None: all layers."""
     needs: Literal["model", "states"] = "model"
     """`model`: `search` runs the whole model on one device. `states`: `search` reads only stored states."""
     refuses: Callable[[Family], str] = no_family
-    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ...". Returns an
-    empty text if the method can prune the family."""
+    """(family) -> why the method cannot prune models of the family, as in "slicegpt refuses gemma2: ...". The function
+    returns an empty text if the method can prune models of the family."""
     keeps: int = 0
-    """Number of layers of each selected block that `compose` keeps, with changed weights."""
+    """Number of layers of each selected block that remain in the model; `compose` changes the weights of these
+    layers."""
     example: Given = NOTHING
     """Options by part that make a fit small enough for a test."""
     quick: Given = NOTHING
@@ -140,8 +142,8 @@ def parts(method: Method) -> dict[str, Callable[..., Any]]:
 
 
 def one_device(method: Method) -> str:
-    """The part that runs the whole model on one device: `compose` or `search`. Returns an empty text if no part does
-    this."""
+    """The name of the part that runs the whole model on one device: `compose` or `search`. Returns an empty text if no
+    part runs the whole model."""
     if method.compose:
         return "compose"
     return "search" if method.search and method.needs == "model" else ""

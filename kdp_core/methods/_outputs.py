@@ -40,16 +40,16 @@ class Data(NamedTuple):
 
 
 def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
-    """The data of a path that starts at state `start`. The layers before this state are unchanged layers of the dense
-    model."""
+    """The data for training a path of layers whose input is state `start`. The layers before this state are unchanged
+    layers of the dense model."""
     return Data(hidden.state(start), hidden.state(hidden.layers[-1]), tokens.ids_ST)
 
 
 def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], kept: Tensor, held: Tensor, *,
           epochs: int, lr: float, batch_sequences: int, positions: int, kl_weight: float, seed: int,
           resume: Resume = OFF) -> list[dict[str, Any]]:
-    """Train `weights` in place on the sequences `kept`. All of them must belong to the path. At the end, the weights
-    have the values of the epoch with the lowest loss on the sequences `held`.
+    """Train `weights` in place on the sequences `kept`. Every tensor of `weights` must belong to the path. At the end,
+    the weights have the values of the epoch with the lowest loss on the sequences `held`.
 
     Returns one entry for each epoch. The first entry describes the weights before the first epoch.
     """

@@ -13,8 +13,8 @@ also used for higher ratios.
 
 Some methods remove one run of consecutive layers (`one_run`, `most_alike`, `deepest_run`). Runs of different lengths
 are chosen independently, so a longer run need not contain a shorter run. If two scores are equal, the run of lower
-layers is chosen. In other methods the fit chooses what is removed. For these methods, `as_many` selects only a number
-of layers, and `no_layer` selects no layers.
+layers is chosen. In other methods the fit itself chooses the layers or units to remove. If the fit chooses, `as_many`
+selects only a number of layers, and `no_layer` selects no layers.
 
 Table 4 compares two ways: blocks are chosen again for each K_max, or a "fixed initial block" is expanded. With
 `expand_from`, blocks are chosen as for a smaller K_max, and later layers are then added to each block. `given` lists
@@ -31,7 +31,7 @@ from kdp_core.base.options import Count, Edge, Natural, Share
 from kdp_core.base.records import Block, ModelFacts, Search, Selection, Similarity
 
 Criterion = Literal["cka_linear", "cka_rbf", "cosine"]
-"""Name of a similarity measure of two states. The matrix of the similarity has the same name."""
+"""Name of a measure of the similarity of two states. The record Similarity has a matrix with this name."""
 Angle = Literal["angular", "angular_last"]
 """Angle between two states: the mean over all counted tokens, or over the last token of each sequence."""
 Match = Literal["nearest", "reach"]
@@ -57,12 +57,12 @@ def most_similar(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_m
     criterion: cka_linear, cka_rbf or cosine of the states at both ends of the context.
     protect: share of the layers kept at each end, rounded to whole layers.
     removes: `k_max-1` (the context's first layer is kept) or `k_max` (Algorithm 1 to the letter).
-    apart: `context` (no two blocks share a layer of context) or `removed` (no two share a removed layer).
+    apart: `context` (the contexts of blocks do not overlap) or `removed` (only removed layers do not overlap).
     match: `nearest` removes the share nearest to the ratio, `reach` removes at least the ratio.
-    expand_from: smaller K_max whose scores decide the choice; each block is then extended at its end to k_max. Blocks
-        that would reach into the protected end are no candidates.
-    given: blocks to replace, each as [start, stop) in layers. Then no blocks are chosen, and ratio, k_max and protect
-        are ignored.
+    expand_from: a smaller K_max with which blocks are chosen. Later layers then extend each block to k_max. Blocks that
+        would reach into the protected end are no candidates.
+    given: blocks to replace, each as [start, stop) in layers. With this option no blocks are chosen, and ratio, k_max
+        and protect are ignored.
     """
     options.check(most_similar, locals())
     if k_max == 1 and removes == "k_max-1":
@@ -109,15 +109,15 @@ def in_order(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, m
 
 
 def enough(shares: list[float], ratio: float, match: str) -> int:
-    """Number of blocks that are removed to meet the ratio. `shares` contains the share of the parameters that is
-    removed by no block, by one block, by two blocks ..."""
+    """Number of blocks that are removed to meet the ratio. Entry n of `shares` is the share of the parameters that n
+    blocks remove."""
     count = next(n for n, share in enumerate(shares) if share >= ratio - ROUNDING)
     nearer_below = ratio - shares[count - 1] <= shares[count] - ratio
     return count - 1 if match == "nearest" and nearer_below and count > 1 else count
 
 
 def shares_of(blocks: list[Block], facts: ModelFacts, module_params: int) -> list[float]:
-    """Share of all parameters that is removed by no block, by the first block, by the first two blocks ..."""
+    """Entry n of the result is the share of all parameters that the first n blocks remove."""
     saved = [sum(facts.params_per_layer[slice(*block)]) - module_params for block in blocks]
     return [removed / facts.params_total for removed in itertools.accumulate(saved, initial=0)]
 
@@ -152,7 +152,7 @@ def score_of(matrix_LL: Tensor, index: dict[int, int], first: int, last: int) ->
 
 
 def _initial(k_max: int, expand_from: int | None, removes: str) -> int:
-    """The K_max whose scores decide which blocks are chosen."""
+    """The K_max with which blocks are scored and chosen: `expand_from` if it is given, otherwise `k_max`."""
     least = 2 if removes == "k_max-1" else 1
     if expand_from is not None and not least <= expand_from <= k_max:
         raise BlockError(f"block.expand_from {expand_from}: must lie between {least} and k_max, here {k_max}; a block "
@@ -323,8 +323,8 @@ def between(layers: int, keep_first: int, keep_last: int) -> range:
 
 def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligible: range, ratio: float, k_max: int,
              module_params: int, match: str, criterion: str, sign: float) -> Selection:
-    """For each length, find the run with the highest value. Of these runs, select the run that meets the ratio. The
-    score of a run is sign * value."""
+    """For each number of layers, find the run with the highest value in `alike_LL`. From these runs, select the run
+    that meets the ratio. The recorded score of a run is `sign` times this value."""
     index = {layer: place for place, layer in enumerate(similarity.layers)}
     runs, scores = [], []
     for n in range(1, len(eligible) + 1):
@@ -337,7 +337,7 @@ def best_run(alike_LL: Tensor, similarity: Similarity, facts: ModelFacts, eligib
 
 def of_length(runs: list[Block], scores: list[float], facts: ModelFacts, ratio: float, k_max: int,
               module_params: int, match: str, criterion: str) -> Selection:
-    """The run whose length meets the ratio. `runs` contains one run for each length, in ascending order."""
+    """Select the run that meets the ratio. `runs` contains one run for each number of layers, in ascending order."""
     saved = [shares_of([run], facts, module_params)[-1] for run in runs]
     # a run is no candidate if its replacement has as many parameters or more
     fitting = [index for index, share in enumerate(saved) if share > 0]

@@ -17,7 +17,8 @@ def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -
     """The learning rate of an update as a share of its peak: a linear rise, then half a cosine down to zero.
 
     update: number of the update, from 0.
-    total: the update at which the rate is zero; it may be the number after the last update.
+    total: number of the update at which the rate reaches zero. If `total` is the number of updates, the rate is above
+        zero in all updates.
     warmup: number of updates in which the rate rises; the first update has the share 1 / warmup.
     at_once: if true, the cosine begins at update 0 and multiplies the rise. If false, the cosine follows the rise.
     """
@@ -38,7 +39,7 @@ def descend(loss: Tensor, optimiser: torch.optim.Optimizer, *, training: str, re
     """One update of an optimiser with the gradient of a loss.
 
     training: name of the training, for the message.
-    remedy: what to change if the loss is not a number.
+    remedy: advice for the message if the loss is not a finite number.
     clip: largest norm of the gradient; None means no limit.
     Raises TrainingFailed for a loss that is not finite.
     """

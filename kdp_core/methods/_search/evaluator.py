@@ -2,10 +2,11 @@
 
 A search judges many sets that differ in a few layers. If sets A and B contain the same layers below layer j, the states
 before layer j are the same. The evaluator stores the states of the last few sets. The states of one set before every
-layer are called a trail. A new set continues the trail whose first difference from the new set is at the deepest layer:
+layer are called a trail. For each trail, the first layer is found at which the new set and the set of the trail differ.
+The new set continues the trail for which this layer is deepest:
     j = max over trails B of min(A xor B),    cost = number of layers of 0 .. L-1 that are kept and are not below j.
-The values have the same bits as the values of full passes, because the same layers run on the same states in the same
-batches.
+A run that continues a trail and a run through all layers give the same bits, because the same layers run on the same
+states in the same batches.
 
 The cost is counted in layer passes. One layer pass runs one layer over all sequences of the objective. The output head
 and stand-ins are not counted. A value is computed once and remembered; a remembered value costs nothing. If an
@@ -44,14 +45,15 @@ class Evaluator:
         self.passes, self.objective, self.size, self.budget = passes, objective, size, budget
         self.layers, self.batch, self.stand_ins = len(passes.layers), batch_sequences, stand_ins or {}
         self.spent = self.without_trails = 0
-        """`spent`: layer passes so far. `without_trails`: layer passes that full passes would have needed for the same
-        sets."""
+        """`spent`: number of layer passes so far. `without_trails`: number of layer passes that the same sets would
+        have needed if no states were stored."""
         self.values: dict[Layers, float] = {}
         self.best: Layers | None = None
         """The best set of `size` layers so far. If two sets have equal values, the lexicographically smaller set is the
         best."""
         self.curve: list[dict[str, Any]] = []
-        """One entry for each new best set: passes, evaluations, value, removed."""
+        """One entry for each set that was the best set when it was judged: the layer passes and evaluations until then,
+        the value of the set, and its removed layers."""
         self._trails: OrderedDict[Layers, list[Tensor]] = OrderedDict()
         self._most = trails
         self._begin()

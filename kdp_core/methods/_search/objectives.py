@@ -14,7 +14,7 @@ those of an evaluation. Without a file, the items are made from the calibration 
 is the context, the end of the sequence is the right choice, and the ends of other sequences are the wrong choices. Each
 line of a file is a JSON object with `context`, `choices` and `answer`, the number of the right choice from 0.
 
-Axes: R rows, each a context with one choice; I items.
+Axes: R rows, I items. A row is the context of an item, followed by one choice of the item.
 """
 import json
 from collections.abc import Callable
@@ -63,8 +63,8 @@ class Objective(NamedTuple):
 def objective_of(goal: Goal, ids_ST: Tensor, items: Items | None, positions: int | None = None) -> Objective:
     """An objective on calibration sequences, or on items for `margin` and `accuracy`.
 
-    positions: number of positions of each sequence at which the objective is computed. None, or a number that is too
-        large, means all positions except the last.
+    positions: number of positions of each sequence at which the objective is computed. With None, or with a number that
+        is too large, all positions except the last are used.
     """
     if goal in ("margin", "accuracy"):
         return Objective(goal, items.ids_RT, lambda passes, last_RTD, _: _of_items(goal, passes, last_RTD, items))
@@ -141,8 +141,8 @@ def _log_probabilities(passes: Passes, x_ND: Tensor, next_N: Tensor) -> Tensor:
 # Items ----------------------------------------------------------------------------------------------------------------
 
 def items_of_text(ids_ST: Tensor, choices: int) -> Items:
-    """One item for each sequence: which end belongs to the beginning of the sequence? The wrong ends are the ends of
-    the next sequences.
+    """Make one item from each sequence: the right choice is the end that belongs to the beginning of the sequence. The
+    wrong ends are the ends of the next sequences.
 
     Raises RankError if there are fewer sequences than choices.
     """

@@ -111,7 +111,8 @@ def _beam(evaluator: Evaluator, space: Space, width: int) -> None:
 
 
 def _extended(beams: list[Layers], eligible: list[int]) -> list[Layers]:
-    """Every partial set with one more layer; no set occurs twice. Consecutive sets share many of their first layers."""
+    """Every partial set with one more layer; no set occurs twice. Neighbouring sets of the list have many first layers
+    in common."""
     return list(dict.fromkeys(removed | {layer} for removed in beams for layer in eligible if layer not in removed))
 
 
@@ -125,8 +126,9 @@ def _swaps(evaluator: Evaluator, space: Space) -> None:
 
 
 def _helping(evaluator: Evaluator, space: Space, current: Layers, alone: dict[int, float]) -> Layers | None:
-    """The first exchange of two layers that lowers the objective. The most harmful removed layer and the least harmful
-    kept layer are tried first."""
+    """The set after the first exchange that lowers the objective; None if no exchange lowers the objective. An exchange
+    puts one removed layer back and removes one kept layer. The most harmful removed layer and the least harmful kept
+    layer are tried first."""
     for back in sorted(current, key=lambda layer: (-alone[layer], layer)):
         for out in sorted(set(space.eligible) - current, key=lambda layer: (alone[layer], layer)):
             exchanged = current - {back} | {out}

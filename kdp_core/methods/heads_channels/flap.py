@@ -3,19 +3,20 @@ bias.
 
 Column j of a writer (o, down) multiplies the input feature x_j, which is observed on N tokens. The metric of the column
 is WIFV, the weighted input feature variance,
-    m_j = 1/(N - 1) sum_n (x_nj - mean_j)^2 |W_:j|^2,
-which is squared once more in attentions, as in the released code. Metrics are standardised over the columns of one
-writer, (m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean over its
-columns. All heads and channels of all layers form one list (the paper's AL-AM). The units with the lowest metric are
-removed until the ratio is met. Here each unit counts with its own number of parameters; the released code counts a head
-as 170 channels, 4 * 128 / 3. The mean contribution of the removed columns becomes a bias of the writer,
+    m_j = 1/(N - 1) sum_n (x_nj - mean_j)^2 |W_:j|^2.
+In attentions, the metric is squared once more, as in the released code. Metrics are standardised over the columns of
+one writer, (m - mean) / std, so that all layers and both parts can be compared. The metric of a head is the mean of the
+metrics of its columns. All heads and channels of all layers form one list (the paper's AL-AM). The units with the
+lowest metric are removed until the ratio is met. Here each unit counts with its own number of parameters; the released
+code counts a head as 170 channels, 4 * 128 / 3. The mean contribution of the removed columns becomes a bias of the
+writer,
     b = sum_{j removed} mean_j W_:j.
 All means are computed on the dense model, and no weight changes.
 
-LLaMA's writers have no bias, and its configuration can add biases only to writers and readers together. The widths of a
-folded layer therefore say `writer_bias: 1`, which gives the writer a bias. OPT's writers have a bias, to which b is
-added. Every writer of every layer gets the bias b. The parameters of the new biases are subtracted from the number of
-removed parameters.
+The writers of LLaMA have no bias. The configuration of LLaMA can add biases to the writers only if the readers get
+biases as well. The widths of a folded layer therefore contain `writer_bias: 1`, which gives the writers of the layer a
+bias. The writers of OPT already have a bias, and b is added to this bias. Every writer of every layer gets the bias b.
+The parameters of the new biases are subtracted from the number of removed parameters.
 
 Where we differ from the released code (CASIA-IVA-Lab/FLAP 9bbad71):
     The ratio counts all parameters, and the nearest number of units is removed.
@@ -137,7 +138,8 @@ def _check_reach(ratio: float, total: int, added: int, sizes: Sizes) -> None:
 
 
 def _sums(passes: Passes, h_STD: Tensor, batch: int) -> list[dict[str, _Sums]]:
-    """Sums of the inputs of each writer in the dense model, by layer and part."""
+    """For each layer and part of the dense model: sums over tokens of the inputs of the part's writer, and of the
+    squared inputs."""
     found: list[dict[str, _Sums]] = []
     for number in range(len(passes.layers)):
         own: dict[str, _Sums] = {}

@@ -3,11 +3,12 @@ import numpy as np
 
 
 def knapsack(losses: list[np.ndarray], saved: list[np.ndarray], budget: int) -> list[int]:
-    """The level of each part. The levels save at least `budget` steps, and the sum of their losses is minimal.
+    """Choose a level for each part. Together, the chosen levels save at least `budget` steps, and the sum of their
+    losses is minimal.
 
-    losses, saved: for each part an array over its levels. `saved` contains whole numbers of steps, in ascending order.
-    If two levels are equally good, the lower level is chosen. If every part is at its last level, at least `budget`
-    steps must be saved.
+    losses: for each part, an array with the loss of each level. saved: for each part, an array with the number of steps
+    that each level saves; these numbers are whole and in ascending order. If two levels are equally good, the lower
+    level is chosen. The last levels of all parts must together save at least `budget` steps.
     """
     # best[b]: least loss of the parts so far if they save at least b steps
     best = np.full(budget + 1, np.inf)

@@ -13,8 +13,8 @@ have equal scores, the unit with the lower number is removed.
 
 Sizes. The first and the last layers are kept whole. From all other layers the same share of heads is removed, rounded
 to whole units. Then channels are removed until the ratio is met. The number of removed channels differs by at most one
-between layers. The ratio of ALL parameters is thus met with an error of at most half a channel of one layer. At least
-one unit of each part is kept.
+between layers. The removed share of ALL parameters therefore differs from the ratio by at most half a channel of one
+layer. At least one unit of each part is kept.
 
 Where we differ from the released code (horseee/LLM-Pruner 128a07d):
     In the released code, the ratio is a share of the pruned layers: 0.25 removes 19.5 % of LLaMA-7B. Each part is
@@ -185,7 +185,7 @@ def saliency(w: Tensor, g: Tensor, a: Tensor | None, importance: str) -> Tensor:
 
 
 def worth(s: Tensor, one: Coupled, units: int, grouping: str) -> Tensor:
-    """worth_U: the contribution of one tensor to the importance of its units."""
+    """worth_U: for each unit, the part of its importance that comes from the tensor `one`."""
     s_RC = s.movedim(one.axis, 0).reshape(s.shape[one.axis], -1).double()
     # element: sum_j |s_ij|,    vector: |sum_j s_ij|
     worth_R = s_RC.abs().sum(1) if grouping == "element" else s_RC.sum(1).abs()

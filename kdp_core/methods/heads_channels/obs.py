@@ -1,5 +1,5 @@
-"""Structured optimal brain surgeon: input units of a linear map are removed, and the other columns are changed to
-compensate.
+"""Structured optimal brain surgeon: units of inputs are removed from a linear map, and the other columns of the map are
+changed to compensate.
 
 W (D, C) maps inputs x to W x, and H is X'X over the calibration tokens, with damping. The columns J of a unit are
 removed, and the other columns change so that |W X' - W_new X'|^2 grows least:
@@ -39,8 +39,8 @@ class Pruned(NamedTuple):
 
 
 def inverse(gram_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """((H + damp mean diag(H) I)^-1, the damp that was needed). The damp is raised tenfold, up to 0.1, if H is
-    singular."""
+    """Two results: (H + damp mean diag(H) I)^-1, and the damp that was used. The damp is raised tenfold, up to 0.1, if
+    H is singular."""
     gram_CC, mean = gram_CC.double(), gram_CC.double().diagonal().mean()
     if mean == 0:
         raise FitError("all inputs of a map are zero, so no unit of it can be chosen; read other calibration text")

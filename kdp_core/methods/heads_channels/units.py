@@ -52,8 +52,8 @@ class Coupled(NamedTuple):
     axis: int
     """Axis of the tensor along which its units lie."""
     sections: tuple[int, ...]
-    """Consecutive sections of the axis. Each entry is the number of rows or columns that one unit has in the section.
-    Every section contains all units, in order. A fused matrix has several sections."""
+    """The axis consists of consecutive sections. For each section: the number of rows or columns that belong to one
+    unit. Every section contains all units, in order. A fused matrix has several sections."""
 
 
 class Sizes(NamedTuple):
@@ -78,8 +78,8 @@ class Sizes(NamedTuple):
 
 
 def no_single_heads(family: Family) -> str:
-    """The function `refuses` of a method that removes heads. The result says why no single head of the family can be
-    removed; it is empty if a head can be removed."""
+    """Use this function as `refuses` of a method that removes heads. The result is the reason why no single head of the
+    family can be removed, or an empty text if a head can be removed."""
     return "queries and keys pass a norm over all heads together, so that no head can be removed by itself" \
         if family.head_norms == "all" else ""
 
@@ -110,8 +110,8 @@ def layout(method: str, dense: Path) -> Layout:
 
 def check_family(method: str, config: "PretrainedConfig",
                  refuses: Callable[[Family], str] = no_single_heads) -> None:
-    """Raise FitError for a model whose heads and channels cannot be removed. `refuses` is the function in the method's
-    record."""
+    """Raise FitError for a model whose heads and channels cannot be removed. `refuses` is the function of this name in
+    the method's record."""
     why = refuses(family_of(config)) if is_known(config) else ""
     if why or not is_known(config) or not family_of(config).norms_first(config):
         fits = [name for name, family in FAMILIES.items() if not refuses(family)]
@@ -167,7 +167,7 @@ def narrowed(tensor: Tensor, one: Coupled, kept_U: Tensor, units: int) -> Tensor
 
 
 def columns_of(units_U: Tensor, length: int) -> Tensor:
-    """Numbers of the columns (or rows) of these units. Each unit has `length` columns (or rows)."""
+    """Numbers of the columns (or rows) that belong to the units `units_U`. Each unit has `length` columns (or rows)."""
     return (units_U[:, None] * length + torch.arange(length)).flatten()
 
 

@@ -2,16 +2,17 @@
 knapsack then chooses the sizes.
 
 The surgeon of the module `obs` prunes each writer (o, down) of the dense model separately, one head or channel at a
-time. H = X'X is computed from the writer's inputs in the dense model. The result for a writer is a list of levels s. An
-attention has one level for every number of heads. An MLP has levels whose numbers of channels shrink by the factor
-`shrink`. Each level has its matrix W_s and its prior, the relative error of the writer's outputs:
+time. H = X'X is computed from the writer's inputs in the dense model. The result for a writer is a list of levels s,
+from all units down to one unit. An attention has one level for every number of heads. An MLP has levels whose numbers
+of channels shrink by the factor `shrink`. Each level s has a matrix W_s and a prior p_s. The prior is the relative
+error of the writer's outputs:
     p_s = |W_s X' - W X'| / |W X'|.
 
 The levels of all writers are chosen together. For given coefficients c_l, dynamic programming solves the knapsack
     min sum_l c_l p_l,s(l),    so that the levels remove the ratio of ALL parameters.
 SPDY (Frantar and Alistarh 2022) searches for the coefficients. The search starts with all coefficients equal to 1. Each
-draw replaces a tenth of the coefficients by random numbers from [0, 1]. The draw is kept if the model with the
-resulting levels has a lower loss on calibration text.
+draw replaces a tenth of the coefficients by random numbers from [0, 1]. The new coefficients replace the old
+coefficients if the model with the resulting levels has a lower loss on calibration text.
 
 Where we differ from the paper:
     The budget is a number of parameters and not a time, because methods are compared at equal numbers of parameters.
@@ -82,7 +83,7 @@ class Level(NamedTuple):
 
 
 Ladder = list[Level]
-"""The levels of one writer. The first level is the dense writer."""
+"""The levels of one writer. The first level is the writer of the dense model, with all units."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -92,12 +93,12 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     """Prune every writer to all levels. Then the levels are chosen by a knapsack whose coefficients are searched for.
 
     shrink: number of channels of a level, relative to the level before.
-    batch_channels: number of channels that are removed together; 1 in the paper. A larger number is faster in wide
-        MLPs.
-    draws: number of random draws of coefficients. With 0 only the knapsack of the priors is solved, with all
-        coefficients 1.
-    judge_sequences: number of calibration sequences on which a draw is judged. A number that is too large means all
-        sequences.
+    batch_channels: number of channels that are removed together; 1 in the paper. With a larger number, wide MLPs are
+        pruned faster.
+    draws: number of random draws of coefficients. With 0 draws the knapsack is solved only once, with all coefficients
+        equal to 1.
+    judge_sequences: number of calibration sequences on which a draw is judged. If there are fewer sequences, all
+        sequences are used.
     damp: term added to the diagonal of H, relative to its mean; it is raised tenfold, up to 0.1, if H is singular.
     sequences: number of calibration sequences for H, drawn by `seed`; null means all.
     batch_sequences: number of sequences in one forward pass.
@@ -171,8 +172,8 @@ def _ladders(passes: Passes, h_STD: Tensor, batch: int, sizes: Sizes, shrink: fl
 
 
 def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, batch: int, damp: float) -> Ladder:
-    """The levels of a writer. `counts` contains the numbers of kept units of the levels, and `batch` units are removed
-    at a time."""
+    """Compute the levels of a writer. `counts` contains the numbers of kept units of the levels, and `batch` units are
+    removed at a time."""
     units, dense_DC = counts[0], w_DC.detach().double()
     found = [Level(torch.arange(units), dense_DC.float().cpu(), 0.0, 0)]
     steps, wanted = _steps(counts, batch), set(counts)

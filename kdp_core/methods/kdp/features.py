@@ -45,7 +45,7 @@ class Lift(nn.Module):
 
 
 def features_of(x_ND: Tensor, omega_DM: Tensor, b_M: Tensor) -> Tensor:
-    """phi(x), phi_NF with F = 2 M; every row has norm 1."""
+    """The features phi(x) as a matrix phi_NF, with F = 2 M. Every row of phi_NF has norm 1."""
     # phi(x) = (cos(Omega' x + b), sin(Omega' x + b)) / sqrt(m)
     angle_NM = x_ND @ omega_DM + b_M
     return torch.cat((angle_NM.cos(), angle_NM.sin()), dim=-1).div_(math.sqrt(len(b_M)))
@@ -132,9 +132,9 @@ def cosine_weights(kind: Weight, positions_N: Tensor, length: int, layers: int, 
     mean over the operators is 1.
 
     The weights have base 2 and exponents from 0 to n - 1. `position` spreads the exponents over the positions of a
-    sequence, and n is the number of the block's layers. `position_depth` also spreads the exponents over the positions,
-    but n is the number of the model's layers. With 128 tokens and 32 layers, half of the weight is on the last four
-    tokens. `step` gives the operator A_i the exponent i - 1. With `none`, W is 1 everywhere.
+    sequence, and n is the number of the block's layers. `position_depth` differs from `position` only in n, which is
+    the number of the model's layers. With 128 tokens and n = 32, half of the total weight is on the last four tokens.
+    `step` gives the operator A_i the exponent i - 1. With `none`, W is 1 everywhere.
     """
     if kind == "none":
         return torch.ones(layers, len(positions_N))

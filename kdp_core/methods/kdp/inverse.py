@@ -14,9 +14,9 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
   is absorbed into W1 and b1.
 - alpha starts at the root mean square of the target, so that the MLP's own outputs are of order one.
 - Here the batch size of 128 is a number of tokens.
-- The paper keeps the weights of the last epoch. But Adam at a fixed rate can make a very bad update late in training.
-  On SmolLM2, for one seed of three, the held-out error is 0.16 after two epochs and 24 after five epochs. By default,
-  `keep` selects the weights of the best epoch.
+- The paper keeps the weights of the last epoch. However, an update of Adam at the fixed learning rate can spoil the
+  weights even late in the training. On SmolLM2, for one seed of three, the held-out error is 0.16 after two epochs and
+  24 after five epochs. By default, `keep` selects the weights of the best epoch.
 - The paper does not say how the weights of the MLP are initialised; by default they are random. `start: ridge` is our
   addition. An MLP can be a linear map, because act(s) - act(-s) = s for GELU, SiLU and ReLU. With `start: ridge` the
   MLP is at first the least-squares map of rank H/2 from z to h.
@@ -107,15 +107,15 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
     standardise: whether z is standardised and alpha starts at the target's scale; false follows the paper's text
         exactly.
     norm_loss: the paper's undefined L_norm: `none`, `relative` (|h^ - h|^2 / |h|^2) or `gap` ((|h^| / |h| - 1)^2).
-    start: `random`, or `ridge`, the least-squares map of rank width / 2. With `keep: best` this map can also be the
-        result.
+    start: `random`, or `ridge` (the least-squares map of rank width / 2). With `keep: best` the untrained map can be
+        the result.
     epochs: number of passes over the training tokens.
     lr: the fixed learning rate of Adam.
     batch: number of tokens in a minibatch.
-    keep: `best` keeps the weights of the epoch with the lowest held-out error; `last` keeps those of the last epoch, as
-        in the paper.
-    heldout: share of the sequences that are used only for judging. Set the same value as for step 1, so that no judged
-        token was fitted in either step.
+    keep: `best` keeps the weights of the epoch with the lowest held-out error; `last` keeps the weights of the last
+        epoch, as in the paper.
+    heldout: share of the sequences that are used only for judging. Use the value of step 1, so that neither step is
+        fitted on the judged sequences.
     seed: seed of the held-out choice (as in step 1), the start and the order of minibatches.
     device: where to train, such as cpu or cuda.
     resume: file in which the state of the training is stored.
@@ -136,7 +136,8 @@ def fit(hidden: HiddenStates, kernel: KernelMap, *, width: Count = 1024,
 
 
 def _data(hidden: HiddenStates, kernel: KernelMap, heldout: float, seed: int, device: str) -> tuple[_Data, _Data]:
-    """Chained features and target states, for training and for judging."""
+    """Two results, for training and for judging: the features z that the chain of operators computes, and the target
+    states."""
     massive = "raw" if kernel.bypass_above is None else "bypass"
     states = load(hidden, kernel.block, massive=massive, heldout=heldout, seed=seed)
     product_FF = chain(kernel.operators_KFF).float().to(device)
@@ -178,7 +179,8 @@ def _train(network: Network, train: _Data, judged: _Data, norm_loss: str, start:
 @torch.no_grad()
 def _judge(network: Network, judged: _Data, norm_loss: str, progress: Progress, keep: str, epoch: int,
            loss: float) -> None:
-    """Add an epoch to the curve. If its weights are the best so far, keep them."""
+    """Add an epoch to the curve. If `keep` is `best` and the held-out error is the lowest so far, store a copy of the
+    weights."""
     heldout_loss = equation_6(network(judged.z_NF), judged.h_ND, norm_loss, network.unit).item()
     curve = progress.values["curve"]
     curve.append({"epoch": epoch, "seconds": progress.seconds(), "loss": loss, "heldout_loss": heldout_loss,

@@ -4,15 +4,15 @@ Paper: KDP (ICLR 2026), equations 2 and 5, Algorithm 1 lines 3-10, appendix B. T
 features phi, the operators A_i and the loss. This module trains the features and the operators.
 
 Where the paper is silent or ambiguous (each an argument of `fit`):
-- Scale: with lambda = 0 on raw states the kernel is so narrow that no two tokens are similar in it.
+- Scale: on raw states, lambda = 0 gives a kernel that is so narrow that no two tokens are similar.
   With `bandwidth: median`, x is therefore divided by `bandwidth_scale` times the median distance of two tokens. With
   `unit`, x is divided by `bandwidth_scale` alone.
 - Lift input: `raw` states, or states at unit root mean square (`rms`), as the layers read them.
 - The paper says that A_i = I + gamma_i B_i is "initialised at the start of each iteration with its OLS estimate". With
-  `ols_every: iteration`, A_i is the least-squares solution of each minibatch. The next least-squares solution would
-  overwrite an update of gamma_i and B_i, so Adam updates only lambda and L. With `epoch` or `start`, A_i is solved only
-  at the start of an epoch or of the training, and Adam then also updates gamma_i and B_i. After training, A_i is solved
-  once more on all training tokens (`final_ols`).
+  `ols_every: iteration`, A_i is the least-squares solution of each minibatch. In this case Adam updates only lambda and
+  L, because the next least-squares solution would overwrite any update of gamma_i and B_i. With `epoch` or `start`, A_i
+  is solved only at the start of an epoch or of the training, and Adam then also updates gamma_i and B_i. After
+  training, A_i is solved once more on all training tokens (`final_ols`).
 - Equation 5 sums the separate errors of the operators (`loss: steps`). Algorithm 1 line 7 chains all A_i and predicts
   only the last state (`loss: chain`).
 - The paper says of the weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric
@@ -209,11 +209,11 @@ def _check(entry: dict[str, Any], collapse_variance: float) -> None:
 
 
 def _decode_errors(run: _Run, a_KFF: Tensor, phi_KNF: Tensor, ridge: float) -> dict[str, float]:
-    """Held-out relative error of the state that a ridge regression decodes, from the prediction of the chain and from
-    the true features.
+    """Two held-out relative errors of the last state, which a ridge regression decodes: once from the features that the
+    chain predicts, and once from the true features.
 
-    These errors can judge a lift, because a collapse of the features does not lower them. A collapse does lower the
-    loss of equation 5.
+    If the features collapse, the loss of equation 5 falls, but these two errors do not fall. The errors can therefore
+    judge a lift.
     """
     train, heldout, product_FF = run.states.train, run.states.heldout, chain(a_KFF).float()
     judged_KNF = run.features(heldout)

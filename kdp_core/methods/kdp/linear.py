@@ -1,10 +1,11 @@
 """Linear maps in the original space instead of a block: the OLS methods of KDP's Table 3.
 
-`direct` regresses h_{l+k} on h_l. `sequential` regresses each layer's output on its input and multiplies the k maps.
-The paper reports that both methods collapse, and says no more about them. Two choices decide whether the methods
-collapse. First, massive tokens dominate an unweighted regression (`massive`, `token_weight`). Second, a ridge may
-shrink the map towards zero instead of towards the identity (`residual`). With ridge 0, token_weight none and massive
-raw, each regression is an ordinary least-squares fit.
+`direct` regresses h_{l+k} on h_l. `sequential` regresses the output of each layer on the input of the layer, and
+multiplies the maps of all k layers. The paper reports that `direct` and `sequential` collapse, and gives no details of
+these methods. Two choices decide whether the methods collapse. The first choice is the treatment of massive tokens,
+which dominate an unweighted regression (options `massive` and `token_weight`). The second choice is the target of the
+ridge: a ridge may shrink the map towards zero instead of towards the identity (option `residual`). With ridge 0,
+token_weight none and massive raw, each regression is an ordinary least-squares fit.
 """
 import itertools
 import time

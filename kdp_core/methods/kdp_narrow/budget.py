@@ -1,9 +1,9 @@
 """How many units each part of each layer keeps, so that the sum of the measured losses is minimal at the given ratio.
 
-The losses of the parts are added, as in ZipLM (Kurtic et al. 2023). The choice is then a knapsack over the parts, and
-each part has a ladder of levels. Dynamic programming solves the knapsack exactly on a grid of parameters. Between two
-measured levels of an MLP the loss is interpolated linearly. If the measured loss falls with fewer units, the fall is
-measurement noise. The loss at fewer units is then set to the higher loss at more units.
+The losses of the parts are added, as in ZipLM (Kurtic et al. 2023). The choice is therefore a knapsack problem: one
+level is chosen from the ladder of each part. Dynamic programming solves the knapsack exactly on a grid of parameters.
+Between two measured levels of an MLP the loss is interpolated linearly. If the measured loss is lower with fewer units,
+the difference is measurement noise. The loss with fewer units is then set to the higher loss with more units.
 """
 from collections import defaultdict
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Ladder(NamedTuple):
     unit_params: int
     """Parameters that are removed with one unit."""
     losses: Mapping[int, float]
-    """For each number of kept units: the loss. The dense part has the loss 0 and need not be listed."""
+    """For each number of kept units: the loss. The entry for all units may be omitted, because its loss is 0."""
     step: int
     """Difference of two neighbouring levels: each level keeps `units` minus a multiple of this step."""
 
@@ -111,8 +111,8 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
 
 
 def allocate(ladders: list[Ladder], goal: int, grain: int) -> list[int] | None:
-    """Number of units that each part keeps if about `goal` parameters or more are removed. None if the ladders do not
-    reach the goal.
+    """Number of units that each part keeps, so that at least `goal` parameters are removed, apart from rounding.
+    Returns None if the ladders do not reach the goal.
 
     grain: number of parameters in one step of the knapsack; sizes are rounded to steps.
     """
@@ -136,8 +136,8 @@ def _levels(ladder: Ladder, grain: int) -> list[_Level]:
 
 
 def _between(points: list[tuple[int, float]], kept: int) -> float:
-    """The loss at a number of kept units, interpolated between the two nearest of `points`, which are in descending
-    order."""
+    """The loss with `kept` units, interpolated between the two neighbouring `points`. Each point is a number of kept
+    units and its loss; the points are in descending order of units."""
     for (more, low), (fewer, high) in pairwise(points):
         if fewer <= kept <= more:
             return low + (high - low) * (more - kept) / (more - fewer)

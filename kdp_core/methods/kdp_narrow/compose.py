@@ -2,7 +2,8 @@
 compensate.
 
 KDP replaces the layers between two states by a map of the first state. Such a map reads one token, so the context that
-the removed attentions read is lost. Here every layer keeps a part of its own attention, which reads the context:
+the removed attentions read is lost. In kdp_narrow, a layer keeps a part of its own attention, and this part reads the
+context. The method works as follows:
 1. The search (`ladders`) measures the loss at the outputs if a part of one layer has fewer channels or heads.
 2. The selection (`budget`) decides what each part keeps, so that the sum of these losses is least at the given ratio.
 3. The fit (`fit.in_order`) chooses channels and heads by the optimal brain surgeon. All earlier parts are already
@@ -13,9 +14,9 @@ So only the writers, the last matrices of attentions and MLPs, are changed. All 
 dense model. With `solve: false` and `epochs: 0` every kept weight is unchanged.
 
 ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) also choose units by the surgeon's
-rule and solve the writers again. Four things are new here. The target is the state of the dense model, as in
-kdp_residual. The cost of removing a unit is the loss at the outputs. Heads and channels share one budget. The writers
-are trained together.
+rule and solve the writers again. Four properties of kdp_narrow are new. The target is the state of the dense model, as
+in kdp_residual. The cost of a removal is the loss at the outputs of the model. Heads and channels share one budget. The
+writers are trained together.
 """
 import logging
 import time

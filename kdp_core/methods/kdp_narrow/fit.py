@@ -28,13 +28,13 @@ class Closed(NamedTuple):
     ridge: float | None
     """None: each writer uses the ridge of RIDGES that is best on the held-out sequences."""
     solve: bool
-    """Whether writers are solved again. If not, kept weights are unchanged."""
+    """Whether writers are solved again. If false, the kept weights of the writers are unchanged."""
     batch: int
     """Number of sequences in a forward pass."""
 
 
 class Part(NamedTuple):
-    """A part of a layer that may lose units."""
+    """A part of a layer from which units may be removed."""
     layer: int
     name: str
     units: int
@@ -43,8 +43,8 @@ class Part(NamedTuple):
 
 def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]], fitted: Tensor, held: Tensor,
              how: Closed) -> list[tuple[Part, Tensor, float]]:
-    """Narrow the parts, which are given from the first layer to the last. Returns (part, kept units, held-out error of
-    the state after the part) for each part.
+    """Narrow the parts in the order of `sizes`, from the first layer to the last. Returns (part, kept units, held-out
+    error of the state after the part) for each part.
 
     The writers of the model are changed in place; the columns of removed units become zero.
     """
@@ -101,13 +101,15 @@ def first_ridge(how: Closed) -> float:
 
 
 def matrix_of(products: Products, columns: Tensor, how: Closed) -> Tensor:
-    """w_FD of these inputs: the solution with the first ridge, or the old matrix if writers are not solved again."""
+    """The matrix w_FD for the inputs `columns`. If writers are solved again, w_FD is the solution with the first ridge;
+    otherwise w_FD is the old matrix."""
     return solved(products.equations(first_ridge(how)).of(columns)) if how.solve else products.old_FD[columns]
 
 
 @torch.no_grad()
 def narrow(passes: Passes, part: Part, units: Tensor, w_FD: Tensor) -> None:
-    """Set the writer of a part to the matrix w_FD for the inputs of the kept `units`, and to zero for all other inputs.
+    """Set the matrix of a part's writer. The inputs of the kept `units` get the weights w_FD, and all other inputs get
+    zero.
 
     A part without units is removed together with its bias.
     """

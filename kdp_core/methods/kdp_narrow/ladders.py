@@ -39,7 +39,8 @@ def refuses(family: Family) -> str:
 def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, fit_sequences: Count = 96,
             judge_sequences: Count = 8, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
-    """The loss of every part with fewer units. `single` contains each loss under the key `layer.part.units kept`.
+    """The loss of every part with fewer units. The field `single` of the result contains the losses. The key of a loss
+    joins the layer, the part and the number of kept units by dots.
 
     solve: whether writers are solved again; otherwise kept weights stay as they are.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.

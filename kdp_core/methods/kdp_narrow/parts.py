@@ -1,5 +1,5 @@
-"""The attention and the MLP of a layer, each run by itself: the inputs of the part's writer, and the state after the
-part.
+"""Functions that run the attention or the MLP of a layer by itself. They compute the inputs of the part's writer, and
+the state after the part.
 
 A part reads the state `base` and computes the inputs f of its writer. The part then adds W f + b to the state. In some
 families (Gemma) a norm is first applied to W f + b.
@@ -55,8 +55,8 @@ def gain_after(passes: Passes, layer: int, part: str) -> Tensor | None:
 
 @torch.no_grad()
 def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed:
-    """The inputs of a part if `h_STD` enters its layer; float32 on the CPU. The layer is run only until its writer is
-    reached."""
+    """The inputs of a part if `h_STD` is the input of the part's layer; float32 on the CPU. The layer is run only until
+    the writer of the part is reached."""
     found: list[Fed] = []
     with _catching(passes, layer, part, found):
         for h_BTD in h_STD.split(batch):

@@ -1,11 +1,11 @@
 """Which inputs of a linear map are kept, and which matrix fits the kept inputs: least squares and the optimal brain
 surgeon.
 
-A writer maps the inputs f of a part (channels of an MLP, heads of an attention) to what the part adds to the state. The
-new matrix of the writer solves a weighted ridge regression towards the old matrix,
-    W = argmin sum_n w_n |u_n - W f_n|^2 + lambda |W - W_0|^2,    lambda = ridge * mean diag(sum_n w_n f_n f_n'),
-so that the weights do not change in directions that do not occur in the calibration text. Of RIDGES, the ridge with the
-lowest error on held-out sequences is used. Units are removed by the rule of the optimal brain surgeon (Hassibi and
+The inputs f of a writer come from the channels of an MLP or from the heads of an attention. The part adds the outputs
+of its writer to the state. The new matrix of the writer solves a weighted ridge regression towards the old matrix,
+    W = argmin sum_n w_n |u_n - W f_n|^2 + lambda |W - W_0|^2,    lambda = ridge * mean diag(sum_n w_n f_n f_n').
+The ridge keeps the weights unchanged in directions that do not occur in the calibration text. Of RIDGES, the ridge with
+the lowest error on held-out sequences is used. Units are removed by the rule of the optimal brain surgeon (Hassibi and
 Stork 1993). The form for units of several inputs is that of ZipLM (Kurtic et al. 2023) and SlimGPT (Ling et al. 2024):
 without the inputs j of a unit the loss rises by
     tr(W_j' ([H^-1]_jj)^-1 W_j),    H = sum_n w_n f_n f_n' + lambda I,    W solved on the inputs that are left.
@@ -34,7 +34,7 @@ class Regression(NamedTuple):
     cross_FD: Tensor
 
     def of(self, inputs: Tensor) -> "Regression":
-        """The equations for only these inputs."""
+        """The same equations, restricted to the inputs `inputs`."""
         return Regression(self.gram_FF[inputs][:, inputs], self.cross_FD[inputs])
 
 

@@ -5,8 +5,8 @@
 Everything except the dictionary f comes from one ridge regression:
     (W, O, b) = argmin sum_n w_n |y_n - h_n - W x_n - O f_n - b|^2 + ridge,    w_n = 1 / |y_n|^2,
 where features are centred and have unit variance. The rule of the optimal brain surgeon (Hassibi and Stork 1993)
-removes neurons: without entry j the loss rises by |w_j|^2 / [G^-1]_jj. Each round removes half of the surplus neurons,
-or all surplus neurons if there are at most 64.
+chooses the neurons to remove: without entry j the loss rises by |w_j|^2 / [G^-1]_jj. The surplus is the number of
+neurons that are still to be removed. Each round removes half of the surplus, or the whole surplus if it is at most 64.
 """
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,14 +26,14 @@ PRODUCT_TOKENS = 4096
 
 
 class Statistics(NamedTuple):
-    """Weighted sums over tokens. The features are (x, f, 1)."""
+    """Weighted sums over tokens. The features of a token are x, the dictionary entries f and the constant 1."""
     gram_FF: Tensor
     cross_FD: Tensor
 
 
 def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Module:
-    """The stand-in that maps states h to states y, in closed form. `h_STD` and `y_STD` are float32 states of the
-    sequences to fit on."""
+    """Fit in closed form the stand-in that maps states h to states y. `h_STD` and `y_STD` are the float32 states of the
+    sequences on which the stand-in is fitted."""
     keep_ST, above = counted(h_STD, y_STD, fit.massive_factor)
     if not keep_ST.any():
         raise FitError(f"block {block}: every token is massive; raise hidden.massive_factor")
@@ -93,7 +93,8 @@ def _statistics(dictionary: Dictionary | None, h_STD: Tensor, y_STD: Tensor, kee
 
 
 def _moved(statistics: Statistics, by_F: Tensor) -> Statistics:
-    """The statistics after a constant is added to each feature. The last feature, 1, is unchanged."""
+    """The statistics after a constant is added to each feature. Nothing is added to the last feature, which is the
+    constant 1."""
     gram_FF, cross_FD = statistics
     # sum (f + s)(f + s)' = (I + s e') sum f f' (I + e s'), e the unit vector of the constant 1
     gram_FF = gram_FF + by_F.outer(gram_FF[-1])

@@ -9,7 +9,8 @@ what the block would have added. The features read the state through the norm, a
 Blocks are fitted in the order of depth. Each block is fitted on the states that enter it in the already pruned model
 (`prefix`). The target is the state of the dense model, so that a later stand-in corrects the errors of earlier
 stand-ins. Then all stand-ins are trained together for `epochs` epochs against the outputs of the dense model (`joint`).
-No weight of the model itself changes. If the training does not lower the held-out loss, the closed form is kept.
+The training changes only weights of stand-ins; all kept weights of the dense model are unchanged. If the training does
+not lower the held-out loss, the closed form is kept.
 
 Massive-activation tokens are not fitted, and they bypass the stand-in (kdp_core.states.block).
 """
@@ -72,9 +73,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     dictionary: `neurons` (of the block's own MLPs), `rff` (random Fourier features), `rff_learned` (random Fourier
         features with learned frequencies), or `none` (only the linear part).
     entries: number of entries of the dictionary in each stand-in.
-    bandwidth_scale: width of the kernel of `rff`, in median distances. `rff_learned` starts from this width.
+    bandwidth_scale: width of the kernel of `rff`, in median distances. The kernel of `rff_learned` has this width
+        before its frequencies are learned.
     theta_steps: number of updates of Adam for the frequencies and phases of `rff_learned`.
-    theta_lr: learning rate of these updates at the start, in units of the frequencies' spread.
+    theta_lr: learning rate of Adam at the start, for the frequencies and phases of `rff_learned`. The unit is the
+        standard deviation of the frequencies, and for phases one radian.
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
         all tokens the same weight.
@@ -115,8 +118,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 def compose_linear(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
                    dtype: str = "float32", ridge: NotNegative = RIDGE, token_weight: TokenWeight = TOKEN_WEIGHT,
                    prefix: bool = True, heldout: Share = 0.1, seed: Natural = 0) -> Composed:
-    """Fit only the linear part, in closed form. Without dictionary and training, the result shows only the gain of
-    fitting on the pruned prefix.
+    """Fit only the linear part, in closed form. The stand-in has no dictionary and is not trained, so its result shows
+    the gain of `prefix` alone.
 
     ridge: ridge of the closed form, relative to features of unit variance.
     token_weight: `inverse_norm` weights a token by 1 / |its target|^2, so that its relative error counts; `none` gives
@@ -144,8 +147,8 @@ def _check_states(hidden: HiddenStates, heldout: float, dictionary: str) -> None
 
 def _in_order(passes: Passes, hidden: HiddenStates, blocks: list[Block], kept: Tensor, held: Tensor, fit: Fit,
               prefix: bool) -> tuple[list[Module], list[dict[str, Any]]]:
-    """The closed-form stand-ins, in ascending order, and the held-out error of each stand-in on the states that enter
-    it in the pruned model."""
+    """Fit the stand-ins in closed form, in the order of depth. Returns the stand-ins, and the held-out error of each
+    stand-in on the states that enter this stand-in in the pruned model."""
     modules, fits, at = [], [], blocks[0][0]
     h_STD = hidden.state(at)  # the states that enter the block in the pruned model
     for block in blocks:
