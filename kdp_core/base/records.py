@@ -225,8 +225,8 @@ class PrunedFacts(NamedTuple):
     """(layer, part) for each layer from which only the part `attention` or only the part `mlp` was removed;
     ascending."""
     params_zeroed: int
-    """Number of weights that were set to zero. These weights are still stored, but they count as removed. The zeros
-    make the model smaller or faster only with sparse kernels."""
+    """Number of weights that were set to zero. A weight that was set to zero is still stored, but counts as removed.
+    The zeros make the model smaller or faster only with sparse kernels."""
 
 
 class Finetuned(NamedTuple):
@@ -239,8 +239,8 @@ class Finetuned(NamedTuple):
     params_added: int
     """Number of parameters that the change adds to the model; 0 if the change was merged or discarded."""
     epoch: int
-    """The epoch whose weights were kept. 0 is the start of the training, where the change is zero. The weights of the
-    start are kept if no epoch is better."""
+    """The epoch whose weights were kept. Epoch 0 is the start of the training, where the change is zero. If no epoch is
+    better than the start, epoch 0 is kept."""
     judge: str
     """The held-out figure by which the epoch was chosen: `loss` or `ppl`."""
     curve: list[dict[str, Any]]
