@@ -92,7 +92,7 @@ class Method(NamedTuple):
     group: str
     """A key of GROUPS."""
     select: Callable[..., Selection]
-    """(similarity or search, facts, *, ratio, k_max, module_params, ...) -> Selection."""
+    """Called with (similarity or search, facts, *, ratio, k_max, module_params, ...), returns a record Selection."""
     steps: Mapping[str, Callable[..., Any]] = NOTHING
     """Steps in order. The first step is called with (hidden, block), and each later step with (hidden, record of the
     step before)."""
@@ -105,11 +105,11 @@ class Method(NamedTuple):
     """The options that `module_params` reads, as part.option. Only these options can change which blocks are
     selected."""
     search: Callable[..., Search] | None = None
-    """(dense folder, hidden, tokens, facts, *, k_max, ...) -> Search. If a method has a `search`, `select` reads its
-    result instead of the similarity."""
+    """Called with (dense folder, hidden, tokens, facts, *, k_max, ...), returns a record Search. If a method has a
+    `search`, `select` reads the record Search instead of the similarity."""
     compose: Callable[..., Composed] | None = None
-    """(dense folder, hidden, tokens, selection, *, ...) -> Composed. One call of `compose` fits a whole grid point. A
-    method with `compose` has no steps and no `module`."""
+    """Called with (dense folder, hidden, tokens, selection, *, ...), returns a record Composed. One call of `compose`
+    fits a whole grid point. A method with `compose` has no steps and no `module`."""
     flops: Mapping[str, Flops] = NOTHING
     """For each part: the number of its floating-point operations, for the planner. If a part has no formula, the
     planner reports that the formula is missing."""

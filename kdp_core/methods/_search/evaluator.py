@@ -98,8 +98,9 @@ class Evaluator:
         return self.values[removed]
 
     def _nearest(self, removed: Layers) -> tuple[int, list[Tensor]]:
-        """The stored set whose first difference from `removed` is deepest: the first layer at which the two sets
-        differ, and the states of the stored set. The stored set is marked as recently used."""
+        """Find the stored set that is the same as `removed` for the largest number of first layers. Returns the first
+        layer at which the two sets differ, and the states of the stored set. The stored set is marked as recently
+        used."""
         first, nearest = min(removed, default=self.layers), DENSE
         for other in self._trails:
             # of equally near sets the later set is used, so that the result depends only on the order of evaluations

@@ -57,7 +57,8 @@ class Objective(NamedTuple):
     ids_ST: Tensor
     """The sequences that the model reads."""
     score: Callable[[Passes, Tensor, Tensor], float]
-    """(passes, last states of the pruned model, last states of the dense model) -> value."""
+    """Computes the value from the passes, the last states of the pruned model and the last states of the dense
+    model."""
 
 
 def objective_of(goal: Goal, ids_ST: Tensor, items: Items | None, positions: int | None = None) -> Objective:

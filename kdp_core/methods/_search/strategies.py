@@ -210,7 +210,7 @@ def _tpe(evaluator: Evaluator, space: Space) -> Iterator[Layers]:
 
 
 def _lowest(key: dict[int, float], space: Space) -> Layers:
-    """The `size` layers with the lowest keys."""
+    """The set of the `space.size` layers with the lowest values in `key`."""
     return frozenset(sorted(key, key=lambda layer: (key[layer], layer))[:space.size])
 
 

@@ -178,8 +178,8 @@ def _units(model: nn.Module, sums: list[dict[str, _Sums]], sizes: Sizes) -> list
 
 
 def chosen(units: list[Unit], goal: float, sizes: Sizes) -> list[Unit]:
-    """The units with the lowest metric, as many as bring their number of parameters nearest to `goal`. In each part of
-    each layer one unit is kept."""
+    """Select units in ascending order of their metric, until the number of their parameters is nearest to `goal`. In
+    each part of each layer at least one unit is kept."""
     left = {(number, part): sizes.units[part] for number in range(sizes.layers) for part in PARTS}
     removed: list[Unit] = []
     count = 0
