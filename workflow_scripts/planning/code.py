@@ -9,7 +9,11 @@ uses the table of methods, the hash covers only those files of methods whose fun
 edited or added, the jobs of other methods therefore do not run again.
 """
 import ast
+import contextlib
 import hashlib
+import json
+import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,15 +21,27 @@ from planning.schema import ROOT, schema
 
 OWN = ("job", "planning")
 """Modules that decide how jobs run; no result depends on them."""
+KEPT = 8
+"""Number of states of the code whose hashes are kept in the cache; the newest are kept."""
 
 
-@cache
 def of_script(script: str, functions: tuple[str, ...] | None = None) -> str:
     """Hash of the library code of a workflow script, whose name includes its folder, such as `results/tables`.
 
     `functions` lists the functions of methods that the job runs, each as module.name. If `functions` is None, the hash
     covers the files of all methods.
     """
+    file, known = _cached()
+    key = repr((script, functions))
+    if key not in known:
+        known[key] = _hash(script, functions)
+        # where the checkout cannot be written, each start computes the hashes again
+        with contextlib.suppress(OSError):
+            _keep(file, known)
+    return known[key]
+
+
+def _hash(script: str, functions: tuple[str, ...] | None) -> str:
     start = [ROOT / "workflow_scripts" / f"{script}.py"]
     seen = _closure([*start, *(_file(name.rpartition(".")[0]) for name in functions or ())])
     if functions is None and _table() in seen:
@@ -57,6 +73,30 @@ def of_blocks(method: str, sized: str) -> str:
     `sized`."""
     functions = [schema()["methods"][name]["x-functions"] for name in (method, sized)]
     return of_script("methods/blocks", (functions[0]["block"], functions[1]["module_params"]))
+
+
+@cache
+def _cached() -> tuple[Path, dict[str, str]]:
+    """The file of the hashes of the present code, and the hashes that it contains.
+
+    Each start of Snakemake needs all hashes, and reading the syntax trees for them takes a second.
+    """
+    made = hashlib.sha256(sys.version.encode())
+    for folder in (ROOT / "kdp_core", ROOT / "workflow_scripts"):
+        for path in sorted(folder.rglob("*.py")):
+            made.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    file = ROOT / ".cache" / "code" / f"{made.hexdigest()[:16]}.json"
+    return file, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _keep(file: Path, known: dict[str, str]) -> None:
+    """Write the hashes. If several processes write, the last file remains; a hash that it lacks is computed again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = file.with_suffix(f".{os.getpid()}.tmp")
+    made.write_text(json.dumps(known), encoding="utf-8")
+    os.replace(made, file)
+    for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def _closure(start: list[Path]) -> set[Path]:

@@ -20,7 +20,7 @@ def library(tmp_path, monkeypatch):
 
 
 def forget():
-    for function in (code.of_script, code._parsed, code._method_files):
+    for function in (code._cached, code._parsed, code._method_files):
         function.cache_clear()
 
 
@@ -91,6 +91,19 @@ def test_a_helper_of_scripts_counts_and_how_jobs_run_does_not(library):
         path.write_text(path.read_text(encoding="utf-8") + "\nMORE = 1\n", encoding="utf-8")
         forget()
         assert {name for name, value in hashes().items() if value != before[name]} == changed
+
+
+def test_hashes_are_kept_until_a_file_changes(library, monkeypatch):
+    before = hashes()
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(code, "_parsed", lambda path: pytest.fail(f"{path} is parsed again"))
+        assert hashes() == before
+    path = library / "kdp_core/states/hidden.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nMORE = 1\n", encoding="utf-8")
+    forget()
+    assert hashes()["hidden"] != before["hidden"]
+    assert len(list((library / ".cache/code").iterdir())) == 2
 
 
 def test_another_function_of_the_same_module_is_another_hash():
