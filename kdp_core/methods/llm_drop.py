@@ -9,8 +9,8 @@ dense model. These scores were stored when the hidden states were extracted, so 
 the model is run again after every removal. If both parts of a layer are removed, the whole layer is removed. ShortGPT's
 block influence removes whole layers by the same cosine.
 
-For Gemma the released code computes the MLP's score at the wrong place. The reason is the norm that Gemma applies to
-the attention's output. This module uses the state y to which the MLP's output is added. If two scores are equal, the
+For Gemma the released code computes the MLP's score at the wrong place, because Gemma applies a norm to the attention's
+output. This module computes the score from the state y to which the MLP's output is added. If two scores are equal, the
 part of the lower layer is removed first. Within one layer the attention is removed before the MLP.
 """
 import logging
@@ -111,8 +111,8 @@ def refuses(family: Family) -> str:
 
 
 def _enough(share: float, with_next: float, ratio: float, match: str) -> bool:
-    """Whether enough parts are removed. With `nearest`: the removed share is at least as near to the ratio as the
-    share with one more part. With `reach`: the removed share is at least the ratio."""
+    """Whether enough parts are removed. With `nearest`: the share removed so far is at least as near to the ratio as
+    the share after the removal of one more part. With `reach`: the share removed so far is at least the ratio."""
     if match == "reach":
         return share >= ratio - ROUNDING
     return ratio - share <= with_next - ratio

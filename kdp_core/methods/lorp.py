@@ -5,9 +5,9 @@ LoRP uses the cosine S of all pairs of layer inputs (unit vectors, mean over tok
     RLS = -log2(mean of S_ij over i < j): 2 clusters if RLS >= 1, 3 if RLS >= 0.7, otherwise 4;
     clusters: spectral clustering with affinity (S + 1) / 2; they are numbered by their first layers;
     r_l = mean of S_lm over the other members m of l's cluster: inside a cluster, layers are removed by descending r.
-In stage 1, one layer of each cluster is removed, in order of depth. Stage 2 removes the other layers, one at a time.
-Each layer is removed from the cluster whose remaining members are most similar (mean S of their pairs). The first and
-the last layer are never removed, but they are members of their clusters.
+In stage 1, one layer of each cluster is removed, in order of depth. Stage 2 removes further layers, one at a time. Each
+layer is removed from the cluster whose remaining members are most similar (mean S of their pairs). The first and the
+last layer are never removed, but they are members of their clusters.
 
 Source: the released code (daniel-eai, June 2026). The released code and `lorp` compute S over all tokens. `lorp_masked`
 is our variant: S is computed without massive tokens. If no cluster has two members left, a layer is removed from the
@@ -39,7 +39,8 @@ Read = Literal["cosine_all_LL", "cosine_LL"]
 
 
 def spreading(method: str, read: Read) -> Callable[..., Selection]:
-    """Make the function `select` of a method that clusters layers by the cosines `read`."""
+    """Make the function `select` of a method that clusters layers by cosines. `read` is the name of the field of the
+    similarity that contains these cosines."""
 
     def spread(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                clusters: Count | None = None, seed: int = 0, match: Match = "nearest") -> Selection:

@@ -1,7 +1,7 @@
 """ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819): the MLP before a run of layers replaces the run.
 
 Layers s .. e-1 are removed. Let m be the output of the MLP of layer s-1 and x the state after that layer's attention,
-so that state s is x + m. The run is replaced by a matrix T with x + T'm ~ state e. T is found by least squares
+so that state s is x + m. A matrix T replaces the run, so that x + T'm approximates state e. T is found by least squares
 (`compose`),
     T = (X'X + alpha I)^-1 X'Y,    X = m,    Y = state_e - x,
 or by angle (`compose_cosine`), where Adam minimises
@@ -9,17 +9,16 @@ or by angle (`compose_cosine`), where Adam minimises
 T is multiplied into the last matrix of layer s-1's MLP, so that no parameter is added. Least squares only accumulates
 X'X and X'Y, batch by batch. The fit by angle needs m, x and state e of all tokens in memory.
 
-The paper gives all tokens the same weight and sets alpha = 0, and so do we. If there are few calibration tokens, a
-small ridge improves the fit; `ridges` selects the ridge on held-out sequences. In least squares, massive tokens
-dominate X'X; `massive: mask` excludes massive tokens. In the fit by angle, every token has the same weight, whatever
-its norm is.
+As in the paper, by default all tokens have the same weight and alpha = 0. If there are few calibration tokens, a small
+ridge improves the fit; `ridges` selects the ridge on held-out sequences. In least squares, massive tokens dominate X'X;
+`massive: mask` excludes massive tokens. In the fit by angle, every token has the same weight, whatever its norm is.
 
-Adam starts at the identity, as in the paper. With the identity as T, the run is removed and nothing replaces it. One
-update changes an entry of T by about the learning rate at most. The paper trains for 10 epochs on 8000 x 1024 tokens,
-which are 80,000 updates. One epoch on a few ten thousand tokens has only a few dozen updates. The default here is
-therefore 100 epochs. The result is the T of the epoch with the lowest held-out loss, or the T of the start if its loss
-is lower. The released code has a mode (`accurate: false`) that trains on cos(T'm, Y). This loss does not depend on the
-length of T'm, so the training hardly changes this length.
+Adam starts at the identity, as in the paper. If T is the identity, the run of layers is removed and nothing replaces
+it. One update changes an entry of T by about the learning rate at most. The paper trains for 10 epochs on 8000 x 1024
+tokens, which are 80,000 updates. One epoch on a few ten thousand tokens has only a few dozen updates. The default of
+`epochs` is therefore 100. The result is the T with the lowest held-out loss: the T after an epoch, or the T before the
+training. The released code has a mode (`accurate: false`) that trains on cos(T'm, Y). This loss does not depend on the
+length of T'm. Training with this loss therefore hardly changes the length of T'm.
 """
 import logging
 import time
@@ -86,11 +85,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             dtype: str = "float32", ridge: NotNegative = 0.0, ridges: list[NotNegative] | None = None,
             massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1,
             seed: Natural = 0) -> Composed:
-    """Fit T for the one run of layers, and multiply T into the MLP before the run.
+    """Fit T for the selected run of layers, and multiply T into the MLP before the run.
 
-    ridge: alpha as a multiple of the mean diagonal of X'X; 0 as in the paper.
-    ridges: several values of alpha. The value with the least held-out error is used. If two values have equal errors,
-        the first of them is used. If `ridges` is given, `ridge` is not read.
+    ridge: alpha, as a multiple of the mean diagonal of X'X. The default is 0, as in the paper.
+    ridges: several values of alpha. The value with the lowest error on held-out sequences is used. If two values have
+        equal errors, the first of them is used. If `ridges` is given, `ridge` is not read.
     massive: `raw` treats all tokens in the same way; `mask` excludes massive tokens from the fit.
     batch_sequences: number of sequences in one forward pass.
     heldout: share of the sequences that are used only for judging, never for fitting.
@@ -122,11 +121,12 @@ def compose_cosine(dense: Path, hidden: HiddenStates, tokens: Tokens, selection:
                    accurate: bool = True, start: Literal["identity", "lstsq"] = "identity", ridge: NotNegative = 1e-4,
                    massive: Counted = "raw", batch_sequences: Count = 8, heldout: Share = 0.1, seed: Natural = 0,
                    resume: Resume = OFF) -> Composed:
-    """Train T for the one run of layers by the cosine, and multiply T into the MLP before the run.
+    """Train T for the selected run of layers by the cosine, and multiply T into the MLP before the run.
 
     lr: learning rate of Adam.
-    epochs: passes over the tokens. The paper makes 10 passes over about a hundred times as many tokens. The T of the
-        epoch with the lowest held-out loss is used, or the start if its loss is lower. With 0 epochs the start is used.
+    epochs: passes over the tokens. The paper makes 10 passes, but over about a hundred times as many tokens. The T of
+        the epoch with the lowest held-out loss is used, or the start if its loss is lower. With 0 epochs the start is
+        used.
     batch_tokens: number of tokens in one update.
     accurate: whether x + T'm is compared with state e after the run. If false, T'm is compared with Y = state e - x.
     start: `identity` as in the paper, or `lstsq`, the least-squares T.
@@ -193,7 +193,8 @@ def _products(case: _Case) -> tuple[Tensor, Tensor]:
 
 
 def _ridge_path(gram_DD: Tensor, cross_DD: Tensor, ridges: list[float]) -> Iterator[Tensor]:
-    """Yields T for each ridge, all from one eigendecomposition. A ridge is a multiple of the mean diagonal of X'X."""
+    """Yields the solution T for each ridge; one eigendecomposition is enough for all ridges. A ridge is a multiple of
+    the mean diagonal of X'X."""
     l_D, q_DD = torch.linalg.eigh(gram_DD)
     rotated_DD, rounding = q_DD.T @ cross_DD, len(l_D) * torch.finfo(l_D.dtype).eps * l_D[-1]
     for ridge in ridges:
@@ -212,7 +213,8 @@ def _error(parts: list[_Fit], t_DD: Tensor) -> float:
 
 
 def _angles(parts: Iterator[_Fit] | list[_Fit], accurate: bool, device: torch.device) -> _Angles:
-    """The vectors of all tokens in float32. The loss compares x + T'm with state e, or T'm with Y."""
+    """The vectors of all tokens in float32. If `accurate` is true, the loss compares x + T'm with state e, otherwise
+    T'm with Y."""
     made = [tuple(pair_ND.to(device, torch.float32) for pair_ND in
                   ((p.m_ND, p.rest_ND, p.rest_ND + p.goal_ND) if accurate else
                    (p.m_ND, torch.zeros_like(p.rest_ND), p.goal_ND))) for p in parts]
@@ -286,7 +288,7 @@ def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:
 
 
 def refuses(family: Family) -> str:
-    """The reason why T cannot be multiplied into the MLPs of this family; empty if it can be multiplied."""
+    """The reason why T cannot be multiplied into the MLPs of this family; empty if this is possible."""
     return "a norm follows its MLPs" if family.parts["mlp"].norm_after else ""
 
 

@@ -4,20 +4,20 @@ perplexity  PPL_n = exp(L(model without layer n)) on calibration text.
 taylor      I_n = sum_k sum_ij |dL/dW_ij W_ij|, W = W^{k,n} the weights of layer n, L the mean loss of the next token.
 magnitude   I_n = sum_k sum_ij |W_ij|, without data.
 
-The layer with the lowest score is removed first. If two scores are equal, the lower layer is removed first. For all
-scores the paper never removes the first four and the last two layers (marked "+" in its tables). By Taylor and
-magnitude, layer 0 would be among the first removed layers. The released code protects these layers only when it removes
-layers, so the orders that it writes contain all layers (kdp_core.study.oracles). The orders of this module do not
+The layer with the lowest score is removed first. If two scores are equal, the lower layer is removed first. In the
+paper, the first four and the last two layers are never removed, with any score (marked "+" in its tables). By Taylor
+and magnitude, layer 0 would be among the first removed layers. The released code protects these six layers only at the
+removal, so the orders that it writes contain all layers (kdp_core.study.oracles). The orders of this module do not
 contain protected layers.
 
-The paper's sums contain the weights of linear maps. The sums of the released code and of this module also contain the
-weights of norms. Biases are excluded (LLaMA has no biases, OPT has some). Gemma's norms multiply by 1 + w. In this
-module the sum contains the gain 1 + w, because I_n estimates the loss if a factor becomes 0. For Gemma, the released
-code would use w instead of 1 + w.
+The sums in the paper contain only the weights of linear maps. The sums of the released code and of this module also
+contain the weights of norms. The sums contain no biases (LLaMA has no biases, OPT has some). Gemma's norms multiply by
+1 + w. In this module the sum for Gemma contains 1 + w, because I_n estimates the loss if a factor of the model becomes
+0. For Gemma, the released code would use w instead of 1 + w.
 
-As in SLEB, each perplexity is computed from the stored states before the removed layer. The gradients are those of one
-backward pass over all sequences. They are computed layer by layer from stored states, so that only one layer's
-gradients are in memory at a time.
+As in SLEB, each perplexity is computed from the stored states before the removed layer. The gradients are equal to
+those of one backward pass over all sequences. This module computes the gradients layer by layer from stored states, so
+that only one layer's gradients are in memory at a time.
 """
 import logging
 import math

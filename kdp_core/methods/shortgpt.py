@@ -9,7 +9,7 @@ The paper has no released code. A public implementation (sramshetty/ShortGPT) re
 rarely removes this layer. The implementation does not exclude pad tokens, assigns the value 0.5 to a token with a zero
 state, and sorts equal scores in no fixed order. In this module the last state is the output of the last layer
 (`last_state`), and sequences contain no pad tokens. Tokens with a zero state are excluded, and their number is
-reported. If two scores are equal, the lower layer is removed first. For LLaMA-2-7B the order of that implementation
+reported. If two scores are equal, the lower layer is removed first. For LLaMA-2-7B the order of sramshetty/ShortGPT
 differs from the paper's order, but the set of removed layers is the same (kdp_core.study.oracles).
 """
 import time
@@ -81,7 +81,7 @@ def block_influence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mo
 def _influence(layer: int, before_STD: Tensor, after_STD: Tensor, keep_ST: Tensor,
                normed: nn.Module | None) -> _Influence:
     """Block influence of a layer over the tokens that `keep_ST` marks. If the model `normed` is given, its final norm
-    is applied to the second state."""
+    is applied to the state after the layer."""
     total, counted = 0.0, 0
     for x_BTD, y_BTD, keep_BT in zip(*(part.split(BATCH) for part in (before_STD, after_STD, keep_ST)), strict=True):
         if normed is not None:

@@ -4,15 +4,16 @@ least.
 In each round, every remaining layer except the first and the last is bypassed, one at a time. For each bypassed layer
 the next-token loss
     L = -1/N sum_t log q(x_t+1 | x_1 .. x_t)
-is computed over calibration text (the paper's Metric^3). The layer for which this loss is lowest is removed. If two
-losses are equal, the lower layer is removed.
+is computed over calibration text (the paper's Metric^3). The layer whose bypass gives the lowest loss is removed. If
+two losses are equal, the lower layer is removed.
 
 The paper suggests 128 sequences. The paper's code joins 128 lines of WikiText-2, which are about 10,000 tokens. The
-default here is the same number of tokens: 80 sequences of 128 tokens. With ten thousand tokens the order is noisy, so
-several seeds should be compared.
+default of this module is the same number of tokens: 80 sequences of 128 tokens. With ten thousand tokens the order is
+noisy, so several seeds should be compared.
 
 The paper's code runs the whole model for each candidate. This module runs only the layers after the candidate, from
-stored states (kdp_core.methods._judge). The losses are equal to those of the paper's code, at half the work.
+stored states (kdp_core.methods._judge). The losses are equal to the losses of the paper's code, but need half of the
+computation.
 """
 import logging
 import math

@@ -9,15 +9,17 @@ commutes with Q (the paper's theorem 1). So
     embedding    E <- E Q_0,    head  W <- W diag(gain) Q_last, shift into a bias
 SliceGPT keeps only the first d' columns of Q, which are the eigenvectors of X'X with the largest eigenvalues. All these
 matrices then become narrower. The bases are computed in order, from the first state to the last. Each basis is computed
-from the states of a model in which all earlier states are sliced. A dense part with input x Q Q' gives the same states
-as a sliced part, so this module runs dense parts. The norms still divide by the width before slicing, and use the
-model's own eps. A layer norm also subtracts a mean. For a model with layer norms, the mean is removed from the outputs
-of writers and embeddings, and the norm becomes a root-mean-square norm. The inputs of the readers do not change.
+from the states of a model whose earlier states are already sliced. A dense part with input x Q Q' gives the same states
+as a sliced part. To compute the states, this module therefore runs dense parts. The norms still divide by the width
+before slicing, and use the model's own eps. A layer norm, unlike a root-mean-square norm, also subtracts a mean. For a
+model with layer norms, the mean is removed from the outputs of writers and embeddings, and the norm becomes a
+root-mean-square norm. With this change, the readers still get the same inputs.
 
-The share of removed parameters is below the share of removed columns, for three reasons. Each matrix becomes narrower
-on one side only. Each part gets a new d' x d' matrix. A head that is tied to its embedding must become a separate
-matrix. The width d' is chosen so that the ratio of ALL parameters is removed. With `slicing`, d' follows from the given
-share of the width instead, as in the paper. A 7B LLaMA sliced by 25 % has 15.3 % fewer parameters.
+The share of removed parameters is below the share of removed columns, for three reasons. First, each matrix becomes
+narrower on one side only. Second, each part gets a new d' x d' matrix. Third, a head that is tied to its embedding must
+be stored as a separate matrix. The width d' is chosen so that the ratio of ALL parameters is removed. If `slicing` is
+given, d' follows from this share of the width instead, as in the paper. A 7B LLaMA sliced by 25 % has 15.3 % fewer
+parameters.
 
 Where we differ from the released code (microsoft/TransformerCompression 6b12cde):
     The released code also makes embeddings and writers mean-free in models with root-mean-square norms. This changes
@@ -84,10 +86,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
             massive: Counted = "raw", sequences: Count | None = None, batch_sequences: Count = 8) -> Composed:
     """Slice the states of a model to the width that removes the ratio of all parameters.
 
-    slicing: share of the width to remove. After rounding, at least this share is removed. If `slicing` is given, the
-        ratio is not read.
+    slicing: share of the width to remove. The new width is rounded so that at least this share is removed. If `slicing`
+        is given, the ratio is not read.
     multiple: the new width is a multiple of this number.
-    slice_head: whether the input state of the output head is sliced too. The released code does not slice this state.
+    slice_head: whether the input state of the output head is sliced too. The released code does not slice the input
+        state of the head.
     massive: `raw` gives massive tokens the same weight as other tokens, as the released code does; then the first
         directions are those of massive tokens. `mask` excludes massive tokens from X'X.
     sequences: number of calibration sequences; null means all.
@@ -171,8 +174,8 @@ def _shape(config: "PretrainedConfig", width: int, slice_head: bool) -> dict[str
 
 
 def sliced_config(config: "PretrainedConfig", width: int, slice_head: bool) -> "PretrainedConfig":
-    """The configuration of a model whose states have the width `width`. With `slice_head` the head reads states of this
-    width too."""
+    """The configuration of a model whose states have the width `width`. With `slice_head` the input states of the
+    output head have this width too."""
     # the folded classes come with transformers' models, whose import takes seconds
     from kdp_core.model.folded import FOLDED
 
@@ -193,8 +196,8 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """The bases q_DE in float64: one for every state that a part reads, and one for the last state. Each basis has an
-    entry with the share of the squares that the basis keeps."""
+    """The bases q_DE in float64: one for every state that a part reads, and one for the last state. The entry of a
+    basis contains the share of the states' squares that the basis keeps."""
     family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, entries = [], []
@@ -234,8 +237,8 @@ def _basis(x_STD: Tensor, width: int, massive_factor: float | None, batch: int,
 
 
 def _after(passes: Passes, family: Family, number: int, part: str, x_BTD: Tensor, q_DE: Tensor) -> Tensor:
-    """The state after a part, for the state x before this part: the state x Q Q' plus the part's output for the input x
-    Q Q'."""
+    """The state after a part, if x is the state before the part: the sum of the state x Q Q' and the part's output for
+    the input x Q Q'."""
     x_BTD, q_DE = x_BTD.to(passes.device, passes.model.dtype), q_DE.to(passes.device, passes.model.dtype)
     x_BTD = x_BTD @ q_DE @ q_DE.T
     added_BTD = part_output(passes.layers[number], family, part, x_BTD, **passes.context[number][1])

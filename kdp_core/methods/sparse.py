@@ -11,10 +11,11 @@ stored.
 
 Scope and share. Weights are set to zero only in the matrices of the linear modules inside decoder layers. Let the ratio
 be a share of all parameters, where tied parameters count once. Then the share s = ratio * all / in scope of the weights
-in these matrices must become zero. The share s is the same for every matrix. The running total of zeros is s times the
-number of weights so far, rounded down. The number of zeros of a matrix is the increase of this total. The number of
-zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group of 4 or 8
-columns is set to zero, as in the papers, and the ratio is not read. The statistics contain the share of zeros.
+in these matrices must become zero. The share s is the same for every matrix. After each matrix, the total of zeros is s
+times the number of weights so far, rounded down. Each matrix gets as many zeros as this total grows by the matrix. The
+number of zeros of all matrices together is therefore exact to one weight. With a pattern (2:4, 4:8) half of every group
+of 4 or 8 columns is set to zero, as in the papers, and the ratio is not read. The statistics contain the share of
+zeros.
 
 Where we differ from the released code (locuslab/wanda 8e8fc87, IST-DASLab/sparsegpt 147d215):
     Wanda sets int(C s) weights of each row to zero, up to R - 1 weights too few. Here one more weight becomes zero in
@@ -142,7 +143,8 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     batch_sequences: number of sequences in one forward pass.
     damp: multiple of the mean diagonal of H that is added to the diagonal. If H is singular, damp is raised tenfold, up
         to 0.1.
-    block_size: number of columns whose zeros are chosen together. Columns after the block are changed once per block.
+    block_size: number of columns whose zeros are chosen together. For each block, the columns after the block are
+        changed once.
     seed: seed of the choice of sequences.
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers. Also raises
     FitError if H is singular for every damp.
@@ -174,7 +176,7 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
 
 
 def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
-    """State 0 of `sequences` sequences, which are drawn by `seed` and keep their order in the calibration set."""
+    """State 0 of `sequences` randomly drawn sequences (seed `seed`), in their order in the calibration set."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
@@ -255,7 +257,7 @@ def _sums(passes: Passes, own: list[_Matrix], batches: tuple[Tensor, ...],
 
 def _replace(module: nn.Module, w_RC: Tensor) -> None:
     """Replace the matrix of a module by a matrix in the same precision. The old memory is not overwritten, because it
-    may map a file."""
+    may be the memory map of a weight file."""
     module.weight = nn.Parameter(as_weight(module, w_RC).to(module.weight.dtype), requires_grad=False)
 
 
@@ -273,8 +275,8 @@ def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Ten
 
 
 def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
-    """bool_RC: true for the lowest scores of each row, the same number in each row. If a remainder is left, one more
-    score is chosen in the rows whose next score is lowest."""
+    """bool_RC: true for the lowest scores of each row, the same number in each row. If `count` is not a multiple of the
+    number of rows, the rows whose next score is lowest have one more true entry."""
     each, remainder = divmod(count, len(score_RC))
     order_RC = score_RC.argsort(dim=1, stable=True)
     mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
@@ -286,8 +288,8 @@ def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
 
 
 def _inverse_factor(hessian_CC: Tensor, damp: float) -> tuple[Tensor, float]:
-    """(upper U with U'U = (H + damp mean diag(H) I)^-1, the smallest damp that was large enough). Raises FitError if
-    every damp is too small."""
+    """Two results: the upper triangular U with U'U = (H + damp mean diag(H) I)^-1, and the smallest damp that was large
+    enough. Raises FitError if every damp is too small."""
     eye_CC, mean = torch.eye(len(hessian_CC)).to(hessian_CC), hessian_CC.diagonal().mean()
     level = damp
     while True:

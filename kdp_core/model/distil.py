@@ -4,12 +4,13 @@ model's.
     L = lambda tau^2 KL(p || q) + (1 - lambda) CE,    p, q = softmax(logits / tau) of dense and pruned model
 
 The loss is that of KDP (Ma et al., ICLR 2026), appendix B, with lambda = 0.5 and tau = 1. The factor tau^2 (Hinton et
-al. 2015) keeps the gradients of the two terms comparable. The paper does not say whether its loss contains this factor.
-For the paper's tau = 1 the factor is 1. Cross-entropy is always at temperature 1. Both terms are means over the tokens
-that have a next token.
+al. 2015) keeps the gradients of the two terms comparable. The paper does not say whether its loss contains tau^2. For
+the paper's tau = 1, tau^2 is 1 too. Cross-entropy is always at temperature 1. Both terms are means over the tokens that
+have a next token.
 
-The loss reads the states that enter the output heads. The dense model's states (S, T, D) are therefore stored once. The
-dense model's logits are computed again for one chunk of tokens at a time, so that no matrix (N, V) is in memory.
+The loss reads the states that enter the output heads. The dense model's states (S, T, D) never change, so they are
+computed once and stored. The dense model's logits are computed again for one chunk of tokens at a time, so that no
+matrix (N, V) is in memory.
 Axis C: tokens of a chunk.
 """
 from typing import NamedTuple
@@ -90,8 +91,8 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
     """The loss L of this module's docstring, over one batch of sequences without padding.
 
     The student's states and head receive gradients; the teacher's states and head do not. If there are several chunks,
-    each chunk is computed again in the backward pass. The computation then needs the memory of one chunk, and the time
-    grows by two thirds.
+    each chunk is computed again in the backward pass. The loss then needs the memory of only one chunk, but takes two
+    thirds more time.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.

@@ -3,7 +3,7 @@
 A family is named by transformers' model type, such as `llama`. A family's record contains the paths of layers,
 embeddings and norms in the module and in the state dict. A record also states which modules of a layer's parts
 (attention, MLP) read the state, and which modules write to it. Another field maps LLaMA's names of configuration
-entries to the family's names. No other module contains the name of a model type.
+entries to the family's names. The names of model types, such as `llama`, occur in no other module.
 
 This module imports neither torch nor transformers, so that sizes can be computed from a configuration file alone.
 """
@@ -16,7 +16,7 @@ PREFIX = "kdp_"
 HEADS, KV_HEADS, CHANNELS = "heads", "kv_heads", "intermediate"
 """The kinds of output rows of a reader matrix: query heads, key-value heads, or channels of the MLP."""
 WRITER_BIAS = "writer_bias"
-"""Entry in the widths of a layer. The entry is 1 if the layer's writer matrices have biases, even if the writers of the
+"""Entry in the widths of a layer. With the value 1, the layer's writer matrices have biases, even if the writers of the
 family have no biases."""
 TRIPLES = "triples"
 """Kind of the rows of a fused reader that are grouped by heads: query, key and value of the first head, then query, key
@@ -34,8 +34,8 @@ class Part(NamedTuple):
     norm: str
     """The norm through which the part reads the state; empty if the part reads the state directly."""
     readers: Mapping[str, tuple[str, ...]]
-    """Linear maps that read the normed state -> kinds of their output rows, in order. The rows of a fused map have
-    several kinds."""
+    """Linear maps that read the normed state -> kinds of the rows in the map's output, in order. The rows of a fused
+    map have several kinds."""
     writer: str
     """The linear map whose output is added to the state. Each column of this map belongs to one head or to one channel
     of the part."""
@@ -66,7 +66,7 @@ class Family(NamedTuple):
     layers: str = "layers"
     """Name of the list of decoder layers below the trunk."""
     embeddings: tuple[str, ...] = ("embed_tokens",)
-    """Embeddings below the trunk whose sum is state 0. The embedding of tokens comes first."""
+    """Paths of embeddings below the trunk; the sum of their outputs is state 0. The embedding of tokens comes first."""
     final_norm: str = "norm"
     """Name of the norm after the last layer, below the trunk."""
     head: str = "lm_head"
@@ -93,8 +93,8 @@ class Family(NamedTuple):
     """Number of rows of the position embedding beyond `max_position_embeddings`; None for a family without learned
     positions."""
     pre_norm: str = ""
-    """Entry that is false if norms follow the sum of state and output, as in OPT-350M. Empty if the family's norms
-    never follow the sum."""
+    """Entry that is false if a norm is applied to the sum of the state and a part's output, as in OPT-350M. Empty for a
+    family that never applies a norm to this sum."""
     embedding_width: str = ""
     """Entry that contains the width of the token embedding, if this width may differ from the width of the states."""
     lacks_final_norm: str = ""
@@ -107,14 +107,15 @@ class Family(NamedTuple):
     soft_cap: str = ""
     """Entry that contains the soft cap of the logits."""
     needs_bos: bool = False
-    """Whether a sequence must begin with the token for the beginning of a text. On a paragraph of news Gemma 3 270M has
-    a perplexity of 14 with this token and of 156 without this token; the first eight tokens are excluded."""
+    """Whether a sequence must begin with the token for the beginning of a text. On a paragraph of news, Gemma 3 270M
+    has a perplexity of 14 if the text begins with this token, and of 156 if it does not. Both perplexities exclude the
+    first eight tokens."""
     per_layer: tuple[str, ...] = ("layer_types",)
     """Entries that are lists with a value for each layer. A list may be longer than the number of layers."""
     fixed_width: bool = False
     """Whether transformers' code assumes that the last state has the same width as the first."""
     only: Mapping[str, Any] = {}
-    """Entries that must have a certain value, or the model cannot be pruned -> this value."""
+    """Entries that must have a certain value -> this value. A model with another value cannot be pruned."""
     in_files: Mapping[str, str] = {}
     """Tensors whose names in checkpoint files differ from the names in the module: name in the file -> name in the
     module."""
@@ -128,7 +129,7 @@ class Family(NamedTuple):
 
     @property
     def mean_free(self) -> bool:
-        """Whether norms subtract the mean of a state, so that no part reads this mean."""
+        """Whether the family's norms subtract the mean of a state. The parts then read states without their mean."""
         return self.norm == "layer"
 
     @property
@@ -146,7 +147,8 @@ class Family(NamedTuple):
         return getattr(config, self.names.get(name, name))
 
     def norms_first(self, config: Any) -> bool:
-        """Whether norms come before the parts. In such a model a part only adds its output to the state."""
+        """Whether norms come before the parts. If norms come before the parts, a part only adds its output to the
+        state."""
         return not self.pre_norm or bool(getattr(config, self.pre_norm))
 
     def one_width(self, config: Any) -> bool:

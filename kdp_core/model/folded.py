@@ -1,6 +1,6 @@
 """Folded Hugging Face models: a causal language model in which stand-in modules replace some of the layers.
 
-A stand-in belongs to the layer after it. Before this layer reads the hidden state, the stand-in maps this state
+A stand-in belongs to the layer after it. A stand-in maps the hidden state before its layer reads this state
 (`stand_in`). After the last layer, a stand-in maps the output of the last layer (`stand_in_after`). So layers stay
 consecutively numbered, per-layer lists of the configuration stay valid, and the KV cache of the base class is used. A
 stand-in acts on each token separately, so it needs no cache. The configuration lists the stand-ins:
@@ -10,8 +10,8 @@ If the output head of a model is tied to the embedding, the model may contain a 
 (`dropped_parts: {attention: [...], mlp: [...]}`). A layer may also have other numbers of heads and MLP channels
 (`widths`: heads, kv_heads and intermediate of every layer). The size of a head stays the same, and `writer_bias: 1`
 gives a bias to the maps that write to the state.
-The states may be sliced. Each state then has its own basis and width (`sliced: {attention: [...], mlp: [...], final}`:
-the widths).
+The states of a model may be sliced to smaller widths. Each state then has its own basis and width
+(`sliced: {attention: [...], mlp: [...], final}`: the widths).
 
 A folded checkpoint contains a Python file that defines these classes without kdp. The configuration names this file in
 `auto_map`, so that users can load the checkpoint with `trust_remote_code=True`. The file is made from the modules
@@ -37,8 +37,8 @@ this list."""
 
 
 def source() -> str:
-    """The text of the file that defines the classes of a checkpoint. If this module is itself such a file, its own text
-    is returned."""
+    """The text of the file that defines the classes of a checkpoint. If this module is itself such a file of a
+    checkpoint, the module's own text is returned."""
     here = Path(__file__)
     if here.name == FILE:
         return here.read_text(encoding="utf-8")

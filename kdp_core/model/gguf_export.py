@@ -2,8 +2,8 @@
 
 The file has the form that llama.cpp's converter writes (gguf-py/gguf/constants.py; convert_hf_to_gguf.py, LlamaModel).
 Matrices have llama.cpp's names and the precision of the checkpoint, and norms and biases are float32. The rows of
-queries and keys have the order of llama.cpp's rotary embedding. A model is written only if `gguf_file` can read it back
-with equal logits. For any other model the error recommends llama.cpp's own converter.
+queries and keys have the order of llama.cpp's rotary embedding. This module writes only models whose GGUF files
+`gguf_file` can read back with equal logits. For any other model the error recommends llama.cpp's own converter.
 """
 import json
 from pathlib import Path

@@ -1,8 +1,8 @@
 """GGUF files are read only if every metadata field that changes the forward pass is known; other files are refused.
 
 transformers reads sizes, norms and the base frequency of a GGUF file, and ignores fields that it does not know. This
-module therefore compares the fields of the file with three tables. Fields in FIELDS are read by transformers or by this
-module. Fields in IDLE do not change the forward pass. Fields in NEUTRAL may only have a value with which they do not
+module therefore compares the fields of the file with three tables. transformers or this module reads the fields in
+FIELDS. Fields in IDLE do not change the forward pass. Fields in NEUTRAL may only have a value with which they do not
 change the forward pass. A file with any other field is refused. The meaning of the fields is that of llama.cpp
 (gguf-py/gguf/constants.py, src/llama-model.cpp; rotary scaling: rope_yarn in ggml-cpu/ops.cpp).
 """
@@ -29,7 +29,8 @@ FIELDS = {
     "rope.scaling.original_context_length", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
 }
-"""Fields below the architecture's name that transformers or this module reads."""
+"""Fields after the prefix with the architecture's name, such as `llama.`; transformers or this module reads these
+fields."""
 IDLE = {"tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
 """Fields that only describe the file and do not change the forward pass."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -44,11 +45,11 @@ PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.", "GGUF."
 made."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PUBLISHED_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Parameters of the rotary scaling that Meta published; they are equal for every Llama from 3.1 on. A GGUF file
-contains only the factors that are computed from these parameters."""
+"""Parameters of the rotary scaling that Meta published; they are equal for every Llama from 3.1 on. A GGUF file does
+not contain these parameters, but only the divisors that are computed from them."""
 WIDE_LAYERS = (46, 62)
-"""Numbers of layers of the 27B models of Gemma 2 and Gemma 3. Only these models scale queries by hidden_size / heads,
-and a GGUF file does not state this scale. llama.cpp, too, recognises these models by their number of layers."""
+"""Numbers of layers of the 27B models of Gemma 2 and Gemma 3. Only these 27B models scale queries by hidden_size /
+heads. A GGUF file does not state this scale, so llama.cpp, too, recognises the 27B models by their number of layers."""
 BYTE_LEVEL = {
     "default", "gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling",
     "llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen",
@@ -61,8 +62,8 @@ or by `checkpoints`."""
 TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token")
 """Fields of the tokenizer that this module reads."""
 FIRST_TOKEN = {"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"}
-"""Pre-tokenizers of byte-level vocabularies with which texts begin with the token for the beginning of a text, if the
-file does not state otherwise."""
+"""Pre-tokenizers of byte-level vocabularies. If a model has one of these pre-tokenizers, its texts begin with the token
+for the beginning of a text, unless the file states otherwise."""
 
 
 class Header(NamedTuple):
@@ -163,8 +164,8 @@ def complete(header: Header, config: "PretrainedConfig") -> None:
 
 
 def adds_first_token(header: Header) -> bool:
-    """Whether the tokenizer adds the token for the beginning of a text. If the file does not state this, llama.cpp's
-    rule is used."""
+    """Whether the tokenizer adds the token for the beginning of a text. If the file has no field
+    `tokenizer.ggml.add_bos_token`, llama.cpp's rule is used."""
     kind, split = header.fields["tokenizer.ggml.model"], header.fields.get("tokenizer.ggml.pre", "default")
     return bool(header.fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or split in FIRST_TOKEN))
 
@@ -273,8 +274,8 @@ def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str
 
 
 def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
-    """Entries for the divisors of the rotary frequencies. If possible, these are the entries of Meta's configuration,
-    otherwise entries that allow any divisors."""
+    """Entries for the divisors of the rotary frequencies. If the entries of Meta's configuration give these divisors,
+    they are returned, otherwise entries that allow any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
     if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):

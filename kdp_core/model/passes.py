@@ -1,10 +1,10 @@
 """Runs parts of a dense model alone: single layers on stored states, and the final norm and head on last states.
 
 Searches and fits run many combinations of the same layers and stand-ins. If a layer runs on stored states, the layers
-before this layer need not run again. Besides states, a layer needs arguments (positions, masks, rotary tables), which
-differ by family and depend only on the shape of the batch. `Passes` records these arguments once and then reuses them.
-They come from the model's own forward pass over one sequence of the given length without padding. A path is a list of
-layer numbers and stand-ins, in order.
+before this layer need not run again. Besides states, a layer needs other arguments: positions, masks and rotary tables.
+These arguments differ by family and depend only on the shape of the batch. `Passes` records these arguments once and
+then reuses them. The arguments come from the model's own forward pass over one sequence of the given length without
+padding. A path is a list of layer numbers and stand-ins, in order.
 """
 from collections.abc import Callable, Sequence
 from typing import Any

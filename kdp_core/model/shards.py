@@ -2,10 +2,10 @@
 share by hard links.
 
 Pruned models of the same dense model differ in few layers. With shared files, each layer is in a separate file. If two
-checkpoints contain the same layer under the same number, the files of this layer have the same bytes. Both folders then
-link to one file on disk. Each folder stays an ordinary checkpoint: a copied, packed or uploaded folder contains all its
-weights, and deleting a folder does not damage other checkpoints. The files are read-only, so that no program changes a
-shared file by accident.
+checkpoints contain the same layer under the same number, the files of this layer have the same bytes. The folders of
+both checkpoints then link to one file on disk. Each folder stays an ordinary checkpoint: a copied, packed or uploaded
+folder contains all its weights, and deleting a folder does not damage other checkpoints. The files are read-only, so
+that no program changes a shared file by accident.
 
 The folder POOL, which is next to the checkpoints, contains another link to each file. The name of this link is the
 file's hash, by which later checkpoints find the file. A file that is in no checkpoint is deleted when the next
@@ -43,7 +43,7 @@ def write(tensors: dict[str, Tensor], folder: Path, shard_size: str) -> None:
 
 def write_shared(tensors: dict[str, Tensor], folder: Path, pool: Path, prefix: str) -> None:
     """Write one file for each layer, one file for the stand-ins, and one file for all other tensors. If the pool
-    already contains an equal file, the checkpoint gets a link to the pool's file.
+    already contains a file with the same content, the checkpoint gets a link to that file.
 
     prefix: the beginning of the names of the layers' tensors, such as `model.layers.`.
     """
@@ -93,7 +93,8 @@ def _group(name: str, prefix: str) -> str:
 
 
 def _place(content: bytes, path: Path, pool: Path) -> None:
-    """Create a file with this content at `path`. If possible, the file is a hard link to the pool's file."""
+    """Create a file with this content at `path`. If the pool has a file with this content, the new file is a hard link
+    to that file, where hard links are possible."""
     kept = pool / f"{hashlib.sha256(content).hexdigest()}.safetensors"
     # another process may delete the pool's file, and some file systems do not support links
     with contextlib.suppress(OSError):

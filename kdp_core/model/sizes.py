@@ -1,4 +1,5 @@
-"""The size of a model: parameters and multiply-adds, either of a module or computed from a configuration alone.
+"""The size of a model: its numbers of parameters and multiply-adds, counted in a module or computed from a
+configuration alone.
 
 Tied parameters count once; the KDP paper (ICLR 2026) does not say how it counts tied parameters. The paper's "FLOPs"
 (Table 10) are the multiply-adds of the linear layers for 128 tokens. The output head is included; embeddings and
@@ -30,7 +31,7 @@ def part_params(layer: "nn.Module", family: Family, part: str) -> int:
 
 
 def count_macs(module: "nn.Module") -> int:
-    """Multiply-adds for one token: the sum of in * out over all linear maps, a tied output head included.
+    """Multiply-adds for one token: the sum of in * out over all linear maps. A tied output head is included.
 
     If a module has an attribute `macs_per_token`, the value of this attribute is used, and the submodules are not
     counted.

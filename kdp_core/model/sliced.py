@@ -1,8 +1,8 @@
 """Models with states of reduced width, where each state has its own basis (SliceGPT, Ashkboos et al. 2024, arXiv
 2401.15024).
 
-The gain of every norm is multiplied into the matrices that read the norm. Every part of a layer gets another matrix.
-This matrix rotates the state from the basis in which the part reads to the basis in which the part writes.
+The gain of every norm is multiplied into the matrices that read the norm. Every part of a layer gets an additional
+matrix. This matrix rotates the state from the basis in which the part reads to the basis in which the part writes.
 """
 from typing import Any
 
@@ -40,8 +40,8 @@ class SlicedLayer:
 
 
 def part_output(layer: nn.Module, family: Family, part: str, h: Tensor, **kwargs: Any) -> Tensor:
-    """The output that a part adds to the state, in a layer without norms after its parts. `kwargs` are the other
-    arguments of the layer."""
+    """The output of a part, which the layer adds to the state; only for layers without norms after their parts.
+    `kwargs` are the other arguments of the layer."""
     own, x = family.parts[part], norm_of(layer, family, part)(h)
     module = layer.get_submodule(own.module)
     if part == "attention":

@@ -29,8 +29,8 @@ class RffMlp(StandIn):
     """KDP's folded block: random Fourier features, a linear map, an activation, a linear map.
 
     h -> W2 act(W1 (cos(Omega' x + b), sin(Omega' x + b)) + b1) + b2. Here x is h, or h divided by its root mean square,
-    as `lift_input` says. The operators A_k .. A_1 and 1/sqrt(m) are multiplied into W1, alpha into W2 and b2
-    (methods.kdp.inverse.to_module).
+    as `lift_input` says. W1 already contains the operators A_k .. A_1 and the factor 1/sqrt(m); W2 and b2 already
+    contain the factor alpha (methods.kdp.inverse.to_module).
     """
 
     def __init__(self, width: int, frequencies: int, hidden: int, activation: str, lift_input: str,
@@ -65,8 +65,8 @@ class Residual(StandIn):
     """h -> h + W x + b + O f(V x + c), a skip path, a linear part and a dictionary; x is h normalised token by token.
 
     The kind of the dictionary f determines the matrix V. `glu`: gated neurons act(V_1 x) * (V_2 x). `mlp`: ordinary
-    neurons act(V x). `rff`: random Fourier features cos(V x + c). Without entries only the skip path and the linear
-    part remain.
+    neurons act(V x). `rff`: random Fourier features cos(V x + c). If the dictionary has no entries, only the skip path
+    and the linear part remain.
     """
 
     def __init__(self, width: int, entries: int, dictionary: str, activation: str, norm: str,
@@ -98,8 +98,8 @@ class Residual(StandIn):
 
 
 class LowRank(nn.Module):
-    """h -> h + B A h, with 2 r D parameters. The map changes the logits, but not an embedding that is tied to the
-    head."""
+    """h -> h + B A h, with 2 r D parameters. This adapter changes the logits. An embedding that is tied to the head
+    does not change."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ class LowRank(nn.Module):
 class NoAttention(nn.Module):
     """Replaces a removed attention and adds nothing to the state.
 
-    For each token the cache stores one zero instead of keys and values. So the cache has the correct length in every
-    layer. Positions and masks are computed from this length.
+    For each token the cache stores one zero instead of keys and values. With these zeros, the length of the cache is
+    correct in every layer. Positions and masks are computed from this length.
     """
 
     def __init__(self, layer_idx: int) -> None:

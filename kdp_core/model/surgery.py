@@ -41,8 +41,8 @@ def attach(model: nn.Module, stand_ins: list[dict[str, Any]]) -> None:
     """Attach the stand-ins of a configuration to the layers of the model. The weights of the stand-ins are loaded later
     from the checkpoint.
 
-    If a place has several stand-ins, they run in the given order. A place has several stand-ins if neighbouring blocks
-    have one stand-in each.
+    If several stand-ins are before the same layer, or after the last layer, they run in the given order. This occurs if
+    neighbouring blocks have one stand-in each.
     """
     layers = decoder_layers(model)
     for entry in stand_ins:
@@ -118,8 +118,8 @@ def _count_heads(attention: nn.Module, heads: int, kv_heads: int, columns: int) 
 
 
 class LayerConfig:
-    """The configuration of a model, but with the number of heads of one layer. All other entries are read from the
-    configuration of the model."""
+    """The configuration of a model, but with the number of heads of one layer. All entries except the number of heads
+    are read from the configuration of the model."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self.config, self.num_attention_heads = config, heads

@@ -1,20 +1,21 @@
 """Fine-tuned variants of pruned checkpoints: LoRA trains the output head to match the dense model's outputs.
 
 The method is that of KDP (Ma et al., ICLR 2026), appendix B; the paper's tables mark these variants with a dagger.
-Everything except the head is frozen, including the stand-ins. So the states that enter the head never change. The
-states that enter the heads of both models are computed once. Only a low-rank change of the head is trained on these
-states.
+Everything except the head is frozen, including the stand-ins. The states that enter the head therefore never change
+during the training. The states that enter the heads of both models are computed once. Only a low-rank change of the
+head is trained on these states.
 
 If the head has its own weight, the change is added to this weight, W -> W + s B A. This adds no parameter to the model.
 If the head is tied to the embedding, adding the change to the weight would change the inputs as well. For a tied head
 the change is therefore applied before the head, h -> h + s B A h (the paper's "logit adapter"). This adapter stays in
 the model and has 2 r D parameters. The scale is s = alpha / r. B starts at zero, so the training starts at the
 unchanged pruned model. The checkpoint gets the weights of the epoch with the best held-out loss or perplexity. The
-start counts as an epoch, so a fine-tuned variant is never worse than the pruned model by this held-out number.
+start counts as an epoch. Measured by the held-out loss or perplexity, a fine-tuned variant is therefore never worse
+than the pruned model.
 
-The paper states neither the batch size nor the held-out share. The paper does not state the unit of warm-up either;
-here the unit is one update. The paper uses validation perplexity to stop the training (`judge: ppl`). By default, the
-held-out value of the training loss selects the epoch.
+The paper states neither the batch size nor the held-out share. The paper also does not state the unit of warm-up; in
+this module the unit is one update. The paper uses validation perplexity to stop the training (`judge: ppl`). By
+default, the held-out value of the training loss selects the epoch.
 """
 import json
 import logging
@@ -127,8 +128,8 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
 
 
 def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
-    """Final states of a checkpoint, its head, and whether the head is tied to the embedding. The rest of the model is
-    freed."""
+    """Final states of a checkpoint, its head, and whether the head is tied to the embedding. The memory of the rest of
+    the model is freed."""
     model = checkpoints.load_model(folder, device=device, dtype=dtype).requires_grad_(False)
     h_STD = final_states(model, ids_ST)
     if not torch.isfinite(h_STD).all():

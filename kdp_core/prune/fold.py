@@ -25,7 +25,7 @@ from kdp_core.model.families import FAMILIES, Family, family_of, is_known, type_
 from kdp_core.model.sizes import count_params
 
 LEFT_BEHIND = ("config.json", shards.INDEX, *provenance.ABOUT)
-"""Files of the dense folder that are not copied. Either fold writes a new file, or the file describes only the dense
+"""Files of the dense folder that are not copied, because `fold` writes new ones or because they describe only the dense
 model."""
 
 
@@ -105,8 +105,8 @@ def _own_class(plan: Plan) -> bool:
 
 
 def _place(stop: int, keep: list[int]) -> tuple[int, bool]:
-    """The place of a stand-in whose block ends before old layer `stop`: (new number of a layer, whether the stand-in is
-    after that layer)."""
+    """The place of a stand-in whose block ends before layer `stop` of the dense model: (number of a layer of the pruned
+    model, whether the stand-in is after that layer)."""
     later = [new for new, old in enumerate(keep) if old >= stop]
     return (later[0], False) if later else (len(keep) - 1, True)
 
@@ -174,8 +174,8 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
 
 def _of_shape(plan: Plan, tensors: dict[str, Tensor], config: PretrainedConfig,
               keep: list[int]) -> dict[str, Tensor]:
-    """The tensors that a model of the configuration `config` has. Dense tensors that this model does not have are
-    removed."""
+    """The tensors that a model of the configuration `config` has. Dense tensors that the model of `config` does not
+    have are removed."""
     shapes = {name: tensor.shape for name, tensor in checkpoints.on_meta(config).state_dict().items()}
     tied = {f"{family_of(config).head}.weight"} if config.tie_word_embeddings else set()
     if wrong := sorted(name for name, tensor in tensors.items() if shapes.get(name, tensor.shape) != tensor.shape):

@@ -42,7 +42,7 @@ def prune_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     options: options of the method, by step, as in the configuration: `{"compose": {"epochs": 2}}`. With the default
         options, pruning a small model may take an hour. With the options in `kdp_core.methods.method_of(method).quick`
         it takes minutes.
-    out: folder to which the pruned checkpoint is written. Without `out` no file is kept.
+    out: folder to which the pruned checkpoint is written. If `out` is not given, no file remains after the call.
     Raises OptionError for an unknown method or option, and TextError for too few documents. Raises the error of the
     method, a ValueError, for a ratio that cannot be reached or a family that the method cannot prune.
 
@@ -74,8 +74,8 @@ def stages(folder: Path, tokens: Tokens, facts: ModelFacts, out: Path, *, method
     """Prune the dense checkpoint in `folder`/dense and write the result to `out`: states, similarity, method, fold.
 
     The states stay in `folder`. If the folder already contains states, these states are read and not computed again.
-    `methods.run` describes `keep` and `filled`. This function also calls `keep` for the records `similarity` and
-    `pruned`.
+    The docstring of `methods.run` explains `keep` and `filled`. This function calls `keep` for two more records,
+    `similarity` and `pruned`.
     """
     dense, states = folder / "dense", folder / "hidden.zarr"
     if not states.exists():

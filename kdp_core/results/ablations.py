@@ -1,9 +1,9 @@
 """Ablations: the variants, points and numbers of one study of the KDP paper, for tables and figures.
 
-Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) have the same form. Each of them
-compares a few scores of variants that differ in one quantity. The paper reports no standard errors. Here every score
-has a standard error, and the dense model is shown as well. This module uses two tables, the summary and the scores of
-single tasks, and loads no model.
+Tables 3, 4, 9 and 11 and Figures 6, 7 and 8 of the paper (Ma et al., ICLR 2026) are ablations. Each of these tables and
+figures compares a few scores of variants that differ in one quantity. The paper reports no standard errors. In our
+tables every score has a standard error, and the dense model is shown as well. This module uses two tables, the summary
+and the scores of single tasks, and loads no model.
 
 Table 11 reports retained performance in two ways: relative to the dense model (`rp`), and relative to the standard
 calibration set (`rp_reference`). The reference is the ablation's first point. If every variant is drawn as a separate
@@ -56,15 +56,15 @@ class Ablation(NamedTuple):
     title: str
     x: list[str]
     """What is on the axis: `ratio`, `k_max`, `tokens`, `variant`, or options of the variants, written as step.option.
-    If `x` contains several options, each option has a line. A variant is on the line of the option in which it differs
-    from the first variant. The first variant is on all lines."""
+    If `x` contains several options, a figure has one line for each option. If a variant differs from the first variant
+    in one option, the variant is a point on the line of this option. The first variant is a point on all lines."""
     metrics: list[str]
     """Names of columns of the summary, `rp_reference`, or names of tasks: `task` stands for the main metric of the
     task, `task:metric` for one metric."""
     points: list[dict[str, Any]]
     """The keys of every point, in order: model, calib, method, ratio, k_max. The first point is the reference."""
     settings: dict[str, dict[str, Any]]
-    """For each variant, the values of those options that `x` contains."""
+    """For each variant, its values of the options that are named in `x`."""
     tokens: dict[str, int]
     """Number of tokens of each calibration set."""
 
@@ -81,15 +81,16 @@ class Gathered(NamedTuple):
     columns: dict[str, Column]
     """For each column of an axis or metric: its heading, its number format, and its meaning."""
     axes: list[str]
-    """The name of the column for each entry of `x`."""
+    """Names of the columns for the entries of `x`, in the order of `x`."""
 
 
 def gather(summary: pd.DataFrame, scores: pd.DataFrame, ablation: Ablation) -> Gathered:
     """Collect the points of an ablation from the results of summary.summarise and summary.tidy, as read from their CSV
     files.
 
-    Raises AblationError in four cases: the summary lacks a point, a metric is unknown, a variant does not set an
-    option, or a variant differs from the first variant in two of several options.
+    Raises AblationError for an ablation without points, for options of variants next to other axes, for a point that
+    the summary lacks, and for an unknown metric. Also raises AblationError for a variant that does not set an option of
+    `x`, or that differs from the first variant in several options of `x`.
     """
     _check(ablation)
     frame = _points(summary, ablation)
@@ -144,8 +145,8 @@ def variants_of(ablation: Ablation) -> list[str]:
 
 
 def lines_of(ablation: Ablation, variant: str) -> list[str]:
-    """The options of `x` on whose lines a variant is. On the line of an option, a variant differs from the first
-    variant in no other option."""
+    """The options of `x` on whose lines the variant is a point. The variants on the line of an option differ from the
+    first variant at most in this option."""
     if len(ablation.x) == 1:
         return list(ablation.x)
     own, first = ablation.settings[variant], ablation.settings[variants_of(ablation)[0]]
@@ -153,7 +154,7 @@ def lines_of(ablation: Ablation, variant: str) -> list[str]:
 
 
 def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
-    """The rows of the summary for the dense models and for the points of the ablation."""
+    """The rows of the summary that the ablation shows: the rows of its points and of their dense models."""
     place = {tuple(row): index for index, *row in summary[list(KEYS)].itertuples()}
     chosen = []
     for model in dict.fromkeys(point["model"] for point in ablation.points):
@@ -172,8 +173,8 @@ def _points(summary: pd.DataFrame, ablation: Ablation) -> pd.DataFrame:
 def _against_first(frame: pd.DataFrame, alike: list[Any]) -> pd.DataFrame:
     """Add a column with the share of the first point's accuracy that each point retains.
 
-    Rows with equal values of `alike` form a group, and each group has its own first point. The standard error does not
-    include the error of this first point.
+    Rows with equal values in the columns `alike` form a group. Each row is compared with the first point of its
+    group. The standard error excludes the uncertainty of the first point's own accuracy.
     """
     reference = frame.groupby(alike)["acc"].transform("first").where(frame["method"] != DENSE)
     return frame.assign(**{name: [retained(value, base) for value, base in zip(frame[source], reference, strict=True)]

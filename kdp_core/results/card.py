@@ -30,7 +30,7 @@ class Made(NamedTuple):
     again: str
     """Commands or a configuration with which the checkpoint can be made again, as a fenced block of Markdown."""
     provenance: Mapping[str, Any]
-    """The entries `versions`, `git`, `seeds` and `inputs`, as `provenance.here` and `hashes` return them."""
+    """The entries `versions`, `git`, `seeds` and `inputs`. `provenance.here` and `hashes` return these entries."""
     stock: bool
     """Whether a class of transformers itself can load the model, without code in the checkpoint."""
 

@@ -10,7 +10,7 @@ DENSE = "dense"
 BASELINE = "remove"
 """The variant that removes the selected layers and replaces them by nothing.
 
-All other variants are compared with this variant.
+This variant is the baseline with which all other variants are compared.
 """
 KEYS = ("model", "calib", "method", "ratio", "k_max")
 """The columns that identify a point."""
@@ -57,8 +57,8 @@ class Column(NamedTuple):
     scale: float = 1.0
     """Factor from the stored value to the printed value."""
     better: int = 0
-    """1 if higher is better, -1 if lower is better, 0 otherwise. In columns with the value 0 the best number is not
-    marked."""
+    """1 if higher is better, -1 if lower is better, 0 otherwise. If the value is 0, the best number of the column is
+    not marked."""
     stderr: str = ""
     """Name of the column with the standard error; empty if there is none."""
     test: tuple[str, str] = ("", "")

@@ -1,7 +1,7 @@
 """Compares pairs of models on the same items, and tests which differences are larger than noise.
 
-All models answer the same items. The error of a difference is therefore computed from the differences on single items,
-and not from two independent means. So an item that is hard for both models does not increase the error.
+All models answer the same items. The standard error of a difference is therefore computed from the differences on
+single items, and not from two independent means. So an item that is hard for both models does not increase the error.
     one accuracy task     McNemar's exact test with the mid p-value (Fagerland et al. 2013)
     `all` accuracy tasks  the plain mean over tasks; p by a paired bootstrap, items drawn again within each task
     perplexity            difference of nats per token over windows or documents, standard error by the delta method,
@@ -9,8 +9,8 @@ and not from two independent means. So an item that is hard for both models does
 For a task with values other than 0 and 1, p also comes from a paired bootstrap. Items are treated as independent.
 Neighbouring windows of one text are not quite independent, so p-values of perplexities are a little too low. Holm's
 method corrects the p-values within one question about one group. The questions are: which models differ from the best
-model, from the baseline, or from the dense model? The p-values of all other pairs are not corrected. A table with
-another question must correct its p-values itself.
+model, from the baseline, or from the dense model? The p-values of all other pairs are not corrected. If a table tests
+other pairs, the code of this table must correct their p-values.
 """
 import itertools
 import json
@@ -54,10 +54,10 @@ class Outcomes(NamedTuple):
 class Entry(NamedTuple):
     """One model of a comparison."""
     key: tuple[str, str, str, float, int]
-    """Model, calib, method, ratio, k_max, as in KEYS."""
+    """Model, calibration set, method, ratio and k_max, in the order of KEYS."""
     zeros: bool
-    """Whether the model has weights set to zero instead of fewer weights. Models with zeros are compared only with each
-    other."""
+    """Whether weights of the model are set to zero, while the number of weights stays that of the dense model. Such a
+    pruned model is not compared with pruned models that have fewer weights."""
     outcomes: list[Outcomes]
 
 
@@ -84,8 +84,8 @@ def read_outcomes(folder: str | Path, scores: Scores) -> list[Outcomes]:
 
 
 def _members(task: str, scores: Sequence[Score]) -> list[str]:
-    """The names of the sample files of a task. For a group, these are the names of the tasks below the group: `law` for
-    mmlu/law."""
+    """The names of the sample files of a task. If `task` is a group of tasks, these are the names of the tasks in the
+    group: `law` for mmlu/law."""
     known = sorted({score.task for score in scores})
     below = [name for name in known if name.startswith(f"{task}/")]
     # a group within a group has a score but no items
@@ -94,8 +94,8 @@ def _members(task: str, scores: Sequence[Score]) -> list[str]:
 
 
 def _read_part(path: Path, metric: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    """(id, (value, weight)) of each item. If lm-eval applied several filters, the first filter that has the metric is
-    used."""
+    """(id, (value, weight)) of each item. If lm-eval applied several filters, the value comes from the first filter
+    that has the metric."""
     if not path.is_file():
         raise CompareError(f"{path} does not exist; evaluate this model again and keep its samples")
     chosen = None
@@ -114,7 +114,7 @@ def compare(entries: Sequence[Entry], *, draws: int = DRAWS, seed: int = 0) -> p
     """One row for each pair of pruned models, for each metric and task. Both models of a pair come from the same dense
     model, and have the same ratio and kind of pruning.
 
-    Columns as in COLUMNS. Pairs with the dense model are rows too.
+    The columns are those of COLUMNS. Each pair of a pruned model and its dense model is a row too.
     difference  the row's model minus the other model: share of items, or nats per token (below 0 is better)
     against     `best` by this metric and task, `baseline` (BASELINE with the same calib and k_max), `dense`, or empty:
                 any other pair, without p_holm

@@ -4,8 +4,8 @@ models.
 Models are built on the meta device: they have shapes but no weights, and nothing is downloaded. "FLOPs" are counted as
 in the paper: multiply-adds of the linear layers for 128 tokens, with the output head, without the embedding and the
 attention scores (see kdp_core.model.sizes). The tables show our counts, the paper's figures and the differences;
-NOTES_10 and NOTE_12 explain the differences. If the number of removed layers is known, most figures of Table 10 are
-reproduced in every digit. The exceptions are:
+NOTES_10 and NOTE_12 explain the differences. If the number of removed layers is known, our counts agree with most
+figures of Table 10 in every digit. The exceptions are:
     KDP's own rows   count the folded block at 2 per multiply-add and without the projection, and the layers at 1. The
                      row of LLaMA-2-7B corresponds to four blocks of two layers, while Table 5 lists five
     ratios           SliceGPT's rows remove 25 % of the width, which is 15 % of the parameters, so the ratios differ
@@ -33,8 +33,8 @@ HIDDEN = 2000
 """ASSUME: width of the inverse network of step 2. The paper does not state this width; with 2000 the counts agree with
 Table 12's 2.89 G and 3.4 G."""
 PAIRS = 5
-"""Number of blocks that Table 5 lists for each LLaMA model. Each block has two layers if [17,19] means layers 17 and
-19."""
+"""Number of blocks that Table 5 lists for each LLaMA model. Each block has two layers if the paper's notation [17,19]
+means layers 17 and 19."""
 SLICED = 0.25
 """Share of the hidden width that SliceGPT removes; widths are multiples of 8."""
 
@@ -46,7 +46,7 @@ MODELS: Mapping[str, str] = {
 
 
 class Printed(NamedTuple):
-    """The paper's figures in one row of Table 10, and the ratio of the same row in Table 1."""
+    """The paper's figures for one model and method: those of its row in Table 10, and its ratio in Table 1."""
     flops_giga: float = math.nan
     change_percent: float = math.nan
     speedup: float = math.nan
@@ -70,7 +70,7 @@ TABLE_10: Mapping[tuple[str, str], Printed] = {
     ("LLaMA-3-8B", "ShortGPT"): Printed(ratio_percent=19.0),
     ("LLaMA-3-8B", "KDP, counted alike"): Printed(ratio_percent=25.8),
 }
-"""Table 10, with the ratios of Table 1. The paper does not report costs of the other models."""
+"""Table 10, with the ratios of Table 1. For all other models, the paper reports no costs."""
 
 REMOVED: Mapping[str, Mapping[str, int]] = {
     "LLaMA-2-7B": {"SLEB": 7, "ShortGPT": 9, "Streamline": 10},
@@ -117,7 +117,7 @@ class Size(NamedTuple):
 
 
 def size(model: str) -> Size:
-    """Counts of one of MODELS. The model is built without weights from its published configuration."""
+    """The counts of a model of MODELS. The model is built without weights from its published configuration."""
     # imported here, because the import takes seconds
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -156,7 +156,8 @@ def table_10() -> pd.DataFrame:
 
 
 def _variants(model: str, counts: Size) -> Iterator[tuple[str, str, int, int, str]]:
-    """(method, what is removed, parameters, multiply-adds per token, letters of notes) for every row of one model."""
+    """For every row of one model: (method, what is removed, parameters, multiply-adds per token, letters of the row's
+    notes)."""
     yield "dense", "", counts.params, counts.macs, "a"
     for method, layers in REMOVED[model].items():
         note = "b" if method == "SLEB" and model == "LLaMA-2-7B" else "c" if method == "Streamline" else ""
@@ -198,7 +199,7 @@ NOTES_10 = {
 # Table 12 -------------------------------------------------------------------------------------------------------------
 
 def table_12() -> pd.DataFrame:
-    """One row for each model and k: k layers compared with one folded block, in our counts and in the paper's
+    """One row for each model and k. A row compares k layers with one folded block, in our counts and in the paper's
     figures."""
     rows = []
     for model in MODELS:
@@ -254,7 +255,7 @@ COLUMNS_12 = {
 
 
 def render(frame: pd.DataFrame, number: Literal[10, 12], format: Literal["csv", "md", "tex"]) -> str:
-    """One of the two tables as text. The CSV text also contains the explanations, and all figures in full precision."""
+    """Table 10 or Table 12 as text. The CSV text also contains the explanations, and all figures in full precision."""
     if format == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     known = COLUMNS_10 if number == 10 else COLUMNS_12

@@ -1,6 +1,6 @@
 """The dictionary of a stand-in of kdp_residual. Each entry is a nonlinear function f(V x + c) of a normalised state x.
 
-As in extended dynamic mode decomposition, a variant may choose any of these dictionaries:
+A variant of kdp_residual may choose any of these dictionaries, as in extended dynamic mode decomposition:
     neurons      neurons of the block's own MLPs; the fit keeps those whose removal would raise its loss most
     rff          random Fourier features, as in KDP
     rff_learned  the same with learned frequencies (kdp_core.methods.kdp_residual.projection)
@@ -113,8 +113,8 @@ def random_features(x_ND: Tensor, entries: int, bandwidth_scale: float, seed: in
 
 
 def counted(h_STD: Tensor, y_STD: Tensor, massive_factor: float) -> tuple[Tensor, float]:
-    """Which tokens are massive neither before nor after the block, bool (S, T), and the limit: a token with a larger
-    norm bypasses the block."""
+    """Two results: bool (S, T), true for tokens that are massive neither before nor after the block; and the limit of
+    the norm above which a token bypasses the block."""
     norm_ST, goal_ST = h_STD.norm(dim=-1), y_STD.norm(dim=-1)
     above = massive_factor * norm_ST.median().item()
     return (norm_ST <= above) & (goal_ST <= massive_factor * goal_ST.median()), above
@@ -135,7 +135,7 @@ def candidates(model: nn.Module, block: Block, h_STD: Tensor, y_STD: Tensor, fit
 
 def _learned(drawn: Dictionary, h_STD: Tensor, y_STD: Tensor, fit: Fit) -> Dictionary:
     """Learn the frequencies and phases of a random dictionary. The training uses the same tokens and token weights as
-    the fit."""
+    the fit of the stand-in."""
     keep_ST, _ = counted(h_STD, y_STD, fit.massive_factor)
     h_ND, y_ND = h_STD[keep_ST], y_STD[keep_ST]
     weight_N = y_ND.square().sum(dim=1).reciprocal() if fit.token_weight == "inverse_norm" else torch.ones(len(y_ND))

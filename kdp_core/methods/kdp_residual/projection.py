@@ -6,10 +6,10 @@ projection.
 
 Variable projection (Golub and Pereyra 1973) computes the linear parameters in closed form for each value of the
 nonlinear parameters theta, with A = B. KDP (ICLR 2026, equation 5) learns the kernel in whose feature space the map of
-a layer is most linear. But features that are equal for all tokens fulfil KDP's criterion best. This module computes the
-linear parameters on tokens A, and the error on tokens B from other sequences. So a frequency is good only if it reduces
-the error on text that the linear parameters were not fitted to. Collapsed features and overfitted features do not
-reduce this error. The gradient is computed through the Cholesky solve, in float64.
+a layer is most linear. But KDP's criterion has its best value for features that are equal for all tokens. This module
+computes the linear parameters on tokens A, and the error on tokens B from other sequences. A frequency is therefore
+good only if it reduces the error on text that was not used to compute the linear parameters. Collapsed features and
+overfitted features do not reduce this error. The gradient is computed through the Cholesky solve, in float64.
 
 For each update of Adam, the training sequences are split at random into two sets: A, on which the linear parameters are
 solved, and B, on which the error is computed. A third set of sequences is used only to compare updates. The result is
@@ -25,8 +25,8 @@ from kdp_core.base.options import Natural, NotNegative, Positive, check
 
 logger = logging.getLogger(__name__)
 MOST_SOLVED, MOST_JUDGED = 6144, 2048
-"""Largest numbers of tokens in one update: for solving the linear parameters, and for computing the error. With these
-numbers of tokens the gradient is precise enough, and an update takes about a second."""
+"""Largest numbers of tokens in one update: for solving the linear parameters, and for computing the error. Updates with
+these numbers of tokens take about a second, and their gradients are precise enough."""
 JUDGED_SHARE = 0.25
 """Share of the sequences on which the error is computed, in every split."""
 JUDGE_EVERY = 5
@@ -36,7 +36,7 @@ LEAST = 3
 
 
 class ProjectionError(ValueError):
-    """Frequencies cannot be learned from these tokens with these options."""
+    """The frequencies of a stand-in cannot be learned from the given tokens with the given options."""
 
 
 class Sample(NamedTuple):
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
     """Normalised states: the inputs of the linear part and of the features."""
     goal_ND: Tensor
     weight_N: Tensor
-    """Weights of the squared errors. Only the ratios of the weights matter."""
+    """Weights of the squared errors. Only the ratios between these weights change the result."""
     sequence_N: Tensor
     """int64: the number of the sequence from which a token comes."""
 

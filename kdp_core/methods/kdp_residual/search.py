@@ -2,17 +2,18 @@
 
 CKA of hidden states measures how similar two states are. CKA does not measure how the difference of two states changes
 the outputs. This search replaces a candidate layer by a stand-in and computes KL(dense || pruned) of the next-token
-distributions on calibration text. Each stand-in is a stand-in of kdp_core.methods.kdp_residual, fitted in closed form
-on the dense model's states. Each round of the search removes the layer whose removal raises the divergence least. One
-search therefore orders the layers for every ratio.
+distributions on calibration text. Each candidate's stand-in is of the kind of kdp_core.methods.kdp_residual, and is
+fitted in closed form on the dense model's states. Each round of the search removes the layer whose removal raises the
+divergence least. One search therefore gives the order of removal for every ratio.
 
-The removal of a layer rarely raises the divergence less in a later round than in an earlier round. So the search uses
-the rise that was measured in an earlier round as a lower bound. In each round the candidate with the lowest bound is
-measured again. If the candidate's new rise is not higher than any other bound, the candidate is removed ("lazy" greedy,
-Minoux 1978). To measure a candidate, the pruned model is run only from this candidate on. SLEB (Song et al. 2024) is
-also a greedy search. SLEB measures the loss, and it uses neither stand-ins nor lower bounds.
+The removal of a layer rarely raises the divergence less in a later round than in an earlier round. The search therefore
+uses a candidate's rise in an earlier round as a lower bound of its rise in the current round. In each round the search
+measures the candidate with the lowest bound again. If the new rise is at most as high as the bounds of all other
+candidates, the measured candidate is removed ("lazy" greedy, Minoux 1978). To measure a candidate, the pruned model is
+run only from this candidate on. SLEB (Song et al. 2024) is also a greedy search. SLEB measures the loss instead of the
+divergence, without stand-ins and without lower bounds.
 
-The order `cka` does not run the model: a layer is removed early if the states before and after it are similar. The
+The order `cka` needs no run of the model: a layer is removed early if the states before and after it are similar. The
 order `cka` takes seconds. On SmolLM2-135M, models that are pruned in the order `cka` are as good as models that are
 pruned in the order `divergence` (docs/kdp.md).
 """
@@ -54,7 +55,7 @@ class _Run(NamedTuple):
     stand_ins: dict[int, nn.Module]
     """The stand-in of each eligible layer."""
     states: list[Tensor]
-    """h_STD before each layer of the model that is pruned so far, for the judging sequences."""
+    """h_STD before each layer of the current pruned model, for the sequences on which candidates are judged."""
     final_STD: Tensor
     batch: int
 
@@ -114,7 +115,8 @@ def most_ordered(facts: ModelFacts, k_max: int, given: Mapping[str, Any]) -> int
 
 
 def _compared(hidden: HiddenStates) -> Similarity:
-    """The similarity without massive tokens. A batch has 256 tokens, or an eighth of the tokens if they are few."""
+    """The similarity of the states, computed without massive tokens. A batch has 256 tokens, or an eighth of the tokens
+    if they are few."""
     return compare.similarity(hidden, batch=max(4, min(256, hidden.sequences * hidden.tokens // 8)))
 
 

@@ -1,31 +1,31 @@
 """Functions that LaCo and sliding-window merging share: merged layers, walks with a threshold, and the evaluation of
 candidates.
 
-Both methods replace layers l .. l+m by layer l with these linear maps:
+Both methods replace layers l .. l+m by one layer l. The linear maps of the new layer l are:
     W_l + sum_{k=1..m} (W_{l+k} - W_l)
 A candidate is accepted if the cosine between the final states of the original and of the candidate is above a threshold
-T. The final states are states after the final norm. All tokens of a sequence form one vector, and the cosine is a mean
-over sequences.
+T. The final states are states after the final norm. For this cosine, the states of all tokens of a sequence form one
+vector. The result is a mean over sequences.
 
 The linear maps of a layer and their biases (OPT) are merged. All norms of layer l are kept, including the norms of
-queries and keys in Qwen3 and Gemma 3. The attention type (window or full) of layer l is kept too.
+queries and keys in Qwen3 and Gemma 3. The merged layer also keeps the attention type (window or full) of layer l.
 
-The paper and the released code subtract different matrices W_l. The released code subtracts the W_l that earlier terms
-of the sum have already changed, so that all terms except W_{l+m} cancel. The merged layer then has the maps of the last
-layer and the norms of the first layer (reported as LaCo#5). `merge: paper` subtracts W_l as it was before the merge;
-`as_released` computes the same as the released code. A merged layer may be merged again (LaCo with stride < group - 1).
-The second sum then contains the merged maps. Every merged layer is thus a sum of the dense model's layers with integer
-coefficients. Each merge computes the sum from the dense layers. A walk only computes lists of integer coefficients, and
-it copies no model.
+The paper and the released code subtract different matrices W_l. The released code changes W_l after each term of the
+sum and subtracts the changed W_l, so that all terms except W_{l+m} cancel. The merged layer of the released code
+therefore has the maps of the last layer and the norms of the first layer (reported as LaCo#5). `merge: paper` subtracts
+W_l as it was before the merge; `as_released` has the same result as the released code. LaCo with stride < group - 1 may
+merge a layer that is already merged. The sum of the second merge then contains the maps of the first merge. Every
+merged layer is thus a sum of the dense model's layers with integer coefficients. Each merge computes the sum from the
+dense layers. A walk only computes lists of integer coefficients, and it copies no model.
 
-Neither method uses a ratio. This module finds T by bisection, until exactly `selection.layers` layers are removed. A
-walk gives the same result for all thresholds between the highest refused cosine and the lowest accepted cosine. If no
-threshold between two tried thresholds can give another walk, the number of removed layers jumps between these two
-thresholds. If the number jumps, or after `rounds` walks, `jump: whole` uses one of the tried walks: the walk whose
-number of removed layers is nearest. A whole walk equals a walk of the released code at the same threshold, and the
-record states how many layers are removed. `jump: shorten` removes exactly the wanted number of layers: the walk is
-repeated at the highest tried T that removes more layers. The repeated walk stops when enough layers are removed, and
-its last merge contains fewer layers.
+Both methods have a threshold T instead of a ratio. This module finds T by bisection, until exactly `selection.layers`
+layers are removed. A walk gives the same result for all thresholds between the highest refused cosine and the lowest
+accepted cosine. The number of removed layers jumps between two tried thresholds if no threshold between them can give
+another walk. If the number jumps, or after `rounds` walks, `jump: whole` uses the tried walk whose number of removed
+layers is nearest to the wanted number. A whole walk equals a walk of the released code at the same threshold, and the
+record states how many layers are removed. `jump: shorten` removes exactly the wanted number of layers. For this, a walk
+is repeated: the walk at the highest of the tried thresholds T that remove more layers. The repeated walk stops at the
+wanted number of layers, so its last merge contains fewer layers than before.
 """
 import logging
 import time
@@ -53,7 +53,7 @@ Merge = Literal["paper", "as_released"]
 
 
 class Merged(NamedTuple):
-    """A layer of the shortened model."""
+    """One layer of the shortened model: a layer of the dense model, or a merged layer."""
     base: int
     """The dense layer whose norms are kept in the merged layer."""
     shares: tuple[tuple[int, int], ...]
@@ -66,9 +66,9 @@ Jump = Literal["whole", "shorten"]
 Stack = tuple[Merged, ...]
 """The layers of a shortened model, from the first to the last."""
 Walker = Callable[[Stack, Callable[[Stack], bool], int], tuple[Stack, int]]
-"""(layers of the dense model, function that accepts or refuses a candidate, most layers to remove) -> (remaining
-layers, number of removed layers). The number of removed layers includes a window that the released code reaches but
-does not merge."""
+"""Function with three arguments: the layers of the dense model, a function that accepts or refuses a candidate, and the
+largest number of layers to remove. The function returns the remaining layers and the number of removed layers. This
+number includes a window that the released code reaches but does not merge."""
 
 
 class Walk(NamedTuple):
@@ -87,7 +87,7 @@ def plain(layer: int) -> Merged:
 
 
 def merged(stack: Stack, low: int, high: int, merge: str) -> Stack:
-    """The list after the layers at places low .. high are merged into one layer."""
+    """The list of layers after the layers at places low .. high are replaced by one merged layer."""
     base, *others = stack[low:high + 1]
     if merge == "as_released":
         # W_l <- W_l + (W_{l+k} - W_l) for k = 1 .. m, with the current W_l: the result is W_{l+m}
@@ -116,8 +116,8 @@ def walked(walker: Walker, score: Callable[[Stack], float], count: int, threshol
 
 def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted: int, rounds: int,
             jump: str) -> tuple[Stack, dict[str, Any]]:
-    """Search for a walk that removes `wanted` of `count` layers, or nearly so many. Returns the remaining layers, and
-    how the walk was found."""
+    """Search for a walk that removes `wanted` of `count` layers; if no threshold gives this number, `jump` selects the
+    walk. Returns the remaining layers, and how the walk was found."""
     low, high, best, ended = -1.0, 1.0, -1.0, "rounds"
     stacks: list[tuple[float, Stack]] = []
     while len(stacks) < rounds:
@@ -147,8 +147,8 @@ def matched(walker: Walker, score: Callable[[Stack], float], count: int, wanted:
 
 
 def _how(threshold: float, ended: str, stacks: list[tuple[float, Stack]], count: int) -> dict[str, Any]:
-    """How a walk was found: why the search ended (`exact`, `jump` or `rounds`), and (threshold, removed layers) of all
-    tried walks."""
+    """How a walk was found: its threshold, why the search ended (`exact`, `jump` or `rounds`), and (threshold, number
+    of removed layers) of every tried walk."""
     return {"threshold": threshold, "ended": ended, "walks": [[tried, count - len(stack)] for tried, stack in stacks]}
 
 
@@ -160,8 +160,8 @@ def _linear(layer: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def _wearing(layer: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Replace a layer's maps inside a `with` block. After the block the original maps are restored; they are never
-    copied."""
+    """Replace a layer's maps inside a `with` block. After the block the layer has its original maps again. The original
+    maps are never copied."""
     own = {name: parameter.data for name, parameter in layer.items()}
     for name, parameter in layer.items():
         parameter.data = tensors[name]

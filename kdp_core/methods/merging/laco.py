@@ -1,8 +1,8 @@
 """LaCo, layer collapse (Yang et al. 2024, arXiv 2402.11187, Findings of EMNLP), without training.
 
 A walk goes from high layers to low layers and merges layers l .. l+m into layer l. The merge and the threshold are
-described in kdp_core.methods.merging._merge. The released code contains a check for a walk that leaves the shortened
-list. No walk can leave this list.
+described in kdp_core.methods.merging._merge. The released code checks whether a walk leaves the shortened list of
+layers. This check is not needed, because no walk can leave the list.
 """
 from collections.abc import Callable
 from functools import partial
@@ -54,8 +54,8 @@ def laco(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection
 
 def _laco(stack: Stack, passes: Callable[[Stack], bool], most: int, *, merge: str, group: int, stride: int,
           lowest: int, highest: int | None) -> tuple[Stack, int]:
-    """l falls from H - C to L. The C - 1 layers after l are merged into layer l. If the merge is accepted, l -= I, else
-    l -= 1."""
+    """The walk goes from layer l = H - C down to layer L. The C - 1 layers after l are merged into layer l. If the
+    merge is accepted, l -= I, else l -= 1."""
     count = len(stack)
     top = count - 1 if highest is None else highest
     if top >= count:

@@ -1,9 +1,9 @@
 """Sliding-window merging (Ding et al. 2025, arXiv 2502.19159), without training.
 
-A window of layers grows towards lower layers. The layers of a window are merged when the cosine of the window with one
-more layer is not above the threshold. The merge and the threshold are described in kdp_core.methods.merging._merge. The
-released code never merges a window that still grows at the first layer; `merge: paper` merges this window. As in the
-released code, the weight of the differences is 1.
+A window of layers grows by one layer at a time, towards the first layer. If the cosine of the window with one more
+layer is not above the threshold, the layers of the window without this layer are merged. The merge and the threshold
+are described in kdp_core.methods.merging._merge. The released code never merges a window that still grows at the first
+layer; `merge: paper` merges this window. As in the released code, the weight of the differences W_{l+k} - W_l is 1.
 """
 from collections.abc import Callable
 from functools import partial

@@ -4,14 +4,14 @@
 
 The estimate is Theorem 3 of "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026). As in the
 paper, one layer is removed at a time: all layers before it are dense, and the state right after it is the input of the
-final norm and the head. So one pass of the dense model over the text gives the estimates of all layers. Another pass
-gives the estimates of all attentions, and another pass those of all MLPs. The paper does not rank layers; the ranking
-is ours. The unit with the lowest estimate, as a mean over tokens, is removed first. If two estimates are equal, the
-lower layer is removed first, and in one layer the attention before the MLP.
+final norm and the head. One pass of the dense model over the text therefore gives the estimates of all layers. A second
+pass gives the estimates of all attentions, and a third pass gives those of all MLPs. The paper does not rank layers; we
+added the ranking. The unit (layer, attention or MLP) with the lowest estimate, as a mean over tokens, is removed first.
+If two estimates are equal, the lower layer is removed first, and in one layer the attention before the MLP.
 
 The logits of an inner state are not the outputs of the model. With `at: output`, Dz is therefore the change of the
-model's own logits. With `at: output` the layers after each removed unit are run too, which costs half a forward pass
-for each unit.
+logits at the model's output. With `at: output` the layers after each removed unit are run too. For each unit this costs
+half a forward pass on average.
 
 The formula is a second-order approximation. If a removal changes the distribution much, the estimate is far from the
 true KL. Position 0, a massive token in most models, is excluded.
@@ -60,7 +60,7 @@ def rank(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *
     at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
         those of the whole model.
     sequences: number of calibration sequences from which the estimates are computed.
-    draw: number of a random sample, from 0. Samples with different numbers have no sequence in common.
+    draw: number of a random sample, from 0. Two samples with different numbers have no sequence in common.
     positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
     keep_first: number of layers at the start of the model that cannot be removed.
     keep_last: number of layers at the end of the model that cannot be removed.
@@ -90,7 +90,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     at: which logits are compared: with `layer` those of the state right after the layer, as in the paper; with `output`
         those of the whole model.
     sequences: number of calibration sequences from which the estimates are computed.
-    draw: number of a random sample, from 0. Samples with different numbers have no sequence in common.
+    draw: number of a random sample, from 0. Two samples with different numbers have no sequence in common.
     positions: number of tokens of each sequence whose logits are compared, evenly spaced up to the last token.
     batch_sequences: number of sequences in one forward pass.
     match: with `nearest` the removed share is nearest to the ratio, with `reach` at least the ratio.
@@ -150,8 +150,8 @@ def estimates(model: nn.Module, ids_ST: Tensor, units: Sequence[Unit], *, temper
 
 
 def _removed(passes: Passes, h_KBTD: list[Tensor], units: Sequence[Unit]) -> Iterator[tuple[Unit, Tensor]]:
-    """For each unit: the state after the unit's layer if the unit is removed. The layers before the unit's layer are
-    dense."""
+    """For each unit: the state after the unit's layer in a model that lacks only this unit. The layers before the
+    unit's layer are layers of the dense model."""
     family = family_of(passes.model)
     for layer, part in units:
         before_BTD = h_KBTD[layer].to(passes.device, passes.model.dtype)

@@ -3,8 +3,8 @@ stand-ins.
 
 "Rethinking Layer Redundancy in Large Language Models" (arXiv 2604.24938) finds that the objective determines which
 layers appear redundant. According to the paper, different searches with the same objective agree. We could read only
-the paper's abstract. The paper compares two objectives and seven searches, but the abstract does not name them. This
-method offers the five objectives and eight searches of kdp_core.methods._search, all with the same budget.
+the abstract of this paper. The paper compares two objectives and seven searches, but the abstract does not name them.
+This method offers the five objectives and eight searches of kdp_core.methods._search, all with the same budget.
 docs/objectives.md reports our measurements.
 
 With `stand_in: affine`, a stand-in replaces each removed layer, both when a set is judged and in the pruned model. The
@@ -12,8 +12,8 @@ stand-in is h_l+1 ~ W h_l + b, fitted by ridge regression on the dense model's s
 bypass the stand-in. For a single layer, this stand-in equals `linear` of KDP's Table 3. kdp_residual has another
 search, with its own stand-ins.
 
-The ratio determines the number of layers. The result contains the value of every single removal that was judged. The
-result also contains the value of the best set so far, for each number of layer passes.
+The ratio determines the number of layers. The result contains the value of every single removal that was judged. For
+each number of layer passes, the result also contains the value of the best set found up to then.
 """
 import logging
 import time
@@ -84,8 +84,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     width: number of partial sets that `beam` keeps.
     offspring: number of mutants in one generation of `evolution`.
     batch_sequences: number of sequences in one forward pass.
-    stand_in: what replaces a removed layer, in the search and in the pruned model. `none` replaces it by nothing,
-        `affine` by an affine map that is fitted in closed form before the search.
+    stand_in: what replaces a removed layer, in the search and in the pruned model. `none` removes the layer without a
+        replacement; `affine` replaces it by an affine map that is fitted in closed form before the search.
     seed: seed of `random`, `annealing`, `evolution` and `tpe`.
     Raises RankError for options that do not fit the model, the sequences or the items.
     """
@@ -128,7 +128,8 @@ def _fitted(hidden: HiddenStates, eligible: list[int],
 
 def as_many_replaced(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                      match: Match = "nearest") -> Selection:
-    """Select the number of layers, but not the layers. If there are stand-ins, each removed layer has its own stand-in.
+    """Select how many layers are removed, but not which layers. If there are stand-ins, each removed layer has its own
+    stand-in.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not read.
