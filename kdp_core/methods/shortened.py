@@ -13,7 +13,7 @@ contain protected layers.
 The sums in the paper contain only the weights of linear maps. The sums of the released code and of this module also
 contain the weights of norms. The sums contain no biases (LLaMA has no biases, OPT has some). Gemma's norms multiply by
 1 + w. In this module the sum for Gemma contains 1 + w, because I_n estimates the loss if a factor of the model becomes
-0. For Gemma, the released code would use w instead of 1 + w.
+0. For Gemma, the sum of the released code would contain w instead of 1 + w.
 
 As in SLEB, each perplexity is computed from the stored states before the removed layer. The gradients are equal to
 those of one backward pass over all sequences. This module computes the gradients layer by layer from stored states, so

@@ -75,7 +75,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     positions: number of tokens of each sequence whose outputs are compared, evenly spaced; null means all except the
         last token. The output head of a small model costs as much as several layers. The option does not apply to
         items.
-    draw: number of a random sample, from 0. Samples with different numbers have no sequence or item in common.
+    draw: number of a random sample, from 0. Two samples with different numbers have no sequence or item in common.
     items: path of a file with calibration items as JSON lines (context, choices, answer). With null, items are made
         from the calibration sequences.
     choices: number of choices of an item that is made from calibration sequences.
