@@ -1,4 +1,4 @@
-"""How the similarity of layers falls with their distance, and RLS, LoRP's measure of redundancy.
+"""The similarity of two layers by their distance, with LoRP's measure of redundancy (RLS) in the legend.
 
 Figure 2 of LoRP (2026). Cosines are means over tokens. The default treatment (`similarity.treatment`) leaves massive
 tokens out; LoRP keeps the massive tokens. This module reads the numbers of the similarity stage and computes means by

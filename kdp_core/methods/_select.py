@@ -251,7 +251,7 @@ def one_run(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: C
 
 def most_alike(similarity: Similarity, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
                keep_first: Natural = 1, keep_last: Natural = 1, match: Match = "nearest") -> Selection:
-    """Select the run whose two ends have the highest mean cosine, over all tokens.
+    """Select the run of layers whose input and output have the highest cosine similarity, averaged over all tokens.
 
     ratio: share of all parameters to remove, 0 to 1.
     k_max: not used; the ratio determines the length of the run.

@@ -19,7 +19,7 @@ def cosine(update: int, total: int, *, warmup: int = 0, at_once: bool = False) -
     update: number of the update, from 0.
     total: number of the update at which the rate reaches zero. If `total` is the number of updates, the rate is above
         zero in all updates.
-    warmup: number of updates in which the rate rises; the first update has the share 1 / warmup.
+    warmup: number of updates in which the rate rises. The first update has 1 / warmup of the full rate.
     at_once: if true, the cosine begins at update 0 and multiplies the rise. If false, the cosine follows the rise.
     """
     rise = min(1.0, (update + 1) / warmup) if warmup else 1.0

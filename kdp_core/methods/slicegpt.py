@@ -196,8 +196,8 @@ def _share(config: "PretrainedConfig", width: int, slice_head: bool) -> float:
 @torch.no_grad()
 def _bases(passes: Passes, x_STD: Tensor, widths: list[int], massive_factor: float | None,
            batch: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """The bases q_DE in float64: one for every state that a part reads, and one for the last state. The entry of a
-    basis contains the share of the states' squares that the basis keeps."""
+    """The bases q_DE in float64: one for every state that a part reads, and one for the last state. The second list has
+    an entry for each basis: the share of the sum of squares of the states that the basis keeps."""
     family, read = family_of(passes.model), itertools.product(range(len(passes.layers)), PARTS)
     x_STD = mean_free(x_STD, family)
     bases, entries = [], []

@@ -18,11 +18,12 @@ The held-out loss of the result is therefore never higher than at the start.
 The paper's loss gives all tokens the same weight, w_n = 1 / D. The norms of massive-activation tokens are hundreds of
 times those of other tokens, so massive tokens dominate this loss. But a layer after the run reads a state through a
 norm, so the relative error of each token matters: w_n = 1 / |state e_n|^2 in `streamline_relative`, our variant.
-Massive tokens then have the same weight as other tokens. Unlike kdp_residual, LLM-Streamline must also fit massive
-tokens, because no bypass keeps their states. A run may contain the layer that makes tokens massive. Without massive
-tokens, the attention loses its sink. The paper trains for one epoch on long texts: 30,000 texts in the paper, 100,000
-texts in the code. Ten epochs over a few hundred short texts are about a hundred updates. The ten epochs cost about as
-much as one forward pass of a 30-layer model over these texts. Held-out sequences choose the best epoch.
+Massive tokens then have the same weight as other tokens. In kdp_residual, massive tokens bypass the stand-in.
+LLM-Streamline has no such bypass, so its stand-in must also be fitted to massive tokens. A run may contain the layer
+that makes tokens massive. Without massive tokens, the attention loses its sink. The paper trains for one epoch on long
+texts: 30,000 texts in the paper, 100,000 texts in the code. Ten epochs over a few hundred short texts are about a
+hundred updates. The ten epochs cost about as much as one forward pass of a 30-layer model over these texts. Held-out
+sequences choose the best epoch.
 """
 import logging
 import math

@@ -274,8 +274,8 @@ def _yarn(header: Header, config: "PretrainedConfig", factor: float) -> dict[str
 
 
 def _factors(header: Header, config: "PretrainedConfig", factors: np.ndarray) -> dict[str, Any]:
-    """Entries for the divisors of the rotary frequencies. If the entries of Meta's configuration give these divisors,
-    they are returned, otherwise entries that allow any divisors."""
+    """The entries of `rope_parameters` that give these divisors of the rotary frequencies: those of Meta's
+    configuration if they give these divisors, otherwise those of LongRoPE, which can give any divisors."""
     scaling = {"rope_type": "llama3", "factor": float(factors.max()), **PUBLISHED_ROPE}
     base = config.rope_parameters.get("rope_theta", 0.0)
     if base and np.allclose(meta_factors(len(factors), base, scaling), factors, rtol=1e-5):

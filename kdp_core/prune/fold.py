@@ -2,10 +2,11 @@
 replaced.
 
 The module reads the files of the dense checkpoint one tensor at a time, and never builds the dense model. The kept
-layers are renumbered without gaps. Per-layer lists of the configuration (`layer_types`, ...) contain only the entries
-of the kept layers. If a plan only removes whole layers and replaces tensors, the checkpoint has the model's own class.
-If a plan adds stand-ins, removes the attention or MLP of some layers, or changes shapes, the checkpoint has a class of
-kdp_core.model.folded. The file that defines the class is written into the checkpoint.
+layers are renumbered without gaps. If the configuration has a list with one entry for each layer (`layer_types`, ...),
+the entries of removed layers are deleted from it. If a plan only removes whole layers and replaces tensors, the
+checkpoint has the model's own class. If a plan adds stand-ins, removes the attention or MLP of some layers, or changes
+shapes, the checkpoint has a class of kdp_core.model.folded. The file that defines the class is written into the
+checkpoint.
 """
 import itertools
 import shutil

@@ -64,7 +64,8 @@ def markdown(records: Mapping[tuple[str, str], Theory]) -> str:
 
 
 def _worth(row: Mapping[str, Any], name: str) -> str:
-    """The words for one bound at one horizon: vacuous, or above or below the error of a constant."""
+    """What the report says about a bound at a horizon: that it is vacuous, or that it is above or below the error of a
+    constant prediction."""
     if row[name] >= row["trivial"]:
         return "nothing: vacuous"
     return f"{'above' if row[name] >= row['constant'] else 'below'} the error of a constant"

@@ -1,10 +1,10 @@
 """Selections of layers from papers and released code, and how far kdp's selections agree with them.
 
 A selection is listed if the publication gives its set of layers, or at least the beginning of its order. A selection
-depends on the calibration text and on the precision. Publications do not always name the calibration text, and their
-precision is between 4 and 16 bits. Therefore kdp may order layers with nearly equal scores differently from the
-publication. Layers are numbered from 0. `python benchmarks/oracles.py` makes kdp's selections for a model on this
-machine and compares them.
+depends on the calibration text and on the precision. Publications do not always name the calibration text. The
+precision of their weights is between 4 and 16 bits. Therefore kdp may order layers with nearly equal scores differently
+from the publication. Layers are numbered from 0. `python benchmarks/oracles.py` makes kdp's selections for a model on
+this machine and compares them.
 """
 from collections.abc import Sequence
 from pathlib import Path

@@ -164,7 +164,8 @@ def _decoding(dense: nn.Module, pruned: nn.Module, prompt_BT: Tensor, said_BG: T
               states: list[int], temperature: float, final_norm: bool) -> tuple[list[dict[str, Any]],
                                                                                list[dict[str, Any]]]:
     """Two lists of rows. The first list has one row for each decoded token of both histories: of the dense model's text
-    and of the pruned model's own text. The second list has one row for each state on the dense model's text."""
+    and of the pruned model's own text. The second list has one row for each state; these states are computed on the
+    dense model's text."""
     (B, T), G, own = prompt_BT.shape, said_BG.shape[1], list(range(len(states)))
     # the state at position T - 1 + g predicts decoded token g
     at = list(range(T - 1, T - 1 + G))

@@ -18,7 +18,8 @@ Where the paper is silent or ambiguous (each an argument of `fit`):
 - The paper says of the weight W of the cosine term: "greater importance to tokens towards the end" and "a geometric
   sequence with base 2 and exponents from 0 to num_layers - 1"; see `cosine_weights`.
 - Here the batch size of 100 is a number of sequences.
-- Where the paper sums over tokens, the loss here is a mean over tokens. The mean does not change the updates of Adam.
+- Where the paper sums the loss over tokens, kdp takes the mean. Adam's updates hardly
+  depend on this factor.
 """
 import logging
 import math
