@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one thread (same bits everywhere) and pico checkpoints."""
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,9 +14,23 @@ from tests import pico
 torch.set_num_threads(1)
 
 
+LONG = ("workflow/stages/test_compose.py", "kdp_core/methods/test_battery.py")
+"""The longest files. The first of two workers builds the pico project, for which the second would wait; it runs the
+longest file instead."""
+HERE = Path(__file__).parent
+
+
+def place(item):
+    """The files of LONG come first, then the other runs of the workflow, then the tests of the whole project, which
+    start processes. Short files come last, so that the workers end at almost the same time."""
+    name = item.path.relative_to(HERE).as_posix()
+    return (LONG.index(name) if name in LONG else len(LONG), not name.startswith("workflow/"),
+            "built" not in item.fixturenames, "/" in name, name)
+
+
 def pytest_collection_modifyitems(items):
-    """Runs of the workflow, the long ones, come first; those on the built project one after the other."""
-    items.sort(key=lambda item: ("workflow" not in item.path.parts, "built" not in item.fixturenames, str(item.path)))
+    """Sort the tests. Tests that use the built project are next to each other."""
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", params=pico.FAMILIES)

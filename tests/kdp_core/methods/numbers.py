@@ -60,9 +60,10 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS_ST).logits
 
 
-def numbers_of(plan: Plan, facts: PrunedFacts, folder: Path) -> dict[str, Any]:
-    """What is removed, the parameters that stay, and the sum and the sum of sizes of the logits."""
-    found = logits(checkpoints.load_model(folder)).double()
+def numbers_of(plan: Plan, facts: PrunedFacts, model: Any) -> dict[str, Any]:
+    """What the plan removes, the number of parameters that stay, and the sum of the logits of the pruned model and the
+    sum of their absolute values."""
+    found = logits(model).double()
     return {"drop": [f"{layer}:{part}" for layer, part in plan.drop], "params_after": facts.params_after,
             "params_removed": facts.params_removed, "logits_sum": found.sum().item(),
             "logits_size": found.abs().sum().item()}
@@ -90,7 +91,7 @@ def _record(again: str | None) -> None:
             dense = prepared(family, Path(root)) if wanted else None
             for name in wanted:
                 plan, folder = run(name, dense), Path(root) / name
-                mine[name] = numbers_of(plan, fold(plan, dense.folder, folder), folder)
+                mine[name] = numbers_of(plan, fold(plan, dense.folder, folder), checkpoints.load_model(folder))
         print(f"{family}: {len(wanted)} recorded, {len(mine)} in all", flush=True)
         _write({family: known[family] for family in pico.EVERY if family in known})
 

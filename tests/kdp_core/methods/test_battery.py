@@ -206,12 +206,12 @@ def test_checkpoint_can_be_fine_tuned(pruned, loaded, tmp_path):
     assert torch.equal(logits(model), logits(loaded)) == (record.epoch == 0)
 
 
-def test_the_numbers_are_those_recorded(pruned):
+def test_the_numbers_are_those_recorded(pruned, loaded):
     """What is removed is the same, and the logits differ by a part in a thousand at most, as processors round."""
     name, family = pruned.plan.method, pruned.dense.facts.family
     if name not in RECORDED.get(family, {}):
         pytest.skip("no numbers are recorded for it, which a test of its own finds")
-    kept, found = RECORDED[family][name], numbers_of(pruned.plan, pruned.facts, pruned.folder)
+    kept, found = RECORDED[family][name], numbers_of(pruned.plan, pruned.facts, loaded)
     assert (found["drop"], found["params_after"]) == (kept["drop"], kept["params_after"])
     assert found["params_removed"] == pytest.approx(kept["params_removed"])
     assert found["logits_size"] == pytest.approx(kept["logits_size"], rel=1e-3)
