@@ -64,6 +64,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
                                                                                          flags=re.DOTALL))
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """The page with the names of options in commands marked, so that no line breaks within such a name."""
+    return re.sub(r"<pre>.*?</pre>", lambda block: re.sub(r"(?<=\s)--[a-z][\w-]*", r'<span class="whole">\g<0></span>',
+                                                          block[0]), html, flags=re.DOTALL)
+
+
 def nested(prose: str) -> str:
     """Lists inside lists with four spaces, as mkdocs needs them; GitHub accepts two."""
     return re.sub(r"^  - ", "    - ", prose, flags=re.MULTILINE)

@@ -16,6 +16,8 @@ from kdp_core.base.records import ModelFacts, PrunedFacts
 from kdp_core.methods import method_of
 
 HUB = "hf:"
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+"""A value and its error stay on one line in a narrow window."""
 UNITS = {"ppl": "perplexity", "share": "share of items"}
 
 
@@ -82,7 +84,7 @@ def _what(facts: ModelFacts, pruned: PrunedFacts, made: Made) -> str:
             ("layers", f"{pruned.layers_before - pruned.layers_removed} of {pruned.layers_before}")]
     if pruned.params_zeroed:
         rows.append(("weights set to zero", f"{pruned.params_zeroed:,}; they are stored and count as removed"))
-    return f"A pruned language model ({method.group}), made by kdp.\n\n" + table(["", ""], rows)
+    return f"A pruned language model ({method.group}), made by kdp.\n\n" + table(["what", "value"], rows)
 
 
 def _use(stock: bool) -> str:
@@ -120,7 +122,7 @@ def _scores(measured: Measured | None) -> str:
 def _value(score: Any) -> str:
     if score.value is None:
         return "not finite"
-    return f"{score.value:.4g}" + ("" if score.stderr is None else f" ± {score.stderr:.2g}")
+    return f"{score.value:.4g}" + ("" if score.stderr is None else f"{PLUS_MINUS}{score.stderr:.2g}")
 
 
 def _licence(facts: ModelFacts) -> str:
@@ -139,7 +141,7 @@ def _how(facts: ModelFacts, made: Made) -> str:
     rows += [(name, version) for name, version in (known.get("versions") or {}).items()]
     if git := known.get("git"):
         rows.append(("code", f"commit `{git['commit']}`" + (", with changes" if git["changed"] else "")))
-    return table(["", ""], rows)
+    return table(["what", "value"], rows)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,7 @@ from kdp_core.results.paired import ALL, SIGNIFICANT
 TIE, CLEAR = 1.0, 2.0
 """Limits of the distance in combined standard errors: at most TIE is a tie, and at least CLEAR is clear."""
 SAME_SIZE = 0.02
-"""`sentence` compares two models only if their shares of removed parameters differ by at most this much."""
+"""Two models have about the same size if the shares that they removed differ by at most this much."""
 LISTED = 5
 """Largest number of names that a sentence lists. A longer list ends with the number of the remaining names."""
 WORDS = {"acc": "accuracy", "ppl": "perplexity"}
@@ -77,43 +77,43 @@ def headline(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) 
     return said
 
 
-def sentence(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> str:
-    """The result of a run at the largest target: the best model, the next best model of about the same size, and
-    whether both differ clearly.
+def sentence(summary: pd.DataFrame) -> str:
+    """The outcome of a run in one sentence, which is about the best model; empty if there is no such model."""
+    best = next(iter(_leaders(summary)), None)
+    return "" if best is None else (
+        f"{best['method']} removed {_share(best['params_removed'])} of the parameters of {best['model']}, and the "
+        f"smaller model has {_left_words(best)} of the dense model.")
 
-    comparisons: the paired tests that compare.compare returns.
-    The text describes the first dense model and its pruned models that have fewer parameters. The best model has the
-    lowest perplexity, or the highest accuracy if no perplexity was measured. The text is empty if the pruned models
-    have neither perplexity nor accuracy.
-    """
-    own = summary[summary["model"] == summary["model"].iloc[0]]
-    pruned = own[(own["method"] != DENSE) & ~zeros(own)]
-    pruned = pruned[pruned["ratio"] == pruned["ratio"].max()]
-    metric = next((name for name in ("ppl_ratio", "rp") if pruned[name].notna().any()), None)
-    if metric is None:
+
+def next_best(summary: pd.DataFrame, *, comparisons: pd.DataFrame | None = None) -> str:
+    """The next best model of about the same size, and how sure the difference is; empty if there is no such model."""
+    if len(leaders := _leaders(summary)) < 2:
         return ""
-    ranked = pruned.sort_values(metric, ascending=metric == "ppl_ratio", kind="stable")
-    best = ranked.iloc[0]
-    said = (f"{best['method']} removed {_share(best['params_removed'])} of the parameters of {best['model']} and left "
-            f"{_left_words(best)} of the dense model")
-    others = ranked[(ranked["method"] != best["method"]) & ranked[metric].notna()
-                    & ((ranked["params_removed"] - best["params_removed"]).abs() <= SAME_SIZE)]
-    if others.empty:
-        return f"{said}."
-    other = others.iloc[0]
-    return (f"{said}. {other['method']}, the next best method at about this size, removed "
-            f"{_share(other['params_removed'])} and left {_left_words(other)}. "
+    best, other = leaders
+    return (f"At about the size of the best model, {other['method']} is the next best method. It removed "
+            f"{_share(other['params_removed'])} of the parameters, and its model has {_left_words(other)}. "
             f"{_sure_words(best, other, _paired(comparisons, 'best'))}")
+
+
+def _leaders(summary: pd.DataFrame) -> list[pd.Series]:
+    """The best really smaller model of the largest target, and the next best of about its size, if they exist."""
+    pruned = summary[(summary["model"] == summary["model"].iloc[0]) & (summary["method"] != DENSE) & ~zeros(summary)]
+    pruned = pruned[pruned["ratio"] == pruned["ratio"].max()]
+    ranked = _ranked(pruned, "ppl_ratio" if pruned["ppl_ratio"].notna().any() else "rp")
+    if ranked.empty:
+        return []
+    best = ranked.iloc[0]
+    near = ranked[(ranked["params_removed"] - best["params_removed"]).abs() <= SAME_SIZE]
+    return [best, *(row for _, row in near[near["method"] != best["method"]][:1].iterrows())]
 
 
 def _sure_words(best: pd.Series, other: pd.Series, paired: Paired) -> str:
     """The sentence that says which differences between two models are clear."""
-    both = {words: metric for words, metric in (("perplexity", "ppl"), ("accuracy", "acc"))
-            if known(best[metric]) and known(other[metric])}
+    both = {words: metric for metric, words in WORDS.items() if known(best[metric]) and known(other[metric])}
     clear = [words for words, metric in both.items() if verdict(best, other, metric, paired).level == "clear"]
     open_ = [words for words in both if words not in clear]
     if clear and open_:
-        return f"The difference in {clear[0]} is clear, the difference in {open_[0]} is not."
+        return f"The difference in {clear[0]} is clear, but the difference in {open_[0]} is not."
     if len(both) == 2:
         return f"{'Both differences are' if clear else 'Neither difference is'} clear."
     return f"The difference is {'' if clear else 'not '}clear."

@@ -73,8 +73,9 @@ def build(*, summary: pd.DataFrame, scores: pd.DataFrame, figures: Sequence[Figu
     said = findings.headline(summary, comparisons=comparisons)
     models = list(dict.fromkeys(summary["model"]))
     first = [entry for entry in figures if Path(entry.png_path).stem == FIRST]
-    return page.document(TITLE, findings.sentence(summary, comparisons=comparisons) or _run(summary, None), [
-        ("In short", "short", _glance(said, models, comparisons, _run(summary, benchmarks))),
+    return page.document(TITLE, findings.sentence(summary) or _run(summary, None), [
+        ("In short", "short", _glance(said, models, comparisons, [findings.next_best(summary, comparisons=comparisons),
+                                                                  _run(summary, benchmarks)])),
         ("Left out", "refused", _refused(refused)),
         ("Summary", "summary", summary_table(summary, comparisons)),
         ("Overview", "figures", "".join(figure(entry) for entry in figures
@@ -131,9 +132,10 @@ def _run(summary: pd.DataFrame, benchmarks: pd.DataFrame | None) -> str:
             f"which gave {counted(len(pruned), 'pruned model')}.{took}")
 
 
-def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None, run: str) -> str:
-    """The results in short: one card for each model and target ratio, and the meanings of the words on the cards."""
-    made = f'<p class="lead">{text(run)}</p>'
+def _glance(said: Sequence[Finding], models: Sequence[str], comparisons: pd.DataFrame | None,
+            leads: Sequence[str]) -> str:
+    """The leads, one card for each model and target ratio, and the meanings of the words on the cards."""
+    made = "".join(f'<p class="lead">{text(lead)}</p>' for lead in leads if lead)
     for model in models:
         own = [finding for finding in said if finding.model == model]
         dense = "".join(f'<p class="lead">{text(claim.text)}</p>' for finding in own if not finding.target

@@ -6,7 +6,7 @@ import yaml
 
 from kdp_core.base.measurements import Score, Scores
 from kdp_core.base.records import ModelFacts, PrunedFacts
-from kdp_core.results.card import Made, Measured, card, table
+from kdp_core.results.card import PLUS_MINUS, Made, Measured, card, table
 from tests.kdp_core import points
 
 FACTS = ModelFacts("llama", 12, 64, 384, 10**8, [10**6] * 12, 1, "hf:someone/small-llama@main", "ab" * 32, "apache-2.0")
@@ -34,7 +34,7 @@ def entries(text):
 def cells(text, name):
     """The cells of the line of a table that begins with this name."""
     line, = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    return [cell.strip() for cell in line.replace(PLUS_MINUS, " ± ").strip("|").split("|")]
 
 
 def test_a_card_says_what_the_records_hold():

@@ -134,18 +134,20 @@ def test_names_say_what_varies_and_long_lists_are_counted():
     assert findings.counted(1, "fit") == "1 fit" and findings.counted(findings.interval(1, 1), "layer") == "1 layer"
 
 
-def test_the_outcome_of_a_run_in_one_sentence():
+def test_the_outcome_of_a_run_in_one_sentence_and_the_next_best_in_others():
     summary = summarise(points.grid())
-    best = ("kdp removed 38 % of the parameters of tiny and left 2.50 times the perplexity and 67 % of the accuracy of "
-            "the dense model")
+    best = ("kdp removed 38 % of the parameters of tiny, and the smaller model has 2.50 times the perplexity and 67 % "
+            "of the accuracy of the dense model.")
+    assert findings.sentence(summary).replace("\N{NO-BREAK SPACE}", " ") == best
     # removal alone takes 41 %, which is another size
-    assert findings.sentence(summary).replace("\N{NO-BREAK SPACE}", " ") == f"{best}."
+    assert findings.next_best(summary) == ""
     level = summary.assign(params_removed=summary["params_removed"].clip(upper=0.388))
-    assert findings.sentence(level).replace("\N{NO-BREAK SPACE}", " ") == (
-        f"{best}. remove, the next best method at about this size, removed 39 % and left 2.51 times the perplexity and "
-        "66 % of the accuracy. Neither difference is clear.")
-    assert findings.sentence(level, comparisons=frame(compared(0.01, metric="ppl", ratio=0.4))).endswith(
-        "The difference in perplexity is clear, the difference in accuracy is not.")
+    assert findings.sentence(level).replace("\N{NO-BREAK SPACE}", " ") == best
+    assert findings.next_best(level).replace("\N{NO-BREAK SPACE}", " ") == (
+        "At about the size of the best model, remove is the next best method. It removed 39 % of the parameters, and "
+        "its model has 2.51 times the perplexity and 66 % of the accuracy. Neither difference is clear.")
+    assert findings.next_best(level, comparisons=frame(compared(0.01, metric="ppl", ratio=0.4))).endswith(
+        "The difference in perplexity is clear, but the difference in accuracy is not.")
     assert findings.sentence(summary[summary["method"] == "dense"]) == ""
     held = summary.assign(params_zeroed=[0.4 if method == "kdp" else 0 for method in summary["method"]])
     assert findings.sentence(held).startswith("remove removed")

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from kdp_core.results.card import PLUS_MINUS
 from tests.workflow.project import Project
 
 POINT = "results/pico/few/kdp/r0.1-k3"
@@ -28,7 +29,7 @@ def test_the_card_has_the_scores_of_the_table_with_their_errors(built, card):
     assert len(rows) > 3
     for row in rows.itertuples():
         line, = (line for line in card.splitlines() if line.startswith(f"| {row.task} | {row.metric} ("))
-        value = f"{row.value:.4g}" + ("" if pd.isna(row.stderr) else f" ± {row.stderr:.2g}")
+        value = f"{row.value:.4g}" + ("" if pd.isna(row.stderr) else f"{PLUS_MINUS}{row.stderr:.2g}")
         assert line.split("|")[4].strip() == value
 
 
