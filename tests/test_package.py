@@ -123,6 +123,9 @@ def test_the_wheel_holds_all_that_the_package_reads(wheel):
     assert {"kdp/py.typed", "kdp_core/py.typed"} <= tracked <= inside
     assert {Path(name).parts[0] for name in inside} == {"kdp", "kdp_core", f"kdp-{PROJECT['version']}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in inside)
+    # what pip makes the command `kdp` from
+    made = (wheel / f"kdp-{PROJECT['version']}.dist-info/entry_points.txt").read_text(encoding="utf-8")
+    assert made.split() == ["[console_scripts]", "kdp", "=", "kdp.app:app"]
 
 
 def test_the_wheel_asks_for_the_workflow_only_as_an_extra(wheel):
@@ -153,6 +156,15 @@ def test_the_plan_says_in_one_line_that_it_needs_a_checkout(wheel, tmp_path):
     done = alone(wheel, "plan", "mine.yaml", cwd=tmp_path)
     line, = done.stderr.splitlines()
     assert done.returncode == 1 and line.startswith("kdp: the workflow is not here"), done.stderr
+
+
+def test_the_completion_is_installed_for_the_name_of_the_command(tmp_path):
+    code = "from kdp.app import app; app(['--install-completion', 'bash'], prog_name='kdp')"
+    asked = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | asked, capture_output=True, check=True)
+    made, = (tmp_path / ".bash_completions").iterdir()
+    assert made.name == "kdp.sh" and "_KDP_COMPLETE" in made.read_text(encoding="utf-8")
+    assert str(made) in (tmp_path / ".bashrc").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
