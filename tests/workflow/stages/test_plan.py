@@ -1,19 +1,25 @@
-"""A plan counts the jobs that the workflow runs; hidden states are deleted after the last job that reads them."""
+"""A plan counts the jobs that the workflow runs; hidden states are deleted after the last job that reads them.
+
+The run of this file has a variant in common with the built project, so it also shows that two runs give equal results.
+"""
 import pytest
 
 from kdp_core.base import store
+from tests.workflow.numbers import differences, numbers
 from tests.workflow.project import Project
 
 VARIANTS = ["linear", "kdp"]
+POINT = "results/pico/few/kdp/r0.1-k3"
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Two variants at two ratios, folded without keeping hidden states, and what snakemake printed."""
+    """Two variants at two ratios, folded without keeping hidden states, and what snakemake printed; one is scored."""
     project = Project(tmp_path_factory.mktemp("plan"))
     project.config["hidden"] = {"keep": False}
     project.config["grid"] |= {"methods": VARIANTS, "ratios": [0.1, 0.3]}
-    printed = project.make().run(*(f"results/pico/few/{variant}/r{ratio}-k3/pruned.json"
+    printed = project.make().run(f"{POINT}/scores.json", f"{POINT}/diagnosis.json",
+                                 *(f"results/pico/few/{variant}/r{ratio}-k3/pruned.json"
                                    for variant in VARIANTS for ratio in (0.1, 0.3)))
     return project, printed
 
@@ -35,6 +41,20 @@ def test_deleted_states_rerun_nothing_but_for_a_variant_added_later(ended):
                             "results/pico/few/kdp/r0.1-k3/pruned.json")
     # new states make the choice of kdp's blocks old, and what follows it
     assert later == {"hidden": 1, "step": 1, "similarity": 1, "blocks": 1, "fold": 1}
+
+
+def test_two_runs_give_the_same_bits_of_all_that_is_not_measured(ended, built):
+    one, other = (numbers(project.folder / "results") for project in (ended[0], built))
+    both = set(one) & set(other)
+    assert differences({name: one[name] for name in both}, {name: other[name] for name in both}) == []
+    own, files = POINT.removeprefix("results/"), {name.split("#")[0] for name in both}
+    assert {"pico/facts.json", "pico/few/tokens.safetensors", "pico/few/similarity.safetensors", f"{own}/plan.json",
+            f"{own}/checkpoint/model.safetensors", f"{own}/scores.json", f"{own}/diagnosis.json",
+            "pico/few/kdp/blocks/4-6/kernel.safetensors", "pico/few/kdp/blocks/4-6/inverse.safetensors",
+            *(f"{own}/samples/{task}.jsonl" for task in built.config["evaluate"]["tasks"])} <= files
+    # perplexities, accuracies and their errors are among the compared values
+    scored = [score.value for score in store.read(ended[0].folder / POINT / "scores.json").scores]
+    assert set(scored) <= {value for name, value in one.items() if name in both and f"{own}/scores.json" in name}
 
 
 def test_the_plan_counts_the_jobs_that_ran(ended):
