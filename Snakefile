@@ -24,6 +24,7 @@ shell.prefix("set -euo pipefail; exec ")
 include: "rules/common.smk"
 include: "rules/common_figures.smk"
 include: "rules/common_report.smk"
+include: "rules/common_sources.smk"
 include: "rules/plan.smk"
 include: "rules/assets.smk"
 include: "rules/hidden.smk"
@@ -49,6 +50,10 @@ include: "rules/paper.smk"
 include: "rules/cards.smk"
 include: "rules/report.smk"
 include: "rules/test.smk"
+
+
+onstart:
+    refuse_absent()
 
 
 onerror:

@@ -5,6 +5,7 @@ Heavy modules are imported in the commands that need them, so that `kdp --help` 
 """
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 CACHE = Path("~/.cache/kdp")
 METHOD = "kdp_residual"
 """The method that prunes if the user names no method; `kdp_core.prune_model` has the same default."""
+LARGEST_SEED = 2**63 - 1
+"""The largest seed of a generator of torch."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
@@ -56,10 +59,20 @@ def sentence(error: Exception) -> str:
     """The message of an error in one line; for an error without a message, its type."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}; name another path, or change its permissions"
-    said = error.format_message() if hasattr(error, "format_message") else str(error)
+    said = _of_arguments(error) if hasattr(error, "format_message") else str(error)
     # errors of the library have a message for the user; for any other error, the type is printed too
     mine = isinstance(error, ValueError | RuntimeError) or hasattr(error, "format_message")
     return " ".join(said.split()) if said and mine else f"{type(error).__name__}: {' '.join(said.split())}"
+
+
+def _of_arguments(error: Any) -> str:
+    """What is wrong with the arguments of a command: the value of an option and what it must be, or what is missing."""
+    if hasattr(refused := error.__cause__, "errors") and (found := refused.errors()):
+        option = max(error.param.opts, key=len)
+        return f"{option} is {found[0]['input']!r}, but must be {found[0]['msg'].removeprefix('Input should be ')}"
+    said = error.format_message().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    return f"{said}; see `{' '.join(['kdp', *context.command_path.split()[1:]])} --help`" if context else said
 
 
 _STATE = {"trace": False}
@@ -91,13 +104,22 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Raise CommandError for a folder without a checkpoint."""
+def check_checkpoint(folder: Path, *, whole: bool = True) -> None:
+    """Raise an error for a folder without a checkpoint, or with a checkpoint that is not whole.
+
+    whole: tokenizer and weights are read too.
+    """
+    from kdp_core.model import intake
+
     if not (folder / "config.json").is_file():
         unfinished = (folder / ".kdp").is_dir()
         raise CommandError(f"{folder} contains no checkpoint (no config.json); " + (
             "its pruning is not finished: run the same `kdp prune` again" if unfinished else
             "name the folder that `kdp prune` wrote"))
+    intake.read_config(folder)
+    if whole:
+        intake.check_tokenizer_files(folder)
+        intake.check_weight_files(folder)
 
 
 def parsed_options(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -135,7 +157,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
           k_max: Annotated[int, typer.Option(help="Layers of a block's context.")] = 3,
           sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
           length: Annotated[int, typer.Option(help="Tokens of a sequence, and of a held-out window.")] = 128,
-          seed: Annotated[int, typer.Option(help="Seed of the choice of sequences.")] = 0,
+          seed: Annotated[int, typer.Option(help="Seed of the choice of sequences.", min=0, max=LARGEST_SEED)] = 0,
           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
           device: Device = "cpu",
           keep: Annotated[bool, typer.Option("--keep", help="Keep the dense checkpoint and the hidden states, in "
@@ -163,11 +185,12 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
              tokens: Annotated[int, typer.Option(help="Largest number of new tokens.", min=1)] = 64,
              chat: Annotated[bool, typer.Option("--chat", help="Insert the prompt into the chat template.")] = False,
              temperature: Annotated[float, typer.Option(help="0 selects the most likely token.", min=0)] = 0.0,
-             seed: Annotated[int, typer.Option(help="Seed of the sampling, with a temperature above 0.")] = 0,
+             seed: Annotated[int, typer.Option(help="Seed of the sampling, with a temperature above 0.", min=0,
+                                               max=LARGEST_SEED)] = 0,
              device: Device = "cpu") -> None:
     """Continue a prompt with a checkpoint."""
     check_checkpoint(folder)
-    if not prompt:
+    if not prompt.strip():
         raise CommandError("the prompt is empty; give at least one word")
     import torch
 
@@ -218,7 +241,7 @@ def compare(first: Folder, second: Folder, heldout: Heldout = sources.DEFAULT,
 @app.command()
 def inspect(folder: Folder) -> None:
     """Show how a checkpoint was pruned: method, parameters before and after, provenance, a picture of its layers."""
-    check_checkpoint(folder)
+    check_checkpoint(folder, whole=False)
     from kdp import record
 
     quiet()
@@ -237,7 +260,11 @@ def export(folder: Folder, gguf: Annotated[Path, typer.Option(help="The GGUF fil
     from kdp_core.model import gguf_export
 
     quiet()
-    gguf_export.export(folder, gguf)
+    try:
+        gguf_export.export(folder, gguf)
+    except OSError as error:
+        raise CommandError(f"--gguf is {gguf}, which cannot be written ({error.strerror or error}); name another "
+                           "place") from error
     typer.echo(f"{gguf} is written, {gguf.stat().st_size / 1e6:.0f} MB.")
 
 
@@ -272,7 +299,10 @@ def plan(config: Annotated[Path, typer.Argument(help="A configuration; `kdp init
     from kdp import workflow
 
     quiet()
-    typer.echo(workflow.plan(config))
+    table, missing = workflow.plan(config)
+    typer.echo(table)
+    for line in missing:
+        typer.echo(f"note: {line}", err=True)
 
 
 @app.command("methods")
@@ -298,4 +328,4 @@ def init(file: Annotated[Path, typer.Argument(help="The file to write.")] = Path
     from kdp import starter
 
     starter.write(file, model, calibration, heldout)
-    typer.echo(f"{file} is written. `kdp plan {file}` checks it and estimates its cost.")
+    typer.echo(f"{file} is written. `kdp plan {shlex.quote(str(file))}` checks it and estimates its cost.")

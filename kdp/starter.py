@@ -1,5 +1,6 @@
 """Writes the configuration of `kdp init`: it names the user's model and texts, and comments explain each setting."""
 import json
+import shlex
 from pathlib import Path
 
 from kdp import sources
@@ -55,7 +56,7 @@ def write(file: Path, model: str, calibration: str, heldout: str) -> None:
     source, sha256 = sources.model(model)
     texts = {"calibration": sources.text(calibration, "--calibration", sources.CALIBRATION),
              "heldout": sources.text(heldout, "--heldout", sources.HELDOUT)}
-    file.write_text(_PAGE.format(file=file, model=_entry(source=source, sha256=sha256), **{
+    file.write_text(_PAGE.format(file=shlex.quote(str(file)), model=_entry(source=source, sha256=sha256), **{
         name: _entry(source=text.source, sha256=text.sha256, format=text.format, encoding=text.encoding)
         for name, text in texts.items()}), encoding="utf-8")
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from kdp_core.base.records import ModelFacts
+from kdp_core.study import planner
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,8 +40,11 @@ def checked(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WorkflowError(f"{path} cannot be read as a configuration: {error}") from error
+    except OSError as error:
+        raise WorkflowError(f"{path} cannot be read as a configuration ({error.strerror}); name a file, such as the "
+                            "one that `kdp init` writes") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WorkflowError(f"{path} cannot be read as a configuration: {error}; correct it there") from error
     if not isinstance(found, dict):
         raise WorkflowError(f"{path} contains no configuration; `kdp init` writes one")
     return found
@@ -50,14 +56,28 @@ def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
                    else value for key, value in own.items()}
 
 
-def plan(path: Path) -> str:
-    """The jobs, hours and disk of a configuration's grid, as the target `plan` of the workflow prints them."""
-    config = checked(path)
-    from planning import resources
+def plan(path: Path) -> tuple[str, list[str]]:
+    """The jobs, hours and disk of a configuration's grid, as the target `plan` of the workflow prints them.
 
-    from kdp_core.study import planner
+    The second value has a line for each local model or text that is missing on this machine. The jobs may run on
+    another machine, so this is no error.
+    """
+    config = checked(path)
+    from planning import resources, sources
 
     work = resources.workload(config)
-    facts = {name: planner.facts_of(work["models"][name]["source"], Path("results", name, "dense"))
-             for name in dict.fromkeys(point["model"] for point in work["points"])}
-    return planner.table(planner.plan(work, facts, **config.get("plan", {})))
+    facts = {name: _facts(config, name) for name in dict.fromkeys(point["model"] for point in work["points"])}
+    sweep = planner.plan(work, facts, **config.get("plan", {}))
+    return planner.table(sweep), sources.absent(config, sources.unfetched(config))
+
+
+def _facts(config: dict[str, Any], name: str) -> ModelFacts:
+    """The sizes of a model. Raises WorkflowError for a local model that is missing, PlanError for another unknown."""
+    from planning import sources
+
+    try:
+        return planner.facts_of(config["models"][name]["source"], Path("results", name, "dense"))
+    except planner.PlanError:
+        if lines := sources.absent(config, [("models", name)]):
+            raise WorkflowError(lines[0]) from None
+        raise

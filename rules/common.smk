@@ -22,6 +22,7 @@ from planning import (
     grid,
     refusals,
     resources,
+    sources,
     variants,
 )
 from planning.config import check

@@ -28,7 +28,7 @@ from kdp_core.model.intake import (
     ModelError,
     check_config,
     check_folder,
-    has_weights,
+    check_weight_files,
     is_pickled,
     licence_files,
     licence_of,
@@ -251,9 +251,7 @@ def _locate(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is neither a checkpoint folder nor a .gguf file; correct the model's source")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json; name the folder that holds config.json, weights and tokenizer")
-    if not has_weights(path):
-        raise ModelError(f"{path} has no weights (*.safetensors or {PICKLED}); other forms run code when they are read "
-                         "and are refused: convert to safetensors, or use a revision with safetensors")
+    check_weight_files(path)
     return {"pretrained_model_name_or_path": path, "use_safetensors": not is_pickled(path), "weights_only": True}
 
 

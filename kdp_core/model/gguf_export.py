@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, TokenType
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kdp_core.base.store import atomic
@@ -50,6 +50,7 @@ def export(folder: str | Path, out: str | Path) -> None:
     reader = checkpoints.load_tokenizer(folder)
     pre = _pre(folder, json.loads(reader.backend_tokenizer.to_str()))
     factors = _rope_factors(folder, config)
+    _check_tensors(folder, config)
     with atomic(out) as temporary:
         # the tensors are written to a temporary file first, so that a large model needs little memory
         writer = GGUFWriter(temporary, family.gguf, use_temp_file=True)
@@ -147,6 +148,22 @@ def _write_tokenizer(writer: GGUFWriter, reader: "PreTrainedTokenizerBase", pre:
     writer.add_add_bos_token(reader("a")["input_ids"][0] == reader.bos_token_id)
     if reader.chat_template:
         writer.add_chat_template(reader.chat_template)
+
+
+def _check_tensors(folder: Path, config: "PretrainedConfig") -> None:
+    """Raise ExportError if the safetensors files of a folder cannot be read, or lack a tensor of the model."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= set(file.keys())
+        except SafetensorError as error:
+            raise ExportError(f"{path} cannot be read ({error}); get the checkpoint again, complete") from error
+    model = checkpoints.on_meta(config)
+    tied = set(model.all_tied_weights_keys)
+    if missing := sorted(set(model.state_dict()) - found - tied):
+        raise ExportError(f"{folder} has no tensor {missing[0]} in its *.safetensors files, and {len(missing)} are "
+                          "missing in all; get the checkpoint again, complete, or convert it to safetensors")
 
 
 def _write_tensors(writer: GGUFWriter, folder: Path, family: Family, config: "PretrainedConfig") -> None:

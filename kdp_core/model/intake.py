@@ -32,6 +32,12 @@ class ModelError(ValueError):
 def check_folder(folder: str | Path) -> None:
     """Raise ModelError for a checkpoint folder whose configuration or tokenizer cannot be used; no weight is read."""
     folder = Path(folder)
+    check_config(read_config(folder), folder)
+    check_tokenizer_files(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a folder's config.json. Raises ModelError for a file that is missing or holds no entries."""
     described = folder / "config.json"
     if not described.is_file():
         raise ModelError(f"{folder} has no config.json; name the folder that holds config.json, weights and tokenizer")
@@ -39,8 +45,9 @@ def check_folder(folder: str | Path) -> None:
         config = json.loads(described.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{described} is not JSON ({error}); get the checkpoint again") from error
-    check_config(config, folder)
-    check_tokenizer_files(folder)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{described} names no model_type, so it describes no model; get the checkpoint again")
+    return config
 
 
 def check_config(config: Mapping[str, Any], place: str | Path) -> None:
@@ -98,6 +105,13 @@ def licence_of(folder: Path) -> str:
 def licence_files(folder: Path) -> list[Path]:
     """The files of a checkpoint folder that state its licence."""
     return sorted(path for pattern in LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raise ModelError for a folder without weights in a form that this library reads."""
+    if not has_weights(folder):
+        raise ModelError(f"{folder} has no weights (*.safetensors or {PICKLED}); other forms run code when they are "
+                         "read and are refused: convert to safetensors, or use a revision with safetensors")
 
 
 def has_weights(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -13,6 +14,7 @@ from kdp import app, heldout, record, show, sources, workflow
 from kdp_core import methods
 from kdp_core.base import texts
 from kdp_core.model import checkpoints
+from kdp_core.results.card import PLUS_MINUS
 from tests import pico
 from tests.kdp.conftest import call, fails
 from tests.test_structure import ROOT
@@ -88,7 +90,7 @@ def test_a_checkpoint_carries_its_card_and_its_provenance(given, finished, tmp_p
     out = finished[0]
     text, made = (out / "README.md").read_text(), json.loads((out / "kdp.json").read_text())
     summary = json.loads((out / ".kdp/summary.json").read_text())
-    assert f"{summary['ppl_pruned']['ppl']:.4g} ± {summary['ppl_pruned']['stderr']:.2g}" in text
+    assert f"{summary['ppl_pruned']['ppl']:.4g}{PLUS_MINUS}{summary['ppl_pruned']['stderr']:.2g}" in text
     assert "kdp prune model --out DIR --ratio 0.2" in text and "--option search.entries=8" in text
     assert made["versions"]["torch"] and made["settings"]["ratio"] == 0.2 and made["seeds"] == {"calibration": 0}
     assert made["inputs"] == {"calibration tokens": summary["tokens_sha256"],
@@ -169,6 +171,18 @@ def test_init_writes_a_configuration_that_is_checked_and_planned(given, tmp_path
     assert result.exit_code == 0 and "| my-model |" in result.stdout and "| all |" in result.stdout
 
 
+def test_a_plan_names_files_that_are_missing_here_and_needs_the_sizes_of_the_model(given, tmp_path):
+    file, text = tmp_path / "mine.yaml", tmp_path / "a text.txt"
+    text.write_text("a text")
+    assert call("init", file, "--model", given.model, "--calibration", text).exit_code == 0
+    text.unlink()
+    result = call("plan", file)
+    assert result.exit_code == 0 and "| my-model |" in result.stdout
+    assert result.stderr.startswith(f"note: config: texts.my-calibration.source is '{text}', and no such file")
+    file.write_text(file.read_text().replace(str(given.model), "no/such/model"))
+    assert fails("plan", file).startswith("kdp: config: models.my-model.source is 'no/such/model', and no such file")
+
+
 def test_a_configuration_is_merged_at_every_depth():
     assert workflow.merged({"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": {"f": 4}}, "e": {"g": 5}}) == {
         "a": {"b": 1, "c": {"d": 2, "f": 4}}, "e": {"g": 5}}
@@ -178,7 +192,7 @@ def test_a_configuration_is_merged_at_every_depth():
 
 @pytest.mark.parametrize("more, message", [
     (["--ratio", "1.5"], "--ratio is 1.5; give a share"),
-    (["--ratio", "much"], "'--ratio': Input should be a valid number"),
+    (["--ratio", "much"], "--ratio is 'much', but must be a valid number"),
     (["--method", "prune"], "method 'prune' is unknown; choose one of"),
     (["--method", "lineer"], "did you mean 'linear'?"),
     (["--option", "compose.epoch=2"], "option 'epoch' is unknown"),
@@ -240,6 +254,92 @@ def test_every_other_error_is_one_line_too(tmp_path, monkeypatch, arguments, mes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").write_text("- a list\n")
     assert message in fails(*(one.format(here="here") for one in arguments))
+
+
+@pytest.fixture(scope="module")
+def broken(given, tmp_path_factory):
+    """Folders that hold no whole checkpoint, and files that are no text, in a folder whose name has a space."""
+    place = tmp_path_factory.mktemp("in") / "a folder"
+    for name in ("empty", "other", "no json", "no type", "no weights", "torn", "no tokenizer", "half"):
+        (place / name).mkdir(parents=True)
+    (place / "other/a.txt").write_text("a text")
+    (place / "no json/config.json").write_text("{")
+    (place / "no type/config.json").write_text("[]")
+    for name in ("no weights", "torn", "no tokenizer", "half"):
+        shutil.copytree(given.model, place / name, dirs_exist_ok=True)
+    (place / "no weights/model.safetensors").unlink()
+    (place / "torn/model.safetensors").write_bytes(b"torn")
+    (place / "no tokenizer/tokenizer.json").unlink()
+    tensors = safetensors.torch.load_file(place / "half/model.safetensors")
+    safetensors.torch.save_file({name: tensors[name] for name in sorted(tensors)[:3]}, place / "half/model.safetensors")
+    (place / "empty.txt").touch()
+    (place / "blank.txt").write_text(" \n\n")
+    return place
+
+
+WHOLE = [["generate", "{}", "hello"], ["compare", "{}", "{}"], ["export", "{}", "--gguf", "new.gguf"], ["expect", "{}"]]
+"""Commands that read a whole checkpoint."""
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "{}"], *WHOLE], ids=lambda arguments: arguments[0])
+def test_a_folder_that_is_no_whole_checkpoint_is_one_line(broken, monkeypatch, arguments):
+    monkeypatch.chdir(broken)
+    for name, words in (("empty", "contains no checkpoint (no config.json); name"), ("other", "contains no checkpoint"),
+                        ("no json", "config.json is not JSON"), ("no type", "names no model_type"),
+                        ("no weights", "has no weights (*.safetensors"), ("no tokenizer", "has no tokenizer.json")):
+        if arguments in WHOLE or not name.startswith(("no weights", "no tokenizer")):
+            said = fails(*(one.format(name) for one in arguments))
+            assert f"kdp: {name}" in said and words in said and (";" in said or ":" in said)
+    assert not (broken / "new.gguf").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["export", "torn", "--gguf", "new.gguf"], "torn/model.safetensors cannot be read (Error while"),
+    (["export", "half", "--gguf", "new.gguf"], "half has no tensor model.layers.0."),
+    (["export", "{model}", "--gguf", "empty.txt/a.gguf"], "--gguf is empty.txt/a.gguf, which cannot be written ("),
+    (["export", "{model}", "--gguf", "/proc/a.gguf"], "--gguf is /proc/a.gguf, which cannot be written (No such file "),
+    (["init", "/proc/mine.yaml"], "/proc/mine.yaml: No such file or directory; name another path"),
+    (["export", "{model}", "--gguf", "empty"], "--gguf is empty, which already exists"),
+    (["generate", "torn", "hello"], "torn: AutoModelForCausalLM cannot load it (Error while deserializing"),
+    (["generate", "{model}", ""], "the prompt is empty; give at least one word"),
+    (["generate", "{model}", " \t "], "the prompt is empty; give at least one word"),
+    (["generate", "{model}"], "Missing argument 'prompt'; see `kdp generate --help`"),
+    (["generate", "{model}", "hello", "--tokens", "0"], "--tokens is '0', but must be greater than or equal to 1"),
+    (["generate", "{model}", "hello", "--tokens", "a"], "--tokens is 'a', but must be a valid integer"),
+    (["generate", "{model}", "hello", "--seed", "9" * 20], f"--seed is '{'9' * 20}', but must be less than or equal"),
+    (["compare", "{model}", "{model}", "--heldout", "empty.txt"], "--heldout is 'empty.txt', which is an empty file; "),
+    (["compare", "{model}", "{model}", "--heldout", "blank.txt"], "blank.txt holds no text; name a file with at least"),
+    (["compare", "{model}", "{model}", "--heldout", "empty"], "--heldout is 'empty', which is a folder; name one file"),
+    (["compare", "{model}", "{model}", "--heldout", ""], "--heldout is '': source '' cannot be read; write it as"),
+    (["prune", "", "--out", "new"], "MODEL is '': source '' cannot be read; write it as"),
+    (["prune", "~nobody-has-this-name/m", "--out", "new"], "MODEL is '~nobody-has-this-name/m': "),
+    (["plan", "empty"], "empty cannot be read as a configuration (Is a directory); name a file, such as the one that"),
+    (["plan", "empty.txt"], "empty.txt contains no configuration; `kdp init` writes one"),
+    (["init", "empty"], "empty already exists; name another file, or delete it"),
+    (["init", "empty.txt/mine.yaml"], "empty.txt is not a folder; create it, or name another file"),
+    (["init", "new.yaml", "--calibration", "empty.txt"], "--calibration is 'empty.txt', which is an empty file"),
+    (["methods", "kdp"], "; see `kdp methods --help`"),
+])
+def test_a_wrong_value_is_named_with_its_remedy(broken, given, monkeypatch, arguments, message):
+    monkeypatch.chdir(broken)
+    assert message in fails(*(one.format(model=given.model) for one in arguments))
+    assert not any((broken / name).exists() for name in ("new", "new.gguf", "new.yaml"))
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "-1", "nan"])
+def test_a_ratio_that_is_no_share_is_named(given, tmp_path, ratio):
+    said = fails(*given.prune(tmp_path / "out", "--ratio", ratio))
+    assert f"--ratio is {ratio}; give a share of the parameters" in said
+
+
+def test_paths_with_spaces_are_paths(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source, name in ((given.model, "a model"), (given.heldout, "a text.jsonl")):
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    made = call("init", "a file.yaml", "--model", "a model", "--heldout", tmp_path / "a text.jsonl")
+    assert made.exit_code == 0 and "`kdp plan 'a file.yaml'`" in made.stdout
+    assert "| my-model |" in call("plan", "a file.yaml").stdout
+    assert "perplexity of the first" in call("compare", "a model", "a model", "--heldout", "a text.jsonl").stdout
 
 
 def test_a_wrong_configuration_is_one_line(tmp_path):

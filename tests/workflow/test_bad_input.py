@@ -1,6 +1,7 @@
 """Bad input: one clear error that names the value, before anything expensive has run."""
 import copy
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -121,10 +122,17 @@ def test_a_folder_is_looked_at_until_it_is_converted(tmp_path, monkeypatch):
     check(config)
 
 
-def test_a_missing_model_is_named(project):
+def test_missing_files_stop_a_run_before_its_first_job_if_its_jobs_run_here(project, monkeypatch):
     project.config["models"]["pico"]["source"] = "no/such/model"
-    text = refused(project, "results/pico/facts.json")
-    assert "no/such/model" in text and "AssetError" in text
+    text = refused(project)
+    assert text.strip().splitlines()[-1].startswith("config: models.pico.source is 'no/such/model', and no such file")
+    assert "Fetching" not in text and not (project.folder / "results/texts").exists()
+    # a dry run runs nothing, and the jobs of an executor may run where the model is
+    assert project.planned("results/pico/facts.json") == {"dense": 1}
+    monkeypatch.setenv("SLURM_CONF", os.devnull)
+    text = refused(project, "--executor", "slurm", "--jobs", "1", "results/pico/facts.json")
+    assert "note: config: models.pico.source is 'no/such/model'" in text
+    assert "Fetching and converting model pico" in text and not text.strip().splitlines()[-1].startswith("config: ")
 
 
 def test_a_wrong_hash_shows_both(project, shared):

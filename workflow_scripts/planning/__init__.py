@@ -15,7 +15,7 @@ modules import two parts of kdp_core that have no heavy imports: the tables of f
     extents      the sizes that sections ask of models and calibration sets
     refusals     the points that cannot be made, foreseen or found by a job, which a run leaves out
     foreseen     the process that asks the library which points these are
-    sources      the check of the folders of local models
+    sources      the form of sources, missing local files, and the folders of local models
     failures     the last line of a run that failed
     code         hashes of the library code that a script runs
     figures      the figures of the report: titles, captions, looks

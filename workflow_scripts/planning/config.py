@@ -9,7 +9,7 @@ from planning.evaluation import benchmark_files, check_tasks
 from planning.messages import ConfigError, refuse, require
 from planning.resources import batch_sequences, batches_of, calibration_tokens
 from planning.schema import schema
-from planning.sources import check_folders
+from planning.sources import check_folders, check_forms
 
 RESERVED = ("benchmarks", "figures", "logs", "resume", "tables", "tasks", "texts")
 """Names of result folders that no model may have."""
@@ -42,6 +42,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     _check_shards(config)
     _check_devices(config)
     _check_benchmarks(config)
+    check_forms(config)
     check_folders(config)
     check_tasks(config)
     extents.check(config)
