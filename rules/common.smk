@@ -22,7 +22,6 @@ from planning import (
     grid,
     refusals,
     resources,
-    sources,
     variants,
 )
 from planning.config import check

@@ -3,6 +3,8 @@
 Jobs may run on other machines, and a dry run runs no job. Only a run whose jobs run here is therefore refused.
 """
 
+from planning import sources
+
 SCORED_BY = ("score", "score_dense", "evaluate", "evaluate_dense")
 
 if workflow.is_main_process:

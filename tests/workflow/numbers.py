@@ -22,8 +22,11 @@ LEFT_OUT = re.compile(r"(^|/)(logs|benchmarks|resume|scored|scores)/|\.(png|pdf|
                       r"|efficiency\.json$")
 """Paths in the results folder that hold no computed number."""
 MEASURED = re.compile(
-    r"second|latency|speedup|memory|_ms$|_gib$|peak|time|stamp|path|folder|version|commit|sha256|code")
-"""Names of fields that are measured, or that name a place or a version."""
+    r"second|latency|speedup|memory|_ms$|_gib$|peak|time|stamp|path|folder|version|commit|sha256|code|^git$|^inputs$")
+"""Names of fields that are measured, or that name a place or a version.
+
+The hash of an input is left out too, because it covers the times that are measured in the input.
+"""
 
 
 def numbers(results: Path) -> dict[str, Any]:

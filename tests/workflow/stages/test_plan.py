@@ -50,7 +50,8 @@ def test_two_runs_give_the_same_bits_of_all_that_is_not_measured(ended, built):
     own, files = POINT.removeprefix("results/"), {name.split("#")[0] for name in both}
     assert {"pico/facts.json", "pico/few/tokens.safetensors", "pico/few/similarity.safetensors", f"{own}/plan.json",
             f"{own}/checkpoint/model.safetensors", f"{own}/scores.json", f"{own}/diagnosis.json",
-            "pico/few/kdp/blocks/4-6/kernel.safetensors", "pico/few/kdp/blocks/4-6/inverse.safetensors",
+            *(f"pico/few/kdp/blocks/{start}-{stop}/{step}.safetensors" for step in ("kernel", "inverse")
+              for start, stop in store.read(built.folder / POINT / "plan.json").blocks),
             *(f"{own}/samples/{task}.jsonl" for task in built.config["evaluate"]["tasks"])} <= files
     # perplexities, accuracies and their errors are among the compared values
     scored = [score.value for score in store.read(ended[0].folder / POINT / "scores.json").scores]
