@@ -55,6 +55,8 @@ def floats(array: zarr.Array, place: int) -> Tensor:
     # unlike torch, NumPy requests large pages from the system; a warm read spends most of its time on new pages
     found = torch.from_numpy(np.empty(array.shape[1:], np.float32))
     chunk = np.empty(array.chunks, array.dtype.newbyteorder("<"))
+    # the system starts to read all files at once; one file after the other takes half as long again from a cold disk
+    announce(_file(array, (first, *later)) for later in np.ndindex(array.cdata_shape[1:]))
     for later in np.ndindex(array.cdata_shape[1:]):
         with _file(array, (first, *later)).open("rb", buffering=0) as file:
             file.readinto(chunk)
@@ -62,6 +64,15 @@ def floats(array: zarr.Array, place: int) -> Tensor:
                              for number, size in zip(later, array.chunks[1:], strict=True))]
         target.copy_(torch.from_numpy(chunk[inside])[tuple(map(slice, target.shape))])
     return found
+
+
+def announce(files: Iterable[Path]) -> None:
+    """Tell the operating system that these files are read soon, if it has such a call."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def check(array: zarr.Array, places: Iterable[int]) -> None:
