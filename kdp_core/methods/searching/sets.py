@@ -7,10 +7,12 @@ the abstract of this paper. The paper compares two objectives and seven searches
 This method offers the five objectives and eight searches of kdp_core.methods._search, all with the same budget.
 docs/objectives.md reports our measurements.
 
-With `stand_in: affine`, a stand-in replaces each removed layer, both when a set is judged and in the pruned model. The
-stand-in is h_l+1 ~ W h_l + b, fitted by ridge regression on the dense model's states without massive tokens, which
-bypass the stand-in. For a single layer, this stand-in equals `linear` of KDP's Table 3. kdp_residual has another
-search, with its own stand-ins.
+A stand-in may replace each removed layer, both when a set is judged and in the pruned model. All stand-ins are fitted
+in closed form on the dense model's states without massive tokens, which bypass the stand-in.
+    affine     h_l+1 ~ W h_l + b; for a single layer, this stand-in equals `linear` of KDP's Table 3
+    residual   the stand-in of kdp_residual: a skip path, a linear part and 96 neurons of the removed layer
+kdp_residual itself has only a greedy search under one objective. It fits its stand-ins again on the pruned prefix, and
+trains them.
 
 The ratio determines the number of layers. The result contains the value of every single removal that was judged. For
 each number of layer passes, the result also contains the value of the best set found up to then.
@@ -21,8 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdp_core.base import options
 from kdp_core.base.options import Count, Natural, Share
@@ -43,6 +46,9 @@ from kdp_core.methods._search.objectives import (
 )
 from kdp_core.methods._search.strategies import Space, Strategy, search, smallest_budget
 from kdp_core.methods._select import Match, as_many
+from kdp_core.methods.kdp_residual.closed_form import fit_alone
+from kdp_core.methods.kdp_residual.compose import module_params as residual_params
+from kdp_core.methods.kdp_residual.dictionaries import closed_form_options
 from kdp_core.model import checkpoints
 from kdp_core.model.families import first_token
 from kdp_core.model.passes import Passes, built
@@ -52,10 +58,12 @@ from kdp_core.states.hidden import HiddenStates
 logger = logging.getLogger(__name__)
 Choices = Annotated[int, Ge(2)]
 """Number of choices of an item."""
-StandIn = Literal["none", "affine"]
+StandIn = Literal["none", "affine", "residual"]
 RIDGE, HELDOUT = 1e-4, 0.1
 """Two defaults of `linear`: the ridge of the stand-ins, as a multiple of the mean diagonal of the Gram matrix, and the
 share of sequences on which the stand-ins are judged."""
+ENTRIES = 96
+"""Number of neurons of a stand-in of kdp_residual, the default of kdp_residual."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -85,7 +93,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     offspring: number of mutants in one generation of `evolution`.
     batch_sequences: number of sequences in one forward pass.
     stand_in: what replaces a removed layer, in the search and in the pruned model. `none` removes the layer without a
-        replacement; `affine` replaces it by an affine map that is fitted in closed form before the search.
+        replacement. `affine` (an affine map) and `residual` (the stand-in of kdp_residual) are fitted in closed form
+        before the search.
     seed: seed of `random`, `annealing`, `evolution` and `tpe`.
     Raises RankError for options that do not fit the model, the sequences or the items.
     """
@@ -96,8 +105,9 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ids_ST = drawn(tokens, sequences, draw)
     multiple = _items(dense, ids_ST, items, choices, sequences, draw) if objective in ("margin", "accuracy") else None
     goal = objective_of(objective, ids_ST, multiple, positions)
-    modules, fits = _fitted(hidden, eligible, seed) if stand_in == "affine" else ({}, {})
-    passes = Passes(checkpoints.load_model(dense, device=device, dtype=dtype), goal.ids_ST.shape[1])
+    model = checkpoints.load_model(dense, device=device, dtype=dtype)
+    modules, fits = _fitted(model, hidden, eligible, stand_in, seed)
+    passes = Passes(model, goal.ids_ST.shape[1])
     evaluator = Evaluator(passes, goal, size=selection.layers, budget=budget, batch_sequences=batch_sequences,
                           stand_ins={layer: built(one).to(passes.device) for layer, one in modules.items()})
     search(strategy, evaluator, Space(eligible, selection.layers, seed, width, offspring))
@@ -112,17 +122,28 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         "eligible": eligible, "seconds": time.perf_counter() - began})
 
 
-def _fitted(hidden: HiddenStates, eligible: list[int],
+def _fitted(model: nn.Module, hidden: HiddenStates, eligible: list[int], kind: StandIn,
             seed: int) -> tuple[dict[int, Module], dict[int, dict[str, Any]]]:
-    """An affine stand-in for each layer that may be removed, and the error of each stand-in on held-out sequences."""
+    """A stand-in for each layer that may be removed, and the error of each stand-in on held-out sequences.
+
+    Without stand-ins, both mappings are empty.
+    """
     modules, fits = {}, {}
-    for layer in eligible:
-        states = load(hidden, (layer, layer + 1), massive="bypass", heldout=HELDOUT, seed=seed)
-        fitted = regress(*states.tokens(states.train), RIDGE, residual=True, token_weight="inverse_norm")
-        x_ND, y_ND = states.tokens(states.heldout).double()
-        modules[layer] = affine((layer, layer + 1), fitted, states.bypass_above)
-        fits[layer] = {"block": (layer, layer + 1), "params": fitted.w_DD.numel() + len(fitted.b_D),
-                       "heldout_error": relative_error(x_ND @ fitted.w_DD.T + fitted.b_D, y_ND)}
+    for layer in eligible if kind != "none" else []:
+        block = layer, layer + 1
+        states = load(hidden, block, massive="bypass", heldout=HELDOUT, seed=seed)
+        x_ND, y_ND = states.tokens(states.heldout)
+        if kind == "affine":
+            fitted = regress(*states.tokens(states.train), RIDGE, residual=True, token_weight="inverse_norm")
+            modules[layer] = affine(block, fitted, states.bypass_above)
+        else:
+            given = closed_form_options(model, hidden, dictionary="neurons", entries=ENTRIES, seed=seed)
+            modules[layer] = fit_alone(model, hidden, block, states.train, given)
+        with torch.no_grad():
+            error = relative_error(built(modules[layer])(x_ND), y_ND)
+        fits[layer] = {"block": block, "params": sum(one.numel() for one in modules[layer].tensors.values()),
+                       "heldout_error": error}
+        logger.info("stand-in of layer %d of %d: held-out error %.4f", layer, eligible[-1], error)
     return modules, fits
 
 
@@ -142,8 +163,10 @@ def as_many_replaced(similarity: Similarity, facts: ModelFacts, *, ratio: Share,
 
 def module_params(facts: ModelFacts, options: Mapping[str, Mapping[str, Any]]) -> int:
     """Number of parameters of one layer's stand-in."""
-    replaced = options.get("compose", {}).get("stand_in", "none") == "affine"
-    return facts.width * (facts.width + 1) if replaced else 0
+    kind = options.get("compose", {}).get("stand_in", "none")
+    if kind == "residual":
+        return residual_params(facts, {"compose": {"dictionary": "neurons", "entries": ENTRIES}})
+    return facts.width * (facts.width + 1) if kind == "affine" else 0
 
 
 def _eligible(layers: int, keep_first: int, keep_last: int, size: int, budget: int) -> list[int]:

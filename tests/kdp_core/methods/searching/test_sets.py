@@ -70,10 +70,11 @@ def test_another_draw_is_other_text(dense):
     assert one != other
 
 
-def test_sets_are_judged_with_stand_ins_that_the_pruned_model_has(dense, tmp_path):
+@pytest.mark.parametrize("kind", ["affine", "residual"])
+def test_sets_are_judged_with_stand_ins_that_the_pruned_model_has(dense, tmp_path, kind):
     extract(dense.model, TOKENS, tmp_path / "hidden.zarr")
     states = hidden.read(tmp_path / "hidden.zarr")
-    found = compose(dense.folder, states, TOKENS, as_many(2), **OPTIONS, strategy="swaps", stand_in="affine")
+    found = compose(dense.folder, states, TOKENS, as_many(2), **OPTIONS, strategy="swaps", stand_in=kind)
     removed, plan = found.stats["removed"], found.plan
     assert plan.drop == [(layer, "whole") for layer in removed]
     assert [one.block for one in plan.modules] == [(layer, layer + 1) for layer in removed]
@@ -89,8 +90,9 @@ def test_sets_are_judged_with_stand_ins_that_the_pruned_model_has(dense, tmp_pat
 
 def test_stand_ins_are_counted_for_each_layer():
     facts = ModelFacts("llama", 6, 10, 100, 1000, [130] * 6, 0, "made", "")
-    kinds = {kind: module_params(facts, {"compose": {"stand_in": kind}}) for kind in ("none", "affine")}
-    assert kinds == {"none": 0, "affine": 110}, "an affine map of 10 x 10 with its bias"
+    kinds = {kind: module_params(facts, {"compose": {"stand_in": kind}}) for kind in ("none", "affine", "residual")}
+    # an affine map of 10 x 10 with its bias; with 96 gated neurons of 11 inputs and 10 outputs
+    assert kinds == {"none": 0, "affine": 110, "residual": 110 + 96 * (2 * 11 + 10)}
     # a layer of 130 parameters gives 20 back, so that 26 % of 1,000 need 13 layers, and there are 5
     assert as_many_replaced(None, facts, ratio=0.26, k_max=3, module_params=0).layers == 2
     with pytest.raises(BlockError, match=r"ratio 0\.26 is too high"):
