@@ -21,7 +21,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError for an unknown key, a wrong type or value, or an undefined name.
     """
     refuse(schema(), config, [])
-    config = variants.completed(config)
+    config = variants.with_draws(variants.completed(config))
     for name, variant in config["methods"].items():
         own = {key: value for key, value in (variant or {}).items() if key not in ("base", "finetune")}
         refuse(schema()["methods"][variants.base_of(config, name)], own, ["methods", name])

@@ -110,6 +110,8 @@ def agreement_block() -> dict[str, Any]:
     return block("Agreement of searches for layers; not measured without this section.", {
         "variants": some({"type": "string"}, "Variants that are based on layer_search, in the grid or not; all such "
                                              "variants of grid.methods unless set."),
+        "draws": count("Number of draws of calibration text. The search of each variant is repeated on each draw; draw "
+                       "k makes another variant <name>-dk. Only the given variants unless set."),
         "heldout": signature_block("Held-out text.", agreement.measure, ("device", "dtype"))})
 
 

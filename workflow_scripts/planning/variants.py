@@ -24,6 +24,28 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"methods": given | more}
 
 
+def with_draws(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a separate variant for every draw of `agreement.draws`.
+
+    The variant of draw k of a variant `name` is `name-dk`. Its draw and its seed are those of `name` plus k.
+    """
+    own = config.get("agreement", {})
+    if "draws" not in own:
+        return config
+    named = own.get("variants") or [name for name in config["grid"]["methods"] if searches(config, name)]
+    made: dict[str, Any] = {}
+    for name in named:
+        known = options(config, name).get("compose", {})
+        for draw in range(1, own["draws"]):
+            if (new := f"{name}-d{draw}") in config["methods"]:
+                raise ConfigError(f"config: agreement.draws makes a variant {new!r}, which already exists; rename the "
+                                  "existing variant")
+            made[new] = {"base": name, "compose": {key: known.get(key, 0) + draw for key in ("draw", "seed")}}
+    every = [one for name in named for one in (name, *(f"{name}-d{draw}" for draw in range(1, own["draws"])))]
+    left = {key: value for key, value in own.items() if key != "draws"}
+    return config | {"methods": config["methods"] | made, "agreement": left | {"variants": every}}
+
+
 def base_of(config: dict[str, Any], name: str) -> str:
     """The method of a variant, found by following `base` from variant to variant."""
     seen, variant = [name], name

@@ -74,3 +74,30 @@ def test_a_method_needs_no_variant():
     assert "sleb" not in CONFIG["methods"], "the given config stays as it is"
     with pytest.raises(ConfigError, match=r"grid\.methods names 'slebs', which is not defined"):
         check({**config, "grid": CONFIG["grid"] | {"methods": ["slebs"]}})
+
+
+def searching(**agreement):
+    """The configuration with two searches, of which the second one has its own draw."""
+    more = {"by_kl": {"base": "layer_search"},
+            "by_loss": {"base": "by_kl", "compose": {"objective": "loss", "draw": 2}}}
+    return {**CONFIG, "methods": CONFIG["methods"] | more, "agreement": agreement,
+            "grid": CONFIG["grid"] | {"methods": ["kdp", "by_kl"]}}
+
+
+def test_draws_repeat_each_compared_search_on_other_calibration_text():
+    config = check(searching(variants=["by_kl", "by_loss"], draws=3))
+    assert grid.compared(config) == ["by_kl", "by_kl-d1", "by_kl-d2", "by_loss", "by_loss-d1", "by_loss-d2"]
+    assert {name: variants.options(config, name)["compose"] for name in grid.compared(config) if "-" in name} == {
+        "by_kl-d1": {"draw": 1, "seed": 1}, "by_kl-d2": {"draw": 2, "seed": 2},
+        "by_loss-d1": {"objective": "loss", "draw": 3, "seed": 1},
+        "by_loss-d2": {"objective": "loss", "draw": 4, "seed": 2}}
+    assert check(config) == config and {point["method"] for point in grid.points(config)} == {"kdp", "by_kl"}
+    # without names, the searches of the grid are repeated
+    assert grid.compared(check(searching(draws=2))) == ["by_kl", "by_kl-d1"]
+
+
+def test_a_draw_may_not_take_the_name_of_a_variant():
+    config = searching(variants=["by_kl", "by_loss"], draws=2)
+    config["methods"] = config["methods"] | {"by_kl-d1": {"base": "by_kl"}}
+    with pytest.raises(ConfigError, match=r"agreement\.draws makes a variant 'by_kl-d1', which already exists; rename"):
+        check(config)
