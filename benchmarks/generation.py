@@ -81,11 +81,11 @@ class Sizes(NamedTuple):
     """Number of tokens of a window and of a prompt."""
     steps: int = 32
     """Tokens of a continuation."""
-    passages: int = 20
+    passages: int = 40
     """Passages of LAMBADA."""
     passage_words: int = 60
     """Largest number of words of a passage; longer passages are left out."""
-    stories: int = 4
+    stories: int = 8
     story_tokens: int = 96
     """Tokens of a story, without the question."""
     summary_steps: int = 20

@@ -19,19 +19,30 @@ def test_the_tables_of_the_page_are_those_of_the_data(page):
 
 def test_the_pairs_are_those_of_the_chosen_layers(page):
     rows, pairs = (pd.read_csv(page.DATA / f"{name}.csv") for name in page.NAMES[:2])
-    chosen = [{**row, "removed": row["removed"].split(), "single": {}} for row in rows.to_dict("records")]
-    assert objectives.pairs(chosen)["jaccard"].tolist() == pytest.approx(pairs["jaccard"].tolist(), abs=1e-5)
+    for model, own in rows.groupby("model", sort=False):
+        chosen = [{**row, "removed": row["removed"].split(), "single": {}} for row in own.to_dict("records")]
+        assert objectives.pairs(chosen)["jaccard"].tolist() == pytest.approx(
+            pairs[pairs["model"] == model]["jaccard"].tolist(), abs=1e-5)
 
 
-def test_data_hold_one_row_for_each_search_pair_and_claim(page):
+def test_data_hold_one_row_for_each_search_pair_and_claim_of_each_model(page):
     record = compared()
     record.stats.update(windows=8, dense_nats=3.0)
-    found = page.frames(record)
-    assert [len(found[name]) for name in page.NAMES] == [4, len(record.pairs), 4]
-    assert found["objectives"]["removed"].tolist() == ["1 2", "1 3", "2 3", "2 3"]
-    assert page.table_searches(found["objectives"]).splitlines()[2] == \
-        "| `kl` | `one_shot` | 0 | 1 2 | 10 | 20 | 1.50 | 50 |"
+    found = page.frames({"a": record, "b": record})
+    assert [len(found[name]) for name in page.NAMES] == [8, 2 * len(record.pairs), 8]
+    assert found["objectives"]["model"].tolist() == ["a"] * 4 + ["b"] * 4
+    assert found["objectives"]["removed"].tolist()[:4] == ["1 2", "1 3", "2 3", "2 3"]
+    searches = page.table_searches(found["objectives"]).splitlines()
+    assert searches[0].startswith("| objective | search | a: perplexity / dense |") and len(searches) == 4
+    cells = [cell.strip() for cell in searches[2].split("|")[1:-1]]
+    own = found["objectives"].query("strategy == 'one_shot' and model == 'a'")
+    assert cells[:2] == ["`kl`", "`one_shot`"] and cells[2:5] == cells[5:8]
+    assert cells[2] == page.spread(own["heldout_ppl_ratio"], ".2f")
     lines = page.table_pairs(found["objectives_pairs"]).splitlines()
-    assert "| two draws, `kl` by `one_shot` | 1 | 0.33 | 0.33 | 0.33 | 1.00 |" in lines
-    assert "| `one_shot` and `greedy`, same draw | 2 | 0.33 | 0.33 | 0.33 | 1.00 |" in lines
-    assert page.table_claims(found["objectives_claims"]).count("cannot be told here") >= 1
+    assert ("| two draws, `kl` by `one_shot` | 1 | 0.33 (0.33–0.33) | 1.00 | 1 | 0.33 (0.33–0.33) | 1.00 |"
+            in lines)
+    assert page.table_claims(found["objectives_claims"]).count("cannot be told here") >= 2
+
+
+def test_a_spread_is_the_median_with_the_extremes(page):
+    assert page.spread(pd.Series([1.0, 3.0, 8.0]), ".1f") == "3.0 (1.0–8.0)"
