@@ -77,8 +77,8 @@ def pack(sequences: list[Scored], limit: int) -> list[Group]:
         if shared >= PREFIX and size > WHOLE * limit and len(numbers) > 1:
             groups.append(group(sequences, numbers, shared, limit))
         else:
-            small += _units(sequences, numbers, 0, limit)
-    groups += [Group((), [row]) for row in _rows(sequences, small, 0, limit)]
+            small += numbers
+    groups += [Group((), [row]) for row in _rows(sequences, _units(sequences, small, 0, limit), 0, limit)]
     return sorted(groups, key=lambda group: -group.tokens)
 
 

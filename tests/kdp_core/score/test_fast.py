@@ -139,6 +139,14 @@ def test_what_sequences_share_is_run_once():
     assert sorted(number for row in group.rows for number, _ in row.ends) == list(range(30))
 
 
+def test_rows_are_filled_with_the_choices_of_short_contexts():
+    """A short context counts once for its row, so that a row takes as many items as fit."""
+    choices = [Scored((first, *range(20, 39), 40, 41 + last), (41 + last, 5)) for first in range(8) for last in range(4)]
+    rows = [row for group in packing.pack(choices, 100) for row in group.rows]
+    # a context with its choices has 20 + 1 + 4 tokens, and four of them fill a row
+    assert [len(row.ids_N) for row in rows] == [100, 100]
+
+
 def test_a_token_sees_its_own_path_within_the_window():
     row = packing.pack([Scored((1, 2, 3), (9,)), Scored((1, 2, 4, 5), (9,))], 8)[0].rows[0]
     assert (row.ids_N, row.positions_N) == ([1, 2, 3, 4, 5], [0, 1, 2, 2, 3])
