@@ -141,7 +141,8 @@ def test_what_sequences_share_is_run_once():
 
 def test_rows_are_filled_with_the_choices_of_short_contexts():
     """A short context counts once for its row, so that a row takes as many items as fit."""
-    choices = [Scored((first, *range(20, 39), 40, 41 + last), (41 + last, 5)) for first in range(8) for last in range(4)]
+    choices = [Scored((first, *range(20, 39), 40, 41 + last), (41 + last, 5))
+               for first in range(8) for last in range(4)]
     rows = [row for group in packing.pack(choices, 100) for row in group.rows]
     # a context with its choices has 20 + 1 + 4 tokens, and four of them fill a row
     assert [len(row.ids_N) for row in rows] == [100, 100]
