@@ -21,6 +21,8 @@ from stage.timing import Row, figure, in_turns
 
 STEPS = 16
 """Number of tokens that are decoded in one timed run."""
+HISTORY = 1024
+"""Number of tokens of a long prompt. The multiply-adds of the attention over these tokens are not counted."""
 
 
 @torch.inference_mode()
@@ -81,12 +83,15 @@ def models(setup: Setup) -> list[Row]:
     dense = setup.model
     pruned = made_up.folded_like(dense.config, made_up.spread_blocks(setup.facts.layers), setup.facts.width)
     macs, ids_ST, turns = count_macs(dense) / count_macs(pruned), setup.tokens.ids_ST[:1], setup.repeats + 1
+    long_ST = ids_ST.repeat(1, HISTORY // ids_ST.shape[1])
     times = in_turns({"dense": lambda: dense(ids_ST), "pruned": lambda: pruned(ids_ST),
                       "dense 1": decoding(dense, ids_ST, turns), "pruned 1": decoding(pruned, ids_ST, turns),
+                      "dense long": decoding(dense, long_ST, turns), "pruned long": decoding(pruned, long_ST, turns),
                       "dense static": decoding(dense, ids_ST, turns, static=True),
                       "pruned static": decoding(pruned, ids_ST, turns, static=True)}, setup.repeats)
     return [figure(f"model, {what}: dense over pruned", times.ratio(f"dense{name}", f"pruned{name}"), "times",
                    "multiply-adds, dense over pruned", macs, target=target,
                    cpu=times.ratio(f"dense{name}", f"pruned{name}", field="cpu"))
             for what, name, target in (("prefill", "", 0.95), ("decoding", " 1", 1.0),
+                                       (f"decoding after {long_ST.shape[1]} tokens", " long", 1.0),
                                        ("decoding in a static cache", " static", 1.0))]
