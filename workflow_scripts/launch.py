@@ -22,8 +22,21 @@ import forks
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / ".snakemake" / "launch.lock"
 LOCKS = ROOT / ".snakemake" / "locks"
-FORKED = "import sys; sys.executable = sys.argv.pop(1); from snakemake.cli import main; sys.exit(main())"
-"""Code that runs Snakemake and starts its jobs with the Python of the first argument."""
+FORKED = """
+import sys
+sys.executable = sys.argv.pop(1)
+from snakemake.settings.types import MaxJobsPerTimespan as Limit
+given = Limit.parse_choice
+Limit.parse_choice = lambda text: None if text == "100/1s" else given(text)
+from snakemake.cli import main
+sys.exit(main())
+"""
+"""Code that runs Snakemake and starts its jobs with the Python of the first argument.
+
+Snakemake limits the jobs of a second by default. With a limit, every job that ends adds a timer that looks at all ready
+jobs again once a second until the end of the run. After 120 jobs, Snakemake needs 16 % of a core for these timers. On
+one machine the cores limit the jobs, so the default limit is left out.
+"""
 ELSEWHERE = ("--profile", "--workflow-profile", "--executor", "-e")
 """Arguments of snakemake that can send jobs to other machines. The environment variable SNAKEMAKE_PROFILE can also send
 jobs to other machines."""

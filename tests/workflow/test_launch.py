@@ -102,3 +102,18 @@ def test_jobs_are_forked_unless_they_may_run_elsewhere(folder, arguments, forked
     done = subprocess.run([*command(folder), *arguments], text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (folder / "done.txt").read_text() == forked
+
+
+@pytest.mark.parametrize("arguments, limit", [([], "None"), (["--max-jobs-per-timespan", "5/1s"], "5")])
+def test_only_a_given_limit_of_jobs_a_second_is_held(folder, arguments, limit):
+    """With a limit, Snakemake looks at all ready jobs once a second for every job that has ended."""
+    (folder / "go").touch()
+    (folder / "Snakefile").write_text(SNAKEFILE + """
+onsuccess:
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    open("limit", "w").write(str(limit and limit.max_jobs))
+""")
+    done = subprocess.run([*command(folder), *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False)
+    assert done.returncode == 0, done.stdout
+    assert (folder / "limit").read_text() == limit
