@@ -6,7 +6,7 @@ unbiased form:
     HSIC_1 = (tr K~L~ + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1) / (n (n-3)),  K~ = K without its diagonal.
 The times of both computations are proportional to the number of tokens, so their ratio does not depend on this number.
 The times are therefore measured on fewer than 32,000 tokens. The difference between the two estimates becomes smaller
-with more tokens, and it is measured on more tokens than the times.
+with more tokens, so it is measured on about 32,000 tokens.
 """
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def measure(setup: Setup) -> list[Row]:
 
     Also measure the difference between the minibatch estimate and the full-batch value.
     """
-    every_LND = chosen(setup.hidden, setup.size(14_336, 256))
+    every_LND = chosen(setup.longer, setup.size(32_000, 256))
     x_LND = every_LND[:, :setup.size(4096, 256)]
     batch = min(BATCH, x_LND.shape[1] // 2)
     times = in_turns({"linear": lambda: minibatches(x_LND, batch), "features": lambda: full_batch(x_LND),

@@ -16,6 +16,9 @@ from kdp_core.model import checkpoints
 from kdp_core.states import hidden
 from kdp_core.states.hidden import HiddenStates
 
+LONGER = 256
+"""Number of sequences of a set with twice the tokens of the default calibration set."""
+
 
 class Setup:
     """The embedded model, and the options of the command."""
@@ -57,9 +60,19 @@ class Setup:
     @cached_property
     def hidden(self) -> HiddenStates:
         """All states of the model over `tokens`, extracted unless they are on disk."""
-        path = self.folder / f"hidden-{len(self.tokens.ids_ST)}.zarr"
+        return self._states(self.tokens)
+
+    @cached_property
+    def longer(self) -> HiddenStates:
+        """All states of the model over LONGER sequences of the same text; with --quick those of `hidden`."""
+        config = embedded.default_config()
+        return self.hidden if self.quick else self._states(
+            embedded.calibration_tokens(self.dense, config, sequences=LONGER))
+
+    def _states(self, tokens: Tokens) -> HiddenStates:
+        path = self.folder / f"hidden-{len(tokens.ids_ST)}.zarr"
         if not path.exists():
-            hidden.extract(self.model, self.tokens, path)
+            hidden.extract(self.model, tokens, path)
         return hidden.read(path)
 
     @property
