@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdp_core.base.records import Search, Tokens
-from kdp_core.model.distil import token_losses
 from kdp_core.model.passes import Passes
 from kdp_core.states.hidden import boundary_states
 
@@ -118,8 +117,13 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     """
     h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
     x_ND = passes.to_head(h_BTD)[:, :-1].flatten(0, 1)
-    loss = token_losses(x_ND, x_ND.detach(), ids_BT[:, 1:].flatten(), passes.head, passes.head, kl_weight=0.0).loss
-    gradient, = torch.autograd.grad(loss * len(x_ND), h_BTD)
+    chunk, gradients = passes.head.chunk(), []
+    for x_CD, next_C in zip(x_ND.detach().split(chunk), ids_BT[:, 1:].flatten().split(chunk), strict=True):
+        # -sum_t log q(x_t+1 | x_1 .. x_t)
+        logits_CV = passes.head(x_CD.requires_grad_())
+        loss = functional.cross_entropy(logits_CV, next_C.to(logits_CV.device), reduction="sum")
+        gradients += torch.autograd.grad(loss, x_CD)
+    gradient, = torch.autograd.grad(x_ND, h_BTD, torch.cat(gradients))
     return gradient.float().cpu()
 
 

@@ -59,13 +59,6 @@ DAMP_LARGEST = 0.1
 """Largest damp that is tried, relative to the mean diagonal of H."""
 
 
-class _Calibration(NamedTuple):
-    """The input states with which the layers are run."""
-    h_STD: Tensor
-    """State 0 of the chosen sequences."""
-    batch: int
-
-
 class _Matrix(NamedTuple):
     """One linear module in which weights are set to zero."""
     name: str
@@ -87,8 +80,7 @@ def magnitude(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(magnitude, locals())
-    began = time.perf_counter()
-    counts = _counts(dense, selection.ratio_target, PATTERNS[pattern])
+    began, counts = time.perf_counter(), _counts(dense, selection.ratio_target, PATTERNS[pattern])
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     matrices = list(_matrices(model))
     with torch.no_grad():
@@ -112,22 +104,21 @@ def wanda(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selectio
     Raises FitError for a ratio that cannot be reached by zeros in the linear modules of the layers.
     """
     options.check(wanda, locals())
-    began = time.perf_counter()
-    counts = _counts(dense, selection.ratio_target, PATTERNS[pattern])
-    given = _calibration(hidden, sequences, batch_sequences, seed)
+    began, counts = time.perf_counter(), _counts(dense, selection.ratio_target, PATTERNS[pattern])
+    h_STD = _calibration(hidden, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     matrices = list(_matrices(model))
 
     def rule(w_RC: Tensor, squares_C: Tensor, count: int) -> Tensor:
         # |W_ij| a_j,    a_j = sqrt(sum over tokens of x_j^2 / n)
-        score_RC = w_RC.abs() * (squares_C / len(given.h_STD)).sqrt()
+        score_RC = w_RC.abs() * (squares_C / len(h_STD)).sqrt()
         mask_RC = _lowest_by_row(score_RC, count) if pattern == "unstructured" else \
             _lowest(score_RC, count, PATTERNS[pattern])
         return w_RC.masked_fill(mask_RC, 0)
 
-    _in_turn(Passes(model, hidden.tokens), matrices, counts, given,
+    _in_turn(Passes(model, hidden.tokens), matrices, counts, h_STD, batch_sequences,
              lambda x_NC: x_NC.square().sum(0, dtype=torch.float64), rule)
-    return _composed("wanda", model, matrices, {"tokens": given.h_STD[..., 0].numel(),
+    return _composed("wanda", model, matrices, {"tokens": h_STD[..., 0].numel(),
                                                 "seconds": time.perf_counter() - began})
 
 
@@ -150,39 +141,38 @@ def sparsegpt(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Sele
     FitError if H is singular for every damp.
     """
     options.check(sparsegpt, locals())
-    began = time.perf_counter()
-    groups = PATTERNS[pattern]
+    began, groups = time.perf_counter(), PATTERNS[pattern]
     if groups and block_size % groups[1]:
         raise FitError(f"compose.block_size {block_size} with pattern {pattern}: give a multiple of {groups[1]}, the "
                        "columns of the pattern")
     counts = _counts(dense, selection.ratio_target, groups)
-    given = _calibration(hidden, sequences, batch_sequences, seed)
+    h_STD = _calibration(hidden, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     matrices = list(_matrices(model))
     damps: list[float] = []
 
     def rule(w_RC: Tensor, gram_CC: Tensor, count: int) -> Tensor:
         # H = (2/n) X'X
-        hessian_CC, w_RC = gram_CC * (2 / len(given.h_STD)), w_RC.double()
+        hessian_CC, w_RC = gram_CC * (2 / len(h_STD)), w_RC.double()
         dead_C = hessian_CC.diagonal() == 0
         hessian_CC.diagonal()[dead_C] = 1
         u_CC, level = _inverse_factor(hessian_CC, damp)
         damps.append(level)
         return _moved(w_RC.masked_fill(dead_C, 0), u_CC, count, groups, block_size)
 
-    _in_turn(Passes(model, hidden.tokens), matrices, counts, given, lambda x_NC: gram(x_NC, x_NC), rule)
-    return _composed("sparsegpt", model, matrices, {"tokens": given.h_STD[..., 0].numel(), "damp_largest": max(damps),
+    _in_turn(Passes(model, hidden.tokens), matrices, counts, h_STD, batch_sequences, lambda x: gram(x, x), rule)
+    return _composed("sparsegpt", model, matrices, {"tokens": h_STD[..., 0].numel(), "damp_largest": max(damps),
                                                     "seconds": time.perf_counter() - began})
 
 
-def _calibration(hidden: HiddenStates, sequences: int | None, batch: int, seed: int) -> _Calibration:
+def _calibration(hidden: HiddenStates, sequences: int | None, seed: int) -> Tensor:
     """State 0 of `sequences` randomly drawn sequences (seed `seed`), in their order in the calibration set."""
     wanted = hidden.sequences if sequences is None else sequences
     if wanted > hidden.sequences:
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
                        "or add sequences")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    return _Calibration(hidden.state(0)[order[:wanted].sort().values], batch)
+    return hidden.state(0)[order[:wanted].sort().values]
 
 
 def _matrices(model: nn.Module) -> Iterator[_Matrix]:
@@ -219,19 +209,18 @@ def _counts(dense: Path, ratio: float, groups: tuple[int, int] | None) -> dict[s
 
 
 @torch.no_grad()
-def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], given: _Calibration,
+def _in_turn(passes: Passes, matrices: list[_Matrix], counts: dict[str, int], h_STD: Tensor, batch: int,
              statistic: Callable[[Tensor], Tensor], rule: Rule) -> None:
     """Prune the layers in order. Each layer reads the outputs of the pruned layers before it."""
-    h_STD = given.h_STD
     for number in range(len(passes.layers)):
         if not torch.isfinite(h_STD).all():
             raise FitError(f"state {number} of the pruned model is not finite; try dtype float32 for the model")
         own = [one for one in matrices if one.layer == number]
-        sums = _sums(passes, own, h_STD.split(given.batch), statistic)
+        sums = _sums(passes, own, h_STD.split(batch), statistic)
         for name, _, module in own:
             _replace(module, rule(matrix(module), sums[name], counts[name]))
         if number + 1 < len(passes.layers):
-            h_STD = passes.run_batches(h_STD, [number], given.batch)
+            h_STD = passes.run_batches(h_STD, [number], batch)
         logger.info("pruned layer %d of %d", number + 1, len(passes.layers))
 
 
@@ -269,21 +258,30 @@ def _lowest(score_RC: Tensor, count: int, groups: tuple[int, int] | None) -> Ten
         score_RGM = score_RC.unflatten(1, (-1, columns))
         first = score_RGM.argsort(dim=2, stable=True)[..., :zeros]
         return torch.zeros_like(score_RGM, dtype=torch.bool).scatter(2, first, True).flatten(1)
-    mask = torch.zeros_like(score_RC, dtype=torch.bool).flatten()
-    mask[score_RC.flatten().argsort(stable=True)[:count]] = True
-    return mask.view(score_RC.shape)
+    return _lowest_by_row(score_RC.flatten()[None], count).view(score_RC.shape)
 
 
 def _lowest_by_row(score_RC: Tensor, count: int) -> Tensor:
     """bool_RC: true for the lowest scores of each row, the same number in each row. If `count` is not a multiple of the
     number of rows, the rows whose next score is lowest have one more true entry."""
     each, remainder = divmod(count, len(score_RC))
-    order_RC = score_RC.argsort(dim=1, stable=True)
-    mask_RC = torch.zeros_like(score_RC, dtype=torch.bool).scatter(1, order_RC[:, :each], True)
+    mask_RC = _first_of_row(score_RC, each)
     if remainder:
-        next_R = order_RC[:, each]
+        # of equal scores, argmin returns the first
+        next_R = score_RC.masked_fill(mask_RC, torch.inf).argmin(dim=1)
         rows = score_RC.gather(1, next_R[:, None])[:, 0].argsort(stable=True)[:remainder]
         mask_RC[rows, next_R[rows]] = True
+    return mask_RC
+
+
+def _first_of_row(score_RC: Tensor, each: int) -> Tensor:
+    """bool_RC: true for the `each` lowest scores of each row. Of equal scores, the first are chosen."""
+    last_R1 = score_RC.kthvalue(max(each, 1), dim=1, keepdim=True).values
+    mask_RC = score_RC <= last_R1
+    tied_R = mask_RC.sum(dim=1) > each
+    if tied_R.any():
+        below_RC, equal_RC = score_RC[tied_R] < last_R1[tied_R], score_RC[tied_R] == last_R1[tied_R]
+        mask_RC[tied_R] = below_RC | equal_RC & (equal_RC.cumsum(1) <= each - below_RC.sum(1, keepdim=True))
     return mask_RC
 
 
@@ -311,22 +309,24 @@ def _moved(w_RC: Tensor, u_CC: Tensor, count: int, groups: tuple[int, int] | Non
     w_RC, C = w_RC.clone(), w_RC.shape[1]
     for start in range(0, C, block_size):
         stop = min(start + block_size, C)
-        width = groups[1] if groups else stop - start
-        errors_RB = torch.zeros_like(w_RC[:, start:stop])
-        for column in range(start, stop):
-            if (column - start) % width == 0:
+        width, u_BB = groups[1] if groups else stop - start, u_CC[start:stop, start:stop]
+        # transposed, because rows are read and changed faster than columns
+        w_BR = w_RC[:, start:stop].T.contiguous()
+        errors_BR, steps_BR = torch.empty_like(w_BR), torch.empty_like(w_BR)
+        for column, u_B in enumerate(u_BB):
+            if column % width == 0:
                 # lowest W_ij^2 / U_jj^2: of the whole block, or of each group when its first column is reached
                 ahead = slice(column, column + width)
-                mask_RM = _lowest((w_RC[:, ahead] / u_CC.diagonal()[ahead]).square(),
-                                  count * stop // C - count * start // C, groups)
-            zero_R = mask_RM[:, (column - start) % width]
+                mask_MR = _lowest((w_BR[ahead].T.contiguous() / u_BB.diagonal()[ahead]).square(),
+                                  count * stop // C - count * start // C, groups).T.contiguous()
+            zero_R = mask_MR[column % width]
             # e = (w - masked w) / U_jj,    W_j.. -= e U_j..
-            error_R = torch.where(zero_R, w_RC[:, column], 0) / u_CC[column, column]
-            w_RC[:, column:stop] -= error_R.outer(u_CC[column, column:stop])
-            w_RC[zero_R, column] = 0
-            errors_RB[:, column - start] = error_R
+            errors_BR[column] = torch.where(zero_R, w_BR[column], 0) / u_B[column]
+            w_BR[column:] -= torch.mul(u_B[column:, None], errors_BR[column], out=steps_BR[column:])
+            w_BR[column].masked_fill_(zero_R, 0)
+        w_RC[:, start:stop] = w_BR.T
         # W_later -= E U_block,later
-        w_RC[:, stop:] -= errors_RB @ u_CC[start:stop, stop:]
+        w_RC[:, stop:] -= errors_BR.T.contiguous() @ u_CC[start:stop, stop:]
     return w_RC
 
 
