@@ -3,8 +3,8 @@
 
 DIR contains clones of the authors' repositories, one folder for each repository. The command imports the functions of
 the authors that calibrate a pruned model, and runs them and our functions alternately: on the same model (the embedded
-one; FLAP needs a made-up one), with the same tokens and the same amount of work. A run starts from the checkpoint and
-ends with the new weights or the chosen layers. The first row of a method has the ratio of the times, (time of the
+one; FLAP needs a made-up one), with the same tokens and the same amount of work. A run starts with the loaded model
+and ends with the new weights or the chosen layers. The first row of a method has the ratio of the times, (time of the
 original / our time). The other rows compare the results. benchmarks/originals says for each method which functions run,
 and what makes old code run.
 
@@ -33,6 +33,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import embedded
 import torch
@@ -41,6 +42,8 @@ from originals.cases import Case, Original
 from stage import timing
 from stage.setup import Setup
 from stage.timing import Row
+
+from kdp_core.model import checkpoints
 
 logger = logging.getLogger("neighbours")
 ORIGINALS: dict[str, Original] = {**zeros.ORIGINALS, **orders.ORIGINALS, **replaced.ORIGINALS, **widths.ORIGINALS}
@@ -99,8 +102,10 @@ def compare(name: str, case: Case, repeats: int) -> list[Row]:
     def keeping(side: str, run: Callable[[], Any]) -> Callable[[], None]:
         return lambda: found.update({side: run()})
 
-    times = timing.in_turns({"ours": keeping("ours", pair.ours), "original": keeping("original", pair.original)},
-                            repeats)
+    # our functions get the model that is already loaded, as the original does
+    with mock.patch.object(checkpoints, "load_model", lambda *_, **__: pair.case.model()):
+        times = timing.in_turns({"ours": keeping("ours", pair.ours), "original": keeping("original", pair.original)},
+                                repeats, before=pair.case.load, warm=False)
     row = times.row(f"{name}: {pair.work}", "ours", "original", target=1.0, against=ORIGINALS[name].repository)
     return [row, *(one._replace(measure=f"{name}: {one.measure}")
                    for one in pair.compare(found["ours"], found["original"]))]
@@ -111,11 +116,13 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
     options = arguments(given)
     torch.set_num_threads(options.threads)
     setup, rows = Setup(options), []
+    # the first pass of a process is slow, because modules are imported
+    setup.model(setup.tokens.ids_ST[:1])
     for name in ORIGINALS:
         if name in options.methods:
             with tempfile.TemporaryDirectory() as folder:
                 case = Case(options.originals.resolve() / ORIGINALS[name].folder, setup.dense, setup.facts,
-                            setup.tokens, Path(folder))
+                            setup.tokens, Path(folder), [])
                 rows += compare(name, case, options.repeats)
             timing.write(rows, options.out / "neighbours.csv")
             logger.info("%s: compared", name)

@@ -1,9 +1,9 @@
 """The data of a comparison with the authors' code, a pair of runs, and the rows that compare their results.
 
-Both runs of a pair start from the checkpoint on disk and from token ids in memory, and end with the result in memory:
-chosen layers, or new weights. Both load the model with the same function, once for each stage that needs it. If our fit
-reads stored states, the run of our fit includes their extraction, although the workflow extracts states only once for
-all methods. The states are stored in float32, because no original rounds them. Nothing is written to disk otherwise.
+Both runs of a pair start with the loaded model and with token ids in memory, and end with the result in memory: chosen
+layers, or new weights. Every run gets a model that was loaded before; the loading is not timed. If our fit reads stored
+states, the run of our fit includes their extraction, although the workflow extracts states only once for all methods.
+The states are stored in float32, because no original rounds them. Nothing else is written to disk.
 """
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +21,9 @@ from kdp_core.model import checkpoints
 from kdp_core.states import hidden
 from kdp_core.states.hidden import HiddenStates
 
+LOAD = checkpoints.load_model
+"""Loads a model. During a run of our fit, `checkpoints.load_model` returns the model that was loaded before."""
+
 
 class Case(NamedTuple):
     """The data of a comparison."""
@@ -31,6 +34,8 @@ class Case(NamedTuple):
     tokens: Tokens
     folder: Path
     """Folder for states and other temporary files."""
+    loaded: list[PreTrainedModel]
+    """The model of the next run, once `load` was called."""
 
     @property
     def count(self) -> int:
@@ -52,9 +57,13 @@ class Case(NamedTuple):
         tokens = first(self.tokens, sequences)
         return self._replace(tokens=tokens._replace(ids_ST=tokens.ids_ST[:, :length].contiguous()))
 
+    def load(self) -> None:
+        """Load the model for the next run, which may change it."""
+        self.loaded[:] = [LOAD(self.dense)]
+
     def model(self) -> PreTrainedModel:
-        """The dense model, loaded anew."""
-        return checkpoints.load_model(self.dense)
+        """The loaded model."""
+        return self.loaded[0]
 
     def states(self, layers: list[int] | None = None) -> HiddenStates:
         """Extract the states of these layers; None means all."""
@@ -75,6 +84,7 @@ class Case(NamedTuple):
 
 class Pair(NamedTuple):
     """Two runs that do the same work."""
+    case: Case
     work: str
     """The work of each run, in words."""
     ours: Callable[[], Any]
@@ -112,11 +122,12 @@ def same_order(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Row]:
     return [figure("the same choice at the same place", equal, "", "of", len(theirs), target=1.0)]
 
 
-def same_zeros(ours: Tensors, theirs: Tensors, least: float) -> Row:
-    """The share of the weights that are zero on both sides or on neither side."""
+def same_zeros(where: str, ours: Tensors, theirs: Tensors, least: float | None) -> Row:
+    """The share of our weights that are zero on both sides or on neither side."""
     equal = sum(int(((ours[name] == 0) == (theirs[name] == 0)).sum()) for name in ours)
     total = sum(weight.numel() for weight in ours.values())
-    return figure("share of weights that both or neither set to zero", equal / total, "", "of", 1.0, target=least)
+    return figure(f"share of the weights {where} that both or neither set to zero", equal / total, "", "of", 1.0,
+                  target=least)
 
 
 def difference(ours: Tensors, theirs: Tensors, most: float | None, what: str = "weights") -> Row:

@@ -29,7 +29,7 @@ from kdp_core.methods import METHODS, shortened, shortgpt, sleb
 from originals import shims
 from originals.cases import Case, Original, Pair, same_order, selection
 
-REMOVED = 2
+REMOVED = 1
 """Layers that SLEB removes."""
 DROPPED = 8
 """Parts that LLM-Drop removes."""
@@ -65,12 +65,12 @@ def by_loss(case: Case) -> Pair:
         return sleb.greedy(case.dense, None, case.tokens, case.facts, k_max=1, sequences=None,
                            largest=REMOVED / case.facts.layers).order
 
-    return Pair(f"{REMOVED} layers removed, {case.work}", ours, original, same_order)
+    return Pair(case, f"{REMOVED} layers removed, {case.work}", ours, original, same_order)
 
 
 def by_influence(case: Case) -> Pair:
     """The pair of ShortGPT."""
-    case = case.some(16)
+    case = case.some(8)
     script, = shims.imported(case.clone / "short_gpt", "short_llama",
                              absent={"llama": {"Llama": object, "Transformer": nn.Module}})
 
@@ -85,7 +85,7 @@ def by_influence(case: Case) -> Pair:
     def ours() -> list[int]:
         return shortgpt.block_influence(case.dense, case.states(), case.tokens, case.facts, k_max=1).order
 
-    return Pair(f"all layers, {case.work}", ours, original, same_order)
+    return Pair(case, f"all layers, {case.work}", ours, original, same_order)
 
 
 class _Layer(nn.Module):
@@ -135,15 +135,15 @@ def by_taylor(case: Case) -> Pair:
 
 def _shortened(case: Case, script: str, search: Any) -> Pair:
     def ours() -> list[int]:
-        return search(case.dense, None, case.tokens, case.facts, k_max=1, keep_first=0, keep_last=0,
-                      sequences=None).order
+        return search(case.dense, None, case.tokens, case.facts, k_max=1, keep_first=0, keep_last=0, sequences=None,
+                      batch_sequences=case.count).order
 
-    return Pair(f"all layers, {case.work}", ours, partial(_sensitivity, case, script), same_order)
+    return Pair(case, f"all layers, {case.work}", ours, partial(_sensitivity, case, script), same_order)
 
 
 def by_parts(case: Case) -> Pair:
     """The pair of LLM-Drop."""
-    case = case.some(16)
+    case = case.some(8)
     folder, layers = case.clone / "src/llmtuner/compression", case.facts.layers
     module, = shims.imported(folder, "prune.layer_drop", bare=("prune",))
     alone = SimpleNamespace(device=torch.device("cpu"), unwrap_model=lambda model: model, print=lambda *_: None,
@@ -163,7 +163,7 @@ def by_parts(case: Case) -> Pair:
         found = METHODS["joint_drop"].compose(case.dense, case.states([layers]), case.tokens, selection(ratio=0.25))
         return [(part["layer"], part["part"]) for part in found.stats["order"][:DROPPED]]
 
-    return Pair(f"attentions and MLPs, {case.work}", ours, original,
+    return Pair(case, f"attentions and MLPs, {case.work}", ours, original,
                 lambda mine, theirs: same_order(mine, theirs[:len(mine)]))
 
 

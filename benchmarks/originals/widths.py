@@ -42,7 +42,7 @@ HEAD = 128
 
 def narrow_states(case: Case) -> Pair:
     """The pair of SliceGPT."""
-    case = case.some(8)
+    case = case.some(4)
     rotate, fusion, adapters, scheduler, utils = shims.imported(
         case.clone / "src", *(f"slicegpt.{name}" for name in ("rotate", "layernorm_fusion", "adapters.llama_adapter",
                                                               "slicing_scheduler", "utils")),
@@ -63,7 +63,7 @@ def narrow_states(case: Case) -> Pair:
     def ours() -> Tensors:
         return slicegpt.compose(case.dense, case.states([0]), case.tokens, selection(), slicing=SLICING).plan.tensors
 
-    return Pair(f"width {width} of {case.facts.width}, {case.work}", ours, original, _compare_slices)
+    return Pair(case, f"width {width} of {case.facts.width}, {case.work}", ours, original, _compare_slices)
 
 
 def _compare_slices(ours: Tensors, theirs: Tensors) -> list[Row]:
@@ -101,9 +101,10 @@ def narrow_layers(case: Case) -> Pair:
         return {name: weight.detach() for name, weight in model.state_dict().items()}
 
     def ours() -> Tensors:
-        return llm_pruner.compose(case.dense, None, case.tokens, selection(ratio=ratio), sequences=None).plan.tensors
+        return llm_pruner.compose(case.dense, None, case.tokens, selection(ratio=ratio), sequences=None,
+                                  batch_sequences=case.count).plan.tensors
 
-    return Pair(f"{lost['mlp']} channels and a head of {len(pruned)} layers, {case.work}", ours, original,
+    return Pair(case, f"{lost['mlp']} channels and a head of {len(pruned)} layers, {case.work}", ours, original,
                 _compare_channels)
 
 
@@ -132,8 +133,8 @@ def narrow_parts(case: Case) -> Pair:
         ratio = (PARTS * units - flap._bias_params(blank)) / total
         return flap.compose(case.dense, case.states([0]), case.tokens, selection(ratio=ratio)).plan.tensors
 
-    return Pair(f"made-up model of {sizes.layers} layers, {case.work}", ours, original,
-                lambda mine, theirs: _compare_channels(mine, theirs, 0.99))
+    return Pair(case, f"made-up model of {sizes.layers} layers, {case.work}", ours, original,
+                lambda mine, theirs: _compare_channels(mine, theirs, None))
 
 
 def _made_up(case: Case) -> Case:
@@ -146,7 +147,7 @@ def _made_up(case: Case) -> Case:
     return case._replace(dense=case.folder / "made-up")
 
 
-def _compare_channels(ours: Tensors, theirs: Tensors, least: float = 0.9999) -> list[Row]:
+def _compare_channels(ours: Tensors, theirs: Tensors, least: float | None = 0.9999) -> list[Row]:
     names = [name for name in ours if name.endswith("gate_proj.weight")]
     equal = sum(len(_rows(ours[name]) & _rows(theirs[name])) for name in names)
     return [figure("channels kept on both sides", equal, "", "of", sum(len(ours[name]) for name in names),
