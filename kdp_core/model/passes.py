@@ -32,18 +32,33 @@ class Passes:
 
     @torch.no_grad()
     def _captured(self, length: int) -> list[tuple[tuple, dict[str, Any]]]:
-        """Record the arguments of each layer except its states."""
+        """Record the arguments of each layer except its states. Only the first layer runs; the others return their
+        input states, on which the arguments do not depend."""
         found: list[tuple[tuple, dict[str, Any]]] = []
+        form: list[type] = []
 
         def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             found.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
 
+        def unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+            return (hidden_states,) if form[0] is tuple else hidden_states
+
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
+        hooks.append(self.layers[0].register_forward_hook(lambda _, args, output: form.append(type(output))))
+        own = [vars(layer).get("forward") for layer in self.layers[1:]]
+        for layer in self.layers[1:]:
+            layer.forward = unchanged
         try:
             base_of(self.model)(torch.zeros(1, length, dtype=torch.int64, device=self.device), use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
+            for layer, forward in zip(self.layers[1:], own, strict=True):
+                # accelerate gives the layers of a spread model a `forward` of their own
+                if forward is None:
+                    del layer.forward
+                else:
+                    layer.forward = forward
         return found
 
     def layer(self, number: int, h_BTD: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ class _Sums(NamedTuple):
 
     def add(self, x_NC: Tensor) -> "_Sums":
         x_NC = x_NC.double()
-        return _Sums(self.count + len(x_NC), self.x_C + x_NC.sum(0), self.square_C + x_NC.square().sum(0))
+        total_C = x_NC.sum(0)
+        # `double` has made a copy, which may be overwritten
+        return _Sums(self.count + len(x_NC), self.x_C + total_C, self.square_C + x_NC.square_().sum(0))
 
     @property
     def mean_C(self) -> Tensor:

@@ -61,6 +61,19 @@ def test_batches_are_the_whole_and_nothing_is_left_on_the_model(whole):
     assert all(not layer._forward_pre_hooks and not layer._forward_hooks for layer in decoder_layers(model))
 
 
+def test_the_arguments_are_those_of_a_whole_pass_of_which_one_layer_runs(whole):
+    model, passes, _ = whole
+    layers, ran = decoder_layers(model), []
+    hooks = [layer.register_forward_hook(lambda *_, k=k: ran.append(k))
+             for k, layer in enumerate(next(layer.children()) for layer in layers)]
+    layers[2].forward = given = layers[2].forward
+    again = Passes(model, IDS_ST.shape[1])
+    for hook in hooks:
+        hook.remove()
+    assert set(ran) == {0} and len(again.context) == len(passes.context) == LAYERS
+    assert vars(layers[2]).pop("forward") is given and not any("forward" in vars(layer) for layer in layers)
+
+
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @torch.no_grad()
 def test_a_path_with_stand_ins_is_the_folded_model(family, tmp_path):
