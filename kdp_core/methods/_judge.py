@@ -6,7 +6,9 @@ A `Judge` contains the states before every layer of the already pruned model. Th
 once; they are not read from disk, because stored states may be rounded to half precision. If a candidate differs from
 the model only in layer j and later layers, only layer j and later layers are run. The losses equal the losses of runs
 through all layers, but cost only half as much. The gradients equal those of one backward pass over all sequences. The
-gradients are computed layer by layer from stored states, so that only one layer's gradients are in memory at a time.
+gradients are computed layer by layer, so that only one layer's gradients are in memory at a time. If there are several
+batches, each layer runs again on its stored states. If all sequences are in one batch, one forward pass is enough, but
+the activations of all layers are in memory then.
 """
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -54,10 +56,14 @@ def picked(tokens: Tokens, sequences: int | None, seed: int) -> Tensor:
     return tokens.ids_ST[drawn]
 
 
-def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int) -> Judge:
-    """Make a Judge of the dense model. The dense model computes the states of the sequences."""
+def judge_of(model: nn.Module, ids_ST: Tensor, batch_sequences: int, *, graphs: bool = False) -> Judge:
+    """Make a Judge of the dense model. The dense model computes the states of the sequences.
+
+    graphs: for `backward` without squared gradients. If all sequences are in one batch, the Judge then contains only
+        the states before the first layer, and `backward` keeps the graph of its forward pass.
+    """
     passes = Passes(model, ids_ST.shape[1])
-    numbers = list(range(len(passes.layers)))
+    numbers = [0] if graphs and len(ids_ST) <= batch_sequences else list(range(len(passes.layers)))
     batches = [boundary_states(model, ids_BT, numbers) for ids_BT in ids_ST.split(batch_sequences)]
     return Judge(passes, ids_ST, {number: torch.cat([batch[number] for batch in batches]) for number in numbers},
                  batch_sequences)
@@ -99,13 +105,11 @@ def backward(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list
     # gradients of single sequences are squared, so each batch is one sequence
     judge = judge._replace(batch_sequences=1) if squared else judge
     passes, last = judge.passes, len(judge.passes.layers) - 1
-    final_STD = passes.run_batches(judge.states[last], [last], judge.batch_sequences)
-    goal_STD = torch.cat([_head_gradient(passes, h_BTD, ids_BT) for h_BTD, ids_BT in
-                          zip(final_STD.split(judge.batch_sequences), judge.ids_ST.split(judge.batch_sequences),
-                              strict=True)])
+    goal_STD, graphs = None, _graphs(judge, layers, weights_of) if len(judge.states) <= last else []
     for layer in range(last, layers.start - 1, -1):
         weights = weights_of(passes.layers[layer]) if layer in layers else []
-        goal_STD, gradients, squares = _layer_gradients(judge, layer, weights, goal_STD, squared)
+        runs = iter([graphs.pop()]) if graphs else _runs(judge, layer, weights)
+        goal_STD, gradients, squares = _layer_gradients(judge, runs, weights, goal_STD, squared)
         if layer in layers:
             yield layer, weights, gradients, squares
 
@@ -127,20 +131,43 @@ def _head_gradient(passes: Passes, h_BTD: Tensor, ids_BT: Tensor) -> Tensor:
     return gradient.float().cpu()
 
 
-def _layer_gradients(judge: Judge, layer: int, weights: list[nn.Parameter], goal_STD: Tensor,
-                     squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The backward pass through one layer. `goal_STD` is the gradient of the state after the layer. Three results: the
-    gradient of the state before the layer, the gradients of the weights summed over all batches, and the sums of the
-    squared gradients."""
-    passes, before = judge.passes, []
-    summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    squares = [torch.zeros_like(total) for total in summed] if squared else []
+_Run = tuple[Tensor, Tensor]
+"""The states before and after a layer, with the graph between them."""
+
+
+def _graphs(judge: Judge, layers: range, weights_of: Callable[[nn.Module], list[nn.Parameter]]) -> list[_Run]:
+    """One forward pass over all sequences, one entry for each layer. Layers before `layers` have no graph."""
+    h_BTD, found = judge.states[0].to(judge.passes.device, judge.passes.model.dtype), []
+    for number, layer in enumerate(judge.passes.layers):
+        for weight in weights_of(layer) if number in layers else []:
+            weight.requires_grad_(True)
+        with torch.set_grad_enabled(number >= layers.start):
+            h_BTD = h_BTD.detach().requires_grad_(number >= layers.start)
+            found.append((h_BTD, judge.passes.layer(number, h_BTD)))
+        h_BTD = found[-1][1]
+    return found
+
+
+def _runs(judge: Judge, layer: int, weights: list[nn.Parameter]) -> Iterator[_Run]:
+    """Run a layer on its stored states, one batch at a time."""
     for weight in weights:
         weight.requires_grad_(True)
-    for h_BTD, goal_BTD in zip(judge.states[layer].split(judge.batch_sequences),
-                               goal_STD.split(judge.batch_sequences), strict=True):
-        h_BTD = h_BTD.to(passes.device, passes.model.dtype).detach().requires_grad_()
-        after_BTD = passes.layer(layer, h_BTD)
+    for h_BTD in judge.states[layer].split(judge.batch_sequences):
+        h_BTD = h_BTD.to(judge.passes.device, judge.passes.model.dtype).detach().requires_grad_()
+        yield h_BTD, judge.passes.layer(layer, h_BTD)
+
+
+def _layer_gradients(judge: Judge, runs: Iterator[_Run], weights: list[nn.Parameter], goal_STD: Tensor | None,
+                     squared: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The backward pass through one layer, whose `runs` are one for each batch. `goal_STD` is the gradient of the state
+    after the layer; None means that the output head follows. Three results: the gradient of the state before the layer,
+    the gradients of the weights summed over all batches, and the sums of the squared gradients."""
+    before: list[Tensor] = []
+    summed = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    squares = [torch.zeros_like(total) for total in summed] if squared else []
+    followed_by = judge.ids_ST if goal_STD is None else goal_STD
+    for (h_BTD, after_BTD), next_B in zip(runs, followed_by.split(judge.batch_sequences), strict=True):
+        goal_BTD = _head_gradient(judge.passes, after_BTD, next_B) if goal_STD is None else next_B
         state, *found = torch.autograd.grad(after_BTD, [h_BTD, *weights], goal_BTD.to(after_BTD))
         before.append(state.float().cpu())
         for total, gradient in zip(summed, found, strict=True):

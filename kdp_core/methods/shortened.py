@@ -16,8 +16,8 @@ contain the weights of norms. The sums contain no biases (LLaMA has no biases, O
 0. For Gemma, the sum of the released code would contain w instead of 1 + w.
 
 As in SLEB, each perplexity is computed from the stored states before the removed layer. The gradients are equal to
-those of one backward pass over all sequences. This module computes the gradients layer by layer from stored states, so
-that only one layer's gradients are in memory at a time.
+those of one backward pass over all sequences. This module computes the gradients layer by layer, so that only one
+layer's gradients are in memory at a time.
 """
 import logging
 import math
@@ -82,7 +82,8 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     keep_last: number of layers at the end of the model that cannot be removed.
     sequences: number of sequences whose mean loss is differentiated. null, or a number that is too large, means all.
     batch_sequences: number of sequences in one forward pass. Gradients are summed over all sequences before their
-        absolute values are computed.
+        absolute values are computed. If all sequences are in one pass, no layer runs twice, but the activations of all
+        layers are in memory.
     seed: seed of the choice of sequences.
     Raises RankError for options out of range, for sequences without a next token and for a score that is not finite.
     """
@@ -91,7 +92,7 @@ def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts,
     eligible = _eligible(facts.layers, keep_first, keep_last)
     ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
-    scores = _first_order(judge_of(model, ids_ST, batch_sequences), eligible)
+    scores = _first_order(judge_of(model, ids_ST, batch_sequences, graphs=True), eligible)
     stats = {"tokens": ids_ST.numel(), "sequences": len(ids_ST), "seconds": time.perf_counter() - began}
     return ranked(scores, "taylor", k_max, 1, stats)
 

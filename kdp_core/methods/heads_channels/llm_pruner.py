@@ -87,7 +87,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         of the layers if that is less.
     keep_last: number of layers at the end that are kept whole. null means 2, or a sixteenth of the layers if that is
         less.
-    batch_sequences: number of sequences in one forward pass; for squared gradients each pass has one sequence.
+    batch_sequences: number of sequences in one forward pass; for squared gradients each pass has one sequence. If all
+        sequences are in one pass, no layer runs twice, but the activations of all layers are in memory.
     seed: seed of the choice of sequences.
     Raises BlockError for a ratio that cannot be reached or if no layer is left to prune. Raises FitError for a model
     that cannot be pruned and for other wrong options.
@@ -100,7 +101,7 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     cut = cut_for(selection.ratio_target, total, sizes)
     ids_ST = picked(tokens, sequences, seed)
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
-    judge = judge_of(model, ids_ST, batch_sequences)
+    judge = judge_of(model, ids_ST, batch_sequences, graphs=importance == "first")
     tensors, widths, entries = {}, [width_of(config, sizes, 0, 0)] * config.num_hidden_layers, []
     for number, worths in worths_by_layer(judge, pruned, coupled, sizes.units, importance, grouping):
         lost = {"attention": cut.groups, "mlp": cut.channels[number - pruned.start]}

@@ -10,6 +10,7 @@ from kdp_core.methods._judge import RankError
 from kdp_core.methods.shortened import magnitude, perplexity, taylor
 from kdp_core.model import checkpoints, distil
 from kdp_core.model.families import family_of
+from kdp_core.model.passes import Passes
 from tests import pico
 from tests.kdp_core import stored
 from tests.kdp_core.methods.searching.whole import without
@@ -92,6 +93,14 @@ def test_taylor_is_one_backward_pass_over_all_sequences(dense, first_order):
     found = taylor(dense.folder, None, TOKENS, dense.facts, **DATA)
     assert_ranking(found, {layer: first_order[layer] for layer in MAY_GO}, "taylor", 1)
     assert found.stats["tokens"] == SEQUENCES * 24
+
+
+def test_taylor_of_one_batch_runs_each_layer_once(dense, first_order, monkeypatch):
+    ran, layer = [], Passes.layer
+    monkeypatch.setattr(Passes, "layer", lambda passes, number, h: ran.append(number) or layer(passes, number, h))
+    found = taylor(dense.folder, None, TOKENS, dense.facts, **DATA | {"batch_sequences": SEQUENCES})
+    assert ran == list(range(LAYERS))
+    assert_ranking(found, {layer: first_order[layer] for layer in MAY_GO}, "taylor", 1)
 
 
 def test_taylor_of_all_layers_with_the_head_in_chunks(dense, first_order, monkeypatch):

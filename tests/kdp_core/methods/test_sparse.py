@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kdp_core.base.options import OptionError
 from kdp_core.base.records import Selection
+from kdp_core.methods import sparse
 from kdp_core.methods.sparse import magnitude, sparsegpt, wanda
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
@@ -188,6 +189,20 @@ def assert_same(tensors, expected):
     for name, w in expected.items():
         np.testing.assert_array_equal(tensors[name].numpy() == 0, w == 0, err_msg=name)
         np.testing.assert_allclose(tensors[name].numpy(), w, atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_the_lowest_scores_are_those_of_a_stable_sort():
+    generator = torch.Generator().manual_seed(0)
+    for levels in (2, 9, 10 ** 6):
+        score_RC = torch.randint(levels, (5, 12), generator=generator).double()
+        order = score_RC.flatten().argsort(stable=True)
+        for count in (0, 1, 29, 30, 59, 60):
+            expected = torch.zeros(60, dtype=torch.bool)
+            expected[order[:count]] = True
+            assert torch.equal(sparse._lowest(score_RC, count, None), expected.view(5, 12))
+            by_row = sparse._lowest_by_row(score_RC, count) if count < 60 else torch.ones(5, 12, dtype=torch.bool)
+            lowest = score_RC.argsort(dim=1, stable=True)[:, :count // 5]
+            assert by_row.sum() == count and by_row.gather(1, lowest).all() and by_row.sum(1).max() <= count // 5 + 1
 
 
 def test_wanda_is_the_literal_one_at_any_count(dense):
