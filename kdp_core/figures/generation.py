@@ -119,7 +119,9 @@ def survival(choices: pd.DataFrame, *, width: float = PAGE_IN, height: float = 2
         axes[2].set(xscale="log", xlabel="KL (nats): full over candidates,\nhollow over all tokens",
                     ylabel="Drop of accuracy (points)")
         for side in (axes[0].xaxis, axes[0].yaxis, axes[2].xaxis):
-            side.set_major_locator(LogLocator(subs=(1, 3)))
+            low, high = side.get_view_interval()
+            # labels of a wide range would overlap if the decades were divided
+            side.set_major_locator(LogLocator(subs=(1, 3) if high < 1000 * low else (1,)))
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             side.set_minor_locator(NullLocator())
         legend_below(figure, [Line2D([], [], linestyle="none", label=task, **marks(look))
