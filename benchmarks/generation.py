@@ -62,6 +62,13 @@ VARIANTS: dict[str, Variant] = {
     "remove": Variant("remove", 3, {"block": CKA}),
     "slimgpt": Variant("slimgpt", 3, {}),
     "deepest": Variant("deepest", 3, {}),
+    "kdp_residual": Variant("kdp_residual", protocol.FREE, {"search": {"order": "cka"},
+                                                            "compose": {"dictionary": "none"}}),
+    "llm_pruner": Variant("llm_pruner", 3, {}),
+    "joint_drop": Variant("joint_drop", 3, {}),
+    "streamline": Variant("streamline", 3, {}),
+    "fragility": Variant("fragility", 3, {}),
+    "sparsegpt": Variant("sparsegpt", 3, {}),
 }
 """Variants whose fit takes at most about a minute. The order alternates between kinds of damage to the model, so that a
 stopped run has measured several kinds of damage."""

@@ -52,14 +52,17 @@ def table_searches(rows: pd.DataFrame) -> str:
         for model in models:
             here = own[own["model"] == model]
             cells += [spread(here["heldout_ppl_ratio"], ".2f"), spread(100 * here["heldout_accuracy"], ".0f"),
-                      f"{here['passes'].mean():.0f}"]
+                      f"{here['passes'].mean():.0f}"] if len(here) else [""] * 3
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def spread(values: pd.Series, form: str) -> str:
-    """The median of the values, with the smallest and the largest value in brackets."""
-    return f"{values.median():{form}} ({values.min():{form}}–{values.max():{form}})"
+    """The median of the values, with the smallest and the largest value in brackets. Values from 100 have no decimals.
+    """
+    median, low, high = (f"{value:{form if value < 100 else ',.0f'}}" for value in (
+        values.median(), values.min(), values.max()))
+    return f"{median} ({low}–{high})"
 
 
 def table_pairs(pairs: pd.DataFrame) -> str:
@@ -74,7 +77,8 @@ def table_pairs(pairs: pd.DataFrame) -> str:
         for model in models:
             here = own[own["model"] == model]
             rank = here["spearman"].mean()
-            cells += [str(len(here)), spread(here["jaccard"], ".2f"), "" if pd.isna(rank) else f"{rank:.2f}"]
+            cells += [str(len(here)), spread(here["jaccard"], ".2f"), "" if pd.isna(rank) else f"{rank:.2f}"] if len(
+                here) else [""] * 3
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

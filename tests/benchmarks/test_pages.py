@@ -46,3 +46,4 @@ def test_data_hold_one_row_for_each_search_pair_and_claim_of_each_model(page):
 
 def test_a_spread_is_the_median_with_the_extremes(page):
     assert page.spread(pd.Series([1.0, 3.0, 8.0]), ".1f") == "3.0 (1.0–8.0)"
+    assert page.spread(pd.Series([16.75, 2071.2, 1789060.4]), ".2f") == "2,071 (16.75–1,789,060)"
