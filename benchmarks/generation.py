@@ -69,9 +69,25 @@ VARIANTS: dict[str, Variant] = {
     "streamline": Variant("streamline", 3, {}),
     "fragility": Variant("fragility", 3, {}),
     "sparsegpt": Variant("sparsegpt", 3, {}),
+    "lorp": Variant("lorp", 3, {}),
+    "layer_search": Variant("layer_search", 3, {"compose": {"strategy": "one_shot"}}),
+    "shortened_magnitude": Variant("shortened_magnitude", 3, {}),
+    "block_drop": Variant("block_drop", 3, {}),
+    "cosine_run": Variant("cosine_run", 3, {}),
+    "linear_sequential": Variant("linear_sequential", 3, {"block": CKA}),
+    "kdp": Variant("kdp", 3, protocol.KDP),
+    "replaceme_cosine": Variant("replaceme_cosine", 3, {}),
+    "fragility_parts": Variant("fragility_parts", 3, {}),
+    "lorp_masked": Variant("lorp_masked", 3, {}),
+    "ziplm": Variant("ziplm", 3, {}),
+    "shortened_ppl": Variant("shortened_ppl", 3, {}),
+    "sleb": Variant("sleb", 3, {}),
+    "sliding_merge": Variant("sliding_merge", 3, {}),
+    "streamline_relative": Variant("streamline_relative", 3, {}),
+    "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
 }
-"""Variants whose fit takes at most about a minute. The order alternates between kinds of damage to the model, so that a
-stopped run has measured several kinds of damage."""
+"""One variant for each method of the table, with settings whose fit takes a few minutes at most. The order alternates
+between kinds of damage to the model, so that a stopped run has measured several kinds of damage."""
 CHOICES = ("piqa", "arc_easy", "copa")
 """Multiple-choice tasks of --choices."""
 SKILLED = 2.0

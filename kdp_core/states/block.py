@@ -82,6 +82,13 @@ def split(sequences: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[:held].sort().values, order[held:].sort().values
 
 
+def check_heldout(hidden: HiddenStates, heldout: float) -> None:
+    """Raise FitError if the share `heldout` leaves no sequence to fit on, or none to judge on."""
+    if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
+        raise FitError(f"heldout {heldout} of {hidden.sequences} sequences "
+                       "leaves none to fit on or none to judge on; add calibration sequences or change it")
+
+
 def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float, seed: int,
          between: bool = True) -> BlockStates:
     """States start to stop of a block. If `between` is false, only the first and the last of these states are read.
@@ -95,9 +102,7 @@ def load(hidden: HiddenStates, block: Block, *, massive: Massive, heldout: float
     check(load, locals())
     start, stop = block
     layers = list(range(start, stop + 1)) if between else [start, stop]
-    if not 0 < round(heldout * hidden.sequences) < hidden.sequences:
-        raise FitError(f"heldout {heldout} of {hidden.sequences} sequences "
-                       "leaves none to fit on or none to judge on; add calibration sequences or change it")
+    check_heldout(hidden, heldout)
     keep_ST = torch.ones(hidden.sequences, hidden.tokens, dtype=torch.bool)
     h_KSTD, bypass_above = torch.stack([hidden.state(k) for k in layers]), None
     for k, h_STD in zip(layers, h_KSTD, strict=True):

@@ -52,7 +52,7 @@ from kdp_core.methods.kdp_residual.dictionaries import closed_form_options
 from kdp_core.model import checkpoints
 from kdp_core.model.families import first_token
 from kdp_core.model.passes import Passes, built
-from kdp_core.states.block import load, relative_error
+from kdp_core.states.block import check_heldout, load, relative_error
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,11 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ids_ST = drawn(tokens, sequences, draw)
     multiple = _items(dense, ids_ST, items, choices, sequences, draw) if objective in ("margin", "accuracy") else None
     goal = objective_of(objective, ids_ST, multiple, positions)
+    if stand_in != "none":
+        # known before any weight or state is read
+        check_heldout(hidden, HELDOUT)
+        for layer in eligible:
+            hidden.index(layer), hidden.index(layer + 1)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     modules, fits = _fitted(model, hidden, eligible, stand_in, seed)
     passes = Passes(model, goal.ids_ST.shape[1])

@@ -101,7 +101,8 @@ def test_what_compose_checks_is_refused_before_any_job(refused, name, ratio, opt
     *[(name, 16, {"compose": {"sequences": 17}}, "compose.sequences 17")
       for name in ("wanda", "sparsegpt", "flap", "slimgpt", "ziplm", "slicegpt", "joint_drop")],
     ("layer_search", 16, {"compose": {"draw": 1}}, "compose.draw 1 of 16 sequences needs 32 calibration sequences"),
-    ("layer_search", 4, {"compose": {"sequences": 4, "stand_in": "affine"}}, "heldout 0.1 of 4 sequences leaves none"),
+    *[("layer_search", 4, {"compose": {"sequences": 4, "stand_in": kind}}, "heldout 0.1 of 4 sequences leaves none")
+      for kind in ("affine", "residual")],
     ("fragility", 8, {}, "and there are 8"),
 ])
 def test_too_few_sequences_are_refused(refused, name, sequences, options, words):
