@@ -86,8 +86,9 @@ VARIANTS: dict[str, Variant] = {
     "streamline_relative": Variant("streamline_relative", 3, {}),
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
 }
-"""One variant for each method of the table, with settings whose fit takes a few minutes at most. The order alternates
-between kinds of damage to the model, so that a stopped run has measured several kinds of damage."""
+"""One variant for each method of the table. The fits of the first ones take about a minute, and those of the last ones
+several minutes. The order of the first ones alternates between kinds of damage to the model, so that a stopped run has
+measured several kinds of damage."""
 CHOICES = ("piqa", "arc_easy", "copa")
 """Multiple-choice tasks of --choices."""
 SKILLED = 2.0

@@ -18,12 +18,14 @@ from kdp_core.base.measurements import Expectation, Survival
 from kdp_core.figures._entry import Entry
 from kdp_core.figures.style import (
     GREY,
+    LEGEND_LINE,
     PAGE_IN,
     Drawn,
     FigureError,
     Looks,
     labels_of,
     legend_below,
+    legend_lines,
     looks_of,
     marks,
     quiet,
@@ -77,8 +79,9 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
     known = looks_of(rows["method"], None)
     frame = pd.concat([rows[["method", "ratio"]].assign(loss=name, measured=rows[f"loss_{name}"], predicted=values)
                        for name, values in predicted.items()], ignore_index=True)
+    handles = [Line2D([], [], linestyle="none", label=name, **marks(look)) for name, look in known.items()]
     with quiet():
-        figure = Figure(figsize=(width, height + 0.6))
+        figure = Figure(figsize=(width, height + LEGEND_LINE * (legend_lines(handles, width) + 1)))
         axes = figure.subplots(1, len(predicted), squeeze=False)[0]
         for axis, name in zip(axes, predicted, strict=True):
             axis.axline((0, 0), (1, 1), color=GREY, linestyle=":", linewidth=0.9, zorder=1)
@@ -86,8 +89,7 @@ def validation(rows: pd.DataFrame, predicted: Mapping[str, np.ndarray], *, width
                 axis.plot(100 * row.predicted, 100 * row.measured, linestyle="none", **marks(known[row.method]))
             axis.set(title=NAMES[name], xlim=(-4, 104), ylim=(-4, 104), aspect="equal", xlabel="Predicted loss (%)",
                      ylabel="Measured loss (%)" if axis is axes[0] else "")
-        legend_below(figure, [Line2D([], [], linestyle="none", label=name, **marks(look))
-                              for name, look in known.items()], width=width)
+        legend_below(figure, handles, width=width)
     return Drawn(figure, frame)
 
 

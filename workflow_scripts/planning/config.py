@@ -21,7 +21,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError for an unknown key, a wrong type or value, or an undefined name.
     """
     refuse(schema(), config, [])
-    config = variants.with_draws(variants.completed(config))
+    config = variants.completed(config)
+    _check_searches(config)
+    config = variants.with_draws(config)
     for name, variant in config["methods"].items():
         own = {key: value for key, value in (variant or {}).items() if key not in ("base", "finetune")}
         refuse(schema()["methods"][variants.base_of(config, name)], own, ["methods", name])
@@ -121,16 +123,18 @@ def _check_views(config: dict[str, Any]) -> None:
                               "layer plus one")
 
 
-def _check_agreement(config: dict[str, Any]) -> None:
-    if "agreement" not in config:
-        return
-    chosen = config["agreement"].get("variants", [])
+def _check_searches(config: dict[str, Any]) -> None:
+    """Check the names in agreement.variants, from which `agreement.draws` makes further variants."""
+    chosen = config.get("agreement", {}).get("variants", [])
     require("agreement.variants", chosen, config["methods"], "add it under methods")
     for name in chosen:
         if not variants.searches(config, name):
             raise ConfigError(f"config: agreement.variants names {name!r}, which searches under no objective; name a "
                               "variant that is based on layer_search")
-    if len(grid.compared(config)) < 2:
+
+
+def _check_agreement(config: dict[str, Any]) -> None:
+    if "agreement" in config and len(grid.compared(config)) < 2:
         raise ConfigError(f"config: agreement compares the variants {grid.compared(config)}; name at least two that "
                           "are based on layer_search in agreement.variants or grid.methods")
 

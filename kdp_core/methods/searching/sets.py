@@ -109,7 +109,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
         # known before any weight or state is read
         check_heldout(hidden, HELDOUT)
         for layer in eligible:
-            hidden.index(layer), hidden.index(layer + 1)
+            hidden.index(layer)
+            hidden.index(layer + 1)
     model = checkpoints.load_model(dense, device=device, dtype=dtype)
     modules, fits = _fitted(model, hidden, eligible, stand_in, seed)
     passes = Passes(model, goal.ids_ST.shape[1])

@@ -96,6 +96,14 @@ def test_draws_repeat_each_compared_search_on_other_calibration_text():
     assert grid.compared(check(searching(draws=2))) == ["by_kl", "by_kl-d1"]
 
 
+@pytest.mark.parametrize(("name", "message"), [
+    ("by_typo", r"agreement\.variants names 'by_typo'"),
+    ("kdp", r"agreement\.variants names 'kdp', which searches under no")])
+def test_a_wrong_name_is_refused_before_draws_are_made_from_it(name, message):
+    with pytest.raises(ConfigError, match=message):
+        check(searching(variants=["by_kl", name], draws=2))
+
+
 def test_a_draw_may_not_take_the_name_of_a_variant():
     config = searching(variants=["by_kl", "by_loss"], draws=2)
     config["methods"] = config["methods"] | {"by_kl-d1": {"base": "by_kl"}}
