@@ -78,8 +78,9 @@ def remove(w_DC: Tensor, inverse_CC: Tensor, columns_J: Tensor) -> float:
     solved_JC = torch.cholesky_solve(inverse_CC[columns_J], factor_JJ)
     w_DJ = w_DC[:, columns_J]
     loss = torch.linalg.solve_triangular(factor_JJ, w_DJ.T, upper=False).square().sum().item()
-    w_DC.sub_(w_DJ @ solved_JC)
-    inverse_CC.sub_(inverse_CC[:, columns_J] @ solved_JC)
+    # addmm_ needs no second matrix of this size, and no conversion between row and column order
+    w_DC.addmm_(w_DJ, solved_JC, alpha=-1)
+    inverse_CC.addmm_(inverse_CC[:, columns_J], solved_JC, alpha=-1)
     w_DC[:, columns_J] = 0
     inverse_CC[columns_J], inverse_CC[:, columns_J] = 0, 0
     return loss
