@@ -73,7 +73,7 @@ def perplexity(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFa
 
 def taylor(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
            dtype: str = "float32", keep_first: Natural = 4, keep_last: Natural = 2, sequences: Count | None = 10,
-           batch_sequences: Count = 8, seed: int = 0) -> Search:
+           batch_sequences: Count = 10, seed: int = 0) -> Search:
     """Rank layers by the sum of |weight times gradient| over the weights of their linear maps and norms, without
     biases.
 

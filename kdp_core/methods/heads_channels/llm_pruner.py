@@ -75,7 +75,7 @@ class Cut(NamedTuple):
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", importance: Importance = "first", grouping: Grouping = "element",
             sequences: Count | None = 10,
-            keep_first: Natural | None = None, keep_last: Natural | None = None, batch_sequences: Count = 8,
+            keep_first: Natural | None = None, keep_last: Natural | None = None, batch_sequences: Count = 10,
             seed: int = 0) -> Composed:
     """Remove heads and MLP channels from layers.
 
