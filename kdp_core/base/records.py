@@ -230,11 +230,11 @@ class PrunedFacts(NamedTuple):
 
 
 class Finetuned(NamedTuple):
-    """A low-rank change of the output head, trained to reproduce the dense model's outputs (rows with a dagger in the
+    """Low-rank changes of a pruned model, trained to reproduce the dense model's outputs (rows with a dagger in the
     paper)."""
     place: str
     """`head`: the change is merged into the weight of the head. `adapter`: the head is tied to the embedding, and the
-    change is a separate module before the head."""
+    change is a separate module before the head. `linear`: the changes are merged into all linear layers."""
     rank: int
     params_added: int
     """Number of parameters that the change adds to the model; 0 if the change was merged or discarded."""

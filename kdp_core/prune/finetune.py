@@ -1,17 +1,10 @@
-"""Fine-tuned variants of pruned checkpoints: LoRA trains the output head to match the dense model's outputs.
+"""Fine-tuned variants of pruned checkpoints: low-rank changes are trained to match the dense model's outputs.
 
-The method is that of KDP (Ma et al., ICLR 2026), appendix B; the paper's tables mark these variants with a dagger.
-Everything except the head is frozen, including the stand-ins. The states that enter the head therefore never change
-during the training. The states that enter the heads of both models are computed once. Only a low-rank change of the
-head is trained on these states.
-
-If the head has its own weight, the change is added to this weight, W -> W + s B A. This adds no parameter to the model.
-If the head is tied to the embedding, adding the change to the weight would change the inputs as well. For a tied head
-the change is therefore applied before the head, h -> h + s B A h (the paper's "logit adapter"). This adapter stays in
-the model and has 2 r D parameters. The scale is s = alpha / r. B starts at zero, so the training starts at the
-unchanged pruned model. The checkpoint gets the weights of the epoch with the best held-out loss or perplexity. The
-start counts as an epoch. Measured by the held-out loss or perplexity, a fine-tuned variant is therefore never worse
-than the pruned model.
+KDP (Ma et al., ICLR 2026, appendix B) fine-tunes the output head; the paper's tables mark these variants with a dagger.
+LLM-Pruner, SliceGPT and LLM-Streamline fine-tune the linear layers. `targets` chooses between the two (`lora`), and the
+rest is the same: the loss, the training (`tuning`), the tokens and the choice of the epoch. All other weights are
+frozen. Measured by the held-out number that chooses the epoch, a fine-tuned variant is never worse than the pruned
+model.
 
 The paper states neither the batch size nor the held-out share. The paper also does not state the unit of warm-up; in
 this module the unit is one update. The paper uses validation perplexity to stop the training (`judge: ppl`). By
@@ -19,82 +12,55 @@ default, the held-out value of the training loss selects the epoch.
 """
 import json
 import logging
-import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from kdp_core.base import provenance, store
 from kdp_core.base.options import Chance, Count, Natural, Positive, check
 from kdp_core.base.records import Finetuned, PrunedFacts, Tokens
-from kdp_core.base.resume import OFF, Progress, Resume
-from kdp_core.methods._train import copies, cosine, restore
+from kdp_core.base.resume import OFF, Resume
 from kdp_core.model import checkpoints, folded, shards
-from kdp_core.model.distil import Head, Losses, distillation_loss, final_states, head_of
+from kdp_core.model.distil import Head, final_states, head_of
 from kdp_core.model.families import family_of, type_of
 from kdp_core.model.sizes import count_params
+from kdp_core.prune import lora
+from kdp_core.prune.lora import Lesson
+from kdp_core.prune.tuning import FinetuneError, Options, train
 from kdp_core.states.block import split
 
 logger = logging.getLogger(__name__)
+Targets = Literal["head", "linear"]
+"""What fine-tuning changes."""
 PartialShare = Annotated[float, Ge(0), Lt(1)]
 """A share from 0 to below 1."""
 
 
-class FinetuneError(ValueError):
-    """Fine-tuning is not possible with these options, models or tokens."""
-
-
-class States(NamedTuple):
-    """The states that enter the output heads of both models, computed on the same sequences."""
-    student_STD: Tensor
-    teacher_STD: Tensor
-    ids_ST: Tensor
-
-    def at(self, sequences: Tensor) -> "States":
-        """The states of the sequences with the numbers `sequences`."""
-        return States(*(values[sequences] for values in self))
-
-
-class Options(NamedTuple):
-    """The options of the function `finetune`, which are described in its docstring."""
-    rank: int
-    alpha: float
-    dropout: float
-    lr: float
-    epochs: int
-    kl_weight: float
-    temperature: float
-    batch_sequences: int
-    warmup: float
-    clip: float
-    heldout: float
-    judge: str
-    seed: int
-
-
 def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: PrunedFacts, device: str = "cpu",
-             dtype: str = "float32", resume: Resume = OFF, *, rank: Count = 8, alpha: Positive = 32.0,
-             dropout: PartialShare = 0.05, lr: Positive = 1e-4, epochs: Count = 2, kl_weight: Chance = 0.5,
-             temperature: Positive = 1.0, batch_sequences: Count = 8, warmup: PartialShare = 0.03,
-             clip: Positive = 1.0, heldout: PartialShare = 0.1,
+             dtype: str = "float32", resume: Resume = OFF, *, targets: Targets = "head", rank: Count = 8,
+             alpha: Positive = 32.0, dropout: PartialShare = 0.05, lr: Positive = 1e-4, epochs: Count = 2,
+             kl_weight: Chance = 0.5, temperature: Positive = 1.0, batch_sequences: Count = 8,
+             warmup: PartialShare = 0.03, clip: Positive = 1.0, heldout: PartialShare = 0.1,
              judge: Literal["loss", "ppl"] = "loss", seed: Natural = 0) -> tuple[PrunedFacts, Finetuned]:
-    """Fine-tune the head of the checkpoint in the folder `pruned`, write the new checkpoint to the folder `out`
-    (atomic), and count its parameters.
+    """Fine-tune the checkpoint in the folder `pruned`, write the new checkpoint to the folder `out` (atomic), and count
+    its parameters.
 
     `facts` describes the checkpoint `pruned`. `dense` is the folder of the model from which `pruned` was made. `resume`
     is the file in which the state of the training is stored. The result is deterministic.
-    rank: rank r of the low-rank change of the head.
-    alpha: the change is scaled by alpha / rank.
-    dropout: dropout of the input states of the low-rank change, only in training.
+    targets: what is changed. `head` is the output head, as in the paper. `linear` is every linear layer of attentions,
+        MLPs and stand-ins; each update then runs the whole pruned model, and the model gets no parameters.
+    rank: rank r of each low-rank change.
+    alpha: each change is scaled by alpha / rank.
+    dropout: dropout of the inputs of the low-rank changes, only in training.
     lr: peak learning rate of Adam.
     epochs: passes over the sequences; the weights of the best epoch are used.
     kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
@@ -109,22 +75,28 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
     """
     check(finetune, locals())
     began = time.monotonic()
-    options = Options(rank, alpha, dropout, lr, epochs, kl_weight, temperature, batch_sequences, warmup, clip, heldout,
-                      judge, seed)
+    options = Options(targets, rank, alpha, dropout, lr, epochs, kl_weight, temperature, batch_sequences, warmup, clip,
+                      heldout, judge, seed)
     check_sizes(*tokens.ids_ST.shape, checkpoints.config_of(dense).hidden_size, rank)
+    check_zeros(facts.params_zeroed, targets)
     _check_models(dense, pruned, tokens.ids_ST)
     teacher_STD, teacher, _ = _frozen(dense, tokens.ids_ST, device, dtype)
-    student_STD, student, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
+    lesson = Lesson(tokens.ids_ST, teacher_STD, teacher)
+    if targets == "head":
+        h_STD, head, tied = _frozen(pruned, tokens.ids_ST, device, dtype)
+        build, place = partial(lora.of_head, h_STD, head, tied, lesson, options), "adapter" if tied else "head"
+    else:
+        model = checkpoints.load_model(pruned, device=device, dtype=dtype).requires_grad_(False)
+        build, place, tied = partial(lora.of_linear_layers, model, lesson, options), "linear", False
     held, kept = split(len(tokens.ids_ST), heldout, seed)
-    states = States(student_STD, teacher_STD, tokens.ids_ST)
-    layer, curve, epoch = _train(student, teacher, tied, states.at(kept), states.at(held), options,
-                                 resume)
-    new = _write(Path(pruned), Path(out), _change(layer, student, tied) if epoch else {}, rank)
-    facts_after = _count(new, facts, 2 * rank * student_STD.shape[-1] if epoch and tied else 0)
+    # each forward pass has as many sequences as fit into one chunk of logits, so that nothing is computed twice
+    part = max(1, teacher.chunk() // (tokens.ids_ST.shape[1] - 1))
+    student, curve, epoch = train(build, kept, held, part, teacher.linear.weight.device, options, resume)
+    new = _write(Path(pruned), Path(out), student.change() if epoch else {}, rank)
+    facts_after = _count(new, facts, 2 * rank * teacher_STD.shape[-1] if epoch and tied else 0)
     return facts_after, Finetuned(
-        "adapter" if tied else "head", rank, facts_after.params_added - facts.params_added, epoch, judge, curve,
-        len(kept), len(held), len(kept) * (tokens.ids_ST.shape[1] - 1), options._asdict(),
-        time.monotonic() - began + resume.earlier_s)
+        place, rank, facts_after.params_added - facts.params_added, epoch, judge, curve, len(kept), len(held),
+        len(kept) * (tokens.ids_ST.shape[1] - 1), options._asdict(), time.monotonic() - began + resume.earlier_s)
 
 
 def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tensor, Head, bool]:
@@ -139,126 +111,7 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
     return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
 
 
-# Training -------------------------------------------------------------------------------------------------------------
-
-def _train(student: Head, teacher: Head, tied: bool, train: States, held: States,
-           options: Options, resume: Resume) -> tuple[nn.Module, list[dict[str, Any]], int]:
-    """Three results: the LoRA layer with its best weights, one entry for each epoch, and the number of the best
-    epoch."""
-    # peft and dropout use the global random generator, whose state is set here and restored afterwards
-    cuda = [student.linear.weight.device] if student.linear.weight.is_cuda else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(options.seed)
-        layer = with_lora(student, tied, options.rank, options.alpha, options.dropout)
-        weights = [weight for weight in layer.parameters() if weight.requires_grad]
-        updates = options.epochs * math.ceil(len(train.ids_ST) / options.batch_sequences)
-        optimiser = torch.optim.Adam(weights, lr=options.lr)
-        rise = math.ceil(options.warmup * updates)
-        schedule = LambdaLR(optimiser, lambda update: cosine(update, updates, warmup=rise))
-        order = torch.Generator().manual_seed(options.seed)
-        progress = Progress(resume, weights, {"adam": optimiser, "rate": schedule, "order": order,
-                                              "dropout": _global(student.linear.weight.device)},
-                            curve=[_entry(0, 0.0, None, None, _judge(student, teacher, held, options))], best=0,
-                            best_weights=copies(weights), total=0.0, lr=None)
-        values, curve = progress.values, progress.values["curve"]
-        for epoch in progress.epochs(options.epochs):
-            if progress.update == 0:
-                values["lr"] = schedule.get_last_lr()[0]
-            order_S = progress.order(lambda: torch.randperm(len(train.ids_ST), generator=order))
-            student.train()
-            for which in progress.updates(order_S.split(options.batch_sequences)):
-                loss = _update(student, teacher, train.at(which), optimiser, options)
-                values["total"] += loss * len(which) / len(order_S)
-                schedule.step()
-            loss, values["total"] = values["total"], 0.0
-            seconds = progress.seconds() - sum(entry["seconds"] for entry in curve)
-            with progress.judging():
-                curve.append(_entry(epoch, seconds, values["lr"], loss, _judge(student, teacher, held, options)))
-            if figure(curve[epoch], options.judge) < figure(curve[values["best"]], options.judge):
-                values |= {"best": epoch, "best_weights": copies(weights)}
-        restore(weights, values["best_weights"])
-    return layer, curve, values["best"]
-
-
-def with_lora(head: Head, tied: bool, rank: int, alpha: float, dropout: float) -> nn.Module:
-    """Add peft's LoRA to the head, or to an identity map before a tied head. The weights are float32; A is random and B
-    is zero."""
-    from peft import LoraConfig, inject_adapter_in_model  # imported here, because the import takes seconds
-
-    if tied:
-        width = head.linear.weight.shape[1]
-        head.adapter = nn.Linear(width, width, bias=False, device=head.linear.weight.device).requires_grad_(False)
-        nn.init.eye_(head.adapter.weight)
-    name = "adapter" if tied else "linear"
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name]), head)
-    layer = getattr(head, name)
-    for weight in layer.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    return layer
-
-
-def _global(device: torch.device) -> torch.Generator:
-    """The random generator that dropout uses on this device."""
-    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
-
-
-def _update(student: Head, teacher: Head, states: States, optimiser: torch.optim.Optimizer, options: Options) -> float:
-    """One update on the sequences of `states`. Returns the mean loss over these sequences."""
-    total, S = 0.0, len(states.ids_ST)
-    # each forward pass has as many sequences as fit into one chunk of logits, so that nothing is computed twice
-    size = max(1, student.chunk() // (states.ids_ST.shape[1] - 1))
-    optimiser.zero_grad()
-    for part in torch.arange(S).split(size):
-        loss = len(part) / S * _losses(student, teacher, states.at(part), options).loss
-        loss.backward()
-        total += loss.item()
-    nn.utils.clip_grad_norm_([w for group in optimiser.param_groups for w in group["params"]], options.clip)
-    optimiser.step()
-    return total
-
-
-@torch.no_grad()
-def _judge(student: Head, teacher: Head, held: States, options: Options) -> Losses:
-    student.eval()
-    return _losses(student, teacher, held, options)
-
-
-def _losses(student: Head, teacher: Head, states: States, options: Options) -> Losses:
-    return distillation_loss(states.student_STD, states.teacher_STD, student, teacher, states.ids_ST,
-                             kl_weight=options.kl_weight, temperature=options.temperature)
-
-
-def _entry(epoch: int, seconds: float, lr: float | None, loss: float | None, held: Losses) -> dict[str, Any]:
-    entry = {"epoch": epoch, "seconds": seconds, "lr": lr, "loss": loss, "heldout_loss": held.loss.item(),
-             "heldout_kl_nats": held.kl_nats.item(), "heldout_ce_nats": held.ce_nats.item()}
-    logger.info("epoch %d: held-out loss %.4f, KL %.4f nats, perplexity %.2f", epoch, entry["heldout_loss"],
-                entry["heldout_kl_nats"], math.exp(min(entry["heldout_ce_nats"], 99.0)))
-    return entry
-
-
-def figure(entry: dict[str, Any], judge: str) -> float:
-    """The held-out number by which an epoch is judged; lower is better.
-
-    If `judge` is ppl, this number is the cross-entropy. NaN counts as infinite.
-    """
-    value = entry["heldout_ce_nats" if judge == "ppl" else "heldout_loss"]
-    return math.inf if math.isnan(value) else value
-
-
 # To a checkpoint ------------------------------------------------------------------------------------------------------
-
-@torch.no_grad()
-def _change(layer: nn.Module, head: Head, tied: bool) -> dict[str, Tensor]:
-    """Tensors that the old checkpoint does not have, or that differ from the old checkpoint's tensors."""
-    scale = layer.scaling["default"]
-    a_RD, b_OR = (part["default"].weight.float().cpu() for part in (layer.lora_A, layer.lora_B))
-    if tied:
-        # h -> h + (s B) (A h)
-        return {"head_adapter.a.weight": a_RD, "head_adapter.b.weight": scale * b_OR}
-    # W -> W + s B A
-    return {"lm_head.weight": head.linear.weight.float().cpu() + scale * b_OR @ a_RD}
-
 
 def _write(pruned: Path, out: Path, change: dict[str, Tensor], rank: int) -> PreTrainedModel:
     """Copy the checkpoint, write the tensors `change` into the copy, and load the copy once, in the same way as users
@@ -323,6 +176,13 @@ def check_sizes(sequences: int, length: int, width: int, rank: int) -> None:
         raise FinetuneError("sequences of 1 token have no next token to predict; give sequences of at least 2 tokens")
     if rank > width:
         raise FinetuneError(f"finetune.rank is {rank}, above the width of the states, {width}; give a lower rank")
+
+
+def check_zeros(zeros: int, targets: str) -> None:
+    """Raise FinetuneError if the changes would fill weights that pruning set to zero."""
+    if zeros and targets == "linear":
+        raise FinetuneError("finetune.targets is linear, and a change of the linear layers would fill the weights that "
+                            "this method sets to zero; use targets: head")
 
 
 def _check_models(dense: Path, pruned: Path, ids_ST: Tensor) -> None:

@@ -271,8 +271,7 @@ class _Count:
         flops, unknown = 0.0, []
         for point in points:
             variant = self._variant(point)
-            method = method_of(variant["base"])
-            took = method.flops.get("compose")
+            took = (method := method_of(variant["base"])).flops.get("compose")
             given = methods.settings(method.compose, variant["options"].get("compose", {}))
             flops += took(self._sizes(point["calib"]), given) if took else 0.0
             unknown += [] if took else [point["method"]]
@@ -287,10 +286,11 @@ class _Count:
     def _finetune(self) -> tuple[int, float, float, list[str]]:
         flops = 0.0
         for point in self.tuned:
-            given = {"epochs": 2} | self.work["variants"][point["method"]]["options"]["finetune"]
-            tokens = self.tokens[point["calib"]]
-            # the states of both models are computed once; then both heads run forward, and the student's head backward
-            flops += 2 * tokens * (2 * self.facts.layers * self.layer + given["epochs"] * 4 * self.head)
+            own = {"epochs": 2, "targets": "head"} | self.work["variants"][point["method"]]["options"]["finetune"]
+            tokens, layers = self.tokens[point["calib"]], self.facts.layers * self.layer
+            # the states of both models are computed once; in training both heads, or the whole student, run
+            trained = 4 * self.head + 2 * layers * (own["targets"] == "linear")
+            flops += 2 * tokens * (2 * layers + own["epochs"] * trained)
         return len(self.tuned), flops, self._checkpoints(self.tuned), []
 
     def _score(self) -> tuple[int, float, float, list[str]]:

@@ -96,8 +96,9 @@ def _why(method: Method, case: Case, ratio: float, k_max: int, options: Mapping[
             first = next(iter(method.steps))
             _rehearse(method.steps[first], hidden, selection.blocks[0], **options.get(first, {}))
         if finetune is not None:
-            rank = settings(tuning.finetune, finetune)["rank"]
-            tuning.check_sizes(case.sequences, case.length, case.facts.width, rank)
+            tuned = settings(tuning.finetune, finetune)
+            tuning.check_sizes(case.sequences, case.length, case.facts.width, tuned["rank"])
+            tuning.check_zeros(method.group == "weights set to zero", tuned["targets"])
     except (ValueError, HiddenError) as error:
         return str(error)
     return ""

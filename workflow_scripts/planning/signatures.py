@@ -144,7 +144,7 @@ def plan_block() -> dict[str, Any]:
 
 def finetune_block() -> dict[str, Any]:
     """Options of fine-tuning."""
-    return signature_block("Low-rank fine-tuning of the output head of the checkpoint of the variant named by `base`.",
+    return signature_block("Low-rank fine-tuning of the checkpoint of the variant named by `base`.",
                            finetune.finetune)
 
 

@@ -3,6 +3,7 @@ import itertools
 import logging
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,10 +66,10 @@ def made(tmp_path_factory):
     return Made(root, hidden.read(root / "h.zarr"), tokens, selection, facts)
 
 
-def fit_finetune(made, resume):
+def fit_finetune(made, resume, **options):
     shutil.rmtree(made.root / "tuned", ignore_errors=True)
     return finetune.finetune(made.root / "dense", made.root / "pruned", made.root / "tuned", made.tokens, made.facts,
-                             resume=resume, rank=2, lr=0.01, dropout=0.3, epochs=3, batch_sequences=6)
+                             resume=resume, rank=2, lr=0.01, dropout=0.3, epochs=3, batch_sequences=6, **options)
 
 
 def compose(function, **options):
@@ -87,6 +88,7 @@ TRAINERS = {
     "streamline": compose(METHODS["streamline"].compose, epochs=3, lr=0.01, batch_sequences=5),
     "replaceme": compose(replaceme.compose_cosine, epochs=3, lr=0.01, batch_tokens=100),
     "finetune": fit_finetune,
+    "finetune, linear": partial(fit_finetune, targets="linear"),
 }
 
 

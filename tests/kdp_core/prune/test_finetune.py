@@ -14,7 +14,7 @@ from kdp_core.base.records import Module, Plan
 from kdp_core.model import checkpoints, shards
 from kdp_core.model.distil import distillation_loss, final_states, head_of
 from kdp_core.model.sizes import count_macs
-from kdp_core.prune import finetune as tuned
+from kdp_core.prune import tuning
 from kdp_core.prune.finetune import FinetuneError, finetune
 from kdp_core.prune.fold import fold
 from kdp_core.states.block import split
@@ -178,8 +178,8 @@ def test_perplexity_may_judge(made, tokens, tmp_path):
                          **{**OPTIONS, "judge": "ppl", "kl_weight": 0.0})
     figures = [row["heldout_ce_nats"] for row in record.curve]
     assert figures[record.epoch] == min(figures) and record.judge == "ppl"
-    assert tuned.figure({"heldout_ce_nats": 2.0, "heldout_loss": 1.0}, "ppl") == 2.0
-    assert tuned.figure({"heldout_ce_nats": 2.0, "heldout_loss": math.nan}, "loss") == math.inf
+    assert tuning.figure({"heldout_ce_nats": 2.0, "heldout_loss": 1.0}, "ppl") == 2.0
+    assert tuning.figure({"heldout_ce_nats": 2.0, "heldout_loss": math.nan}, "loss") == math.inf
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
