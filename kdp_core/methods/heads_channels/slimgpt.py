@@ -174,7 +174,7 @@ def _prune(passes: Passes, number: int, part: str, h_STD: Tensor, batch: int, si
     *_, pruned = obs.prune(w_DC, gram_CC, units, batches, damp)
     # a new parameter is made, because the memory of the old one may map a file
     writer.weight = nn.Parameter(as_weight(writer, pruned.w_DC).to(writer.weight.dtype), requires_grad=False)
-    return pruned.kept(units), obs.relative_error(w_DC, pruned.w_DC, gram_CC)
+    return pruned.kept(units), obs.squared(w_DC - pruned.w_DC, gram_CC) / obs.squared(w_DC, gram_CC)
 
 
 def _writer(passes: Passes, number: int, part: str) -> nn.Linear:

@@ -176,14 +176,14 @@ def ladder(w_DC: Tensor, gram_CC: Tensor, counts: list[int], unit_params: int, b
     removed at a time."""
     units, dense_DC = counts[0], w_DC.detach().double()
     found = [Level(torch.arange(units), dense_DC.float().cpu(), 0.0, 0)]
-    steps, wanted = _steps(counts, batch), set(counts)
+    steps, wanted, whole = _steps(counts, batch), set(counts), obs.squared(dense_DC, gram_CC)
     for pruned in obs.prune(dense_DC, gram_CC, units, steps, damp):
         left = units - len(pruned.removed)
         if left in wanted:
             kept_U = pruned.kept(units)
             columns_K = columns_of(kept_U, len(gram_CC) // units).to(w_DC.device)
             # p_s = |W_s X' - W X'| / |W X'|
-            prior = max(obs.relative_error(dense_DC, pruned.w_DC, gram_CC), 0.0) ** 0.5
+            prior = max(obs.squared(dense_DC - pruned.w_DC, gram_CC) / whole, 0.0) ** 0.5
             found.append(Level(kept_U, pruned.w_DC[:, columns_K].float().cpu(), prior, (units - left) * unit_params))
     return found
 
