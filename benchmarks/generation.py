@@ -12,8 +12,8 @@ probabilities over the candidates. The data are real sets in a local folder (--d
 as for retention.py.
 
 The command prints its plan first (--plan only prints the plan). A row is written to <out>/generation/ as soon as it is
-measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios. The
-command writes
+measured, and no row is measured twice. So the run can be stopped, continued, and split by --rows and --ratios. With
+--earlier, the rows of earlier tables of the same sizes are not measured again and enter the tables. The command writes
     <out>/generation.csv             a row for each model, method and ratio
     <out>/generation_choices.csv     a row for each of these and each multiple-choice task, with --choices
 `python benchmarks/pages/generation.py` fits the predictor to the table that is kept in docs/data/.
@@ -79,9 +79,9 @@ VARIANTS: dict[str, Variant] = {
     "replaceme_cosine": Variant("replaceme_cosine", 3, {}),
     "fragility_parts": Variant("fragility_parts", 3, {}),
     "lorp_masked": Variant("lorp_masked", 3, {}),
-    "ziplm": Variant("ziplm", 3, {}),
+    "ziplm": Variant("ziplm", 3, {"compose": {"draws": 30}}),
     "shortened_ppl": Variant("shortened_ppl", 3, {}),
-    "sleb": Variant("sleb", 3, {}),
+    "sleb": Variant("sleb", 3, {"search": {"sequences": 8}}),
     "sliding_merge": Variant("sliding_merge", 3, {}),
     "streamline_relative": Variant("streamline_relative", 3, {}),
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
@@ -255,21 +255,32 @@ FIRST = ("model", "method", "ratio", "params_removed", *(f"loss_{name}" for name
 """Names of the first columns of the table."""
 
 
-def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables from all rows on disk."""
+KEYS = ["model", "method", "ratio"]
+"""The columns that tell rows apart."""
+
+
+def earlier_tables(name: str, options: argparse.Namespace) -> list[pd.DataFrame]:
+    """The table of an earlier run; an empty list without --earlier."""
+    return [pd.read_csv(options.earlier / f"{name}.csv")] if options.earlier else []
+
+
+def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write both tables from all rows on disk and from the earlier tables."""
     lines, choices = [], []
     for dense in denses:
         rows = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
         lines += [entry(row, dense.scores) for row in [dense.scores, *rows]]
-        choices += [{**{name: row[name] for name in ("model", "method", "ratio")}, **one}
+        choices += [{**{name: row[name] for name in KEYS}, **one}
                     for row in rows if row.get("choices") for one in candidates.by_task(row["choices"])]
-    frame = pd.DataFrame(lines)
+    frame, items = (pd.concat([pd.DataFrame(own), *earlier_tables(name, options)], ignore_index=True)
+                    for name, own in (("generation", lines), ("generation_choices", choices)))
     frame = frame[[*[name for name in FIRST if name in frame], *sorted(set(frame) - set(FIRST))]]
-    frame = frame.sort_values(["model", "ratio", "method"], kind="stable")
-    found = frame, pd.DataFrame(choices)
+    found = (frame.drop_duplicates(KEYS).sort_values(["model", "ratio", "method"], kind="stable"),
+             items.drop_duplicates([*KEYS, *(["task"] if len(items) else [])]))
     for name, table in zip(("generation", "generation_choices"), found, strict=True):
         if len(table):
-            store.write_text(out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+            text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+            store.write_text(options.out / f"{name}.csv", text)
     return found
 
 
@@ -277,8 +288,10 @@ def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.D
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float]]:
     """The rows that are not measured yet."""
+    known = {key for table in earlier_tables("generation", options)
+             for key in table[KEYS].itertuples(index=False, name=None)}
     return [(name, ratio) for name in options.rows for ratio in options.ratios
-            if not row_path(dense.setup.folder, name, ratio).exists()]
+            if (dense.name, name, ratio) not in known and not row_path(dense.setup.folder, name, ratio).exists()]
 
 
 def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
@@ -311,6 +324,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gsm8k", type=int, default=0, help="items of GSM8K (0: none)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")
+    parser.add_argument("--earlier", type=Path, metavar="FOLDER", help="folder with both tables of an earlier run, "
+                        "such as docs/data (none)")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
@@ -331,9 +346,9 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     for dense in [] if options.plan else denses:
         for name, ratio in left(dense, options):
             measure(name, ratio, dense, options)
-            write_tables(denses, options.out)
+            write_tables(denses, options)
             logger.info("%s, ratio %g: %s", dense.name, ratio, name)
-    frame, _ = write_tables(denses, options.out)
+    frame, _ = write_tables(denses, options)
     print(frame[[name for name in FIRST if name in frame]].to_string(index=False, float_format="%.3g"))
     return frame
 

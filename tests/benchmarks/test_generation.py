@@ -71,6 +71,17 @@ def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypat
     assert json.loads((out / "generation/pico/rows/shortgpt-r0.2.json").read_text())["method"] == "shortgpt"
 
 
+def test_rows_of_earlier_tables_are_kept_and_not_measured_again(done, tmp_path, monkeypatch):
+    module, frame, out, given = done
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("a row was measured again"))
+    again = module.main([*given, "--out", str(tmp_path), "--earlier", str(out)])
+    assert again["kl"].tolist() == pytest.approx(frame["kl"].tolist(), nan_ok=True)
+    for name in ("generation", "generation_choices"):
+        old, new = (pd.read_csv(folder / f"{name}.csv").drop(columns="measure_seconds", errors="ignore")
+                    for folder in (out, tmp_path))
+        pd.testing.assert_frame_equal(old, new[list(old)])
+
+
 @pytest.mark.parametrize("given, message", [
     (["--data", "none"], "it has no folders calib/ and eval/"),
     (["--data", ".", "--ratios", "1.5"], "--ratios has 1.5"),
