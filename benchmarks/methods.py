@@ -74,8 +74,9 @@ def measure(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
         store.write_json(row, {**about, **described(pruned), "fit_seconds": seconds,
                                **setup.judge.score(at / "checkpoint", real)})
     if name in options.tuned:
+        end = FT[options.tune_targets]
         after, tune_seconds = protocol.tuned(setup, calibrated, pruned, at, options)
-        store.write_json(protocol.row_path(at, FT), {**about, **described(after), "method": name + FT,
+        store.write_json(protocol.row_path(at, end), {**about, **described(after), "method": name + end,
                                                      "fit_seconds": seconds + tune_seconds,
                                                      **setup.judge.score(at / "tuned", real)})
     shutil.rmtree(at)
@@ -99,7 +100,8 @@ def missing(name: str, ratio: float, setup: Setup, options: argparse.Namespace) 
     row = protocol.row_path(at)
     if not row.exists():
         return True
-    return name in options.tuned and "refused" not in store.read_json(row) and not protocol.row_path(at, FT).exists()
+    return (name in options.tuned and "refused" not in store.read_json(row)
+            and not protocol.row_path(at, FT[options.tune_targets]).exists())
 
 
 def left(names: Sequence[str], setup: Setup, options: argparse.Namespace) -> list[tuple[str, float]]:

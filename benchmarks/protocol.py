@@ -30,8 +30,8 @@ from kdp_core.states import hidden, similarity
 from kdp_core.states.block import FitError
 
 logger = logging.getLogger("protocol")
-FT = "+ft"
-"""Suffix of the name of a fine-tuned variant."""
+FT = {"head": "+ft", "linear": "+lora"}
+"""What fine-tuning changes (its option `targets`) -> suffix of the name of a fine-tuned variant."""
 FIRST = ("method", "ratio", "seed", "ppl", "ppl_stderr", "ppl_ratio", "acc", "acc_stderr", "rp", "params_removed",
          "layers_removed", "fit_seconds", "search_seconds")
 """Names of the columns that come first in a table."""
@@ -86,6 +86,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--sequences", type=int, default=320, help="calibration sequences of 128 tokens (320)")
     parser.add_argument("--tune-on", type=int, default=160, help="calibration sequences to fine-tune on (160)")
     parser.add_argument("--tune-epochs", type=int, default=2, help="epochs of fine-tuning (2)")
+    parser.add_argument("--tune-targets", choices=list(FT), default="head",
+                        help="what fine-tuning changes: the output head, or all linear layers (head)")
     parser.add_argument("--items", type=int, default=64, help="items of each of the two held-out accuracy tasks (64)")
     parser.add_argument("--data", type=Path, help="folder of real benchmark sets, which are scored too (none)")
     parser.add_argument("--data-ratios", nargs="*", type=float, default=[0.25],
@@ -197,7 +199,8 @@ def tuned(setup: Setup, calibrated: Calibrated, pruned: PrunedFacts, at: Path,
     Return the facts of the fine-tuned model, and the seconds of fine-tuning.
     """
     after, record = finetune.finetune(setup.dense, at / "checkpoint", at / "tuned",
-                                      sample(calibrated.tokens, options.tune_on), pruned, epochs=options.tune_epochs)
+                                      sample(calibrated.tokens, options.tune_on), pruned, epochs=options.tune_epochs,
+                                      targets=options.tune_targets)
     return after, record.seconds
 
 
@@ -265,7 +268,7 @@ def table(folder: Path, path: Path, names: Sequence[str]) -> pd.DataFrame:
     for kind in ("", "real_"):
         if f"{kind}acc" in dense:
             frame[f"{kind}rp"] = [retained(acc, dense[f"{kind}acc"]) for acc in frame[f"{kind}acc"]]
-    order = {name: place for place, name in enumerate(["dense", *[n + t for n in names for t in ("", FT)]])}
+    order = {name: place for place, name in enumerate(["dense", *[n + t for n in names for t in ("", *FT.values())]])}
     frame = frame.sort_values(["ratio", "method", "seed"], key=lambda column: column.map(order)
                               if column.name == "method" else column, na_position="first")
     frame = frame[[*FIRST, *sorted(set(frame) - set(FIRST))]]

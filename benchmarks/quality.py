@@ -2,8 +2,9 @@
 
 The comparison runs on the embedded model, for several ratios and calibration seeds. Every variant of VARIANTS is fitted
 on the same calibration tokens (news), folded, and scored on the same held-out news (perplexity, last words,
-continuations). For each variant, the fine-tuned variant is also measured; its name ends with `+ft`. If a folder of real
-benchmark sets is given (--data), some of these tasks are also scored, at the ratios of --data-ratios.
+continuations). For each variant, the fine-tuned variant is also measured; its name ends with `+ft`, or with `+lora` if
+all linear layers are fine-tuned (--tune-targets linear). If a folder of real benchmark sets is given (--data), some of
+these tasks are also scored, at the ratios of --data-ratios.
 
 A row is written to <out>/quality/ as soon as its variant is measured, and no variant is measured twice. So the run can
 be stopped and continued, and processes can share it by --seeds, --ratios or --methods. After each variant, the table of
@@ -91,7 +92,8 @@ def measure(name: str, ratio: float, seed: int, setup: Setup, calibrated: Calibr
     at = setup.folder / "rows" / f"seed{seed}-{name}-r{ratio:g}"
     real = ratio in options.data_ratios
     tune = name in options.tuned and seed in options.tuned_seeds
-    row, tuned_row = protocol.row_path(at), protocol.row_path(at, FT)
+    end = FT[options.tune_targets]
+    row, tuned_row = protocol.row_path(at), protocol.row_path(at, end)
     if row.exists() and (tuned_row.exists() or not tune):
         return
     selection, search_seconds = chosen(name, setup, calibrated, ratio)
@@ -104,7 +106,7 @@ def measure(name: str, ratio: float, seed: int, setup: Setup, calibrated: Calibr
                                "heldout_kl": kl, **setup.judge.score(at / "checkpoint", real)})
     if tune:
         after, tune_seconds = protocol.tuned(setup, calibrated, pruned, at, options)
-        store.write_json(tuned_row, {"method": name + FT, **about, **protocol.counted(after),
+        store.write_json(tuned_row, {"method": name + end, **about, **protocol.counted(after),
                                      "fit_seconds": seconds + tune_seconds, "heldout_kl": None,
                                      **setup.judge.score(at / "tuned", real)})
     shutil.rmtree(at)

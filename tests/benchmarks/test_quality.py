@@ -39,14 +39,14 @@ def done(quality, tmp_path_factory):
     """Every variant once, one of them fine-tuned too."""
     out = tmp_path_factory.mktemp("out")
     given = ["--out", str(out), "--ratios", "0.2", "--seeds", "0", "--sequences", "24", "--items", "16", "--tune-on",
-             "12", "--tuned", "kdp_residual", "--threads", "1", "--data", str(out / "none"), "--methods",
-             *names(quality)]
+             "12", "--tuned", "kdp_residual", "--tune-targets", "linear", "--threads", "1", "--data",
+             str(out / "none"), "--methods", *names(quality)]
     return quality.main(given), out, given
 
 
 def test_the_table_has_a_row_for_each_variant_and_the_dense_model(quality, done):
     frame, out, _ = done
-    assert set(frame["method"]) == {"dense", "kdp_residual+ft", *names(quality)} and PROMISED <= set(frame)
+    assert set(frame["method"]) == {"dense", "kdp_residual+lora", *names(quality)} and PROMISED <= set(frame)
     pd.testing.assert_frame_equal(pd.read_csv(out / "quality.csv"), frame.reset_index(drop=True), check_dtype=False)
     dense = frame[frame["method"] == "dense"].iloc[0]
     assert (dense["ppl_ratio"], dense["rp"], dense["params_removed"]) == (1, 100, 0)
