@@ -9,10 +9,12 @@ has the calibration files, and eval/ has the items.
 The command prints its plan first (--plan prints only the plan): the number of items, the expected standard error, and
 the hours that the remaining rows need on this machine. A row is written to <out>/retention/ as soon as it is measured,
 and no row is measured twice. So the run can be stopped, continued, and split by --models, --rows, --ratios and --seeds.
-The outcome of every item is stored, so that models are compared item by item. The command writes
-    <out>/retention.csv        a row for each model, method, ratio and calibration seed
-    <out>/retention_tests.csv  each method against our best method: difference of the mean accuracy over tasks, its
-                               paired standard error, p of the bootstrap and p corrected by Holm
+The outcome of every item is stored, so that models are compared item by item. With --earlier, the rows of an earlier
+run, on this machine or another, are not measured again and enter the tables. The command writes
+    <out>/retention.csv         a row for each model, method, ratio and calibration seed
+    <out>/retention_tests.csv   each method against our best method: difference of the mean accuracy over tasks, its
+                                paired standard error, p of the bootstrap and p corrected by Holm
+    <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance).
 Methods that remove whole layers miss a ratio by up to half a layer; params_removed gives the share that was removed.
@@ -31,26 +33,25 @@ import embedded
 import numpy as np
 import pandas as pd
 import protocol
+import retention_tables
 import torch
 import yaml
 from protocol import CKA, KDP, RESIDUAL, Setup, Variant
+from retention_tables import FIRST
 
 from kdp_core.base import store, texts
 from kdp_core.base.records import Tokens
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import final_states, head_of, token_losses
 from kdp_core.model.families import first_token
-from kdp_core.prune import fold
-from kdp_core.results import paired
+from kdp_core.prune import finetune, fold
 from kdp_core.results.compare import read_outcomes
 from kdp_core.score import efficiency, evaluate
-from kdp_core.score.benchmarks import BENCHMARKS, Chosen
+from kdp_core.score.benchmarks import Chosen
 
 logger = logging.getLogger("retention")
 LENGTH = 128
 """Tokens of a calibration sequence and of a window of held-out text."""
-OURS = "kdp_"
-"""Prefix of the names of this project's methods."""
 
 
 class Source(NamedTuple):
@@ -89,10 +90,18 @@ VARIANTS: dict[str, Variant] = {
     **{name: Variant(name, 3, {"block": CKA}) for name in ("remove", "linear_prefix")},
     **{name: Variant(name, 3, {}) for name in (
         "sleb", "shortgpt", "llm_pruner", "shortened_taylor", "shortened_ppl", "slicegpt", "laco", "sliding_merge",
-        "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt", "ziplm")},
+        "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt")},
+    "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps."""
+`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. The paper of ZipLM
+draws 1,000 times."""
+FT = "_ft"
+"""Suffix of the name of a fine-tuned variant."""
+LORA = {"targets": "linear", "epochs": 1}
+"""Options of the fine-tuning: LoRA in all linear layers, on all calibration sequences, for every variant alike."""
+TUNED = tuple(name + FT for name in ("kdp_narrow", "kdp_residual", "shortgpt", "llm_pruner", "slicegpt", "streamline"))
+"""Fine-tuned variants. They are measured only if --rows names them, and compared only with each other."""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file with its entry, relative to the project's root."""
 
@@ -154,21 +163,26 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
 def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.Namespace) -> None:
     """Fit, fold and score the model of one row."""
     row = row_path(dense.setup.folder, name, ratio, seed)
-    at, variant = row.with_suffix(""), VARIANTS[name]
-    about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed}
+    at, variant, checkpoint = row.with_suffix(""), VARIANTS[name.removesuffix(FT)], row.with_suffix("") / "checkpoint"
+    about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed, "sequences": options.sequences}
     calibrated = protocol.calibrated(dense.setup, seed, lambda: mix(
         dense.setup.dense, options.data, options.sequences, seed, dense.setup.facts.vocabulary))
     try:
         selection, search_seconds = protocol.chosen(variant, dense.setup, calibrated, ratio)
         plan, seconds, _ = protocol.fitted(variant, dense.setup, calibrated, selection)
-        pruned = fold.fold(plan, dense.setup.dense, at / "checkpoint")
+        pruned = fold.fold(plan, dense.setup.dense, checkpoint)
     except protocol.REFUSALS as refusal:
         store.write_json(row, {**about, "refused": str(refusal)})
         return
+    group = "finetuned" if name.endswith(FT) else "structured"
+    if group == "finetuned":
+        pruned, tuned = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
+                                          **LORA)
+        checkpoint, seconds = at / "tuned", seconds + tuned.seconds
     peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
-    speed = efficiency.measure(dense.setup.dense, at / "checkpoint", tokens=LENGTH, decode_steps=16, repeats=5)
-    found = score(at / "checkpoint", dense.heldout, options.data, limits_of(options), at / "samples")
-    store.write_json(row, {**about, "group": "structured", "params_removed": pruned.params_removed,
+    speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=LENGTH, decode_steps=16, repeats=5)
+    found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
+    store.write_json(row, {**about, "group": group, "params_removed": pruned.params_removed,
                            "fit_seconds": seconds + search_seconds, "peak_gib": peak,
                            "speedup_prefill": speed.speedup_prefill, "speedup_decode": speed.speedup_decode, **found})
     shutil.rmtree(at)
@@ -182,7 +196,10 @@ def prepare(name: str, options: argparse.Namespace) -> Dense:
     checkpoint, facts = embedded.dense_model(folder, {**default, "models": {name: config["models"][name]}})
     heldout = heldout_texts(checkpoint, options.data, default)
     path = folder / "dense.json"
-    if not path.exists():
+    earlier = [row for row in options.earlier if row["model"] == name and not row["ratio"]]
+    if not path.exists() and earlier:
+        store.write_json(path, earlier[0])
+    elif not path.exists():
         store.write_json(path, {"model": name, "method": "dense", "group": "dense", "ratio": 0.0, "params_removed": 0.0,
                                 "speedup_prefill": 1.0, "speedup_decode": 1.0, "fit_seconds": 0.0,
                                 **score(checkpoint, heldout, options.data, limits_of(options), folder / "samples")})
@@ -199,94 +216,55 @@ def row_path(folder: Path, name: str, ratio: float, seed: int) -> Path:
     return folder / "rows" / f"{name}-r{ratio:g}-seed{seed}.json"
 
 
-def counted_tasks(dense: Mapping[str, Any]) -> list[str]:
-    """The tasks on which the dense model is above chance by more than four standard errors."""
-    found = []
-    for task, values in dense["outcomes"].items():
-        mean, chance = float(np.mean(values)), BENCHMARKS[task].chance or 0.0
-        if mean - chance > 4 * (mean * (1 - mean) / len(values)) ** 0.5:
-            found.append(task)
-    return found
+def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of earlier runs. Only rows on the same items and on as much calibration text can be compared."""
+    rows, limits = retention_tables.read_rows(path) if path else [], limits_of(options)
+    for row in rows:
+        pairs = [(f"{task} items", len(values), limits.get(task, 0))
+                 for task, values in row.get("outcomes", {}).items()]
+        pairs += [("calibration sequences", row.get("sequences", options.sequences), options.sequences)]
+        for what, own, here in pairs:
+            if own != here:
+                raise SystemExit(f"{path}: {row['model']}, {row['method']} was measured on {own} {what}, and this run "
+                                 f"has {here}; set --items and --sequences to the same numbers, or name another file")
+    return rows
 
 
-def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the table, from the stored measures of one pruned model."""
-    known = {key: value for key, value in row.items() if key not in ("outcomes", "score_seconds")}
-    if "refused" in row:
-        return known
-    tasks = counted_tasks(dense)
-    means = {task: float(np.mean(row["outcomes"][task])) for task in row["outcomes"]}
-    chance = float(np.mean([BENCHMARKS[task].chance or 0.0 for task in tasks]))
-    acc, full = (float(np.mean([np.mean(one["outcomes"][task]) for task in tasks])) for one in (row, dense))
-    variances = [means[task] * (1 - means[task]) / len(row["outcomes"][task]) for task in tasks]
-    ratios = {f"ppl_ratio_{name}": row[f"ppl_{name}"] / dense[f"ppl_{name}"] for name in HELDOUT}
-    return {**known, "acc": 100 * acc, "acc_stderr": 100 * sum(variances) ** 0.5 / len(tasks),
-            "acc_above_chance_retained": 100 * (acc - chance) / (full - chance), **ratios,
-            **{f"acc_{task}": 100 * mean for task, mean in means.items()}, "tasks": " ".join(tasks)}
+def rows_of(dense: Dense, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of a model: those on disk, and those of earlier runs."""
+    own = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
+    known = {key_of(row) for row in own}
+    return own + [row for row in options.earlier
+                  if row["model"] == dense.name and row["ratio"] and key_of(row) not in known]
 
 
-FIRST = ("model", "method", "group", "ratio", "seed", "params_removed", "acc", "acc_stderr",
-         "acc_above_chance_retained", "ppl_ratio_news", "ppl_ratio_wiki", "ppl_ratio_web", "fit_seconds", "peak_gib",
-         "speedup_prefill", "speedup_decode")
-"""The first columns of the table."""
+def key_of(row: Mapping[str, Any]) -> tuple[str, float, int]:
+    """What tells the rows of one model apart."""
+    return row["method"], row["ratio"], row["seed"]
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a model that are on disk."""
-    return [store.read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
-
-
-def write_tables(denses: Sequence[Dense], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables from all rows on disk."""
-    lines, tests = [], []
-    for dense in denses:
-        rows = rows_of(dense.setup.folder)
-        lines += [entry(row, dense.scores) for row in [dense.scores, *rows]]
-        tests += compared(rows, dense)
-    frame = pd.DataFrame(lines)
-    frame = frame[[*[name for name in FIRST if name in frame], *sorted(set(frame) - set(FIRST))]]
-    frame = frame.sort_values(["model", "ratio", "seed", "acc"], ascending=[True, True, True, False],
-                              na_position="first", kind="stable")
-    store.write_text(out / "retention.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    pairs = pd.DataFrame(tests, columns=["model", "ratio", "seed", "ours", "method", "difference", "stderr", "p",
-                                         "p_holm"])
-    store.write_text(out / "retention_tests.csv", pairs.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    return frame, pairs
-
-
-def compared(rows: Sequence[Mapping[str, Any]], dense: Dense) -> list[dict[str, Any]]:
-    """At each ratio and seed, compare our best method with each published method by item; Holm's method corrects p."""
-    tasks, found = counted_tasks(dense.scores), []
-    for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in rows}):
-        here = [row for row in rows if (row["ratio"], row["seed"]) == (ratio, seed) and "refused" not in row]
-        ours = [row for row in here if row["method"].startswith(OURS)]
-        others = [row for row in here if not row["method"].startswith(OURS)]
-        if not ours or not others:
-            continue
-        best = max(ours, key=lambda row: sum(np.mean(row["outcomes"][task]) for task in tasks))
-        values = {task: np.array([one["outcomes"][task] for one in (best, *others)]).T for task in tasks}
-        pairs = [(0, number) for number in range(1, len(others) + 1)]
-        table = paired.accuracies(values, dict.fromkeys(tasks, "acc"), pairs)[paired.ALL]
-        p_values = [float(table.p_JJ[pair]) for pair in pairs]
-        for number, (row, p, corrected) in enumerate(zip(others, p_values, paired.holm(p_values), strict=True), 1):
-            found.append({"model": dense.name, "ratio": ratio, "seed": seed, "ours": best["method"],
-                          "method": row["method"], "difference": 100 * float(table.difference_JJ[0, number]),
-                          "stderr": 100 * float(table.stderr_JJ[0, number]), "p": p, "p_holm": corrected})
-    return found
+def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write both tables and the file of all rows."""
+    measured = {dense.name: (dense.scores, rows_of(dense, options)) for dense in denses}
+    others = [row for row in options.earlier if row["model"] not in measured]
+    retention_tables.write_rows(options.out / "retention_rows.jsonl", [
+        *others, *(row for scores, rows in measured.values() for row in [scores, *rows])])
+    return retention_tables.write_tables(measured, options.out)
 
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """The rows that are not measured yet, in the order of seeds, ratios and methods."""
+    known = {key_of(row) for row in rows_of(dense, options)}
     return [(name, ratio, seed) for seed in options.seeds for ratio in options.ratios for name in options.rows
-            if not row_path(dense.setup.folder, name, ratio, seed).exists()]
+            if (name, ratio, seed) not in known]
 
 
 def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
     """The plan as a text for the user."""
     lines = []
     for dense in denses:
-        tasks, todo = counted_tasks(dense.scores), left(dense, options)
-        known = [row for row in rows_of(dense.setup.folder) if "refused" not in row]
+        tasks, todo = retention_tables.counted_tasks(dense.scores), left(dense, options)
+        known = [row for row in rows_of(dense, options) if "refused" not in row]
         fit = float(np.median([row["fit_seconds"] for row in known])) if known else 300.0
         hours = len(todo) * (fit + dense.scores["score_seconds"]) / 3600
         # if the outcomes of two models differ on a third of the items, the se of a task is sqrt(1 / 3 / n)
@@ -304,8 +282,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of real sets, with calib/ and eval/")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m"], choices=list(MODELS),
                         help="models (smollm2-135m)")
-    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="ROW",
-                        help=f"rows to measure, of {', '.join(VARIANTS)} (all)")
+    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *TUNED], metavar="ROW",
+                        help=f"rows to measure, of {', '.join([*VARIANTS, *TUNED])} (all that are not fine-tuned)")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")
@@ -313,12 +291,15 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=0, help="largest number of items of a task (0: as in TASKS)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")
+    parser.add_argument("--earlier", type=Path, metavar="FILE", help="retention_rows.jsonl of an earlier run: its rows "
+                        "enter the tables, and none of them is measured again (none)")
     parser.add_argument("--alone", action="store_true", help="measure in this process")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
     if not (options.data / "calib").is_dir() or not (options.data / "eval").is_dir():
         parser.error(f"--data {options.data}: it has no folders calib/ and eval/; name the folder of the real sets")
+    options.earlier = earlier_rows(options.earlier, options)
     return options
 
 
@@ -337,9 +318,9 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
                 words = [*(sys.argv[1:] if given is None else given), "--alone", "--models", dense.name, "--rows", name,
                          "--ratios", f"{ratio:g}", "--seeds", str(seed)]
                 subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)
-            write_tables(denses, options.out)
+            write_tables(denses, options)
             logger.info("%s, ratio %g, seed %d: %s", dense.name, ratio, seed, name)
-    frame, pairs = write_tables(denses, options.out)
+    frame, pairs = write_tables(denses, options)
     print(frame[[name for name in FIRST if name in frame]].to_string(index=False, float_format="%.4g"))
     print(pairs.to_string(index=False, float_format="%.3g"))
     return frame

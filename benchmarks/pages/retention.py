@@ -20,7 +20,7 @@ SEED = 0
 def table(model: str, ratio: float) -> str:
     """The Markdown table of one model and ratio.
 
-    The dense model comes first; the pruned models follow, sorted by accuracy.
+    The dense model comes first; the pruned models follow, sorted by accuracy. Fine-tuned models are at the end.
     """
     frame = pd.read_csv(DATA / "retention.csv")
     tests = pd.read_csv(DATA / "retention_tests.csv")
@@ -28,7 +28,8 @@ def table(model: str, ratio: float) -> str:
     frame = frame[frame["seed"].isin([SEED]) | frame["seed"].isna()]
     tests = tests[(tests["model"] == model) & (tests["ratio"] == ratio) & (tests["seed"] == SEED)].set_index("method")
     lines = [HEAD, "|---|" + "---|" * (HEAD.count("|") - 2)]
-    for _, row in frame.sort_values(["ratio", "acc"], ascending=[True, False]).iterrows():
+    frame = frame.assign(tuned=frame["group"] == "finetuned")
+    for _, row in frame.sort_values(["ratio", "tuned", "acc"], ascending=[True, True, False]).iterrows():
         lines.append("| " + " | ".join([f"`{row['method']}`" if row["ratio"] else row["method"], *cells(row),
                                         against(row["method"], tests)]) + " |")
     return "\n".join(lines) + "\n"

@@ -60,10 +60,10 @@ def done(benchmark, tmp_path_factory):
     module, root = benchmark
     out = tmp_path_factory.mktemp("out")
     given = ["--data", str(root / "sets"), "--out", str(out), "--models", "pico", "--rows", "kdp_narrow_closed",
-             "shortgpt", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
+             "shortgpt", "shortgpt_ft", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
     # every task counts, since no pico model is above chance
     patch = pytest.MonkeyPatch()
-    patch.setattr(module, "counted_tasks", lambda dense: list(dense["outcomes"]))
+    patch.setattr(module.retention_tables, "counted_tasks", lambda dense: list(dense["outcomes"]))
     yield module, module.main(given), out, given
     patch.undo()
 
@@ -76,7 +76,8 @@ def test_options_are_those_of_the_methods():
 def test_the_table_has_the_promised_columns_and_a_row_for_each(done):
     _, frame, out, _ = done
     assert list(frame)[:len(COLUMNS)] == COLUMNS
-    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "remove"}
+    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "shortgpt_ft", "remove"}
+    assert frame.loc[frame["group"] == "finetuned", "method"].tolist() == ["shortgpt_ft"]
     pruned = frame[frame["ratio"] == 0.2]
     assert pruned["params_removed"].between(0.12, 0.28).all() and (pruned["fit_seconds"] >= 0).all()
     assert frame.loc[frame["method"] == "dense", "ppl_ratio_news"].item() == 1
@@ -111,7 +112,25 @@ def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypat
     assert again["acc"].tolist() == pytest.approx(frame["acc"].tolist())
     assert "pico: 0 rows to measure" in capsys.readouterr().out
     module.main([*given, "--ratios", "0.2", "0.3", "--plan"])
-    assert "pico: 3 rows to measure" in capsys.readouterr().out
+    assert "pico: 4 rows to measure" in capsys.readouterr().out
+
+
+def test_rows_of_earlier_runs_enter_the_tables_and_are_not_measured_again(done, tmp_path, monkeypatch):
+    module, frame, out, given = done
+    for name in ("measure", "score"):
+        monkeypatch.setattr(module, name, lambda *args: pytest.fail("measured again"))
+    rows = out / "retention_rows.jsonl"
+    again = module.main([*given, "--out", str(tmp_path), "--earlier", str(rows)])
+    assert (tmp_path / "retention_rows.jsonl").read_text() == rows.read_text()
+    assert again.to_csv() == frame.to_csv()
+    assert (tmp_path / "retention_tests.csv").read_text() == (out / "retention_tests.csv").read_text()
+
+
+def test_rows_of_other_items_are_refused(done):
+    module, _, out, given = done
+    rows = out / "retention_rows.jsonl"
+    with pytest.raises(SystemExit, match="was measured on 8 lambada_openai items, and this run has 6; set --items"):
+        module.main([*given, "--items", "6", "--earlier", str(rows)])
 
 
 def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
@@ -121,7 +140,7 @@ def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
 
 
 def test_a_task_counts_if_the_dense_model_is_four_standard_errors_above_chance():
-    module = load("retention")
+    module = load("retention_tables")
     outcomes = {task: [1.0] * right + [0.0] * (100 - right)
                 for task, right in (("piqa", 70), ("arc_easy", 30), ("lambada_openai", 20))}
     assert module.counted_tasks({"outcomes": outcomes}) == ["piqa", "lambada_openai"]
