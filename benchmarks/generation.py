@@ -22,7 +22,7 @@ import argparse
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ import retention
 import torch
 import yaml
 from protocol import CKA, Setup, Variant
+from rows import generation as tables
 
 from kdp_core.base import store, texts
 from kdp_core.model import checkpoints
@@ -81,7 +82,7 @@ VARIANTS: dict[str, Variant] = {
     "lorp_masked": Variant("lorp_masked", 3, {}),
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 30}}),
     "shortened_ppl": Variant("shortened_ppl", 3, {}),
-    "sleb": Variant("sleb", 3, {"search": {"sequences": 8}}),
+    "sleb": Variant("sleb", 3, {"search": {"sequences": 2, "largest": 0.35}}),
     "sliding_merge": Variant("sliding_merge", 3, {}),
     "streamline_relative": Variant("streamline_relative", 3, {}),
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
@@ -240,56 +241,19 @@ def row_path(folder: Path, name: str, ratio: float) -> Path:
     return folder / "rows" / f"{name}-r{ratio:g}.json"
 
 
-# What comes of it -----------------------------------------------------------------------------------------------------
-
-def entry(row: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of the table: the stored measures of one pruned model, with its losses."""
-    known = {key: value for key, value in row.items() if key not in ("choices", "sizes", "text")}
-    if "refused" in row:
-        return known
-    return {**known, **{f"loss_{name}": loss for name, loss in generation.losses(row, dense).items()}}
-
-
-FIRST = ("model", "method", "ratio", "params_removed", *(f"loss_{name}" for name in (
-    "quality", "agreement", "lambada", "rouge1", "repetition")), *single_step.CHANGES)
-"""Names of the first columns of the table."""
-
-
-KEYS = ["model", "method", "ratio"]
-"""The columns that tell rows apart."""
-
-
-def earlier_tables(name: str, options: argparse.Namespace) -> list[pd.DataFrame]:
-    """The table of an earlier run; an empty list without --earlier."""
-    return [pd.read_csv(options.earlier / f"{name}.csv")] if options.earlier else []
-
-
-def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables from all rows on disk and from the earlier tables."""
-    lines, choices = [], []
-    for dense in denses:
-        rows = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
-        lines += [entry(row, dense.scores) for row in [dense.scores, *rows]]
-        choices += [{**{name: row[name] for name in KEYS}, **one}
-                    for row in rows if row.get("choices") for one in candidates.by_task(row["choices"])]
-    frame, items = (pd.concat([pd.DataFrame(own), *earlier_tables(name, options)], ignore_index=True)
-                    for name, own in (("generation", lines), ("generation_choices", choices)))
-    frame = frame[[*[name for name in FIRST if name in frame], *sorted(set(frame) - set(FIRST))]]
-    found = (frame.drop_duplicates(KEYS).sort_values(["model", "ratio", "method"], kind="stable"),
-             items.drop_duplicates([*KEYS, *(["task"] if len(items) else [])]))
-    for name, table in zip(("generation", "generation_choices"), found, strict=True):
-        if len(table):
-            text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
-            store.write_text(options.out / f"{name}.csv", text)
-    return found
-
-
 # The command ----------------------------------------------------------------------------------------------------------
+
+def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> pd.DataFrame:
+    """Write both tables from all rows on disk and from the earlier tables. Returns the first of them."""
+    measured = {dense.name: (dense.scores, [store.read_json(path) for path in
+                                            sorted((dense.setup.folder / "rows").glob("*.json"))])
+                for dense in denses}
+    return tables.write_tables(measured, options.out, options.earlier)
+
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float]]:
     """The rows that are not measured yet."""
-    known = {key for table in earlier_tables("generation", options)
-             for key in table[KEYS].itertuples(index=False, name=None)}
+    known = tables.known(options.earlier)
     return [(name, ratio) for name in options.rows for ratio in options.ratios
             if (dense.name, name, ratio) not in known and not row_path(dense.setup.folder, name, ratio).exists()]
 
@@ -348,8 +312,8 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
             measure(name, ratio, dense, options)
             write_tables(denses, options)
             logger.info("%s, ratio %g: %s", dense.name, ratio, name)
-    frame, _ = write_tables(denses, options)
-    print(frame[[name for name in FIRST if name in frame]].to_string(index=False, float_format="%.3g"))
+    frame = write_tables(denses, options)
+    print(frame[[name for name in tables.FIRST if name in frame]].to_string(index=False, float_format="%.3g"))
     return frame
 
 

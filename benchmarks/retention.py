@@ -33,11 +33,11 @@ import embedded
 import numpy as np
 import pandas as pd
 import protocol
-import retention_tables
 import torch
 import yaml
 from protocol import CKA, KDP, RESIDUAL, Setup, Variant
-from retention_tables import FIRST
+from rows import retention as tables
+from rows.retention import FIRST
 
 from kdp_core.base import store, texts
 from kdp_core.base.records import Tokens
@@ -218,7 +218,7 @@ def row_path(folder: Path, name: str, ratio: float, seed: int) -> Path:
 
 def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of earlier runs. Only rows on the same items and on as much calibration text can be compared."""
-    rows, limits = retention_tables.read_rows(path) if path else [], limits_of(options)
+    rows, limits = tables.read_rows(path) if path else [], limits_of(options)
     for row in rows:
         pairs = [(f"{task} items", len(values), limits.get(task, 0))
                  for task, values in row.get("outcomes", {}).items()]
@@ -247,9 +247,9 @@ def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[
     """Write both tables and the file of all rows."""
     measured = {dense.name: (dense.scores, rows_of(dense, options)) for dense in denses}
     others = [row for row in options.earlier if row["model"] not in measured]
-    retention_tables.write_rows(options.out / "retention_rows.jsonl", [
+    tables.write_rows(options.out / "retention_rows.jsonl", [
         *others, *(row for scores, rows in measured.values() for row in [scores, *rows])])
-    return retention_tables.write_tables(measured, options.out)
+    return tables.write_tables(measured, options.out)
 
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
@@ -263,7 +263,7 @@ def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
     """The plan as a text for the user."""
     lines = []
     for dense in denses:
-        tasks, todo = retention_tables.counted_tasks(dense.scores), left(dense, options)
+        tasks, todo = tables.counted_tasks(dense.scores), left(dense, options)
         known = [row for row in rows_of(dense, options) if "refused" not in row]
         fit = float(np.median([row["fit_seconds"] for row in known])) if known else 300.0
         hours = len(todo) * (fit + dense.scores["score_seconds"]) / 3600

@@ -21,7 +21,7 @@ from stage.timing import Row
 
 logger = logging.getLogger("stages")
 STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka", "kdp": "kernel", "kdp_residual": "residual",
-          "search": "searching", "evaluation": "evaluation", "folded": "folded", "growth": "growth",
+          "evaluation": "evaluation", "folded": "folded", "growth": "growth",
           "imports": "imports", "surgeon": "surgeon"}
 """Stage -> the module in benchmarks/stage that measures it."""
 

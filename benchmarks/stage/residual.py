@@ -1,5 +1,5 @@
 """Compares the fit of kdp_residual with lower limits: its closed form with matrix products, its training with bare
-passes.
+passes. Its search is measured as a share of the time of search plus fit.
 
 The closed form of one stand-in chooses 96 of all neurons of its block. Three matrix products of the fit run in float32:
 they compute the features, the Gram matrix and the cross matrix. The limit is the time of products of square matrices
@@ -10,17 +10,19 @@ no tokens at random.
 import torch
 from torch import nn
 
+from kdp_core.base.records import Block, Selection
 from kdp_core.methods import _outputs
-from kdp_core.methods.kdp_residual import closed_form, dictionaries
+from kdp_core.methods.kdp_residual import closed_form, dictionaries, search
+from kdp_core.methods.kdp_residual.compose import compose
 from kdp_core.model.passes import Passes, built, path_of
 from stage import shared
 from stage.setup import Setup
-from stage.timing import Row, in_turns, products, turns_of_products
+from stage.timing import Row, figure, in_turns, kept, products, turns_of_products
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Measure the closed form and joint training."""
-    return [*closed(setup), joint(setup)]
+    """Measure the closed form, joint training and the search."""
+    return [*closed(setup), joint(setup), *search_share(setup)]
 
 
 def closed(setup: Setup) -> list[Row]:
@@ -61,3 +63,32 @@ def joint(setup: Setup) -> Row:
     times = in_turns({"update": update, "bare": bare}, setup.repeats)
     return times.row("an update of joint training", "update", "bare", target=0.85,
                      against="bare forward and backward pass")
+
+
+def search_share(setup: Setup) -> list[Row]:
+    """Measure the search's share of the time of search plus fit, for both values of `order`.
+
+    The search stops when it has ordered a fifth of the layers. The fit replaces three blocks of one layer each, and
+    trains the three stand-ins together for one epoch.
+    """
+    entries, judged = setup.size(96, 4), setup.size(16, 4)
+    rows = []
+    for order in ("cka", "divergence"):
+        found, searched = kept(lambda order=order: search.by_divergence(
+            setup.dense, setup.hidden, setup.tokens, setup.facts, k_max=3, order=order, largest=0.2, entries=entries,
+            judge_sequences=judged))
+        selection = chosen([(layer, layer + 1) for layer in sorted(found.order[:3])])
+        _, fitted = kept(lambda selection=selection: compose(
+            setup.dense, setup.hidden, setup.tokens, selection, entries=entries))
+        rows.append(figure(f"order {order}: share of the search in search and fit",
+                           searched.wall / (searched.wall + fitted.wall), "", "limit", 0.25, target=1.0, at_most=True,
+                           cpu=searched.cpu / (searched.cpu + fitted.cpu)))
+    return rows
+
+
+def chosen(blocks: list[Block]) -> Selection:
+    """A selection with these blocks.
+
+    The other fields of the selection are only placeholders, because `compose` uses only the blocks.
+    """
+    return Selection(blocks, [0.0] * len(blocks), "search", 0.0, 0.0, 0.0, 3, [], len(blocks))

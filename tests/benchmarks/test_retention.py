@@ -63,7 +63,7 @@ def done(benchmark, tmp_path_factory):
              "shortgpt", "shortgpt_ft", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
     # every task counts, since no pico model is above chance
     patch = pytest.MonkeyPatch()
-    patch.setattr(module.retention_tables, "counted_tasks", lambda dense: list(dense["outcomes"]))
+    patch.setattr(module.tables, "counted_tasks", lambda dense: list(dense["outcomes"]))
     yield module, module.main(given), out, given
     patch.undo()
 
@@ -140,7 +140,7 @@ def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
 
 
 def test_a_task_counts_if_the_dense_model_is_four_standard_errors_above_chance():
-    module = load("retention_tables")
+    module = load("rows/retention")
     outcomes = {task: [1.0] * right + [0.0] * (100 - right)
                 for task, right in (("piqa", 70), ("arc_easy", 30), ("lambada_openai", 20))}
     assert module.counted_tasks({"outcomes": outcomes}) == ["piqa", "lambada_openai"]

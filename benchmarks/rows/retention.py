@@ -1,8 +1,8 @@
 """Tables of the comparison on real tasks, and the file that stores the outcome of every item.
 
-This module is not a command; retention.py uses it. A row is a record of one model. The field `outcomes` has the
-outcomes of the items of each task: 1 for a right answer and 0 for a wrong one. In the file of rows each line is a row
-as JSON, and the outcomes of a task are one string of these digits.
+A row is a record of one model. The field `outcomes` has the outcomes of the items of each task: 1 for a right answer
+and 0 for a wrong one. In the file of rows each line is a row as JSON, and the outcomes of a task are one string of
+these digits.
 """
 import json
 from collections.abc import Mapping, Sequence
