@@ -41,7 +41,7 @@ def predictor(frame: pd.DataFrame) -> Predictor:
     """The predictor that is fitted to the rows, with its provenance."""
     digest = hashlib.sha256((DATA / "generation.csv").read_bytes()).hexdigest()
     return expect.fit(frame, {"command": COMMAND, "file": "docs/data/generation.csv", "sha256": digest,
-                              "scikit-learn": importlib.metadata.version("scikit-learn")})
+                              "scipy": importlib.metadata.version("scipy")})
 
 
 def table_losses(frame: pd.DataFrame, found: Predictor) -> str:

@@ -5,10 +5,10 @@ The predicted losses are those of kdp_core.score.generation; the statistics are 
 Here phi_f is statistic f as a length, and s_f is the scale of phi_f. KL and 1 - cosine are squares of small changes, so
 their roots are used as lengths. If a pruned model equals the dense model, all its statistics are 0, and so is the
 predicted loss. No weight is negative, so the predicted loss never falls when a statistic grows. The weights come from a
-ridge regression of -log(1 - loss) (scikit-learn). The penalty of the regression is chosen by cross-validation, and each
-fold leaves out one group of methods. Validation leaves out one method with all its ratios, fits on the other methods,
-and predicts the losses of the method that was left out. Two methods that made the same model at some ratio, by removing
-the same layers, are left out together.
+ridge regression of -log(1 - loss), solved exactly as non-negative least squares (SciPy). The penalty of the regression
+is chosen by cross-validation, and each fold leaves out one group of methods. Validation leaves out one method with all
+its ratios, fits on the other methods, and predicts the losses of the method that was left out. Two methods that made
+the same model at some ratio, by removing the same layers, are left out together.
 The function `chain` predicts the agreement without a fit, as a reference. The reference assumes that each token agrees
 with probability a, and that the texts never agree again after the first difference. With a as the probability of
 agreement, the expected share of equal tokens in G steps is sum_g a^g / G.
@@ -216,12 +216,23 @@ def chain(disagreement_R: np.ndarray, steps: int) -> np.ndarray:
 def weights(x_RF: np.ndarray, loss_R: np.ndarray, groups_R: np.ndarray) -> tuple[np.ndarray, float]:
     """The weights of the scaled lengths, which are not negative, and the penalty. The penalty has the smallest error on
     groups of methods that the fit left out."""
-    # imported here, because scikit-learn takes seconds to load
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
-
     y_R = -np.log1p(-np.minimum(loss_R, MOST))
-    ridge = Ridge(positive=True, fit_intercept=False)
-    found = GridSearchCV(ridge, {"alpha": list(ALPHAS)}, cv=LeaveOneGroupOut(), scoring="neg_mean_absolute_error")
-    found.fit(x_RF, y_R, groups=groups_R)
-    return found.best_estimator_.coef_, float(found.best_params_["alpha"])
+
+    def error(penalty: float) -> float:
+        """Mean over groups of the absolute error on the group that was left out."""
+        kept = [groups_R != group for group in sorted(set(groups_R))]
+        return float(np.mean([np.abs(x_RF[~own_R] @ _ridge(x_RF[own_R], y_R[own_R], penalty) - y_R[~own_R]).mean()
+                              for own_R in kept]))
+
+    best = min(ALPHAS, key=error)
+    return _ridge(x_RF, y_R, best), float(best)
+
+
+def _ridge(x_RF: np.ndarray, y_R: np.ndarray, penalty: float) -> np.ndarray:
+    """argmin |x w - y|^2 + penalty |w|^2 over weights w that are not negative."""
+    # imported here, because the import takes time and most callers only predict
+    from scipy.optimize import nnls
+
+    F = x_RF.shape[1]
+    # the penalty is F more rows of the least-squares problem
+    return nnls(np.vstack([x_RF, penalty ** 0.5 * np.eye(F)]), np.concatenate([y_R, np.zeros(F)]), maxiter=100 * F)[0]
