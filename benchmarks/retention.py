@@ -96,7 +96,7 @@ VARIANTS: dict[str, Variant] = {
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
 `kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. The paper of ZipLM
 draws 1,000 times."""
-FT = "_ft"
+FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}
 """Options of the fine-tuning: LoRA in all linear layers, on all calibration sequences, for every variant alike."""
@@ -231,11 +231,11 @@ def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[st
 
 
 def rows_of(dense: Dense, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of a model: those on disk, and those of earlier runs."""
+    """All rows of a model, by method: those on disk, and those of earlier runs."""
     own = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
     known = {key_of(row) for row in own}
-    return own + [row for row in options.earlier
-                  if row["model"] == dense.name and row["ratio"] and key_of(row) not in known]
+    return sorted(own + [row for row in options.earlier if row["model"] == dense.name and row["ratio"]
+                         and key_of(row) not in known], key=key_of)
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, float, int]:

@@ -1,10 +1,9 @@
 """Fine-tuned variants of pruned checkpoints: low-rank changes are trained to match the dense model's outputs.
 
 KDP (Ma et al., ICLR 2026, appendix B) fine-tunes the output head; the paper's tables mark these variants with a dagger.
-LLM-Pruner, SliceGPT and LLM-Streamline fine-tune the linear layers. `targets` chooses between the two (`lora`), and the
-rest is the same: the loss, the training (`tuning`), the tokens and the choice of the epoch. All other weights are
-frozen. Measured by the held-out number that chooses the epoch, a fine-tuned variant is never worse than the pruned
-model.
+LLM-Pruner and SliceGPT fine-tune the linear layers. `targets` chooses between the two (`lora`), and the rest is the
+same: the loss, the training (`tuning`), the tokens and the choice of the epoch. All other weights are frozen. Measured
+by the held-out number that chooses the epoch, a fine-tuned variant is never worse than the pruned model.
 
 The paper states neither the batch size nor the held-out share. The paper also does not state the unit of warm-up; in
 this module the unit is one update. The paper uses validation perplexity to stop the training (`judge: ppl`). By
@@ -87,6 +86,7 @@ def finetune(dense: Path, pruned: Path, out: Path, tokens: Tokens, facts: Pruned
         build, place = partial(lora.of_head, h_STD, head, tied, lesson, options), "adapter" if tied else "head"
     else:
         model = checkpoints.load_model(pruned, device=device, dtype=dtype).requires_grad_(False)
+        _check_finite(final_states(model, tokens.ids_ST[:1]), pruned)
         build, place, tied = partial(lora.of_linear_layers, model, lesson, options), "linear", False
     held, kept = split(len(tokens.ids_ST), heldout, seed)
     # each forward pass has as many sequences as fit into one chunk of logits, so that nothing is computed twice
@@ -104,9 +104,7 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
     the model is freed."""
     model = checkpoints.load_model(folder, device=device, dtype=dtype).requires_grad_(False)
     h_STD = final_states(model, ids_ST)
-    if not torch.isfinite(h_STD).all():
-        raise FinetuneError(f"{folder}: final states are not finite; fine-tune in dtype float32, and if that does not "
-                            "help, fold the checkpoint again")
+    _check_finite(h_STD, folder)
     logger.info("final states of %d sequences, %s", len(ids_ST), type(model).__name__)
     return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
 
@@ -183,6 +181,12 @@ def check_zeros(zeros: int, targets: str) -> None:
     if zeros and targets == "linear":
         raise FinetuneError("finetune.targets is linear, and a change of the linear layers would fill the weights that "
                             "this method sets to zero; use targets: head")
+
+
+def _check_finite(h_STD: Tensor, folder: Path) -> None:
+    if not torch.isfinite(h_STD).all():
+        raise FinetuneError(f"{folder}: final states are not finite; fine-tune in dtype float32, and if that does not "
+                            "help, fold the checkpoint again")
 
 
 def _check_models(dense: Path, pruned: Path, ids_ST: Tensor) -> None:

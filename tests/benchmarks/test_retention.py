@@ -60,7 +60,7 @@ def done(benchmark, tmp_path_factory):
     module, root = benchmark
     out = tmp_path_factory.mktemp("out")
     given = ["--data", str(root / "sets"), "--out", str(out), "--models", "pico", "--rows", "kdp_narrow_closed",
-             "shortgpt", "shortgpt_ft", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
+             "shortgpt", "shortgpt+lora", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
     # every task counts, since no pico model is above chance
     patch = pytest.MonkeyPatch()
     patch.setattr(module.tables, "counted_tasks", lambda dense: list(dense["outcomes"]))
@@ -76,8 +76,8 @@ def test_options_are_those_of_the_methods():
 def test_the_table_has_the_promised_columns_and_a_row_for_each(done):
     _, frame, out, _ = done
     assert list(frame)[:len(COLUMNS)] == COLUMNS
-    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "shortgpt_ft", "remove"}
-    assert frame.loc[frame["group"] == "finetuned", "method"].tolist() == ["shortgpt_ft"]
+    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "shortgpt+lora", "remove"}
+    assert frame.loc[frame["group"] == "finetuned", "method"].tolist() == ["shortgpt+lora"]
     pruned = frame[frame["ratio"] == 0.2]
     assert pruned["params_removed"].between(0.12, 0.28).all() and (pruned["fit_seconds"] >= 0).all()
     assert frame.loc[frame["method"] == "dense", "ppl_ratio_news"].item() == 1

@@ -1,11 +1,13 @@
 """Low-rank changes of all linear layers: what is trained, merged and kept, in every family and with stand-ins."""
+import shutil
+
 import pytest
 import torch
 
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import distillation_loss, final_states, head_of
 from kdp_core.prune import lora
-from kdp_core.prune.finetune import FinetuneError, finetune
+from kdp_core.prune.finetune import FinetuneError, finetune, put
 from kdp_core.prune.fold import fold
 from kdp_core.states.block import split
 from tests import pico
@@ -78,3 +80,12 @@ def test_zeros_are_not_filled(llama, tokens, tmp_path):
     root, facts = llama
     with pytest.raises(FinetuneError, match="would fill the weights that this method sets to zero; use targets: head"):
         finetune(root / "dense", root / "pruned", tmp_path / "out", tokens, facts._replace(params_zeroed=8), **OPTIONS)
+
+
+def test_states_that_are_not_finite_are_named(llama, tokens, tmp_path):
+    root, facts = llama
+    shutil.copytree(root / "pruned", tmp_path / "broken")
+    name, weight = next(one for one in tensors(root / "pruned").items() if one[0].endswith("down_proj.weight"))
+    put(tmp_path / "broken", {name: torch.full_like(weight, torch.nan)})
+    with pytest.raises(FinetuneError, match="broken: final states are not finite"):
+        finetune(root / "dense", tmp_path / "broken", tmp_path / "out", tokens, facts, **OPTIONS)

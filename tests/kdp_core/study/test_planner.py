@@ -145,6 +145,11 @@ def test_a_fine_tuned_variant_shares_the_fits_of_its_source(llama):
     flops = 2 * 2 * N * (2 * (llama.macs_per_token - 4096 * 32000) + 3 * 4 * 4096 * 32000)
     loading = 2 * 2 * llama.params_total * 2 / planner.GIB / 3600
     assert cost_of(both, "finetune").hours == pytest.approx(flops / 1e14 / 3600 + loading)
+    # with linear layers, each of the three epochs also runs the layers forward and backward
+    variants["ft"] = variant("linear", source="linear", finetune={"epochs": 3, "targets": "linear"})
+    flops += 2 * 2 * N * 3 * 2 * (llama.macs_per_token - 4096 * 32000)
+    linear = planner.plan(work_of(variants), {"llama": llama})
+    assert cost_of(linear, "finetune").hours == pytest.approx(flops / 1e14 / 3600 + loading)
 
 
 def test_searches_are_shared_and_composes_are_counted_a_point(llama):

@@ -137,6 +137,9 @@ def test_a_rank_beyond_the_width_is_refused(refused):
     assert "finetune.rank is 577, above the width of the states, 576" in refused("remove", 0.2, finetune={"rank": 577})
     assert "no next token to predict" in refused("remove", 0.2, length=1, finetune={})
     assert refused("remove", 0.2, finetune={"rank": 576}) == ""
+    assert "would fill the weights that this method sets to zero" in refused("wanda", 0.2,
+                                                                             finetune={"targets": "linear"})
+    assert refused("wanda", 0.2, finetune={}) == "" == refused("remove", 0.2, finetune={"targets": "linear"})
 
 
 def test_cosines_with_massive_tokens_are_refused_where_the_method_needs_them_masked(refused):
