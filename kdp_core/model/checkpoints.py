@@ -23,6 +23,7 @@ from kdp_core.base.store import atomic
 from kdp_core.model import gguf_file, shards
 from kdp_core.model.assets import sha256_of
 from kdp_core.model.families import decoder_layers, family_of, first_token, output_head, type_of
+from kdp_core.model.gguf_once import parsed_once
 from kdp_core.model.intake import (
     PICKLED,
     ModelError,
@@ -72,6 +73,7 @@ def _unless_rehearsed() -> None:
         raise Unread
 
 
+@parsed_once()
 def convert(path: str | Path, out: str | Path, *, dtype: str, source: str,
             trust_remote_code: bool = False, shared: Path | None = None) -> ModelFacts:
     """Convert the checkpoint at `path` (GGUF file or checkpoint folder) to plain safetensors in the folder `out`.

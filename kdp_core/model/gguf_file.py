@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gguf
 import numpy as np
-from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 
 from kdp_core.model.families import family_of
 from kdp_core.model.intake import ModelError
@@ -87,7 +87,7 @@ class Header(NamedTuple):
 def read(path: Path) -> Header:
     """The header of a GGUF file. Raises ModelError for a damaged file."""
     try:
-        reader = GGUFReader(path)
+        reader = gguf.GGUFReader(str(path))
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path} is no complete GGUF file ({error}); get it again") from error
     # the arrays of a tokenizer contain hundreds of thousands of entries, and are not needed here
@@ -172,8 +172,8 @@ def adds_first_token(header: Header) -> bool:
 
 def unused_tensors(header: Header, model: Any) -> list[str]:
     """Tensors of the file that transformers does not load, because the model has no such parameter."""
-    number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
-    names = get_tensor_name_map(number, model.config.num_hidden_layers)
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == header.architecture)
+    names = gguf.get_tensor_name_map(number, model.config.num_hidden_layers)
     used = {names.get_name(name, (".weight", ".bias")) for name in model.state_dict()}
     return sorted(header.names - used - set(ROPE_TENSORS))
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 
-def squared_distances(x_LBD: Tensor) -> Tensor:
-    """|x_i - x_j|^2 of all pairs of tokens of a batch, (L, B, B), in squared units of the states."""
+def squared_distances(x_LBD: Tensor, gram_LBB: Tensor) -> Tensor:
+    """|x_i - x_j|^2 of all pairs of tokens of a batch, (L, B, B), in squared units of the states. `gram_LBB` has the
+    inner products of all pairs."""
     square_LB = x_LBD.square().sum(-1)
-    return (square_LB[:, :, None] + square_LB[:, None, :] - 2 * x_LBD @ x_LBD.mT).clamp_min(0)
+    # |x_i - x_j|^2 = |x_i|^2 + |x_j|^2 - 2 <x_i, x_j>
+    return (square_LB[:, :, None] + square_LB[:, None, :]).sub_(gram_LBB, alpha=2).clamp_min_(0)
 
 
 def median_distance(x_ND: Tensor) -> float:

@@ -80,12 +80,12 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
     """Two tensors with every stored state: x_LND of the chosen tokens, and last_LSD of the last token of each
     sequence."""
-    chosen, last = [], []
-    for k in hidden.layers:
+    x_LND, last = torch.empty(len(hidden.layers), len(chosen_N), hidden.width), []
+    for x_ND, k in zip(x_LND, hidden.layers, strict=True):
         h_STD = hidden.state(k)
-        chosen.append(h_STD.flatten(0, 1)[chosen_N])
+        torch.index_select(h_STD.flatten(0, 1), 0, chosen_N, out=x_ND)
         last.append(h_STD[:, -1].clone())
-    return torch.stack(chosen), torch.stack(last)
+    return x_LND, torch.stack(last)
 
 
 def _cosines(x_LND: Tensor) -> Tensor:
@@ -114,9 +114,10 @@ def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor,
         cos_BLL = _cosines(x_LBD)
         cosine_LL += cos_BLL.sum(0) / N
         angular_LL += cos_BLL.arccos().sum(0) / (torch.pi * N)
-        linear_LL += hsic_pairs(x_LBD @ x_LBD.mT)
+        gram_LBB = x_LBD @ x_LBD.mT
+        linear_LL += hsic_pairs(gram_LBB)
         # k(x, y) = exp(-|x - y|^2 / (2 sigma^2)), sigma the layer's median distance
-        rbf_LL += hsic_pairs(torch.exp(-squared_distances(x_LBD) / (2 * sigma_L[:, None, None] ** 2)))
+        rbf_LL += hsic_pairs(squared_distances(x_LBD, gram_LBB).div_(-2 * sigma_L[:, None, None] ** 2).exp_())
         logger.info("similarity: %d of %d tokens", start + batch, N)
     cosine_LL, angular_LL, linear_LL, rbf_LL = summed.cpu()
     for hsic_LL in (linear_LL, rbf_LL):
@@ -127,12 +128,15 @@ def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor,
 def u_centre(gram_LBB: Tensor) -> Tensor:
     """U-centred Gram matrices (Szekely and Rizzo 2014), (L, B, B): the diagonal is zero, and every row sums to zero."""
     n = gram_LBB.shape[-1]
-    k_LBB = gram_LBB - torch.diag_embed(gram_LBB.diagonal(dim1=-2, dim2=-1))
+    k_LBB = gram_LBB.clone()
+    k_LBB.diagonal(dim1=-2, dim2=-1).zero_()
     # K~_ij = K_ij - sum_j K / (n - 2) - sum_i K / (n - 2) + sum K / ((n - 1)(n - 2)),  K~_ii = 0
     row_LB = k_LBB.sum(-1) / (n - 2)
     total_L = k_LBB.sum((-2, -1)) / ((n - 1) * (n - 2))
-    centred_LBB = k_LBB - row_LB[:, :, None] - row_LB[:, None, :] + total_L[:, None, None]
-    return centred_LBB - torch.diag_embed(centred_LBB.diagonal(dim1=-2, dim2=-1))
+    # in place: new matrices of this size cost more time than the arithmetic
+    k_LBB.sub_(row_LB[:, :, None]).sub_(row_LB[:, None, :]).add_(total_L[:, None, None])
+    k_LBB.diagonal(dim1=-2, dim2=-1).zero_()
+    return k_LBB
 
 
 def hsic_pairs(gram_LBB: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def test_distances_against_numpy():
     x_LND = randn(2, 11, 3).double()
     apart = [np.array([np.linalg.norm(x[i] - x[j]) for i in range(11) for j in range(i)]) for x in x_LND.numpy()]
     for layer in range(2):
-        found_P = squared_distances(x_LND)[layer][tuple(torch.tril_indices(11, 11, offset=-1))].sqrt()
+        found_P = squared_distances(x_LND, x_LND @ x_LND.mT)[layer][tuple(torch.tril_indices(11, 11, offset=-1))].sqrt()
         np.testing.assert_allclose(found_P.numpy(), apart[layer], atol=1e-9)
         assert median_distance(x_LND[layer]) == pytest.approx(np.median(apart[layer]))
 

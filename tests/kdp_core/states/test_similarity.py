@@ -51,7 +51,7 @@ def layers_of(sequences=64, length=64, width=6, seed=0):
 @pytest.mark.parametrize("n", [4, 7, 12])
 def test_hsic_is_the_literal_sum(n):
     x_LND = normal(3, n, 5)
-    gram_LBB = torch.cat([x_LND[:2] @ x_LND[:2].mT, torch.exp(-squared_distances(x_LND[2:]))])
+    gram_LBB = torch.cat([x_LND[:2] @ x_LND[:2].mT, torch.exp(-squared_distances(x_LND[2:], x_LND[2:] @ x_LND[2:].mT))])
     ours_LL = hsic_pairs(gram_LBB)
     for i in range(3):
         for j in range(3):
