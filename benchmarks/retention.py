@@ -75,7 +75,7 @@ MIX = {
 """The paper's eight sources are PIQA, CMMLU, BoolQ, C3, MNLI, RACE (high and middle) and SlimPajama, 500 sequences of
 each. Here C4 and encyclopedia articles replace SlimPajama, and MMLU replaces the Chinese sets, which the models cannot
 read. MNLI has little text."""
-TASKS = {"piqa": 400, "arc_easy": 400, "hellaswag": 400, "lambada_openai": 400, "openbookqa": 500, "copa": 100}
+TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, "openbookqa": 500, "copa": 100}
 """Task -> items."""
 HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 """Held-out text -> windows."""
@@ -86,6 +86,7 @@ VARIANTS: dict[str, Variant] = {
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
+    "kdp_residual_cka": Variant("kdp_residual", protocol.FREE, {**RESIDUAL, "search": {"order": "cka"}}),
     "kdp": Variant("kdp", 3, KDP),
     **{name: Variant(name, 3, {"block": CKA}) for name in ("remove", "linear_prefix")},
     **{name: Variant(name, 3, {}) for name in (
@@ -94,8 +95,8 @@ VARIANTS: dict[str, Variant] = {
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. The paper of ZipLM
-draws 1,000 times."""
+`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. `kdp_residual_cka`
+orders layers by their similarity, without a search. The paper of ZipLM draws 1,000 times."""
 FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}

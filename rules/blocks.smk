@@ -14,6 +14,7 @@ checkpoint blocks:
         f"results/logs/blocks/{POINT_NAME}.log",
     benchmark:
         f"results/benchmarks/blocks/{POINT_NAME}.tsv"
+    priority: 10
     conda:
         environment()
     resources:

@@ -91,6 +91,8 @@ rule evaluate:
         f"results/logs/evaluate/{POINT_NAME}.log",
     benchmark:
         f"results/benchmarks/evaluate/{POINT_NAME}.tsv"
+    # the longest measurement of a point; timings and diagnoses fill what is left at the end of a run
+    priority: 1
     # jobs that only join records are small; a profile can put several of them into one job
     group:
         "evaluate" if SPLIT else None

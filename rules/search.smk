@@ -17,6 +17,7 @@ rule search:
         "results/logs/search/{model}-{calib}-{method}-k{k_max}.log",
     benchmark:
         "results/benchmarks/search/{model}-{calib}-{method}-k{k_max}.tsv"
+    priority: 10
     wildcard_constraints:
         method=one_of(variants.having(config, "search")),
     conda:

@@ -15,6 +15,7 @@ rule step:
         "results/logs/step/{model}-{calib}-{method}-{start}-{stop}-{step}.log",
     benchmark:
         "results/benchmarks/step/{model}-{calib}-{method}-{start}-{stop}-{step}.tsv"
+    priority: 5
     conda:
         environment()
     resources:

@@ -11,7 +11,8 @@ context. The method works as follows:
    the state of the dense model.
 4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
 So only the writers, the last matrices of attentions and MLPs, are changed. All other kept weights are those of the
-dense model. With `solve: false` and `epochs: 0` every kept weight is unchanged.
+dense model. With `solve: false` and `epochs: 0` every kept weight is unchanged. With `trained: all` the training
+changes every matrix of the narrowed parts.
 
 ZipLM (Kurtic et al. 2023), OSSCAR (Meng et al. 2024) and SlimGPT (Ling et al. 2024) also choose units by the surgeon's
 rule and solve the writers again. Four properties of kdp_narrow are new. The target is the state of the dense model, as
@@ -21,7 +22,7 @@ writers are trained together.
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,9 @@ class _Small(NamedTuple):
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative | None = None, sequences: Count = 640,
-            epochs: Natural = 2, lr: Positive = 3e-4, batch_sequences: Count = 4, positions: Count = 48,
-            kl_weight: Chance = 0.8, heldout: Share = 0.05, seed: Natural = 0, resume: Resume = OFF) -> Composed:
+            epochs: Natural = 2, trained: Literal["writers", "all"] = "writers", lr: Positive = 3e-4,
+            batch_sequences: Count = 4, positions: Count = 48, kl_weight: Chance = 0.8, heldout: Share = 0.05,
+            seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
 
     `dense` is the checkpoint folder. `hidden` contains all states of the dense model over `tokens`. `selection` says
@@ -66,8 +68,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix. null
         chooses for each writer the ridge that is best on the held-out sequences.
     sequences: number of sequences on which the writers are solved.
-    epochs: number of epochs in which all writers are trained against the dense model's outputs; 0 keeps the closed
-        form.
+    epochs: number of epochs of training against the dense model's outputs; 0 keeps the closed form.
+    trained: `writers`, or `all` for all matrices of the narrowed attentions and MLPs.
     lr: peak learning rate of Adam.
     batch_sequences: number of sequences in an update and in a forward pass.
     positions: number of tokens of each sequence whose outputs are compared in an update. New positions are drawn for
@@ -92,8 +94,9 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     small = _small(model, dense, found, device, dtype)
     curve: list[dict[str, Any]] = []
     if epochs:
-        curve = _trained(small, hidden, tokens, kept, held, epochs=epochs, lr=lr, batch_sequences=batch_sequences,
-                         positions=positions, kl_weight=kl_weight, seed=seed, resume=resume)
+        curve = _trained(small, trained, hidden, tokens, kept, held, epochs=epochs, lr=lr,
+                         batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
+                         resume=resume)
     best = min(curve, key=lambda row: row["heldout_loss"]) if curve else {}
     stats = {"tokens": len(kept) * hidden.tokens, "share": selection.ratio_planned,
              "layers": selection.candidates,
@@ -133,12 +136,17 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
     return _Small(small.requires_grad_(False).eval(), widths, gone, names)
 
 
-def _trained(small: _Small, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
+def _trained(small: _Small, trained: str, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
              **options: Any) -> list[dict[str, Any]]:
-    """Train the writers of the narrowed model in place."""
+    """Train the writers, or all matrices of the narrowed parts, in place."""
     passes = Passes(small.model, hidden.tokens)
-    weights = [parts.writer_of(passes, layer, part).weight.requires_grad_(True)
-               for layer in range(len(passes.layers)) for part in PARTS if layer not in small.gone[part]]
+    if trained == "writers":
+        weights = [parts.writer_of(passes, layer, part).weight
+                   for layer in range(len(passes.layers)) for part in PARTS if layer not in small.gone[part]]
+    else:
+        weights = [small.model.get_parameter(name) for name in small.names]
+    for weight in weights:
+        weight.requires_grad_(True)
     curve = _outputs.train(passes, list(range(len(passes.layers))), _outputs.data_of(hidden, tokens, 0), weights, kept,
                            held, **options)
     small.model.requires_grad_(False)

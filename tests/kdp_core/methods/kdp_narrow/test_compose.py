@@ -147,6 +147,15 @@ def test_training_lowers_the_held_out_loss_or_keeps_the_closed_form(of_family):
     assert min(row["heldout_loss"] for row in curve[1:]) < curve[0]["heldout_loss"]
 
 
+def test_all_matrices_of_narrow_parts_may_be_trained(of_family):
+    dense = of_family("llama")
+    writers, trained = (composed(dense, epochs=1, lr=1e-3, trained=which) for which in ("writers", "all"))
+    assert set(writers.plan.tensors) == set(trained.plan.tensors)
+    assert writers.curve[0]["heldout_loss"] == trained.curve[0]["heldout_loss"] > trained.curve[1]["heldout_loss"]
+    for name, tensor in trained.plan.tensors.items():
+        assert not torch.equal(tensor, writers.plan.tensors[name])
+
+
 def test_a_ladder_leaves_the_model_as_it_was_and_rises(of_family):
     dense = of_family("llama")
     model = checkpoints.load_model(dense.folder).requires_grad_(False)
