@@ -135,7 +135,7 @@ def risk(z_2NF: Tensor, h_ND: Tensor, judged_2NF: Tensor, judged_ND: Tensor, seq
     """
     x_NF, y_NF = z_2NF
     # A = argmin sum |y - A x|^2 + ridge
-    a_FF = ridge_solve(gram(x_NF, x_NF), gram(x_NF, y_NF), ridge).T.float()
+    a_FF = _regression(x_NF, y_NF, ridge).T.float()
     predicted_NF, judged_predicted_NF = x_NF @ a_FF.T, judged_2NF[0] @ a_FF.T
     decoded_ND = _decoded(predicted_NF, h_ND, judged_predicted_NF, ridge)
     error_N, spread_N = (d.square().sum(-1) for d in (decoded_ND - judged_ND, judged_ND - judged_ND.mean(0)))
@@ -162,8 +162,15 @@ def _decoded(z_NF: Tensor, h_ND: Tensor, judged_NF: Tensor, ridge: float) -> Ten
     tokens."""
     mean_F, mean_D = z_NF.mean(0), h_ND.mean(0)
     centred_NF = z_NF - mean_F
-    w_FD = ridge_solve(gram(centred_NF, centred_NF), gram(centred_NF, h_ND - mean_D), ridge).float()
+    w_FD = _regression(centred_NF, h_ND - mean_D, ridge).float()
     return (judged_NF - mean_F) @ w_FD + mean_D
+
+
+def _regression(x_NF: Tensor, y_NG: Tensor, ridge: float) -> Tensor:
+    """argmin sum |y - W'x|^2 + ridge, w_FG. The features of a wide kernel nearly depend on each other linearly. The
+    rounding of float32 products can then be larger than the ridge, so the products are computed in float64."""
+    x_NF = x_NF.double()
+    return ridge_solve(gram(x_NF, x_NF), gram(x_NF, y_NG.double()), ridge)
 
 
 def conditions(found: list[dict[str, Any]], r_phi: float, train: Part, judged: Part,
