@@ -83,6 +83,7 @@ HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
+    "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
@@ -95,13 +96,15 @@ VARIANTS: dict[str, Variant] = {
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
+`kdp_narrow_all` trains all matrices of its narrowed parts, so it belongs to the fine-tuned variants.
 `kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. `kdp_residual_cka`
 orders layers by their similarity, without a search. The paper of ZipLM draws 1,000 times."""
 FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}
 """Options of the fine-tuning: LoRA in all linear layers, on all calibration sequences, for every variant alike."""
-TUNED = tuple(name + FT for name in ("kdp_narrow", "kdp_residual", "shortgpt", "llm_pruner", "slicegpt", "streamline"))
+TUNED = ("kdp_narrow_all", *(name + FT for name in (
+    "kdp_narrow", "kdp_residual", "shortgpt", "llm_pruner", "slicegpt", "streamline")))
 """Fine-tuned variants. They are measured only if --rows names them, and compared only with each other."""
 MODELS = {"smollm2-135m": "config.yaml", "gemma3-270m": "configs/gemma.yaml"}
 """Name of a model -> the configuration file with its entry, relative to the project's root."""
@@ -175,14 +178,15 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     except protocol.REFUSALS as refusal:
         store.write_json(row, {**about, "refused": str(refusal)})
         return
-    group = "finetuned" if name.endswith(FT) else "structured"
-    if group == "finetuned":
-        pruned, tuned = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
-                                          **LORA)
-        checkpoint, seconds = at / "tuned", seconds + tuned.seconds
+    tuned = name.endswith(FT)
+    if tuned:
+        pruned, record = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
+                                           **LORA)
+        checkpoint, seconds = at / "tuned", seconds + record.seconds
     peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
     speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=LENGTH, decode_steps=16, repeats=5)
     found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
+    group = "finetuned" if tuned or name in TUNED else "structured"
     store.write_json(row, {**about, "group": group, "params_removed": pruned.params_removed,
                            "fit_seconds": seconds + search_seconds, "peak_gib": peak,
                            "speedup_prefill": speed.speedup_prefill, "speedup_decode": speed.speedup_decode, **found})
@@ -283,8 +287,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of real sets, with calib/ and eval/")
     parser.add_argument("--models", nargs="+", default=["smollm2-135m"], choices=list(MODELS),
                         help="models (smollm2-135m)")
-    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *TUNED], metavar="ROW",
-                        help=f"rows to measure, of {', '.join([*VARIANTS, *TUNED])} (all that are not fine-tuned)")
+    structured = [name for name in VARIANTS if name not in TUNED]
+    parser.add_argument("--rows", nargs="+", default=structured, choices=[*structured, *TUNED], metavar="ROW",
+                        help=f"rows to measure, of {', '.join([*structured, *TUNED])} (all that are not fine-tuned)")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")

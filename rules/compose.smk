@@ -13,9 +13,9 @@ rule compose:
         f"results/logs/compose/{POINT_NAME}.log",
     benchmark:
         f"results/benchmarks/compose/{POINT_NAME}.tsv"
-    priority: 5
     wildcard_constraints:
         method=one_of(variants.having(config, "compose")),
+    priority: 5
     conda:
         environment()
     resources:

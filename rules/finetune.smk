@@ -22,10 +22,10 @@ rule finetune:
         f"results/logs/finetune/{POINT_NAME}.log",
     benchmark:
         f"results/benchmarks/finetune/{POINT_NAME}.tsv"
-    priority: 5
     wildcard_constraints:
         # without fine-tuned variants the rule matches nothing
         method=one_of(variants.finetuned(config)),
+    priority: 5
     conda:
         environment()
     resources:

@@ -17,9 +17,9 @@ rule search:
         "results/logs/search/{model}-{calib}-{method}-k{k_max}.log",
     benchmark:
         "results/benchmarks/search/{model}-{calib}-{method}-k{k_max}.tsv"
-    priority: 10
     wildcard_constraints:
         method=one_of(variants.having(config, "search")),
+    priority: 10
     conda:
         environment()
     resources:

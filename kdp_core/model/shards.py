@@ -102,8 +102,16 @@ def _place(content: bytes, path: Path, pool: Path) -> None:
         return
     path.write_bytes(content)
     path.chmod(READ_ONLY)
-    with contextlib.suppress(OSError):
+    try:
         os.link(path, kept)
+    except FileExistsError:
+        # another process has placed the same content in the meantime
+        spare = path.with_suffix(".link")
+        with contextlib.suppress(OSError):
+            os.link(kept, spare)
+            spare.replace(path)
+    except OSError:
+        pass
 
 
 def _sweep(pool: Path) -> None:

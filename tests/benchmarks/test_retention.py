@@ -164,3 +164,14 @@ def test_the_data_have_the_columns_of_the_command_and_rows_of_ours():
     assert set(COLUMNS) <= set(frame) and frame["method"].str.startswith("kdp_").any()
     pruned = frame[frame["acc"].notna() & (frame["ratio"] > 0)]
     assert ((pruned["params_removed"] - pruned["ratio"]).abs() < 0.02).all(), "ratios are matched"
+
+
+def test_the_data_are_the_tables_of_their_rows(tmp_path):
+    module, data = load("rows/retention"), FOLDER.parent / "docs/data"
+    rows = module.read_rows(data / "retention_rows.jsonl")
+    pruned = {dense["model"]: [row for row in rows if row["model"] == dense["model"] and row["ratio"]]
+              for dense in rows if not dense["ratio"]}
+    module.write_tables({dense["model"]: (dense, pruned[dense["model"]]) for dense in rows if not dense["ratio"]},
+                        tmp_path)
+    for name in ("retention.csv", "retention_tests.csv"):
+        assert (tmp_path / name).read_text() == (data / name).read_text(), "copy all three files of one run"

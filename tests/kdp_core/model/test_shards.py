@@ -102,3 +102,21 @@ def test_a_changed_copy_leaves_the_shared_files_as_they_are(made, tmp_path):
     changed, = (path for path in folder.glob("*.safetensors") if name in load_file(path))
     assert not load_file(changed)[name].any()
     shutil.rmtree(folder)
+
+
+def test_two_jobs_that_place_the_same_file_at_once_share_it(tmp_path, monkeypatch):
+    pool, link, calls = tmp_path / shards.POOL, os.link, []
+    pool.mkdir()
+
+    def late(source, target):
+        """The other job places the file after this job has found none in the pool."""
+        calls.append(target)
+        if len(calls) == 1:
+            shards._place(b"content", tmp_path / "other", pool)
+            raise FileNotFoundError
+        link(source, target)
+
+    monkeypatch.setattr(shards.os, "link", late)
+    shards._place(b"content", tmp_path / "one", pool)
+    assert len(calls) == 5 and (tmp_path / "one").samefile(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [shards.POOL, "one", "other"]
