@@ -178,15 +178,14 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     except protocol.REFUSALS as refusal:
         store.write_json(row, {**about, "refused": str(refusal)})
         return
-    tuned = name.endswith(FT)
-    if tuned:
+    if name.endswith(FT):
         pruned, record = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
                                            **LORA)
         checkpoint, seconds = at / "tuned", seconds + record.seconds
     peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
     speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=LENGTH, decode_steps=16, repeats=5)
     found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
-    group = "finetuned" if tuned or name in TUNED else "structured"
+    group = "finetuned" if name in TUNED else "structured"
     store.write_json(row, {**about, "group": group, "params_removed": pruned.params_removed,
                            "fit_seconds": seconds + search_seconds, "peak_gib": peak,
                            "speedup_prefill": speed.speedup_prefill, "speedup_decode": speed.speedup_decode, **found})

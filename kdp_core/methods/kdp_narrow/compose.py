@@ -43,6 +43,8 @@ from kdp_core.states.block import split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
+Trained = Literal["writers", "all"]
+"""Which weights the training changes."""
 
 
 class _Small(NamedTuple):
@@ -57,7 +59,7 @@ class _Small(NamedTuple):
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative | None = None, sequences: Count = 640,
-            epochs: Natural = 2, trained: Literal["writers", "all"] = "writers", lr: Positive = 3e-4,
+            epochs: Natural = 2, trained: Trained = "writers", lr: Positive = 3e-4,
             batch_sequences: Count = 4, positions: Count = 48, kl_weight: Chance = 0.8, heldout: Share = 0.05,
             seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
@@ -136,7 +138,7 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
     return _Small(small.requires_grad_(False).eval(), widths, gone, names)
 
 
-def _trained(small: _Small, trained: str, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
+def _trained(small: _Small, trained: Trained, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
              **options: Any) -> list[dict[str, Any]]:
     """Train the writers, or all matrices of the narrowed parts, in place."""
     passes = Passes(small.model, hidden.tokens)

@@ -91,6 +91,20 @@ def test_a_rotation_of_a_model_that_has_none_is_refused(tmp_path):
             fields={"gpt2.rope.freq_base": 10000.0})
 
 
+def test_a_file_is_parsed_once(tmp_path, monkeypatch):
+    made = []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, *given):
+            made.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    path = write_gguf(tmp_path / "pico.gguf", pico.model("llama"), pico.tokenizer())
+    convert(path, tmp_path / "dense", dtype="float32", source="x")
+    assert len(made) == 1 and gguf.GGUFReader is Counted
+
+
 def test_gguf_of_smollm_splits_digits(tmp_path):
     """Its published pre-tokenizer splits digits first, so a space before a digit stands alone."""
     path = write_gguf(tmp_path / "pico.gguf", pico.model("llama", layers=1), pico.tokenizer(), pre="smollm")
