@@ -83,6 +83,7 @@ HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
+    "kdp_narrow_rare": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
@@ -96,9 +97,10 @@ VARIANTS: dict[str, Variant] = {
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_all` trains all matrices of its narrowed parts, so it belongs to the fine-tuned variants.
-`kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights that it keeps. `kdp_residual_cka`
-orders layers by their similarity, without a search. The paper of ZipLM draws 1,000 times."""
+`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding. `kdp_narrow_all` trains all matrices
+of its narrowed parts, so it belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept`
+does not change the weights that it keeps. `kdp_residual_cka` orders layers by their similarity, without a search. The
+paper of ZipLM draws 1,000 times."""
 FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}

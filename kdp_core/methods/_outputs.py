@@ -20,7 +20,7 @@ from torch import Tensor
 from kdp_core.base.records import Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import copies, cosine, descend, restore
-from kdp_core.model.distil import Losses, token_losses
+from kdp_core.model.distil import Head, Losses, token_losses
 from kdp_core.model.passes import Passes, Step
 from kdp_core.states.hidden import HiddenStates
 
@@ -37,6 +37,8 @@ class Data(NamedTuple):
     start_STD: Tensor
     final_STD: Tensor
     ids_ST: Tensor
+    head: Head | None = None
+    """The output head of the dense model; None if the pruned model has the same head."""
 
 
 def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
@@ -85,15 +87,16 @@ def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: t
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
     h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
     losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
-                   kl_weight)
+                   data.head, kl_weight)
     descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)
     return losses.kl_nats.item() * len(which)
 
 
-def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, kl_weight: float) -> Losses:
+def _loss(passes: Passes, h_BPD: Tensor, final_BPD: Tensor, next_BP: Tensor, dense_head: Head | None,
+          kl_weight: float) -> Losses:
     """Losses at some positions, from the last states of the pruned and of the dense model before the final norm."""
     return token_losses(passes.to_head(h_BPD).flatten(0, 1), passes.to_head(final_BPD).flatten(0, 1),
-                        next_BP.flatten(), passes.head, passes.head, kl_weight=kl_weight)
+                        next_BP.flatten(), passes.head, dense_head or passes.head, kl_weight=kl_weight)
 
 
 @torch.no_grad()
@@ -103,23 +106,26 @@ def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int
     loss = kl = 0.0
     for which in held.split(batch):
         h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
-        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:], kl_weight)
+        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:],
+                       data.head, kl_weight)
         loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
     return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}
 
 
 @torch.no_grad()
-def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: Tensor, batch: int) -> float:
+def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: Tensor, batch: int,
+               head: Head | None = None) -> float:
     """KL(dense || pruned) in nats per token, over all positions.
 
     h_STD: states at the start of the path. final_STD: last states of the dense model for the same sequences.
+    head: the output head of the pruned model; None if it is that of `passes`.
     """
     total = 0.0
     for h_BTD, final_BTD in zip(h_STD.split(batch), final_STD.split(batch), strict=True):
         h_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
         student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
         # next tokens are not read, because cross-entropy has weight 0
-        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), passes.head, passes.head,
-                              kl_weight=1.0)
+        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), head or passes.head,
+                              passes.head, kl_weight=1.0)
         total += losses.kl_nats.item() * len(h_BTD)
     return total / len(h_STD)

@@ -61,7 +61,7 @@ class Head(nn.Module):
 
     def chunk(self) -> int:
         """Number of tokens whose logits are in memory together."""
-        return max(1, CHUNK_NUMBERS // self.linear.weight.shape[0])
+        return max(1, CHUNK_NUMBERS // self.linear.out_features)
 
 
 def head_of(model: nn.Module) -> Head:

@@ -12,6 +12,7 @@ If the output head of a model is tied to the embedding, the model may contain a 
 gives a bias to the maps that write to the state.
 The states of a model may be sliced to smaller widths. Each state then has its own basis and width
 (`sliced: {attention: [...], mlp: [...], final}`: the widths).
+The rows of rare tokens in a tied embedding may have low rank (`rare_tokens: {frequent, rank}`).
 
 A folded checkpoint contains a Python file that defines these classes without kdp. The configuration names this file in
 `auto_map`, so that users can load the checkpoint with `trust_remote_code=True`. The file is made from the modules
@@ -27,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kdp_core.model.families import FAMILIES, PREFIX, Family
 from kdp_core.model.sliced import slice_widths
-from kdp_core.model.surgery import attach, attach_head_adapter, drop_parts, narrow
+from kdp_core.model.surgery import attach, attach_head_adapter, drop_parts, narrow, reduce_rare
 
 FILE = "modeling_kdp.py"
 """Name of the file in a checkpoint that defines the classes."""
@@ -79,6 +80,8 @@ def _folded(family: Family) -> tuple[type, type]:
             narrow(self, config.widths)
         if config.sliced:
             slice_widths(self, config.sliced)
+        if config.rare_tokens:
+            reduce_rare(self, **config.rare_tokens)
         drop_parts(self, config.dropped_parts)
         attach(self, config.stand_ins)
         if config.head_adapter:
@@ -91,11 +94,12 @@ def _folded(family: Family) -> tuple[type, type]:
 
     folded_config = type(f"Folded{name}Config", (config_class,), {
         "model_type": PREFIX + family.name, "stand_ins": [], "dropped_parts": {}, "widths": [], "sliced": {},
-        "head_adapter": 0, "__module__": __name__})
+        "rare_tokens": {}, "head_adapter": 0, "__module__": __name__})
     folded_model = type(f"Folded{name}ForCausalLM", (model_class,), {
         "config_class": folded_config, "__init__": __init__, "save_pretrained": save_pretrained, "__module__": __name__,
         "__doc__": f"{name} changed as its configuration says: stand-ins in the place of layers, layers without "
-                   "attention or MLP or of other sizes, an adapter before the head, states of reduced width."})
+                   "attention or MLP or of other sizes, an adapter before the head, states of reduced width, rows of "
+                   "rare tokens of low rank."})
     return folded_config, folded_model
 
 

@@ -1,7 +1,8 @@
 """The modules that replace removed parts in a pruned model, and the adapter of its output head.
 
 A stand-in of a block maps the state of each token separately. Massive tokens may bypass the stand-in. Other modules
-replace a removed attention or a removed MLP, or are inserted before the output head.
+replace a removed attention or a removed MLP, are inserted before the output head, or replace the embedding and its tied
+head.
 """
 from typing import Any
 
@@ -113,6 +114,74 @@ class LowRank(nn.Module):
         """The hook that runs the adapter before the output head. The hook is a bound method, so that a copied model
         runs its own copy of the adapter."""
         return (self(args[0]), *args[1:])
+
+
+class RareEmbedding(nn.Module):
+    """An embedding in which the rows of rare tokens have low rank r:
+
+        e_v = frequent_v              for the F frequent tokens
+        e_v = rare_v basis + mean     for all other tokens
+
+    The embedding of a small model has a large share of all parameters: a fifth in SmolLM2-135M, and more than a half in
+    Gemma 3 270M. Most of its rows belong to tokens that hardly occur. GroupReduce (Chen et al., NeurIPS 2018) also
+    divides tokens by their frequency and gives each group its own rank; here the frequent tokens keep their rows.
+    `scale` is the factor by which some families multiply the rows when tokens are read.
+    """
+
+    def __init__(self, vocabulary: int, width: int, frequent: int, rank: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.scale = vocabulary, width, scale
+        self.frequent = nn.Parameter(torch.zeros(frequent, width))
+        self.rare = nn.Parameter(torch.zeros(vocabulary - frequent, rank))
+        self.basis = nn.Parameter(torch.zeros(rank, width))
+        self.mean = nn.Parameter(torch.zeros(width))
+        # the place of each token: frequent tokens come first
+        self.register_buffer("place", torch.zeros(vocabulary, dtype=torch.int32))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        place, count = self.place[ids].long(), len(self.frequent)
+        frequent = functional.embedding(place.clamp(max=count - 1), self.frequent)
+        # e_v = rare_v basis + mean
+        rare = functional.embedding((place - count).clamp(min=0), self.rare) @ self.basis + self.mean
+        return torch.where((place < count).unsqueeze(-1), frequent, rare) * self.scale
+
+    def rows(self) -> Tensor:
+        """All rows as one matrix (V, D), without the scale."""
+        return torch.cat((self.frequent, self.rare @ self.basis + self.mean))[self.place.long()]
+
+
+class RareHead(nn.Module):
+    """The output head that is tied to a RareEmbedding. It has no parameters of its own and reads those of the
+    embedding."""
+
+    def __init__(self, embedding: RareEmbedding) -> None:
+        super().__init__()
+        # a module in a list is not a submodule, so the parameters of the embedding are counted and stored once
+        self._embedding = [embedding]
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+
+    @property
+    def embedding(self) -> RareEmbedding:
+        """The embedding to which the head is tied."""
+        return self._embedding[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter that states the precision and the device of the head. It is not the matrix of the head."""
+        return self.embedding.basis
+
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply-adds for one token."""
+        own = self.embedding
+        return own.frequent.numel() + own.rare.numel() + own.basis.numel()
+
+    def forward(self, h: Tensor) -> Tensor:
+        own = self.embedding
+        frequent, rare, basis, mean = (one.to(h.device) for one in (own.frequent, own.rare, own.basis, own.mean))
+        # h . e_v = (h basis') . rare_v + h . mean
+        logits = torch.cat((h @ frequent.T, (h @ basis.T) @ rare.T + (h @ mean).unsqueeze(-1)), dim=-1)
+        return logits.index_select(-1, own.place.to(h.device))
 
 
 class NoAttention(nn.Module):

@@ -1,4 +1,5 @@
-"""Changes a loaded or empty model in place: stand-ins, layers without a part, layers of other sizes, a head adapter.
+"""Changes a loaded or empty model in place: stand-ins, layers without a part, layers of other sizes, a head adapter,
+rows of rare tokens of low rank.
 
 A stand-in belongs to the layer after it. Before this layer reads the hidden state, the stand-in maps this state
 (`stand_in`). After the last layer, a stand-in maps the output of the last layer (`stand_in_after`).
@@ -21,8 +22,9 @@ from kdp_core.model.families import (
     family_of,
     matrix,
     output_head,
+    trunk,
 )
-from kdp_core.model.stand_ins import MODULES, LowRank, NoAttention, NoMlp
+from kdp_core.model.stand_ins import MODULES, LowRank, NoAttention, NoMlp, RareEmbedding, RareHead
 
 
 def _before(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -148,3 +150,28 @@ def attach_head_adapter(model: nn.Module, rank: int) -> None:
     head = output_head(model)
     model.head_adapter = LowRank(head.in_features, rank)
     head.register_forward_pre_hook(model.head_adapter.before)
+
+
+def reduce_rare(model: nn.Module, frequent: int, rank: int) -> None:
+    """Give the model an embedding of this kind and a head that reads it. The weights are loaded later from the
+    checkpoint."""
+    family = family_of(model)
+    name, base = family.embeddings[0], trunk(model)
+    old = getattr(base, name)
+    with old.weight.device:
+        new = RareEmbedding(*old.weight.shape, frequent, rank, scale_of(old)).to(old.weight.dtype)
+        head = RareHead(new)
+    setattr(base, name, new)
+    owner, _, last = family.head.rpartition(".")
+    setattr(model.get_submodule(owner), last, head)
+
+
+def scale_of(embedding: nn.Module) -> float:
+    """The factor by which an embedding of a family multiplies its rows."""
+    return float(getattr(embedding, "scalar_embed_scale", 1.0))
+
+
+def head_is_tied(model: nn.Module) -> bool:
+    """Whether the output head has the weights of the embedding."""
+    head = output_head(model)
+    return isinstance(head, RareHead) or head.weight is model.get_input_embeddings().weight

@@ -32,6 +32,7 @@ from kdp_core.model import checkpoints, folded, shards
 from kdp_core.model.distil import Head, final_states, head_of
 from kdp_core.model.families import family_of, type_of
 from kdp_core.model.sizes import count_params
+from kdp_core.model.surgery import head_is_tied
 from kdp_core.prune import lora
 from kdp_core.prune.lora import Lesson
 from kdp_core.prune.tuning import FinetuneError, Options, train
@@ -106,7 +107,7 @@ def _frozen(folder: Path, ids_ST: Tensor, device: str, dtype: str) -> tuple[Tens
     h_STD = final_states(model, ids_ST)
     _check_finite(h_STD, folder)
     logger.info("final states of %d sequences, %s", len(ids_ST), type(model).__name__)
-    return h_STD, head_of(model), model.lm_head.weight is model.get_input_embeddings().weight
+    return h_STD, head_of(model), head_is_tied(model)
 
 
 # To a checkpoint ------------------------------------------------------------------------------------------------------

@@ -164,8 +164,8 @@ def _tensors(plan: Plan, dense: Path, family: Family, keep: list[int]) -> dict[s
                         replaced.add(name)
     dtype = next(iter(made.values())).dtype
     if plan.shape:
-        made |= {_renamed(name, prefix, number): plan.tensors[name].to(dtype)
-                 for name in sorted(set(plan.tensors) - replaced)}
+        made |= {_renamed(name, prefix, number): tensor.to(dtype) if tensor.is_floating_point() else tensor
+                 for name, tensor in sorted(plan.tensors.items()) if name not in replaced}
     elif unknown := sorted(set(plan.tensors) - replaced):
         raise FoldError(f"plan of {plan.method} replaces tensors that the pruned model lacks: {', '.join(unknown[:5])}")
     for _, path, tensors in _stand_ins(plan, keep):

@@ -177,7 +177,7 @@ def _ids(model: PreTrainedModel, tokens: int, decode_steps: int) -> Tensor:
     if positions is not None and tokens + decode_steps > positions:
         raise EfficiencyError(f"tokens {tokens} and decode_steps {decode_steps} are more than the model's {positions} "
                               "positions; take fewer")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().num_embeddings
     return (torch.arange(tokens, device=model.device) % vocabulary).view(1, tokens)
 
 

@@ -46,7 +46,7 @@ class Judge(HFLM):
         self.progress = Progress("", 0)
         self._start = _first_token(model)
         checkpoints.begin_with(tokenizer, self._start)
-        _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0])
+        _pad_within(tokenizer, model.get_input_embeddings().num_embeddings)
 
     def watch(self, progress: "Progress") -> None:
         """Report each answered request to `progress`. `progress` takes the place of lm-eval's cache hook, which

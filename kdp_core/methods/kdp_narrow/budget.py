@@ -33,6 +33,12 @@ class Ladder(NamedTuple):
     """For each number of kept units: the loss. The entry for all units may be omitted, because its loss is 0."""
     step: int
     """Difference of two neighbouring levels: each level keeps `units` minus a multiple of this step."""
+    fixed: int = 0
+    """Parameters that are added as soon as one unit is removed."""
+
+    def saved(self, kept: int) -> int:
+        """Number of parameters that are removed if the part keeps `kept` units."""
+        return (self.units - kept) * self.unit_params - (self.fixed if kept < self.units else 0)
 
 
 class _Level(NamedTuple):
@@ -56,12 +62,12 @@ def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, 
     """
     check(by_budget, locals())
     names, ladders = _ladders(search)
-    ladders = [one if part == "mlp" else
-               one._replace(losses={kept: attention_price * loss for kept, loss in one.losses.items()})
-               for (_, part), one in zip(names, ladders, strict=True)]
+    ladders = [one._replace(losses={kept: attention_price * loss for kept, loss in one.losses.items()})
+               if part == "attention" else one for (_, part), one in zip(names, ladders, strict=True)]
     counts = _counts(ladders, ratio, facts.params_total)
-    removed = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True))
+    removed = sum(one.saved(count) for one, count in zip(ladders, counts, strict=True))
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
+              | ({"rank": search.stats["sizes"][part]["rank"]} if one.fixed else {})
               for (layer, part), count, one in zip(names, counts, ladders, strict=True)]
     return no_layer(search, facts, ratio=ratio, k_max=k_max, module_params=module_params)._replace(
         criterion=search.criterion, candidates=chosen, ratio_planned=removed / facts.params_total,
@@ -76,14 +82,15 @@ def _ladders(search: Search) -> tuple[list[tuple[int, str]], list[Ladder]]:
         losses[int(layer), part][int(kept)] = loss
     found = []
     for (_, part), own in losses.items():
-        units, unit_params = (search.stats["sizes"][part][key] for key in ("units", "unit_params"))
-        found.append(Ladder(units, unit_params, own, max(1, units // STEPS)))
+        sizes = search.stats["sizes"][part]
+        found.append(Ladder(sizes["units"], sizes["unit_params"], own, max(1, sizes["units"] // STEPS),
+                            sizes.get("fixed", 0)))
     return list(losses), found
 
 
 def _largest(ladders: list[Ladder]) -> int:
     """Number of parameters that are removed if every part is at the smallest level of its ladder."""
-    return sum((one.units - min(one.losses, default=one.units)) * one.unit_params for one in ladders)
+    return sum(one.saved(min(one.losses, default=one.units)) for one in ladders)
 
 
 def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
@@ -94,13 +101,14 @@ def _counts(ladders: list[Ladder], ratio: float, total: int) -> list[int]:
     if counts is None:
         raise BlockError(f"ratio {ratio} is too high: all that kdp_narrow can remove is "
                          f"{_largest(ladders) / total:.4f} of all parameters; ask for less")
-    channel = min(one.unit_params for one in ladders)
-    over = sum((one.units - count) * one.unit_params for one, count in zip(ladders, counts, strict=True)) - goal
+    channel = min(one.unit_params for one in ladders if not one.fixed)
+    over = sum(one.saved(count) for one, count in zip(ladders, counts, strict=True)) - goal
     while abs(over) > channel / 2:
         # a channel is added to the MLP with the smallest kept share, or removed from the MLP with the largest
-        within = [n for n, one in enumerate(ladders) if one.unit_params == channel and 1 < counts[n] < one.units]
+        within = [n for n, one in enumerate(ladders) if one.unit_params == channel and not one.fixed
+                  and 1 < counts[n] < one.units]
         # if every MLP is whole or removed, the first or the last channel of an MLP is added or removed
-        within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and (
+        within = within or [n for n, one in enumerate(ladders) if one.unit_params == channel and not one.fixed and (
             counts[n] < one.units if over > 0 else counts[n] > 0)]
         if not within:
             break  # only heads were removed, so there is no channel to add again
@@ -131,8 +139,9 @@ def _levels(ladder: Ladder, grain: int) -> list[_Level]:
     for kept, loss in points:
         highest = max(highest, loss)
         rising.append((kept, highest))
-    return [_Level(round((ladder.units - kept) * ladder.unit_params / grain), _between(rising, kept), kept)
-            for kept in range(ladder.units, rising[-1][0] - 1, -ladder.step)]
+    kept = [ladder.units, *(count for count in range(ladder.units, rising[-1][0] - 1, -ladder.step)
+                            if ladder.saved(count) > 0)]
+    return [_Level(round(ladder.saved(count) / grain), _between(rising, count), count) for count in kept]
 
 
 def _between(points: list[tuple[int, float]], kept: int) -> float:

@@ -10,6 +10,8 @@ context. The method works as follows:
    pruned at this time. The fit solves each writer (o_proj and down_proj in LLaMA) again in closed form; the target is
    the state of the dense model.
 4. The training fits all writers together to the outputs of the dense model, for `epochs` epochs.
+If the search has measured the embedding (`search.rare_rank`), the budget also contains the rows of rare tokens. These
+rows get low rank before the first layer is fitted, so the writers also correct the errors of the new rows (`rare`).
 So only the writers, the last matrices of attentions and MLPs, are changed. All other kept weights are those of the
 dense model. With `solve: false` and `epochs: 0` every kept weight is unchanged. With `trained: all` the training
 changes every matrix of the narrowed parts.
@@ -32,13 +34,14 @@ from kdp_core.base.records import Composed, Plan, Selection, Tokens
 from kdp_core.base.resume import OFF, Resume
 from kdp_core.methods import _outputs
 from kdp_core.methods.heads_channels.units import PARTS, coupled_of, narrow_tensors, sizes_of, width_of
-from kdp_core.methods.kdp_narrow import fit, parts
+from kdp_core.methods.kdp_narrow import fit, parts, rare
 from kdp_core.methods.kdp_narrow.fit import Closed, Part
 from kdp_core.methods.kdp_narrow.ladders import parts_of
 from kdp_core.model import checkpoints
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.passes import Passes
-from kdp_core.model.surgery import drop_parts, narrow
+from kdp_core.model.stand_ins import RareEmbedding
+from kdp_core.model.surgery import drop_parts, narrow, reduce_rare
 from kdp_core.states.block import split
 from kdp_core.states.hidden import HiddenStates
 
@@ -50,11 +53,19 @@ Trained = Literal["writers", "all"]
 class _Small(NamedTuple):
     """The model with narrow parts."""
     model: nn.Module
-    widths: list[dict[str, int]]
     gone: dict[str, list[int]]
     """For each part: the layers in which the part has no units and is removed."""
     names: list[str]
-    """State-dict names of the tensors of all remaining parts."""
+    """State-dict names of the tensors of all remaining parts, and of the embedding if it is changed."""
+    shape: dict[str, Any]
+    """The sizes in the form of a plan."""
+
+
+class _Rare(NamedTuple):
+    """The changed embedding."""
+    module: RareEmbedding
+    start_STD: Tensor
+    """The states before the first layer that the embedding gives for all sequences."""
 
 
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
@@ -89,14 +100,18 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     passes, how = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences)
     drawn = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
-    counts = [one["kept"] for one in selection.candidates]
+    counts = [one["kept"] for one in selection.candidates if one["part"] in PARTS]
+    fewer = _rare(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
     found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)),
-                         drawn[:sequences].sort().values, held, how)
+                         drawn[:sequences].sort().values, held, how, fewer.start_STD if fewer else None)
     after_fit = time.perf_counter()
-    small = _small(model, dense, found, device, dtype)
+    small = _small(model, dense, found, fewer, device, dtype)
     curve: list[dict[str, Any]] = []
     if epochs:
-        curve = _trained(small, trained, hidden, tokens, kept, held, epochs=epochs, lr=lr,
+        data = _outputs.data_of(hidden, tokens, 0)
+        if fewer:
+            data = data._replace(start_STD=fewer.start_STD, head=passes.head)
+        curve = _trained(small, trained, hidden.tokens, data, kept, held, epochs=epochs, lr=lr,
                          batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
                          resume=resume)
     best = min(curve, key=lambda row: row["heldout_loss"]) if curve else {}
@@ -107,13 +122,25 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
              "seconds": time.perf_counter() - began + resume.earlier_s}
     state = small.model.state_dict()
     plan = Plan("kdp_narrow", _dropped(small.gone), [], {name: state[name].detach().cpu().clone()
-                                                         for name in small.names}, shape={"widths": small.widths})
+                                                         for name in small.names}, shape=small.shape)
     return Composed(plan, curve,
                     [{"block": (part.layer, part.layer + 1), "part": part.name, "heldout_error": error, "params": 0}
                      for part, _, error in found], stats)
 
 
-def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], device: str,
+def _rare(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: Selection, kept: Tensor, drawn: Tensor,
+          batch: int, seed: int) -> _Rare | None:
+    """The embedding that the selection asks for; None if every token keeps its row."""
+    entry = next((one for one in selection.candidates if one["part"] == rare.PART), None)
+    if entry is None or entry["kept"] == entry["of"]:
+        return None
+    known = rare.statistics(passes, hidden, tokens, kept, drawn, batch, seed)
+    module = rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
+    logger.info("embedding: %d of %d tokens keep their rows", entry["kept"], entry["of"])
+    return _Rare(module, rare.start_states(module, tokens.ids_ST))
+
+
+def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], fewer: _Rare | None, device: str,
            dtype: str) -> _Small:
     """The narrowed model as a separate module."""
     layers, family = decoder_layers(model), family_of(model)
@@ -135,22 +162,29 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
     drop_parts(small, gone)
     names = [f"{family.prefix}{number}.{one.name}" for number in range(len(layers)) for one in coupled
              if number not in gone[one.part]]
-    return _Small(small.requires_grad_(False).eval(), widths, gone, names)
+    shape: dict[str, Any] = {"widths": widths}
+    if fewer:
+        shape |= {"rare_tokens": {"frequent": len(fewer.module.frequent), "rank": len(fewer.module.basis)},
+                  "tie_word_embeddings": False}
+        reduce_rare(small, **shape["rare_tokens"])
+        small.get_input_embeddings().load_state_dict(fewer.module.state_dict())
+        names += [rare.prefix_of(small) + name for name in fewer.module.state_dict()]
+    return _Small(small.requires_grad_(False).eval(), gone, names, shape)
 
 
-def _trained(small: _Small, trained: Trained, hidden: HiddenStates, tokens: Tokens, kept: Tensor, held: Tensor,
+def _trained(small: _Small, trained: Trained, length: int, data: _outputs.Data, kept: Tensor, held: Tensor,
              **options: Any) -> list[dict[str, Any]]:
     """Train the writers, or all matrices of the narrowed parts, in place."""
-    passes = Passes(small.model, hidden.tokens)
+    passes = Passes(small.model, length)
     if trained == "writers":
         weights = [parts.writer_of(passes, layer, part).weight
                    for layer in range(len(passes.layers)) for part in PARTS if layer not in small.gone[part]]
     else:
-        weights = [small.model.get_parameter(name) for name in small.names]
+        weights = [small.model.get_parameter(name) for name in small.names
+                   if name.startswith(family_of(small.model).prefix)]
     for weight in weights:
         weight.requires_grad_(True)
-    curve = _outputs.train(passes, list(range(len(passes.layers))), _outputs.data_of(hidden, tokens, 0), weights, kept,
-                           held, **options)
+    curve = _outputs.train(passes, list(range(len(passes.layers))), data, weights, kept, held, **options)
     small.model.requires_grad_(False)
     return curve
 

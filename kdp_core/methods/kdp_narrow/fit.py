@@ -42,14 +42,15 @@ class Part(NamedTuple):
 
 
 def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]], fitted: Tensor, held: Tensor,
-             how: Closed) -> list[tuple[Part, Tensor, float]]:
+             how: Closed, start_STD: Tensor | None = None) -> list[tuple[Part, Tensor, float]]:
     """Narrow the parts in the order of `sizes`, from the first layer to the last. Returns (part, kept units, held-out
     error of the state after the part) for each part.
 
     The writers of the model are changed in place; the columns of removed units become zero.
+    start_STD: states of all sequences before the first part; None if they are those of the dense model.
     """
-    which, found, changed = torch.cat((fitted, held)), [], False
-    h_STD = hidden.state(sizes[0][0].layer)[which]
+    which, found, changed = torch.cat((fitted, held)), [], start_STD is not None
+    h_STD = (hidden.state(sizes[0][0].layer) if start_STD is None else start_STD)[which]
     for part, count in sizes:
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
         y_STD = goal(passes, hidden, part, None, which, how)

@@ -3,6 +3,7 @@
 One part of the dense model at a time is narrowed, and its writer is solved again. The loss is KL(dense || pruned) of
 the next-token distributions. The losses do not depend on the ratio, so one search is enough for all ratios. MLPs are
 measured with three quarters, half, a quarter and none of their channels, and attentions with every number of heads.
+With `rare_rank`, the embedding is a part too (`rare`).
 """
 import logging
 import time
@@ -11,16 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdp_core.base.options import Count, Natural, NotNegative, check
+from kdp_core.base.options import Chance, Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._method import no_state_between
 from kdp_core.methods._outputs import divergence
 from kdp_core.methods.heads_channels.units import PARTS, check_family, columns_of, coupled_of, no_single_heads, sizes_of
-from kdp_core.methods.kdp_narrow import parts
+from kdp_core.methods.kdp_narrow import parts, rare
 from kdp_core.methods.kdp_narrow.fit import Closed, Part, first_ridge, goal, inputs, matrix_of, narrow, products_of
 from kdp_core.methods.kdp_narrow.surgeon import kept_units
 from kdp_core.model import checkpoints
-from kdp_core.model.families import Family, decoder_layers
+from kdp_core.model.families import Family, decoder_layers, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.states.block import FitError, check_all_states
 from kdp_core.states.hidden import HiddenStates
@@ -38,7 +39,8 @@ def refuses(family: Family) -> str:
 
 def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, fit_sequences: Count = 96,
-            judge_sequences: Count = 8, batch_sequences: Count = 8, seed: Natural = 0) -> Search:
+            judge_sequences: Count = 8, batch_sequences: Count = 8, rare_rank: Chance = 0.0,
+            seed: Natural = 0) -> Search:
     """The loss of every part with fewer units. The field `single` of the result contains the losses. The key of a loss
     joins the layer, the part and the number of kept units by dots.
 
@@ -47,11 +49,19 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     fit_sequences: number of sequences on which writers are solved.
     judge_sequences: number of other sequences, on which outputs are compared.
     batch_sequences: number of sequences in one forward pass.
+    rare_rank: rank of the embedding's rows of rare tokens, relative to the width of the model. The budget decides how
+        many tokens are rare. 0 leaves the embedding as it is. Only for models whose output head is tied to the
+        embedding.
     seed: seed of the choice of sequences.
-    Raises FitError for a family that is refused, for states that are not stored, and for too few sequences.
+    Raises FitError for a family that is refused, for states that are not stored, for too few sequences, and for an
+    embedding that cannot be reduced.
     """
     check(ladders, locals())
-    check_family("kdp_narrow", checkpoints.config_of(dense), refuses)
+    config = checkpoints.config_of(dense)
+    check_family("kdp_narrow", config, refuses)
+    rank = rare.rank_of(rare_rank, hidden.width)
+    if rare_rank:
+        rare.check_tied(family_of(config), config, rank)
     began = time.perf_counter()
     check_all_states(hidden)
     if judge_sequences >= hidden.sequences:
@@ -66,6 +76,12 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
         for count, loss in ladder(passes, hidden, part, fitted, judged, final_STD, how).items():
             single[f"{part.layer}.{part.name}.{count}"] = loss
     sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
+    if rare_rank:
+        known = rare.statistics(passes, hidden, tokens, drawn[judge_sequences:], fitted, batch_sequences, seed)
+        for count, loss in rare.ladder(passes, tokens, known, rank, judged, final_STD, how).items():
+            single[f"0.{rare.PART}.{count}"] = loss
+            logger.info("embedding: divergence %.4f with %d frequent tokens", loss, count)
+        sizes[rare.PART] = rare.sizes(facts.vocabulary, hidden.width, rank)
     return Search([], [], "divergence", k_max, single, len(single),
                   {"sizes": sizes, "fit_tokens": len(fitted) * hidden.tokens,
                    "judge_tokens": len(judged) * hidden.tokens, "seconds": time.perf_counter() - began})

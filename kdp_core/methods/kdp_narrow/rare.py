@@ -1,0 +1,166 @@
+"""The rows of rare tokens in a tied embedding get low rank, in closed form.
+
+The ladder of the embedding measures the loss at the outputs if only F tokens keep their rows. The other rows become
+
+    e_v ~ mean + P (e_v - mean),    P = argmin over projections of rank r of sum_v f_v^(1/2) |e_v - e^_v|^2_M.
+
+f_v is the expected frequency of token v: the number of its occurrences in the calibration text plus the sum of the
+dense model's probabilities of v at the positions of this text. Without the probabilities, all tokens that do not occur
+in the text would be equally rare. The metric M contains the two uses of a row. The head multiplies a row by a state h,
+so its error is weighted by E[h h']. The first layer reads the row, so its error is weighted by the Fisher information
+E[g g'], where g is the gradient of -log p(y) with respect to the row and y is drawn from the dense model.
+
+GroupReduce (Chen et al., NeurIPS 2018) weights rows by their frequency too, but has no metric. On SmolLM2-135M with
+8,192 frequent tokens and rank 128 the divergence is 0.71 to 1.60 nats; with E[h h'] as the metric of both uses it is
+0.60 to 0.76 nats (docs/decisions.md).
+Axes: S sequences, T tokens, N tokens of all sequences, D width, V vocabulary, U rare tokens, r rank.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdp_core.base.records import Tokens
+from kdp_core.methods._outputs import divergence
+from kdp_core.methods.kdp_narrow.fit import Closed
+from kdp_core.model.distil import Head
+from kdp_core.model.families import Family, family_of
+from kdp_core.model.passes import Passes
+from kdp_core.model.stand_ins import RareEmbedding, RareHead
+from kdp_core.model.surgery import scale_of
+from kdp_core.states.block import FitError
+from kdp_core.states.hidden import HiddenStates
+
+PART = "embedding"
+"""Name of the embedding in a search and in a selection, beside the parts of the layers."""
+RUNGS = (0.75, 0.5, 0.25, 0.125, 0.0625)
+"""The shares of frequent tokens with which the embedding is measured."""
+READ_WEIGHT = 0.25
+"""Weight of the Fisher information in the metric, relative to the second moment of the head's inputs. Both have mean
+diagonal 1. In one trial the weights 0.25, 1 and 4 gave divergences of 0.31, 0.33 and 0.36 nats on news."""
+FISHER_SEQUENCES = 96
+"""Largest number of sequences from which the metric is computed."""
+EVERY = 4
+"""Every fourth position is compared and counted, because neighbouring positions are alike."""
+RIDGE = 1e-4
+"""Ridge of the metric, relative to its mean diagonal."""
+
+
+class Statistics(NamedTuple):
+    """What the rows are chosen and fitted with."""
+    frequency_V: Tensor
+    """Expected number of occurrences of each token, float64."""
+    metric_DD: Tensor
+    """float64, mean diagonal 1 + READ_WEIGHT."""
+
+
+def check_tied(family: Family, config: object, rank: int) -> None:
+    """Raise FitError if the embedding of a model cannot be reduced, or if no row would get smaller."""
+    reason = ""
+    if not family.entry(config, "tie_word_embeddings"):
+        reason = "the output head is not tied to the embedding"
+    elif len(family.embeddings) > 1:
+        reason = "the first state is the sum of several embeddings"
+    elif not 0 < rank < config.hidden_size:
+        reason = f"the rank would be {rank}, and rows have {config.hidden_size} numbers"
+    if reason:
+        raise FitError(f"search.rare_rank is set, but the rows of rare tokens of this {family.name} model cannot be "
+                       f"reduced: {reason}; set search.rare_rank to 0")
+
+
+def rank_of(share: float, width: int) -> int:
+    """The rank that is the share `share` of the width."""
+    return round(share * width)
+
+
+def sizes(vocabulary: int, width: int, rank: int) -> dict[str, int]:
+    """The entry of the embedding in the sizes of a search. `fixed` parameters are added, whatever the number of rare
+    tokens is."""
+    return {"units": vocabulary, "unit_params": width - rank, "fixed": (rank + 1) * width, "rank": rank}
+
+
+def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Tensor, fitted: Tensor, batch: int,
+               seed: int) -> Statistics:
+    """Frequencies and metric. Occurrences are counted in the sequences `counted`; probabilities and metric are computed
+    from the first FISHER_SEQUENCES of the sequences `fitted`."""
+    generator = torch.Generator().manual_seed(seed)
+    V, D, fitted = passes.head.linear.out_features, hidden.width, fitted[:FISHER_SEQUENCES]
+    start_STD, path = hidden.state(0)[fitted], list(range(len(passes.layers)))
+    chances_V, read_DD, write_DD = (torch.zeros(*shape, dtype=torch.float64) for shape in ((V,), (D, D), (D, D)))
+    positions = 0
+    for h_BTD in start_STD.split(batch):
+        h_BTD = h_BTD.to(passes.device, passes.model.dtype).requires_grad_(True)
+        states_ND = passes.to_head(passes.run(h_BTD, path)[:, ::EVERY]).flatten(0, 1)
+        for part_ND in states_ND.split(passes.head.chunk()):
+            logp_NV = passes.head(part_ND).log_softmax(dim=-1)
+            p_NV = logp_NV.detach().exp().cpu()
+            y_N1 = torch.multinomial(p_NV, 1, generator=generator).to(logp_NV.device)
+            # g = gradient of -log p(y), y ~ p
+            (-logp_NV.gather(1, y_N1).sum()).backward(retain_graph=True)
+            chances_V += p_NV.sum(dim=0).double()
+        g_ND, used_ND = h_BTD.grad.flatten(0, 1).double().cpu(), states_ND.detach().double().cpu()
+        read_DD += g_ND.T @ g_ND
+        write_DD += used_ND.T @ used_ND
+        positions += len(states_ND)
+    ids_N = tokens.ids_ST[counted].flatten()
+    frequency_V = torch.bincount(ids_N, minlength=V).double() + chances_V * (len(ids_N) / positions)
+    # M = E[h h'] + weight E[g g'], each with mean diagonal 1
+    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD))
+
+
+def _scaled(moment_DD: Tensor) -> Tensor:
+    """A second moment with mean diagonal 1."""
+    return moment_DD * (len(moment_DD) / moment_DD.trace().clamp_min(1e-300))
+
+
+@torch.no_grad()
+def reduced(embedding: nn.Embedding, known: Statistics, frequent: int, rank: int) -> RareEmbedding:
+    """The embedding in which only the `frequent` most frequent tokens keep their rows; float32, on the CPU."""
+    rows_VD = embedding.weight.detach().double().cpu()
+    V, D = rows_VD.shape
+    order_V = known.frequency_V.argsort(descending=True, stable=True)
+    rare_U = order_V[frequent:]
+    weight_U = known.frequency_V[rare_U].clamp_min(1e-12).sqrt()
+    mean_D = weight_U @ rows_VD[rare_U] / weight_U.sum()
+    x_UD = rows_VD[rare_U] - mean_D
+    # M = L L';  S = L' X' diag(w) X L
+    l_DD = torch.linalg.cholesky(known.metric_DD + RIDGE * torch.eye(D, dtype=torch.float64))
+    _, vectors_DD = torch.linalg.eigh(l_DD.T @ (x_UD.T * weight_U) @ x_UD @ l_DD)
+    q_Dr = vectors_DD[:, -rank:]
+    # X ~ (X L Q) (Q' L^-1)
+    rare_Ur, basis_rD = x_UD @ (l_DD @ q_Dr), torch.linalg.solve_triangular(l_DD, q_Dr.T, upper=False, left=False)
+    size_r = rare_Ur.square().mean(dim=0).sqrt().clamp_min(1e-12)
+    made = RareEmbedding(V, D, frequent, rank, scale_of(embedding))
+    made.frequent.copy_(rows_VD[order_V[:frequent]])
+    made.rare.copy_(rare_Ur / size_r)
+    made.basis.copy_(size_r[:, None] * basis_rD)
+    made.mean.copy_(mean_D)
+    made.place[order_V] = torch.arange(V, dtype=torch.int32)
+    return made.requires_grad_(False)
+
+
+@torch.no_grad()
+def start_states(embedding: RareEmbedding, ids_ST: Tensor) -> Tensor:
+    """States before the first layer, (S, T, D)."""
+    return torch.cat([embedding(ids_BT) for ids_BT in ids_ST.split(64)])
+
+
+def ladder(passes: Passes, tokens: Tokens, known: Statistics, rank: int, judged: Tensor, final_STD: Tensor,
+           how: Closed) -> dict[int, float]:
+    """For each number of frequent tokens: the loss if only the embedding and the head of the dense model are changed.
+
+    final_STD: last states of the dense model for the sequences `judged`.
+    """
+    embedding, losses = passes.model.get_input_embeddings(), {}
+    for count in sorted({round(embedding.num_embeddings * share) for share in RUNGS} - {0}, reverse=True):
+        made = reduced(embedding, known, count, rank)
+        head = Head(RareHead(made.to(passes.device, passes.model.dtype)), passes.head.soft_cap)
+        start_STD = start_states(made, tokens.ids_ST[judged].to(passes.device))
+        losses[count] = divergence(passes, range(len(passes.layers)), start_STD, final_STD, how.batch, head)
+    return losses
+
+
+def prefix_of(model: nn.Module) -> str:
+    """Prefix of the names of the embedding's tensors in a state dict."""
+    family = family_of(model)
+    return f"{family.trunk}.{family.embeddings[0]}."

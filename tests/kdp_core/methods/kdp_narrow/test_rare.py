@@ -1,0 +1,172 @@
+"""Rows of rare tokens: which tokens are rare, the fit of their rows, the budget, the whole method, refusals."""
+import pytest
+import torch
+
+from kdp_core.methods.kdp_narrow import fit, rare
+from kdp_core.methods.kdp_narrow.budget import Ladder, allocate, by_budget
+from kdp_core.methods.kdp_narrow.compose import compose
+from kdp_core.methods.kdp_narrow.fit import Closed
+from kdp_core.methods.kdp_narrow.ladders import ladders, parts_of
+from kdp_core.methods.kdp_narrow.rare import Statistics, reduced
+from kdp_core.model import checkpoints
+from kdp_core.model.passes import Passes
+from kdp_core.model.stand_ins import RareHead
+from kdp_core.prune import finetune
+from kdp_core.prune.fold import fold
+from kdp_core.states import hidden
+from kdp_core.states.block import FitError
+from tests import pico
+from tests.kdp_core import stored
+from tests.kdp_core.methods.kdp_narrow.test_compose import LADDERS, QUICK, Dense
+
+RANK = 0.25
+
+
+@pytest.fixture(scope="module")
+def of_family(tmp_path_factory):
+    made = {}
+
+    def of(family):
+        if family not in made:
+            root = tmp_path_factory.mktemp(family)
+            folder = pico.save(root / "dense", family)
+            model = checkpoints.load_model(folder)
+            hidden.extract(model, stored.tokens(), root / "hidden.zarr")
+            states, facts = hidden.read(root / "hidden.zarr"), checkpoints.facts(model, source="pico", sha256="")
+            search = ladders(folder, states, stored.tokens(), facts, k_max=3, rare_rank=RANK, **LADDERS)
+            made[family] = Dense(folder, states, facts, search)
+        return made[family]
+    return of
+
+
+def selection(dense, ratio=0.2, price=1e-3):
+    """The selection if a rare row costs `price` times what was measured; untrained models have no rare tokens."""
+    single = {key: price * loss if rare.PART in key else loss for key, loss in dense.search.single.items()}
+    return by_budget(dense.search._replace(single=single), dense.facts, ratio=ratio, k_max=3, module_params=0)
+
+
+def composed(dense, **options):
+    return compose(dense.folder, dense.hidden, stored.tokens(), selection(dense), **{**QUICK, **options})
+
+
+def random_case(vocabulary=60, width=8):
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.nn.Embedding(vocabulary, width)
+    embedding.weight.data = torch.randn(vocabulary, width, generator=generator)
+    half = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    frequency = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
+    return embedding, Statistics(frequency, half @ half.T + torch.eye(width, dtype=torch.float64))
+
+
+def test_frequent_tokens_keep_their_rows_and_a_full_rank_keeps_all():
+    embedding, known = random_case()
+    few, whole = (reduced(embedding, known, 20, rank) for rank in (2, 8))
+    frequent = known.frequency_V.argsort(descending=True)[:20]
+    assert torch.equal(few.rows()[frequent], embedding.weight[frequent])
+    assert not torch.allclose(few.rows(), embedding.weight, atol=0.1)
+    assert torch.allclose(whole.rows(), embedding.weight, atol=1e-5)
+
+
+def test_no_other_rows_of_this_rank_have_a_smaller_weighted_error():
+    embedding, known = random_case()
+    rank, order = 3, known.frequency_V.argsort(descending=True)[20:]
+    rows, weight = embedding.weight.detach().double(), known.frequency_V[order].sqrt()
+
+    def error(candidates_VD):
+        d_UD = (candidates_VD.double() - rows)[order]
+        return float((weight * ((d_UD @ known.metric_DD) * d_UD).sum(dim=1)).sum())
+
+    # the best rows of this rank, from the singular values of the weighted rows
+    mean = weight @ rows[order] / weight.sum()
+    root = torch.linalg.cholesky(known.metric_DD)
+    values = torch.linalg.svdvals(weight.sqrt()[:, None] * (rows[order] - mean) @ root)
+    assert error(reduced(embedding, known, 20, rank).rows()) == pytest.approx(float(values[rank:].square().sum()),
+                                                                               rel=1e-2)
+
+
+def test_frequencies_are_occurrences_and_the_models_own_chances(of_family):
+    dense, tokens = of_family("llama"), stored.tokens()
+    passes, counted = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens), \
+        torch.arange(12)
+    known = rare.statistics(passes, dense.hidden, tokens, counted, torch.arange(8), 4, 0)
+    ids = tokens.ids_ST[counted]
+    assert known.frequency_V.sum().item() == pytest.approx(2 * ids.numel(), rel=1e-5)
+    assert (known.frequency_V > torch.bincount(ids.flatten(), minlength=len(known.frequency_V))).all()
+    assert known.metric_DD.diagonal().mean().item() == pytest.approx(1 + rare.READ_WEIGHT)
+    assert (torch.linalg.eigvalsh(known.metric_DD) > -1e-9).all()
+
+
+def test_the_budget_counts_the_parameters_that_a_part_adds():
+    embedding, heads = Ladder(10, 4, {5: 0.1, 2: 0.3}, 1, fixed=7), Ladder(5, 10, {0: 5.0}, 1)
+    assert embedding.saved(10) == 0 and embedding.saved(5) == 13
+    # eight units of the embedding are 32 - 7 parameters
+    assert allocate([embedding, heads], 25, 1) == [2, 5]
+    # one unit alone would add parameters, so no level keeps 9 of 10
+    assert allocate([embedding._replace(losses={9: 0.0}), heads], 10, 1) == [10, 4]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma2", "smollm3"])
+def test_the_folded_model_is_what_was_fitted(of_family, tmp_path, family):
+    dense, ids_ST = of_family(family), stored.tokens().ids_ST[:2]
+    chosen, found = selection(dense), composed(dense)
+    entry = chosen.candidates[-1]
+    assert entry["part"] == rare.PART and entry["kept"] < entry["of"] == dense.facts.vocabulary
+    facts = fold(found.plan, dense.folder, tmp_path / "pruned")
+    assert facts.params_removed == pytest.approx(chosen.ratio_planned, abs=0.002)
+    model, pruned = checkpoints.load_model(dense.folder), checkpoints.load_model(tmp_path / "pruned")
+    embedding = pruned.get_input_embeddings()
+    assert isinstance(pruned.lm_head, RareHead) and len(embedding.frequent) == entry["kept"]
+    frequent = (embedding.place < entry["kept"]).nonzero()[:, 0]
+    assert torch.equal(embedding.rows()[frequent], model.get_input_embeddings().weight[frequent])
+    assert torch.allclose(rare.start_states(embedding, frequent[None]), model.get_input_embeddings()(frequent[None]))
+    with torch.no_grad():
+        states = pruned.base_model(ids_ST).last_hidden_state
+        logits = states @ embedding.rows().T
+        cap = getattr(pruned.config, "final_logit_softcapping", None)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        assert torch.allclose(pruned(ids_ST).logits, logits, atol=1e-4)
+    pruned.save_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(checkpoints.load_model(tmp_path / "again")(ids_ST).logits, pruned(ids_ST).logits)
+
+
+def test_the_writers_correct_the_errors_of_the_new_rows(of_family):
+    dense, which, errors, ids_ST = of_family("llama"), torch.arange(16), {}, stored.tokens().ids_ST
+    whole = [(part, part.units) for part in parts_of(checkpoints.load_model(dense.folder))]
+    for solve in (True, False):
+        passes = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens)
+        known = rare.statistics(passes, dense.hidden, stored.tokens(), which, which, 4, 0)
+        embedding = reduced(passes.model.get_input_embeddings(), known, 30, 24)
+        errors[solve] = [error for *_, error in fit.in_order(
+            passes, dense.hidden, whole, which, which, Closed(1e-3, solve, 4),
+            rare.start_states(embedding, ids_ST))]
+    assert sum(errors[True]) < 0.9 * sum(errors[False])
+
+
+def test_training_leaves_the_embedding_as_it_was_fitted(of_family):
+    dense = of_family("llama")
+    closed, trained = (composed(dense, epochs=epochs, lr=1e-3, trained="all") for epochs in (0, 1))
+    assert trained.curve[1]["heldout_loss"] < trained.curve[0]["heldout_loss"]
+    for name, tensor in trained.plan.tensors.items():
+        assert torch.equal(tensor, closed.plan.tensors[name]) == ("embed_tokens" in name)
+
+
+def test_a_model_with_rare_rows_can_be_fine_tuned(of_family, tmp_path):
+    dense = of_family("llama")
+    facts = fold(composed(dense).plan, dense.folder, tmp_path / "pruned")
+    finetune.finetune(dense.folder, tmp_path / "pruned", tmp_path / "tuned", stored.tokens(), facts, rank=2, epochs=1,
+                      heldout=0.2)
+    tuned = checkpoints.load_model(tmp_path / "tuned")
+    assert isinstance(tuned.lm_head, RareHead) and tuned.head_adapter.a.weight.shape[0] == 2
+
+
+@pytest.mark.parametrize(("family", "share", "reason"), [
+    ("qwen3", RANK, "not tied"), ("opt", RANK, "several embeddings"), ("llama", 0.001, "rank would be 0"),
+    ("llama", 1.0, "rank would be 32")])
+def test_an_embedding_that_cannot_be_reduced_is_refused(tmp_path, family, share, reason):
+    folder = pico.save(tmp_path / "dense", family, layers=2)
+    model = checkpoints.load_model(folder)
+    hidden.extract(model, stored.tokens(), tmp_path / "hidden.zarr")
+    facts = checkpoints.facts(model, source="pico", sha256="")
+    with pytest.raises(FitError, match=rf"{reason}.*set search\.rare_rank to 0"):
+        ladders(folder, hidden.read(tmp_path / "hidden.zarr"), stored.tokens(), facts, k_max=3, rare_rank=share)
