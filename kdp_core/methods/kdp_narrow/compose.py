@@ -61,7 +61,7 @@ class _Small(NamedTuple):
     """The sizes in the form of a plan."""
 
 
-class _Rare(NamedTuple):
+class _Embedding(NamedTuple):
     """The changed embedding."""
     module: RareEmbedding
     start_STD: Tensor
@@ -101,16 +101,16 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     passes, how = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences)
     drawn = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
     counts = [one["kept"] for one in selection.candidates if one["part"] in PARTS]
-    fewer = _rare(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
+    embedding = _embedding(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
     found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)),
-                         drawn[:sequences].sort().values, held, how, fewer.start_STD if fewer else None)
+                         drawn[:sequences].sort().values, held, how, embedding.start_STD if embedding else None)
     after_fit = time.perf_counter()
-    small = _small(model, dense, found, fewer, device, dtype)
+    small = _small(model, dense, found, embedding, device, dtype)
     curve: list[dict[str, Any]] = []
     if epochs:
         data = _outputs.data_of(hidden, tokens, 0)
-        if fewer:
-            data = data._replace(start_STD=fewer.start_STD, head=passes.head)
+        if embedding:
+            data = data._replace(start_STD=embedding.start_STD, head=passes.head)
         curve = _trained(small, trained, hidden.tokens, data, kept, held, epochs=epochs, lr=lr,
                          batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
                          resume=resume)
@@ -128,8 +128,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
                      for part, _, error in found], stats)
 
 
-def _rare(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: Selection, kept: Tensor, drawn: Tensor,
-          batch: int, seed: int) -> _Rare | None:
+def _embedding(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: Selection, kept: Tensor, drawn: Tensor,
+               batch: int, seed: int) -> _Embedding | None:
     """The embedding that the selection asks for; None if every token keeps its row."""
     entry = next((one for one in selection.candidates if one["part"] == rare.PART), None)
     if entry is None or entry["kept"] == entry["of"]:
@@ -137,11 +137,11 @@ def _rare(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: Selec
     known = rare.statistics(passes, hidden, tokens, kept, drawn, batch, seed)
     module = rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
     logger.info("embedding: %d of %d tokens keep their rows", entry["kept"], entry["of"])
-    return _Rare(module, rare.start_states(module, tokens.ids_ST))
+    return _Embedding(module, rare.start_states(module, tokens.ids_ST))
 
 
-def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], fewer: _Rare | None, device: str,
-           dtype: str) -> _Small:
+def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], embedding: _Embedding | None,
+           device: str, dtype: str) -> _Small:
     """The narrowed model as a separate module."""
     layers, family = decoder_layers(model), family_of(model)
     coupled = coupled_of(layers[0], model.config)
@@ -163,12 +163,12 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
     names = [f"{family.prefix}{number}.{one.name}" for number in range(len(layers)) for one in coupled
              if number not in gone[one.part]]
     shape: dict[str, Any] = {"widths": widths}
-    if fewer:
-        shape |= {"rare_tokens": {"frequent": len(fewer.module.frequent), "rank": len(fewer.module.basis)},
+    if embedding:
+        shape |= {"rare_tokens": {"frequent": len(embedding.module.frequent), "rank": len(embedding.module.basis)},
                   "tie_word_embeddings": False}
         reduce_rare(small, **shape["rare_tokens"])
-        small.get_input_embeddings().load_state_dict(fewer.module.state_dict())
-        names += [rare.prefix_of(small) + name for name in fewer.module.state_dict()]
+        small.get_input_embeddings().load_state_dict(embedding.module.state_dict())
+        names += [rare.prefix_of(small) + name for name in embedding.module.state_dict()]
     return _Small(small.requires_grad_(False).eval(), gone, names, shape)
 
 
