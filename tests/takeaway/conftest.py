@@ -9,9 +9,11 @@ from kdp_core.methods import METHODS
 from tests import pico
 
 FORMS = {"removed": ("llama", "remove"), "merged": ("llama", "laco"), "folded": ("llama", "kdp"),
-         "residual": ("qwen3", "kdp_residual"), "narrow": ("llama", "flap"), "parts": ("llama", "joint_drop"),
-         "sliced": ("llama", "slicegpt")}
+         "residual": ("qwen3", "kdp_residual"), "narrow": ("llama", "flap"), "rare": ("llama", "kdp_narrow"),
+         "parts": ("llama", "joint_drop"), "sliced": ("llama", "slicegpt")}
 """Form -> family and method."""
+MORE = {"rare": {"search": {"rare_rank": 0.25}, "block": {"rare_price": 0.01}}}
+"""Form -> options beside those of the method's example."""
 STOCK = ("removed", "merged")
 """Forms that the family's own class holds."""
 BLOCKER = """\
@@ -34,9 +36,10 @@ def forms(tmp_path_factory):
     root = tmp_path_factory.mktemp("forms")
     made = {}
     for form, (family, method) in FORMS.items():
-        made[form] = root / form
+        made[form], example, more = root / form, METHODS[method].example, MORE.get(form, {})
+        options = {part: {**example.get(part, {}), **more.get(part, {})} for part in {**example, **more}}
         kdp_core.prune_model(pico.lively(pico.model(family)), pico.tokenizer(), pico.documents(60), method=method,
-                             ratio=0.2, sequences=40, length=24, options=METHODS[method].example, out=made[form])
+                             ratio=0.2, sequences=40, length=24, options=options, out=made[form])
     return made
 
 

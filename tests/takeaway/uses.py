@@ -192,7 +192,8 @@ def saved_again(folder):
     again = Path(folder) / "again"
     loaded(folder, dtype=torch.bfloat16).save_pretrained(again)
     AutoTokenizer.from_pretrained(folder).save_pretrained(again)
-    assert {tensor.dtype for tensor in load_file(again / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(again / "model.safetensors").values()
+            if tensor.is_floating_point()} == {torch.bfloat16}
     ids = prompts(folder, "left")[2][0]
     close(logits(loaded(again), ids), logits(loaded(folder, dtype=torch.bfloat16), ids))
 

@@ -16,6 +16,7 @@ from kdp_core.base.options import Count, Positive, Share, check
 from kdp_core.base.records import ModelFacts, Search, Selection
 from kdp_core.methods._select import BlockError, no_layer
 from kdp_core.methods.heads_channels.knapsack import knapsack
+from kdp_core.methods.kdp_narrow.rare import PART
 
 GRAINS = 2000
 """Number of steps of the knapsack from zero to the goal."""
@@ -49,21 +50,24 @@ class _Level(NamedTuple):
 
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
-              attention_price: Positive = 4.0) -> Selection:
+              attention_price: Positive = 4.0, rare_price: Positive = 1.0) -> Selection:
     """Select the number of units that every part keeps at a ratio. `candidates` of the selection has an entry for each
     part, with `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
     attention_price: factor of the losses of attentions. 1 uses the measured losses, and a high factor keeps all
         attentions.
+    rare_price: factor of the losses of the embedding, if the search has measured them. The losses are measured on
+        calibration text; a factor above 1 keeps the rows of more tokens for other text.
     k_max: not used.
     module_params: not used; the method has no stand-ins.
     Raises BlockError for a ratio that cannot be reached with these ladders.
     """
     check(by_budget, locals())
     names, ladders = _ladders(search)
-    ladders = [one._replace(losses={kept: attention_price * loss for kept, loss in one.losses.items()})
-               if part == "attention" else one for (_, part), one in zip(names, ladders, strict=True)]
+    price = {"attention": attention_price, "mlp": 1.0, PART: rare_price}
+    ladders = [one._replace(losses={kept: price[part] * loss for kept, loss in one.losses.items()})
+               for (_, part), one in zip(names, ladders, strict=True)]
     counts = _counts(ladders, ratio, facts.params_total)
     removed = sum(one.saved(count) for one, count in zip(ladders, counts, strict=True))
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}

@@ -41,9 +41,8 @@ def of_family(tmp_path_factory):
 
 
 def selection(dense, ratio=0.2, price=1e-3):
-    """The selection if a rare row costs `price` times what was measured; untrained models have no rare tokens."""
-    single = {key: price * loss if rare.PART in key else loss for key, loss in dense.search.single.items()}
-    return by_budget(dense.search._replace(single=single), dense.facts, ratio=ratio, k_max=3, module_params=0)
+    """The selection with cheap rare rows; an untrained model pays much for every row."""
+    return by_budget(dense.search, dense.facts, ratio=ratio, k_max=3, module_params=0, rare_price=price)
 
 
 def composed(dense, **options):
@@ -104,6 +103,11 @@ def test_the_budget_counts_the_parameters_that_a_part_adds():
     assert allocate([embedding, heads], 25, 1) == [2, 5]
     # one unit alone would add parameters, so no level keeps 9 of 10
     assert allocate([embedding._replace(losses={9: 0.0}), heads], 10, 1) == [10, 4]
+
+
+def test_the_price_decides_how_many_tokens_keep_their_rows(of_family):
+    kept = [selection(of_family("llama"), price=price).candidates[-1]["kept"] for price in (1e-3, 1e-2, 1e3)]
+    assert kept[0] <= kept[1] <= kept[2] == of_family("llama").facts.vocabulary and kept[0] < kept[2]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
