@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from kdp_core.model.families import decoder_layers
-from kdp_core.model.sizes import count_macs
-from kdp_core.model.stand_ins import Affine, Residual, RffMlp, normalised, rms_scale
+from kdp_core.model.sizes import count_macs, count_params
+from kdp_core.model.stand_ins import Affine, RareEmbedding, RareHead, Residual, RffMlp, normalised, rms_scale
 from kdp_core.model.surgery import attach
 from tests import pico
 from tests.kdp_core.model.random_weights import IDS_ST, filled, randn
+
+VOCABULARY, WIDTH, FREQUENT, RANK = 20, 8, 6, 3
 
 
 @pytest.mark.parametrize("lift_input", ["raw", "rms"])
@@ -94,3 +96,28 @@ def test_gradients_reach_every_weight_of_a_stand_in(kind, options):
     stand_in = filled(decoder_layers(model)[4].stand_in[0])
     model(IDS_ST, labels=IDS_ST).loss.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in stand_in.parameters())
+
+
+@pytest.fixture
+def embedding():
+    made, generator = RareEmbedding(VOCABULARY, WIDTH, FREQUENT, RANK, scale=2.5), torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    made.place.copy_(torch.randperm(VOCABULARY, generator=generator))
+    return made.requires_grad_(False)
+
+
+def test_a_lookup_gives_the_scaled_row_and_the_head_multiplies_by_the_rows(embedding):
+    ids, h = torch.tensor([[0, 7, 19], [5, 5, 2]]), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    rows = embedding.rows()
+    assert torch.allclose(embedding(ids), 2.5 * rows[ids], atol=1e-6)
+    assert torch.allclose(RareHead(embedding)(h), h @ rows.T, atol=1e-5)
+    frequent = (embedding.place < FREQUENT).nonzero()[:, 0]
+    assert torch.equal(rows[frequent], embedding.frequent[embedding.place[frequent].long()])
+
+
+def test_the_head_adds_no_parameters_and_its_multiply_adds_count(embedding):
+    head = RareHead(embedding)
+    stored = FREQUENT * WIDTH + (VOCABULARY - FREQUENT) * RANK + RANK * WIDTH
+    assert count_params(embedding) == stored + WIDTH and count_params(head) == 0
+    assert count_macs(head) == stored < VOCABULARY * WIDTH

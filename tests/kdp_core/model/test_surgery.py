@@ -1,11 +1,15 @@
-"""Changes of a model in place: stand-ins at their layers, layers with fewer heads and channels."""
+"""Changes of a model in place: stand-ins at their layers, layers with fewer heads and channels, rows of
+rare tokens."""
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from kdp_core.model.families import FAMILIES, decoder_layers, matrix
+from kdp_core.model.families import FAMILIES, decoder_layers, matrix, output_head
 from kdp_core.model.folded import FOLDED
-from kdp_core.model.surgery import attach
+from kdp_core.model.stand_ins import RareHead
+from kdp_core.model.surgery import attach, head_is_tied, reduce_rare
 from tests import pico
 from tests.kdp_core.model.random_weights import IDS_ST, filled, logits
 
@@ -87,3 +91,32 @@ def test_layers_of_different_widths_have_their_shapes_and_generate_alike_with_ca
     runs = [model.generate(IDS_ST, attention_mask=torch.ones_like(IDS_ST), max_new_tokens=8, min_new_tokens=8,
                            do_sample=False, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gemma2"])
+def test_a_model_with_all_rows_in_place_computes_the_same(family):
+    model = pico.model(family, layers=2)
+    expected, dense = logits(model), model.get_input_embeddings()
+    vocabulary = dense.num_embeddings
+    assert head_is_tied(model)
+    reduce_rare(model, vocabulary - 5, 4)
+    new, (*_, last) = model.get_input_embeddings(), dense.weight
+    new.frequent.data, new.mean.data = dense.weight[:-5].detach().clone(), last.detach().clone()
+    new.place.copy_(torch.arange(vocabulary))
+    found = logits(model)
+    # the five rare rows are all the mean, the last row
+    assert torch.allclose(found[..., :-5], expected[..., :-5], atol=1e-5)
+    assert torch.allclose(found[..., -1], expected[..., -1], atol=1e-5)
+    assert head_is_tied(model) and isinstance(output_head(model), RareHead)
+
+
+def test_a_copy_reads_its_own_embedding():
+    config_class, model_class = FOLDED["llama"]
+    given = {key: value for key, value in pico.model("llama", layers=2).config.to_dict().items() if key != "model_type"}
+    model = model_class(config_class(**given | {"tie_word_embeddings": False,
+                                                "rare_tokens": {"frequent": 100, "rank": 4}})).eval()
+    copied = copy.deepcopy(model)
+    assert output_head(copied).embedding is copied.get_input_embeddings()
+    for parameter in model.get_input_embeddings().parameters():
+        parameter.data.fill_(1.0)
+    assert not torch.equal(logits(copied), logits(model))
