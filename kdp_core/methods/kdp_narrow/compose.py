@@ -61,13 +61,6 @@ class _Small(NamedTuple):
     """The sizes in the form of a plan."""
 
 
-class _Embedding(NamedTuple):
-    """The changed embedding."""
-    module: RareEmbedding
-    start_STD: Tensor
-    """The states before the first layer that the embedding gives for all sequences."""
-
-
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative | None = None, sequences: Count = 640,
             epochs: Natural = 2, trained: Trained = "writers", lr: Positive = 3e-4,
@@ -102,15 +95,18 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     drawn = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
     counts = [one["kept"] for one in selection.candidates if one["part"] in PARTS]
     embedding = _embedding(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
-    found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)),
-                         drawn[:sequences].sort().values, held, how, embedding.start_STD if embedding else None)
+    fitted = drawn[:sequences].sort().values
+    start_STD = rare.start_states(embedding, tokens.ids_ST[torch.cat((fitted, held))]) if embedding else None
+    found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)), fitted, held, how, start_STD)
     after_fit = time.perf_counter()
-    small = _small(model, dense, found, embedding, device, dtype)
+    small, dense_head = _small(model, dense, found, embedding, device, dtype), passes.head
+    # only the head of the dense model is needed from here on
+    del model, passes, start_STD
     curve: list[dict[str, Any]] = []
     if epochs:
         data = _outputs.data_of(hidden, tokens, 0)
         if embedding:
-            data = data._replace(start_STD=embedding.start_STD, head=passes.head)
+            data = data._replace(start_STD=rare.start_states(embedding, tokens.ids_ST), head=dense_head)
         curve = _trained(small, trained, hidden.tokens, data, kept, held, epochs=epochs, lr=lr,
                          batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
                          resume=resume)
@@ -129,18 +125,17 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
 
 
 def _embedding(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: Selection, kept: Tensor, drawn: Tensor,
-               batch: int, seed: int) -> _Embedding | None:
+               batch: int, seed: int) -> RareEmbedding | None:
     """The embedding that the selection asks for; None if every token keeps its row."""
     entry = next((one for one in selection.candidates if one["part"] == rare.PART), None)
     if entry is None or entry["kept"] == entry["of"]:
         return None
     known = rare.statistics(passes, hidden, tokens, kept, drawn, batch, seed)
-    module = rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
     logger.info("embedding: %d of %d tokens keep their rows", entry["kept"], entry["of"])
-    return _Embedding(module, rare.start_states(module, tokens.ids_ST))
+    return rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
 
 
-def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], embedding: _Embedding | None,
+def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], embedding: RareEmbedding | None,
            device: str, dtype: str) -> _Small:
     """The narrowed model as a separate module."""
     layers, family = decoder_layers(model), family_of(model)
@@ -164,11 +159,11 @@ def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]
              if number not in gone[one.part]]
     shape: dict[str, Any] = {"widths": widths}
     if embedding:
-        shape |= {"rare_tokens": {"frequent": len(embedding.module.frequent), "rank": len(embedding.module.basis)},
+        shape |= {"rare_tokens": {"frequent": len(embedding.frequent), "rank": len(embedding.basis)},
                   "tie_word_embeddings": False}
         reduce_rare(small, **shape["rare_tokens"])
-        small.get_input_embeddings().load_state_dict(embedding.module.state_dict())
-        names += [rare.prefix_of(small) + name for name in embedding.module.state_dict()]
+        small.get_input_embeddings().load_state_dict(embedding.state_dict())
+        names += [rare.prefix_of(small) + name for name in embedding.state_dict()]
     return _Small(small.requires_grad_(False).eval(), gone, names, shape)
 
 

@@ -47,10 +47,11 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
     error of the state after the part) for each part.
 
     The writers of the model are changed in place; the columns of removed units become zero.
-    start_STD: states of all sequences before the first part; None if they are those of the dense model.
+    start_STD: states of the sequences of `fitted` and `held` before the first part; None if they are those of the dense
+        model.
     """
     which, found, changed = torch.cat((fitted, held)), [], start_STD is not None
-    h_STD = (hidden.state(sizes[0][0].layer) if start_STD is None else start_STD)[which]
+    h_STD = hidden.state(sizes[0][0].layer)[which] if start_STD is None else start_STD
     for part, count in sizes:
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
         y_STD = goal(passes, hidden, part, None, which, how)
