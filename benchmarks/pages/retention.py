@@ -1,7 +1,7 @@
 """Writes the tables of benchmarks/retention.py into the pages: `python benchmarks/pages/retention.py`.
 
-The numbers come from docs/data/retention.csv and retention_tests.csv, which retention.py wrote. The table is between
-the lines `<!-- retention -->` and `<!-- end of retention -->`.
+The numbers come from docs/data/retention.csv and retention_tests.csv, which retention.py wrote. A table is between two
+marker lines, such as `<!-- retention -->` and `<!-- end of retention -->`.
 """
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from marked import written
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
-PLACES = ("README.md", "docs/kdp.md")
+TABLES = {"retention": ("smollm2-135m", 0.25), "retention at 0.20": ("smollm2-135m", 0.2)}
+"""Name in the marker lines -> model and ratio of the table."""
+PLACES = {"README.md": ("retention",), "docs/kdp.md": tuple(TABLES)}
+"""Page -> names of its tables."""
 HEAD = ("| method | removed (%) | accuracy (%) | kept above chance (%) | news | encyclopedia | web | prefill "
         "| decode | fit (min) | against the best of ours |")
 SEED = 0
@@ -55,11 +58,11 @@ def against(method: str, tests: pd.DataFrame) -> str:
     return f"{-test['difference']:+.1f} ± {test['stderr']:.1f} (p {test['p_holm']:.2g})"
 
 
-def tables(model: str = "smollm2-135m", ratio: float = 0.25) -> dict[str, str]:
-    """Name in the marker lines -> the table."""
-    return {"retention": table(model, ratio)}
+def tables(place: str) -> dict[str, str]:
+    """The tables of a page: name in the marker lines -> the table."""
+    return {name: table(*TABLES[name]) for name in PLACES[place]}
 
 
 if __name__ == "__main__":
-    for name in PLACES:
-        (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    for place in PLACES:
+        (ROOT / place).write_text(written((ROOT / place).read_text(encoding="utf-8"), tables(place)), encoding="utf-8")

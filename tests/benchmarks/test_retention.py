@@ -156,7 +156,7 @@ def test_a_missing_folder_of_sets_is_named(tmp_path, capsys):
 def test_the_pages_have_the_numbers_of_the_data(name):
     text = (FOLDER.parent / name).read_text(encoding="utf-8")
     page = load("pages/retention")
-    assert page.written(text, page.tables()) == text, "run python benchmarks/pages/retention.py"
+    assert page.written(text, page.tables(name)) == text, "run python benchmarks/pages/retention.py"
 
 
 def test_the_data_have_the_columns_of_the_command_and_rows_of_ours():

@@ -91,16 +91,19 @@ def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Te
     for h_BTD in start_STD.split(batch):
         h_BTD = h_BTD.to(passes.device, passes.model.dtype).requires_grad_(True)
         states_ND = passes.to_head(passes.run(h_BTD, path)[:, ::EVERY]).flatten(0, 1)
-        for part_ND in states_ND.split(passes.head.chunk()):
+        # the layers run backwards once, whatever the number of chunks of logits is
+        used_ND = states_ND.detach().requires_grad_(True)
+        for part_ND in used_ND.split(passes.head.chunk()):
             logp_NV = passes.head(part_ND).log_softmax(dim=-1)
             p_NV = logp_NV.detach().exp().cpu()
             y_N1 = torch.multinomial(p_NV, 1, generator=generator).to(logp_NV.device)
             # g = gradient of -log p(y), y ~ p
-            (-logp_NV.gather(1, y_N1).sum()).backward(retain_graph=True)
+            (-logp_NV.gather(1, y_N1).sum()).backward()
             chances_V += p_NV.sum(dim=0).double()
-        g_ND, used_ND = h_BTD.grad.flatten(0, 1).double().cpu(), states_ND.detach().double().cpu()
+        states_ND.backward(used_ND.grad)
+        g_ND, head_ND = (one.double().cpu() for one in (h_BTD.grad.flatten(0, 1), used_ND.detach()))
         read_DD += g_ND.T @ g_ND
-        write_DD += used_ND.T @ used_ND
+        write_DD += head_ND.T @ head_ND
         positions += len(states_ND)
     ids_N = tokens.ids_ST[counted].flatten()
     frequency_V = torch.bincount(ids_N, minlength=V).double() + chances_V * (len(ids_N) / positions)
