@@ -11,7 +11,7 @@ so its error is weighted by E[h h']. The first layer reads the row, so its error
 E[g g'], where g is the gradient of -log p(y) with respect to the row and y is drawn from the dense model.
 
 GroupReduce (Chen et al., NeurIPS 2018) weights rows by their frequency too, but has no metric. On SmolLM2-135M with
-8,192 frequent tokens and rank 128 the divergence is 0.71 to 1.60 nats; with E[h h'] as the metric of both uses it is
+8,192 frequent tokens and rank 128 the divergence is 1.30 to 1.60 nats; with E[h h'] as the metric of both uses it is
 0.60 to 0.76 nats (docs/decisions.md).
 Axes: S sequences, T tokens, N tokens of all sequences, D width, V vocabulary, U rare tokens, r rank.
 """
