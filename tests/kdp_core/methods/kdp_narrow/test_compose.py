@@ -1,4 +1,5 @@
 """The whole method on pico models: sizes, weights that stay, states that are met, training, refusals."""
+import functools
 from typing import NamedTuple
 
 import pytest
@@ -35,21 +36,19 @@ class Dense(NamedTuple):
     search: object
 
 
+def searched(root, family, layers=10, **options):
+    """A pico model of a family, its states and its search."""
+    folder = pico.save(root / "dense", family, layers=layers)
+    model = checkpoints.load_model(folder)
+    hidden.extract(model, stored.tokens(), root / "hidden.zarr")
+    states, facts = hidden.read(root / "hidden.zarr"), checkpoints.facts(model, source="pico", sha256="")
+    return Dense(folder, states, facts, ladders(folder, states, stored.tokens(), facts, k_max=3,
+                                                **{**LADDERS, **options}))
+
+
 @pytest.fixture(scope="module")
 def of_family(tmp_path_factory):
-    made = {}
-
-    def of(family):
-        if family not in made:
-            root = tmp_path_factory.mktemp(family)
-            folder = pico.save(root / "dense", family)
-            model = checkpoints.load_model(folder)
-            hidden.extract(model, stored.tokens(), root / "hidden.zarr")
-            states, facts = hidden.read(root / "hidden.zarr"), checkpoints.facts(model, source="pico", sha256="")
-            made[family] = Dense(folder, states, facts, ladders(folder, states, stored.tokens(), facts, k_max=3,
-                                                                **LADDERS))
-        return made[family]
-    return of
+    return functools.cache(lambda family: searched(tmp_path_factory.mktemp(family), family))
 
 
 def selection(dense, ratio):

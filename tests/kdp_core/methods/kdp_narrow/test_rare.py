@@ -1,4 +1,6 @@
 """Rows of rare tokens: which tokens are rare, the fit of their rows, the budget, the whole method, refusals."""
+import functools
+
 import pytest
 import torch
 
@@ -7,37 +9,23 @@ from kdp_core.methods.kdp_narrow import fit, rare
 from kdp_core.methods.kdp_narrow.budget import Ladder, allocate, by_budget
 from kdp_core.methods.kdp_narrow.compose import compose
 from kdp_core.methods.kdp_narrow.fit import Closed
-from kdp_core.methods.kdp_narrow.ladders import ladders, parts_of
+from kdp_core.methods.kdp_narrow.ladders import parts_of
 from kdp_core.methods.kdp_narrow.rare import Statistics, reduced
 from kdp_core.model import checkpoints
 from kdp_core.model.passes import Passes
 from kdp_core.model.stand_ins import RareHead
 from kdp_core.prune import finetune
 from kdp_core.prune.fold import fold
-from kdp_core.states import hidden
 from kdp_core.states.block import FitError
-from tests import pico
 from tests.kdp_core import stored
-from tests.kdp_core.methods.kdp_narrow.test_compose import LADDERS, QUICK, Dense
+from tests.kdp_core.methods.kdp_narrow.test_compose import QUICK, searched
 
 RANK = 0.25
 
 
 @pytest.fixture(scope="module")
 def of_family(tmp_path_factory):
-    made = {}
-
-    def of(family):
-        if family not in made:
-            root = tmp_path_factory.mktemp(family)
-            folder = pico.save(root / "dense", family, layers=4)
-            model = checkpoints.load_model(folder)
-            hidden.extract(model, stored.tokens(), root / "hidden.zarr")
-            states, facts = hidden.read(root / "hidden.zarr"), checkpoints.facts(model, source="pico", sha256="")
-            search = ladders(folder, states, stored.tokens(), facts, k_max=3, rare_rank=RANK, **LADDERS)
-            made[family] = Dense(folder, states, facts, search)
-        return made[family]
-    return of
+    return functools.cache(lambda family: searched(tmp_path_factory.mktemp(family), family, layers=4, rare_rank=RANK))
 
 
 def selection(dense, ratio=0.2, price=1e-3):
@@ -180,9 +168,5 @@ def test_a_model_with_rare_rows_can_be_fine_tuned(of_family, tmp_path):
     ("qwen3", RANK, "not tied"), ("opt", RANK, "several embeddings"), ("llama", 0.001, "rank would be 0"),
     ("llama", 1.0, "rank would be 32")])
 def test_an_embedding_that_cannot_be_reduced_is_refused(tmp_path, family, share, reason):
-    folder = pico.save(tmp_path / "dense", family, layers=2)
-    model = checkpoints.load_model(folder)
-    hidden.extract(model, stored.tokens(), tmp_path / "hidden.zarr")
-    facts = checkpoints.facts(model, source="pico", sha256="")
     with pytest.raises(FitError, match=rf"{reason}.*set search\.rare_rank to 0"):
-        ladders(folder, hidden.read(tmp_path / "hidden.zarr"), stored.tokens(), facts, k_max=3, rare_rank=share)
+        searched(tmp_path, family, layers=2, rare_rank=share)
