@@ -10,9 +10,12 @@ have a next token.
 
 The loss reads the states that enter the output heads. The dense model's states (S, T, D) never change, so they are
 computed once and stored. The dense model's logits are computed again for one chunk of tokens at a time, so that no
-matrix (N, V) is in memory.
-Axis C: tokens of a chunk.
+matrix (N, V) is in memory. Without gradients, the logits on a CPU are computed in slices of the vocabulary, which stay
+in the cache of a core.
+Axes: C tokens of a chunk, W tokens of the vocabulary in a slice.
 """
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +27,11 @@ from kdp_core.model.families import base_of, family_of, final_norm, output_head,
 
 CHUNK_NUMBERS = 2**24
 """Number of elements in one matrix of logits: 64 MiB in float32. About five such matrices are in memory at once."""
+SLICE = 2048
+"""Number of tokens of the vocabulary in a slice. A matrix product with a slice of the head's rows is faster than one
+with all rows, because both the rows and the logits stay in the cache."""
+SLICED_TOKENS = 256
+"""Number of tokens whose logits are in memory together if the logits are computed in slices."""
 
 
 class DistilError(ValueError):
@@ -50,18 +58,43 @@ class Head(nn.Module):
         self.linear, self.adapter, self.soft_cap = linear, adapter, soft_cap
 
     def forward(self, h: Tensor) -> Tensor:
+        return self._capped(self.linear(self._input(h)))
+
+    def _input(self, h: Tensor) -> Tensor:
         weight = self.linear.weight
         # the head of a spread model may be in main memory or on disk; accelerate moves it to the device of the states
         device = h.device if weight.is_meta else weight.device
         if self.adapter is not None:
             # the small adapter is trained in float32, whatever the model's precision is
             h = self.adapter(h.to(device, torch.float32))
-        logits = self.linear(h.to(device, weight.dtype)).float()
+        return h.to(device, weight.dtype)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def chunk(self) -> int:
         """Number of tokens whose logits are in memory together."""
         return max(1, CHUNK_NUMBERS // self.linear.out_features)
+
+    @property
+    def sliced(self) -> bool:
+        """Whether logits are computed in slices of the vocabulary: the head is a plain matrix on a CPU, and nothing
+        acts before or after it, such as a fine-tuned adapter or the code that moves a spread model's weights."""
+        own = self.linear
+        return (type(own) is nn.Linear and own.weight.device.type == "cpu" and "forward" not in vars(own)
+                and not own._forward_pre_hooks and not own._forward_hooks)
+
+    def slices(self, h: Tensor) -> Iterator[Tensor]:
+        """The logits of `forward` in slices of the vocabulary, (..., W) each, in the order of the vocabulary. Without
+        `sliced`, the only slice is the whole vocabulary."""
+        if not self.sliced:
+            yield self(h)
+            return
+        h = self._input(h)
+        biases = self.linear.bias.split(SLICE) if self.linear.bias is not None else itertools.repeat(None)
+        for weight_WD, bias_W in zip(self.linear.weight.split(SLICE), biases, strict=False):
+            yield self._capped(functional.linear(h, weight_WD, bias_W))
 
 
 def head_of(model: nn.Module) -> Head:
@@ -106,12 +139,17 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The same loss as `distillation_loss`, but over any list of tokens. `next_N` contains the id of each token's next
     token."""
-    chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
+    sliced = not torch.is_grad_enabled() and head_student.sliced and head_teacher.sliced
+    size = SLICED_TOKENS if sliced else head_student.chunk()
+    chunks = [tokens.split(size) for tokens in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
     for student_CD, teacher_CD, next_C in zip(*chunks, strict=True):
         arguments = (student_CD, teacher_CD, next_C, head_student, head_teacher, temperature)
-        sums_2 = sums_2 + (checkpoint(_chunk, *arguments, use_reentrant=False) if again else _chunk(*arguments))
+        if sliced:
+            sums_2 = sums_2 + _sliced_chunk(*arguments)
+        else:
+            sums_2 = sums_2 + (checkpoint(_chunk, *arguments, use_reentrant=False) if again else _chunk(*arguments))
     kl, ce = sums_2 / len(student_ND)
     # L = lambda tau^2 KL + (1 - lambda) CE
     return Losses(kl_weight * temperature ** 2 * kl + (1 - kl_weight) * ce, kl.detach(), ce.detach())
@@ -145,6 +183,33 @@ def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student:
     # KL(p || q) = sum_v p_v (log p_v - log q_v)
     kl = functional.kl_div(logq_CV, logp_CV.to(logq_CV.device), reduction="sum", log_target=True)
     return torch.stack((kl, functional.cross_entropy(logits_CV, next_C.to(logits_CV.device), reduction="sum")))
+
+
+@torch.no_grad()
+def _sliced_chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
+                  temperature: float) -> Tensor:
+    """The result of `_chunk`, from slices of the vocabulary.
+
+    With log Z = log sum_v exp of the logits z of the dense and z' of the pruned model at temperature tau:
+        KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'.
+    In a slice, p_v is p_v / (probability of the slice); the probabilities of the slices are the weights of their sums.
+    """
+    dense, pruned, plain, gaps, first, said_C = [], [], [], [], 0, torch.empty(len(next_C))
+    for z_CW, other_CW in zip(head_teacher.slices(teacher_CD), head_student.slices(student_CD), strict=True):
+        inside = ((next_C >= first) & (next_C < first + z_CW.shape[-1])).nonzero()[:, 0]
+        said_C[inside] = other_CW[inside, next_C[inside] - first]
+        first += z_CW.shape[-1]
+        if temperature != 1.0:
+            plain.append(other_CW.logsumexp(dim=-1))
+            z_CW, other_CW = z_CW / temperature, other_CW / temperature
+        dense.append(z_CW.logsumexp(dim=-1))
+        pruned.append(other_CW.logsumexp(dim=-1))
+        gaps.append(((z_CW - dense[-1][:, None]).exp_() * (z_CW - other_CW)).sum(dim=-1))
+    dense_CB, pruned_C = torch.stack(dense, dim=-1), torch.stack(pruned, dim=-1).logsumexp(dim=-1)
+    # KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'
+    kl_C = (dense_CB.softmax(dim=-1) * torch.stack(gaps, dim=-1)).sum(dim=-1) - dense_CB.logsumexp(dim=-1) + pruned_C
+    plain_C = torch.stack(plain, dim=-1).logsumexp(dim=-1) if plain else pruned_C
+    return torch.stack((kl_C.sum(), (plain_C - said_C).sum()))
 
 
 def _check(student_STD: Tensor, teacher_STD: Tensor, ids_ST: Tensor, kl_weight: float, temperature: float) -> None:

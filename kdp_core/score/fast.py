@@ -11,7 +11,7 @@ Axes: N tokens of a row, P tokens of a prefix, C scored tokens of some rows, D w
 """
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kdp_core.model.families import FamilyError, base_of, family_of, output_head
+from kdp_core.model.distil import SLICED_TOKENS, Head, head_of
+from kdp_core.model.families import FamilyError, base_of, family_of
 from kdp_core.score import packing
 from kdp_core.score.judge import Judge, Request
 from kdp_core.score.packing import Group, Row, Scored
@@ -30,7 +31,7 @@ ROW_TOKENS = 256
 """Number of tokens of a row on CPU. On other devices a row has ROW_TOKENS times the batch size. Matrix products reach
 their full speed at 64 tokens. The states of more than 256 tokens do not fit into the cache of a core."""
 HEAD_TOKENS = 64
-"""Number of tokens whose logits are in memory at the same time, on CPU."""
+"""Number of tokens whose logits are in memory at the same time, on a CPU, for a head that is not a plain matrix."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of attention of a layer (all positions, or a sliding window), in transformers' words."""
 
@@ -173,35 +174,41 @@ def _row_scores(model: PreTrainedModel, h_ND: Tensor, row: Row, sequences: list[
     place = {node: place for place, node in enumerate(nodes)}
     at = torch.tensor([place[node] for _, path in paths for node in path], device=h_ND.device)
     targets = torch.tensor([token for number, _ in paths for token in sequences[number].targets], device=h_ND.device)
-    log_probs, hits = _log_probs(_head(model), h_ND[nodes], at, targets)
+    log_probs, hits = _log_probs(head_of(model), h_ND[nodes], at, targets)
     lengths = [len(path) for _, path in paths]
     return [Found(number, float(own.sum(dtype=torch.float64)), bool(hit.all()))
             for (number, _), own, hit in zip(paths, log_probs.split(lengths), hits.split(lengths), strict=True)]
 
 
-def _log_probs(head: Callable[[Tensor], Tensor], h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _log_probs(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax of the logits at the targets (float32), and whether each target is the most likely token.
 
     For each target, `at` is the row of `h_CD` that predicts it.
     """
-    chunk = HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
+    chunk = SLICED_TOKENS if head.sliced else HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
     log_probs = torch.empty(len(targets), device=h_CD.device)
     hits = torch.empty(len(targets), dtype=torch.bool, device=h_CD.device)
     for first in range(0, len(h_CD), chunk):
-        logits_CV = head(h_CD[first:first + chunk]).float()
         mine = ((at >= first) & (at < first + chunk)).nonzero()[:, 0]
-        rows, ids = at[mine] - first, targets[mine]
-        hits[mine] = logits_CV.argmax(-1)[rows] == ids
-        log_probs[mine] = logits_CV.log_softmax(-1)[rows, ids]
+        log_probs[mine], hits[mine] = _chunk(head, h_CD[first:first + chunk], at[mine] - first, targets[mine])
     return log_probs, hits
 
 
-def _head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The function from the output head's input to logits. Some families cap their logits, and the function then
-    includes this soft cap."""
-    name, head = family_of(model).soft_cap, output_head(model)
-    cap = getattr(model.config, name) if name else None
-    return head if cap is None else lambda h: cap * torch.tanh(head(h) / cap)
+def _chunk(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The results of `_log_probs` for few rows."""
+    said, sums, highest, likely, start = torch.empty(len(targets), device=h_CD.device), [], [], [], 0
+    for logits_CW in head.slices(h_CD):
+        inside = ((targets >= start) & (targets < start + logits_CW.shape[-1])).nonzero()[:, 0]
+        said[inside] = logits_CW[at[inside], targets[inside] - start]
+        sums.append(logits_CW.logsumexp(-1))
+        top_C, ids_C = logits_CW.max(-1)
+        highest.append(top_C)
+        likely.append(ids_C + start)
+        start += logits_CW.shape[-1]
+    # B slices: the most likely token is that of the slice with the highest logit
+    slice_C1 = torch.stack(highest, dim=-1).argmax(-1, keepdim=True)
+    likely_C = torch.stack(likely, dim=-1).gather(-1, slice_C1)[:, 0]
+    return said - torch.stack(sums, dim=-1).logsumexp(-1)[at], likely_C[at] == targets
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:

@@ -134,3 +134,53 @@ def test_tokens_may_come_from_anywhere_in_any_order(small_chunks):
             for part, h in zip(rows, (ours, theirs), strict=False))
     logp, logq = log_softmax(t / 2, axis=1), log_softmax(s / 2, axis=1)
     assert whole.kl_nats.item() == pytest.approx(np.sum(np.exp(logp) * (logp - logq), axis=1).mean(), rel=1e-5)
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """Four tokens of the vocabulary in a slice, and four tokens of the text in a chunk; the last ones are shorter."""
+    monkeypatch.setattr(distil, "SLICE", 4)
+    monkeypatch.setattr(distil, "SLICED_TOKENS", 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kl_weight, temperature", [(0.5, 1.0), (0.8, 2.5), (0.0, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_slices_of_the_vocabulary_give_the_loss_of_the_whole(small_slices, kl_weight, temperature, soft_cap, bias):
+    student, teacher, ours, theirs, ids_ST = given()
+    for part in (ours, theirs):
+        part.soft_cap = soft_cap
+        part.linear.bias = torch.nn.Parameter(randn(V, seed=6)) if bias else None
+    options = dict(kl_weight=kl_weight, temperature=temperature)
+    assert [one.shape[-1] for one in ours.slices(student)] == [4, 4, 3]
+    found = distillation_loss(student, teacher, ours, theirs, ids_ST, **options)
+    with torch.enable_grad():
+        expected = distillation_loss(student, teacher, ours, theirs, ids_ST, **options)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected).detach(), atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_logits_far_apart_do_not_overflow_in_slices(small_slices):
+    student, teacher, ours, theirs, ids_ST = given()
+    found = distillation_loss(400 * student, 400 * teacher, ours, theirs, ids_ST)
+    s, t = (400 * h.double()[:, :-1].flatten(0, 1) @ part.linear.weight.double().T
+            for h, part in ((student, ours), (teacher, theirs)))
+    kl = torch.nn.functional.kl_div(s.log_softmax(-1), t.log_softmax(-1), reduction="batchmean", log_target=True)
+    assert found.kl_nats.item() == pytest.approx(kl.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_what_acts_before_or_after_a_head_is_kept(small_slices):
+    """With a hook, the whole head is called."""
+    student, _, ours, _, _ = given()
+    whole = ours(student)
+    hooks = [lambda: ours.linear.register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+             lambda: ours.linear.register_forward_hook(lambda _, args, output: 2 * output)]
+    for register in hooks:
+        handle = register()
+        torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), 2 * whole)
+        handle.remove()
+    torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), whole)
+    ours.linear.forward = lambda h: whole + 1
+    torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), whole + 1)

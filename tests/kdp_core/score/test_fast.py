@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from kdp_core.model import checkpoints
+from kdp_core.model import checkpoints, distil
 from kdp_core.model.folded import FOLDED
 from kdp_core.score import benchmarks, fast, packing
 from kdp_core.score.benchmarks import BENCHMARKS, Chosen
@@ -49,7 +49,9 @@ def check(judge, given):
 
 @pytest.fixture
 def packed(monkeypatch):
-    """lm-eval's route is closed: what is scored was packed."""
+    """lm-eval's route is closed: what is scored was packed. The vocabulary has several slices, the last one shorter."""
+    monkeypatch.setattr(distil, "SLICE", 100)
+    monkeypatch.setattr(fast, "SLICED_TOKENS", 50)
     monkeypatch.setattr(fast.Judge, "_loglikelihood_tokens", lambda *_, **__: pytest.fail("lm-eval's route"))
 
 
@@ -58,6 +60,22 @@ def packed(monkeypatch):
 def test_it_gives_lm_evals_log_likelihoods(family, tokens, packed, monkeypatch):
     monkeypatch.setattr(fast, "ROW_TOKENS", tokens)
     check(FastJudge(pico.lively(pico.model(family)), pico.tokenizer()), requests())
+
+
+@torch.no_grad()
+def test_scores_and_most_likely_tokens_of_slices_are_those_of_the_whole_vocabulary(monkeypatch):
+    monkeypatch.setattr(distil, "SLICE", 100)
+    monkeypatch.setattr(fast, "SLICED_TOKENS", 3)
+    head = distil.head_of(pico.lively(pico.model("llama")))
+    h_CD = torch.randn(8, head.linear.in_features, generator=torch.Generator().manual_seed(0))
+    logp_CV = head(h_CD).log_softmax(-1)
+    # two targets of each row: its most likely token, and another token
+    at, best_C = torch.arange(8).repeat(2), logp_CV.argmax(-1)
+    targets = torch.cat((best_C, (best_C + 150) % 384))
+    found, hits = fast._log_probs(head, h_CD, at, targets)
+    torch.testing.assert_close(found, logp_CV[at, targets], atol=1e-5, rtol=1e-5)
+    assert hits.tolist() == [True] * 8 + [False] * 8
+    assert len(set((best_C // 100).tolist())) > 1
 
 
 def test_it_gives_the_same_on_several_threads(packed):
