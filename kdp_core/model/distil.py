@@ -10,13 +10,13 @@ have a next token.
 
 The loss reads the states that enter the output heads. The dense model's states (S, T, D) never change, so they are
 computed once and stored. The dense model's logits are computed again for one chunk of tokens at a time, so that no
-matrix (N, V) is in memory. Without gradients, the logits on a CPU are computed in slices of the vocabulary, which stay
-in the cache of a core.
+matrix (N, V) is in memory. If the heads are not trained, the logits on a CPU are computed in slices of the vocabulary,
+which stay in the cache of a core. The gradient of the states is then computed together with the loss.
 Axes: C tokens of a chunk, W tokens of the vocabulary in a slice.
 """
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ SLICE = 2048
 """Number of tokens of the vocabulary in a slice. A matrix product with a slice of the head's rows is faster than one
 with all rows, because both the rows and the logits stay in the cache."""
 SLICED_TOKENS = 256
-"""Number of tokens whose logits are in memory together if the logits are computed in slices."""
+"""Number of tokens whose logits are computed together in slices, if no gradient is needed."""
 
 
 class DistilError(ValueError):
@@ -58,9 +58,10 @@ class Head(nn.Module):
         self.linear, self.adapter, self.soft_cap = linear, adapter, soft_cap
 
     def forward(self, h: Tensor) -> Tensor:
-        return self._capped(self.linear(self._input(h)))
+        return self._capped(self.linear(self.prepared(h)))
 
-    def _input(self, h: Tensor) -> Tensor:
+    def prepared(self, h: Tensor) -> Tensor:
+        """The input of the matrix: `h` after the adapter, in the precision and on the device of the matrix."""
         weight = self.linear.weight
         # the head of a spread model may be in main memory or on disk; accelerate moves it to the device of the states
         device = h.device if weight.is_meta else weight.device
@@ -85,16 +86,20 @@ class Head(nn.Module):
         return (type(own) is nn.Linear and own.weight.device.type == "cpu" and "forward" not in vars(own)
                 and not own._forward_pre_hooks and not own._forward_hooks)
 
-    def slices(self, h: Tensor) -> Iterator[Tensor]:
-        """The logits of `forward` in slices of the vocabulary, (..., W) each, in the order of the vocabulary. Without
-        `sliced`, the only slice is the whole vocabulary."""
+    @property
+    def trained(self) -> bool:
+        """Whether the matrix of the head receives gradients."""
+        return any(weight.requires_grad for weight in self.linear.parameters())
+
+    def slices(self, x: Tensor) -> Iterator[Tensor]:
+        """The logits in slices of the vocabulary, (..., W) each, in the order of the vocabulary. `x` is prepared.
+        Without `sliced`, the only slice is the whole vocabulary."""
         if not self.sliced:
-            yield self(h)
+            yield self._capped(self.linear(x))
             return
-        h = self._input(h)
         biases = self.linear.bias.split(SLICE) if self.linear.bias is not None else itertools.repeat(None)
         for weight_WD, bias_W in zip(self.linear.weight.split(SLICE), biases, strict=False):
-            yield self._capped(functional.linear(h, weight_WD, bias_W))
+            yield self._capped(functional.linear(x, weight_WD, bias_W))
 
 
 def head_of(model: nn.Module) -> Head:
@@ -123,9 +128,9 @@ def distillation_loss(student_STD: Tensor, teacher_STD: Tensor, head_student: He
                       ids_ST: Tensor, *, kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The loss L of this module's docstring, over one batch of sequences without padding.
 
-    The student's states and head receive gradients; the teacher's states and head do not. If there are several chunks,
-    each chunk is computed again in the backward pass. The loss then needs the memory of only one chunk, but takes two
-    thirds more time.
+    The student's states and head receive gradients; the teacher's states and head do not. If the student's head is
+    trained and there are several chunks, each chunk is computed again in the backward pass. The loss then needs the
+    memory of only one chunk, but takes two thirds more time.
     kl_weight: lambda, 0 (cross-entropy alone) to 1 (distillation alone).
     temperature: tau of the KL term, above 0.
     Raises DistilError for shapes that differ and values out of range.
@@ -139,17 +144,15 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The same loss as `distillation_loss`, but over any list of tokens. `next_N` contains the id of each token's next
     token."""
-    sliced = not torch.is_grad_enabled() and head_student.sliced and head_teacher.sliced
-    size = SLICED_TOKENS if sliced else head_student.chunk()
-    chunks = [tokens.split(size) for tokens in (student_ND, teacher_ND, next_N)]
+    if head_student.sliced and head_teacher.sliced and not (torch.is_grad_enabled() and head_student.trained):
+        return Losses(*_Sliced.apply(head_student.prepared(student_ND), head_teacher.prepared(teacher_ND).detach(),
+                                     next_N.cpu(), head_student, head_teacher, kl_weight, temperature))
+    chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
     again = torch.is_grad_enabled() and len(chunks[0]) > 1
     sums_2 = torch.zeros(2, device=head_student.linear.weight.device)
     for student_CD, teacher_CD, next_C in zip(*chunks, strict=True):
         arguments = (student_CD, teacher_CD, next_C, head_student, head_teacher, temperature)
-        if sliced:
-            sums_2 = sums_2 + _sliced_chunk(*arguments)
-        else:
-            sums_2 = sums_2 + (checkpoint(_chunk, *arguments, use_reentrant=False) if again else _chunk(*arguments))
+        sums_2 = sums_2 + (checkpoint(_chunk, *arguments, use_reentrant=False) if again else _chunk(*arguments))
     kl, ce = sums_2 / len(student_ND)
     # L = lambda tau^2 KL + (1 - lambda) CE
     return Losses(kl_weight * temperature ** 2 * kl + (1 - kl_weight) * ce, kl.detach(), ce.detach())
@@ -185,31 +188,94 @@ def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student:
     return torch.stack((kl, functional.cross_entropy(logits_CV, next_C.to(logits_CV.device), reduction="sum")))
 
 
-@torch.no_grad()
-def _sliced_chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
-                  temperature: float) -> Tensor:
-    """The result of `_chunk`, from slices of the vocabulary.
+class _Sliced(torch.autograd.Function):
+    """The losses of `token_losses` from slices of the vocabulary. The heads receive no gradients.
 
-    With log Z = log sum_v exp of the logits z of the dense and z' of the pruned model at temperature tau:
-        KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'.
-    In a slice, p_v is p_v / (probability of the slice); the probabilities of the slices are the weights of their sums.
+    The gradient of the student's states is computed with the loss, while the logits of a chunk are in memory. So no
+    logits are computed again, and none are kept for the backward pass.
     """
-    dense, pruned, plain, gaps, first, said_C = [], [], [], [], 0, torch.empty(len(next_C))
-    for z_CW, other_CW in zip(head_teacher.slices(teacher_CD), head_student.slices(student_CD), strict=True):
-        inside = ((next_C >= first) & (next_C < first + z_CW.shape[-1])).nonzero()[:, 0]
-        said_C[inside] = other_CW[inside, next_C[inside] - first]
-        first += z_CW.shape[-1]
-        if temperature != 1.0:
-            plain.append(other_CW.logsumexp(dim=-1))
-            z_CW, other_CW = z_CW / temperature, other_CW / temperature
-        dense.append(z_CW.logsumexp(dim=-1))
-        pruned.append(other_CW.logsumexp(dim=-1))
-        gaps.append(((z_CW - dense[-1][:, None]).exp_() * (z_CW - other_CW)).sum(dim=-1))
-    dense_CB, pruned_C = torch.stack(dense, dim=-1), torch.stack(pruned, dim=-1).logsumexp(dim=-1)
-    # KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'
-    kl_C = (dense_CB.softmax(dim=-1) * torch.stack(gaps, dim=-1)).sum(dim=-1) - dense_CB.logsumexp(dim=-1) + pruned_C
-    plain_C = torch.stack(plain, dim=-1).logsumexp(dim=-1) if plain else pruned_C
-    return torch.stack((kl_C.sum(), (plain_C - said_C).sum()))
+
+    @staticmethod
+    def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head,
+                head_teacher: Head, kl_weight: float, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        needed = ctx.needs_input_grad[0]
+        size = head_student.chunk() if needed else SLICED_TOKENS
+        sums_2, grads, N = torch.zeros(2), [], len(student_ND)
+        for student_CD, teacher_CD, next_C in zip(*(one.split(size) for one in (student_ND, teacher_ND, next_N)),
+                                                  strict=True):
+            chunk = _SlicedChunk(head_teacher.slices(teacher_CD), head_student.slices(student_CD), next_C, temperature,
+                                 keep=needed)
+            sums_2 += chunk.sums_2
+            if needed:
+                grads.append(chunk.gradient(head_student, kl_weight).div_(N).to(student_ND.dtype))
+        ctx.save_for_backward(*([torch.cat(grads)] if needed else []))
+        kl, ce = sums_2 / N
+        ctx.mark_non_differentiable(kl, ce)
+        # L = lambda tau^2 KL + (1 - lambda) CE
+        return kl_weight * temperature ** 2 * kl + (1 - kl_weight) * ce, kl, ce
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grad, *[None] * 6
+
+
+class _SlicedChunk:
+    """The sums of KL and of cross-entropy over the tokens of a chunk, and the gradient of their states.
+
+    log Z is log sum_v exp of the logits z of the dense and z' of the pruned model at temperature tau:
+        KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'.
+    The sum over v is computed slice by slice, with the probabilities inside the slice. The probabilities of the slices
+    are then the weights of their sums.
+    """
+
+    def __init__(self, dense: Iterator[Tensor], pruned: Iterator[Tensor], next_C: Tensor, temperature: float,
+                 keep: bool) -> None:
+        self.next_C, self.temperature = next_C, temperature
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        """The logits of both models for each slice; empty if no gradient is needed."""
+        sums, gaps, first, said_C = [], [], 0, torch.empty(len(next_C))
+        for z_CW, other_CW in zip(dense, pruned, strict=True):
+            if keep:
+                self.kept.append((z_CW, other_CW))
+            inside, ids = self._targets(first, z_CW)
+            said_C[inside] = other_CW[inside, ids]
+            first += z_CW.shape[-1]
+            plain_C = other_CW.logsumexp(dim=-1)
+            if temperature != 1.0:
+                z_CW, other_CW = z_CW / temperature, other_CW / temperature
+            dense_C = z_CW.logsumexp(dim=-1)
+            gaps.append(((z_CW - dense_C[:, None]).exp_() * (z_CW - other_CW)).sum(dim=-1))
+            sums.append((dense_C, plain_C if temperature == 1.0 else other_CW.logsumexp(dim=-1), plain_C))
+        by_slice = [torch.stack(one, dim=-1) for one in zip(*sums, strict=True)]
+        self.dense_C, self.pruned_C, self.plain_C = (one_CB.logsumexp(dim=-1) for one_CB in by_slice)
+        # KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'
+        kl_C = (by_slice[0].softmax(dim=-1) * torch.stack(gaps, dim=-1)).sum(dim=-1) - self.dense_C + self.pruned_C
+        self.sums_2 = torch.stack((kl_C.sum(), (self.plain_C - said_C).sum()))
+
+    def gradient(self, head: Head, kl_weight: float) -> Tensor:
+        """Gradient of lambda tau^2 KL + (1 - lambda) CE, summed over the tokens, with respect to the prepared states;
+        (C, D)."""
+        tau, first = self.temperature, 0
+        grad_CD = torch.zeros(len(self.next_C), head.linear.in_features)
+        for (z_CW, other_CW), weight_WD in zip(self.kept, head.linear.weight.split(SLICE), strict=True):
+            # dL/dz' = lambda tau (q - p) + (1 - lambda) (q at temperature 1 - the next token)
+            p_CW = (z_CW / tau - self.dense_C[:, None]).exp_()
+            q_CW = (other_CW / tau - self.pruned_C[:, None]).exp_()
+            grad_CW = (q_CW - p_CW).mul_(kl_weight * tau)
+            grad_CW.add_(q_CW if tau == 1.0 else (other_CW - self.plain_C[:, None]).exp_(), alpha=1 - kl_weight)
+            inside, ids = self._targets(first, z_CW)
+            grad_CW[inside, ids] -= 1 - kl_weight
+            if head.soft_cap is not None:
+                # d(cap tanh(x / cap)) / dx = 1 - tanh(x / cap)^2
+                grad_CW.mul_(1 - (other_CW / head.soft_cap).square_())
+            grad_CD += (grad_CW.to(weight_WD.dtype) @ weight_WD).float()
+            first += z_CW.shape[-1]
+        return grad_CD
+
+    def _targets(self, first: int, slice_CW: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions whose next token is in the slice that begins at `first`, and these tokens' places in it."""
+        inside = ((self.next_C >= first) & (self.next_C < first + slice_CW.shape[-1])).nonzero()[:, 0]
+        return inside, self.next_C[inside] - first
 
 
 def _check(student_STD: Tensor, teacher_STD: Tensor, ids_ST: Tensor, kl_weight: float, temperature: float) -> None:

@@ -197,7 +197,7 @@ def _log_probs(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[T
 def _chunk(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The results of `_log_probs` for few rows."""
     said, sums, highest, likely, start = torch.empty(len(targets), device=h_CD.device), [], [], [], 0
-    for logits_CW in head.slices(h_CD):
+    for logits_CW in head.slices(head.prepared(h_CD)):
         inside = ((targets >= start) & (targets < start + logits_CW.shape[-1])).nonzero()[:, 0]
         said[inside] = logits_CW[at[inside], targets[inside] - start]
         sums.append(logits_CW.logsumexp(-1))

@@ -143,21 +143,47 @@ def small_slices(monkeypatch):
     monkeypatch.setattr(distil, "SLICED_TOKENS", 4)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("kl_weight, temperature", [(0.5, 1.0), (0.8, 2.5), (0.0, 1.0), (1.0, 0.5)])
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("bias", [False, True])
-def test_slices_of_the_vocabulary_give_the_loss_of_the_whole(small_slices, kl_weight, temperature, soft_cap, bias):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_slices_of_the_vocabulary_give_loss_and_gradients_of_the_whole(small_slices, small_chunks, kl_weight,
+                                                                       temperature, soft_cap, bias, rank):
+    """A head that is not trained is sliced, and a head that is trained is not. An adapter is trained in both cases."""
     student, teacher, ours, theirs, ids_ST = given()
+    student.requires_grad_()
     for part in (ours, theirs):
         part.soft_cap = soft_cap
         part.linear.bias = torch.nn.Parameter(randn(V, seed=6)) if bias else None
-    options = dict(kl_weight=kl_weight, temperature=temperature)
-    assert [one.shape[-1] for one in ours.slices(student)] == [4, 4, 3]
-    found = distillation_loss(student, teacher, ours, theirs, ids_ST, **options)
-    with torch.enable_grad():
-        expected = distillation_loss(student, teacher, ours, theirs, ids_ST, **options)
-    torch.testing.assert_close(torch.stack(found), torch.stack(expected).detach(), atol=1e-6, rtol=1e-6)
+    ours.adapter = torch.nn.Linear(D, D) if rank else None
+
+    def losses_and_gradients():
+        losses = distillation_loss(student, teacher, ours, theirs, ids_ST, kl_weight=kl_weight, temperature=temperature)
+        return *losses, *torch.autograd.grad(losses.loss, [student, *(ours.adapter.parameters() if rank else ())])
+
+    whole = losses_and_gradients()
+    ours.linear.requires_grad_(False)
+    assert [one.shape[-1] for one in ours.slices(ours.prepared(student))] == [4, 4, 3]
+    sliced = losses_and_gradients()
+    assert whole[3].abs().max() > 1e-3 and not (sliced[1].requires_grad or sliced[2].requires_grad)
+    with torch.no_grad():
+        alone = distillation_loss(student, teacher, ours, theirs, ids_ST, kl_weight=kl_weight, temperature=temperature)
+    for one, other in zip((*sliced, *alone), (*whole, *whole[:3]), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_no_logits_of_a_sliced_head_are_kept_for_the_backward_pass(small_slices, small_chunks):
+    student, teacher, ours, theirs, ids_ST = given()
+    ours.linear.requires_grad_(False)
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        distillation_loss(student.requires_grad_(), teacher, ours, theirs, ids_ST)
+    assert sizes == [S * (T - 1) * D]
 
 
 @torch.no_grad()
@@ -179,8 +205,8 @@ def test_what_acts_before_or_after_a_head_is_kept(small_slices):
              lambda: ours.linear.register_forward_hook(lambda _, args, output: 2 * output)]
     for register in hooks:
         handle = register()
-        torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), 2 * whole)
+        torch.testing.assert_close(torch.cat(list(ours.slices(ours.prepared(student))), dim=-1), 2 * whole)
         handle.remove()
-    torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), whole)
+    torch.testing.assert_close(torch.cat(list(ours.slices(ours.prepared(student))), dim=-1), whole)
     ours.linear.forward = lambda h: whole + 1
-    torch.testing.assert_close(torch.cat(list(ours.slices(student)), dim=-1), whole + 1)
+    torch.testing.assert_close(torch.cat(list(ours.slices(ours.prepared(student))), dim=-1), whole + 1)
