@@ -14,8 +14,7 @@ matrix (N, V) is in memory. If the heads are not trained, the logits on a CPU ar
 which stay in the cache of a core. The gradient of the states is then computed together with the loss.
 Axes: C tokens of a chunk, W tokens of the vocabulary in a slice.
 """
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from kdp_core.model.families import base_of, family_of, final_norm, output_head, trunk
+from kdp_core.model.stand_ins import RareEmbedding, RareHead
 
 CHUNK_NUMBERS = 2**24
 """Number of elements in one matrix of logits: 64 MiB in float32. About five such matrices are in memory at once."""
@@ -80,26 +80,69 @@ class Head(nn.Module):
 
     @property
     def sliced(self) -> bool:
-        """Whether logits are computed in slices of the vocabulary: the head is a plain matrix on a CPU, and nothing
-        acts before or after it, such as a fine-tuned adapter or the code that moves a spread model's weights."""
+        """Whether logits are computed in slices of the vocabulary: the matrix of the head is on a CPU, and nothing acts
+        before or after it, such as a fine-tuned adapter or the code that moves a spread model's weights."""
         own = self.linear
-        return (type(own) is nn.Linear and own.weight.device.type == "cpu" and "forward" not in vars(own)
+        return (type(own) in (nn.Linear, RareHead) and own.weight.device.type == "cpu" and "forward" not in vars(own)
                 and not own._forward_pre_hooks and not own._forward_hooks)
+
+    @property
+    def rare(self) -> RareEmbedding | None:
+        """The embedding with rare rows to which the head is tied."""
+        return self.linear.embedding if type(self.linear) is RareHead else None
 
     @property
     def trained(self) -> bool:
         """Whether the matrix of the head receives gradients."""
-        return any(weight.requires_grad for weight in self.linear.parameters())
+        return any(weight.requires_grad for weight in (self.rare or self.linear).parameters())
 
-    def slices(self, x: Tensor) -> Iterator[Tensor]:
-        """The logits in slices of the vocabulary, (..., W) each, in the order of the vocabulary. `x` is prepared.
-        Without `sliced`, the only slice is the whole vocabulary."""
+    def tokens(self) -> list[Tensor] | None:
+        """The tokens of each slice. None means the order of the vocabulary; with rare rows, frequent tokens come
+        first."""
+        if not self.sliced or self.rare is None:
+            return None
+        order_V, count = self.rare.place.argsort(), len(self.rare.frequent)
+        return [*order_V[:count].split(SLICE), *order_V[count:].split(SLICE)]
+
+    def places(self, ids: Tensor) -> Tensor:
+        """The places of tokens in the concatenated slices."""
+        return self.rare.place[ids].long() if self.sliced and self.rare is not None else ids
+
+    def slices(self, x: Tensor, tokens: list[Tensor] | None = None) -> Iterator[Tensor]:
+        """The logits in slices of the vocabulary, (..., W) each. `x` is prepared. Without `sliced`, the only slice is
+        the whole vocabulary.
+
+        tokens: the tokens of each slice, for a plain matrix; None means the head's own order (`tokens`).
+        """
         if not self.sliced:
             yield self._capped(self.linear(x))
             return
-        biases = self.linear.bias.split(SLICE) if self.linear.bias is not None else itertools.repeat(None)
-        for weight_WD, bias_W in zip(self.linear.weight.split(SLICE), biases, strict=False):
-            yield self._capped(functional.linear(x, weight_WD, bias_W))
+        low, shift = (x @ self.rare.basis.T, (x @ self.rare.mean)[..., None]) if self.rare else (None, None)
+        for weight_WK, bias_W, is_rare in self._rows(tokens):
+            # e_v = rare_v basis + mean
+            yield self._capped(functional.linear(low, weight_WK) + shift if is_rare
+                               else functional.linear(x, weight_WK, bias_W))
+
+    def pulled(self, grads: Iterable[Tensor]) -> Tensor:
+        """Gradient of the prepared states (C, D), from the gradients (C, W) of the logits of all slices."""
+        whole, low, shift = 0.0, 0.0, 0.0
+        for grad_CW, (weight_WK, _, is_rare) in zip(grads, self._rows(None), strict=True):
+            part = (grad_CW.to(weight_WK.dtype) @ weight_WK).float()
+            if is_rare:
+                low, shift = low + part, shift + grad_CW.sum(dim=-1, keepdim=True)
+            else:
+                whole = whole + part
+        return whole if self.rare is None else whole + low @ self.rare.basis.float() + shift * self.rare.mean.float()
+
+    def _rows(self, tokens: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """The rows, the biases, and whether the rows are rare rows, for each slice."""
+        if self.rare is not None:
+            for rows, is_rare in ((self.rare.frequent, False), (self.rare.rare, True)):
+                yield from ((weight_WK, None, is_rare) for weight_WK in rows.split(SLICE))
+            return
+        weight_VD, bias_V = self.linear.weight, self.linear.bias
+        for which in tokens or (slice(first, first + SLICE) for first in range(0, len(weight_VD), SLICE)):
+            yield weight_VD[which], None if bias_V is None else bias_V[which], False
 
 
 def head_of(model: nn.Module) -> Head:
@@ -144,7 +187,7 @@ def token_losses(student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_st
                  kl_weight: float = 0.5, temperature: float = 1.0) -> Losses:
     """The same loss as `distillation_loss`, but over any list of tokens. `next_N` contains the id of each token's next
     token."""
-    if head_student.sliced and head_teacher.sliced and not (torch.is_grad_enabled() and head_student.trained):
+    if _can_slice(head_student, head_teacher):
         return Losses(*_Sliced.apply(head_student.prepared(student_ND), head_teacher.prepared(teacher_ND).detach(),
                                      next_N.cpu(), head_student, head_teacher, kl_weight, temperature))
     chunks = [tokens.split(head_student.chunk()) for tokens in (student_ND, teacher_ND, next_N)]
@@ -188,6 +231,13 @@ def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student:
     return torch.stack((kl, functional.cross_entropy(logits_CV, next_C.to(logits_CV.device), reduction="sum")))
 
 
+def _can_slice(student: Head, teacher: Head) -> bool:
+    """Whether the losses are computed in slices: the slices of both heads can have the same tokens, and the student's
+    head is not trained."""
+    alike = teacher.rare is None or teacher.linear is student.linear
+    return student.sliced and teacher.sliced and alike and not (torch.is_grad_enabled() and student.trained)
+
+
 class _Sliced(torch.autograd.Function):
     """The losses of `token_losses` from slices of the vocabulary. The heads receive no gradients.
 
@@ -199,12 +249,12 @@ class _Sliced(torch.autograd.Function):
     def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head,
                 head_teacher: Head, kl_weight: float, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         needed = ctx.needs_input_grad[0]
-        size = head_student.chunk() if needed else SLICED_TOKENS
+        size, tokens = head_student.chunk() if needed else SLICED_TOKENS, head_student.tokens()
         sums_2, grads, N = torch.zeros(2), [], len(student_ND)
         for student_CD, teacher_CD, next_C in zip(*(one.split(size) for one in (student_ND, teacher_ND, next_N)),
                                                   strict=True):
-            chunk = _SlicedChunk(head_teacher.slices(teacher_CD), head_student.slices(student_CD), next_C, temperature,
-                                 keep=needed)
+            chunk = _SlicedChunk(head_teacher.slices(teacher_CD, tokens), head_student.slices(student_CD),
+                                 head_student.places(next_C), temperature, keep=needed)
             sums_2 += chunk.sums_2
             if needed:
                 grads.append(chunk.gradient(head_student, kl_weight).div_(N).to(student_ND.dtype))
@@ -230,6 +280,7 @@ class _SlicedChunk:
 
     def __init__(self, dense: Iterator[Tensor], pruned: Iterator[Tensor], next_C: Tensor, temperature: float,
                  keep: bool) -> None:
+        """next_C: the places of the next tokens in the slices. keep: whether `gradient` will be called."""
         self.next_C, self.temperature = next_C, temperature
         self.kept: list[tuple[Tensor, Tensor]] = []
         """The logits of both models for each slice; empty if no gradient is needed."""
@@ -255,9 +306,12 @@ class _SlicedChunk:
     def gradient(self, head: Head, kl_weight: float) -> Tensor:
         """Gradient of lambda tau^2 KL + (1 - lambda) CE, summed over the tokens, with respect to the prepared states;
         (C, D)."""
+        return head.pulled(self._of_logits(head.soft_cap, kl_weight))
+
+    def _of_logits(self, soft_cap: float | None, kl_weight: float) -> Iterator[Tensor]:
+        """The gradient of the logits before the soft cap, for each slice."""
         tau, first = self.temperature, 0
-        grad_CD = torch.zeros(len(self.next_C), head.linear.in_features)
-        for (z_CW, other_CW), weight_WD in zip(self.kept, head.linear.weight.split(SLICE), strict=True):
+        for z_CW, other_CW in self.kept:
             # dL/dz' = lambda tau (q - p) + (1 - lambda) (q at temperature 1 - the next token)
             p_CW = (z_CW / tau - self.dense_C[:, None]).exp_()
             q_CW = (other_CW / tau - self.pruned_C[:, None]).exp_()
@@ -265,12 +319,11 @@ class _SlicedChunk:
             grad_CW.add_(q_CW if tau == 1.0 else (other_CW - self.plain_C[:, None]).exp_(), alpha=1 - kl_weight)
             inside, ids = self._targets(first, z_CW)
             grad_CW[inside, ids] -= 1 - kl_weight
-            if head.soft_cap is not None:
+            if soft_cap is not None:
                 # d(cap tanh(x / cap)) / dx = 1 - tanh(x / cap)^2
-                grad_CW.mul_(1 - (other_CW / head.soft_cap).square_())
-            grad_CD += (grad_CW.to(weight_WD.dtype) @ weight_WD).float()
+                grad_CW.mul_(1 - (other_CW / soft_cap).square_())
             first += z_CW.shape[-1]
-        return grad_CD
+            yield grad_CW
 
     def _targets(self, first: int, slice_CW: Tensor) -> tuple[Tensor, Tensor]:
         """The positions whose next token is in the slice that begins at `first`, and these tokens' places in it."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from kdp_core.model.distil import SLICED_TOKENS, Head, head_of
+from kdp_core.model.distil import Head, head_of
 from kdp_core.model.families import FamilyError, base_of, family_of
 from kdp_core.score import packing
 from kdp_core.score.judge import Judge, Request
@@ -31,7 +31,7 @@ ROW_TOKENS = 256
 """Number of tokens of a row on CPU. On other devices a row has ROW_TOKENS times the batch size. Matrix products reach
 their full speed at 64 tokens. The states of more than 256 tokens do not fit into the cache of a core."""
 HEAD_TOKENS = 64
-"""Number of tokens whose logits are in memory at the same time, on a CPU, for a head that is not a plain matrix."""
+"""Number of tokens whose logits are in memory at the same time, on CPU."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of attention of a layer (all positions, or a sliding window), in transformers' words."""
 
@@ -185,30 +185,18 @@ def _log_probs(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[T
 
     For each target, `at` is the row of `h_CD` that predicts it.
     """
-    chunk = SLICED_TOKENS if head.sliced else HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
+    chunk = HEAD_TOKENS if h_CD.device.type == "cpu" else ROW_TOKENS
     log_probs = torch.empty(len(targets), device=h_CD.device)
     hits = torch.empty(len(targets), dtype=torch.bool, device=h_CD.device)
+    places = head.places(targets)
     for first in range(0, len(h_CD), chunk):
+        # a softmax of all logits at once has the same rounding as in lm-eval
+        logits_CV = torch.cat(list(head.slices(head.prepared(h_CD[first:first + chunk]))), dim=-1)
         mine = ((at >= first) & (at < first + chunk)).nonzero()[:, 0]
-        log_probs[mine], hits[mine] = _chunk(head, h_CD[first:first + chunk], at[mine] - first, targets[mine])
+        rows, ids = at[mine] - first, places[mine]
+        hits[mine] = logits_CV.argmax(-1)[rows] == ids
+        log_probs[mine] = logits_CV.log_softmax(-1)[rows, ids]
     return log_probs, hits
-
-
-def _chunk(head: Head, h_CD: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The results of `_log_probs` for few rows."""
-    said, sums, highest, likely, start = torch.empty(len(targets), device=h_CD.device), [], [], [], 0
-    for logits_CW in head.slices(head.prepared(h_CD)):
-        inside = ((targets >= start) & (targets < start + logits_CW.shape[-1])).nonzero()[:, 0]
-        said[inside] = logits_CW[at[inside], targets[inside] - start]
-        sums.append(logits_CW.logsumexp(-1))
-        top_C, ids_C = logits_CW.max(-1)
-        highest.append(top_C)
-        likely.append(ids_C + start)
-        start += logits_CW.shape[-1]
-    # B slices: the most likely token is that of the slice with the highest logit
-    slice_C1 = torch.stack(highest, dim=-1).argmax(-1, keepdim=True)
-    likely_C = torch.stack(likely, dim=-1).gather(-1, slice_C1)[:, 0]
-    return said - torch.stack(sums, dim=-1).logsumexp(-1)[at], likely_C[at] == targets
 
 
 def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:

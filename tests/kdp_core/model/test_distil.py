@@ -7,6 +7,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from kdp_core.model import distil
 from kdp_core.model.distil import DistilError, Head, distillation_loss, final_states, head_of, token_losses
+from kdp_core.model.stand_ins import RareEmbedding, RareHead
 from tests import pico
 
 S, T, D, V = 3, 7, 6, 11
@@ -170,6 +171,35 @@ def test_slices_of_the_vocabulary_give_loss_and_gradients_of_the_whole(small_sli
         alone = distillation_loss(student, teacher, ours, theirs, ids_ST, kl_weight=kl_weight, temperature=temperature)
     for one, other in zip((*sliced, *alone), (*whole, *whole[:3]), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("teacher_is_rare", [False, True])
+def test_a_head_with_rare_rows_is_sliced_in_the_order_of_its_rows(small_slices, small_chunks, temperature, soft_cap,
+                                                                  teacher_is_rare):
+    student, teacher, _, theirs, ids_ST = given()
+    embedding = RareEmbedding(V, D, frequent=6, rank=2)
+    for number, parameter in enumerate(embedding.parameters()):
+        parameter.data = randn(*parameter.shape, seed=10 + number)
+    embedding.place.copy_(torch.randperm(V, generator=torch.Generator().manual_seed(9)))
+    ours = Head(RareHead(embedding), soft_cap)
+    theirs = Head(ours.linear if teacher_is_rare else theirs.linear, soft_cap)
+
+    def losses_and_gradient():
+        losses = distillation_loss(student.requires_grad_(), teacher, ours, theirs, ids_ST, temperature=temperature)
+        return *losses, *torch.autograd.grad(losses.loss, [student])
+
+    # the rows are trained, so the whole head is called
+    whole = losses_and_gradient()
+    embedding.requires_grad_(False)
+    assert [one.shape[-1] for one in ours.slices(student)] == [4, 2, 4, 1]
+    for one, other in zip(losses_and_gradient(), whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        for one, other in zip(distillation_loss(student, teacher, ours, theirs, ids_ST, temperature=temperature),
+                              whole, strict=False):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 def test_no_logits_of_a_sliced_head_are_kept_for_the_backward_pass(small_slices, small_chunks):

@@ -51,7 +51,6 @@ def check(judge, given):
 def packed(monkeypatch):
     """lm-eval's route is closed: what is scored was packed. The vocabulary has several slices, the last one shorter."""
     monkeypatch.setattr(distil, "SLICE", 100)
-    monkeypatch.setattr(fast, "SLICED_TOKENS", 50)
     monkeypatch.setattr(fast.Judge, "_loglikelihood_tokens", lambda *_, **__: pytest.fail("lm-eval's route"))
 
 
@@ -65,7 +64,7 @@ def test_it_gives_lm_evals_log_likelihoods(family, tokens, packed, monkeypatch):
 @torch.no_grad()
 def test_scores_and_most_likely_tokens_of_slices_are_those_of_the_whole_vocabulary(monkeypatch):
     monkeypatch.setattr(distil, "SLICE", 100)
-    monkeypatch.setattr(fast, "SLICED_TOKENS", 3)
+    monkeypatch.setattr(fast, "HEAD_TOKENS", 3)
     head = distil.head_of(pico.lively(pico.model("llama")))
     h_CD = torch.randn(8, head.linear.in_features, generator=torch.Generator().manual_seed(0))
     logp_CV = head(h_CD).log_softmax(-1)
@@ -96,6 +95,7 @@ FOLDED_AS = {
     "narrow": {"widths": [{"heads": 2, "kv_heads": 1, "intermediate": 20}] * 4},
     "sliced": {"sliced": {"attention": [12, 16, 32, 32], "mlp": [20, 24, 32, 32], "final": 28},
                "tie_word_embeddings": False},
+    "rare rows": {"rare_tokens": {"frequent": 250, "rank": 6}, "tie_word_embeddings": False},
 }
 
 
@@ -104,7 +104,10 @@ def test_folded_models_are_packed_too(entries, packed, monkeypatch):
     monkeypatch.setattr(fast, "ROW_TOKENS", 64)
     config_class, model_class = FOLDED["llama"]
     given = {key: value for key, value in pico.model("llama", layers=4).config.to_dict().items() if key != "model_type"}
-    check(FastJudge(filled(model_class(config_class(**{**given, **entries})).eval()), pico.tokenizer()), requests())
+    model = filled(model_class(config_class(**{**given, **entries})).eval())
+    if "rare_tokens" in entries:
+        model.get_input_embeddings().place.copy_(torch.randperm(384, generator=torch.Generator().manual_seed(0)))
+    check(FastJudge(model, pico.tokenizer()), requests())
 
 
 def test_a_model_that_mixes_neighbouring_tokens_is_scored_by_lm_eval():
