@@ -5,24 +5,30 @@ The closed form of one stand-in chooses 96 of all neurons of its block. Three ma
 they compute the features, the Gram matrix and the cross matrix. The limit is the time of products of square matrices
 with the same number of operations. An update of joint training is compared with a bare forward and backward pass
 through the same layers, stand-ins and output head. The bare pass runs no optimiser, computes no divergence and selects
-no tokens at random.
+no tokens at random. The losses at the outputs, from slices of the vocabulary, are compared with the same losses from
+all logits of the tokens at once.
 """
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdp_core.base.records import Block, Selection
 from kdp_core.methods import _outputs
 from kdp_core.methods.kdp_residual import closed_form, dictionaries, search
 from kdp_core.methods.kdp_residual.compose import compose
+from kdp_core.model import distil
+from kdp_core.model.distil import Head, head_of, to_head, token_losses
 from kdp_core.model.passes import Passes, built, path_of
+from kdp_core.model.stand_ins import RareEmbedding, RareHead
 from stage import shared
 from stage.setup import Setup
 from stage.timing import Row, figure, in_turns, kept, products, turns_of_products
 
 
 def measure(setup: Setup) -> list[Row]:
-    """Measure the closed form, joint training and the search."""
-    return [*closed(setup), joint(setup), *search_share(setup)]
+    """Measure the closed form, joint training, the losses at the outputs and the search."""
+    return [*closed(setup), joint(setup), *outputs(setup), *search_share(setup)]
 
 
 def closed(setup: Setup) -> list[Row]:
@@ -63,6 +69,35 @@ def joint(setup: Setup) -> Row:
     times = in_turns({"update": update, "bare": bare}, setup.repeats)
     return times.row("an update of joint training", "update", "bare", target=0.85,
                      against="bare forward and backward pass")
+
+
+def outputs(setup: Setup) -> list[Row]:
+    """Compare losses from slices of the vocabulary with losses from all logits at once: with gradients, and without
+    gradients as in a search. The pruned model has the dense model's head, or a head with rows of low rank."""
+    dense = head_of(setup.model.requires_grad_(False))
+    vocabulary, width = dense.linear.weight.shape
+    rare = RareEmbedding(vocabulary, width, vocabulary // 2, width // 3).requires_grad_(False)
+    rare.place.copy_(torch.randperm(vocabulary, generator=torch.Generator().manual_seed(0)))
+    count = setup.size(192, 8)
+    x_ND = to_head(setup.model, setup.hidden.state(setup.hidden.layers[-1])[:8]).flatten(0, 1)[:count]
+    next_N, rows = torch.zeros(len(x_ND), dtype=torch.int64), []
+
+    def loss(head: Head, student_ND: Tensor) -> Tensor:
+        return token_losses(student_ND, x_ND, next_N, head, dense).loss
+
+    def whole(head: Head, student_ND: Tensor) -> Tensor:
+        return distil._chunk(student_ND, x_ND, next_N, head, dense, 1.0).mean()
+
+    for name, head in (("", dense), (", head with rare rows", Head(RareHead(rare)))):
+        def trained(by: Callable[[Head, Tensor], Tensor], head: Head = head) -> None:
+            by(head, x_ND.clone().requires_grad_(True)).backward()
+
+        judged = torch.no_grad()(lambda by, head=head: by(head, x_ND))
+        for what, run in (("losses and gradients", trained), ("losses", judged)):
+            times = in_turns({"sliced": lambda run=run: run(loss), "whole": lambda run=run: run(whole)}, setup.repeats)
+            rows.append(times.row(f"{what} of {count} tokens at the outputs{name}", "sliced", "whole",
+                                  against="all logits at once"))
+    return rows
 
 
 def search_share(setup: Setup) -> list[Row]:
