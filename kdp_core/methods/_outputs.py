@@ -20,7 +20,7 @@ from torch import Tensor
 from kdp_core.base.records import Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import copies, cosine, descend, restore
-from kdp_core.model.distil import Head, Losses, token_losses
+from kdp_core.model.distil import SLICED_TOKENS, Head, Losses, SlicedChunk, token_losses
 from kdp_core.model.passes import Passes, Step
 from kdp_core.states.hidden import HiddenStates
 
@@ -30,6 +30,8 @@ WARMUP = 8
 zero over all updates."""
 CLIP = 1.0
 """Largest norm of the gradient; a larger gradient is scaled down to this norm."""
+KEPT_NUMBERS = 2**27
+"""Largest number of logits of the dense model that are kept for several comparisons: 512 MiB in float32."""
 
 
 class Data(NamedTuple):
@@ -112,20 +114,47 @@ def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int
     return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}
 
 
-@torch.no_grad()
-def divergence(passes: Passes, path: Sequence[Step], h_STD: Tensor, final_STD: Tensor, batch: int,
-               head: Head | None = None) -> float:
-    """KL(dense || pruned) in nats per token, over all positions.
+class Compared:
+    """Compares the outputs of pruned models with those of the dense model on the same sequences. The dense model's
+    logits are computed only once if they are few enough to be kept."""
 
-    h_STD: states at the start of the path. final_STD: last states of the dense model for the same sequences.
-    head: the output head of the pruned model; None if it is that of `passes`.
-    """
-    total = 0.0
-    for h_BTD, final_BTD in zip(h_STD.split(batch), final_STD.split(batch), strict=True):
-        h_BTD = passes.run(h_BTD.to(passes.device, passes.model.dtype), path)
-        student, teacher = (passes.to_head(h).flatten(0, 1) for h in (h_BTD, final_BTD))
-        # next tokens are not read, because cross-entropy has weight 0
-        losses = token_losses(student, teacher, torch.zeros(len(student), dtype=torch.int64), head or passes.head,
-                              passes.head, kl_weight=1.0)
-        total += losses.kl_nats.item() * len(h_BTD)
-    return total / len(h_STD)
+    @torch.no_grad()
+    def __init__(self, passes: Passes, final_STD: Tensor, batch: int) -> None:
+        """final_STD: last states of the dense model. batch: number of sequences in a forward pass."""
+        self.passes, self.batch = passes, batch
+        self._dense = [self._entering(final_BTD) for final_BTD in final_STD.split(batch)]
+        self._kept: list[list[list[Tensor]]] = []
+        """The dense model's logits for each batch, chunk of tokens and slice of the vocabulary."""
+        head = passes.head
+        if head.sliced and head.rare is None and final_STD.shape[:2].numel() * head.linear.out_features <= KEPT_NUMBERS:
+            self._kept = [[list(head.slices(head.prepared(dense_CD))) for dense_CD in dense_ND.split(SLICED_TOKENS)]
+                          for dense_ND in self._dense]
+
+    @torch.no_grad()
+    def divergence(self, path: Sequence[Step], h_STD: Tensor, head: Head | None = None) -> float:
+        """KL(dense || pruned) in nats per token, over all positions.
+
+        h_STD: states at the start of the path.
+        head: the output head of the pruned model; None if it is that of the dense model.
+        """
+        total = 0.0
+        for number, h_BTD in enumerate(h_STD.split(self.batch)):
+            student_ND = self._entering(self.passes.run(h_BTD.to(self.passes.device, self.passes.model.dtype), path))
+            total += self._kl(student_ND, number, head) * len(h_BTD)
+        return total / len(h_STD)
+
+    def _kl(self, student_ND: Tensor, number: int, head: Head | None) -> float:
+        """The divergence in batch `number`."""
+        # next tokens are not read, because cross-entropy is not used
+        next_N = torch.zeros(len(student_ND), dtype=torch.int64)
+        own = self.passes.head
+        if head is not None or not self._kept:
+            return token_losses(student_ND, self._dense[number], next_N, head or own, own, kl_weight=1.0).kl_nats.item()
+        chunks = zip(self._kept[number], student_ND.split(SLICED_TOKENS), next_N.split(SLICED_TOKENS), strict=True)
+        sums = [SlicedChunk(dense, own.slices(own.prepared(student_CD)), next_C, 1.0, keep=False).sums_2[0]
+                for dense, student_CD, next_C in chunks]
+        return torch.stack(sums).sum().item() / len(student_ND)
+
+    def _entering(self, h_BTD: Tensor) -> Tensor:
+        """The states that enter the output head, (N, D)."""
+        return self.passes.to_head(h_BTD).flatten(0, 1)

@@ -253,7 +253,7 @@ class _Sliced(torch.autograd.Function):
         sums_2, grads, N = torch.zeros(2), [], len(student_ND)
         for student_CD, teacher_CD, next_C in zip(*(one.split(size) for one in (student_ND, teacher_ND, next_N)),
                                                   strict=True):
-            chunk = _SlicedChunk(head_teacher.slices(teacher_CD, tokens), head_student.slices(student_CD),
+            chunk = SlicedChunk(head_teacher.slices(teacher_CD, tokens), head_student.slices(student_CD),
                                  head_student.places(next_C), temperature, keep=needed)
             sums_2 += chunk.sums_2
             if needed:
@@ -269,7 +269,7 @@ class _Sliced(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, *[None] * 6
 
 
-class _SlicedChunk:
+class SlicedChunk:
     """The sums of KL and of cross-entropy over the tokens of a chunk, and the gradient of their states.
 
     log Z is log sum_v exp of the logits z of the dense and z' of the pruned model at temperature tau:
@@ -278,7 +278,7 @@ class _SlicedChunk:
     are then the weights of their sums.
     """
 
-    def __init__(self, dense: Iterator[Tensor], pruned: Iterator[Tensor], next_C: Tensor, temperature: float,
+    def __init__(self, dense: Iterable[Tensor], pruned: Iterable[Tensor], next_C: Tensor, temperature: float,
                  keep: bool) -> None:
         """next_C: the places of the next tokens in the slices. keep: whether `gradient` will be called."""
         self.next_C, self.temperature = next_C, temperature

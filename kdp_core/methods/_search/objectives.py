@@ -28,7 +28,7 @@ from torch.nn.functional import cosine_similarity
 
 from kdp_core.base.records import Tokens
 from kdp_core.methods._judge import RankError
-from kdp_core.methods._outputs import divergence
+from kdp_core.methods._outputs import Compared
 from kdp_core.model.passes import Passes
 
 Goal = Literal["loss", "kl", "margin", "accuracy", "last_state"]
@@ -104,7 +104,7 @@ def _loss(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, ids_ST: Tensor
 
 def _divergence(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, chosen: list[int]) -> float:
     # KL(p || q) = sum_v p_v (log p_v - log q_v); the path is empty, since both are last states
-    return divergence(passes, [], last_STD[:, chosen], dense_STD[:, chosen], len(last_STD))
+    return Compared(passes, dense_STD[:, chosen], len(last_STD)).divergence([], last_STD[:, chosen])
 
 
 def _turned(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, chosen: list[int]) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdp_core.base.options import Chance, Count, Natural, NotNegative, check
 from kdp_core.base.records import ModelFacts, Search, Tokens
 from kdp_core.methods._method import no_state_between
-from kdp_core.methods._outputs import divergence
+from kdp_core.methods._outputs import Compared
 from kdp_core.methods.heads_channels.units import PARTS, check_family, columns_of, coupled_of, no_single_heads, sizes_of
 from kdp_core.methods.kdp_narrow import parts, rare
 from kdp_core.methods.kdp_narrow.fit import Closed, Part, first_ridge, goal, inputs, matrix_of, narrow, products_of
@@ -71,14 +71,14 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     judged, fitted = drawn[:judge_sequences], drawn[judge_sequences:][:fit_sequences]
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     passes, how, single = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences), {}
-    every, final_STD = parts_of(model), hidden.state(facts.layers)[judged]
+    every, compared = parts_of(model), Compared(passes, hidden.state(facts.layers)[judged], batch_sequences)
     for part in every:
-        for count, loss in ladder(passes, hidden, part, fitted, judged, final_STD, how).items():
+        for count, loss in ladder(passes, hidden, part, fitted, judged, compared, how).items():
             single[f"{part.layer}.{part.name}.{count}"] = loss
     sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
     if rare_rank:
         known = rare.statistics(passes, hidden, tokens, drawn[judge_sequences:], fitted, batch_sequences, seed)
-        for count, loss in rare.ladder(passes, tokens, known, rank, judged, final_STD, how).items():
+        for count, loss in rare.ladder(passes, tokens, known, rank, judged, compared).items():
             single[f"0.{rare.PART}.{count}"] = loss
             logger.info("embedding: divergence %.4f with %d frequent tokens", loss, count)
         sizes[rare.PART] = rare.sizes(facts.vocabulary, hidden.width, rank)
@@ -96,12 +96,12 @@ def parts_of(model: nn.Module) -> list[Part]:
 
 
 @torch.no_grad()
-def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, final_STD: Tensor,
+def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, judged: Tensor, compared: Compared,
            how: Closed) -> dict[int, float]:
     """For each number of kept units: the loss if one part of the dense model keeps this number of units. At the end the
     writer's old weights are restored.
 
-    final_STD: last states of the dense model for the sequences `judged`.
+    compared: the dense model's outputs for the sequences `judged`.
     """
     length = inputs(passes, part)
     counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
@@ -117,7 +117,7 @@ def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, jud
     bias_D = None if writer.bias is None else writer.bias.clone()
     for count, units in kept.items():
         narrow(passes, part, units, matrix_of(products, columns_of(units, length), how))
-        losses[count] = divergence(passes, path, judged_STD, final_STD, how.batch)
+        losses[count] = compared.divergence(path, judged_STD)
         parts.put(writer, old_FD, torch.arange(len(old_FD)))
         if bias_D is not None:
             writer.bias.copy_(bias_D)

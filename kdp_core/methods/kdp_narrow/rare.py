@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdp_core.base.records import Tokens
-from kdp_core.methods._outputs import divergence
-from kdp_core.methods.kdp_narrow.fit import Closed
+from kdp_core.methods._outputs import Compared
 from kdp_core.model.distil import Head
 from kdp_core.model.families import Family, family_of
 from kdp_core.model.passes import Passes
@@ -148,18 +147,18 @@ def start_states(embedding: RareEmbedding, ids_ST: Tensor) -> Tensor:
     return torch.cat([embedding(ids_BT) for ids_BT in ids_ST.split(64)])
 
 
-def ladder(passes: Passes, tokens: Tokens, known: Statistics, rank: int, judged: Tensor, final_STD: Tensor,
-           how: Closed) -> dict[int, float]:
+def ladder(passes: Passes, tokens: Tokens, known: Statistics, rank: int, judged: Tensor,
+           compared: Compared) -> dict[int, float]:
     """For each number of frequent tokens: the loss if only the embedding and the head of the dense model are changed.
 
-    final_STD: last states of the dense model for the sequences `judged`.
+    compared: the dense model's outputs for the sequences `judged`.
     """
     embedding, losses = passes.model.get_input_embeddings(), {}
     for count in sorted({round(embedding.num_embeddings * share) for share in RUNGS} - {0}, reverse=True):
         made = reduced(embedding, known, count, rank)
         head = Head(RareHead(made.to(passes.device, passes.model.dtype)), passes.head.soft_cap)
         start_STD = start_states(made, tokens.ids_ST[judged].to(passes.device))
-        losses[count] = divergence(passes, range(len(passes.layers)), start_STD, final_STD, how.batch, head)
+        losses[count] = compared.divergence(range(len(passes.layers)), start_STD, head)
     return losses
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from kdp_core.base.options import Count, Natural, Share, check
 from kdp_core.base.records import ModelFacts, Search, Similarity, Tokens
-from kdp_core.methods._outputs import divergence
+from kdp_core.methods._outputs import Compared
 from kdp_core.methods._select import eligible_layers
 from kdp_core.methods.kdp_residual.closed_form import fit_alone
 from kdp_core.methods.kdp_residual.dictionaries import Kind, closed_form_options
@@ -56,7 +56,8 @@ class _Run(NamedTuple):
     """The stand-in of each eligible layer."""
     states: list[Tensor]
     """h_STD before each layer of the current pruned model, for the sequences on which candidates are judged."""
-    final_STD: Tensor
+    compared: Compared
+    """The dense model's outputs for these sequences."""
     batch: int
 
 
@@ -98,8 +99,9 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
     for layer in eligible:
         stand_ins[layer] = built(fit_alone(model, hidden, (layer, layer + 1), fitted, options)).to(model.device)
         logger.info("stand-in of layer %d of %d", layer, eligible[-1])
-    run = _Run(Passes(model, hidden.tokens), stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
-               hidden.state(facts.layers)[judged], batch_sequences)
+    passes = Passes(model, hidden.tokens)
+    run = _Run(passes, stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
+               Compared(passes, hidden.state(facts.layers)[judged], batch_sequences), batch_sequences)
     removed, rises, single, tried = _greedy(run, eligible, k_max, most)
     return Search(removed, rises, "divergence", k_max, single, tried,
                   {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,
@@ -182,7 +184,7 @@ def _path(run: _Run, removed: list[int], start: int) -> list[Step]:
 
 def _divergence(run: _Run, removed: list[int], layer: int) -> float:
     """KL(dense || pruned) in nats per token if `layer` is removed in addition to `removed`."""
-    return divergence(run.passes, _path(run, [*removed, layer], layer), run.states[layer], run.final_STD, run.batch)
+    return run.compared.divergence(_path(run, [*removed, layer], layer), run.states[layer])
 
 
 def _advance(run: _Run, removed: list[int], layer: int) -> None:

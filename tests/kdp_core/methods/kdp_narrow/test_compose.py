@@ -7,6 +7,7 @@ import torch
 
 from kdp_core.base.resume import Resume, Stopped
 from kdp_core.methods import METHODS
+from kdp_core.methods._outputs import Compared
 from kdp_core.methods._select import BlockError
 from kdp_core.methods.kdp_narrow import fit, parts
 from kdp_core.methods.kdp_narrow.budget import by_budget
@@ -161,8 +162,8 @@ def test_a_ladder_leaves_the_model_as_it_was_and_rises(of_family):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     passes, which, judged = Passes(model, dense.hidden.tokens), torch.arange(8), torch.arange(8, 12)
     part = Part(2, "mlp", CHANNELS, 1)
-    found = ladder(passes, dense.hidden, part, which, judged, dense.hidden.state(dense.facts.layers)[judged],
-                   Closed(1e-3, True, 4))
+    compared = Compared(passes, dense.hidden.state(dense.facts.layers)[judged], 4)
+    found = ladder(passes, dense.hidden, part, which, judged, compared, Closed(1e-3, True, 4))
     assert sorted(found) == [0, 16, 32, 48] and found[0] > found[16] > found[32] > found[48] > 0
     assert all(torch.allclose(tensor, before[name]) for name, tensor in model.state_dict().items())
 
