@@ -207,18 +207,6 @@ def variance(weight_NV: Tensor, d_NV: Tensor) -> Tensor:
     return (weight_NV * (d_NV - mean_N[:, None]).square()).sum(dim=-1)
 
 
-def estimated_kl(z_NV: Tensor, other_NV: Tensor, temperature: float) -> Tensor:
-    """Second-order approximation (in z' - z) of KL(softmax(z / T) || softmax(z' / T)) for each token, from the logits;
-    float64.
-
-    "Demystifying When Pruning Works via Representation Hierarchies" (ICML 2026), Theorem 3. The error of the
-    approximation is of third order in z' - z.
-    """
-    z_NV, d_NV = z_NV.double(), (other_NV - z_NV).double()
-    # KL(p || p') ~ Var_p(Dz) / (2 T^2),  p = softmax(z / T)
-    return variance((z_NV / temperature).softmax(dim=-1), d_NV) / (2 * temperature ** 2)
-
-
 def _chunk(student_CD: Tensor, teacher_CD: Tensor, next_C: Tensor, head_student: Head, head_teacher: Head,
            temperature: float) -> Tensor:
     """The sum of KL and the sum of cross-entropy over a chunk, as a tensor (2,)."""
@@ -249,7 +237,7 @@ class _Sliced(torch.autograd.Function):
     def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head,
                 head_teacher: Head, kl_weight: float, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         needed = ctx.needs_input_grad[0]
-        size, tokens = head_student.chunk() if needed else SLICED_TOKENS, head_student.tokens()
+        size, tokens = 2 * head_student.chunk() if needed else SLICED_TOKENS, head_student.tokens()
         sums_2, grads, N = torch.zeros(2), [], len(student_ND)
         for student_CD, teacher_CD, next_C in zip(*(one.split(size) for one in (student_ND, teacher_ND, next_N)),
                                                   strict=True):
@@ -282,26 +270,29 @@ class SlicedChunk:
                  keep: bool) -> None:
         """next_C: the places of the next tokens in the slices. keep: whether `gradient` will be called."""
         self.next_C, self.temperature = next_C, temperature
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        """The logits of both models for each slice; empty if no gradient is needed."""
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        """For each slice: the probabilities of both models inside the slice, and the logits of the pruned model. Empty
+        if no gradient is needed."""
         sums, gaps, first, said_C = [], [], 0, torch.empty(len(next_C))
         for z_CW, other_CW in zip(dense, pruned, strict=True):
-            if keep:
-                self.kept.append((z_CW, other_CW))
             inside, ids = self._targets(first, z_CW)
             said_C[inside] = other_CW[inside, ids]
             first += z_CW.shape[-1]
-            plain_C = other_CW.logsumexp(dim=-1)
-            if temperature != 1.0:
-                z_CW, other_CW = z_CW / temperature, other_CW / temperature
-            dense_C = z_CW.logsumexp(dim=-1)
-            gaps.append(((z_CW - dense_C[:, None]).exp_() * (z_CW - other_CW)).sum(dim=-1))
-            sums.append((dense_C, plain_C if temperature == 1.0 else other_CW.logsumexp(dim=-1), plain_C))
-        by_slice = [torch.stack(one, dim=-1) for one in zip(*sums, strict=True)]
-        self.dense_C, self.pruned_C, self.plain_C = (one_CB.logsumexp(dim=-1) for one_CB in by_slice)
+            p_CW, dense_C = _softmax(z_CW / temperature)
+            if keep or temperature != 1.0:
+                q_CW, pruned_C = _softmax(other_CW / temperature)
+            plain_C = pruned_C if keep and temperature == 1.0 else other_CW.logsumexp(dim=-1)
+            gaps.append((p_CW * (z_CW - other_CW)).sum(dim=-1) / temperature)
+            sums.append((dense_C, plain_C if temperature == 1.0 else pruned_C, plain_C))
+            if keep:
+                self.kept.append((p_CW, q_CW, other_CW))
+        # B slices
+        self.dense_CB, self.pruned_CB, plain_CB = (torch.stack(one, dim=-1) for one in zip(*sums, strict=True))
+        self.dense_C, self.pruned_C, self.plain_C = (
+            one_CB.logsumexp(dim=-1) for one_CB in (self.dense_CB, self.pruned_CB, plain_CB))
         # KL(p || q) = sum_v p_v (z_v - z'_v) / tau - log Z + log Z'
-        kl_C = (by_slice[0].softmax(dim=-1) * torch.stack(gaps, dim=-1)).sum(dim=-1) - self.dense_C + self.pruned_C
-        self.sums_2 = torch.stack((kl_C.sum(), (self.plain_C - said_C).sum()))
+        gap_C = (self.dense_CB.softmax(dim=-1) * torch.stack(gaps, dim=-1)).sum(dim=-1)
+        self.sums_2 = torch.stack(((gap_C - self.dense_C + self.pruned_C).sum(), (self.plain_C - said_C).sum()))
 
     def gradient(self, head: Head, kl_weight: float) -> Tensor:
         """Gradient of lambda tau^2 KL + (1 - lambda) CE, summed over the tokens, with respect to the prepared states;
@@ -311,24 +302,35 @@ class SlicedChunk:
     def _of_logits(self, soft_cap: float | None, kl_weight: float) -> Iterator[Tensor]:
         """The gradient of the logits before the soft cap, for each slice."""
         tau, first = self.temperature, 0
-        for z_CW, other_CW in self.kept:
+        # probabilities of the slices: with them, p_v inside a slice becomes p_v
+        p_CB, q_CB = (self.dense_CB - self.dense_C[:, None]).exp(), (self.pruned_CB - self.pruned_C[:, None]).exp()
+        for number, (p_CW, q_CW, other_CW) in enumerate(self.kept):
             # dL/dz' = lambda tau (q - p) + (1 - lambda) (q at temperature 1 - the next token)
-            p_CW = (z_CW / tau - self.dense_C[:, None]).exp_()
-            q_CW = (other_CW / tau - self.pruned_C[:, None]).exp_()
-            grad_CW = (q_CW - p_CW).mul_(kl_weight * tau)
-            grad_CW.add_(q_CW if tau == 1.0 else (other_CW - self.plain_C[:, None]).exp_(), alpha=1 - kl_weight)
-            inside, ids = self._targets(first, z_CW)
+            share = kl_weight * tau + (1 - kl_weight if tau == 1.0 else 0.0)
+            grad_CW = q_CW.mul_(share * q_CB[:, number, None])
+            grad_CW.addcmul_(p_CW, p_CB[:, number, None], value=-kl_weight * tau)
+            if tau != 1.0:
+                grad_CW.add_((other_CW - self.plain_C[:, None]).exp_(), alpha=1 - kl_weight)
+            inside, ids = self._targets(first, q_CW)
             grad_CW[inside, ids] -= 1 - kl_weight
             if soft_cap is not None:
                 # d(cap tanh(x / cap)) / dx = 1 - tanh(x / cap)^2
                 grad_CW.mul_(1 - (other_CW / soft_cap).square_())
-            first += z_CW.shape[-1]
+            first += grad_CW.shape[-1]
             yield grad_CW
 
     def _targets(self, first: int, slice_CW: Tensor) -> tuple[Tensor, Tensor]:
         """The positions whose next token is in the slice that begins at `first`, and these tokens' places in it."""
         inside = ((self.next_C >= first) & (self.next_C < first + slice_CW.shape[-1])).nonzero()[:, 0]
         return inside, self.next_C[inside] - first
+
+
+def _softmax(z_CW: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax and log sum exp of each row."""
+    top_C1 = z_CW.amax(dim=-1, keepdim=True)
+    e_CW = (z_CW - top_C1).exp_()
+    sum_C1 = e_CW.sum(dim=-1, keepdim=True)
+    return e_CW.div_(sum_C1), (top_C1 + sum_C1.log())[:, 0]
 
 
 def _check(student_STD: Tensor, teacher_STD: Tensor, ids_ST: Tensor, kl_weight: float, temperature: float) -> None:

@@ -11,9 +11,9 @@ from kdp_core.base.records import Selection
 from kdp_core.methods._judge import RankError
 from kdp_core.methods._search.objectives import drawn
 from kdp_core.methods._select import BlockError
-from kdp_core.methods.searching.fragility import compose, estimates, rank
+from kdp_core.methods.searching.fragility import compose, estimated_kl, estimates, rank
 from kdp_core.model import checkpoints
-from kdp_core.model.distil import estimated_kl, head_of, to_head
+from kdp_core.model.distil import head_of, to_head
 from kdp_core.model.families import decoder_layers, family_of
 from kdp_core.model.sizes import part_params
 from kdp_core.model.surgery import drop_parts
