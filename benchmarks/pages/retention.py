@@ -10,7 +10,8 @@ from marked import written
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
-TABLES = {"retention": ("smollm2-135m", 0.25), "retention at 0.20": ("smollm2-135m", 0.2)}
+TABLES = {"retention": ("smollm2-135m", 0.25), "retention at 0.20": ("smollm2-135m", 0.2),
+          "retention at 0.30": ("smollm2-135m", 0.3)}
 """Name in the marker lines -> model and ratio of the table."""
 PLACES = {"README.md": ("retention",), "docs/kdp.md": tuple(TABLES)}
 """Page -> names of its tables."""
