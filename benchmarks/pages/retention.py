@@ -11,7 +11,7 @@ from marked import written
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs/data"
 TABLES = {"retention": ("smollm2-135m", 0.25), "retention at 0.20": ("smollm2-135m", 0.2),
-          "retention at 0.30": ("smollm2-135m", 0.3)}
+          "retention at 0.30": ("smollm2-135m", 0.3), "retention of Gemma 3": ("gemma3-270m", 0.25)}
 """Name in the marker lines -> model and ratio of the table."""
 PLACES = {"README.md": ("retention",), "docs/kdp.md": tuple(TABLES)}
 """Page -> names of its tables."""
@@ -41,7 +41,8 @@ def table(model: str, ratio: float) -> str:
 
 def cells(row: pd.Series) -> list[str]:
     """The cells of a row between the name of the method and the comparison with our best method."""
-    texts = [f"{row[f'ppl_ratio_{name}']:.2f} ×" for name in ("news", "wiki", "web")]
+    ratios = [row[f"ppl_ratio_{name}"] for name in ("news", "wiki", "web")]
+    texts = [f"{ratio:.2f} ×" if ratio < 1000 else f"{ratio:,.0f} ×" for ratio in ratios]
     return [f"{100 * row['params_removed']:.1f}", f"{row['acc']:.1f} ± {row['acc_stderr']:.1f}",
             f"{row['acc_above_chance_retained']:.0f}", *texts, f"{row['speedup_prefill']:.2f} ×",
             f"{row['speedup_decode']:.2f} ×", f"{row['fit_seconds'] / 60:.0f}" if row["ratio"] else ""]

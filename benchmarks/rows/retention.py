@@ -75,7 +75,7 @@ FIRST = ("model", "method", "group", "ratio", "seed", "params_removed", "acc", "
 def write_tables(measured: Mapping[str, tuple[Row, list[Row]]], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write both tables. `measured` has for each model its dense row and the rows of its pruned versions."""
     lines, tests = [], []
-    for model, (dense, rows) in measured.items():
+    for model, (dense, rows) in sorted(measured.items()):
         lines += [entry(row, dense) for row in [dense, *rows]]
         tests += compared(model, rows, dense)
     frame = pd.DataFrame(lines)
