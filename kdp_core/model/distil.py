@@ -237,12 +237,13 @@ class _Sliced(torch.autograd.Function):
     def forward(ctx: Any, student_ND: Tensor, teacher_ND: Tensor, next_N: Tensor, head_student: Head,
                 head_teacher: Head, kl_weight: float, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         needed = ctx.needs_input_grad[0]
+        # about six matrices of CHUNK_NUMBERS are in memory: the probabilities and the logits of twice as many tokens
         size, tokens = 2 * head_student.chunk() if needed else SLICED_TOKENS, head_student.tokens()
         sums_2, grads, N = torch.zeros(2), [], len(student_ND)
         for student_CD, teacher_CD, next_C in zip(*(one.split(size) for one in (student_ND, teacher_ND, next_N)),
                                                   strict=True):
             chunk = SlicedChunk(head_teacher.slices(teacher_CD, tokens), head_student.slices(student_CD),
-                                 head_student.places(next_C), temperature, keep=needed)
+                                head_student.places(next_C), temperature, keep=needed)
             sums_2 += chunk.sums_2
             if needed:
                 grads.append(chunk.gradient(head_student, kl_weight).div_(N).to(student_ND.dtype))

@@ -28,7 +28,7 @@ from torch.nn.functional import cosine_similarity
 
 from kdp_core.base.records import Tokens
 from kdp_core.methods._judge import RankError
-from kdp_core.methods._outputs import Compared
+from kdp_core.model.distil import token_losses
 from kdp_core.model.passes import Passes
 
 Goal = Literal["loss", "kl", "margin", "accuracy", "last_state"]
@@ -102,9 +102,12 @@ def _loss(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, ids_ST: Tensor
     return -_log_probabilities(passes, x_ND, next_SP.flatten()).double().mean().item()
 
 
+@torch.no_grad()
 def _divergence(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, chosen: list[int]) -> float:
-    # KL(p || q) = sum_v p_v (log p_v - log q_v); the path is empty, since both are last states
-    return Compared(passes, dense_STD[:, chosen], len(last_STD)).divergence([], last_STD[:, chosen])
+    student_ND, dense_ND = (passes.to_head(h_STD[:, chosen]).flatten(0, 1) for h_STD in (last_STD, dense_STD))
+    # KL(p || q) = sum_v p_v (log p_v - log q_v); cross-entropy, and so the next tokens, are not used
+    next_N = torch.zeros(len(student_ND), dtype=torch.int64)
+    return token_losses(student_ND, dense_ND, next_N, passes.head, passes.head, kl_weight=1.0).kl_nats.item()
 
 
 def _turned(passes: Passes, last_STD: Tensor, dense_STD: Tensor, *, chosen: list[int]) -> float:
