@@ -65,7 +65,7 @@ def joint(setup: Setup) -> Row:
     def update() -> None:
         _outputs._update(passes, path, data, which, adam, shared.POSITIONS, 0.5, generator)
 
-    bare = shared.bare(passes, path, data.start_STD[which], data.final_STD[which])
+    bare = shared.bare(passes, path, data.start(which), data.final(which))
     times = in_turns({"update": update, "bare": bare}, setup.repeats)
     return times.row("an update of joint training", "update", "bare", target=0.85,
                      against="bare forward and backward pass")
@@ -97,6 +97,12 @@ def outputs(setup: Setup) -> list[Row]:
             times = in_turns({"sliced": lambda run=run: run(loss), "whole": lambda run=run: run(whole)}, setup.repeats)
             rows.append(times.row(f"{what} of {count} tokens at the outputs{name}", "sliced", "whole",
                                   against="all logits at once"))
+    for tokens in (1, setup.size(128, 4)):
+        heads = {"rare": RareHead(rare), "dense": dense.linear}
+        times = in_turns({name: torch.no_grad()(lambda head=head, tokens=tokens: head(x_ND[:tokens]))
+                          for name, head in heads.items()}, setup.repeats)
+        rows.append(times.row(f"all logits of {tokens} token{'s' * (tokens > 1)}, head with rare rows", "rare", "dense",
+                              against="the dense head"))
     return rows
 
 

@@ -111,7 +111,10 @@ def test_a_lookup_gives_the_scaled_row_and_the_head_multiplies_by_the_rows(embed
     ids, h = torch.tensor([[0, 7, 19], [5, 5, 2]]), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
     rows = embedding.rows()
     assert torch.allclose(embedding(ids), 2.5 * rows[ids], atol=1e-6)
-    assert torch.allclose(RareHead(embedding)(h), h @ rows.T, atol=1e-5)
+    for states in (h[0], h, h.view(2, 2, WIDTH), h[:, None]):
+        assert torch.allclose(RareHead(embedding)(states), states @ rows.T, atol=1e-5)
+    # the loss of transformers views the logits of all sequences as one list of tokens
+    assert RareHead(embedding)(h.view(2, 2, WIDTH)).view(-1, VOCABULARY).shape == (4, VOCABULARY)
     frequent = (embedding.place < FREQUENT).nonzero()[:, 0]
     assert torch.equal(rows[frequent], embedding.frequent[embedding.place[frequent].long()])
 
