@@ -126,9 +126,10 @@ def calibrate(setup: Setup, seed: int, sequences: int) -> Calibrated:
         setup.dense, setup.config, sequences=sequences, seed=seed, vocabulary=setup.facts.vocabulary))
 
 
-def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens]) -> Calibrated:
-    """Make tokens, states and similarity for one calibration seed, unless they are on disk. `pack` makes the tokens."""
-    at = setup.folder / f"seed{seed}"
+def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens], end: str = "") -> Calibrated:
+    """Make tokens, states and similarity for one calibration seed, unless they are on disk. `pack` makes the tokens,
+    and `end` is the end of the folder's name."""
+    at = setup.folder / f"seed{seed}{end}"
     tokens, states, alike = at / "tokens.safetensors", at / "hidden.zarr", at / "similarity.safetensors"
     if not alike.exists():
         store.write(tokens, pack())

@@ -17,7 +17,8 @@ run, on this machine or another, are not measured again and enter the tables. Th
     <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance).
-Methods that remove whole layers miss a ratio by up to half a layer; params_removed gives the share that was removed.
+A row such as kdp_narrow@4000 has its own number of calibration sequences. Methods that remove whole layers miss a ratio
+by up to half a layer; params_removed gives the share that was removed.
 """
 import argparse
 import logging
@@ -84,6 +85,8 @@ VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
     "kdp_narrow_rare": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1}}),
+    "kdp_narrow_full": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33},
+                                                 "compose": {"epochs": 1, "positions": LENGTH}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
@@ -97,7 +100,8 @@ VARIANTS: dict[str, Variant] = {
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding. `kdp_narrow_all` trains all matrices
+`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding, and `kdp_narrow_full` moreover
+compares the outputs at all positions while it trains. `kdp_narrow_all` trains all matrices
 of its narrowed parts, so it belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept`
 does not change the weights that it keeps. `kdp_residual_cka` orders layers by their similarity, without a search. The
 paper of ZipLM draws 1,000 times."""
@@ -169,10 +173,12 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
 def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.Namespace) -> None:
     """Fit, fold and score the model of one row."""
     row = row_path(dense.setup.folder, name, ratio, seed)
-    at, variant, checkpoint = row.with_suffix(""), VARIANTS[name.removesuffix(FT)], row.with_suffix("") / "checkpoint"
-    about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed, "sequences": options.sequences}
+    at, variant = row.with_suffix(""), VARIANTS[tables.plain(name).removesuffix(FT)]
+    checkpoint, sequences = at / "checkpoint", tables.sequences_of(name, options.sequences)
+    about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed, "sequences": sequences}
     calibrated = protocol.calibrated(dense.setup, seed, lambda: mix(
-        dense.setup.dense, options.data, options.sequences, seed, dense.setup.facts.vocabulary))
+        dense.setup.dense, options.data, sequences, seed, dense.setup.facts.vocabulary),
+        "" if sequences == options.sequences else f"-{sequences}")
     try:
         selection, search_seconds = protocol.chosen(variant, dense.setup, calibrated, ratio)
         plan, seconds, _ = protocol.fitted(variant, dense.setup, calibrated, selection)
@@ -187,7 +193,7 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
     speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=LENGTH, decode_steps=16, repeats=5)
     found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
-    group = "finetuned" if name in TUNED else "structured"
+    group = "finetuned" if tables.plain(name) in TUNED else "structured"
     store.write_json(row, {**about, "group": group, "params_removed": pruned.params_removed,
                            "fit_seconds": seconds + search_seconds, "peak_gib": peak,
                            "speedup_prefill": speed.speedup_prefill, "speedup_decode": speed.speedup_decode, **found})
@@ -228,7 +234,8 @@ def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[st
     for row in rows:
         pairs = [(f"{task} items", len(values), limits.get(task, 0))
                  for task, values in row.get("outcomes", {}).items()]
-        pairs += [("calibration sequences", row.get("sequences", options.sequences), options.sequences)]
+        wanted = tables.sequences_of(row["method"], options.sequences)
+        pairs += [("calibration sequences", row.get("sequences", wanted), wanted)]
         for what, own, here in pairs:
             if own != here:
                 raise SystemExit(f"{path}: {row['model']}, {row['method']} was measured on {own} {what}, and this run "
@@ -282,6 +289,14 @@ def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def row_name(text: str) -> str:
+    """The name of a row on the command line."""
+    if tables.plain(text) not in (*VARIANTS, *TUNED):
+        raise argparse.ArgumentTypeError(f"there is no row {text}; take one of {', '.join([*VARIANTS, *TUNED])}, or "
+                                         "one with its own number of sequences, such as kdp_narrow@4000")
+    return text
+
+
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -289,8 +304,9 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["smollm2-135m"], choices=list(MODELS),
                         help="models (smollm2-135m)")
     structured = [name for name in VARIANTS if name not in TUNED]
-    parser.add_argument("--rows", nargs="+", default=structured, choices=[*structured, *TUNED], metavar="ROW",
-                        help=f"rows to measure, of {', '.join([*structured, *TUNED])} (all that are not fine-tuned)")
+    parser.add_argument("--rows", nargs="+", default=structured, type=row_name, metavar="ROW",
+                        help=f"rows to measure, of {', '.join([*structured, *TUNED])} (all that are not fine-tuned), "
+                             "also with their own number of sequences, such as kdp_narrow@4000")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")

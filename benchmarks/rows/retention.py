@@ -5,6 +5,7 @@ and 0 for a wrong one. In the file of rows each line is a row as JSON, and the o
 these digits.
 """
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,24 @@ from kdp_core.results import paired
 from kdp_core.score.benchmarks import BENCHMARKS
 
 Row = Mapping[str, Any]
+NAME = re.compile(r"(?P<variant>\w+)(@(?P<sequences>[1-9]\d*))?(?P<tuned>\+\w+)?")
+"""The name of a row: a variant, its own number of calibration sequences, and the suffix of the fine-tuned rows."""
 OURS = "kdp_"
 """Prefix of the names of this project's methods."""
 HELDOUT = ("news", "wiki", "web")
 """Held-out texts."""
+
+
+def plain(name: str) -> str:
+    """The name of a row without the number of calibration sequences."""
+    found = NAME.fullmatch(name)
+    return found["variant"] + (found["tuned"] or "") if found else name
+
+
+def sequences_of(name: str, default: int) -> int:
+    """The number of calibration sequences of a row: its own number, or that of the run."""
+    found = NAME.fullmatch(name)
+    return int(found["sequences"]) if found and found["sequences"] else default
 
 
 def read_rows(path: Path) -> list[Row]:

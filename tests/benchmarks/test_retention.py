@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdp_core.base import store
 from kdp_core.methods import METHODS, check_options
 from tests import pico
 from tests.benchmarks.command import FOLDER, load, write_project
@@ -60,7 +61,8 @@ def done(benchmark, tmp_path_factory):
     module, root = benchmark
     out = tmp_path_factory.mktemp("out")
     given = ["--data", str(root / "sets"), "--out", str(out), "--models", "pico", "--rows", "kdp_narrow_closed",
-             "shortgpt", "shortgpt+lora", "remove", "--ratios", "0.2", "--sequences", "34", "--threads", "1", "--alone"]
+             "shortgpt", "shortgpt+lora", "remove", "remove@68", "--ratios", "0.2", "--sequences", "34", "--threads",
+             "1", "--alone"]
     # every task counts, since no pico model is above chance
     patch = pytest.MonkeyPatch()
     patch.setattr(module.tables, "counted_tasks", lambda dense: list(dense["outcomes"]))
@@ -76,7 +78,7 @@ def test_options_are_those_of_the_methods():
 def test_the_table_has_the_promised_columns_and_a_row_for_each(done):
     _, frame, out, _ = done
     assert list(frame)[:len(COLUMNS)] == COLUMNS
-    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "shortgpt+lora", "remove"}
+    assert set(frame["method"]) == {"dense", "kdp_narrow_closed", "shortgpt", "shortgpt+lora", "remove", "remove@68"}
     assert frame.loc[frame["group"] == "finetuned", "method"].tolist() == ["shortgpt+lora"]
     pruned = frame[frame["ratio"] == 0.2]
     assert pruned["params_removed"].between(0.12, 0.28).all() and (pruned["fit_seconds"] >= 0).all()
@@ -98,7 +100,7 @@ def test_accuracies_and_their_share_above_chance_are_those_of_the_items(done):
 def test_each_neighbour_is_compared_with_the_best_of_ours_item_by_item(done):
     _, frame, out, _ = done
     pairs = pd.read_csv(out / "retention_tests.csv").set_index("method")
-    assert set(pairs.index) == {"shortgpt", "remove"} and set(pairs["ours"]) == {"kdp_narrow_closed"}
+    assert set(pairs.index) == {"shortgpt", "remove", "remove@68"} and set(pairs["ours"]) == {"kdp_narrow_closed"}
     acc = frame.set_index("method")["acc"]
     for name, pair in pairs.iterrows():
         assert pair["difference"] == pytest.approx(acc["kdp_narrow_closed"] - acc[name], abs=1e-4)
@@ -112,7 +114,7 @@ def test_no_row_is_measured_twice_and_the_plan_says_what_is_left(done, monkeypat
     assert again["acc"].tolist() == pytest.approx(frame["acc"].tolist())
     assert "pico: 0 rows to measure" in capsys.readouterr().out
     module.main([*given, "--ratios", "0.2", "0.3", "--plan"])
-    assert "pico: 4 rows to measure" in capsys.readouterr().out
+    assert "pico: 5 rows to measure" in capsys.readouterr().out
 
 
 def test_rows_of_earlier_runs_enter_the_tables_and_are_not_measured_again(done, tmp_path, monkeypatch):
@@ -131,6 +133,20 @@ def test_rows_of_other_items_are_refused(done):
     rows = out / "retention_rows.jsonl"
     with pytest.raises(SystemExit, match="was measured on 8 lambada_openai items, and this run has 6; set --items"):
         module.main([*given, "--items", "6", "--earlier", str(rows)])
+
+
+def test_a_row_may_have_its_own_number_of_calibration_sequences(done, tmp_path, capsys):
+    module, frame, out, given = done
+    assert frame.set_index("method")["sequences"].loc[["remove", "remove@68"]].tolist() == [34, 68]
+    assert [len(store.read(out / f"retention/pico/{name}/tokens.safetensors").ids_ST)
+            for name in ("seed0", "seed0-68")] == [34, 68]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((out / "retention_rows.jsonl").read_text().replace('"sequences": 68', '"sequences": 67'))
+    with pytest.raises(SystemExit, match="remove@68 was measured on 67 calibration sequences, and this run has 68;"):
+        module.main([*given, "--earlier", str(rows)])
+    with pytest.raises(SystemExit):
+        module.main([*given, "--rows", "remov@68"])
+    assert "there is no row remov@68; take one of kdp_narrow, " in capsys.readouterr().err
 
 
 def test_a_ratio_out_of_reach_is_a_row_with_its_reason(done):
