@@ -144,9 +144,9 @@ def joint(bench: Bench) -> Row:
     stand_ins = torch.nn.ModuleList(built(module) for module in modules).to(bench.device)
     path, which = path_of(modules, list(stand_ins), first, last), torch.arange(shared.BATCH)
     # the last state is used for the state before the first block, because the speed is the same
-    data = _outputs.Data(bench.states.state(first)[:8], bench.states.state(last)[:8], bench.tokens.ids_ST[:8])
+    data = _outputs.Data(bench.states.reader(first), bench.states.reader(last), bench.tokens.ids_ST[:8])
     adam, generator = torch.optim.Adam(stand_ins.parameters(), lr=1e-6), torch.Generator().manual_seed(0)
-    start_BTD, final_BTD = (states[which].to(bench.device, bench.dtype) for states in data[:2])
+    start_BTD, final_BTD = (read(which).to(bench.device, bench.dtype) for read in data[:2])
     times = bench.in_turns({
         "update": lambda: _outputs._update(passes, path, data, which, adam, shared.POSITIONS, 0.5, generator),
         "bare": shared.bare(passes, path, start_BTD, final_BTD)})

@@ -11,7 +11,7 @@ both).
 """
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +35,12 @@ KEPT_NUMBERS = 2**27
 
 
 class Data(NamedTuple):
-    """The data that training reads: states at the start of the path, final states of the dense model, and token ids."""
-    start_STD: Tensor
-    final_STD: Tensor
+    """The data that training reads. States are read for each minibatch, so the memory does not depend on the number of
+    sequences."""
+    start: Callable[[Tensor], Tensor]
+    """Reads the states at the start of the path for the sequences with these numbers, (S, T, D)."""
+    final: Callable[[Tensor], Tensor]
+    """Reads the last states of the dense model for the sequences with these numbers, (S, T, D)."""
     ids_ST: Tensor
     head: Head | None = None
     """The output head of the dense model; None if the pruned model has the same head."""
@@ -46,7 +49,7 @@ class Data(NamedTuple):
 def data_of(hidden: HiddenStates, tokens: Tokens, start: int) -> Data:
     """The data for training a path of layers whose input is state `start`. The layers before this state are unchanged
     layers of the dense model."""
-    return Data(hidden.state(start), hidden.state(hidden.layers[-1]), tokens.ids_ST)
+    return Data(hidden.reader(start), hidden.reader(hidden.layers[-1]), tokens.ids_ST)
 
 
 def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], kept: Tensor, held: Tensor, *,
@@ -87,8 +90,8 @@ def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: t
     """One update. Returns the KL in nats per token, summed over the sequences of the update."""
     # the last position has no next token, so it is not compared
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
-    h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
-    losses = _loss(passes, h_BTD[:, chosen], data.final_STD[which][:, chosen], data.ids_ST[which][:, chosen + 1],
+    h_BTD = passes.run(data.start(which).to(passes.device, passes.model.dtype), path)
+    losses = _loss(passes, h_BTD[:, chosen], data.final(which)[:, chosen], data.ids_ST[which][:, chosen + 1],
                    data.head, kl_weight)
     descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)
     return losses.kl_nats.item() * len(which)
@@ -107,8 +110,8 @@ def judge(passes: Passes, path: list[Step], data: Data, held: Tensor, batch: int
     """The loss and KL(dense || pruned) on the sequences `held`, in nats per token."""
     loss = kl = 0.0
     for which in held.split(batch):
-        h_BTD = passes.run(data.start_STD[which].to(passes.device, passes.model.dtype), path)
-        losses = _loss(passes, h_BTD[:, :-1], data.final_STD[which][:, :-1], data.ids_ST[which][:, 1:],
+        h_BTD = passes.run(data.start(which).to(passes.device, passes.model.dtype), path)
+        losses = _loss(passes, h_BTD[:, :-1], data.final(which)[:, :-1], data.ids_ST[which][:, 1:],
                        data.head, kl_weight)
         loss, kl = loss + losses.loss.item() * len(which), kl + losses.kl_nats.item() * len(which)
     return {"heldout_loss": loss / len(held), "heldout_kl": kl / len(held)}

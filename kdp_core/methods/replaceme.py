@@ -267,13 +267,13 @@ def _pairs(passes: Passes, hidden: HiddenStates, which: Tensor, keep_ST: Tensor,
     last = passes.layers[start - 1].get_submodule(family_of(passes.model).parts["mlp"].writer)
     hook = last.register_forward_hook(lambda module, args, output: caught.append(output))
     try:
-        h_BTD = passes.layer(start - 1, hidden.state(start - 1)[which].to(passes.device, passes.model.dtype))
+        h_BTD = passes.layer(start - 1, hidden.state(start - 1, which).to(passes.device, passes.model.dtype))
     finally:
         hook.remove()
     keep_BT = keep_ST[which]
     m_ND = caught[0].view(h_BTD.shape).cpu()[keep_BT].double()
     rest_ND = h_BTD.cpu()[keep_BT].double() - m_ND
-    return _Fit(m_ND, hidden.state(stop)[which][keep_BT].double() - rest_ND, rest_ND)
+    return _Fit(m_ND, hidden.state(stop, which)[keep_BT].double() - rest_ND, rest_ND)
 
 
 def _absorbed(model: nn.Module, layer: int, t_DD: Tensor) -> dict[str, Tensor]:

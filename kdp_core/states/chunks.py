@@ -66,6 +66,25 @@ def floats(array: zarr.Array, place: int) -> Tensor:
     return found
 
 
+def rows(array: zarr.Array, place: int, which: Tensor) -> Tensor:
+    """The values at index `place` of the first axis and the indices `which` of the second axis, as float32. Only the
+    chunks that contain these indices are read. The chunks must be whole on all other axes. Raises LostChunk."""
+    first, inside = divmod(place, array.chunks[0])
+    size = array.chunks[1]
+    found = torch.from_numpy(np.empty((len(which), *array.shape[2:]), np.float32))
+    chunk = np.empty(array.chunks, array.dtype.newbyteorder("<"))
+    beyond = (0,) * (array.ndim - 2)
+    places = [(first, number, *beyond) for number in (which // size).unique().tolist()]
+    check_files(array, places)
+    announce(_file(array, at) for at in places)
+    for at in places:
+        with _file(array, at).open("rb", buffering=0) as file:
+            file.readinto(chunk)
+        mine = which // size == at[1]
+        found[mine] = torch.from_numpy(chunk[inside])[which[mine] % size].float()
+    return found
+
+
 def announce(files: Iterable[Path]) -> None:
     """Tell the operating system that these files are read soon, if it has such a call."""
     if not hasattr(os, "posix_fadvise"):
@@ -77,8 +96,13 @@ def announce(files: Iterable[Path]) -> None:
 
 def check(array: zarr.Array, places: Iterable[int]) -> None:
     """Raise LostChunk if a chunk at one of these indices of the first axis is missing or too short."""
+    check_files(array, itertools.product(places, *map(range, array.cdata_shape[1:])))
+
+
+def check_files(array: zarr.Array, places: Iterable[tuple[int, ...]]) -> None:
+    """Raise LostChunk if one of these chunks is missing or too short."""
     size = math.prod(array.chunks) * array.dtype.itemsize
-    for place in itertools.product(places, *map(range, array.cdata_shape[1:])):
+    for place in places:
         file = _file(array, place)
         if (found := file.stat().st_size if file.is_file() else 0) != size:
             raise LostChunk(f"{file} holds {found} bytes of {size}, so values are lost; delete {array.store.root} and "

@@ -74,10 +74,20 @@ class HiddenStates(NamedTuple):
     width: int
     provenance: dict[str, Any]
 
-    def state(self, layer: int) -> Tensor:
-        """State `layer`, float32 (S, T, D). Raises HiddenError if the state is not stored, and LostChunk if a chunk is
-        missing."""
+    def state(self, layer: int, which: Tensor | None = None) -> Tensor:
+        """State `layer`, float32 (S, T, D). With `which`, only these sequences are read from the disk.
+
+        Raises HiddenError if the state is not stored, and LostChunk if a chunk is missing.
+        """
+        if which is not None:
+            return self.reader(layer)(which)
         return chunks.floats(zarr.open_group(self.path, mode="r")["states"], self.index(layer))
+
+    def reader(self, layer: int) -> Callable[[Tensor], Tensor]:
+        """A function that reads state `layer` of the given sequences, float32 (S, T, D). A training calls it for each
+        minibatch, so that its memory does not depend on the number of sequences."""
+        states, index = zarr.open_group(self.path, mode="r")["states"], self.index(layer)
+        return lambda which: chunks.rows(states, index, which)
 
     def massive(self, layers: list[int]) -> Tensor:
         """Which tokens are massive in at least one of the states of `layers`, bool (S, T)."""

@@ -187,7 +187,7 @@ def first_states(hidden: HiddenStates, sequences: int | None, seed: int) -> Tens
         raise FitError(f"compose.sequences {sequences}: there are {hidden.sequences} calibration sequences; lower it "
                        "or add sequences")
     order = torch.randperm(hidden.sequences, generator=torch.Generator().manual_seed(seed))
-    return hidden.state(0)[order[:wanted].sort().values]
+    return hidden.state(0, order[:wanted].sort().values)
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     if epochs:
         data = _outputs.data_of(hidden, tokens, 0)
         if embedding:
-            data = data._replace(start_STD=rare.start_states(embedding, tokens.ids_ST), head=dense_head)
+            data = data._replace(head=dense_head,
+                                 start=lambda which: rare.start_states(embedding, tokens.ids_ST[which]))
         curve = _trained(small, trained, hidden.tokens, data, kept, held, epochs=epochs, lr=lr,
                          batch_sequences=batch_sequences, positions=positions, kl_weight=kl_weight, seed=seed,
                          resume=resume)

@@ -51,7 +51,7 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
         model.
     """
     which, found, changed = torch.cat((fitted, held)), [], start_STD is not None
-    h_STD = hidden.state(sizes[0][0].layer)[which] if start_STD is None else start_STD
+    h_STD = hidden.state(sizes[0][0].layer, which) if start_STD is None else start_STD
     for part, count in sizes:
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
         y_STD = goal(passes, hidden, part, None, which, how)
@@ -86,8 +86,8 @@ def inputs(passes: Passes, part: Part) -> int:
 def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, which: Tensor, how: Closed) -> Tensor:
     """The state of the dense model after a part. The model must still have the dense weights of this part."""
     if part.name == PARTS[-1]:
-        return hidden.state(part.layer + 1)[which]
-    given = given or parts.fed(passes, part.layer, part.name, hidden.state(part.layer)[which], how.batch)
+        return hidden.state(part.layer + 1, which)
+    given = given or parts.fed(passes, part.layer, part.name, hidden.state(part.layer, which), how.batch)
     return parts.after(passes, part.layer, part.name, given, how.batch)
 
 

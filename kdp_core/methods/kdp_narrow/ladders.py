@@ -71,7 +71,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     judged, fitted = drawn[:judge_sequences], drawn[judge_sequences:][:fit_sequences]
     model = checkpoints.load_model(dense, device=device, dtype=dtype).requires_grad_(False)
     passes, how, single = Passes(model, hidden.tokens), Closed(ridge, solve, batch_sequences), {}
-    every, compared = parts_of(model), Compared(passes, hidden.state(facts.layers)[judged], batch_sequences)
+    every, compared = parts_of(model), Compared(passes, hidden.state(facts.layers, judged), batch_sequences)
     for part in every:
         for count, loss in ladder(passes, hidden, part, fitted, judged, compared, how).items():
             single[f"{part.layer}.{part.name}.{count}"] = loss
@@ -105,10 +105,8 @@ def ladder(passes: Passes, hidden: HiddenStates, part: Part, fitted: Tensor, jud
     """
     length = inputs(passes, part)
     counts = list(range(part.units)) if length > 1 else [round(part.units * share) for share in RUNGS]
-    # a stored state contains all sequences, so it is read once for fitting and judging
-    h_STD, path = hidden.state(part.layer), range(part.layer, len(passes.layers))
-    h_STD, judged_STD = h_STD[fitted], h_STD[judged]
-    given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
+    judged_STD, path = hidden.state(part.layer, judged), range(part.layer, len(passes.layers))
+    given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer, fitted), how.batch)
     products = products_of(passes, part, given, goal(passes, hidden, part, given, fitted, how), how)
     old_FD = products.old_FD
     kept = kept_units(products.equations(first_ridge(how)), part.units, counts,

@@ -58,15 +58,19 @@ def fed(passes: Passes, layer: int, part: str, h_STD: Tensor, batch: int) -> Fed
     """The inputs of a part if `h_STD` is the input of the part's layer; float32 on the CPU. The layer is run only until
     the writer of the part is reached."""
     found: list[Fed] = []
+    inputs = matrix(writer_of(passes, layer, part)).shape[1]
+    # a list of batches that is joined at the end would need twice the memory
+    made = Fed(torch.empty(h_STD.shape), torch.empty(*h_STD.shape[:2], inputs))
     with _catching(passes, layer, part, found):
-        for h_BTD in h_STD.split(batch):
+        for h_BTD, *made_B in zip(h_STD.split(batch), *(one.split(batch) for one in made), strict=True):
             try:
                 passes.layer(layer, h_BTD.to(passes.device, passes.model.dtype))
             except _Reached:
                 pass
-    # OPT flattens sequences and tokens inside a layer
-    base = torch.cat([one.base_STD.view(-1, *h_STD.shape[1:]) for one in found])
-    return Fed(base, torch.cat([one.f_STF.view(-1, h_STD.shape[1], one.f_STF.shape[-1]) for one in found]))
+            for target_BTX, one in zip(made_B, found.pop(), strict=True):
+                # OPT flattens sequences and tokens inside a layer
+                target_BTX.copy_(one.view(target_BTX.shape))
+    return made
 
 
 @contextmanager

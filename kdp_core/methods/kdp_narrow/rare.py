@@ -84,7 +84,7 @@ def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Te
     from the first FISHER_SEQUENCES of the sequences `fitted`."""
     generator = torch.Generator().manual_seed(seed)
     V, D, fitted = passes.head.linear.out_features, hidden.width, fitted[:FISHER_SEQUENCES]
-    start_STD, path = hidden.state(0)[fitted], list(range(len(passes.layers)))
+    start_STD, path = hidden.state(0, fitted), list(range(len(passes.layers)))
     chances_V, read_DD, write_DD = (torch.zeros(*shape, dtype=torch.float64) for shape in ((V,), (D, D), (D, D)))
     positions = 0
     for h_BTD in start_STD.split(batch):

@@ -50,7 +50,7 @@ def fit_stand_in(block: Block, dictionary: Dictionary | None, h_STD: Tensor, y_S
 
 def fit_alone(model: nn.Module, hidden: HiddenStates, block: Block, sequences: Tensor, fit: Fit) -> Module:
     """The stand-in of one block, fitted on the states of the dense model."""
-    h_STD, y_STD = hidden.state(block[0])[sequences], hidden.state(block[1])[sequences]
+    h_STD, y_STD = hidden.state(block[0], sequences), hidden.state(block[1], sequences)
     return fit_stand_in(block, candidates(model, block, h_STD, y_STD, fit), h_STD, y_STD, fit)
 
 

@@ -100,8 +100,8 @@ def by_divergence(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: Mode
         stand_ins[layer] = built(fit_alone(model, hidden, (layer, layer + 1), fitted, options)).to(model.device)
         logger.info("stand-in of layer %d of %d", layer, eligible[-1])
     passes = Passes(model, hidden.tokens)
-    run = _Run(passes, stand_ins, [hidden.state(k)[judged] for k in range(facts.layers)],
-               Compared(passes, hidden.state(facts.layers)[judged], batch_sequences), batch_sequences)
+    run = _Run(passes, stand_ins, [hidden.state(k, judged) for k in range(facts.layers)],
+               Compared(passes, hidden.state(facts.layers, judged), batch_sequences), batch_sequences)
     removed, rises, single, tried = _greedy(run, eligible, k_max, most)
     return Search(removed, rises, "divergence", k_max, single, tried,
                   {"fit_tokens": len(fitted) * hidden.tokens, "judge_tokens": len(judged) * hidden.tokens,

@@ -187,7 +187,7 @@ class Judge:
     def state(self, layer: int) -> Tensor:
         """h_STD before layer `layer` of the dense model, for the judge's sequences."""
         if layer not in self._states:
-            self._states[layer] = self.hidden.state(layer)[self.sequences]
+            self._states[layer] = self.hidden.state(layer, self.sequences)
         return self._states[layer]
 
     def maps(self, layer: Merged) -> dict[str, Tensor]:

@@ -31,6 +31,25 @@ def test_read_and_written_as_by_zarr(tmp_path, parts, dtype):
         assert found.dtype == torch.float32 and torch.equal(found, torch.from_numpy(values[place]).float())
 
 
+@pytest.mark.parametrize("parts", [(1, 2, 4, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("which", [[0], [6, 0, 3], [5, 5, 4], list(range(7)), []])
+def test_some_rows_are_those_of_the_whole_array(tmp_path, parts, which):
+    values = np.random.default_rng(0).standard_normal(SHAPE).astype("float16")
+    array, wanted = made(tmp_path, "states", parts, "float16"), torch.tensor(which, dtype=torch.int64)
+    array[:] = values
+    for place in range(SHAPE[0]):
+        found = chunks.rows(array, place, wanted)
+        assert found.dtype == torch.float32 and torch.equal(found, torch.from_numpy(values[place]).float()[wanted])
+
+
+def test_only_the_chunks_of_the_rows_are_read_and_a_lost_one_is_named(tmp_path):
+    array = made(tmp_path, "states", PARTS["layer"], "float32")
+    array[:, :4] = 1.0
+    assert chunks.rows(array, 0, torch.tensor([3, 1])).eq(1).all()
+    with pytest.raises(chunks.LostChunk, match="states/c/0/2/0/0 holds 0 bytes"):
+        chunks.rows(array, 0, torch.tensor([3, 4]))
+
+
 def test_a_lost_chunk_is_not_read(tmp_path):
     array = made(tmp_path, "states", PARTS["layer"], "float32")
     array[:2] = 1.0
