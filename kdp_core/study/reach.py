@@ -45,7 +45,12 @@ class Case(NamedTuple):
 class Blank(HiddenStates):
     """Hidden states that have sizes but no values. Reading a state raises Unread."""
 
-    def state(self, layer: int) -> Tensor:
+    def state(self, layer: int, which: Tensor | None = None) -> Tensor:
+        """End the rehearsal by raising Unread. Raises HiddenError for a state that will not be stored."""
+        self.index(layer)
+        raise checkpoints.Unread
+
+    def reader(self, layer: int) -> Callable[[Tensor], Tensor]:
         """End the rehearsal by raising Unread. Raises HiddenError for a state that will not be stored."""
         self.index(layer)
         raise checkpoints.Unread
