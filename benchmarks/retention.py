@@ -246,28 +246,23 @@ def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[st
 def rows_of(dense: Dense, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows of a model, by method: those on disk, and those of earlier runs."""
     own = [store.read_json(path) for path in sorted((dense.setup.folder / "rows").glob("*.json"))]
-    known = {key_of(row) for row in own}
+    known = {tables.key_of(row) for row in own}
     return sorted(own + [row for row in options.earlier if row["model"] == dense.name and row["ratio"]
-                         and key_of(row) not in known], key=key_of)
-
-
-def key_of(row: Mapping[str, Any]) -> tuple[str, float, int]:
-    """What tells the rows of one model apart."""
-    return row["method"], row["ratio"], row["seed"]
+                         and tables.key_of(row) not in known], key=tables.key_of)
 
 
 def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables and the file of all rows."""
-    measured = {dense.name: (dense.scores, rows_of(dense, options)) for dense in denses}
-    others = [row for row in options.earlier if row["model"] not in measured]
+    """Write both tables and the file of all rows. Models that only an earlier run measured are part of them."""
+    measured = tables.by_model(options.earlier) | {
+        dense.name: (dense.scores, rows_of(dense, options)) for dense in denses}
     tables.write_rows(options.out / "retention_rows.jsonl", [
-        *others, *(row for scores, rows in measured.values() for row in [scores, *rows])])
+        row for scores, rows in measured.values() for row in [scores, *rows]])
     return tables.write_tables(measured, options.out)
 
 
 def left(dense: Dense, options: argparse.Namespace) -> list[tuple[str, float, int]]:
     """The rows that are not measured yet, in the order of seeds, ratios and methods."""
-    known = {key_of(row) for row in rows_of(dense, options)}
+    known = {tables.key_of(row) for row in rows_of(dense, options)}
     return [(name, ratio, seed) for seed in options.seeds for ratio in options.ratios for name in options.rows
             if (name, ratio, seed) not in known]
 

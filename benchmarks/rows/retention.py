@@ -46,6 +46,17 @@ def read_rows(path: Path) -> list[Row]:
             for row in rows]
 
 
+def key_of(row: Row) -> tuple[str, float, int]:
+    """What tells the rows of one model apart."""
+    return row["method"], row["ratio"], row["seed"]
+
+
+def by_model(rows: Sequence[Row]) -> dict[str, tuple[Row, list[Row]]]:
+    """Model -> its dense row and the rows of its pruned versions."""
+    return {dense["model"]: (dense, [row for row in rows if row["ratio"] and row["model"] == dense["model"]])
+            for dense in rows if not dense["ratio"]}
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a file of rows, in the order of models, ratios, seeds and methods."""
     lines = []

@@ -128,6 +128,18 @@ def test_rows_of_earlier_runs_enter_the_tables_and_are_not_measured_again(done, 
     assert (tmp_path / "retention_tests.csv").read_text() == (out / "retention_tests.csv").read_text()
 
 
+def test_models_that_only_an_earlier_run_measured_stay_in_the_tables(done, tmp_path):
+    module, frame, out, given = done
+    rows = tmp_path / "earlier.jsonl"
+    own = (out / "retention_rows.jsonl").read_text()
+    rows.write_text(own.replace('"model": "pico"', '"model": "other"') + own)
+    again = module.main([*given, "--out", str(tmp_path), "--earlier", str(rows)])
+    assert again["model"].tolist() == ["other"] * len(frame) + ["pico"] * len(frame)
+    assert again["acc"].tolist() == 2 * frame["acc"].tolist()
+    assert set(pd.read_csv(tmp_path / "retention_tests.csv")["model"]) == {"other", "pico"}
+    assert (tmp_path / "retention_rows.jsonl").read_text() == rows.read_text()
+
+
 def test_rows_of_other_items_are_refused(done):
     module, _, out, given = done
     rows = out / "retention_rows.jsonl"
