@@ -100,11 +100,11 @@ VARIANTS: dict[str, Variant] = {
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
 """Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding, and `kdp_narrow_full` moreover
-compares the outputs at all positions while it trains. `kdp_narrow_all` trains all matrices
-of its narrowed parts, so it belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept`
-does not change the weights that it keeps. `kdp_residual_cka` orders layers by their similarity, without a search. The
-paper of ZipLM draws 1,000 times."""
+`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding. `kdp_narrow_full` is the same, but
+its training compares the outputs at all positions. `kdp_narrow_all` trains all matrices of its narrowed parts, so it
+belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights
+that it keeps. `kdp_residual_cka` orders layers by their similarity, without a search. The paper of ZipLM draws 1,000
+times."""
 FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}
