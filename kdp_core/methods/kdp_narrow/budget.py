@@ -50,15 +50,15 @@ class _Level(NamedTuple):
 
 
 def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, module_params: int,
-              attention_price: Positive = 4.0, rare_price: Positive = 1.0) -> Selection:
+              attention_price: Positive = 4.0, rare_price: Positive = 2.0) -> Selection:
     """Select the number of units that every part keeps at a ratio. `candidates` of the selection has an entry for each
     part, with `layer`, `part`, `kept`, `of`.
 
     ratio: share of all parameters to remove, 0 to 1.
     attention_price: factor of the losses of attentions. 1 uses the measured losses, and a high factor keeps all
         attentions.
-    rare_price: factor of the losses of the embedding, if the search has measured them. The losses are measured on
-        calibration text; a factor above 1 keeps the rows of more tokens for other text.
+    rare_price: factor of the losses of the embedding, if the search has measured them. 1 uses the losses on calibration
+        text; rare rows lose more on text of other kinds, so a higher factor keeps the rows of more tokens.
     k_max: not used.
     module_params: not used; the method has no stand-ins.
     Raises BlockError for a ratio that cannot be reached with these ladders.
@@ -71,7 +71,7 @@ def by_budget(search: Search, facts: ModelFacts, *, ratio: Share, k_max: Count, 
     counts = _counts(ladders, ratio, facts.params_total)
     removed = sum(one.saved(count) for one, count in zip(ladders, counts, strict=True))
     chosen = [{"layer": layer, "part": part, "kept": count, "of": one.units}
-              | ({"rank": search.stats["sizes"][part]["rank"]} if one.fixed else {})
+              | ({name: search.stats["sizes"][part][name] for name in ("rank", "trained")} if one.fixed else {})
               for (layer, part), count, one in zip(names, counts, ladders, strict=True)]
     return no_layer(search, facts, ratio=ratio, k_max=k_max, module_params=module_params)._replace(
         criterion=search.criterion, candidates=chosen, ratio_planned=removed / facts.params_total,

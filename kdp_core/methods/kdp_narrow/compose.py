@@ -133,7 +133,8 @@ def _embedding(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: 
         return None
     known = rare.statistics(passes, hidden, tokens, kept, drawn, batch, seed)
     logger.info("embedding: %d of %d tokens keep their rows", entry["kept"], entry["of"])
-    return rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
+    made = rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
+    return rare.imitated(made, passes, known, rare.outputs(passes, hidden, drawn), seed) if entry["trained"] else made
 
 
 def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], embedding: RareEmbedding | None,

@@ -40,7 +40,7 @@ def refuses(family: Family) -> str:
 def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts, *, k_max: int, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative = 1e-3, fit_sequences: Count = 96,
             judge_sequences: Count = 8, batch_sequences: Count = 8, rare_rank: Chance = 0.0,
-            seed: Natural = 0) -> Search:
+            rare_trained: bool = True, seed: Natural = 0) -> Search:
     """The loss of every part with fewer units. The field `single` of the result contains the losses. The key of a loss
     joins the layer, the part and the number of kept units by dots.
 
@@ -52,6 +52,8 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     rare_rank: rank of the embedding's rows of rare tokens, relative to the width of the model. The budget decides how
         many tokens are rare. 0 leaves the embedding as it is. Only for models whose output head is tied to the
         embedding.
+    rare_trained: whether these rows are trained to the outputs of the dense head; otherwise they keep their closed
+        form.
     seed: seed of the choice of sequences.
     Raises FitError for a family that is refused, for states that are not stored, for too few sequences, and for an
     embedding that cannot be reduced.
@@ -78,10 +80,11 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
     if rare_rank:
         known = rare.statistics(passes, hidden, tokens, drawn[judge_sequences:], fitted, batch_sequences, seed)
-        for count, loss in rare.ladder(passes, tokens, known, rank, judged, compared).items():
+        states_ND = rare.outputs(passes, hidden, drawn[judge_sequences:]) if rare_trained else None
+        for count, loss in rare.ladder(passes, tokens, known, states_ND, rank, judged, compared, seed).items():
             single[f"0.{rare.PART}.{count}"] = loss
             logger.info("embedding: divergence %.4f with %d frequent tokens", loss, count)
-        sizes[rare.PART] = rare.sizes(facts.vocabulary, hidden.width, rank)
+        sizes[rare.PART] = rare.sizes(facts.vocabulary, hidden.width, rank, rare_trained)
     return Search([], [], "divergence", k_max, single, len(single),
                   {"sizes": sizes, "fit_tokens": len(fitted) * hidden.tokens,
                    "judge_tokens": len(judged) * hidden.tokens, "seconds": time.perf_counter() - began})

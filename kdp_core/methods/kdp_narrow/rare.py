@@ -1,4 +1,4 @@
-"""The rows of rare tokens in a tied embedding get low rank, in closed form.
+"""The rows of rare tokens in a tied embedding get low rank: in closed form, and then trained to the outputs.
 
 The ladder of the embedding measures the loss at the outputs if only F tokens keep their rows. The other rows become
 
@@ -10,10 +10,16 @@ in the text would be equally rare. The metric M contains the two uses of a row. 
 so its error is weighted by E[h h']. The first layer reads the row, so its error is weighted by the Fisher information
 E[g g'], where g is the gradient of -log p(y) with respect to the row and y is drawn from the dense model.
 
+A row that is right on average can still be wrong for the head: an error of the logits raises the sum of exp(logits) of
+thousands of rare tokens, so these tokens get too much probability. Therefore P and the mean are trained afterwards, so
+that the new head has the outputs of the dense head on the dense model's states. The coordinates of the tokens in P stay
+as they are, because most rare tokens have hardly any probability in the calibration text. So few numbers are trained
+that 12,000 tokens and one epoch are enough (`imitated`).
+
 GroupReduce (Chen et al., NeurIPS 2018) weights rows by their frequency too, but has no metric. On SmolLM2-135M with
 8,192 frequent tokens and rank 128 the divergence is 1.30 to 1.60 nats; with E[h h'] as the metric of both uses it is
 0.60 to 0.76 nats (docs/decisions.md).
-Axes: S sequences, T tokens, N tokens of all sequences, D width, V vocabulary, U rare tokens, r rank.
+Axes: S sequences, T tokens, N tokens of all sequences, D width, V vocabulary, U rare tokens, r rank, C = r + 1.
 """
 from typing import NamedTuple
 
@@ -22,7 +28,8 @@ from torch import Tensor, nn
 
 from kdp_core.base.records import Tokens
 from kdp_core.methods._outputs import Compared
-from kdp_core.model.distil import Head
+from kdp_core.methods._train import cosine, descend
+from kdp_core.model.distil import Head, token_losses
 from kdp_core.model.families import Family, family_of
 from kdp_core.model.passes import Passes
 from kdp_core.model.stand_ins import RareEmbedding, RareHead
@@ -41,6 +48,15 @@ FISHER_SEQUENCES = 96
 """Largest number of sequences from which the metric is computed."""
 EVERY = 4
 """Every fourth position is compared and counted, because neighbouring positions are alike."""
+HEAD_SEQUENCES = 384
+"""Largest number of sequences on whose outputs basis and mean are trained."""
+HEAD_TOKENS = 128
+"""Number of tokens in an update of basis and mean."""
+RATES = (0.01, 0.03)
+"""Peak learning rates of basis and mean, relative to the root mean square of their entries."""
+READ_PRICE = 20.0
+"""Factor of the divergence that reading the new rows causes. The Fisher information is the divergence of small errors,
+and it is measured on calibration text; both make it too small for other text."""
 RIDGE = 1e-4
 """Ridge of the metric, relative to its mean diagonal."""
 
@@ -51,6 +67,9 @@ class Statistics(NamedTuple):
     """Expected number of occurrences of each token, float64."""
     metric_DD: Tensor
     """float64, mean diagonal 1 + READ_WEIGHT."""
+    fisher_DD: Tensor
+    """Fisher information of a row that the first layer reads, float64. If an occurrence reads e + d instead of e, the
+    outputs change by d' fisher d / 2 nats."""
 
 
 def check_tied(family: Family, config: object, rank: int) -> None:
@@ -72,10 +91,11 @@ def rank_of(share: float, width: int) -> int:
     return round(share * width)
 
 
-def sizes(vocabulary: int, width: int, rank: int) -> dict[str, int]:
+def sizes(vocabulary: int, width: int, rank: int, trained: bool) -> dict[str, int | bool]:
     """The entry of the embedding in the sizes of a search. `fixed` parameters are added, whatever the number of rare
     tokens is."""
-    return {"units": vocabulary, "unit_params": width - rank, "fixed": (rank + 1) * width, "rank": rank}
+    return {"units": vocabulary, "unit_params": width - rank, "fixed": (rank + 1) * width, "rank": rank,
+            "trained": trained}
 
 
 def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Tensor, fitted: Tensor, batch: int,
@@ -107,7 +127,7 @@ def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Te
     ids_N = tokens.ids_ST[counted].flatten()
     frequency_V = torch.bincount(ids_N, minlength=V).double() + chances_V * (len(ids_N) / positions)
     # M = E[h h'] + weight E[g g'], each with mean diagonal 1
-    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD))
+    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD), read_DD / positions)
 
 
 def _scaled(moment_DD: Tensor) -> Tensor:
@@ -141,21 +161,64 @@ def reduced(embedding: nn.Embedding, known: Statistics, frequent: int, rank: int
     return made.requires_grad_(False)
 
 
+def outputs(passes: Passes, hidden: HiddenStates, which: Tensor) -> Tensor:
+    """States that enter the dense model's head, (N, D), for the first HEAD_SEQUENCES of the sequences `which`."""
+    final_STD = hidden.state(hidden.layers[-1], which[:HEAD_SEQUENCES])[:, ::EVERY]
+    with torch.no_grad():
+        return passes.to_head(final_STD.flatten(0, 1).to(passes.device, passes.model.dtype))
+
+
+def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: Tensor, seed: int) -> RareEmbedding:
+    """Train basis and mean in place, so that the head imitates the dense model's head on the states `states_ND`.
+
+    The loss is KL(dense || changed) plus READ_PRICE times the expected divergence that reading the new rows causes:
+        sum_v f_v / f (e_v - e^_v)' fisher (e_v - e^_v) / 2,    over the rare tokens v.
+    """
+    rows_VD = passes.model.get_input_embeddings().weight.detach().double().cpu()
+    order_V = made.place.argsort()
+    share_U = (known.frequency_V / known.frequency_V.sum())[order_V[len(made.frequent):]]
+    rare_VD, code_Ur = rows_VD[order_V[len(made.frequent):]], made.rare.double()
+    made = made.to(passes.device)
+    # e^_v = c_v B with c_v = (rare_v, 1) and B = (basis, mean), so the sum over v is a quadratic function of B
+    code_UC = torch.cat((code_Ur, torch.ones(len(code_Ur), 1)), dim=1)
+    fisher_DD, gram_CC, cross_CD = (one.float().to(passes.device) for one in (
+        known.fisher_DD, code_UC.T @ (share_U[:, None] * code_UC), code_UC.T @ (share_U[:, None] * rare_VD)))
+    weights = [made.basis.requires_grad_(True), made.mean.requires_grad_(True)]
+    adam = torch.optim.Adam([{"params": [weight], "lr": rate * weight.detach().square().mean().sqrt().item()}
+                             for weight, rate in zip(weights, RATES, strict=True)], betas=(0.9, 0.99))
+    order = torch.randperm(len(states_ND), generator=torch.Generator().manual_seed(seed)).split(HEAD_TOKENS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda update: cosine(update, len(order)))
+    head = Head(RareHead(made), passes.head.soft_cap)
+    for which in order:
+        b_CD = torch.cat((made.basis, made.mean[None]))
+        read = ((gram_CC @ b_CD - 2 * cross_CD) * (b_CD @ fisher_DD)).sum() / 2
+        # cross-entropy is not used, so next tokens are not read
+        losses = token_losses(states_ND[which], states_ND[which], torch.zeros(len(which), dtype=torch.int64), head,
+                              passes.head, kl_weight=1.0)
+        descend(losses.loss + READ_PRICE * read, adam, training="rows of rare tokens",
+                remedy="set search.rare_rank to 0")
+        schedule.step()
+    return made.requires_grad_(False).cpu()
+
+
 @torch.no_grad()
 def start_states(embedding: RareEmbedding, ids_ST: Tensor) -> Tensor:
     """States before the first layer, (S, T, D)."""
     return torch.cat([embedding(ids_BT) for ids_BT in ids_ST.split(64)])
 
 
-def ladder(passes: Passes, tokens: Tokens, known: Statistics, rank: int, judged: Tensor,
-           compared: Compared) -> dict[int, float]:
+def ladder(passes: Passes, tokens: Tokens, known: Statistics, states_ND: Tensor | None, rank: int, judged: Tensor,
+           compared: Compared, seed: int) -> dict[int, float]:
     """For each number of frequent tokens: the loss if only the embedding and the head of the dense model are changed.
 
+    states_ND: the result of `outputs`; None if the rows are not trained.
     compared: the dense model's outputs for the sequences `judged`.
     """
     embedding, losses = passes.model.get_input_embeddings(), {}
     for count in sorted({round(embedding.num_embeddings * share) for share in RUNGS} - {0}, reverse=True):
         made = reduced(embedding, known, count, rank)
+        if states_ND is not None:
+            made = imitated(made, passes, known, states_ND, seed)
         head = Head(RareHead(made.to(passes.device, passes.model.dtype)), passes.head.soft_cap)
         start_STD = start_states(made, tokens.ids_ST[judged].to(passes.device))
         losses[count] = compared.divergence(range(len(passes.layers)), start_STD, head)

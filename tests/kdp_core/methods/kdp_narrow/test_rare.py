@@ -3,6 +3,7 @@ import functools
 
 import pytest
 import torch
+from torch.nn import functional
 
 from kdp_core.methods import _outputs
 from kdp_core.methods.kdp_narrow import fit, rare
@@ -12,6 +13,7 @@ from kdp_core.methods.kdp_narrow.fit import Closed
 from kdp_core.methods.kdp_narrow.ladders import parts_of
 from kdp_core.methods.kdp_narrow.rare import Statistics, reduced
 from kdp_core.model import checkpoints
+from kdp_core.model.distil import Head
 from kdp_core.model.passes import Passes
 from kdp_core.model.stand_ins import RareHead
 from kdp_core.prune import finetune
@@ -43,7 +45,8 @@ def random_case(vocabulary=60, width=8):
     embedding.weight.data = torch.randn(vocabulary, width, generator=generator)
     half = torch.randn(width, width, generator=generator, dtype=torch.float64)
     frequency = torch.rand(vocabulary, generator=generator, dtype=torch.float64)
-    return embedding, Statistics(frequency, half @ half.T + torch.eye(width, dtype=torch.float64))
+    metric = half @ half.T + torch.eye(width, dtype=torch.float64)
+    return embedding, Statistics(frequency, metric, metric)
 
 
 def test_frequent_tokens_keep_their_rows_and_a_full_rank_keeps_all():
@@ -70,6 +73,56 @@ def test_no_other_rows_of_this_rank_have_a_smaller_weighted_error():
     values = torch.linalg.svdvals(weight.sqrt()[:, None] * (rows[order] - mean) @ root)
     assert error(reduced(embedding, known, 20, rank).rows()) == pytest.approx(float(values[rank:].square().sum()),
                                                                                rel=1e-2)
+
+
+def dense_case(dense):
+    """The parts of a dense model, statistics, and states that enter its head."""
+    passes = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens)
+    known = rare.statistics(passes, dense.hidden, stored.tokens(), torch.arange(12), torch.arange(8), 4, 0)
+    return passes, known, rare.outputs(passes, dense.hidden, torch.arange(12))
+
+
+def test_the_states_that_enter_the_head_are_those_of_the_dense_model(of_family):
+    dense = of_family("llama")
+    passes, _, states = dense_case(dense)
+    with torch.no_grad():
+        whole = passes.model.base_model(stored.tokens().ids_ST[:12]).last_hidden_state
+    assert torch.allclose(states.view(12, -1, states.shape[-1]), whole[:, ::rare.EVERY], atol=5e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_basis_and_mean_are_trained_to_the_outputs_of_the_dense_head(of_family, monkeypatch, family):
+    for name, value in {"HEAD_TOKENS": 8, "RATES": (0.03, 0.03), "READ_PRICE": 0.0}.items():
+        monkeypatch.setattr(rare, name, value)
+    passes, known, states = dense_case(of_family(family))
+    embedding = passes.model.get_input_embeddings()
+
+    def divergence(made):
+        with torch.no_grad():
+            head = Head(RareHead(made), passes.head.soft_cap)
+            return functional.kl_div(head(states).log_softmax(-1), passes.head(states).log_softmax(-1),
+                                     reduction="sum", log_target=True).item()
+
+    before, after = reduced(embedding, known, 30, 8), reduced(embedding, known, 30, 8)
+    rare.imitated(after, passes, known, states.repeat(20, 1), 0)
+    assert divergence(after) < 0.99 * divergence(before)
+    assert all(torch.equal(getattr(after, name), getattr(before, name)) for name in ("frequent", "rare", "place"))
+    assert not any(weight.requires_grad for weight in after.parameters())
+
+
+def test_a_high_price_of_reading_lowers_the_error_of_the_rows_that_are_read(of_family, monkeypatch):
+    monkeypatch.setattr(rare, "HEAD_TOKENS", 8)
+    passes, known, states = dense_case(of_family("llama"))
+    embedding, errors = passes.model.get_input_embeddings(), {}
+
+    def error(made):
+        d_VD = (made.rows() - embedding.weight).double()
+        return float((known.frequency_V * ((d_VD @ known.fisher_DD) * d_VD).sum(dim=1)).sum())
+
+    for price in (0.0, 1e6):
+        monkeypatch.setattr(rare, "READ_PRICE", price)
+        errors[price] = error(rare.imitated(reduced(embedding, known, 30, 8), passes, known, states, 0))
+    assert errors[1e6] < error(reduced(embedding, known, 30, 8)) and errors[1e6] < errors[0.0]
 
 
 def test_frequencies_are_occurrences_and_the_models_own_chances(of_family):
@@ -136,8 +189,23 @@ def test_the_writers_correct_the_errors_of_the_new_rows(of_family):
     assert sum(errors[True]) < 0.9 * sum(errors[False])
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_search_says_whether_the_rows_are_trained(tmp_path, monkeypatch, trained):
+    calls = []
+
+    def imitated(made, *args):
+        calls.append(len(made.frequent))
+        return made
+
+    monkeypatch.setattr(rare, "imitated", imitated)
+    dense = searched(tmp_path, "llama", layers=2, rare_rank=RANK, rare_trained=trained)
+    assert len(calls) == trained * len(rare.RUNGS)
+    composed(dense, epochs=0)
+    assert calls[len(rare.RUNGS):] == [selection(dense).candidates[-1]["kept"]] * trained
+
+
 @pytest.mark.parametrize("trained", ["writers", "all"])
-def test_the_rows_are_not_trained_and_the_dense_head_is_the_teacher(of_family, monkeypatch, trained):
+def test_the_rows_stay_as_they_are_and_the_dense_head_is_the_teacher(of_family, monkeypatch, trained):
     seen = {}
 
     def train(passes, path, data, weights, *args, **options):
