@@ -81,12 +81,14 @@ TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, 
 HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 """Held-out text -> windows."""
 
+CLOSED = {"search": {"rare_rank": 0.33, "rare_trained": False}, "block": {"rare_price": 1.0}}
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
-    "kdp_narrow_rare": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1}}),
-    "kdp_narrow_full": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33},
-                                                 "compose": {"epochs": 1, "positions": LENGTH}}),
+    "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1}}),
+    "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": LENGTH}}),
+    "kdp_narrow_head": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {
+        "epochs": 1, "positions": LENGTH, "heldout": 0.02}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
@@ -99,12 +101,11 @@ VARIANTS: dict[str, Variant] = {
         "lorp", "replaceme_lstsq", "streamline", "joint_drop", "flap", "slimgpt")},
     "ziplm": Variant("ziplm", 3, {"compose": {"draws": 100}}),
 }
-"""Structured variants. `kdp_narrow_additive` does not raise the measured losses of attentions (attention_price 1).
-`kdp_narrow_rare` also gives rows of low rank to the rare tokens of the embedding. `kdp_narrow_full` is the same, but
-its training compares the outputs at all positions. `kdp_narrow_all` trains all matrices of its narrowed parts, so it
-belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept` does not change the weights
-that it keeps. `kdp_residual_cka` orders layers by their similarity, without a search. The paper of ZipLM draws 1,000
-times."""
+"""Structured variants. `kdp_narrow_additive` does not raise the losses of attentions. `kdp_narrow_rare` also gives low
+rank to the rows of rare tokens. `kdp_narrow_full` is the same, but its training compares the outputs at all positions.
+In `kdp_narrow_head` these rows are also trained, and their losses count twice (the defaults). `kdp_narrow_all` trains
+all matrices of its parts and belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept`
+does not change the weights that it keeps. `kdp_residual_cka` needs no search. ZipLM's paper has 1,000 draws."""
 FT = protocol.FT["linear"]
 """Suffix of the name of a fine-tuned variant."""
 LORA = {"targets": "linear", "epochs": 1}
@@ -315,7 +316,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
-    if not (options.data / "calib").is_dir() or not (options.data / "eval").is_dir():
+    if not all((options.data / own).is_dir() for own in ("calib", "eval")):
         parser.error(f"--data {options.data}: it has no folders calib/ and eval/; name the folder of the real sets")
     options.earlier = earlier_rows(options.earlier, options)
     return options
