@@ -68,8 +68,8 @@ class Statistics(NamedTuple):
     metric_DD: Tensor
     """float64, mean diagonal 1 + READ_WEIGHT."""
     fisher_DD: Tensor
-    """Fisher information of a row that the first layer reads, float64. If an occurrence reads e + d instead of e, the
-    outputs change by d' fisher d / 2 nats."""
+    """Fisher information of the rows that the first layer reads, float64. If every occurrence reads a row with an error
+    d of its own, the outputs change by the mean of d' fisher d / 2, in nats per token, for small d."""
 
 
 def check_tied(family: Family, config: object, rank: int) -> None:
@@ -127,7 +127,9 @@ def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Te
     ids_N = tokens.ids_ST[counted].flatten()
     frequency_V = torch.bincount(ids_N, minlength=V).double() + chances_V * (len(ids_N) / positions)
     # M = E[h h'] + weight E[g g'], each with mean diagonal 1
-    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD), read_DD / positions)
+    # the first layer reads scale * e, so the gradient of a row is scale * g
+    scale = scale_of(passes.model.get_input_embeddings())
+    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD), scale ** 2 * read_DD / positions)
 
 
 def _scaled(moment_DD: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: 
     """Train basis and mean in place, so that the head imitates the dense model's head on the states `states_ND`.
 
     The loss is KL(dense || changed) plus READ_PRICE times the expected divergence that reading the new rows causes:
-        sum_v f_v / f (e_v - e^_v)' fisher (e_v - e^_v) / 2,    over the rare tokens v.
+        sum_v f_v / f (e_v - e^_v)' fisher (e_v - e^_v) / 2,    f = sum_v f_v, over the rare tokens v.
     """
     rows_VD = passes.model.get_input_embeddings().weight.detach().double().cpu()
     order_V = made.place.argsort()

@@ -16,6 +16,7 @@ from kdp_core.model import checkpoints
 from kdp_core.model.distil import Head
 from kdp_core.model.passes import Passes
 from kdp_core.model.stand_ins import RareHead
+from kdp_core.model.surgery import scale_of
 from kdp_core.prune import finetune
 from kdp_core.prune.fold import fold
 from kdp_core.states.block import FitError
@@ -88,6 +89,27 @@ def test_the_states_that_enter_the_head_are_those_of_the_dense_model(of_family):
     with torch.no_grad():
         whole = passes.model.base_model(stored.tokens().ids_ST[:12]).last_hidden_state
     assert torch.allclose(states.view(12, -1, states.shape[-1]), whole[:, ::rare.EVERY], atol=5e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_fisher_information_predicts_the_divergence_of_small_errors(of_family, family):
+    dense, which, size, measured, predicted = of_family(family), torch.arange(8), 1e-3, [], []
+    passes = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens)
+    start, scale = dense.hidden.state(0, which), scale_of(passes.model.get_input_embeddings())
+    assert (scale == 1) == (family == "llama")
+
+    @torch.no_grad()
+    def logp(states):
+        states = passes.run(states, range(len(passes.layers)))[:, ::rare.EVERY]
+        return passes.head(passes.to_head(states)).log_softmax(-1).double().flatten(0, 1)
+
+    dense_logp = logp(start)
+    for seed in range(12):
+        noise = size * scale * torch.randn(start.shape, generator=torch.Generator().manual_seed(seed))
+        measured.append(functional.kl_div(logp(start + noise), dense_logp, reduction="batchmean", log_target=True))
+        known = rare.statistics(passes, dense.hidden, stored.tokens(), which, which, 4, seed)
+        predicted.append(size ** 2 * known.fisher_DD.trace() / 2)
+    assert torch.stack(measured).mean().item() == pytest.approx(torch.stack(predicted).mean().item(), rel=0.4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
