@@ -174,17 +174,11 @@ def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: 
     """Train basis and mean in place, so that the head imitates the dense model's head on the states `states_ND`.
 
     The loss is KL(dense || changed) plus READ_PRICE times the expected divergence that reading the new rows causes:
-        sum_v f_v / f (e_v - e^_v)' fisher (e_v - e^_v) / 2,    f = sum_v f_v, over the rare tokens v.
+        sum_v f_v / f (e_v - e^_v)' fisher (e_v - e^_v) / 2,    f = sum_v f_v, over the rare tokens v,
+    where e^_v = (rare_v, 1) B and B = (basis, mean).
     """
-    rows_VD = passes.model.get_input_embeddings().weight.detach().double().cpu()
-    order_V = made.place.argsort()
-    share_U = (known.frequency_V / known.frequency_V.sum())[order_V[len(made.frequent):]]
-    rare_VD, code_Ur = rows_VD[order_V[len(made.frequent):]], made.rare.double()
-    made = made.to(passes.device)
-    # e^_v = c_v B with c_v = (rare_v, 1) and B = (basis, mean), so the sum over v is a quadratic function of B
-    code_UC = torch.cat((code_Ur, torch.ones(len(code_Ur), 1)), dim=1)
-    fisher_DD, gram_CC, cross_CD = (one.float().to(passes.device) for one in (
-        known.fisher_DD, code_UC.T @ (share_U[:, None] * code_UC), code_UC.T @ (share_U[:, None] * rare_VD)))
+    gram_CC, cross_CD = (one.float().to(passes.device) for one in _moments(made, known, passes.model))
+    fisher_DD, made = known.fisher_DD.float().to(passes.device), made.to(passes.device)
     weights = [made.basis.requires_grad_(True), made.mean.requires_grad_(True)]
     adam = torch.optim.Adam([{"params": [weight], "lr": rate * weight.detach().square().mean().sqrt().item()}
                              for weight, rate in zip(weights, RATES, strict=True)], betas=(0.9, 0.99))
@@ -192,6 +186,7 @@ def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: 
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda update: cosine(update, len(order)))
     head = Head(RareHead(made), passes.head.soft_cap)
     for which in order:
+        # e^_v = c_v B, so the sum over v is a quadratic function of B, up to a constant
         b_CD = torch.cat((made.basis, made.mean[None]))
         read = ((gram_CC @ b_CD - 2 * cross_CD) * (b_CD @ fisher_DD)).sum() / 2
         # cross-entropy is not used, so next tokens are not read
@@ -201,6 +196,15 @@ def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: 
                 remedy="set search.rare_rank to 0")
         schedule.step()
     return made.requires_grad_(False).cpu()
+
+
+def _moments(made: RareEmbedding, known: Statistics, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """sum_v f_v / f c_v c_v' and sum_v f_v / f c_v e_v' over the rare tokens, with c_v = (rare_v, 1); float64."""
+    rare_U = made.place.argsort()[len(made.frequent):]
+    rows_UD = model.get_input_embeddings().weight.detach().cpu()[rare_U].double()
+    code_UC = torch.cat((made.rare.double(), torch.ones(len(rare_U), 1)), dim=1)
+    weighted_CU = (code_UC * (known.frequency_V[rare_U] / known.frequency_V.sum())[:, None]).T
+    return weighted_CU @ code_UC, weighted_CU @ rows_UD
 
 
 @torch.no_grad()
