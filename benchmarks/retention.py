@@ -80,8 +80,8 @@ TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, 
 """Task -> items."""
 HELDOUT = {"news": 64, "wiki": 64, "web": 64}
 """Held-out text -> windows."""
-
 CLOSED = {"search": {"rare_rank": 0.33, "rare_trained": False}, "block": {"rare_price": 1.0}}
+"""Options with which the rows of rare tokens keep their closed form, and their losses count once."""
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),

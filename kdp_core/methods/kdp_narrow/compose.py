@@ -134,7 +134,9 @@ def _embedding(passes: Passes, hidden: HiddenStates, tokens: Tokens, selection: 
     known = rare.statistics(passes, hidden, tokens, kept, drawn, batch, seed)
     logger.info("embedding: %d of %d tokens keep their rows", entry["kept"], entry["of"])
     made = rare.reduced(passes.model.get_input_embeddings(), known, entry["kept"], entry["rank"])
-    return rare.imitated(made, passes, known, rare.outputs(passes, hidden, drawn), seed) if entry["trained"] else made
+    if not entry["trained"]:
+        return made
+    return rare.trained(made, passes, known, rare.head_inputs(passes, hidden, drawn), seed)
 
 
 def _small(model: nn.Module, dense: Path, found: list[tuple[Part, Tensor, float]], embedding: RareEmbedding | None,

@@ -80,7 +80,7 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
     if rare_rank:
         known = rare.statistics(passes, hidden, tokens, drawn[judge_sequences:], fitted, batch_sequences, seed)
-        states_ND = rare.outputs(passes, hidden, drawn[judge_sequences:]) if rare_trained else None
+        states_ND = rare.head_inputs(passes, hidden, drawn[judge_sequences:]) if rare_trained else None
         for count, loss in rare.ladder(passes, tokens, known, states_ND, rank, judged, compared, seed).items():
             single[f"0.{rare.PART}.{count}"] = loss
             logger.info("embedding: divergence %.4f with %d frequent tokens", loss, count)

@@ -14,7 +14,7 @@ A row that is right on average can still be wrong for the head: an error of the 
 thousands of rare tokens, so these tokens get too much probability. Therefore P and the mean are trained afterwards, so
 that the new head has the outputs of the dense head on the dense model's states. The coordinates of the tokens in P stay
 as they are, because most rare tokens have hardly any probability in the calibration text. So few numbers are trained
-that 12,000 tokens and one epoch are enough (`imitated`).
+that 12,000 tokens and one epoch are enough (`trained`).
 
 GroupReduce (Chen et al., NeurIPS 2018) weights rows by their frequency too, but has no metric. On SmolLM2-135M with
 8,192 frequent tokens and rank 128 the divergence is 1.30 to 1.60 nats; with E[h h'] as the metric of both uses it is
@@ -126,10 +126,10 @@ def statistics(passes: Passes, hidden: HiddenStates, tokens: Tokens, counted: Te
         positions += len(states_ND)
     ids_N = tokens.ids_ST[counted].flatten()
     frequency_V = torch.bincount(ids_N, minlength=V).double() + chances_V * (len(ids_N) / positions)
-    # M = E[h h'] + weight E[g g'], each with mean diagonal 1
     # the first layer reads scale * e, so the gradient of a row is scale * g
-    scale = scale_of(passes.model.get_input_embeddings())
-    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD), scale ** 2 * read_DD / positions)
+    fisher_DD = scale_of(passes.model.get_input_embeddings()) ** 2 * read_DD / positions
+    # M = E[h h'] + weight E[g g'], each with mean diagonal 1
+    return Statistics(frequency_V, _scaled(write_DD) + READ_WEIGHT * _scaled(read_DD), fisher_DD)
 
 
 def _scaled(moment_DD: Tensor) -> Tensor:
@@ -163,14 +163,14 @@ def reduced(embedding: nn.Embedding, known: Statistics, frequent: int, rank: int
     return made.requires_grad_(False)
 
 
-def outputs(passes: Passes, hidden: HiddenStates, which: Tensor) -> Tensor:
+def head_inputs(passes: Passes, hidden: HiddenStates, which: Tensor) -> Tensor:
     """States that enter the dense model's head, (N, D), for the first HEAD_SEQUENCES of the sequences `which`."""
     final_STD = hidden.state(hidden.layers[-1], which[:HEAD_SEQUENCES])[:, ::EVERY]
     with torch.no_grad():
         return passes.to_head(final_STD.flatten(0, 1).to(passes.device, passes.model.dtype))
 
 
-def imitated(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: Tensor, seed: int) -> RareEmbedding:
+def trained(made: RareEmbedding, passes: Passes, known: Statistics, states_ND: Tensor, seed: int) -> RareEmbedding:
     """Train basis and mean in place, so that the head imitates the dense model's head on the states `states_ND`.
 
     The loss is KL(dense || changed) plus READ_PRICE times the expected divergence that reading the new rows causes:
@@ -217,14 +217,14 @@ def ladder(passes: Passes, tokens: Tokens, known: Statistics, states_ND: Tensor 
            compared: Compared, seed: int) -> dict[int, float]:
     """For each number of frequent tokens: the loss if only the embedding and the head of the dense model are changed.
 
-    states_ND: the result of `outputs`; None if the rows are not trained.
+    states_ND: the result of `head_inputs`; None if the rows are not trained.
     compared: the dense model's outputs for the sequences `judged`.
     """
     embedding, losses = passes.model.get_input_embeddings(), {}
     for count in sorted({round(embedding.num_embeddings * share) for share in RUNGS} - {0}, reverse=True):
         made = reduced(embedding, known, count, rank)
         if states_ND is not None:
-            made = imitated(made, passes, known, states_ND, seed)
+            made = trained(made, passes, known, states_ND, seed)
         head = Head(RareHead(made.to(passes.device, passes.model.dtype)), passes.head.soft_cap)
         start_STD = start_states(made, tokens.ids_ST[judged].to(passes.device))
         losses[count] = compared.divergence(range(len(passes.layers)), start_STD, head)

@@ -80,7 +80,7 @@ def dense_case(dense):
     """The parts of a dense model, statistics, and states that enter its head."""
     passes = Passes(checkpoints.load_model(dense.folder).requires_grad_(False), dense.hidden.tokens)
     known = rare.statistics(passes, dense.hidden, stored.tokens(), torch.arange(12), torch.arange(8), 4, 0)
-    return passes, known, rare.outputs(passes, dense.hidden, torch.arange(12))
+    return passes, known, rare.head_inputs(passes, dense.hidden, torch.arange(12))
 
 
 def test_the_states_that_enter_the_head_are_those_of_the_dense_model(of_family):
@@ -126,7 +126,7 @@ def test_basis_and_mean_are_trained_to_the_outputs_of_the_dense_head(of_family, 
                                      reduction="sum", log_target=True).item()
 
     before, after = reduced(embedding, known, 30, 8), reduced(embedding, known, 30, 8)
-    rare.imitated(after, passes, known, states.repeat(20, 1), 0)
+    rare.trained(after, passes, known, states.repeat(20, 1), 0)
     assert divergence(after) < 0.99 * divergence(before)
     assert all(torch.equal(getattr(after, name), getattr(before, name)) for name in ("frequent", "rare", "place"))
     assert not any(weight.requires_grad for weight in after.parameters())
@@ -143,7 +143,7 @@ def test_a_high_price_of_reading_lowers_the_error_of_the_rows_that_are_read(of_f
 
     for price in (0.0, 1e6):
         monkeypatch.setattr(rare, "READ_PRICE", price)
-        errors[price] = error(rare.imitated(reduced(embedding, known, 30, 8), passes, known, states, 0))
+        errors[price] = error(rare.trained(reduced(embedding, known, 30, 8), passes, known, states, 0))
     assert errors[1e6] < error(reduced(embedding, known, 30, 8)) and errors[1e6] < errors[0.0]
 
 
@@ -215,11 +215,11 @@ def test_the_writers_correct_the_errors_of_the_new_rows(of_family):
 def test_the_search_says_whether_the_rows_are_trained(tmp_path, monkeypatch, trained):
     calls = []
 
-    def imitated(made, *args):
+    def count(made, *args):
         calls.append(len(made.frequent))
         return made
 
-    monkeypatch.setattr(rare, "imitated", imitated)
+    monkeypatch.setattr(rare, "trained", count)
     dense = searched(tmp_path, "llama", layers=2, rare_rank=RANK, rare_trained=trained)
     assert len(calls) == trained * len(rare.RUNGS)
     composed(dense, epochs=0)
