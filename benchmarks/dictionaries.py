@@ -290,7 +290,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     """Measure all stand-ins of all layers, write the table and the figure, print the table."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     states_of = hidden.read(options.hidden)
     passes = Passes(checkpoints.load_model(options.dense, device="cpu", dtype="float32"), states_of.tokens)
     known = range(len(passes.layers))

@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from kdp_core.base import store, texts
+from kdp_core.base import products, store, texts
 from kdp_core.base.records import ModelFacts, Tokens
 from kdp_core.model import assets, checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def set_threads(threads: int) -> None:
+    """Use this number of threads, and the library of matrix products that the workflow uses."""
+    torch.set_num_threads(threads)
+    products.choose()
 
 
 def default_config() -> dict[str, Any]:

@@ -222,7 +222,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     """Run all fits, write the curves and the table, print the table."""
     options = arguments(given)
     block: Block = tuple(int(layer) for layer in options.block.split("-"))
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     path = options.hidden or (HIDDEN if HIDDEN.exists() and not (options.dense or options.sequences) else None)
     with tempfile.TemporaryDirectory() as folder:
         dense = options.dense or (DENSE if DENSE.exists() else

@@ -304,7 +304,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the plan, measure the rows that are not on disk, write both tables."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     denses = [prepare(name, options) for name in options.models]
     print(planned(denses, options), flush=True)
     for dense in [] if options.plan else denses:

@@ -114,7 +114,7 @@ def compare(name: str, case: Case, repeats: int) -> list[Row]:
 def main(given: Sequence[str] | None = None) -> list[Row]:
     """Compare the methods one after the other; write and print the table."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     setup, rows = Setup(options), []
     # the first pass of a process is slow, because modules are imported
     setup.model(setup.tokens.ids_ST[:1])

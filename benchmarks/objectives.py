@@ -222,7 +222,7 @@ def planned(missing: int, every: int, setup: Setup, options: argparse.Namespace)
 def main(given: Sequence[str] | None = None) -> pd.DataFrame | None:
     """Print the plan, measure the rows that are not on disk, write the tables."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     setup = prepare(options)
     if options.speed:
         print(speed(setup, options))

@@ -101,7 +101,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def prepare(folder: Path, options: argparse.Namespace) -> Setup:
     """Make the dense model, the tasks and the dense model's scores, unless they are already on disk."""
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     config = embedded.default_config()
     dense, facts = embedded.dense_model(folder, config)
     own = folder / "tasks"

@@ -51,8 +51,7 @@ from kdp_core.score import efficiency, evaluate
 from kdp_core.score.benchmarks import Chosen
 
 logger = logging.getLogger("retention")
-LENGTH = 128
-"""Tokens of a calibration sequence and of a window of held-out text."""
+LENGTH = 128  # tokens of a calibration sequence and of a window of held-out text
 
 
 class Source(NamedTuple):
@@ -61,6 +60,8 @@ class Source(NamedTuple):
     """Pairs: a file in calib/, and the name of its text field or a template of several fields."""
     share: int
     """Sequences in every 34."""
+    most: int | None = None
+    """Largest number of sequences; None if its text is enough for the share in a mix of 8,000 sequences."""
 
 
 MIX = {
@@ -68,27 +69,27 @@ MIX = {
     "wiki": Source((("wikipedia_demo", "text"), ("wikitext2_valid", "page")), 8),
     "race_high": Source((("race_high_train", "article"),), 4),
     "race_middle": Source((("race_middle_train", "article"),), 4),
-    "mnli": Source((("mnli_train_few", "{premise} {hypothesis}"),), 1),
-    "piqa": Source((("piqa_test_unlabelled", "{goal} {sol1}"),), 3),
+    "mnli": Source((("mnli_train_few", "{premise} {hypothesis}"),), 1, most=142),
+    "piqa": Source((("piqa_test_unlabelled", "{goal} {sol1}"),), 3, most=495),
     "boolq": Source((("boolq_val_rest", "{passage} {question}"),), 4),
     "mmlu": Source((("mmlu_val", "{question} {choices}"),), 2),
 }
 """The paper's eight sources are PIQA, CMMLU, BoolQ, C3, MNLI, RACE (high and middle) and SlimPajama, 500 sequences of
 each. Here C4 and encyclopedia articles replace SlimPajama, and MMLU replaces the Chinese sets, which the models cannot
-read. MNLI has little text."""
+read. MNLI and PIQA have little text, so a mix of 8,000 sequences has only 7,694."""
 TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, "openbookqa": 500, "copa": 100}
-"""Task -> items."""
 HELDOUT = {"news": 64, "wiki": 64, "web": 64}
-"""Held-out text -> windows."""
+"""Task -> items, and held-out text -> windows."""
 CLOSED = {"search": {"rare_rank": 0.33, "rare_trained": False}, "block": {"rare_price": 1.0}}
-"""Options with which the rows of rare tokens keep their closed form, and their losses count once."""
+HEAD = {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1, "positions": LENGTH, "heldout": 0.02}}
+"""Options with rows of rare tokens in closed form, whose losses count once; the options of `kdp_narrow_head`."""
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
     "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1}}),
     "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": LENGTH}}),
-    "kdp_narrow_head": Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {
-        "epochs": 1, "positions": LENGTH, "heldout": 0.02}}),
+    "kdp_narrow_head": Variant("kdp_narrow", 3, HEAD),
+    "kdp_narrow_kl": Variant("kdp_narrow", 3, HEAD | {"compose": HEAD["compose"] | {"kl_weight": 1.0}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
@@ -103,13 +104,12 @@ VARIANTS: dict[str, Variant] = {
 }
 """Structured variants. `kdp_narrow_additive` does not raise the losses of attentions. `kdp_narrow_rare` also gives low
 rank to the rows of rare tokens. `kdp_narrow_full` is the same, but its training compares the outputs at all positions.
-In `kdp_narrow_head` these rows are also trained, and their losses count twice (the defaults). `kdp_narrow_all` trains
-all matrices of its parts and belongs to the fine-tuned variants. `kdp_narrow_closed` is not trained. `kdp_narrow_kept`
-does not change the weights that it keeps. `kdp_residual_cka` needs no search. ZipLM's paper has 1,000 draws."""
-FT = protocol.FT["linear"]
-"""Suffix of the name of a fine-tuned variant."""
-LORA = {"targets": "linear", "epochs": 1}
-"""Options of the fine-tuning: LoRA in all linear layers, on all calibration sequences, for every variant alike."""
+In `kdp_narrow_head` these rows are also trained, and their losses count twice (the defaults). `kdp_narrow_kl` is the
+same without cross-entropy. `kdp_narrow_all` trains all matrices of its parts (fine-tuned), `kdp_narrow_closed` none.
+`kdp_narrow_kept` keeps all weights. `kdp_residual_cka` needs no search. ZipLM's paper has 1,000 draws."""
+FT, LORA = protocol.FT["linear"], {"targets": "linear", "epochs": 1}
+"""Suffix of the name of a fine-tuned variant, and the options of the fine-tuning: LoRA in all linear layers, on all
+calibration sequences, for every variant alike."""
 TUNED = ("kdp_narrow_all", *(name + FT for name in (
     "kdp_narrow", "kdp_residual", "shortgpt", "llm_pruner", "slicegpt", "streamline")))
 """Fine-tuned variants. They are measured only if --rows names them, and compared only with each other."""
@@ -126,13 +126,13 @@ class Dense(NamedTuple):
 
 
 def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> Tokens:
-    """The calibration sequences: `sequences` in total, divided among the sources."""
-    total = sum(source.share for source in MIX.values())
-    parts = []
+    """The calibration sequences: `sequences` in total, divided among the sources, or fewer for lack of text."""
+    total, parts = sum(source.share for source in MIX.values()), []
     for name, source in MIX.items():
         documents = [one for file, field in source.files
                      for one in texts.read_documents(data / f"calib/{file}.jsonl", format="jsonl", field=field)]
-        parts.append(texts.Part(name, documents, max(1, sequences * source.share // total)))
+        count = min(source.most or sequences, max(1, sequences * source.share // total))
+        parts.append(texts.Part(name, documents, count))
     return texts.pack(checkpoints.load_tokenizer(dense), parts, length=LENGTH, seed=seed, vocabulary=vocabulary,
                       start=first_token(checkpoints.config_of(dense)))
 
@@ -325,7 +325,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
     """Print the plan, measure the rows that are not on disk, write both tables."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     denses = [prepare(name, options) for name in options.models]
     print(planned(denses, options))
     for dense in [] if options.plan else denses:

@@ -20,9 +20,9 @@ from stage.setup import Setup
 from stage.timing import Row
 
 logger = logging.getLogger("stages")
-STAGES = {"extraction": "extraction", "store": "reading", "cka": "cka", "kdp": "kernel", "kdp_residual": "residual",
-          "evaluation": "evaluation", "folded": "folded", "growth": "growth",
-          "imports": "imports", "surgeon": "surgeon"}
+STAGES = {"products": "multiplication", "extraction": "extraction", "store": "reading", "cka": "cka",
+          "kdp": "kernel", "kdp_residual": "residual", "evaluation": "evaluation", "folded": "folded",
+          "growth": "growth", "imports": "imports", "surgeon": "surgeon"}
 """Stage -> the module in benchmarks/stage that measures it."""
 
 
@@ -48,7 +48,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Measure the stages one after the other; write and print each table."""
     options = arguments(given)
-    torch.set_num_threads(options.threads)
+    embedded.set_threads(options.threads)
     setup, tables = Setup(options), {}
     for stage in options.stages or STAGES:
         tables[stage] = importlib.import_module(f"stage.{STAGES[stage]}").measure(setup)

@@ -104,6 +104,14 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def ready() -> None:
+    """Prepare a command that runs models: no progress bars, and the library of matrix products that jobs use."""
+    from kdp_core.base import products
+
+    quiet()
+    products.choose()
+
+
 def check_checkpoint(folder: Path, *, whole: bool = True) -> None:
     """Raise an error for a folder without a checkpoint, or with a checkpoint that is not whole.
 
@@ -169,7 +177,7 @@ def prune(model: Annotated[str, typer.Argument(help="A source such as hf:org/nam
     """
     from kdp import pruning
 
-    quiet()
+    ready()
     settings = pruning.Settings(model, calibration, heldout, method, ratio, k_max, sequences, length, seed, dtype,
                                 pruning.options_of(method, parsed_options(option), thorough=thorough))
     terminal = console()
@@ -198,7 +206,7 @@ def generate(folder: Folder, prompt: Annotated[str, typer.Argument(help="What th
     from kdp_core.model import checkpoints
     from kdp_core.model.families import first_token
 
-    quiet()
+    ready()
     reader = checkpoints.load_tokenizer(folder)
     if chat and not reader.chat_template:
         raise CommandError(f"{folder} has no chat template; do not use --chat")
@@ -224,7 +232,7 @@ def compare(first: Folder, second: Folder, heldout: Heldout = sources.DEFAULT,
     wanted = sources.text(heldout, "--heldout", sources.HELDOUT)
     from kdp import heldout as scoring
 
-    quiet()
+    ready()
     scoring.check_same_tokens(first, second)
     ids_ST = scoring.windows(first, sources.documents(wanted, cache.expanduser()), window)
     scored = [scoring.perplexity(folder, ids_ST, device=device) for folder in (first, second)]

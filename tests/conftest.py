@@ -9,9 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from kdp_core.base import products
 from tests import pico
 
 torch.set_num_threads(1)
+# as in jobs and commands, so that their results and those of the library have the same bits
+products.choose()
+PRECISION = torch.get_float32_matmul_precision()
 
 
 LONG = ("workflow/stages/test_compose.py", "kdp_core/methods/test_battery.py")
@@ -31,6 +35,13 @@ def place(item):
 def pytest_collection_modifyitems(items):
     """Sort the tests. Tests that use the built project are next to each other."""
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def same_products():
+    """A test may choose another library of matrix products."""
+    yield
+    torch.set_float32_matmul_precision(PRECISION)
 
 
 @pytest.fixture(scope="session", params=pico.FAMILIES)

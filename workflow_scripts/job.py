@@ -90,15 +90,18 @@ def device_here(name: str) -> str:
 
 
 def _set_threads(threads: int) -> None:
-    """Set the number of threads.
+    """Set the number of threads and the library of the matrix products.
 
-    The threads split each sum, so two runs give equal bits only with the same number of threads.
+    Both split each sum, so two runs give equal bits only with the same number of threads on the same kind of processor.
     """
     if "torch" in sys.modules:
         import torch
         import transformers
 
+        from kdp_core.base import products
+
         torch.set_num_threads(threads)
+        products.choose()
         transformers.utils.logging.disable_progress_bar()
 
 

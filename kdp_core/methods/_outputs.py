@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdp_core.base import products
 from kdp_core.base.records import Tokens
 from kdp_core.base.resume import OFF, Progress, Resume
 from kdp_core.methods._train import copies, cosine, descend, restore
@@ -61,7 +62,7 @@ def train(passes: Passes, path: list[Step], data: Data, weights: list[Tensor], k
     Returns one entry for each epoch. The first entry describes the weights before the first epoch.
     """
     generator = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(weights, lr=lr, betas=(0.9, 0.99), fused=True)
     total = epochs * math.ceil(len(kept) / batch_sequences)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda update: cosine(update, total, warmup=WARMUP, at_once=True))
@@ -90,7 +91,8 @@ def _update(passes: Passes, path: list[Step], data: Data, which: Tensor, adam: t
     """One update. Returns the KL in nats per token, summed over the sequences of the update."""
     # the last position has no next token, so it is not compared
     chosen = torch.randperm(data.ids_ST.shape[1] - 1, generator=generator)[:positions].sort().values
-    h_BTD = passes.run(data.start(which).to(passes.device, passes.model.dtype), path)
+    with products.attention(data.ids_ST.shape[1]):
+        h_BTD = passes.run(data.start(which).to(passes.device, passes.model.dtype), path)
     losses = _loss(passes, h_BTD[:, chosen], data.final(which)[:, chosen], data.ids_ST[which][:, chosen + 1],
                    data.head, kl_weight)
     descend(losses.loss, adam, training="joint training", remedy="lower compose.lr", clip=CLIP)

@@ -46,6 +46,9 @@ from kdp_core.states.block import split
 from kdp_core.states.hidden import HiddenStates
 
 logger = logging.getLogger(__name__)
+JUDGED = 64
+"""Largest number of held-out sequences that decide the ridges. Their states and those of the fitted sequences are in
+memory together."""
 Trained = Literal["writers", "all"]
 """Which weights the training changes."""
 
@@ -81,8 +84,8 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     positions: number of tokens of each sequence whose outputs are compared in an update. New positions are drawn for
         every update.
     kl_weight: lambda in the loss lambda KL(dense || pruned) + (1 - lambda) cross-entropy of the next token.
-    heldout: share of the sequences that are never used for fitting. These sequences decide which ridges and which epoch
-        are kept.
+    heldout: share of the sequences that are never used for fitting. These sequences decide which epoch is kept, and
+        at most 64 of them decide which ridges are kept.
     seed: seed of the held-out choice and of the order of training.
     resume: file in which the state of the training is stored.
     Raises FitError for a Gram matrix that is singular.
@@ -95,13 +98,15 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     drawn = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))]
     counts = [one["kept"] for one in selection.candidates if one["part"] in PARTS]
     embedding = _embedding(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
-    fitted = drawn[:sequences].sort().values
-    start_STD = rare.start_states(embedding, tokens.ids_ST[torch.cat((fitted, held))]) if embedding else None
-    found = fit.in_order(passes, hidden, list(zip(parts_of(model), counts, strict=True)), fitted, held, how, start_STD)
+    fitted, judged = drawn[:sequences].sort().values, held[:JUDGED]
+    sizes, first = list(zip(parts_of(model), counts, strict=True)), tokens.ids_ST[torch.cat((fitted, judged))]
+    # the states are not bound to a name here, so that they are freed after the first layer
+    found = fit.in_order(passes, hidden, sizes, fitted, judged, how,
+                         rare.start_states(embedding, first) if embedding else None)
     after_fit = time.perf_counter()
     small, dense_head = _small(model, dense, found, embedding, device, dtype), passes.head
     # only the head of the dense model is needed from here on
-    del model, passes, start_STD
+    del model, passes
     curve: list[dict[str, Any]] = []
     if epochs:
         data = _outputs.data_of(hidden, tokens, 0)

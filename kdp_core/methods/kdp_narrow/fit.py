@@ -52,6 +52,7 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
     """
     which, found, changed = torch.cat((fitted, held)), [], start_STD is not None
     h_STD = hidden.state(sizes[0][0].layer, which) if start_STD is None else start_STD
+    del start_STD
     for part, count in sizes:
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
         y_STD = goal(passes, hidden, part, None, which, how)

@@ -47,7 +47,8 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
     solve: whether writers are solved again; otherwise kept weights stay as they are.
     ridge: ridge of the closed form towards the old matrix, relative to the mean diagonal of the Gram matrix.
     fit_sequences: number of sequences on which writers are solved.
-    judge_sequences: number of other sequences, on which outputs are compared.
+    judge_sequences: number of other sequences, on which outputs are compared. The embedding is judged on at least as
+        many.
     batch_sequences: number of sequences in one forward pass.
     rare_rank: rank of the embedding's rows of rare tokens, relative to the width of the model. The budget decides how
         many tokens are rare. 0 leaves the embedding as it is. Only for models whose output head is tied to the
@@ -79,9 +80,12 @@ def ladders(dense: Path, hidden: HiddenStates, tokens: Tokens, facts: ModelFacts
             single[f"{part.layer}.{part.name}.{count}"] = loss
     sizes = {part.name: {"units": part.units, "unit_params": part.unit_params} for part in every}
     if rare_rank:
-        known = rare.statistics(passes, hidden, tokens, drawn[judge_sequences:], fitted, batch_sequences, seed)
-        states_ND = rare.head_inputs(passes, hidden, drawn[judge_sequences:]) if rare_trained else None
-        for count, loss in rare.ladder(passes, tokens, known, states_ND, rank, judged, compared, seed).items():
+        own_judged, others = drawn.tensor_split([max(judge_sequences, min(rare.JUDGED, len(drawn) // 4))])
+        known = rare.statistics(passes, hidden, tokens, others, others, batch_sequences, seed)
+        states_ND = rare.head_inputs(passes, hidden, others) if rare_trained else None
+        # the logits that were kept for the layers are freed
+        compared = Compared(passes, hidden.state(facts.layers, own_judged), batch_sequences)
+        for count, loss in rare.ladder(passes, tokens, known, states_ND, rank, own_judged, compared, seed).items():
             single[f"0.{rare.PART}.{count}"] = loss
             logger.info("embedding: divergence %.4f with %d frequent tokens", loss, count)
         sizes[rare.PART] = rare.sizes(facts.vocabulary, hidden.width, rank, rare_trained)

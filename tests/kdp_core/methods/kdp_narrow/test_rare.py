@@ -226,6 +226,25 @@ def test_the_search_says_whether_the_rows_are_trained(tmp_path, monkeypatch, tra
     assert calls[len(rare.RUNGS):] == [selection(dense).candidates[-1]["kept"]] * trained
 
 
+@pytest.mark.parametrize(("most", "judged"), [(1, 2), (3, 3), (64, 4)])
+def test_the_embedding_is_judged_on_at_most_a_quarter_of_the_sequences(tmp_path, monkeypatch, most, judged):
+    seen = {}
+
+    def ladder(passes, tokens, known, states_ND, rank, which, compared, seed):
+        seen["judged"] = set(which.tolist())
+        return {}
+
+    def statistics(passes, hidden, tokens, counted, fitted, batch, seed):
+        seen["others"] = set(counted.tolist()) | set(fitted.tolist())
+
+    monkeypatch.setattr(rare, "JUDGED", most)
+    monkeypatch.setattr(rare, "ladder", ladder)
+    monkeypatch.setattr(rare, "statistics", statistics)
+    searched(tmp_path, "llama", layers=2, rare_rank=RANK)
+    assert len(seen["judged"]) == judged and not seen["judged"] & seen["others"]
+    assert len(seen["judged"] | seen["others"]) == 16
+
+
 @pytest.mark.parametrize("trained", ["writers", "all"])
 def test_the_rows_stay_as_they_are_and_the_dense_head_is_the_teacher(of_family, monkeypatch, trained):
     seen = {}

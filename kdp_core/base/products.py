@@ -1,0 +1,62 @@
+"""Chooses the library that multiplies float32 matrices on the CPU.
+
+PyTorch multiplies float32 matrices by Intel's MKL. On AMD processors, MKL does not use AVX-512 instructions. oneDNN,
+which PyTorch contains too, uses AVX-512 on every processor that has it. On an AMD EPYC with AVX-512 its products take
+half of the time, with the same rounding error (benchmarks/README.md).
+
+PyTorch calls oneDNN for float32 matrices only if products may round their inputs to bfloat16 (precision "medium").
+oneDNN makes use of this permission only where bfloat16 is faster, on processors with AMX units. On other processors
+it computes in float32. `choose` therefore measures the error of small products, and keeps oneDNN only if the error is
+that of float32.
+"""
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+ERROR = 2e-6
+"""Largest relative error of a float32 product. MKL and oneDNN have 2.5e-7 and 3.9e-7 with 576 terms in each sum;
+bfloat16 has 3e-3."""
+SHAPES = ((1, 576, 192), (128, 576, 192))
+"""Products that are tried: rows, terms of each sum, columns."""
+SHORT = 256
+"""Largest number of tokens of a sequence for which `attention` avoids the fused attention."""
+
+
+def choose() -> None:
+    """Let oneDNN multiply float32 matrices in this process if its products are as exact as those of MKL.
+
+    Nothing changes if there is a GPU, because PyTorch's precision also holds for the GPU, or if the precision is
+    already another one than PyTorch's default.
+    """
+    if torch.cuda.is_available() or _precision() != "highest":
+        return
+    torch.set_float32_matmul_precision("medium")
+    if max(_error(*shape) for shape in SHAPES) > ERROR:
+        torch.set_float32_matmul_precision("highest")
+
+
+def attention(tokens: int) -> AbstractContextManager[object]:
+    """A context for many forward passes on sequences of `tokens` tokens, or for a training. PyTorch's fused attention
+    multiplies small blocks of matrices. With oneDNN, each of these products has a cost of its own. In this context,
+    whole matrices are multiplied instead, in all threads of the process."""
+    if tokens > SHORT or torch.cuda.is_available() or _precision() != "medium":
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _precision() -> str:
+    """PyTorch's precision of float32 products; empty if it was set by the newer settings of single libraries, which
+    cannot be read in this way."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return ""
+
+
+def _error(rows: int, terms: int, columns: int) -> float:
+    """Relative error of a product of random matrices."""
+    generator = torch.Generator().manual_seed(0)
+    a_RT, b_TC = (torch.randn(*shape, generator=generator) for shape in ((rows, terms), (terms, columns)))
+    exact_RC = a_RT.double() @ b_TC.double()
+    return (((a_RT @ b_TC) - exact_RC).norm() / exact_RC.norm()).item()
