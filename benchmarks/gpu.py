@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage.alone import ROOT
+from alone import ROOT
 
 # isort: split
 import torch

@@ -35,7 +35,7 @@ import torch
 import zarr
 from torch import Tensor, nn
 
-from kdp_core.base import options, products, store
+from kdp_core.base import options, store
 from kdp_core.base.options import Count, Positive
 from kdp_core.base.records import Tokens
 from kdp_core.model.families import base_of, decoder_layers
@@ -228,7 +228,7 @@ def _stream(model: nn.Module, tokens: Tokens, path: Path, sequences: tuple[int, 
         written: Future[None] | None = None
         for first in range(start, stop, batch):
             here = slice(first - start, min(first + batch, stop) - start)
-            with products.attention(T), sublayers.watched(model) as ran:
+            with sublayers.watched(model) as ran:
                 found = _states(model, tokens.ids_ST[start:stop][here], layers,
                                 lambda h_BTD: _kept(h_BTD, getattr(torch, dtype)))
             _check(found, layers, dtype)

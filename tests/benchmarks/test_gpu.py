@@ -9,7 +9,8 @@ import torch
 from tests.benchmarks.command import FOLDER, load
 
 gpu = load("gpu")
-from stage import accelerator, alone, made_up, timing  # noqa: E402 (found once the command is loaded)
+import alone  # noqa: E402 (found once the command is loaded)
+from stage import accelerator, made_up, timing  # noqa: E402
 
 TINY = ["--device", "cpu", "--shape", "tiny"]
 

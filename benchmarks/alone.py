@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 """The root of the checkout."""
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
