@@ -37,9 +37,11 @@ def choose() -> None:
 
 
 def attention(tokens: int) -> AbstractContextManager[object]:
-    """A context for many forward passes on sequences of `tokens` tokens, or for a training. PyTorch's fused attention
-    multiplies small blocks of matrices. With oneDNN, each of these products has a cost of its own. In this context,
-    whole matrices are multiplied instead, in all threads of the process."""
+    """A context for the forward passes of a training on sequences of `tokens` tokens.
+
+    PyTorch's fused attention multiplies small blocks of matrices. With oneDNN, each of these products has a cost of its
+    own. In this context, whole matrices are multiplied instead, in all threads of the process.
+    """
     if tokens > SHORT or torch.cuda.is_available() or _precision() != "medium":
         return nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
