@@ -145,7 +145,8 @@ def _key(snakemake: Any) -> str:
     """The hash of everything on which a training depends: options, library code, data, versions and processor."""
     import torch
 
-    machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), snakemake.threads,
+    machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_float32_matmul_precision(),
+               snakemake.threads,
                torch.cuda.get_device_name() if torch.cuda.is_available() else None]
     parts = [snakemake.rule, dict(snakemake.wildcards.items()), dict(snakemake.params.items()), machine,
              [_known(Path(path)) for path in snakemake.input]]

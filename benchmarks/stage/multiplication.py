@@ -43,16 +43,17 @@ def measure(setup: Setup) -> list[Row]:
 def compared(setup: Setup, measure: str, run: Callable[[], Any]) -> Row:
     """A row: `run` with the chosen library beside `run` with MKL."""
     before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    products.choose()
+    precisions = {"chosen": torch.get_float32_matmul_precision(), "plain": "highest"}
 
-    def chosen() -> None:
-        torch.set_float32_matmul_precision("highest")
-        products.choose()
-        run()
+    def timed(name: str) -> Callable[[], None]:
+        def with_precision() -> None:
+            torch.set_float32_matmul_precision(precisions[name])
+            run()
 
-    def plain() -> None:
-        torch.set_float32_matmul_precision("highest")
-        run()
+        return with_precision
 
-    times = in_turns({"chosen": chosen, "plain": plain}, setup.repeats)
+    times = in_turns({name: timed(name) for name in precisions}, setup.repeats)
     torch.set_float32_matmul_precision(before)
     return times.row(measure, "chosen", "plain", against="MKL")

@@ -1,15 +1,16 @@
 """Chooses the library that multiplies float32 matrices on the CPU.
 
 PyTorch multiplies float32 matrices by Intel's MKL. On AMD processors, MKL does not use AVX-512 instructions. oneDNN,
-which PyTorch contains too, uses AVX-512 on every processor that has it. On an AMD EPYC with AVX-512 its products take
-half of the time, with the same rounding error (benchmarks/README.md).
+which PyTorch contains too, does. On an AMD EPYC its products take half of the time, with a similar rounding error
+(benchmarks/README.md). On processors of Intel, MKL stays, because small products take longer with oneDNN.
 
-PyTorch calls oneDNN for float32 matrices only if products may round their inputs to bfloat16 (precision "medium").
-oneDNN makes use of this permission only where bfloat16 is faster, on processors with AMX units. On other processors
-it computes in float32. `choose` therefore measures the error of small products, and keeps oneDNN only if the error is
-that of float32.
+PyTorch calls oneDNN for float32 matrices only if products may round their inputs to bfloat16 (precision "medium"). On
+the EPYC, oneDNN nevertheless computes in float32. `choose` measures the error of small products, and keeps oneDNN only
+if the error is that of float32.
 """
+import platform
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,17 +20,20 @@ ERROR = 2e-6
 bfloat16 has 3e-3."""
 SHAPES = ((1, 576, 192), (128, 576, 192))
 """Products that are tried: rows, terms of each sum, columns."""
+CPUINFO = Path("/proc/cpuinfo")
+AMD = "AuthenticAMD"
+"""The vendor of AMD's processors, in the words of the processor."""
 SHORT = 256
 """Largest number of tokens of a sequence for which `attention` avoids the fused attention."""
 
 
 def choose() -> None:
-    """Let oneDNN multiply float32 matrices in this process if its products are as exact as those of MKL.
+    """Let oneDNN multiply float32 matrices in this process, if the processor is AMD's and the error is that of float32.
 
     Nothing changes if there is a GPU, because PyTorch's precision also holds for the GPU, or if the precision is
     already another one than PyTorch's default.
     """
-    if torch.cuda.is_available() or _precision() != "highest":
+    if not _amd() or torch.cuda.is_available() or _precision() != "highest":
         return
     torch.set_float32_matmul_precision("medium")
     if max(_error(*shape) for shape in SHAPES) > ERROR:
@@ -45,6 +49,11 @@ def attention(tokens: int) -> AbstractContextManager[object]:
     if tokens > SHORT or torch.cuda.is_available() or _precision() != "medium":
         return nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
+
+
+def _amd() -> bool:
+    """Whether the processor is AMD's. Linux names the vendor in a file, Windows in `platform.processor`."""
+    return AMD in (CPUINFO.read_text(encoding="utf-8") if CPUINFO.is_file() else platform.processor())
 
 
 def _precision() -> str:

@@ -99,10 +99,10 @@ def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Select
     counts = [one["kept"] for one in selection.candidates if one["part"] in PARTS]
     embedding = _embedding(passes, hidden, tokens, selection, kept, drawn, batch_sequences, seed)
     fitted, judged = drawn[:sequences].sort().values, held[:JUDGED]
-    sizes, first = list(zip(parts_of(model), counts, strict=True)), tokens.ids_ST[torch.cat((fitted, judged))]
+    sizes, ids_ST = list(zip(parts_of(model), counts, strict=True)), tokens.ids_ST[torch.cat((fitted, judged))]
     # the states are not bound to a name here, so that they are freed after the first layer
     found = fit.in_order(passes, hidden, sizes, fitted, judged, how,
-                         rare.start_states(embedding, first) if embedding else None)
+                         rare.start_states(embedding, ids_ST) if embedding else None)
     after_fit = time.perf_counter()
     small, dense_head = _small(model, dense, found, embedding, device, dtype), passes.head
     # only the head of the dense model is needed from here on

@@ -27,7 +27,22 @@ def test_a_second_call_changes_nothing():
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.parametrize(("vendor", "precision"), [("AuthenticAMD", "medium"), ("GenuineIntel", "highest")])
+def test_only_processors_of_amd_use_onednn(monkeypatch, tmp_path, vendor, precision):
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(products, "_error", lambda *shape: 1e-7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(products.platform, "processor", lambda: f"AMD64 Family 25 Model 1, {vendor}")
+    products.choose()
+    assert torch.get_float32_matmul_precision() == precision
+    torch.set_float32_matmul_precision("highest")
+    products.CPUINFO.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    products.choose()
+    assert torch.get_float32_matmul_precision() == precision
+
+
 def test_inexact_products_are_not_used(monkeypatch):
+    monkeypatch.setattr(products, "_amd", lambda: True)
     monkeypatch.setattr(products, "_error", lambda *shape: 3e-3)
     products.choose()
     assert torch.get_float32_matmul_precision() == "highest"
@@ -45,6 +60,7 @@ print(torch.backends.mkldnn.matmul.fp32_precision)"""
 
 
 def test_a_gpu_keeps_its_precision(monkeypatch):
+    monkeypatch.setattr(products, "_amd", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     products.choose()
     assert torch.get_float32_matmul_precision() == "highest"
