@@ -34,6 +34,7 @@ import torch
 import yaml
 from protocol import CKA, Setup, Variant
 from rows import generation as tables
+from rows import text
 
 from kdp_core.base import store, texts
 from kdp_core.model import checkpoints
@@ -218,7 +219,7 @@ def measure(name: str, ratio: float, dense: Dense, options: argparse.Namespace) 
     """Prune the model for one row of the table, and measure its statistics, its generated text and its choices."""
     row, setup, variant = row_path(dense.setup.folder, name, ratio), dense.setup, VARIANTS[name]
     about, at = {"model": dense.name, "method": name, "ratio": ratio}, row.with_suffix("")
-    calibrated = protocol.calibrated(setup, options.seed, lambda: retention.mix(
+    calibrated = protocol.calibrated(setup, options.seed, lambda: text.calibration(
         setup.dense, options.data, options.sequences, options.seed, setup.facts.vocabulary))
     try:
         selection, search_seconds = protocol.chosen(variant, setup, calibrated, ratio)
@@ -281,7 +282,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
                         help="shares of all parameters to remove (0.1 0.25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration (0)")
     parser.add_argument("--sequences", type=int, default=34,
-                        help=f"calibration sequences of {retention.LENGTH} tokens (34)")
+                        help=f"calibration sequences of {text.LENGTH} tokens (34)")
     parser.add_argument("--choices", type=int, default=0, help="items of each multiple-choice task (0: none)")
     parser.add_argument("--tasks", nargs="+", default=list(CHOICES), metavar="TASK",
                         help=f"multiple-choice tasks of --choices ({' '.join(CHOICES)})")

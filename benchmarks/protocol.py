@@ -23,7 +23,7 @@ from kdp_core.model import checkpoints
 from kdp_core.prune import finetune
 from kdp_core.prune.fold import FoldError
 from kdp_core.results.summary import main_scores, retained
-from kdp_core.score import evaluate, tasks
+from kdp_core.score import efficiency, evaluate, tasks
 from kdp_core.score.benchmarks import Chosen
 from kdp_core.score.metrics import PRIMARY
 from kdp_core.states import hidden, similarity
@@ -141,7 +141,8 @@ def calibrated(setup: Setup, seed: int, pack: Callable[[], Tokens], end: str = "
 def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
     """The search of a variant, which orders the layers by the effect of their removal.
 
-    The search is stored and reused for the same seed and options.
+    The search is stored and reused for the same seed and options. Its stats also have the peak memory of the process
+    after the search, `peak_gib`.
     """
     options = variant.options.get("search", {})
     name = "-".join([variant.method, f"k{variant.k_max}",
@@ -149,9 +150,14 @@ def searched(variant: Variant, setup: Setup, calibrated: Calibrated) -> Search:
     path = calibrated.folder / f"search-{name}.json"
     if not path.exists():
         search = methods.method_of(variant.method).search
-        store.write(path, search(setup.dense, calibrated.hidden, calibrated.tokens, setup.facts, k_max=variant.k_max,
-                                 **options))
+        found = search(setup.dense, calibrated.hidden, calibrated.tokens, setup.facts, k_max=variant.k_max, **options)
+        store.write(path, found._replace(stats=found.stats | {"peak_gib": peak_gib()}))
     return store.read(path)
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process, in GiB; NaN where the system does not tell it."""
+    return (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
 
 
 def chosen(variant: Variant, setup: Setup, calibrated: Calibrated, ratio: float) -> tuple[Selection, float]:

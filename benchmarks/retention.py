@@ -16,7 +16,8 @@ run, on this machine or another, are not measured again and enter the tables. Th
                                 paired standard error, p of the bootstrap and p corrected by Holm
     <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
-acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance).
+acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance). peak_gib is the larger peak of two processes: one
+searches, the other fits and folds.
 A row such as kdp_narrow@4000 has its own number of calibration sequences. Methods that remove whole layers miss a ratio
 by up to half a layer; params_removed gives the share that was removed.
 """
@@ -38,56 +39,31 @@ import torch
 import yaml
 from protocol import CKA, KDP, RESIDUAL, Setup, Variant
 from rows import retention as tables
+from rows import text
 from rows.retention import FIRST
 
-from kdp_core.base import store, texts
-from kdp_core.base.records import Tokens
+from kdp_core import methods
+from kdp_core.base import store
 from kdp_core.model import checkpoints
 from kdp_core.model.distil import final_states, head_of, token_losses
-from kdp_core.model.families import first_token
 from kdp_core.prune import finetune, fold
 from kdp_core.results.compare import read_outcomes
 from kdp_core.score import efficiency, evaluate
 from kdp_core.score.benchmarks import Chosen
 
 logger = logging.getLogger("retention")
-LENGTH = 128  # tokens of a calibration sequence and of a window of held-out text
-
-
-class Source(NamedTuple):
-    """One source of the calibration mix."""
-    files: tuple[tuple[str, str], ...]
-    """Pairs: a file in calib/, and the name of its text field or a template of several fields."""
-    share: int
-    """Sequences in every 34."""
-    most: int | None = None
-    """Largest number of sequences; None if its text is enough for the share in a mix of 8,000 sequences."""
-
-
-MIX = {
-    "web": Source((("c4_demo", "text"), ("c4_sample_rest", "text")), 8),
-    "wiki": Source((("wikipedia_demo", "text"), ("wikitext2_valid", "page")), 8),
-    "race_high": Source((("race_high_train", "article"),), 4),
-    "race_middle": Source((("race_middle_train", "article"),), 4),
-    "mnli": Source((("mnli_train_few", "{premise} {hypothesis}"),), 1, most=142),
-    "piqa": Source((("piqa_test_unlabelled", "{goal} {sol1}"),), 3, most=495),
-    "boolq": Source((("boolq_val_rest", "{passage} {question}"),), 4),
-    "mmlu": Source((("mmlu_val", "{question} {choices}"),), 2),
-}
-"""The paper's eight sources are PIQA, CMMLU, BoolQ, C3, MNLI, RACE (high and middle) and SlimPajama, 500 sequences of
-each. Here C4 and encyclopedia articles replace SlimPajama, and MMLU replaces the Chinese sets, which the models cannot
-read. MNLI and PIQA have little text, so a mix of 8,000 sequences has only 7,694."""
+STEPS = ("search", "row")
+"""The processes of a row, in their order: the search, and everything else. The search's result is on disk."""
 TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, "openbookqa": 500, "copa": 100}
-HELDOUT = {"news": 64, "wiki": 64, "web": 64}
-"""Task -> items, and held-out text -> windows."""
+"""Task -> items."""
 CLOSED = {"search": {"rare_rank": 0.33, "rare_trained": False}, "block": {"rare_price": 1.0}}
-HEAD = {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1, "positions": LENGTH, "heldout": 0.02}}
+HEAD = {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1, "positions": text.LENGTH, "heldout": 0.02}}
 """Options with rows of rare tokens in closed form, whose losses count once; the options of `kdp_narrow_head`."""
 VARIANTS: dict[str, Variant] = {
     "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
     "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
     "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1}}),
-    "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": LENGTH}}),
+    "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": text.LENGTH}}),
     "kdp_narrow_head": Variant("kdp_narrow", 3, HEAD),
     "kdp_narrow_kl": Variant("kdp_narrow", 3, HEAD | {"compose": HEAD["compose"] | {"kl_weight": 1.0}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
@@ -125,31 +101,6 @@ class Dense(NamedTuple):
     scores: dict[str, Any]
 
 
-def mix(dense: Path, data: Path, sequences: int, seed: int, vocabulary: int) -> Tokens:
-    """The calibration sequences: `sequences` in total, divided among the sources, or fewer for lack of text."""
-    total, parts = sum(source.share for source in MIX.values()), []
-    for name, source in MIX.items():
-        documents = [one for file, field in source.files
-                     for one in texts.read_documents(data / f"calib/{file}.jsonl", format="jsonl", field=field)]
-        count = min(source.most or sequences, max(1, sequences * source.share // total))
-        parts.append(texts.Part(name, documents, count))
-    return texts.pack(checkpoints.load_tokenizer(dense), parts, length=LENGTH, seed=seed, vocabulary=vocabulary,
-                      start=first_token(checkpoints.config_of(dense)))
-
-
-def heldout_texts(dense: Path, data: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Windows of each held-out text. The windows have equal distances in the text."""
-    documents = {"news": embedded.documents("lee", config),
-                 "wiki": texts.read_documents(data / "eval/wikitext2_test.jsonl", format="jsonl", field="page"),
-                 "web": texts.read_documents(data / "eval/c4_sample.jsonl", format="jsonl", field="text")}
-    found = {}
-    for name, own in documents.items():
-        ids_ST = texts.windows(checkpoints.load_tokenizer(dense), own, length=LENGTH,
-                               start=first_token(checkpoints.config_of(dense)))
-        found[name] = ids_ST[torch.linspace(0, len(ids_ST) - 1, min(HELDOUT[name], len(ids_ST))).long()]
-    return found
-
-
 @torch.no_grad()
 def perplexity(model: torch.nn.Module, ids_ST: torch.Tensor) -> float:
     """Perplexity: exp of the mean cross-entropy of all predicted tokens of the windows."""
@@ -172,15 +123,19 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
 
 
 def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.Namespace) -> None:
-    """Fit, fold and score the model of one row."""
+    """Fit, fold and score the model of one row, or only search (`--alone search`)."""
     row = row_path(dense.setup.folder, name, ratio, seed)
     at, variant = row.with_suffix(""), VARIANTS[tables.plain(name).removesuffix(FT)]
     checkpoint, sequences = at / "checkpoint", tables.sequences_of(name, options.sequences)
     about = {"model": dense.name, "method": name, "ratio": ratio, "seed": seed, "sequences": sequences}
-    calibrated = protocol.calibrated(dense.setup, seed, lambda: mix(
+    calibrated = protocol.calibrated(dense.setup, seed, lambda: text.calibration(
         dense.setup.dense, options.data, sequences, seed, dense.setup.facts.vocabulary),
         "" if sequences == options.sequences else f"-{sequences}")
     try:
+        search = (protocol.searched(variant, dense.setup, calibrated).stats
+                  if methods.method_of(variant.method).search else {})
+        if options.alone == "search":
+            return
         selection, search_seconds = protocol.chosen(variant, dense.setup, calibrated, ratio)
         plan, seconds, _ = protocol.fitted(variant, dense.setup, calibrated, selection)
         pruned = fold.fold(plan, dense.setup.dense, checkpoint)
@@ -191,8 +146,8 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
         pruned, record = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
                                            **LORA)
         checkpoint, seconds = at / "tuned", seconds + record.seconds
-    peak = (efficiency.resident_mib("VmHWM") or float("nan")) / 1024
-    speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=LENGTH, decode_steps=16, repeats=5)
+    peak = max(protocol.peak_gib(), search.get("peak_gib", 0.0))
+    speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=text.LENGTH, decode_steps=16, repeats=5)
     found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
     group = "finetuned" if tables.plain(name) in TUNED else "structured"
     store.write_json(row, {**about, "group": group, "params_removed": pruned.params_removed,
@@ -207,7 +162,7 @@ def prepare(name: str, options: argparse.Namespace) -> Dense:
     config = yaml.safe_load((embedded.ROOT / MODELS[name]).read_text(encoding="utf-8"))
     default = embedded.default_config()
     checkpoint, facts = embedded.dense_model(folder, {**default, "models": {name: config["models"][name]}})
-    heldout = heldout_texts(checkpoint, options.data, default)
+    heldout = text.heldout(checkpoint, options.data, default)
     path = folder / "dense.json"
     earlier = [row for row in options.earlier if row["model"] == name and not row["ratio"]]
     if not path.exists() and earlier:
@@ -285,12 +240,12 @@ def planned(denses: Sequence[Dense], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def row_name(text: str) -> str:
+def row_name(name: str) -> str:
     """The name of a row on the command line."""
-    if tables.plain(text) not in (*VARIANTS, *TUNED):
-        raise argparse.ArgumentTypeError(f"there is no row {text}; take one of {', '.join([*VARIANTS, *TUNED])}, or "
+    if tables.plain(name) not in (*VARIANTS, *TUNED):
+        raise argparse.ArgumentTypeError(f"there is no row {name}; take one of {', '.join([*VARIANTS, *TUNED])}, or "
                                          "one with its own number of sequences, such as kdp_narrow@4000")
-    return text
+    return name
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -306,13 +261,15 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.2, 0.25, 0.3],
                         help="shares of all parameters to remove (0.1 0.2 0.25 0.3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the calibration (0)")
-    parser.add_argument("--sequences", type=int, default=1360, help=f"calibration sequences of {LENGTH} tokens (1360)")
+    parser.add_argument("--sequences", type=int, default=1360,
+                        help=f"calibration sequences of {text.LENGTH} tokens (1360)")
     parser.add_argument("--items", type=int, default=0, help="largest number of items of a task (0: as in TASKS)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--plan", action="store_true", help="print the plan and measure no row")
     parser.add_argument("--earlier", type=Path, metavar="FILE", help="retention_rows.jsonl of an earlier run: its rows "
                         "enter the tables, and none of them is measured again (none)")
-    parser.add_argument("--alone", action="store_true", help="measure in this process")
+    parser.add_argument("--alone", nargs="?", const=STEPS[-1], choices=STEPS, metavar="STEP",
+                        help="measure in this process: whole rows (row), or only their searches (search)")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
@@ -332,11 +289,13 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
         for name, ratio, seed in left(dense, options):
             if options.alone:
                 measure(name, ratio, seed, dense, options)
-            else:
-                # a process of its own, so that the peak memory of the row is measured alone
-                words = [*(sys.argv[1:] if given is None else given), "--alone", "--models", dense.name, "--rows", name,
-                         "--ratios", f"{ratio:g}", "--seeds", str(seed)]
-                subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.DEVNULL)
+                continue
+            words = [*(sys.argv[1:] if given is None else given), "--models", dense.name, "--rows", name, "--ratios",
+                     f"{ratio:g}", "--seeds", str(seed)]
+            # search and fit have processes of their own, as in the pipeline, so that each peak is measured alone
+            for step in STEPS:
+                subprocess.run([sys.executable, __file__, *words, "--alone", step], check=True,
+                               stdout=subprocess.DEVNULL)
             write_tables(denses, options)
             logger.info("%s, ratio %g, seed %d: %s", dense.name, ratio, seed, name)
     frame, pairs = write_tables(denses, options)

@@ -1,5 +1,7 @@
-"""Tables of the benchmarks whose runs can be continued: from the rows on disk, and from those of earlier runs.
+"""The text and the tables of the benchmarks whose runs can be continued. A table is made from the rows on disk and
+those of earlier runs.
 
     retention   the comparison on real tasks, with the outcome of every item
     generation  the statistics and the generated text of pruned models
+    text        the calibration mix and the held-out texts of both
 """

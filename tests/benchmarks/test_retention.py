@@ -44,11 +44,11 @@ def write(path, rows):
 def benchmark(tmp_path_factory):
     module, patch = load("retention"), pytest.MonkeyPatch()
     root = write_project(tmp_path_factory.mktemp("root"))
-    write_sets(root / "sets", module.MIX)
+    write_sets(root / "sets", module.text.MIX)
     patch.setattr(module.embedded, "ROOT", root)
     patch.setattr(module, "MODELS", {"pico": "config.yaml"})
     patch.setattr(module, "TASKS", {"piqa": 12, "lambada_openai": 8})
-    patch.setattr(module, "LENGTH", 24)
+    patch.setattr(module.text, "LENGTH", 24)
     patch.setattr(module, "VARIANTS", {
         name: variant._replace(options=QUICK.get(name, dict(METHODS[variant.method].example)))
         for name, variant in module.VARIANTS.items()})
