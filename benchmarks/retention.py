@@ -65,7 +65,7 @@ VARIANTS: dict[str, Variant] = {
     "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1}}),
     "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": text.LENGTH}}),
     "kdp_narrow_head": Variant("kdp_narrow", 3, HEAD),
-    "kdp_narrow_kl": Variant("kdp_narrow", 3, HEAD | {"compose": HEAD["compose"] | {"kl_weight": 1.0}}),
+    "kdp_narrow_kl": Variant("kdp_narrow", 3, HEAD | {"compose": {**HEAD["compose"], "kl_weight": 1.0, "lr": 1.5e-4}}),
     "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
@@ -81,8 +81,9 @@ VARIANTS: dict[str, Variant] = {
 """Structured variants. `kdp_narrow_additive` does not raise the losses of attentions. `kdp_narrow_rare` also gives low
 rank to the rows of rare tokens. `kdp_narrow_full` is the same, but its training compares the outputs at all positions.
 In `kdp_narrow_head` these rows are also trained, and their losses count twice (the defaults). `kdp_narrow_kl` is the
-same without cross-entropy. `kdp_narrow_all` trains all matrices of its parts (fine-tuned), `kdp_narrow_closed` none.
-`kdp_narrow_kept` keeps all weights. `kdp_residual_cka` needs no search. ZipLM's paper has 1,000 draws."""
+same without cross-entropy, at half of the learning rate. `kdp_narrow_all` trains all matrices of its parts
+(fine-tuned), `kdp_narrow_closed` none. `kdp_narrow_kept` keeps all weights. `kdp_residual_cka` needs no search. ZipLM's
+paper has 1,000 draws."""
 FT, LORA = protocol.FT["linear"], {"targets": "linear", "epochs": 1}
 """Suffix of the name of a fine-tuned variant, and the options of the fine-tuning: LoRA in all linear layers, on all
 calibration sequences, for every variant alike."""
@@ -187,6 +188,10 @@ def row_path(folder: Path, name: str, ratio: float, seed: int) -> Path:
 def earlier_rows(path: Path | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of earlier runs. Only rows on the same items and on as much calibration text can be compared."""
     rows, limits = tables.read_rows(path) if path else [], limits_of(options)
+    lost = {row["model"] for row in rows} - {row["model"] for row in rows if not row["ratio"]} - set(options.models)
+    if lost:
+        raise SystemExit(f"{path}: it has no row of the dense model {min(lost)}, so its pruned models cannot be "
+                         "compared; name a file that an earlier run wrote, retention_rows.jsonl")
     for row in rows:
         pairs = [(f"{task} items", len(values), limits.get(task, 0))
                  for task, values in row.get("outcomes", {}).items()]

@@ -140,6 +140,15 @@ def test_models_that_only_an_earlier_run_measured_stay_in_the_tables(done, tmp_p
     assert (tmp_path / "retention_rows.jsonl").read_text() == rows.read_text()
 
 
+def test_rows_of_a_model_whose_dense_row_is_missing_are_refused(done, tmp_path):
+    module, _, out, given = done
+    rows = tmp_path / "earlier.jsonl"
+    own = (out / "retention_rows.jsonl").read_text().replace('"model": "pico"', '"model": "other"')
+    rows.write_text("".join(line for line in own.splitlines(keepends=True) if '"method": "dense"' not in line))
+    with pytest.raises(SystemExit, match="has no row of the dense model other, so its pruned"):
+        module.main([*given, "--earlier", str(rows)])
+
+
 def test_rows_of_other_items_are_refused(done):
     module, _, out, given = done
     rows = out / "retention_rows.jsonl"

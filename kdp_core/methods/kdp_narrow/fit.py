@@ -55,6 +55,9 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
     del start_STD
     for part, count in sizes:
         given = parts.fed(passes, part.layer, part.name, h_STD, how.batch)
+        if part.name == PARTS[-1]:
+            # the input of the layer is not needed any more; it is freed before the target is read
+            del h_STD
         y_STD = goal(passes, hidden, part, None, which, how)
         changed = changed or count < part.units
         units, ridge = torch.arange(part.units), 0.0
@@ -70,12 +73,14 @@ def in_order(passes: Passes, hidden: HiddenStates, sizes: list[tuple[Part, int]]
             else:
                 w_FD, ridge = matrix_of(products, columns, how), first_ridge(how)
             narrow(passes, part, units, w_FD)
-        after_STD = parts.after(passes, part.layer, part.name, given, how.batch)
+        after_STD = parts.after(passes, part.layer, part.name, given, how.batch, in_place=True)
         error = relative_error(after_STD[len(fitted):].flatten(0, 1), y_STD[len(fitted):].flatten(0, 1))
         found.append((part, units, error))
         logger.info("layer %d, %s: %d of %d units are kept, ridge %g, held-out error %.4f", part.layer, part.name,
                     count, part.units, ridge, error)
-        h_STD = after_STD if part.name == PARTS[-1] else h_STD
+        if part.name == PARTS[-1]:
+            h_STD = after_STD
+        del given, after_STD, y_STD
     return found
 
 
@@ -88,8 +93,10 @@ def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, wh
     """The state of the dense model after a part. The model must still have the dense weights of this part."""
     if part.name == PARTS[-1]:
         return hidden.state(part.layer + 1, which)
-    given = given or parts.fed(passes, part.layer, part.name, hidden.state(part.layer, which), how.batch)
-    return parts.after(passes, part.layer, part.name, given, how.batch)
+    if given:
+        return parts.after(passes, part.layer, part.name, given, how.batch)
+    given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer, which), how.batch)
+    return parts.after(passes, part.layer, part.name, given, how.batch, in_place=True)
 
 
 def products_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> Products:

@@ -95,13 +95,17 @@ def _catching(passes: Passes, layer: int, part: str, found: list[Fed]) -> Iterat
 
 
 @torch.no_grad()
-def after(passes: Passes, layer: int, part: str, given: Fed, batch: int) -> Tensor:
-    """The state after a part, float32 (S, T, D) on the CPU: base + norm(W f + b), or without the norm."""
-    writer, norm, found = writer_of(passes, layer, part), norm_after(passes, layer, part), []
-    for base_BTD, f_BTF in zip(given.base_STD.split(batch), given.f_STF.split(batch), strict=True):
+def after(passes: Passes, layer: int, part: str, given: Fed, batch: int, *, in_place: bool = False) -> Tensor:
+    """The state after a part, float32 (S, T, D) on the CPU: base + norm(W f + b), or without the norm.
+
+    in_place: whether the state is written over `given.base_STD`, which saves memory.
+    """
+    writer, norm = writer_of(passes, layer, part), norm_after(passes, layer, part)
+    made_STD = given.base_STD if in_place else torch.empty_like(given.base_STD)
+    for base_BTD, f_BTF, made_BTD in zip(*(one.split(batch) for one in (*given, made_STD)), strict=True):
         u_BTD = writer(f_BTF.to(passes.device, writer.weight.dtype))
-        found.append(base_BTD + (u_BTD if norm is None else norm(u_BTD)).float().cpu())
-    return torch.cat(found)
+        torch.add(base_BTD, (u_BTD if norm is None else norm(u_BTD)).float().cpu(), out=made_BTD)
+    return made_STD
 
 
 def target(passes: Passes, layer: int, part: str, given: Fed, y_STD: Tensor) -> Target:

@@ -101,6 +101,8 @@ def test_what_a_part_is_fed_and_adds_is_what_the_layer_does(of_family, family):
     writer = parts.writer_of(passes, 1, "mlp")
     old = given.f_STF @ writer.weight.T
     assert torch.allclose(u_NTD, old, atol=1e-3 * old.abs().max().item())
+    assert torch.equal(parts.after(passes, 1, "mlp", given, 4, in_place=True), made)
+    assert torch.equal(given.base_STD, made)
 
 
 def test_solving_on_the_pruned_prefix_meets_the_dense_states_better(of_family):
