@@ -147,7 +147,8 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
         pruned, record = finetune.finetune(dense.setup.dense, checkpoint, at / "tuned", calibrated.tokens, pruned,
                                            **LORA)
         checkpoint, seconds = at / "tuned", seconds + record.seconds
-    peak = max(protocol.peak_gib(), search.get("peak_gib", 0.0))
+    # JSON has null for a peak that the system did not tell; NaN stays the maximum
+    peak = float(np.max([protocol.peak_gib(), *([search.get("peak_gib") or float("nan")] if search else [])]))
     speed = efficiency.measure(dense.setup.dense, checkpoint, tokens=text.LENGTH, decode_steps=16, repeats=5)
     found = score(checkpoint, dense.heldout, options.data, limits_of(options), at / "samples")
     group = "finetuned" if tables.plain(name) in TUNED else "structured"

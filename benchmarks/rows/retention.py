@@ -104,7 +104,8 @@ def write_tables(measured: Mapping[str, tuple[Row, list[Row]]], out: Path) -> tu
     for model, (dense, rows) in sorted(measured.items()):
         lines += [entry(row, dense) for row in [dense, *rows]]
         tests += compared(model, rows, dense)
-    frame = pd.DataFrame(lines)
+    # a dense row has no seed, and there may be no other rows yet
+    frame = pd.DataFrame([{"seed": None, **line} for line in lines])
     frame = frame[[*[name for name in FIRST if name in frame], *sorted(set(frame) - set(FIRST))]]
     frame = frame.sort_values(["model", "ratio", "seed", "acc"], ascending=[True, True, True, False],
                               na_position="first", kind="stable")
