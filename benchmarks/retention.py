@@ -14,6 +14,8 @@ run, on this machine or another, are not measured again and enter the tables. Th
     <out>/retention.csv         a row for each model, method, ratio and calibration seed
     <out>/retention_tests.csv   each method against our best method: difference of the mean accuracy over tasks, its
                                 paired standard error, p of the bootstrap and p corrected by Holm
+    <out>/retention_variants.csv  our variants against each other: the same for each task and for their mean (all);
+                                the p of a task is that of McNemar's test
     <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance). peak_gib is the larger peak of two processes: one
@@ -56,17 +58,28 @@ STEPS = ("search", "row")
 """The processes of a row, in their order: the search, and everything else. The search's result is on disk."""
 TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, "openbookqa": 500, "copa": 100}
 """Task -> items."""
+ONCE = {"epochs": 1, "kl_weight": 0.8}
+FULL = {**ONCE, "positions": text.LENGTH}
+"""Options of the training: one epoch, with a fifth of cross-entropy in the loss; the same with all positions."""
 CLOSED = {"search": {"rare_rank": 0.33, "rare_trained": False}, "block": {"rare_price": 1.0}}
-HEAD = {"search": {"rare_rank": 0.33}, "compose": {"epochs": 1, "positions": text.LENGTH, "heldout": 0.02}}
-"""Options with rows of rare tokens in closed form, whose losses count once; the options of `kdp_narrow_head`."""
+"""Options with rows of rare tokens in closed form, whose losses count once."""
+
+
+def head(**training: float) -> Variant:
+    """`kdp_narrow_head`, with other options of its training."""
+    return Variant("kdp_narrow", 3, {"search": {"rare_rank": 0.33}, "compose": {**FULL, "heldout": 0.02, **training}})
+
+
 VARIANTS: dict[str, Variant] = {
-    "kdp_narrow": Variant("kdp_narrow", 3, {"compose": {"epochs": 1}}),
-    "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": {"epochs": 1}}),
-    "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1}}),
-    "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": {"epochs": 1, "positions": text.LENGTH}}),
-    "kdp_narrow_head": Variant("kdp_narrow", 3, HEAD),
-    "kdp_narrow_kl": Variant("kdp_narrow", 3, HEAD | {"compose": {**HEAD["compose"], "kl_weight": 1.0, "lr": 1.5e-4}}),
-    "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {"epochs": 1, "trained": "all", "lr": 1e-4}}),
+    "kdp_narrow": Variant("kdp_narrow", 3, {"compose": ONCE}),
+    "kdp_narrow_additive": Variant("kdp_narrow", 3, {"block": {"attention_price": 1.0}, "compose": ONCE}),
+    "kdp_narrow_rare": Variant("kdp_narrow", 3, {**CLOSED, "compose": ONCE}),
+    "kdp_narrow_full": Variant("kdp_narrow", 3, {**CLOSED, "compose": FULL}),
+    "kdp_narrow_head": head(),
+    "kdp_narrow_kl": head(kl_weight=1.0, lr=1.5e-4),
+    "kdp_narrow_ce50": head(kl_weight=0.5),
+    "kdp_narrow_ce80": head(kl_weight=0.2),
+    "kdp_narrow_all": Variant("kdp_narrow", 3, {"compose": {**ONCE, "trained": "all", "lr": 1e-4}}),
     "kdp_narrow_closed": Variant("kdp_narrow", 3, {"compose": {"epochs": 0}}),
     "kdp_narrow_kept": Variant("kdp_narrow", 3, {"search": {"solve": False}, "compose": {"epochs": 0, "solve": False}}),
     "kdp_residual": Variant("kdp_residual", protocol.FREE, RESIDUAL),
@@ -81,7 +94,8 @@ VARIANTS: dict[str, Variant] = {
 """Structured variants. `kdp_narrow_additive` does not raise the losses of attentions. `kdp_narrow_rare` also gives low
 rank to the rows of rare tokens. `kdp_narrow_full` is the same, but its training compares the outputs at all positions.
 In `kdp_narrow_head` these rows are also trained, and their losses count twice (the defaults). `kdp_narrow_kl` is the
-same without cross-entropy, at half of the learning rate. `kdp_narrow_all` trains all matrices of its parts
+same without cross-entropy, at half of the learning rate. In `kdp_narrow_ce50` and `kdp_narrow_ce80`, 50 and 80 % of the
+training's loss are cross-entropy, in the other trained rows 20 %. `kdp_narrow_all` trains all matrices of its parts
 (fine-tuned), `kdp_narrow_closed` none. `kdp_narrow_kept` keeps all weights. `kdp_residual_cka` needs no search. ZipLM's
 paper has 1,000 draws."""
 FT, LORA = protocol.FT["linear"], {"targets": "linear", "epochs": 1}

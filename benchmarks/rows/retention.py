@@ -7,6 +7,7 @@ these digits.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +97,29 @@ FIRST = ("model", "method", "group", "ratio", "seed", "params_removed", "acc", "
          "acc_above_chance_retained", "ppl_ratio_news", "ppl_ratio_wiki", "ppl_ratio_web", "fit_seconds", "peak_gib",
          "speedup_prefill", "speedup_decode")
 """The first columns of the table."""
+TABLES = ("retention.csv", "retention_tests.csv", "retention_variants.csv")
+"""The files of `write_tables`."""
 
 
 def write_tables(measured: Mapping[str, tuple[Row, list[Row]]], out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables. `measured` has for each model its dense row and the rows of its pruned versions."""
-    lines, tests = [], []
+    """Write the tables of TABLES and return the first two. `measured` has for each model its dense row and the rows
+    of its pruned versions."""
+    lines, tests, variants = [], [], []
     for model, (dense, rows) in sorted(measured.items()):
         lines += [entry(row, dense) for row in [dense, *rows]]
         tests += compared(model, rows, dense)
+        variants += variant_pairs(model, rows, dense)
     # a dense row has no seed, and there may be no other rows yet
     frame = pd.DataFrame([{"seed": None, **line} for line in lines])
     frame = frame[[*[name for name in FIRST if name in frame], *sorted(set(frame) - set(FIRST))]]
     frame = frame.sort_values(["model", "ratio", "seed", "acc"], ascending=[True, True, True, False],
                               na_position="first", kind="stable")
-    store.write_text(out / "retention.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     pairs = pd.DataFrame(tests, columns=["model", "ratio", "seed", "ours", "method", "difference", "stderr", "p",
                                          "p_holm"])
-    store.write_text(out / "retention_tests.csv", pairs.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    own = pd.DataFrame(variants, columns=["model", "ratio", "seed", "method", "other", "task", "difference", "stderr",
+                                          "p"])
+    for name, one in zip(TABLES, (frame, pairs, own), strict=True):
+        store.write_text(out / name, one.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     return frame, pairs
 
 
@@ -136,4 +143,23 @@ def compared(model: str, rows: Sequence[Row], dense: Row) -> list[dict[str, Any]
             found.append({"model": model, "ratio": ratio, "seed": seed, "ours": best["method"],
                           "method": row["method"], "difference": 100 * float(table.difference_JJ[0, number]),
                           "stderr": 100 * float(table.stderr_JJ[0, number]), "p": p, "p_holm": corrected})
+    return found
+
+
+def variant_pairs(model: str, rows: Sequence[Row], dense: Row) -> list[dict[str, Any]]:
+    """At each ratio and seed, compare all our variants with each other by item: on each task, and in the mean over the
+    tasks. p is not corrected, because these are comparisons of single settings."""
+    tasks, found = counted_tasks(dense), []
+    measured = [row for row in rows if "refused" not in row and row["method"].startswith(OURS)]
+    for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in measured}):
+        here = sorted((row for row in measured if (row["ratio"], row["seed"]) == (ratio, seed)),
+                      key=lambda row: row["method"])
+        pairs = list(combinations(range(len(here)), 2))
+        values = {task: np.array([row["outcomes"][task] for row in here]).T for task in tasks}
+        for task, table in paired.accuracies(values, dict.fromkeys(tasks, "acc"), pairs).items() if pairs else ():
+            found += [{"model": model, "ratio": ratio, "seed": seed, "method": here[one]["method"],
+                       "other": here[other]["method"], "task": task,
+                       "difference": 100 * float(table.difference_JJ[one, other]),
+                       "stderr": 100 * float(table.stderr_JJ[one, other]), "p": float(table.p_JJ[one, other])}
+                      for one, other in pairs]
     return found

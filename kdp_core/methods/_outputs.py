@@ -6,8 +6,8 @@ drawn positions are compared, because the output head causes half of the cost of
 The loss on held-out sequences is computed before the first epoch and after each epoch. The weights of the best epoch
 are kept. The weights before the first epoch are a candidate too. If kl_weight is 1, the training only imitates the
 dense model. If kl_weight is less than 1, the loss also contains the next-token loss on the calibration text. A lower
-kl_weight lowers the perplexity on similar text and raises the divergence from the dense model (docs/kdp.md reports
-both).
+kl_weight raises the divergence from the dense model. For kdp_narrow, it lowers the perplexity on similar text and also
+on text of other kinds (docs/kdp.md and docs/decisions.md have the numbers).
 """
 import logging
 import math

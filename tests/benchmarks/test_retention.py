@@ -221,5 +221,20 @@ def test_the_data_are_the_tables_of_their_rows(tmp_path):
               for dense in rows if not dense["ratio"]}
     module.write_tables({dense["model"]: (dense, pruned[dense["model"]]) for dense in rows if not dense["ratio"]},
                         tmp_path)
-    for name in ("retention.csv", "retention_tests.csv"):
-        assert (tmp_path / name).read_text() == (data / name).read_text(), "copy all three files of one run"
+    for name in module.TABLES:
+        assert (tmp_path / name).read_text() == (data / name).read_text(), "copy all files of one run"
+
+
+def test_variants_of_ours_are_compared_with_each_other_on_each_task():
+    module = load("rows/retention")
+    dense = {"outcomes": {"piqa": [1.0] * 80 + [0.0] * 20, "lambada_openai": [1.0] * 40 + [0.0] * 60}}
+    rows = [{"method": name, "ratio": 0.25, "seed": 0, "group": "structured",
+             "outcomes": {"piqa": [1.0] * right + [0.0] * (100 - right), "lambada_openai": [0.0] * 100}}
+            for name, right in (("shortgpt", 55), ("kdp_narrow", 70), ("kdp_narrow_head", 76))]
+    found = {one["task"]: one for one in module.variant_pairs("pico", rows, dense)}
+    assert set(found) == {"piqa", "lambada_openai", "all"}
+    assert {(one["method"], one["other"]) for one in found.values()} == {("kdp_narrow", "kdp_narrow_head")}
+    assert [found[task]["difference"] for task in ("piqa", "lambada_openai", "all")] == pytest.approx([-6, 0, -3])
+    # six items of 100 differ, all in one direction: se = 100 sqrt(0.06 0.94 / 99), mid p = 2 / 2^7
+    assert found["piqa"]["stderr"] == pytest.approx(100 * (0.06 * 0.94 / 99) ** 0.5)
+    assert found["piqa"]["p"] == pytest.approx(2 / 2**7)

@@ -67,7 +67,7 @@ class _Small(NamedTuple):
 def compose(dense: Path, hidden: HiddenStates, tokens: Tokens, selection: Selection, *, device: str = "cpu",
             dtype: str = "float32", solve: bool = True, ridge: NotNegative | None = None, sequences: Count = 640,
             epochs: Natural = 2, trained: Trained = "writers", lr: Positive = 3e-4,
-            batch_sequences: Count = 4, positions: Count = 48, kl_weight: Chance = 0.8, heldout: Share = 0.05,
+            batch_sequences: Count = 4, positions: Count = 48, kl_weight: Chance = 0.5, heldout: Share = 0.05,
             seed: Natural = 0, resume: Resume = OFF) -> Composed:
     """Narrow the attentions and MLPs of all layers to the ratio, and fit their writers.
 

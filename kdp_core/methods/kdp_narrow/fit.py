@@ -93,10 +93,8 @@ def goal(passes: Passes, hidden: HiddenStates, part: Part, given: Fed | None, wh
     """The state of the dense model after a part. The model must still have the dense weights of this part."""
     if part.name == PARTS[-1]:
         return hidden.state(part.layer + 1, which)
-    if given:
-        return parts.after(passes, part.layer, part.name, given, how.batch)
-    given = parts.fed(passes, part.layer, part.name, hidden.state(part.layer, which), how.batch)
-    return parts.after(passes, part.layer, part.name, given, how.batch, in_place=True)
+    own = given or parts.fed(passes, part.layer, part.name, hidden.state(part.layer, which), how.batch)
+    return parts.after(passes, part.layer, part.name, own, how.batch, in_place=given is None)
 
 
 def products_of(passes: Passes, part: Part, given: Fed, y_STD: Tensor, how: Closed) -> Products:
