@@ -228,7 +228,7 @@ def rows_of(dense: Dense, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def write_tables(denses: Sequence[Dense], options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write both tables and the file of all rows. Models that only an earlier run measured are part of them."""
+    """Write the tables and the file of all rows. Models that only an earlier run measured are part of them."""
     measured = tables.by_model(options.earlier) | {
         dense.name: (dense.scores, rows_of(dense, options)) for dense in denses}
     tables.write_rows(options.out / "retention_rows.jsonl", [
@@ -300,7 +300,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> pd.DataFrame:
-    """Print the plan, measure the rows that are not on disk, write both tables."""
+    """Print the plan, measure the rows that are not on disk, write the tables."""
     options = arguments(given)
     embedded.set_threads(options.threads)
     denses = [prepare(name, options) for name in options.models]
