@@ -19,7 +19,7 @@ run, on this machine or another, are not measured again and enter the tables. Th
     <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance). peak_gib is the larger peak of two processes: one
-searches, the other fits and folds.
+searches, the other fits and folds. A third process extracts and compares the states.
 A row such as kdp_narrow@4000 has its own number of calibration sequences. Methods that remove whole layers miss a ratio
 by up to half a layer; params_removed gives the share that was removed.
 """
@@ -54,8 +54,9 @@ from kdp_core.score import efficiency, evaluate
 from kdp_core.score.benchmarks import Chosen
 
 logger = logging.getLogger("retention")
-STEPS = ("search", "row")
-"""The processes of a row, in their order: the search, and everything else. The search's result is on disk."""
+STEPS = ("states", "search", "row")
+"""The processes of a row, in their order: states and their similarity, the search, and everything else. The results of
+the first two are on disk."""
 TASKS = {"piqa": 500, "arc_easy": 500, "hellaswag": 500, "lambada_openai": 500, "openbookqa": 500, "copa": 100}
 """Task -> items."""
 ONCE = {"epochs": 1, "kl_weight": 0.8}
@@ -138,7 +139,7 @@ def score(folder: Path, heldout: Mapping[str, torch.Tensor], data: Path, limits:
 
 
 def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.Namespace) -> None:
-    """Fit, fold and score the model of one row, or only search (`--alone search`)."""
+    """Fit, fold and score the model of one row, or do only an earlier step (`--alone states`, `--alone search`)."""
     row = row_path(dense.setup.folder, name, ratio, seed)
     at, variant = row.with_suffix(""), VARIANTS[tables.plain(name).removesuffix(FT)]
     checkpoint, sequences = at / "checkpoint", tables.sequences_of(name, options.sequences)
@@ -146,6 +147,8 @@ def measure(name: str, ratio: float, seed: int, dense: Dense, options: argparse.
     calibrated = protocol.calibrated(dense.setup, seed, lambda: text.calibration(
         dense.setup.dense, options.data, sequences, seed, dense.setup.facts.vocabulary),
         "" if sequences == options.sequences else f"-{sequences}")
+    if options.alone == "states":
+        return
     try:
         search = (protocol.searched(variant, dense.setup, calibrated).stats
                   if methods.method_of(variant.method).search else {})
@@ -289,7 +292,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--earlier", type=Path, metavar="FILE", help="retention_rows.jsonl of an earlier run: its rows "
                         "enter the tables, and none of them is measured again (none)")
     parser.add_argument("--alone", nargs="?", const=STEPS[-1], choices=STEPS, metavar="STEP",
-                        help="measure in this process: whole rows (row), or only their searches (search)")
+                        help="measure in this process: whole rows (row), or only their states or searches")
     parser.add_argument("--out", type=Path, default=embedded.ROOT / "results/benchmarks",
                         help="folder of the results (results/benchmarks)")
     options = parser.parse_args(given)
@@ -312,7 +315,7 @@ def main(given: Sequence[str] | None = None) -> pd.DataFrame:
                 continue
             words = [*(sys.argv[1:] if given is None else given), "--models", dense.name, "--rows", name, "--ratios",
                      f"{ratio:g}", "--seeds", str(seed)]
-            # search and fit have processes of their own, as in the pipeline, so that each peak is measured alone
+            # each step has a process of its own, as in the pipeline, so that its peak is measured alone
             for step in STEPS:
                 subprocess.run([sys.executable, __file__, *words, "--alone", step], check=True,
                                stdout=subprocess.DEVNULL)

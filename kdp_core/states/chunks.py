@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,15 @@ def rows(array: zarr.Array, place: int, which: Tensor) -> Tensor:
         mine = which // size == at[1]
         found[mine] = torch.from_numpy(chunk[inside])[which[mine] % size].float()
     return found
+
+
+def pieces(array: zarr.Array, place: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The values at index `place` of the first axis, chunk by chunk: pairs of indices of the second axis, and their
+    values as float32. The chunks must be whole on all other axes. Raises LostChunk."""
+    beyond = (0,) * (array.ndim - 2)
+    announce(_file(array, (place // array.chunks[0], number, *beyond)) for number in range(array.cdata_shape[1]))
+    for which in torch.arange(array.shape[1]).split(array.chunks[1]):
+        yield which, rows(array, place, which)
 
 
 def announce(files: Iterable[Path]) -> None:

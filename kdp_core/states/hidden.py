@@ -18,13 +18,12 @@ lossless codecs would save less than a tenth of the size of float16 states.
 
 Several processes may extract the states together. Each process writes a shard, which is a separate group with the same
 chunks. A shard has whole batches of the sequences. `join` makes one group from the shards, by hard links to the chunk
-files. In the joined group, the linked files have new numbers. So each file is written by one process. No group is
-visible before it is complete, and no state is read or stored twice. The joined group has the same bytes as a group that
-one process extracted. `join` finds the massive tokens, because their definition depends on the tokens of all shards.
+files, so each file is written by one process. No group is visible before it is complete, and no state is read or stored
+twice. The joined group has the same bytes as a group of one process. `join` finds the massive tokens of all shards.
 Axes: K states, L layers that are stored, S sequences, B sequences of a batch, T tokens, D width, P parts of a layer.
 """
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -88,6 +87,10 @@ class HiddenStates(NamedTuple):
         minibatch, so that its memory does not depend on the number of sequences."""
         states, index = zarr.open_group(self.path, mode="r")["states"], self.index(layer)
         return lambda which: chunks.rows(states, index, which)
+
+    def batches(self, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """State `layer` chunk by chunk: pairs of the numbers of sequences and their states, float32 (B, T, D)."""
+        return chunks.pieces(zarr.open_group(self.path, mode="r")["states"], self.index(layer))
 
     def massive(self, layers: list[int]) -> Tensor:
         """Which tokens are massive in at least one of the states of `layers`, bool (S, T)."""

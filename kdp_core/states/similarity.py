@@ -19,6 +19,7 @@ Axes: L layers, N tokens, B tokens of a minibatch, S sequences, D width.
 """
 import logging
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -70,22 +71,25 @@ def similarity(hidden: HiddenStates, *, treatment: Literal["mask", "normalise", 
         x_LND = torch.nn.functional.normalize(x_LND, dim=-1)
     cosine_LL, angular_LL, linear_LL, rbf_LL = _accumulate(x_LND, batch, device)
     # D(l, k) = mean over sequences of arccos(cos(x_l, x_k)) / pi, at the last token
-    angular_last_LL = _cosines(last_LSD.to(device)).arccos().mean(0).cpu() / torch.pi
+    angular_last_LL = _summed(last_LSD, batch, device, Tensor.arccos) / hidden.sequences / torch.pi
     counts = len(chosen_N), len(left_out_N)
-    cosine_all_LL = (counts[0] * cosine_LL + _summed_cosines(left_out_LND, batch, device)) / sum(counts)
+    cosine_all_LL = (counts[0] * cosine_LL + _summed(left_out_LND, batch, device)) / sum(counts)
     return Similarity(hidden.layers, cosine_LL, angular_LL, angular_last_LL, cka(linear_LL), cka(rbf_LL), cosine_all_LL,
                       treatment, len(chosen_N), int((~keep_N).sum()))
 
 
 def _gathered(hidden: HiddenStates, chosen_N: Tensor) -> tuple[Tensor, Tensor]:
     """Two tensors with every stored state: x_LND of the chosen tokens, and last_LSD of the last token of each
-    sequence."""
-    x_LND, last = torch.empty(len(hidden.layers), len(chosen_N), hidden.width), []
-    for x_ND, k in zip(x_LND, hidden.layers, strict=True):
-        h_STD = hidden.state(k)
-        torch.index_select(h_STD.flatten(0, 1), 0, chosen_N, out=x_ND)
-        last.append(h_STD[:, -1].clone())
-    return x_LND, torch.stack(last)
+    sequence. One chunk of a state is read at a time, because a whole state of a long calibration takes gigabytes."""
+    L, D, T = len(hidden.layers), hidden.width, hidden.tokens
+    x_LND, last_LSD = torch.empty(L, len(chosen_N), D), torch.empty(L, hidden.sequences, D)
+    sequence_N = chosen_N // T
+    for x_ND, last_SD, k in zip(x_LND, last_LSD, hidden.layers, strict=True):
+        for which, h_BTD in hidden.batches(k):
+            here = ((sequence_N >= which[0]) & (sequence_N <= which[-1])).nonzero().flatten()
+            x_ND[here] = h_BTD.flatten(0, 1)[chosen_N[here] - which[0] * T]
+            last_SD[which] = h_BTD[:, -1]
+    return x_LND, last_LSD
 
 
 def _cosines(x_LND: Tensor) -> Tensor:
@@ -95,9 +99,10 @@ def _cosines(x_LND: Tensor) -> Tensor:
     return (unit_NLD @ unit_NLD.mT).clamp(-1, 1)
 
 
-def _summed_cosines(x_LND: Tensor, batch: int, device: str) -> Tensor:
-    """Cosine of every pair of layers, summed over tokens, (L, L) float64; zeros if there are no tokens."""
-    return torch.stack([_cosines(x_LBD.to(device)).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0).cpu()
+def _summed(x_LND: Tensor, batch: int, device: str, of: Callable[[Tensor], Tensor] = lambda cos: cos) -> Tensor:
+    """A function `of` the cosine of every pair of layers, summed over tokens, (L, L) float64; zeros if there are no
+    tokens."""
+    return torch.stack([of(_cosines(x_LBD.to(device))).sum(0) for x_LBD in x_LND.split(batch, dim=1)]).sum(0).cpu()
 
 
 def _accumulate(x_LND: Tensor, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

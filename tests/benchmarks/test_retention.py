@@ -107,13 +107,15 @@ def test_each_neighbour_is_compared_with_the_best_of_ours_item_by_item(done):
     assert (pairs["p_holm"] >= pairs["p"]).all()
 
 
-def test_the_search_may_run_alone_and_an_unknown_peak_stays_unknown(done, tmp_path, monkeypatch):
+def test_states_and_search_may_run_alone_and_an_unknown_peak_stays_unknown(done, tmp_path, monkeypatch):
     module, _, _, given = done
     monkeypatch.setattr(module.protocol, "peak_gib", lambda: float("nan"))
     words = [*given, "--out", str(tmp_path), "--rows", "kdp_narrow_closed", "--alone"]
+    module.main([*words, "states"])
+    at, rows = tmp_path / "retention/pico/seed0", tmp_path / "retention/pico/rows"
+    assert (at / "similarity.safetensors").exists() and not list(at.glob("search-*.json"))
     module.main([*words, "search"])
-    rows = tmp_path / "retention/pico/rows"
-    assert not list(rows.glob("*.json")) and len(list(tmp_path.glob("retention/pico/seed0/search-*.json"))) == 1
+    assert not list(rows.glob("*.json")) and len(list(at.glob("search-*.json"))) == 1
     module.main([*words, "row"])
     assert json.loads((rows / "kdp_narrow_closed-r0.2-seed0.json").read_text())["peak_gib"] is None
 

@@ -23,13 +23,14 @@ def of_pico(path: Path, family: str = "llama") -> HiddenStates:
     return hidden.read(path)
 
 
-def write(path: Path, h_LSTD: Tensor, massive_factor: float = 8.0) -> HiddenStates:
-    """These states, float32, numbered from 0."""
+def write(path: Path, h_LSTD: Tensor, massive_factor: float = 8.0, batch: int | None = None) -> HiddenStates:
+    """These states, float32, numbered from 0, in chunks of `batch` sequences (None: all)."""
     group = zarr.create_group(path, zarr_format=3)
     norm_LST = h_LSTD.norm(dim=-1)
     massive_LST = norm_LST > massive_factor * norm_LST.flatten(1).median(dim=1).values[:, None, None]
     for name, values in (("states", h_LSTD), ("norm", norm_LST), ("massive", massive_LST)):
-        group.create_array(name, data=values.numpy(), chunks=(1, *values.shape[1:]), **chunks.PLAIN)
+        size = batch if batch and name == "states" else values.shape[1]
+        group.create_array(name, data=values.numpy(), chunks=(1, size, *values.shape[2:]), **chunks.PLAIN)
     group.attrs.update({"layers": list(range(len(h_LSTD))), "massive_factor": massive_factor, "provenance": {}})
     return hidden.read(path)
 

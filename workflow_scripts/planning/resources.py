@@ -73,12 +73,12 @@ def norm_states(config: dict[str, Any], model: str) -> float:
 def gathered_states(config: dict[str, Any], model: str, calib: str) -> float:
     """Memory that the similarity needs, in units of one layer's states.
 
-    Memory contains two copies of one layer's states, as stored and as converted, and two copies of the chosen tokens of
-    all layers.
+    Memory contains two copies of the chosen tokens of all layers, and the last token of each sequence. States are read
+    chunk by chunk.
     """
-    tokens = calibration_tokens(config, calib)
+    tokens, length = calibration_tokens(config, calib), config["calibrations"][calib]["length"]
     chosen = min(config.get("similarity", {}).get("tokens", 8192), tokens)
-    return 2 + 2 * (size_of(config, model)["layers"] + 1) * chosen / tokens
+    return (size_of(config, model)["layers"] + 1) * (2 * chosen / tokens + 1 / length)
 
 
 def device(config: dict[str, Any], model: str) -> str:

@@ -184,6 +184,18 @@ def test_massive_in_any_state_is_left_out_of_all(tmp_path):
     assert (found.masked, found.tokens) == (2, 62)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_states_are_read_chunk_by_chunk_and_the_chunks_change_nothing(tmp_path, monkeypatch, batch):
+    h_LSTD = layers_of()
+    h_LSTD[0, ::5, 3] *= 1000
+    whole = similarity(stored.write(tmp_path / "whole.zarr", h_LSTD), tokens=512, batch=64)
+    # no whole state is read
+    monkeypatch.setattr(hidden.HiddenStates, "state", lambda *args: pytest.fail("a whole state was read"))
+    found = similarity(stored.write(tmp_path / "small.zarr", h_LSTD, batch=batch), tokens=512, batch=64)
+    for one, other in zip(found, whole, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
 def test_seed_decides_and_nothing_else(tmp_path):
     states = stored.write(tmp_path / "h.zarr", layers_of())
     first, again, other = (similarity(states, tokens=256, batch=64, seed=seed) for seed in (0, 0, 1))

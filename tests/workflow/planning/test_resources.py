@@ -57,5 +57,5 @@ def test_facts_go_before_all_that_is_guessed(tmp_path, monkeypatch):
               "calibrations": {"c": {"length": 50, "mix": {"a": 100, "b": 100}}}, "similarity": {"tokens": 1000}}
     assert resources.weights_mb(config, "m") == 20
     assert resources.state_mb(config, "m", "c") == 4
-    # a state as stored and converted; 1,000 of 10,000 tokens of 4 states, twice
-    assert resources.gathered_states(config, "m", "c") == pytest.approx(2 + 0.8)
+    # of 4 states: 1,000 of 10,000 tokens, twice, and one of 50 tokens
+    assert resources.gathered_states(config, "m", "c") == pytest.approx(0.8 + 0.08)
