@@ -14,8 +14,8 @@ run, on this machine or another, are not measured again and enter the tables. Th
     <out>/retention.csv         a row for each model, method, ratio and calibration seed
     <out>/retention_tests.csv   each method against our best method: difference of the mean accuracy over tasks, its
                                 paired standard error, p of the bootstrap and p corrected by Holm
-    <out>/retention_variants.csv  our variants against each other: the same for each task and for their mean (all);
-                                the p of a task is that of McNemar's test
+    <out>/retention_variants.csv  our variants against each other and against the best other method: the same for each
+                                task and for their mean (all); the p of a task is that of McNemar's test
     <out>/retention_rows.jsonl  all rows with the outcomes of their items, for --earlier
 acc is the mean over the tasks on which the dense model is above chance by more than four standard errors. In percent,
 acc_above_chance_retained = 100 (acc - chance) / (dense acc - chance). peak_gib is the larger peak of two processes: one

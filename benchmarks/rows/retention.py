@@ -147,13 +147,17 @@ def compared(model: str, rows: Sequence[Row], dense: Row) -> list[dict[str, Any]
 
 
 def variant_pairs(model: str, rows: Sequence[Row], dense: Row) -> list[dict[str, Any]]:
-    """At each ratio and seed, compare all our variants with each other by item: on each task, and in the mean over the
-    tasks. p is not corrected, because these are comparisons of single settings."""
+    """At each ratio and seed, compare all our variants with each other and with the best published structured method:
+    by item on each task, and in the mean over the tasks. p is not corrected, because these are comparisons of single
+    settings."""
     tasks, found = counted_tasks(dense), []
-    measured = [row for row in rows if "refused" not in row and row["method"].startswith(OURS)]
+    measured = sorted((row for row in rows if "refused" not in row), key=lambda row: row["method"])
     for ratio, seed in sorted({(row["ratio"], row["seed"]) for row in measured}):
-        here = sorted((row for row in measured if (row["ratio"], row["seed"]) == (ratio, seed)),
-                      key=lambda row: row["method"])
+        here = [row for row in measured if (row["ratio"], row["seed"]) == (ratio, seed)]
+        others = [row for row in here if not row["method"].startswith(OURS) and row["group"] == "structured"]
+        here = [row for row in here if row["method"].startswith(OURS)]
+        # the best other method is the last row, so it is the second one of each of its pairs
+        here += sorted(others, key=lambda row: sum(np.mean(row["outcomes"][task]) for task in tasks))[-1:]
         pairs = list(combinations(range(len(here)), 2))
         values = {task: np.array([row["outcomes"][task] for row in here]).T for task in tasks}
         for task, table in paired.accuracies(values, dict.fromkeys(tasks, "acc"), pairs).items() if pairs else ():

@@ -227,13 +227,17 @@ def test_the_data_are_the_tables_of_their_rows(tmp_path):
         assert (tmp_path / name).read_text() == (data / name).read_text(), "copy all files of one run"
 
 
-def test_variants_of_ours_are_compared_with_each_other_on_each_task():
+def test_variants_of_ours_are_compared_with_each_other_and_with_the_best_other_on_each_task():
     module = load("rows/retention")
     dense = {"outcomes": {"piqa": [1.0] * 80 + [0.0] * 20, "lambada_openai": [1.0] * 40 + [0.0] * 60}}
     rows = [{"method": name, "ratio": 0.25, "seed": 0, "group": "structured",
              "outcomes": {"piqa": [1.0] * right + [0.0] * (100 - right), "lambada_openai": [0.0] * 100}}
-            for name, right in (("shortgpt", 55), ("kdp_narrow", 70), ("kdp_narrow_head", 76))]
-    found = {one["task"]: one for one in module.variant_pairs("pico", rows, dense)}
+            for name, right in (("shortgpt", 55), ("linear", 50), ("kdp_narrow", 70), ("kdp_narrow_head", 76))]
+    pairs = module.variant_pairs("pico", rows, dense)
+    best = {(one["method"], one["task"]): one["difference"] for one in pairs if one["other"] == "shortgpt"}
+    assert best["kdp_narrow", "piqa"] == pytest.approx(15) and best["kdp_narrow_head", "all"] == pytest.approx(10.5)
+    assert len(best) == 6 and len(pairs) == 9
+    found = {one["task"]: one for one in pairs if one["other"] != "shortgpt"}
     assert set(found) == {"piqa", "lambada_openai", "all"}
     assert {(one["method"], one["other"]) for one in found.values()} == {("kdp_narrow", "kdp_narrow_head")}
     assert [found[task]["difference"] for task in ("piqa", "lambada_openai", "all")] == pytest.approx([-6, 0, -3])
